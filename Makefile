@@ -1,0 +1,52 @@
+# Every target sets up what it needs in .venv, once: the stamp files below are remade only when
+# pyproject.toml or constraints.txt change. PYTHON=... chooses another interpreter (3.11 or newer).
+PYTHON  ?= python3
+ARGS    ?=
+VENV    := .venv
+BIN     := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CORES   := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+WORKERS := $(shell [ $(CORES) -gt 4 ] && echo 4 || echo $(CORES))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format typecheck clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+
+demo: $(VENV)/.installed ## learn a kernel, filter a photograph, time the operators
+	@$(BIN)/python -m tricorr demo $(ARGS)
+
+# The script and not `python -m pytest`, which would put the root on sys.path and with it `kernels`, `ops`, ...
+test: $(VENV)/.installed ## run the tests; ARGS='-k geometry' narrows them
+	@$(BIN)/pytest -n $(WORKERS) $(ARGS)
+
+lint: $(VENV)/.lint typecheck ## check style, formatting and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(VENV)/.lint ## apply the style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+# mypy names modules after directories, and the checkout may be called anything: show it the root as `tricorr`.
+typecheck: $(VENV)/.lint
+	@mkdir -p build/typecheck && ln -sfn ../.. build/typecheck/tricorr
+	@cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p tricorr
+
+clean: ## remove the environment, caches and build products
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# PyTorch first and alone: once its pinned version is there, no other package's requirement can replace it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "constraints.txt needs Python 3.11 or newer")'
+	@echo "Setting up $(VENV) (once; a few minutes on a slow network) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) torch
+	@$(INSTALL) --editable '.[test,images,plots]'
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.installed
+	@$(INSTALL) ruff mypy
+	@touch $@

@@ -1,0 +1,1 @@
+"""Hand-written Triton kernels for 2-D cross-correlation, at home in PyTorch."""

@@ -1,0 +1,19 @@
+"""What runs on the GPU: Triton device code and nothing else. Importing this imports triton."""
+
+from .dgrad_gemm import dgrad_gemm
+from .dgrad_stencil import dgrad_stencil
+from .fprop_gemm import fprop_gemm
+from .fprop_stencil import fprop_stencil
+from .sum_partials import sum_partials
+from .wgrad_gemm import wgrad_gemm
+from .wgrad_stencil import wgrad_stencil
+
+__all__ = [
+    "dgrad_gemm",
+    "dgrad_stencil",
+    "fprop_gemm",
+    "fprop_stencil",
+    "sum_partials",
+    "wgrad_gemm",
+    "wgrad_stencil",
+]

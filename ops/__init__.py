@@ -1,0 +1,19 @@
+"""What to run, on which tensors: geometry, plans, launches, and the operators themselves."""
+
+from .errors import ArgumentError, ArgumentTypeError, BackendError
+from .geometry import Geometry, as_integer, as_padding, as_pair, geometry_of
+from .registration import dgrad, fprop, wgrad
+
+__all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "BackendError",
+    "Geometry",
+    "as_integer",
+    "as_padding",
+    "as_pair",
+    "dgrad",
+    "fprop",
+    "geometry_of",
+    "wgrad",
+]

@@ -1,0 +1,126 @@
+"""The three operators by PyTorch's own convolution, for CPU tensors without the interpreter.
+
+PyTorch's convolution has no asymmetric padding, no flipped window and no filter bank per sample:
+here the padding is copied, the window is flipped and samples become groups.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .formats import empty_in_format
+from .geometry import Geometry, Pair
+
+
+def fprop(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry
+) -> torch.Tensor:
+    """y (N, K, P, Q); see registration.fprop."""
+    y = empty_in_format(geometry.y_shape, weight.dtype, like=x)
+    if geometry.macs == 0:
+        return y.copy_(bias.view(-1, 1, 1).expand_as(y)) if bias is not None else y.zero_()
+    x, padding = _symmetric(x.to(weight.dtype), geometry)
+    if geometry.flip:
+        weight = weight.flip(-2, -1)
+    groups = geometry.groups
+    if geometry.per_sample:
+        x, weight, groups = _samples_as_groups(x), weight.flatten(0, 1), groups * geometry.N
+    result = torch.ops.aten.convolution(
+        x,
+        weight,
+        None if geometry.per_sample else bias,
+        geometry.stride,
+        padding,
+        geometry.dilation,
+        False,
+        (0, 0),
+        groups,
+    ).view_as(y)
+    if geometry.per_sample and bias is not None:
+        result += bias.view(-1, 1, 1)
+    return result if result.stride() == y.stride() else y.copy_(result)
+
+
+def dgrad(dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """dx (N, C, H, W); see registration.dgrad."""
+    dx = empty_in_format(geometry.x_shape, dy.dtype, like=dy)
+    if geometry.macs == 0:
+        return dx.zero_()
+    if geometry.flip:
+        weight = weight.flip(-2, -1)
+    padding, (top, bottom), (left, right) = _split_padding(geometry)
+    padded = (geometry.H + top + bottom, geometry.W + left + right)
+    dx_padded = _backward(None, dy, weight, geometry, padding, padded)
+    return dx.copy_(dx_padded[..., top : top + geometry.H, left : left + geometry.W])
+
+
+def wgrad(x: torch.Tensor, dy: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """dw, shaped as the weight; see registration.wgrad."""
+    dw = dy.new_empty(geometry.weight_shape)
+    if geometry.macs == 0:
+        return dw.zero_()
+    x, padding = _symmetric(x.to(dy.dtype), geometry)
+    result = _backward(x, dy, None, geometry, padding, (x.shape[-2], x.shape[-1]))
+    return dw.copy_(result.flip(-2, -1) if geometry.flip else result)
+
+
+def _backward(
+    x: torch.Tensor | None,
+    dy: torch.Tensor,
+    weight: torch.Tensor | None,
+    geometry: Geometry,
+    padding: Pair,
+    padded: Pair,
+) -> torch.Tensor:
+    """The gradient of whichever of x (N, C, *padded) and weight is None, shaped like it."""
+    dtype = dy.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        # PyTorch's CPU backward keeps float16 sums in float16; ours are kept in float32.
+        x, dy, weight = (t if t is None else t.float() for t in (x, dy, weight))
+    # aten asks for both operands and reads only the shape of the one whose gradient it computes.
+    stand_in = dy.new_empty(1)
+    x_shape = (geometry.N, geometry.C, *padded)
+    operand = stand_in.expand(x_shape) if x is None else x
+    filters = stand_in.expand(geometry.weight_shape) if weight is None else weight
+    groups = geometry.groups
+    if geometry.per_sample:
+        operand, dy = _samples_as_groups(operand), _samples_as_groups(dy)
+        filters, groups = filters.flatten(0, 1), groups * geometry.N
+    dx, dw, _ = torch.ops.aten.convolution_backward(
+        dy,
+        operand,
+        filters,
+        None,
+        geometry.stride,
+        padding,
+        geometry.dilation,
+        False,
+        (0, 0),
+        groups,
+        (x is None, weight is None, False),
+    )
+    if x is None:
+        return dx.reshape(x_shape).to(dtype)
+    return dw.reshape(geometry.weight_shape).to(dtype)
+
+
+def _samples_as_groups(tensor: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) as (1, N * C, H, W)."""
+    return tensor.flatten(0, 1).unsqueeze(0)
+
+
+def _split_padding(geometry: Geometry) -> tuple[Pair, Pair, Pair]:
+    """((h, w) for PyTorch, (top, bottom), (left, right) to copy): the latter zero if symmetric."""
+    rows, columns = geometry.padding
+    if rows[0] == rows[1] and columns[0] == columns[1]:
+        return (rows[0], columns[0]), (0, 0), (0, 0)
+    return (0, 0), rows, columns
+
+
+def _symmetric(x: torch.Tensor, geometry: Geometry) -> tuple[torch.Tensor, Pair]:
+    """x and the (h, w) padding left for PyTorch to do."""
+    padding, rows, columns = _split_padding(geometry)
+    if padding == (0, 0):
+        x = F.pad(x, (*columns, *rows)) if any(rows + columns) else x
+    return x, padding

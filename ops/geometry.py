@@ -1,0 +1,289 @@
+"""The shape of one cross-correlation: every extent, step and count, computed here and nowhere else.
+
+    y[n,k,p,q] = sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s]
+    h = p * stride_h - pad_top + r * dilation_h        w likewise        (*)
+
+The letters are those of CUTLASS and cuDNN: input N C H W, weight K C R S, output N K P Q.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from .errors import ArgumentError, ArgumentTypeError
+
+Pair: TypeAlias = tuple[int, int]
+
+#: Sizes and offsets are 64-bit integers everywhere below Python.
+INT64_MAX = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One cross-correlation, without its tensors. Build it with `geometry_of`, which validates.
+
+    Attributes:
+        N, C, H, W: batch, channels, height and width of the input.
+        K, R, S: filters, height and width of the window.
+        stride: (h, w) step between windows, in input elements.
+        padding: ((top, bottom), (left, right)) zeros around the input, in elements.
+        dilation: (h, w) step between taps of a window, in input elements.
+        groups: channel groups; filter k sees the C/groups channels of group k // (K/groups).
+        flip: True for strict convolution, whose window is turned by 180 degrees.
+        per_sample: True when sample n has a filter bank of its own, weight (N, K, C/groups, R, S).
+    """
+
+    N: int
+    C: int
+    H: int
+    W: int
+    K: int
+    R: int
+    S: int
+    stride: Pair = (1, 1)
+    padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    flip: bool = False
+    per_sample: bool = False
+
+    @property
+    def P(self) -> int:
+        """Height of the output."""
+        return _output_extent(self.H, self.R, self.stride[0], self.padding[0], self.dilation[0])
+
+    @property
+    def Q(self) -> int:
+        """Width of the output."""
+        return _output_extent(self.W, self.S, self.stride[1], self.padding[1], self.dilation[1])
+
+    @property
+    def group_C(self) -> int:
+        """Input channels of one group."""
+        return self.C // self.groups
+
+    @property
+    def group_K(self) -> int:
+        """Filters of one group."""
+        return self.K // self.groups
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return (self.N, self.C, self.H, self.W)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        bank = (self.K, self.group_C, self.R, self.S)
+        return (self.N, *bank) if self.per_sample else bank
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        return (self.N, self.K, self.P, self.Q)
+
+    @property
+    def x_numel(self) -> int:
+        return self.N * self.C * self.H * self.W
+
+    @property
+    def weight_numel(self) -> int:
+        banks = self.N if self.per_sample else 1
+        return banks * self.K * self.group_C * self.R * self.S
+
+    @property
+    def y_numel(self) -> int:
+        return self.N * self.K * self.P * self.Q
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of any of the three operators, taps in the padding included."""
+        return self.y_numel * self.group_C * self.R * self.S
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations: two for each multiply-accumulate."""
+        return 2 * self.macs
+
+    def compulsory_bytes(self, x_bytes: int, weight_bytes: int, y_bytes: int) -> int:
+        """Bytes that any of the three operators must move: each tensor once.
+
+        Args:
+            x_bytes: bytes of one element of x (or of its gradient).
+            weight_bytes: bytes of one element of the weight (or of its gradient).
+            y_bytes: bytes of one element of y (or of its gradient).
+        """
+        return (
+            self.x_numel * x_bytes + self.weight_numel * weight_bytes + self.y_numel * y_bytes
+        )
+
+    def __str__(self) -> str:
+        (top, bottom), (left, right) = self.padding
+        parts = [
+            f"x {'x'.join(map(str, self.x_shape))}",
+            f"weight {'x'.join(map(str, self.weight_shape))}",
+            f"y {'x'.join(map(str, self.y_shape))}",
+            f"stride {self.stride[0]}x{self.stride[1]}",
+            f"padding top {top} bottom {bottom} left {left} right {right}",
+            f"dilation {self.dilation[0]}x{self.dilation[1]}",
+            f"groups {self.groups}",
+        ]
+        if self.flip:
+            parts.append("flipped window")
+        return ", ".join(parts)
+
+
+@functools.lru_cache(maxsize=4096)
+def geometry_of(
+    x_shape: tuple[int, int, int, int],
+    weight_shape: tuple[int, ...],
+    stride: Pair = (1, 1),
+    padding: tuple[Pair, Pair] = ((0, 0), (0, 0)),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+    flip: bool = False,
+) -> Geometry:
+    """The validated geometry of x (N, C, H, W) with a weight of four or five dimensions.
+
+    Args:
+        x_shape: (N, C, H, W).
+        weight_shape: (K, C/groups, R, S), or (N, K, C/groups, R, S) for a bank per sample.
+        stride: (h, w), positive.
+        padding: ((top, bottom), (left, right)), not negative.
+        dilation: (h, w), positive.
+        groups: positive, divides C and K.
+        flip: strict convolution instead of cross-correlation.
+
+    Raises:
+        ArgumentError: the shapes do not fit together; the message names what, expected and got.
+    """
+    N, C, H, W = x_shape
+    per_sample = len(weight_shape) == 5
+    K, group_C, R, S = weight_shape[-4:]
+    for name, pair in (("stride", stride), ("dilation", dilation)):
+        if min(pair) < 1:
+            raise ArgumentError(f"{name} must be positive, got {_short(pair)}")
+    if min(map(min, padding)) < 0:
+        raise ArgumentError(f"padding must not be negative, got {_short(padding)}")
+    if groups < 1:
+        raise ArgumentError(f"groups must be positive, got {groups}")
+    if per_sample and weight_shape[0] != N:
+        raise ArgumentError(
+            f"weight of shape {_show(weight_shape)} has a filter bank for each of "
+            f"{weight_shape[0]} samples, but the input {_show(x_shape)} has {N}"
+        )
+    if min(R, S) < 1:
+        raise ArgumentError(f"the window must not be empty, got {R}x{S} (weight's last two sizes)")
+    if K < 1:
+        raise ArgumentError(
+            f"weight must hold at least one filter, got shape {_show(weight_shape)}"
+        )
+    if K % groups:
+        raise ArgumentError(
+            f"groups={groups} must divide the number of filters, got {K} "
+            f"(weight of shape {_show(weight_shape)})"
+        )
+    if group_C * groups != C:
+        raise ArgumentError(
+            f"weight of shape {_show(weight_shape)} with groups={groups} expects an input with "
+            f"{group_C * groups} channels, got {C} (input of shape {_show(x_shape)})"
+        )
+    if min(H, W) < 1:
+        raise ArgumentError(f"input must have a height and a width, got shape {_show(x_shape)}")
+    for name, extent, window, pad, dil in (
+        ("high", H, R, padding[0], dilation[0]),
+        ("wide", W, S, padding[1], dilation[1]),
+    ):
+        reach = dil * (window - 1) + 1
+        if reach > extent + pad[0] + pad[1]:
+            raise ArgumentError(
+                f"the window is larger than the padded input: it is {reach} {name} (size {window}, "
+                f"dilation {dil}), the input {extent + pad[0] + pad[1]} (size {extent}, "
+                f"padding {pad[0]} and {pad[1]})"
+            )
+    geometry = Geometry(
+        N, C, H, W, K, R, S, stride, padding, dilation, groups, flip, per_sample
+    )
+    if max(H + sum(padding[0]), W + sum(padding[1]), geometry.y_numel * 8) > INT64_MAX:
+        raise ArgumentError(
+            f"the output of shape {_show(geometry.y_shape)} is too large for 64-bit offsets"
+        )
+    return geometry
+
+
+def _output_extent(extent: int, window: int, stride: int, pad: Pair, dilation: int) -> int:
+    return (extent + pad[0] + pad[1] - dilation * (window - 1) - 1) // stride + 1
+
+
+def as_integer(name: str, value: Any) -> int:
+    """`value` as an int; NumPy integers and one-element integer tensors count, bool does not."""
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise ArgumentTypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
+
+
+def as_pair(name: str, value: Any) -> Pair:
+    """An int or a sequence of one or two ints as (h, w), the forms that PyTorch accepts."""
+    items = _items(value)
+    if items is None:
+        number = as_integer(name, value)
+        return number, number
+    if len(items) not in (1, 2):
+        raise ArgumentError(f"{name} must be one integer or two (h, w), got {_short(value)}")
+    numbers = [as_integer(name, item) for item in items]
+    return numbers[0], numbers[-1]
+
+
+def as_padding(value: Any, window: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
+    """Any accepted padding as ((top, bottom), (left, right)).
+
+    Args:
+        value: an int, (h, w), ((top, bottom), (left, right)), "valid" or "same". As in PyTorch,
+            "same" puts the odd element of an even window at the bottom and at the right.
+        window: (R, S), needed by "same".
+        stride: (h, w); "same" needs (1, 1).
+        dilation: (h, w), needed by "same".
+    """
+    if isinstance(value, str):
+        if value == "valid":
+            return (0, 0), (0, 0)
+        if value != "same":
+            raise ArgumentError(f"padding must be numbers, 'same' or 'valid', got {value!r}")
+        if tuple(stride) != (1, 1):
+            raise ArgumentError(f"padding='same' needs stride 1, got {_short(stride)}")
+        total_h, total_w = (d * (k - 1) for k, d in zip(window, dilation, strict=True))
+        return (total_h // 2, total_h - total_h // 2), (total_w // 2, total_w - total_w // 2)
+    items = _items(value)
+    if items is not None and len(items) == 2 and any(_items(item) is not None for item in items):
+        sides = [_items(item) for item in items]
+        if any(side is None or len(side) != 2 for side in sides):
+            raise ArgumentError(
+                f"padding must be ((top, bottom), (left, right)), got {_short(value)}"
+            )
+        top, bottom, left, right = (as_integer("padding", i) for side in sides for i in side or ())
+        return (top, bottom), (left, right)
+    h, w = as_pair("padding", value)
+    return (h, h), (w, w)
+
+
+def _items(value: Any) -> Sequence[Any] | None:
+    """The elements of a sequence (list, tuple, 1-D array or tensor), None for a scalar."""
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        return None
+    if getattr(value, "ndim", 1) == 0:
+        return None
+    return list(value)
+
+
+def _show(shape: Sequence[int]) -> str:
+    return f"({', '.join(map(str, shape))})"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,329 @@
+"""Tensors to kernels: allocate the result, ask for the plan, launch. One function per operator.
+
+Importing this imports triton: only registration.py does so, when a call needs a kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .. import kernels
+from . import backend
+from .formats import empty_in_format, suggests_channels_last
+from .geometry import Geometry
+from .plan import (
+    INTERPRETER,
+    Device,
+    Layout,
+    Plan,
+    plan_dgrad,
+    plan_fprop,
+    plan_wgrad,
+)
+
+#: Offsets up to here fit in 32 bits with room for the lanes that a tile has past the end.
+NARROW_LIMIT = 2**31 - 2**16
+
+# Triton's interpreter patches triton.language while it runs, so it takes one launch at a time.
+_INTERPRETER_LOCK = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kernel launch: everything that Triton is given, so that tests can build it instead."""
+
+    kernel: Any
+    grid: int
+    arguments: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+    def run(self, device: torch.device) -> None:
+        with _on_device(device):
+            self.kernel[(self.grid,)](
+                **self.arguments, num_warps=self.num_warps, num_stages=self.num_stages
+            )
+
+
+def fprop(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    geometry: Geometry,
+    precision: str = "ieee",
+    plan: Plan | None = None,
+) -> torch.Tensor:
+    """y (N, K, P, Q) by a Triton kernel; see registration.fprop. `plan` replaces the planner's."""
+    y = empty_in_format(geometry.y_shape, weight.dtype, like=x)
+    if y.numel() == 0:
+        return y
+    layout = layout_of(geometry, x, weight, y)
+    plan = plan or plan_fprop(geometry, weight.dtype, layout, device_of(x), precision)
+    (x, weight, bias), result = _interpretable([x, weight, bias], y)
+    fprop_call(x, weight, bias, result, geometry, plan).run(x.device)
+    return y if result is y else y.copy_(result)
+
+
+def dgrad(
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    geometry: Geometry,
+    precision: str = "ieee",
+    plan: Plan | None = None,
+) -> torch.Tensor:
+    """dx (N, C, H, W) by a Triton kernel; see registration.dgrad. `plan` replaces the planner's."""
+    dx = empty_in_format(geometry.x_shape, dy.dtype, like=dy)
+    if dx.numel() == 0:
+        return dx
+    layout = layout_of(geometry, dx, weight, dy)
+    plan = plan or plan_dgrad(geometry, dy.dtype, layout, device_of(dy), precision)
+    (dy, weight), result = _interpretable([dy, weight], dx)
+    dgrad_call(dy, weight, result, geometry, plan).run(dy.device)
+    return dx if result is dx else dx.copy_(result)
+
+
+def wgrad(
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    geometry: Geometry,
+    precision: str = "ieee",
+    plan: Plan | None = None,
+) -> torch.Tensor:
+    """dw, shaped as the weight, by Triton kernels; see registration.wgrad."""
+    dw = dy.new_empty(geometry.weight_shape)
+    if dw.numel() == 0:
+        return dw
+    layout = layout_of(geometry, x, dw, dy)
+    plan = plan or plan_wgrad(geometry, dy.dtype, layout, device_of(x), precision)
+    (x, dy), result = _interpretable([x, dy], dw)
+    for call in wgrad_calls(x, dy, result, geometry, plan):
+        call.run(x.device)
+    return dw if result is dw else dw.copy_(result)
+
+
+def fprop_call(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    geometry: Geometry,
+    plan: Plan,
+) -> Call:
+    """The launch that fills y."""
+    weight, weight_strides = _weight_walk(weight, geometry)
+    return _call(
+        plan,
+        geometry,
+        pixels=geometry.P * geometry.Q * _samples(geometry),
+        x_ptr=x,
+        weight_ptr=weight,
+        bias_ptr=bias,
+        y_ptr=y,
+        **_strides("x", "nchw", x.stride()),
+        **_strides("weight", "nkcrs", weight_strides),
+        bias_stride=0 if bias is None else bias.stride(0),
+        **_strides("y", "nkpq", y.stride()),
+    )
+
+
+def dgrad_call(
+    dy: torch.Tensor, weight: torch.Tensor, dx: torch.Tensor, geometry: Geometry, plan: Plan
+) -> Call:
+    """The launch that fills dx."""
+    weight, weight_strides = _weight_walk(weight, geometry)
+    return _call(
+        plan,
+        geometry,
+        pixels=geometry.H * geometry.W * _samples(geometry),
+        dy_ptr=dy,
+        weight_ptr=weight,
+        dx_ptr=dx,
+        **_strides("dy", "nkpq", dy.stride()),
+        **_strides("weight", "nkcrs", weight_strides),
+        **_strides("dx", "nchw", dx.stride()),
+    )
+
+
+def wgrad_calls(
+    x: torch.Tensor, dy: torch.Tensor, dw: torch.Tensor, geometry: Geometry, plan: Plan
+) -> Iterator[Call]:
+    """The launches that fill dw, which is contiguous: one, or partials and then their sum."""
+    target = dw
+    if plan.splits > 1:
+        partial_dtype = torch.float64 if dw.dtype == torch.float64 else torch.float32
+        target = dw.new_empty((plan.splits, *geometry.weight_shape), dtype=partial_dtype)
+    one_part = target if plan.splits == 1 else target[0]
+    walk, dw_strides = _weight_walk(one_part, geometry)
+    yield _call(
+        plan,
+        geometry,
+        pixels=geometry.P * geometry.Q * _samples(geometry),
+        x_ptr=x,
+        dy_ptr=dy,
+        dw_ptr=walk,
+        SPLITS=plan.splits,
+        SPLIT_PIXELS=plan.split_pixels,
+        **_strides("x", "nchw", x.stride()),
+        **_strides("dy", "nkpq", dy.stride()),
+        dw_stride_split=dw.numel() if plan.splits > 1 else 0,
+        **_strides("dw", "nkcrs", dw_strides),
+    )
+    if plan.splits > 1:
+        yield sum_partials_call(target, dw, plan.splits)
+
+
+def sum_partials_call(partials: torch.Tensor, out: torch.Tensor, splits: int) -> Call:
+    """The launch that sums `splits` contiguous partials into contiguous `out`."""
+    elements = out.numel()
+    block_s, block_e = SUM_TILE
+    return Call(
+        kernels.sum_partials,
+        -(-elements // block_e),
+        {
+            "partials_ptr": partials,
+            "out_ptr": out,
+            "SPLITS": splits,
+            "ELEMENTS": elements,
+            "WIDE": splits * elements > NARROW_LIMIT,
+            "BLOCK_S": block_s,
+            "BLOCK_E": block_e,
+        },
+        num_warps=4,
+        num_stages=2,
+    )
+
+
+#: (splits, elements) that one program of sum_partials adds at a time.
+SUM_TILE = (32, 32)
+
+
+def _call(plan: Plan, geometry: Geometry, pixels: int, **arguments: Any) -> Call:
+    """A launch of the plan's kernel: what all six have in common, and `arguments`."""
+    tile = plan.tile
+    blocks = {name: value for name, value in vars(tile).items() if name.startswith("BLOCK")}
+    (pad_h, _), (pad_w, _) = geometry.padding
+    # A step of one position, and the distance between taps of a window of one, mean nothing.
+    # Writing them as 1 keeps huge values out of the kernels' arithmetic.
+    stride_h, stride_w = geometry.stride
+    dil_h, dil_w = geometry.dilation
+    arguments |= {
+        "H": geometry.H,
+        "W": geometry.W,
+        "P": geometry.P,
+        "Q": geometry.Q,
+        "PIXELS": pixels,
+        "GROUPS": geometry.groups,
+        "GROUP_C": geometry.group_C,
+        "GROUP_K": geometry.group_K,
+        "R": geometry.R,
+        "S": geometry.S,
+        "STRIDE_H": stride_h if geometry.P > 1 else 1,
+        "STRIDE_W": stride_w if geometry.Q > 1 else 1,
+        "PAD_H": pad_h,
+        "PAD_W": pad_w,
+        "DIL_H": dil_h if geometry.R > 1 else 1,
+        "DIL_W": dil_w if geometry.S > 1 else 1,
+        "WIDE": plan.wide,
+        **blocks,
+    }
+    if plan.family == "gemm":
+        arguments["PRECISION"] = plan.precision
+        if plan.op != "wgrad":
+            arguments["ONE_TAP"] = plan.one_tap
+    kernel = getattr(kernels, plan.kernel)
+    return Call(kernel, plan.grid, arguments, tile.num_warps, tile.num_stages)
+
+
+def _samples(geometry: Geometry) -> int:
+    """Samples whose pixels are counted through in one problem."""
+    return 1 if geometry.per_sample else geometry.N
+
+
+def _strides(name: str, axes: str, strides: tuple[int, ...]) -> dict[str, int]:
+    return {f"{name}_stride_{axis}": s for axis, s in zip(axes, strides, strict=True)}
+
+
+def _weight_walk(
+    weight: torch.Tensor, geometry: Geometry
+) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """Where a kernel starts in the weight, and its strides over (n, k, c, r, s).
+
+    A flipped window is walked backwards from its last tap: no copy, nothing for kernels to know.
+    """
+    strides = weight.stride() if geometry.per_sample else (0, *weight.stride())
+    if geometry.flip:
+        weight = weight[..., geometry.R - 1 :, geometry.S - 1 :]
+        strides = (*strides[:3], -strides[3], -strides[4])
+    return weight, strides
+
+
+def layout_of(
+    geometry: Geometry, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor
+) -> Layout:
+    """What the planner needs to know of the tensors of one call (or of their gradients)."""
+    (top, bottom), (left, right) = geometry.padding
+    largest = max(
+        *map(_last_offset, (x, weight, y)),
+        geometry.H + top + bottom,
+        geometry.W + left + right,
+        geometry.N * geometry.H * geometry.W,
+        geometry.N * geometry.P * geometry.Q,
+    )
+    return Layout(
+        channels_last=suggests_channels_last(x) or suggests_channels_last(y),
+        wide=largest > NARROW_LIMIT,
+    )
+
+
+def _last_offset(tensor: torch.Tensor) -> int:
+    return sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1)
+
+
+def device_of(tensor: torch.Tensor) -> Device:
+    """The planner's facts about the device a tensor is on."""
+    return _device(tensor.device)
+
+
+@functools.cache
+def _device(device: torch.device) -> Device:
+    if device.type != "cuda":
+        return INTERPRETER
+    facts = torch.cuda.get_device_properties(device)
+    arch = getattr(facts, "gcnArchName", "").split(":")[0] if torch.version.hip else ""
+    return Device(facts.name, arch or f"{facts.major}{facts.minor}", facts.multi_processor_count)
+
+
+@contextmanager
+def _interpreter() -> Iterator[None]:
+    with _INTERPRETER_LOCK:
+        yield
+
+
+def _on_device(device: torch.device) -> Any:
+    """Triton launches on the current device: make that the tensors' device."""
+    if backend.INTERPRET:
+        return _interpreter()
+    if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
+        return torch.cuda.device(device)
+    return nullcontext()
+
+
+def _interpretable(
+    tensors: list[Any], result: torch.Tensor
+) -> tuple[list[Any], torch.Tensor]:
+    """Operands and result as float32 if they are bfloat16 and the interpreter runs.
+
+    Triton 3.6 to 3.8 interpret tl.dot on bfloat16 wrongly and truncate where a GPU rounds. Every
+    bfloat16 is a float32, and kernels round once, at the store, so this computes the same thing.
+    """
+    if not backend.INTERPRET or result.dtype != torch.bfloat16:
+        return tensors, result
+    widened = [t.float() if t is not None and t.dtype == torch.bfloat16 else t for t in tensors]
+    return widened, torch.empty_like(result, dtype=torch.float32)

@@ -1,0 +1,172 @@
+"""The three operators as PyTorch sees them: torch.ops.tricorr.fprop, dgrad and wgrad.
+
+Each is registered with a schema, one implementation for every device (kernels, or PyTorch's own
+convolution on CPU) and a fake implementation for meta tensors and compilers. Derivatives are
+registered in autograd/function.py. The arguments of a Geometry travel as plain integers.
+
+All three are bitwise repeatable on one device: no atomics, sums in a fixed order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+
+from . import backend, cpu
+from .formats import empty_in_format
+from .geometry import Geometry, geometry_of
+
+_STEPS = "int[] stride, int[] padding, int[] dilation, int groups, bool flip, str precision"
+_LIBRARY = torch.library.Library("tricorr", "DEF")
+_LIBRARY.define(f"fprop(Tensor x, Tensor weight, Tensor? bias, {_STEPS}) -> Tensor")
+_LIBRARY.define(f"dgrad(Tensor dy, Tensor weight, SymInt[] size, {_STEPS}) -> Tensor")
+_LIBRARY.define(f"wgrad(Tensor x, Tensor dy, SymInt[] weight_shape, {_STEPS}) -> Tensor")
+
+
+def fprop(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    geometry: Geometry,
+    precision: str = "ieee",
+) -> torch.Tensor:
+    """Forward: y[n,k,p,q] = bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s].
+
+    Args:
+        x: (N, C, H, W), any strides; the weight's dtype, or uint8.
+        weight: (K, C/groups, R, S) or (N, K, C/groups, R, S), any strides; float16, bfloat16,
+            float32 or float64.
+        bias: (K,) in the weight's dtype, or None.
+        geometry: of these shapes.
+        precision: how float32 is multiplied: "ieee", "tf32" or "tf32x3".
+
+    Returns:
+        y (N, K, P, Q) in the weight's dtype and the memory format of x. Sums are kept in float32
+        (float64 for float64) and rounded once.
+    """
+    return torch.ops.tricorr.fprop(x, weight, bias, *_steps(geometry), precision)
+
+
+def dgrad(
+    dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry, precision: str = "ieee"
+) -> torch.Tensor:
+    """Input gradient: dx[n,c,h,w] = sum_{k,r,s} dy[n,k,p,q] * weight[k,c,r,s].
+
+    Args:
+        dy: (N, K, P, Q), any strides; the weight's dtype.
+        weight: as for fprop. An infinity or NaN in it spreads to every pixel of its channel, also
+            where the window does not reach.
+        geometry: of the forward call.
+        precision: as for fprop.
+
+    Returns:
+        dx (N, C, H, W) in dtype and memory format of dy, summed as in fprop.
+    """
+    size = (geometry.H, geometry.W)
+    return torch.ops.tricorr.dgrad(dy, weight, size, *_steps(geometry), precision)
+
+
+def wgrad(
+    x: torch.Tensor, dy: torch.Tensor, geometry: Geometry, precision: str = "ieee"
+) -> torch.Tensor:
+    """Weight gradient: dw[k,c,r,s] = sum_{n,p,q} dy[n,k,p,q] * x[n,c,h,w].
+
+    Args:
+        x: as for fprop.
+        dy: (N, K, P, Q), any strides; float16, bfloat16, float32 or float64.
+        geometry: of the forward call.
+        precision: as for fprop.
+
+    Returns:
+        dw, contiguous, shaped as the weight, in the dtype of dy. Pixels may be split into parts:
+        partial sums are float32 (float64 for float64) and are added in a fixed order.
+    """
+    shape = geometry.weight_shape
+    return torch.ops.tricorr.wgrad(x, dy, shape, *_steps(geometry), precision)
+
+
+def _steps(geometry: Geometry) -> tuple[Sequence[int], Sequence[int], Sequence[int], int, bool]:
+    """The arguments that `_geometry` turns back into the geometry, given the shapes."""
+    (top, bottom), (left, right) = geometry.padding
+    padding = (top, bottom, left, right)
+    return geometry.stride, padding, geometry.dilation, geometry.groups, geometry.flip
+
+
+def _geometry(
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    flip: bool,
+) -> Geometry:
+    top, bottom, left, right = padding
+    return geometry_of(
+        tuple(x_shape),  # type: ignore[arg-type]  # four, as the schema's callers ensure
+        tuple(weight_shape),
+        (stride[0], stride[1]),
+        ((top, bottom), (left, right)),
+        (dilation[0], dilation[1]),
+        groups,
+        flip,
+    )
+
+
+def _x_shape(
+    dy: torch.Tensor, weight: torch.Tensor, size: Sequence[int], groups: int
+) -> tuple[int, ...]:
+    return (dy.shape[0], weight.shape[-3] * groups, *size)
+
+
+def _launch() -> ModuleType:
+    """ops/launch.py, imported with triton when the first call needs a kernel."""
+    from . import launch
+
+    return launch
+
+
+def _fprop(x, weight, bias, stride, padding, dilation, groups, flip, precision):  # type: ignore[no-untyped-def]
+    geometry = _geometry(x.shape, weight.shape, stride, padding, dilation, groups, flip)
+    if backend.runs_kernels(x.device):
+        return _launch().fprop(x, weight, bias, geometry, precision)
+    return cpu.fprop(x, weight, bias, geometry)
+
+
+def _dgrad(dy, weight, size, stride, padding, dilation, groups, flip, precision):  # type: ignore[no-untyped-def]
+    x_shape = _x_shape(dy, weight, size, groups)
+    geometry = _geometry(x_shape, weight.shape, stride, padding, dilation, groups, flip)
+    if backend.runs_kernels(dy.device):
+        return _launch().dgrad(dy, weight, geometry, precision)
+    return cpu.dgrad(dy, weight, geometry)
+
+
+def _wgrad(x, dy, weight_shape, stride, padding, dilation, groups, flip, precision):  # type: ignore[no-untyped-def]
+    geometry = _geometry(x.shape, weight_shape, stride, padding, dilation, groups, flip)
+    if backend.runs_kernels(x.device):
+        return _launch().wgrad(x, dy, geometry, precision)
+    return cpu.wgrad(x, dy, geometry)
+
+
+def _fprop_fake(x, weight, bias, stride, padding, dilation, groups, flip, precision):  # type: ignore[no-untyped-def]
+    geometry = _geometry(x.shape, weight.shape, stride, padding, dilation, groups, flip)
+    return empty_in_format(geometry.y_shape, weight.dtype, like=x)
+
+
+def _dgrad_fake(dy, weight, size, stride, padding, dilation, groups, flip, precision):  # type: ignore[no-untyped-def]
+    return empty_in_format(_x_shape(dy, weight, size, groups), dy.dtype, like=dy)
+
+
+def _wgrad_fake(x, dy, weight_shape, stride, padding, dilation, groups, flip, precision):  # type: ignore[no-untyped-def]
+    return dy.new_empty(weight_shape)
+
+
+for _name, _implementation, _fake in (
+    ("fprop", _fprop, _fprop_fake),
+    ("dgrad", _dgrad, _dgrad_fake),
+    ("wgrad", _wgrad, _wgrad_fake),
+):
+    _LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tricorr::{_name}", _fake, lib=_LIBRARY)

@@ -1,0 +1,146 @@
+"""What every test gets: a backend, a seed, poisoned memory, and a count of its tier at the end."""
+
+import os
+import random
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+
+# Triton reads this when it is imported, so it has to be set before any test module is.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# cuBLAS is repeatable only with this, and complains otherwise; the peers in GPU tests use it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+# Tests run many tiny operators, in several processes: with more threads they wait for each other.
+torch.set_num_threads(1)
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TIERS = ("interpreter", "cuda", "cpu", "aot", "host")
+
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:  # a GPU machine may have nothing but pytest
+    pass
+else:
+    # The same examples in every run, at the interpreter's pace. One backend serves all examples
+    # of a test, so fixtures that are set up once per test are right.
+    settings.register_profile(
+        "tricorr",
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+    settings.load_profile("tricorr")
+
+
+@pytest.fixture(autouse=True)
+def _seeded(request):
+    """Seeds depend on the test's name alone, so a failure repeats in any order and selection."""
+    seed = zlib.crc32(request.node.nodeid.encode())
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - for code under test that uses the global generator
+    torch.manual_seed(seed)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    """Fill what torch.empty returns with NaN (integers: the largest): an unwritten cell shows."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    # warn_only: the filling is wanted, not errors from PyTorch operators that tests compare with.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What runs an operator: Triton's interpreter, PyTorch on the CPU, or the kernels on a GPU."""
+
+    name: str
+    device: str
+
+
+@pytest.fixture(params=["interpreter", "cpu", "cuda"])
+def backend(request, monkeypatch):
+    """Every way to run an operator. To narrow: parametrize("backend", ["cpu"], indirect=True)."""
+    return _select(request.param, monkeypatch)
+
+
+@pytest.fixture(params=["interpreter", "cuda"])
+def kernel_backend(request, monkeypatch):
+    """The backends on which Triton kernels run."""
+    return _select(request.param, monkeypatch)
+
+
+def _select(name, monkeypatch):
+    module = import_module("tricorr.ops.backend")
+    has_gpu = torch.cuda.is_available()
+    if name == "interpreter" and not module.INTERPRET:
+        if has_gpu:
+            pytest.skip("runs without a GPU: TRITON_INTERPRET=1")
+        pytest.fail(
+            "tricorr.ops.backend.INTERPRET is False: TRITON_INTERPRET was unset or came late"
+        )
+    if name == "cuda" and not has_gpu:
+        pytest.skip("needs a GPU")
+    if name == "cuda" and module.INTERPRET:
+        pytest.skip("needs compiled kernels: TRITON_INTERPRET is set")
+    if name == "cpu":
+        monkeypatch.setattr(module, "INTERPRET", False)
+    return Backend(name, device="cuda" if name == "cuda" else "cpu")
+
+
+class _RootIsNoPackage:
+    """Keeps pytest from importing the root's __init__.py under the name of its directory."""
+
+    @staticmethod
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(path, parent):
+        if str(path) == ROOT:
+            return pytest.Dir.from_parent(parent, path=path)
+        return None
+
+
+def pytest_configure(config):
+    # A plugin of its own: pytest asks this conftest.py about tests/, but not about its parent.
+    config.pluginmanager.register(_RootIsNoPackage())
+
+
+def _tier(item):
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    if "aot" in item.keywords:
+        return "aot"
+    return params.get("backend") or params.get("kernel_backend") or "host"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        item.user_properties.append(
+            ("tier", _tier(item))
+        )  # travels in the reports, also from xdist's workers
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say what ran where: a green run in which no kernel ran must not look like any other."""
+    counts = Counter()
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            tier = dict(getattr(report, "user_properties", ())).get("tier", "host")
+            counts[tier, "failed" if outcome == "error" else outcome] += 1
+    terminalreporter.section("tiers")
+    for tier in TIERS:
+        passed, failed, skipped = (
+            counts[tier, outcome] for outcome in ("passed", "failed", "skipped")
+        )
+        terminalreporter.line(f"{tier:12}{passed:6} passed{failed:6} failed{skipped:6} skipped")

@@ -1,0 +1,174 @@
+"""The package's shape: who imports whom, under which name, and what importing it costs."""
+
+import ast
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+import tricorr
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What each part may import besides itself and the standard library. cli and perf are on top and may
+# import anything.
+ALLOWED = {
+    "kernels": {"triton"},
+    "ops": {"tricorr.kernels", "torch", "numpy"},
+    "autograd": {"tricorr.ops", "torch", "numpy", "tqdm"},
+    "__init__": {"tricorr.autograd", "tricorr.ops"},
+    "__main__": {"tricorr.cli"},
+}
+MODULES = sorted(
+    path.relative_to(ROOT)
+    for pattern in ("*.py", "kernels/**/*.py", "ops/**/*.py", "autograd/**/*.py")
+    for path in ROOT.glob(pattern)
+    if path.stem != "cli"
+)
+
+
+def imported_modules(source, package):
+    """Yield the absolute name of every module that the source imports, wherever in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = (
+                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            )
+            module = ".".join([*parents, *([node.module] if node.module else [])])
+            if module == "tricorr":  # `from .. import ops`: the name is the module
+                yield from (f"tricorr.{alias.name}" for alias in node.names)
+            else:
+                yield module
+
+
+def within(module, allowed):
+    return any(module == name or module.startswith(name + ".") for name in allowed)
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "modules"),
+    [
+        ("import triton.language as tl", "tricorr.kernels", ["triton.language"]),
+        ("from . import plan", "tricorr.ops", ["tricorr.ops"]),
+        ("from .. import kernels, cli", "tricorr.ops", ["tricorr.kernels", "tricorr.cli"]),
+        ("def f():\n    from ..ops.plan import Plan", "tricorr.autograd", ["tricorr.ops.plan"]),
+        ("from .autograd import corr2d", "tricorr", ["tricorr.autograd"]),
+    ],
+)
+def test_imports_are_resolved(source, package, modules):
+    assert list(imported_modules(source, package)) == modules
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_go_one_way(path):
+    part = path.parts[0].removesuffix(".py")
+    assert part in ALLOWED, f"{path}: say in ALLOWED what it may import"
+    allowed = ALLOWED[part] | ({f"tricorr.{part}"} if len(path.parts) > 1 else set())
+    package = ".".join(["tricorr", *path.parts[:-1]])
+    imported = imported_modules((ROOT / path).read_text(encoding="utf-8"), package)
+    wrong = {
+        module
+        for module in imported
+        if module.partition(".")[0] not in sys.stdlib_module_names and not within(module, allowed)
+    }
+    assert not wrong, f"{path} may import {sorted(allowed)}, not {sorted(wrong)}"
+
+
+def test_root_has_one_name():
+    assert Path(tricorr.__file__).resolve() == ROOT / "__init__.py"
+    names = {
+        name
+        for name, module in sys.modules.copy().items()
+        if (file := getattr(module, "__file__", None))
+        and Path(file).resolve() == ROOT / "__init__.py"
+    }
+    assert names == {"tricorr"}
+
+
+@pytest.mark.parametrize("directory", [ROOT, ROOT / "tests"], ids=["root", "tests"])
+def test_root_has_one_name_wherever_pytest_starts(directory):
+    test = f"{Path(__file__).resolve()}::test_root_has_one_name"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+    # xdist tells its workers who they are in the environment; this run is not one of them.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    run = subprocess.run(
+        command, cwd=directory, env=env, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def fresh(code, directory):
+    """Return what the code prints in a new interpreter, outside the root, compiling kernels."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(
+        command, cwd=directory, env=env, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def test_only_tricorr_is_installed(tmp_path):
+    try:
+        top_level = distribution("tricorr").read_text("top_level.txt")
+    except PackageNotFoundError:
+        pytest.skip("tricorr is on the path, not installed")
+    assert top_level.split() == ["tricorr"]
+    code = (
+        "from importlib.util import find_spec\n"
+        "for name in ('kernels', 'ops', 'autograd', 'perf', 'cli', 'tests'):\n"
+        "    spec = find_spec(name)\n"  # found is no fault: another project may own the name
+        "    if spec:\n"
+        "        print(spec.origin, *(spec.submodule_search_locations or []), sep='\\n')\n"
+    )
+    found = [path for path in fresh(code, tmp_path).splitlines() if path != "None"]
+    assert not [path for path in found if Path(path).resolve().is_relative_to(ROOT)]
+
+
+def test_import_loads_nothing_third_party_but_torch(tmp_path):
+    code = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import tricorr\n"
+        "assert 'triton' not in sys.modules, 'importing tricorr imported triton'\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(*sorted(new - sys.stdlib_module_names - {'torch', 'tricorr'}))\n"
+    )
+    assert fresh(code, tmp_path) == ""
+
+
+def test_works_without_triton(tmp_path):
+    code = (
+        "import sys\n"
+        "class NoTriton:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == 'triton':\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, NoTriton())\n"
+        "import torch, tricorr\n"
+        "x, weight = torch.arange(9.0).reshape(3, 3), torch.arange(4.0).reshape(2, 2)\n"
+        "print(tricorr.corr2d(x, weight).tolist())\n"
+    )
+    assert fresh(code, tmp_path) == "[[19.0, 25.0], [37.0, 43.0]]"
+
+
+@pytest.mark.slow
+def test_import_costs_little_beyond_torch(tmp_path):
+    code = (
+        "import time, torch\n"
+        "start = time.perf_counter()\n"
+        "import tricorr\n"
+        "print(time.perf_counter() - start)\n"
+    )
+    seconds = []
+    for _ in range(3):  # more runs only if other load on the machine spoils the first ones
+        seconds += [float(fresh(code, tmp_path)) for _ in range(3)]
+        if median(seconds[-3:]) <= 0.2:
+            return
+    pytest.fail(f"importing tricorr took {sorted(seconds)} s beyond importing torch, not 0.2 s")
