@@ -71,9 +71,7 @@ def fprop_gemm(
             mask=(group_k < GROUP_K) & c_valid,
             other=0.0,
         )  # [BLOCK_K, BLOCK_N]
-        acc = tl.dot(
-            x.to(weight.dtype), weight, acc, input_precision=PRECISION, out_dtype=ACC
-        )
+        acc = tl.dot(x.to(weight.dtype), weight, acc, input_precision=PRECISION, out_dtype=ACC)
 
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + k * bias_stride, mask=group_k < GROUP_K, other=0.0)

@@ -2,7 +2,7 @@
 
 from .errors import ArgumentError, ArgumentTypeError, BackendError
 from .geometry import Geometry, as_integer, as_padding, as_pair, geometry_of
-from .registration import dgrad, fprop, wgrad
+from .registration import dgrad, fprop, geometry_of_call, wgrad
 
 __all__ = [
     "ArgumentError",
@@ -15,5 +15,6 @@ __all__ = [
     "dgrad",
     "fprop",
     "geometry_of",
+    "geometry_of_call",
     "wgrad",
 ]

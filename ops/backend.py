@@ -30,9 +30,7 @@ def runs_kernels(device: torch.device) -> bool:
     if device.type == "meta":
         return False
     if not has_triton():
-        reason = (
-            "TRITON_INTERPRET is set" if device.type == "cpu" else f"tensors are on {device}"
-        )
+        reason = "TRITON_INTERPRET is set" if device.type == "cpu" else f"tensors are on {device}"
         raise BackendError(f"triton is not installed, and {reason}: pip install triton")
     return True
 

@@ -52,7 +52,7 @@ def dgrad(dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.T
     padding, (top, bottom), (left, right) = _split_padding(geometry)
     padded = (geometry.H + top + bottom, geometry.W + left + right)
     dx_padded = _backward(None, dy, weight, geometry, padding, padded)
-    return dx.copy_(dx_padded[..., top : top + geometry.H, left : left + geometry.W])
+    return dx.copy_(F.pad(dx_padded, (-left, -right, -top, -bottom)))
 
 
 def wgrad(x: torch.Tensor, dy: torch.Tensor, geometry: Geometry) -> torch.Tensor:
@@ -113,7 +113,7 @@ def _samples_as_groups(tensor: torch.Tensor) -> torch.Tensor:
 def _split_padding(geometry: Geometry) -> tuple[Pair, Pair, Pair]:
     """((h, w) for PyTorch, (top, bottom), (left, right) to copy): the latter zero if symmetric."""
     rows, columns = geometry.padding
-    if rows[0] == rows[1] and columns[0] == columns[1]:
+    if rows[0] == rows[1] >= 0 and columns[0] == columns[1] >= 0:
         return (rows[0], columns[0]), (0, 0), (0, 0)
     return (0, 0), rows, columns
 

@@ -26,9 +26,7 @@ def suggests_channels_last(tensor: torch.Tensor) -> bool:
     return True
 
 
-def empty_in_format(
-    shape: Sequence[int], dtype: torch.dtype, like: torch.Tensor
-) -> torch.Tensor:
+def empty_in_format(shape: Sequence[int], dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
     """An uninitialised 4-D tensor on the device and in the memory format of `like`."""
     channels_last = suggests_channels_last(like)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format

@@ -30,7 +30,8 @@ class Geometry:
         N, C, H, W: batch, channels, height and width of the input.
         K, R, S: filters, height and width of the window.
         stride: (h, w) step between windows, in input elements.
-        padding: ((top, bottom), (left, right)) zeros around the input, in elements.
+        padding: ((top, bottom), (left, right)) zeros around the input, in elements. A negative
+            one leaves elements out: transposed convolutions write their output_padding so.
         dilation: (h, w) step between taps of a window, in input elements.
         groups: channel groups; filter k sees the C/groups channels of group k // (K/groups).
         flip: True for strict convolution, whose window is turned by 180 degrees.
@@ -115,9 +116,7 @@ class Geometry:
             weight_bytes: bytes of one element of the weight (or of its gradient).
             y_bytes: bytes of one element of y (or of its gradient).
         """
-        return (
-            self.x_numel * x_bytes + self.weight_numel * weight_bytes + self.y_numel * y_bytes
-        )
+        return self.x_numel * x_bytes + self.weight_numel * weight_bytes + self.y_numel * y_bytes
 
     def __str__(self) -> str:
         (top, bottom), (left, right) = self.padding
@@ -135,7 +134,6 @@ class Geometry:
         return ", ".join(parts)
 
 
-@functools.lru_cache(maxsize=4096)
 def geometry_of(
     x_shape: tuple[int, int, int, int],
     weight_shape: tuple[int, ...],
@@ -151,7 +149,7 @@ def geometry_of(
         x_shape: (N, C, H, W).
         weight_shape: (K, C/groups, R, S), or (N, K, C/groups, R, S) for a bank per sample.
         stride: (h, w), positive.
-        padding: ((top, bottom), (left, right)), not negative.
+        padding: ((top, bottom), (left, right)); a negative one leaves that much of the input out.
         dilation: (h, w), positive.
         groups: positive, divides C and K.
         flip: strict convolution instead of cross-correlation.
@@ -159,14 +157,28 @@ def geometry_of(
     Raises:
         ArgumentError: the shapes do not fit together; the message names what, expected and got.
     """
+    arguments = (x_shape, weight_shape, stride, padding, dilation, groups, flip)
+    try:
+        return _cached_geometry(*arguments)
+    except TypeError:  # a compiler's symbolic sizes cannot be hashed
+        return _validated_geometry(*arguments)
+
+
+def _validated_geometry(
+    x_shape: tuple[int, int, int, int],
+    weight_shape: tuple[int, ...],
+    stride: Pair,
+    padding: tuple[Pair, Pair],
+    dilation: Pair,
+    groups: int,
+    flip: bool,
+) -> Geometry:
     N, C, H, W = x_shape
     per_sample = len(weight_shape) == 5
     K, group_C, R, S = weight_shape[-4:]
     for name, pair in (("stride", stride), ("dilation", dilation)):
         if min(pair) < 1:
             raise ArgumentError(f"{name} must be positive, got {_short(pair)}")
-    if min(map(min, padding)) < 0:
-        raise ArgumentError(f"padding must not be negative, got {_short(padding)}")
     if groups < 1:
         raise ArgumentError(f"groups must be positive, got {groups}")
     if per_sample and weight_shape[0] != N:
@@ -203,14 +215,15 @@ def geometry_of(
                 f"dilation {dil}), the input {extent + pad[0] + pad[1]} (size {extent}, "
                 f"padding {pad[0]} and {pad[1]})"
             )
-    geometry = Geometry(
-        N, C, H, W, K, R, S, stride, padding, dilation, groups, flip, per_sample
-    )
+    geometry = Geometry(N, C, H, W, K, R, S, stride, padding, dilation, groups, flip, per_sample)
     if max(H + sum(padding[0]), W + sum(padding[1]), geometry.y_numel * 8) > INT64_MAX:
         raise ArgumentError(
             f"the output of shape {_show(geometry.y_shape)} is too large for 64-bit offsets"
         )
     return geometry
+
+
+_cached_geometry = functools.lru_cache(maxsize=4096)(_validated_geometry)
 
 
 def _output_extent(extent: int, window: int, stride: int, pad: Pair, dilation: int) -> int:
@@ -239,7 +252,9 @@ def as_pair(name: str, value: Any) -> Pair:
     return numbers[0], numbers[-1]
 
 
-def as_padding(value: Any, window: Pair, stride: Pair, dilation: Pair) -> tuple[Pair, Pair]:
+def as_padding(
+    value: Any, window: Pair = (1, 1), stride: Pair = (1, 1), dilation: Pair = (1, 1)
+) -> tuple[Pair, Pair]:
     """Any accepted padding as ((top, bottom), (left, right)).
 
     Args:
@@ -266,9 +281,12 @@ def as_padding(value: Any, window: Pair, stride: Pair, dilation: Pair) -> tuple[
                 f"padding must be ((top, bottom), (left, right)), got {_short(value)}"
             )
         top, bottom, left, right = (as_integer("padding", i) for side in sides for i in side or ())
-        return (top, bottom), (left, right)
-    h, w = as_pair("padding", value)
-    return (h, h), (w, w)
+    else:
+        top, left = as_pair("padding", value)
+        bottom, right = top, left
+    if min(top, bottom, left, right) < 0:
+        raise ArgumentError(f"padding must not be negative, got {_short(value)}")
+    return (top, bottom), (left, right)
 
 
 def _items(value: Any) -> Sequence[Any] | None:

@@ -5,7 +5,6 @@ Importing this imports triton: only registration.py does so, when a call needs a
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,20 +15,10 @@ import torch
 
 from .. import kernels
 from . import backend
-from .formats import empty_in_format, suggests_channels_last
+from .facts import NARROW_LIMIT, device_of, layout_of
+from .formats import empty_in_format
 from .geometry import Geometry
-from .plan import (
-    INTERPRETER,
-    Device,
-    Layout,
-    Plan,
-    plan_dgrad,
-    plan_fprop,
-    plan_wgrad,
-)
-
-#: Offsets up to here fit in 32 bits with room for the lanes that a tile has past the end.
-NARROW_LIMIT = 2**31 - 2**16
+from .plan import Plan, plan_dgrad, plan_fprop, plan_wgrad
 
 # Triton's interpreter patches triton.language while it runs, so it takes one launch at a time.
 _INTERPRETER_LOCK = threading.RLock()
@@ -250,9 +239,7 @@ def _strides(name: str, axes: str, strides: tuple[int, ...]) -> dict[str, int]:
     return {f"{name}_stride_{axis}": s for axis, s in zip(axes, strides, strict=True)}
 
 
-def _weight_walk(
-    weight: torch.Tensor, geometry: Geometry
-) -> tuple[torch.Tensor, tuple[int, ...]]:
+def _weight_walk(weight: torch.Tensor, geometry: Geometry) -> tuple[torch.Tensor, tuple[int, ...]]:
     """Where a kernel starts in the weight, and its strides over (n, k, c, r, s).
 
     A flipped window is walked backwards from its last tap: no copy, nothing for kernels to know.
@@ -262,42 +249,6 @@ def _weight_walk(
         weight = weight[..., geometry.R - 1 :, geometry.S - 1 :]
         strides = (*strides[:3], -strides[3], -strides[4])
     return weight, strides
-
-
-def layout_of(
-    geometry: Geometry, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor
-) -> Layout:
-    """What the planner needs to know of the tensors of one call (or of their gradients)."""
-    (top, bottom), (left, right) = geometry.padding
-    largest = max(
-        *map(_last_offset, (x, weight, y)),
-        geometry.H + top + bottom,
-        geometry.W + left + right,
-        geometry.N * geometry.H * geometry.W,
-        geometry.N * geometry.P * geometry.Q,
-    )
-    return Layout(
-        channels_last=suggests_channels_last(x) or suggests_channels_last(y),
-        wide=largest > NARROW_LIMIT,
-    )
-
-
-def _last_offset(tensor: torch.Tensor) -> int:
-    return sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1)
-
-
-def device_of(tensor: torch.Tensor) -> Device:
-    """The planner's facts about the device a tensor is on."""
-    return _device(tensor.device)
-
-
-@functools.cache
-def _device(device: torch.device) -> Device:
-    if device.type != "cuda":
-        return INTERPRETER
-    facts = torch.cuda.get_device_properties(device)
-    arch = getattr(facts, "gcnArchName", "").split(":")[0] if torch.version.hip else ""
-    return Device(facts.name, arch or f"{facts.major}{facts.minor}", facts.multi_processor_count)
 
 
 @contextmanager
@@ -315,9 +266,7 @@ def _on_device(device: torch.device) -> Any:
     return nullcontext()
 
 
-def _interpretable(
-    tensors: list[Any], result: torch.Tensor
-) -> tuple[list[Any], torch.Tensor]:
+def _interpretable(tensors: list[Any], result: torch.Tensor) -> tuple[list[Any], torch.Tensor]:
     """Operands and result as float32 if they are bfloat16 and the interpreter runs.
 
     Triton 3.6 to 3.8 interpret tl.dot on bfloat16 wrongly and truncate where a GPU rounds. Every

@@ -145,7 +145,7 @@ class Plan:
 
     @property
     def family(self) -> str:
-        """"gemm" or "stencil"."""
+        """The kernel family, gemm or stencil."""
         return "gemm" if isinstance(self.tile, GemmTile) else "stencil"
 
     @property
@@ -159,9 +159,8 @@ def plan_fprop(
     geometry: Geometry, dtype: torch.dtype, layout: Layout, device: Device, precision: str = "ieee"
 ) -> Plan:
     """The forward plan: rows are output pixels, columns filters, the reduction (r, s, c)."""
-    pixels = geometry.y_numel // max(1, geometry.K)
     return _plan_pixels(
-        "fprop", geometry, dtype, layout, device, precision, pixels, geometry.K, geometry.group_C
+        "fprop", geometry, dtype, layout, device, precision, geometry.K, geometry.group_C
     )
 
 
@@ -170,9 +169,8 @@ def plan_dgrad(
     geometry: Geometry, dtype: torch.dtype, layout: Layout, device: Device, precision: str = "ieee"
 ) -> Plan:
     """The input-gradient plan: rows are input pixels, columns channels, the reduction (r, s, k)."""
-    pixels = geometry.N * geometry.H * geometry.W
     return _plan_pixels(
-        "dgrad", geometry, dtype, layout, device, precision, pixels, geometry.C, geometry.group_K
+        "dgrad", geometry, dtype, layout, device, precision, geometry.C, geometry.group_K
     )
 
 
@@ -181,7 +179,7 @@ def plan_wgrad(
     geometry: Geometry, dtype: torch.dtype, layout: Layout, device: Device, precision: str = "ieee"
 ) -> Plan:
     """The weight-gradient plan: rows are filters, columns (r, s, c), the reduction pixels."""
-    batches, pixels = _batches(geometry, geometry.y_numel // max(1, geometry.K))
+    _, pixels = _pixels("wgrad", geometry)
     columns = geometry.group_C * geometry.R * geometry.S
     tile: Tile
     if min(geometry.group_K, columns) >= GEMM_MIN:
@@ -189,46 +187,60 @@ def plan_wgrad(
         # filters, and splits fill the device, so the size of the tile does not depend on it.
         tiles = GEMM_TILES[_product(dtype, precision, device)]
         tile = tiles[0] if min(geometry.group_K, columns) >= tiles[0].BLOCK_N else tiles[1]
-        programs = geometry.groups * _cdiv(geometry.group_K, tile.BLOCK_M)
-        programs *= batches * _cdiv(columns, tile.BLOCK_N)
-        step = tile.BLOCK_K
     else:
         tile = _stencil_tile(geometry.K, pixels, layout)
-        programs = batches * _cdiv(geometry.K, tile.BLOCK_C) * columns
-        step = tile.BLOCK_M
     partial_bytes = geometry.weight_numel * (8 if dtype == torch.float64 else 4)
     splits = min(
-        _cdiv(4 * device.multiprocessors, max(1, programs)),
+        _cdiv(4 * device.multiprocessors, max(1, _programs("wgrad", geometry, tile))),
         _cdiv(pixels, MIN_SPLIT_PIXELS),
         MAX_WORKSPACE // max(1, partial_bytes),
     )
-    return split_wgrad(
-        Plan(
-            "wgrad",
-            tile,
-            grid=programs,
-            wide=layout.wide,
-            precision=_precision(dtype, precision, device),
-        ),
-        pixels,
-        step,
-        splits,
-    )
-
-
-def split_wgrad(plan: Plan, pixels: int, step: int, splits: int) -> Plan:
-    """`plan`, unsplit so far, with its pixels cut into about `splits` parts of whole steps."""
-    split_pixels = _cdiv(_cdiv(max(1, pixels), max(1, splits)), step) * step
-    splits = max(1, _cdiv(pixels, split_pixels))
-    return Plan(
-        plan.op,
-        plan.tile,
-        grid=_checked_grid(plan.grid * splits),
-        wide=plan.wide,
-        precision=plan.precision,
+    return plan_with_tile(
+        "wgrad",
+        geometry,
+        tile,
+        wide=layout.wide,
+        precision=_precision(dtype, precision, device),
         splits=splits,
-        split_pixels=split_pixels,
     )
+
+
+def plan_with_tile(
+    op: str,
+    geometry: Geometry,
+    tile: Tile,
+    *,
+    wide: bool = False,
+    precision: str = "ieee",
+    one_tap: bool = False,
+    splits: int = 1,
+) -> Plan:
+    """The plan that runs `op` with `tile`, whichever tile the planner would choose.
+
+    Args:
+        op: "fprop", "dgrad" or "wgrad".
+        geometry: what to run it on.
+        tile: its type chooses the kernel family.
+        wide: as in Plan.
+        precision: as in Plan; a stencil multiplies exactly.
+        one_tap: as in Plan; for fprop and dgrad by a GEMM.
+        splits: about how many parts a weight gradient's pixels are cut into: parts are whole steps
+            of the tile, so there may be fewer.
+
+    Raises:
+        ArgumentError: the grid is larger than a launch can have.
+    """
+    grid = _programs(op, geometry, tile)
+    split_pixels = 0
+    if op == "wgrad":
+        _, pixels = _pixels(op, geometry)
+        step = tile.BLOCK_K if isinstance(tile, GemmTile) else tile.BLOCK_M
+        split_pixels = _cdiv(_cdiv(max(1, pixels), max(1, splits)), step) * step
+        splits = max(1, _cdiv(pixels, split_pixels))
+        grid *= splits
+    if grid > MAX_GRID:
+        raise ArgumentError(f"the call needs {grid} programs, more than the {MAX_GRID} of a launch")
+    return Plan(op, tile, grid, wide, precision, one_tap, splits, split_pixels)
 
 
 def _plan_pixels(
@@ -238,40 +250,46 @@ def _plan_pixels(
     layout: Layout,
     device: Device,
     precision: str,
-    pixels: int,
     channels: int,
     reduced: int,
 ) -> Plan:
-    """The plan of fprop or dgrad, which differ in what is a pixel, a column and reduced."""
-    batches, pixels = _batches(geometry, pixels)
+    """The plan of fprop or dgrad, which differ in what is a column and what is reduced."""
     columns = channels // geometry.groups
     if min(columns, reduced * geometry.R * geometry.S) < GEMM_MIN:
+        _, pixels = _pixels(op, geometry)
         stencil = _stencil_tile(channels, pixels, layout)
-        grid = batches * _cdiv(pixels, stencil.BLOCK_M) * _cdiv(channels, stencil.BLOCK_C)
-        return Plan(op, stencil, _checked_grid(grid), layout.wide)
-
-    def programs(tile: GemmTile) -> int:
-        per_group = _cdiv(pixels, tile.BLOCK_M) * _cdiv(columns, tile.BLOCK_N)
-        return batches * geometry.groups * per_group
-
+        return plan_with_tile(op, geometry, stencil, wide=layout.wide)
     tiles = GEMM_TILES[_product(dtype, precision, device)]
     fits = [tile for tile in tiles if tile.BLOCK_N <= max(columns, tiles[-1].BLOCK_N)]
-    tile = next((t for t in fits if programs(t) >= 2 * device.multiprocessors), fits[-1])
-    return Plan(
+    enough = 2 * device.multiprocessors
+    tile = next((t for t in fits if _programs(op, geometry, t) >= enough), fits[-1])
+    return plan_with_tile(
         op,
+        geometry,
         tile,
-        _checked_grid(programs(tile)),
-        layout.wide,
+        wide=layout.wide,
         precision=_precision(dtype, precision, device),
         one_tap=reduced >= tile.BLOCK_K,
     )
 
 
-def _batches(geometry: Geometry, pixels: int) -> tuple[int, int]:
+def _programs(op: str, geometry: Geometry, tile: Tile) -> int:
+    """How many programs cover all results, a weight gradient's before it is split."""
+    batches, pixels = _pixels(op, geometry)
+    taps = geometry.group_C * geometry.R * geometry.S
+    channels = geometry.C if op == "dgrad" else geometry.K
+    if isinstance(tile, StencilTile):
+        per_channel = taps if op == "wgrad" else _cdiv(pixels, tile.BLOCK_M)
+        return batches * per_channel * _cdiv(channels, tile.BLOCK_C)
+    columns = channels // geometry.groups
+    rows, columns = (columns, taps) if op == "wgrad" else (pixels, columns)
+    return batches * geometry.groups * _cdiv(rows, tile.BLOCK_M) * _cdiv(columns, tile.BLOCK_N)
+
+
+def _pixels(op: str, geometry: Geometry) -> tuple[int, int]:
     """(independent problems, pixels of each): a bank per sample makes each sample a problem."""
-    if geometry.per_sample:
-        return geometry.N, pixels // max(1, geometry.N)
-    return 1, pixels
+    extent = geometry.H * geometry.W if op == "dgrad" else geometry.P * geometry.Q
+    return (geometry.N, extent) if geometry.per_sample else (1, geometry.N * extent)
 
 
 def _stencil_tile(channels: int, pixels: int, layout: Layout) -> StencilTile:
@@ -295,12 +313,6 @@ def _product(dtype: torch.dtype, precision: str, device: Device) -> str:
     if dtype == torch.float32:
         return _precision(dtype, precision, device)
     return "float64" if dtype == torch.float64 else "half"
-
-
-def _checked_grid(grid: int) -> int:
-    if grid > MAX_GRID:
-        raise ArgumentError(f"the call needs {grid} programs, more than the {MAX_GRID} of a launch")
-    return grid
 
 
 def _cdiv(a: int, b: int) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -115,10 +116,16 @@ def _geometry(
     )
 
 
-def _x_shape(
-    dy: torch.Tensor, weight: torch.Tensor, size: Sequence[int], groups: int
-) -> tuple[int, ...]:
-    return (dy.shape[0], weight.shape[-3] * groups, *size)
+def geometry_of_call(name: str, arguments: Sequence[Any]) -> Geometry:
+    """The geometry of a call of operator `name` with its registered arguments."""
+    first, second, third, *steps, _ = arguments
+    if name == "fprop":
+        return _geometry(first.shape, second.shape, *steps)
+    if name == "dgrad":
+        groups = steps[3]
+        x_shape = (first.shape[0], second.shape[-3] * groups, *third)
+        return _geometry(x_shape, second.shape, *steps)
+    return _geometry(first.shape, third, *steps)
 
 
 def _launch() -> ModuleType:
@@ -128,39 +135,42 @@ def _launch() -> ModuleType:
     return launch
 
 
-def _fprop(x, weight, bias, stride, padding, dilation, groups, flip, precision):  # type: ignore[no-untyped-def]
-    geometry = _geometry(x.shape, weight.shape, stride, padding, dilation, groups, flip)
+def _fprop(*arguments: Any) -> torch.Tensor:
+    x, weight, bias, *_, precision = arguments
+    geometry = geometry_of_call("fprop", arguments)
     if backend.runs_kernels(x.device):
         return _launch().fprop(x, weight, bias, geometry, precision)
     return cpu.fprop(x, weight, bias, geometry)
 
 
-def _dgrad(dy, weight, size, stride, padding, dilation, groups, flip, precision):  # type: ignore[no-untyped-def]
-    x_shape = _x_shape(dy, weight, size, groups)
-    geometry = _geometry(x_shape, weight.shape, stride, padding, dilation, groups, flip)
+def _dgrad(*arguments: Any) -> torch.Tensor:
+    dy, weight, *_, precision = arguments
+    geometry = geometry_of_call("dgrad", arguments)
     if backend.runs_kernels(dy.device):
         return _launch().dgrad(dy, weight, geometry, precision)
     return cpu.dgrad(dy, weight, geometry)
 
 
-def _wgrad(x, dy, weight_shape, stride, padding, dilation, groups, flip, precision):  # type: ignore[no-untyped-def]
-    geometry = _geometry(x.shape, weight_shape, stride, padding, dilation, groups, flip)
+def _wgrad(*arguments: Any) -> torch.Tensor:
+    x, dy, *_, precision = arguments
+    geometry = geometry_of_call("wgrad", arguments)
     if backend.runs_kernels(x.device):
         return _launch().wgrad(x, dy, geometry, precision)
     return cpu.wgrad(x, dy, geometry)
 
 
-def _fprop_fake(x, weight, bias, stride, padding, dilation, groups, flip, precision):  # type: ignore[no-untyped-def]
-    geometry = _geometry(x.shape, weight.shape, stride, padding, dilation, groups, flip)
-    return empty_in_format(geometry.y_shape, weight.dtype, like=x)
+def _fprop_fake(*arguments: Any) -> torch.Tensor:
+    x, weight = arguments[:2]
+    return empty_in_format(geometry_of_call("fprop", arguments).y_shape, weight.dtype, like=x)
 
 
-def _dgrad_fake(dy, weight, size, stride, padding, dilation, groups, flip, precision):  # type: ignore[no-untyped-def]
-    return empty_in_format(_x_shape(dy, weight, size, groups), dy.dtype, like=dy)
+def _dgrad_fake(*arguments: Any) -> torch.Tensor:
+    dy = arguments[0]
+    return empty_in_format(geometry_of_call("dgrad", arguments).x_shape, dy.dtype, like=dy)
 
 
-def _wgrad_fake(x, dy, weight_shape, stride, padding, dilation, groups, flip, precision):  # type: ignore[no-untyped-def]
-    return dy.new_empty(weight_shape)
+def _wgrad_fake(*arguments: Any) -> torch.Tensor:
+    return arguments[1].new_empty(geometry_of_call("wgrad", arguments).weight_shape)
 
 
 for _name, _implementation, _fake in (

@@ -1,0 +1,1 @@
+"""What the user differentiates: functions, layers and learning, on top of the operators."""

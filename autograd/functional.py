@@ -1,0 +1,450 @@
+"""The public functions: arguments as PyTorch's, one validated Geometry, one operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .. import ops
+from ..ops import ArgumentError, Geometry, as_integer, as_padding, as_pair
+from ..ops.checks import check_precision, check_tensors
+from .function import correlate, input_gradient, weight_gradient
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def corr2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    precision: str | None = None,
+) -> torch.Tensor:
+    """2-D cross-correlation, what deep-learning frameworks call convolution.
+
+        y[n,k,p,q] = bias[k] + sum_{c,r,s} input[n,c,h,w] * weight[k,c,r,s]
+        h = p * stride_h - pad_top + r * dilation_h        w likewise
+
+    Differentiable to any order in input, weight and bias. Bitwise repeatable on one device.
+
+    Args:
+        input: see the table; float16, bfloat16, float32 or float64, or uint8 images.
+        weight: see the table; the dtype of the input (any of the four for uint8 images).
+        bias: (K,), or one element for a (R, S) weight; the dtype of the weight.
+        stride: step between windows, int or (h, w).
+        padding: int, (h, w), ((top, bottom), (left, right)), "same" or "valid".
+        dilation: step between taps of a window, int or (h, w).
+        groups: channel groups, as in `torch.nn.functional.conv2d`; 1 for a (R, S) weight.
+        padding_mode: what the padding holds: "zeros", "reflect", "replicate" or "circular".
+        precision: how float32 is multiplied on a GPU: "ieee", "tf32" or "tf32x3" (three tf32
+            products, nearly exact). None follows `torch.backends.cudnn.conv.fp32_precision`.
+
+    Returns:
+        The output in the weight's dtype and the input's memory format:
+
+        ==================  =========================  ==================================  ==========
+        input               weight                     meaning                             output
+        ==================  =========================  ==================================  ==========
+        (..., H, W)         (R, S)                     one kernel on every plane           (..., P, Q)
+        (N, C, H, W)        (K, C/groups, R, S)        as F.conv2d                         (N, K, P, Q)
+        (C, H, W)           (K, C/groups, R, S)        as F.conv2d                         (K, P, Q)
+        (N, C, H, W)        (N, K, C/groups, R, S)     a filter bank for every sample      (N, K, P, Q)
+        ==================  =========================  ==================================  ==========
+
+        P = (H + pad_top + pad_bottom - dilation_h * (R - 1) - 1) // stride_h + 1, Q likewise.
+
+    Raises:
+        ArgumentError: a value or shape cannot be used (a RuntimeError and a ValueError).
+        ArgumentTypeError: a type, dtype, device or layout cannot be used (a RuntimeError and a
+            TypeError).
+
+    Example:
+        >>> X = torch.arange(9.0).reshape(3, 3)
+        >>> K = torch.arange(4.0).reshape(2, 2)
+        >>> corr2d(X, K)
+        tensor([[19., 25.],
+                [37., 43.]])
+    """
+    return _apply(
+        input, weight, bias, stride, padding, dilation, groups, padding_mode, precision, flip=False
+    )
+
+
+def convolve2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    precision: str | None = None,
+) -> torch.Tensor:
+    """Strict 2-D convolution: `corr2d` with the kernel turned by 180 degrees.
+
+        y[n,k,p,q] = bias[k] + sum_{c,r,s} input[n,c,h,w] * weight[k,c,R-1-r,S-1-s]
+
+    Arguments, result and errors are those of `corr2d`. No flipped copy of the kernel is made.
+
+    Example:
+        >>> X = torch.arange(9.0).reshape(3, 3)
+        >>> K = torch.arange(4.0).reshape(2, 2)
+        >>> torch.equal(convolve2d(X, K), corr2d(X, K.flip(0, 1)))
+        True
+    """
+    return _apply(
+        input, weight, bias, stride, padding, dilation, groups, padding_mode, precision, flip=True
+    )
+
+
+def corr_transpose2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+    *,
+    precision: str | None = None,
+) -> torch.Tensor:
+    """Transposed cross-correlation, the adjoint of `corr2d`: arguments as F.conv_transpose2d.
+
+    With N K P Q the input's extents, as in the gradient that this is:
+
+        y[n,c,h,w] = bias[c] + sum_{k,r,s} input[n,k,p,q] * weight[k,c,r,s]
+        over the (p,r), (q,s) with h = p * stride_h - pad_top + r * dilation_h, w likewise
+
+    Args:
+        input: (N, K, P, Q) or (K, P, Q).
+        weight: (K, C/groups, R, S), the dtype of the input.
+        bias: (C,) or None.
+        stride: int or (h, w).
+        padding: int, (h, w) or ((top, bottom), (left, right)): how much of the result's border is
+            left out.
+        output_padding: int or (h, w): rows and columns added at the bottom and the right; smaller
+            than stride or dilation.
+        groups: channel groups.
+        dilation: int or (h, w).
+        precision: as for `corr2d`.
+
+    Returns:
+        (N, C, H, W) or (C, H, W), with
+        H = (P - 1) * stride_h - pad_top - pad_bottom + dilation_h * (R - 1) + output_padding_h + 1.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as for `corr2d`.
+
+    Example:
+        >>> corr_transpose2d(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2)).squeeze()
+        tensor([[1., 2., 1.],
+                [2., 4., 2.],
+                [1., 2., 1.]])
+    """
+    check_tensors(input=input, weight=weight, bias=bias)
+    check_precision(precision)
+    input, weight, bias = _autocast(input, weight, bias)
+    if weight.dim() != 4 or input.dim() not in (3, 4):
+        raise ArgumentError(
+            "a transposed correlation takes input (N, K, P, Q) or (K, P, Q) and weight "
+            f"(K, C/groups, R, S), got {_shape(input)} and {_shape(weight)}"
+        )
+    dy = input if input.dim() == 4 else input.unsqueeze(0)
+    K, group_C, R, S = weight.shape
+    groups = as_integer("groups", groups)
+    step, spread = as_pair("stride", stride), as_pair("dilation", dilation)
+    extra = as_pair("output_padding", output_padding)
+    border = as_padding(padding)
+    if dy.shape[1] != K:
+        raise ArgumentError(
+            f"weight of shape {_shape(weight)} expects an input with {K} channels, got "
+            f"{dy.shape[1]} (input of shape {_shape(input)})"
+        )
+    for name, pair in (("stride", step), ("dilation", spread)):
+        if min(pair) < 1:
+            raise ArgumentError(f"{name} must be positive, got {pair}")
+    if min(extra) < 0 or any(e >= max(s, d) for e, s, d in zip(extra, step, spread, strict=True)):
+        raise ArgumentError(
+            f"output_padding must be smaller than stride or dilation and not negative, got {extra} "
+            f"with stride {step} and dilation {spread}"
+        )
+    if min(dy.shape[-2:]) < 1 or min(R, S) < 1:
+        raise ArgumentError(
+            f"input and window must not be empty, got {_shape(input)} and {_shape(weight)}"
+        )
+    H, W = (
+        (out - 1) * s - sum(pad) + d * (window - 1) + e + 1
+        for out, s, pad, d, window, e in zip(
+            dy.shape[-2:], step, border, spread, (R, S), extra, strict=True
+        )
+    )
+    if min(H, W) < 1:
+        raise ArgumentError(f"padding {border} leaves nothing of the output: it would be {H} x {W}")
+    # Rows added at the bottom are rows that the padding there does not cut off.
+    (top, bottom), (left, right) = border
+    geometry = ops.geometry_of(
+        (dy.shape[0], group_C * groups, H, W),
+        tuple(weight.shape),
+        step,
+        ((top, bottom - extra[0]), (left, right - extra[1])),
+        spread,
+        groups,
+    )
+    _check_bias(bias, geometry.C, weight)
+    y = input_gradient(dy, weight, geometry, _precision(dy, precision))
+    if bias is not None:
+        y = y + bias.view(-1, 1, 1)
+    return y if input.dim() == 4 else y.squeeze(0)
+
+
+def corr2d_input_grad(
+    input_size: Sequence[int],
+    weight: torch.Tensor,
+    grad_output: torch.Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    precision: str | None = None,
+) -> torch.Tensor:
+    """Gradient of `corr2d` with respect to its input; arguments as torch.nn.grad.conv2d_input.
+
+        dx[n,c,h,w] = sum_{k,r,s} grad_output[n,k,p,q] * weight[k,c,r,s]
+
+    Args:
+        input_size: (N, C, H, W).
+        weight: (K, C/groups, R, S) or (N, K, C/groups, R, S).
+        grad_output: (N, K, P, Q), the dtype of the weight.
+        stride, padding, dilation, groups, precision: as for `corr2d`.
+
+    Returns:
+        dx (N, C, H, W). Differentiable in weight and grad_output.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as for `corr2d`.
+    """
+    check_tensors(weight=weight, grad_output=grad_output)
+    check_precision(precision)
+    geometry = _gradient_geometry(
+        "input_size",
+        input_size,
+        tuple(weight.shape),
+        grad_output,
+        stride,
+        padding,
+        dilation,
+        groups,
+    )
+    return input_gradient(grad_output, weight, geometry, _precision(weight, precision))
+
+
+def corr2d_weight_grad(
+    input: torch.Tensor,
+    weight_size: Sequence[int],
+    grad_output: torch.Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    precision: str | None = None,
+) -> torch.Tensor:
+    """Gradient of `corr2d` with respect to its weight; arguments as torch.nn.grad.conv2d_weight.
+
+        dw[k,c,r,s] = sum_{n,p,q} grad_output[n,k,p,q] * input[n,c,h,w]
+
+    Args:
+        input: (N, C, H, W); uint8 images are allowed.
+        weight_size: (K, C/groups, R, S), or (N, K, C/groups, R, S) for a gradient per sample.
+        grad_output: (N, K, P, Q).
+        stride, padding, dilation, groups, precision: as for `corr2d`.
+
+    Returns:
+        dw of `weight_size`, in the dtype of grad_output. Differentiable in input and grad_output.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as for `corr2d`.
+    """
+    check_tensors(images=("input",), input=input, grad_output=grad_output)
+    check_precision(precision)
+    geometry = _gradient_geometry(
+        "input", input.shape, tuple(weight_size), grad_output, stride, padding, dilation, groups
+    )
+    return weight_gradient(input, grad_output, geometry, _precision(grad_output, precision))
+
+
+def _apply(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    padding_mode: str,
+    precision: str | None,
+    flip: bool,
+) -> torch.Tensor:
+    check_tensors(images=("input",), input=input, weight=weight, bias=bias)
+    check_precision(precision)
+    input, weight, bias = _autocast(input, weight, bias)
+    groups = as_integer("groups", groups)
+    x, bank, groups = _four_dimensional(input, weight, groups)
+    step, spread = as_pair("stride", stride), as_pair("dilation", dilation)
+    border = as_padding(padding, (bank.shape[-2], bank.shape[-1]), step, spread)
+    if padding_mode != "zeros":
+        x, border = _padded_copy(x, border, padding_mode), ((0, 0), (0, 0))
+    geometry = ops.geometry_of(
+        (x.shape[0], x.shape[1], x.shape[2], x.shape[3]),
+        tuple(bank.shape),
+        step,
+        border,
+        spread,
+        groups,
+        flip,
+    )
+    if bias is not None and weight.dim() == 2:
+        if bias.numel() != 1:
+            raise ArgumentError(
+                f"bias must have one element for a weight of shape {_shape(weight)}, "
+                f"got shape {_shape(bias)}"
+            )
+        bias = bias.reshape(1).expand(geometry.K)
+    _check_bias(bias, geometry.K, weight)
+    y = correlate(x, bank, bias, geometry, _precision(weight, precision))
+    if weight.dim() == 2:
+        return y.reshape(*input.shape[:-2], geometry.P, geometry.Q)
+    return y if input.dim() == 4 else y.squeeze(0)
+
+
+def _four_dimensional(
+    input: torch.Tensor, weight: torch.Tensor, groups: int
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """x (N, C, H, W), a weight of four or five dimensions, groups: the forms of the table."""
+    if weight.dim() == 2 and input.dim() >= 2:
+        if groups != 1:
+            raise ArgumentError(
+                f"groups must be 1 for one kernel on every plane, got {groups} "
+                f"(weight of shape {_shape(weight)})"
+            )
+        if input.dim() == 4 and not input.is_contiguous():
+            # Planes that are not stacked evenly stay channels: the same kernel for each of them.
+            C = input.shape[1]
+            return input, weight.expand(C, 1, *weight.shape), C
+        planes = input.reshape(-1, 1, *input.shape[-2:]) if input.numel() else _no_planes(input)
+        return planes, weight[None, None], 1
+    if weight.dim() == 4 and input.dim() in (3, 4):
+        return (input if input.dim() == 4 else input.unsqueeze(0)), weight, groups
+    if weight.dim() == 5 and input.dim() == 4:
+        return input, weight, groups
+    raise ArgumentError(
+        f"input of shape {_shape(input)} does not fit weight of shape {_shape(weight)}: expected "
+        "input (..., H, W) with weight (R, S), (N, C, H, W) or (C, H, W) with (K, C/groups, R, S), "
+        "or (N, C, H, W) with (N, K, C/groups, R, S)"
+    )
+
+
+def _no_planes(input: torch.Tensor) -> torch.Tensor:
+    """(planes, 1, H, W) of an input without elements, where reshape cannot tell one size."""
+    planes = 1
+    for size in input.shape[:-2]:
+        planes *= size
+    return input.reshape(planes, 1, *input.shape[-2:])
+
+
+def _padded_copy(x: torch.Tensor, padding: Any, mode: str) -> torch.Tensor:
+    if mode not in PADDING_MODES:
+        raise ArgumentError(
+            f"padding_mode must be {', '.join(map(repr, PADDING_MODES))}, got {mode!r}"
+        )
+    for name, extent, sides in zip(("height", "width"), x.shape[-2:], padding, strict=True):
+        # A reflection leaves out the border itself; a turn of the image is the image.
+        limit = {"reflect": extent - 1, "circular": extent}.get(mode, max(sides))
+        if max(sides) > limit:
+            raise ArgumentError(
+                f"padding_mode={mode!r} can pad a {name} of {extent} by at most {limit}, "
+                f"got {sides}"
+            )
+    (top, bottom), (left, right) = padding
+    if not any((top, bottom, left, right)):
+        return x
+    return F.pad(x, (left, right, top, bottom), mode=mode)
+
+
+def _gradient_geometry(
+    name: str,
+    x_size: Sequence[int],
+    weight_size: tuple[int, ...],
+    grad_output: torch.Tensor,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+) -> Geometry:
+    if len(x_size) != 4 or len(weight_size) not in (4, 5):
+        raise ArgumentError(
+            f"{name} must have four sizes (N, C, H, W) and the weight four or five, got "
+            f"{tuple(x_size)} and {weight_size}"
+        )
+    step, spread = as_pair("stride", stride), as_pair("dilation", dilation)
+    window = (weight_size[-2], weight_size[-1])
+    geometry = ops.geometry_of(
+        (x_size[0], x_size[1], x_size[2], x_size[3]),
+        weight_size,
+        step,
+        as_padding(padding, window, step, spread),
+        spread,
+        as_integer("groups", groups),
+    )
+    if tuple(grad_output.shape) != geometry.y_shape:
+        raise ArgumentError(
+            f"grad_output must have the output's shape {geometry.y_shape}, "
+            f"got {_shape(grad_output)}"
+        )
+    return geometry
+
+
+def _check_bias(bias: torch.Tensor | None, filters: int, weight: torch.Tensor) -> None:
+    if bias is not None and tuple(bias.shape) != (filters,):
+        raise ArgumentError(
+            f"bias must have shape ({filters},) for a weight of shape {_shape(weight)}, "
+            f"got {_shape(bias)}"
+        )
+
+
+def _autocast(*tensors: torch.Tensor | None) -> tuple[Any, ...]:
+    """The tensors as autocast would hand them to conv2d: in its low precision, where it is on."""
+    device = next(t.device.type for t in tensors if t is not None)
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    low = torch.get_autocast_dtype(device)
+    return tuple(
+        t.to(low) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in tensors
+    )
+
+
+def _precision(tensor: torch.Tensor, precision: str | None) -> str:
+    """`precision`, or PyTorch's own setting for convolutions where it has one."""
+    if tensor.dtype != torch.float32:
+        return "ieee"
+    if precision is None:
+        on_gpu = tensor.device.type == "cuda"
+        return "tf32" if on_gpu and torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+    return precision
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return str(tuple(tensor.shape))

@@ -1,0 +1,149 @@
+"""The layers: PyTorch's own classes, with their parameters, on our kernels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from .functional import corr2d, corr_transpose2d
+
+
+class Conv2D(nn.Conv2d):
+    """`torch.nn.Conv2d` on Triton kernels: same arguments, parameters, initialisation, state_dict.
+
+    Without channels, `Conv2D(kernel_size=(1, 2))` is the textbook's layer: one (R, S) weight and one
+    scalar bias for a plain (H, W) image, or for every plane of a larger tensor.
+
+    Args:
+        in_channels: C, or None together with out_channels for the textbook's layer.
+        out_channels: K.
+        kernel_size: R and S, int or (h, w).
+        stride, dilation, groups, bias, device, dtype: as for nn.Conv2d.
+        padding: as for nn.Conv2d, or ((top, bottom), (left, right)).
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
+
+    Example:
+        >>> layer = Conv2D(3, 8, kernel_size=3, padding=1)
+        >>> layer(torch.zeros(2, 3, 5, 5)).shape
+        torch.Size([2, 8, 5, 5])
+        >>> Conv2D(kernel_size=(1, 2))(torch.zeros(6, 8)).shape
+        torch.Size([6, 7])
+    """
+
+    def __init__(
+        self,
+        in_channels: int | None = None,
+        out_channels: int | None = None,
+        kernel_size: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if kernel_size is None:
+            raise TypeError("Conv2D needs kernel_size, for example Conv2D(kernel_size=(1, 2))")
+        if (in_channels is None) != (out_channels is None):
+            raise TypeError(
+                "Conv2D needs both in_channels and out_channels, or neither for one kernel on "
+                f"every plane, got in_channels={in_channels} and out_channels={out_channels}"
+            )
+        self._every_plane = in_channels is None
+        super().__init__(
+            1 if in_channels is None else in_channels,
+            1 if out_channels is None else out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        if self._every_plane:
+            self.weight = nn.Parameter(self.weight.detach()[0, 0])
+
+    def reset_parameters(self) -> None:
+        """As nn.Conv2d: weight and bias uniform within 1 / sqrt(C/groups * R * S)."""
+        if self.weight.dim() != 2:
+            super().reset_parameters()
+            return
+        bound = 1 / math.sqrt(self.weight.numel())
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def _conv_forward(
+        self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        return corr2d(
+            input,
+            weight,
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            padding_mode=self.padding_mode,
+        )
+
+    def extra_repr(self) -> str:
+        """nn.Conv2d's, without the channels that the textbook's layer does not have."""
+        text = super().extra_repr()
+        return text.removeprefix("1, 1, ") if self._every_plane else text
+
+
+class LazyConv2D(nn.LazyConv2d, Conv2D):  # type: ignore[misc]
+    """`torch.nn.LazyConv2d` on Triton kernels: in_channels is read off the first input.
+
+    Example:
+        >>> layer = LazyConv2D(1, kernel_size=(1, 2), bias=False)
+        >>> layer(torch.zeros(1, 1, 6, 8)).shape
+        torch.Size([1, 1, 6, 7])
+    """
+
+    cls_to_become = Conv2D  # type: ignore[assignment]
+
+
+class ConvTranspose2D(nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d` on Triton kernels: same arguments, parameters and state_dict.
+
+    Example:
+        >>> layer = ConvTranspose2D(8, 3, kernel_size=2, stride=2)
+        >>> layer(torch.zeros(2, 8, 5, 5)).shape
+        torch.Size([2, 3, 10, 10])
+    """
+
+    def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+        """(N, K, P, Q) or (K, P, Q) to (N, C, H, W) or (C, H, W).
+
+        Args:
+            input: the image.
+            output_size: (H, W), where stride leaves several sizes possible.
+        """
+        output_padding = self._output_padding(
+            input,
+            output_size,
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.kernel_size,  # type: ignore[arg-type]
+            2,
+            self.dilation,  # type: ignore[arg-type]
+        )
+        return corr_transpose2d(
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            output_padding,
+            self.groups,
+            self.dilation,
+        )

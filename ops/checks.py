@@ -1,0 +1,65 @@
+"""Whether tensors can be used at all: kind, layout, dtype and device. Shapes are Geometry's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .errors import ArgumentError, ArgumentTypeError
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+PRECISIONS = ("ieee", "tf32", "tf32x3")
+
+
+def check_tensors(images: tuple[str, ...] = (), **tensors: Any) -> None:
+    """Raises unless all are dense tensors of one float dtype on one device.
+
+    Args:
+        images: names of tensors that may be uint8 whatever the dtype of the others.
+        **tensors: by the name that the user gave them; None is passed over.
+
+    Raises:
+        ArgumentTypeError: names the argument, what was expected and what came.
+    """
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    for name, tensor in given.items():
+        _check_dense(name, tensor)
+        if tensor.dtype == torch.uint8 and name in images:
+            continue
+        if tensor.dtype not in FLOAT_DTYPES:
+            also = ", or a uint8 image" if name in images else ""
+            raise ArgumentTypeError(
+                f"{name} must be float16, bfloat16, float32 or float64{also}, got {tensor.dtype}"
+            )
+    typed = {n: t for n, t in given.items() if not (t.dtype == torch.uint8 and n in images)}
+    if len({t.dtype for t in typed.values()}) > 1:
+        raise ArgumentTypeError(
+            f"{_words(typed)} must have the same dtype, got {_words(t.dtype for t in typed.values())}"
+        )
+    if len({t.device for t in given.values()}) > 1:
+        devices = _words(t.device for t in given.values())
+        raise ArgumentTypeError(f"{_words(given)} must be on the same device, got {devices}")
+
+
+def _check_dense(name: str, tensor: Any) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        kind = type(tensor)
+        module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+        raise ArgumentTypeError(f"{name} must be a torch.Tensor, got {module}{kind.__qualname__}")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        layout = "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
+        raise ArgumentTypeError(f"{name} must be a dense (strided) tensor, got {layout}")
+
+
+def check_precision(precision: Any) -> None:
+    """Raises ArgumentError unless `precision` is one of PRECISIONS or None."""
+    if precision is not None and precision not in PRECISIONS:
+        raise ArgumentError(
+            f"precision must be {', '.join(map(repr, PRECISIONS))} or None, got {precision!r}"
+        )
+
+
+def _words(items: Any) -> str:
+    *first, last = map(str, items)
+    return f"{', '.join(first)} and {last}" if first else last

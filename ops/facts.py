@@ -1,0 +1,48 @@
+"""What the planner needs to know of real tensors and of the device they are on."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from .formats import suggests_channels_last
+from .geometry import Geometry
+from .plan import INTERPRETER, Device, Layout
+
+#: Offsets up to here fit in 32 bits with room for the lanes that a tile has past the end.
+NARROW_LIMIT = 2**31 - 2**16
+
+
+def layout_of(geometry: Geometry, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> Layout:
+    """What the planner needs to know of the tensors of one call (or of their gradients)."""
+    (top, bottom), (left, right) = geometry.padding
+    largest = max(
+        *map(_last_offset, (x, weight, y)),
+        geometry.H + top + bottom,
+        geometry.W + left + right,
+        geometry.N * geometry.H * geometry.W,
+        geometry.N * geometry.P * geometry.Q,
+    )
+    return Layout(
+        channels_last=suggests_channels_last(x) or suggests_channels_last(y),
+        wide=largest > NARROW_LIMIT,
+    )
+
+
+def _last_offset(tensor: torch.Tensor) -> int:
+    return sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1)
+
+
+def device_of(tensor: torch.Tensor) -> Device:
+    """The planner's facts about the device a tensor is on."""
+    return _device(tensor.device)
+
+
+@functools.cache
+def _device(device: torch.device) -> Device:
+    if device.type != "cuda":
+        return INTERPRETER
+    facts = torch.cuda.get_device_properties(device)
+    arch = getattr(facts, "gcnArchName", "").split(":")[0] if torch.version.hip else ""
+    return Device(facts.name, arch or f"{facts.major}{facts.minor}", facts.multi_processor_count)

@@ -1,0 +1,132 @@
+"""The three operators in NumPy, in float64: the truth that every other implementation is tested by.
+
+Written from the definition, one tap (r, s) of the window at a time. Slow, and meant to be read.
+
+    y [n,k,p,q] = bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s]
+    dx[n,c,h,w] = sum_{k,r,s} dy[n,k,p,q] * weight[k,c,r,s]
+    dw[k,c,r,s] = sum_{n,p,q} dy[n,k,p,q] * x[n,c,h,w]
+    h = p * stride_h - pad_top + r * dilation_h        w likewise        (*)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .geometry import Geometry, Pair
+
+
+def fprop(
+    x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None, geometry: Geometry
+) -> NDArray[np.float64]:
+    """y (N, K, P, Q). The padding is zeros that take part in the sum: 0 * inf in it is nan.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (K, C/groups, R, S) or (N, K, C/groups, R, S).
+        bias: (K,) or None.
+        geometry: of these shapes.
+    """
+    g = geometry
+    x, weight = _grouped_x(x, g), _grouped_weight(weight, g)
+    y = np.zeros((g.N, g.groups, g.group_K, g.P, g.Q))
+    for r, h, h_inside in _window(g.R, g.P, g.H, g.stride[0], g.padding[0], g.dilation[0]):
+        for s, w, w_inside in _window(g.S, g.Q, g.W, g.stride[1], g.padding[1], g.dilation[1]):
+            seen = _read_or_zero(x, h, h_inside, w, w_inside)
+            y += _einsum("ngcpq,ngkc->ngkpq", seen, weight[..., r, s])
+    y = y.reshape(g.y_shape)
+    return y if bias is None else y + np.asarray(bias, np.float64)[:, None, None]
+
+
+def dgrad(dy: ArrayLike, weight: ArrayLike, geometry: Geometry) -> NDArray[np.float64]:
+    """dx (N, C, H, W). Only the taps that exist take part: the padding has no gradient.
+
+    Args:
+        dy: (N, K, P, Q).
+        weight: as for fprop.
+        geometry: of the forward call.
+    """
+    g = geometry
+    dy, weight = _grouped_y(dy, g), _grouped_weight(weight, g)
+    dx = np.zeros((g.N, g.groups, g.group_C, g.H, g.W))
+    for r, h, h_inside in _window(g.R, g.P, g.H, g.stride[0], g.padding[0], g.dilation[0]):
+        for s, w, w_inside in _window(g.S, g.Q, g.W, g.stride[1], g.padding[1], g.dilation[1]):
+            came_from = dy[..., h_inside, :][..., w_inside]
+            dx[..., h[h_inside][:, None], w[w_inside]] += _einsum(
+                "ngkpq,ngkc->ngcpq", came_from, weight[..., r, s]
+            )
+    return dx.reshape(g.x_shape)
+
+
+def wgrad(x: ArrayLike, dy: ArrayLike, geometry: Geometry) -> NDArray[np.float64]:
+    """dw, shaped as the weight. The padding is zeros that take part in the sum, as in fprop.
+
+    Args:
+        x: (N, C, H, W).
+        dy: (N, K, P, Q).
+        geometry: of the forward call.
+    """
+    g = geometry
+    x, dy = _grouped_x(x, g), _grouped_y(dy, g)
+    dw = np.zeros((g.N, g.groups, g.group_K, g.group_C, g.R, g.S))
+    for r, h, h_inside in _window(g.R, g.P, g.H, g.stride[0], g.padding[0], g.dilation[0]):
+        for s, w, w_inside in _window(g.S, g.Q, g.W, g.stride[1], g.padding[1], g.dilation[1]):
+            seen = _read_or_zero(x, h, h_inside, w, w_inside)
+            dw[..., r, s] = _einsum("ngkpq,ngcpq->ngkc", dy, seen)
+    if g.flip:
+        dw = dw[..., ::-1, ::-1]
+    if not g.per_sample:
+        dw = dw.sum(axis=0)
+    return dw.reshape(g.weight_shape)
+
+
+def bias_grad(dy: ArrayLike) -> NDArray[np.float64]:
+    """dbias (K,) = sum_{n,p,q} dy[n,k,p,q]."""
+    return np.asarray(dy, np.float64).sum(axis=(0, 2, 3))
+
+
+def _window(
+    taps: int, outputs: int, extent: int, stride: int, pad: Pair, dilation: int
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.bool_]]]:
+    """For each tap of one axis: (*) for every output, and where that is inside the input."""
+    for tap in range(taps):
+        coordinate = np.arange(outputs) * stride - pad[0] + tap * dilation
+        yield tap, coordinate, (coordinate >= 0) & (coordinate < extent)
+
+
+def _read_or_zero(
+    x: NDArray[np.float64],
+    h: NDArray[np.int64],
+    h_inside: NDArray[np.bool_],
+    w: NDArray[np.int64],
+    w_inside: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """x[..., h, w] where that exists, zero elsewhere: (..., P, Q)."""
+    seen = x[..., np.where(h_inside, h, 0)[:, None], np.where(w_inside, w, 0)]
+    return np.where(h_inside[:, None] & w_inside, seen, 0.0)
+
+
+def _einsum(subscripts: str, a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):  # inf - inf and 0 * inf are nan, here as on a GPU
+        return np.einsum(subscripts, a, b)
+
+
+def _grouped_x(x: ArrayLike, g: Geometry) -> NDArray[np.float64]:
+    return np.asarray(x, np.float64).reshape(g.N, g.groups, g.group_C, g.H, g.W)
+
+
+def _grouped_y(y: ArrayLike, g: Geometry) -> NDArray[np.float64]:
+    return np.asarray(y, np.float64).reshape(g.N, g.groups, g.group_K, g.P, g.Q)
+
+
+def _grouped_weight(weight: ArrayLike, g: Geometry) -> NDArray[np.float64]:
+    """The cross-correlation window that each sample sees: (N, groups, K/groups, C/groups, R, S)."""
+    weight = np.asarray(weight, np.float64)
+    if g.flip:
+        weight = weight[..., ::-1, ::-1]
+    bank = (g.groups, g.group_K, g.group_C, g.R, g.S)
+    if g.per_sample:
+        return weight.reshape(g.N, *bank)
+    return np.broadcast_to(weight.reshape(bank), (g.N, *bank))

@@ -1,0 +1,246 @@
+"""Every way the planner can have a kernel compiled, and the GPUs that is checked for.
+
+What the planner chooses decides a kernel's code: family, tile, index width, precision and, in a
+GEMM, whether a step covers one tap. Types, strides and extents of the arguments decide the rest;
+each of those appears with every tile, but not in every combination.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ..ops.facts import NARROW_LIMIT
+from ..ops.geometry import Geometry
+from ..ops.launch import Call, dgrad_call, fprop_call, wgrad_calls
+from ..ops.plan import GEMM_TILES, STENCIL_TILES, Device, GemmTile, Plan, Tile, plan_with_tile
+
+
+@dataclass(frozen=True)
+class Target:
+    """A GPU to compile for.
+
+    Attributes:
+        name: as compilers call it.
+        gpu: backend, architecture and warp size, as triton's GPUTarget takes them.
+        device: what the planner is told.
+        registers: most that one thread can have.
+        shared: most bytes of shared memory (LDS) that one program can have.
+    """
+
+    name: str
+    gpu: tuple[str, int | str, int]
+    device: Device
+    registers: int
+    shared: int
+
+    @property
+    def is_amd(self) -> bool:
+        return self.gpu[0] == "hip"
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("sm_80", ("cuda", 80, 32), Device("A100", "80", 108), 255, 163 * 1024),
+        Target("sm_90", ("cuda", 90, 32), Device("H200", "90", 132), 255, 227 * 1024),
+        Target("sm_100", ("cuda", 100, 32), Device("B200", "100", 148), 255, 227 * 1024),
+        Target("gfx942", ("hip", "gfx942", 64), Device("MI300X", "gfx942", 304), 512, 64 * 1024),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments with a reason to exist. dgrad gets them with the channels swapped.
+
+    Attributes:
+        geometry: of fprop and wgrad.
+        one_tap: whether a step of a GEMM covers channels of one tap.
+        channels_last: memory format of x and y.
+        bias: whether fprop adds one.
+    """
+
+    geometry: Geometry
+    one_tap: bool = False
+    channels_last: bool = False
+    bias: bool = False
+
+    @property
+    def wide(self) -> bool:
+        return max(self.geometry.x_numel, self.geometry.y_numel) > NARROW_LIMIT
+
+
+_SAME = ((1, 1), (1, 1))
+# Extents that nothing divides, a step, gaps and a turned window: no address is a simple one.
+_ODD = {"stride": (2, 1), "padding": ((2, 1), (1, 2)), "dilation": (1, 2), "flip": True}
+
+#: Neighbours differ in width, so that two in a row show both.
+GEMM_CASES = {
+    "dense": Case(
+        Geometry(8, 64, 56, 56, 64, 3, 3, padding=_SAME),
+        one_tap=True,
+        channels_last=True,
+        bias=True,
+    ),
+    "pointwise": Case(Geometry(64, 128, 1024, 1024, 256, 1, 1), one_tap=True),
+    "stem": Case(Geometry(8, 3, 224, 224, 64, 7, 7, stride=(2, 2), padding=((3, 3), (3, 3)))),
+    "odd": Case(
+        Geometry(311, 14, 1031, 1033, 34, 3, 3, groups=2, per_sample=True, **_ODD),
+        channels_last=True,
+        bias=True,
+    ),
+}
+STENCIL_CASES = {
+    "image": Case(Geometry(1, 1, 4096, 4096, 1, 3, 3, padding=_SAME)),
+    "scale": Case(Geometry(64, 128, 1024, 1024, 128, 1, 1, groups=128)),
+    "depthwise": Case(
+        Geometry(32, 96, 112, 112, 96, 3, 3, padding=_SAME, groups=96),
+        channels_last=True,
+        bias=True,
+    ),
+    "odd": Case(
+        Geometry(311, 14, 1031, 1033, 21, 3, 3, groups=7, per_sample=True, **_ODD),
+        channels_last=True,
+        bias=True,
+    ),
+}
+
+#: dtype and precision of the products in GEMM_TILES.
+PRODUCTS: dict[str, tuple[tuple[torch.dtype, str], ...]] = {
+    "half": ((torch.bfloat16, "ieee"), (torch.float16, "ieee")),
+    "tf32": ((torch.float32, "tf32"),),
+    "tf32x3": ((torch.float32, "tf32x3"),),
+    "ieee": ((torch.float32, "ieee"),),
+    "float64": ((torch.float64, "ieee"),),
+}
+STENCIL_DTYPES = (torch.float32, torch.bfloat16, torch.uint8, torch.float16, torch.float64)
+OPS = ("fprop", "dgrad", "wgrad")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A kernel with everything that decides its code.
+
+    Attributes:
+        kernel: its name.
+        product: the row of GEMM_TILES, "" for kernels that are no GEMM.
+        case: a name in GEMM_CASES or STENCIL_CASES.
+        arguments: what that name stands for.
+        plan: what the planner decides.
+        dtype: of all tensors, but uint8 is only x's and the others are float32 then.
+    """
+
+    kernel: str
+    product: str
+    case: str
+    arguments: Case
+    plan: Plan
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        blocks = {k: v for k, v in vars(self.plan.tile).items() if k.startswith("BLOCK")}
+        tile = "" if self.kernel == "sum_partials" else "x".join(map(str, blocks.values()))
+        dtype = str(self.dtype).removeprefix("torch.")
+        return "-".join(filter(None, (self.kernel, self.product, tile, dtype, self.case)))
+
+    @property
+    def wants_mma(self) -> bool:
+        """Whether the matrix units should do the arithmetic."""
+        return self.product not in ("", "ieee")
+
+    def call(self) -> Call:
+        """The launch, of meta tensors: however large, they take no memory."""
+        geometry, plan = _geometry(self.plan.op, self.arguments), self.plan
+        dtype = torch.float32 if self.dtype == torch.uint8 else self.dtype
+        x_dtype = dtype if plan.op == "dgrad" else self.dtype
+        x = self._empty(geometry.x_shape, x_dtype)
+        y = self._empty(geometry.y_shape, dtype)
+        weight = torch.empty(geometry.weight_shape, dtype=dtype, device="meta")
+        if plan.op == "fprop":
+            bias = weight.new_empty(geometry.K) if self.arguments.bias else None
+            return fprop_call(x, weight, bias, y, geometry, plan)
+        if plan.op == "dgrad":
+            return dgrad_call(y, weight, x, geometry, plan)
+        calls = list(wgrad_calls(x, y, weight, geometry, plan))
+        return next(call for call in calls if call.kernel.__name__ == self.kernel)
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        channels_last = self.arguments.channels_last
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        return torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
+
+
+def _geometry(op: str, case: Case) -> Geometry:
+    """dgrad reduces over filters where fprop does over channels: it gets those swapped."""
+    if op != "dgrad":
+        return case.geometry
+    fields = vars(case.geometry)
+    return Geometry(**{**fields, "C": fields["K"], "K": fields["C"]})
+
+
+def configurations(target: Target, thin: bool = False) -> Iterator[Configuration]:
+    """The configurations to compile for a target.
+
+    Args:
+        target: GPU to compile for.
+        thin: every tile of every operator, with cases and types dealt out among the targets: what
+            one target leaves out, another has. Otherwise everything.
+    """
+    turn = list(TARGETS).index(target.name)
+    # Tiles in the place of rows: what each is compiled with moves on by one from tile to tile, from
+    # operator to operator and from target to target.
+    for i, op in enumerate(OPS):
+        for product, tiles in GEMM_TILES.items():
+            if product == "tf32x3" and target.is_amd:
+                continue  # planned as ieee
+            for j, tile in enumerate(tiles[:2] if op == "wgrad" else tiles):
+                cases, types = list(GEMM_CASES), PRODUCTS[product]
+                if thin:
+                    cases = [cases[(i + j + turn) % len(cases)]]
+                    types = (types[(j + turn) % len(types)],)
+                for case in cases:
+                    for dtype, precision in types:
+                        yield _configuration(op, product, case, tile, dtype, precision)
+                    if product == "ieee" and case == "stem" and op != "dgrad":
+                        yield _configuration(op, product, case, tile, torch.uint8, "ieee")
+        for j, tile in enumerate(STENCIL_TILES):
+            cases = list(STENCIL_CASES)
+            dtypes = [t for t in STENCIL_DTYPES if op != "dgrad" or t != torch.uint8]
+            if thin:
+                cases = [cases[(i + j + turn) % len(cases)]]
+                dtypes = [dtypes[(i + j - turn) % len(dtypes)]]
+            for case in cases:
+                for dtype in dtypes:
+                    yield _configuration(op, "", case, tile, dtype, "ieee")
+    yield from _sums()
+
+
+def _configuration(
+    op: str, product: str, name: str, tile: Tile, dtype: torch.dtype, precision: str
+) -> Configuration:
+    is_gemm = isinstance(tile, GemmTile)
+    case = (GEMM_CASES if is_gemm else STENCIL_CASES)[name]
+    plan = plan_with_tile(
+        op,
+        _geometry(op, case),
+        tile,
+        wide=case.wide,
+        precision=precision,
+        one_tap=is_gemm and op != "wgrad" and case.one_tap,
+        splits=2 if case.bias else 1,
+    )
+    return Configuration(plan.kernel, product, name, case, plan, dtype)
+
+
+def _sums() -> Iterator[Configuration]:
+    """sum_partials for every type of the result, with offsets that fit in 32 bits and beyond."""
+    narrow = GEMM_CASES["dense"]
+    wide = Case(Geometry(8, 2**15, 56, 56, 2**16, 1, 1))
+    for name, case in (("narrow", narrow), ("wide", wide)):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            plan = plan_with_tile("wgrad", case.geometry, GEMM_TILES["half"][0], splits=2)
+            yield Configuration("sum_partials", "", name, case, plan, dtype)

@@ -1,0 +1,249 @@
+"""The three operators against the reference: every case, tile, layout and dtype."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CASE_DTYPES, CASES, DTYPES, RICH_CASES, tensors, whole_numbers
+from closeness import OPS, check, operands, run, to_numpy, truth
+
+from tricorr.ops import geometry_of
+from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, GemmTile, plan_with_tile
+
+GEMM_DTYPES = {
+    "half": torch.float16,
+    "tf32": torch.float32,
+    "tf32x3": torch.float32,
+    "ieee": torch.float32,
+    "float64": torch.float64,
+}
+GEMMS = [
+    pytest.param(product, tile, id=f"{product}-{tile.BLOCK_M}x{tile.BLOCK_N}x{tile.BLOCK_K}")
+    for product, tiles in GEMM_TILES.items()
+    for tile in tiles
+]
+STENCILS = [pytest.param(tile, id=f"{tile.BLOCK_M}x{tile.BLOCK_C}") for tile in STENCIL_TILES]
+ALL_OPS = pytest.mark.parametrize("op", OPS)
+BILINEAR_OPS = pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
+
+
+def dtype_id(value):
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
+
+
+@ALL_OPS
+@pytest.mark.parametrize(("name", "dtype"), CASE_DTYPES, ids=dtype_id)
+def test_every_case(backend, op, name, dtype):
+    if backend.name == "cpu" and name.startswith("huge_padding"):
+        pytest.skip("PyTorch copies the padding")
+    args = operands(op, *tensors(CASES[name], dtype, backend.device))
+    actual = check(op, args, CASES[name])
+    assert actual.dtype == dtype
+
+
+@ALL_OPS
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("name", RICH_CASES)
+def test_whole_numbers_are_exact(backend, op, name, dtype):
+    args = operands(op, *tensors(CASES[name], dtype, backend.device, whole_numbers))
+    actual = run(op, args, CASES[name])
+    expected = torch.from_numpy(truth(op, args, CASES[name])).to(dtype)
+    assert torch.equal(actual.cpu(), expected)
+
+
+@ALL_OPS
+@pytest.mark.parametrize("name", ["leftover_rows", "many_pixels", "per_sample_groups"])
+def test_the_same_call_gives_the_same_bits(backend, op, name):
+    args = operands(op, *tensors(CASES[name], torch.float32, backend.device))
+    assert torch.equal(run(op, args, CASES[name]), run(op, args, CASES[name]))
+
+
+def leftover_geometry(op, tile, per_sample=False):
+    """More than one tile along every axis of a launch, and none of them full at the end."""
+    N, groups, R, S, P = 2, 2, 2, 3, 5
+    if isinstance(tile, GemmTile):
+        columns, reduced = tile.BLOCK_N + 3, tile.BLOCK_K + 1
+        pixels = tile.BLOCK_K * 3 if op == "wgrad" else tile.BLOCK_M
+        if op == "wgrad":
+            columns, reduced = tile.BLOCK_M + 3, tile.BLOCK_N // (R * S) + 1
+    else:
+        columns, reduced, pixels = tile.BLOCK_C // groups + 1, 3, tile.BLOCK_M
+    Q = pixels // (P * (1 if per_sample else N)) + 2
+    # Padding of one at the left keeps the input as wide as P x Q makes the output.
+    C, K = (columns, reduced) if op == "dgrad" else (reduced, columns)
+    weight = (K * groups, C, R, S)
+    weight = (N, *weight) if per_sample else weight
+    x = (N, C * groups, P, Q)
+    return geometry_of(x, weight, padding=((0, 1), (1, 1)), groups=groups)
+
+
+def check_forced(op, tile, dtype, device, precision="ieee", per_sample=False, choices=()):
+    """The operator with `tile` and each of the choices, against one truth."""
+    from tricorr.ops import launch
+
+    geometry = leftover_geometry(op, tile, per_sample)
+    args = operands(op, *tensors(geometry, dtype, device))
+    for choice in choices:
+        plan = plan_with_tile(
+            op.removesuffix("_bias"), geometry, tile, precision=precision, **choice
+        )
+        assert plan.splits >= choice.get("splits", 1)
+        actual = run(op, args, geometry, launch, precision=precision, plan=plan)
+        check(op, args, geometry, actual=actual, precision=precision)
+
+
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
+@pytest.mark.parametrize(("product", "tile"), GEMMS)
+@pytest.mark.parametrize("wide", [False, True], ids=["int32", "int64"])
+@pytest.mark.parametrize("one_tap", [False, True], ids=["flattened", "one_tap"])
+def test_every_gemm_tile(kernel_backend, op, product, tile, wide, one_tap):
+    precision = product if product in ("tf32", "tf32x3") else "ieee"
+    choices = [{"wide": wide, "one_tap": one_tap}]
+    check_forced(op, tile, GEMM_DTYPES[product], kernel_backend.device, precision, choices=choices)
+
+
+@pytest.mark.parametrize(("product", "tile"), GEMMS)
+@pytest.mark.parametrize("wide", [False, True], ids=["int32", "int64"])
+def test_every_gemm_tile_of_wgrad(kernel_backend, product, tile, wide):
+    precision = product if product in ("tf32", "tf32x3") else "ieee"
+    choices = [{"wide": wide, "splits": splits} for splits in (1, 2, 4)]
+    check_forced(
+        "wgrad", tile, GEMM_DTYPES[product], kernel_backend.device, precision, choices=choices
+    )
+
+
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
+@pytest.mark.parametrize("tile", STENCILS)
+@pytest.mark.parametrize("wide", [False, True], ids=["int32", "int64"])
+def test_every_stencil_tile(kernel_backend, op, tile, wide):
+    check_forced(op, tile, torch.float32, kernel_backend.device, choices=[{"wide": wide}])
+
+
+@pytest.mark.parametrize("tile", STENCILS)
+@pytest.mark.parametrize("wide", [False, True], ids=["int32", "int64"])
+def test_every_stencil_tile_of_wgrad(kernel_backend, tile, wide):
+    choices = [{"wide": wide, "splits": splits} for splits in (1, 2)]
+    check_forced("wgrad", tile, torch.float32, kernel_backend.device, choices=choices)
+
+
+@BILINEAR_OPS
+@pytest.mark.parametrize("tile", [GEMM_TILES["ieee"][1], STENCIL_TILES[2]], ids=["gemm", "stencil"])
+def test_a_bank_per_sample_in_both_families(kernel_backend, op, tile):
+    choices = [{"splits": 2 if op == "wgrad" else 1, "wide": wide} for wide in (False, True)]
+    device = kernel_backend.device
+    check_forced(op, tile, torch.float32, device, per_sample=True, choices=choices)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("splits", [2, 33, 70])
+def test_partials_are_summed_however_many_there_are(kernel_backend, dtype, splits):
+    from tricorr.ops import launch
+
+    tile = STENCIL_TILES[3]
+    geometry = geometry_of((2, 2, 8 * splits // 2, 8), (3, 2, 1, 2), padding=((0, 0), (0, 1)))
+    x, _, _, dy = tensors(geometry, dtype, kernel_backend.device, whole_numbers)
+    plan = plan_with_tile("wgrad", geometry, tile, splits=splits)
+    assert plan.splits == splits
+    actual = launch.wgrad(x, dy, geometry, plan=plan)
+    assert torch.equal(actual.cpu(), torch.from_numpy(truth("wgrad", (x, dy), geometry)).to(dtype))
+
+
+def with_gaps(t):
+    padded = t.new_full([2 * n + 1 for n in t.shape], float("nan"))
+    view = padded[tuple(slice(1, None, 2) for _ in t.shape)]
+    return view.copy_(t)
+
+
+def with_odd_strides_on_axes_of_one(t):
+    strides = [7 if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True)]
+    return t.as_strided(t.shape, strides)
+
+
+LAYOUTS = {
+    "channels_last": lambda t: t.movedim(-3, -1).contiguous().movedim(-1, -3),
+    "transposed": lambda t: t.mT.contiguous().mT,
+    "batch_innermost": lambda t: t.movedim(0, -1).contiguous().movedim(-1, 0),
+    "with_gaps": with_gaps,
+    "odd_strides_on_axes_of_one": with_odd_strides_on_axes_of_one,
+    "zero_strides": lambda t: t.reshape(-1)[:1].expand(t.shape),
+    "zero_strides_over_the_batch": lambda t: t[:1].expand(t.shape),
+}
+STRIDED_CASES = {
+    "gemm": geometry_of((2, 17, 5, 4), (18, 17, 2, 3), padding=((1, 0), (1, 1))),
+    "stencil_per_sample": geometry_of((2, 2, 5, 4), (2, 3, 2, 2, 3), flip=True),
+    "axes_of_one": geometry_of((1, 1, 6, 1), (3, 1, 1, 1)),
+}
+
+
+@ALL_OPS
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", STRIDED_CASES)
+def test_any_strides(backend, op, layout, name):
+    x, weight, bias, dy = tensors(STRIDED_CASES[name], torch.float32, backend.device)
+    x, weight, dy = map(LAYOUTS[layout], (x, weight, dy))
+    bias = bias.repeat_interleave(3)[::3]
+    check(op, operands(op, x, weight, bias, dy), STRIDED_CASES[name])
+
+
+@BILINEAR_OPS
+@pytest.mark.parametrize("which", list(itertools.product([False, True], repeat=3)), ids=str)
+def test_every_mixture_of_memory_formats(backend, op, which):
+    geometry = STRIDED_CASES["gemm"]
+    x, weight, _, dy = tensors(geometry, torch.float32, backend.device)
+    x, weight, dy = (
+        t.contiguous(memory_format=torch.channels_last) if last else t
+        for t, last in zip((x, weight, dy), which, strict=True)
+    )
+    check(op, operands(op, x, weight, None, dy), geometry)
+
+
+@pytest.mark.parametrize("name", ["leftover_rows", "k_below_block", "one_row", "one_output"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_result_has_the_memory_format_that_pytorch_gives(backend, name, memory_format):
+    g = CASES[name]
+    x, weight, _, dy = tensors(g, torch.float32, backend.device)
+    x = x.contiguous(memory_format=memory_format)
+    dy = dy.contiguous(memory_format=memory_format)
+    padding = tuple(pad for pad, _ in g.padding)
+    theirs = F.conv2d(x, weight, None, g.stride, padding)
+    assert run("fprop", (x, weight, None), g).stride() == theirs.stride()
+    dx = run("dgrad", (dy, weight), g)
+    assert dx.stride() == torch.empty(g.x_shape).to(memory_format=memory_format).stride()
+    assert run("wgrad", (x, dy), g).is_contiguous()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
+@pytest.mark.parametrize(
+    ("op", "where"),
+    [("fprop", "x"), ("fprop", "weight"), ("dgrad", "dy"), ("wgrad", "x"), ("wgrad", "dy")],
+)
+@pytest.mark.parametrize("name", ["leftover_rows", "asymmetric_padding", "dilated_strided_flipped"])
+def test_what_is_not_finite_spreads_as_in_the_reference(kernel_backend, name, op, where, value):
+    geometry = CASES[name]
+    x, weight, _, dy = tensors(geometry, torch.float32, kernel_backend.device)
+    target = {"x": x, "weight": weight, "dy": dy}[where]
+    target[0, -1, 0, 0] = target[-1, 0, -1, -1] = value
+    actual = check(op, operands(op, x, weight, None, dy), geometry)
+    assert 0 < actual.isfinite().sum() < actual.numel()
+
+
+@pytest.mark.parametrize("name", RICH_CASES)
+def test_byte_images_meet_float_weights(backend, name):
+    geometry = CASES[name]
+    _, weight, bias, dy = tensors(geometry, torch.float32, backend.device)
+    x = torch.randint(256, geometry.x_shape, dtype=torch.uint8).to(backend.device)
+    assert check("fprop_bias", (x, weight, bias), geometry).dtype == torch.float32
+    assert check("wgrad", (x, dy), geometry).dtype == torch.float32
+
+
+def test_failures_name_the_worst_elements():
+    from closeness import assert_close_to_reference
+
+    truth64 = to_numpy(torch.ones(3, 4))
+    actual = torch.ones(3, 4)
+    actual[2, 1], actual[0, 3] = 1.5, float("nan")
+    with pytest.raises(AssertionError, match=r"2 of 12 elements .*1 nan") as error:
+        assert_close_to_reference(actual, truth64, truth64, terms=3)
+    assert "at (0, 3): got nan" in str(error.value)
+    assert "at (2, 1): got 1.5, expected 1, error 0.5" in str(error.value)
