@@ -6,8 +6,11 @@ from .autograd.functional import (
     corr2d_input_grad,
     corr2d_weight_grad,
     corr_transpose2d,
+    explain,
 )
+from .autograd.learning import LearnedKernel, learn_kernel
 from .autograd.modules import Conv2D, ConvTranspose2D, LazyConv2D
+from .autograd.receptive_field import ReceptiveField, receptive_field
 from .ops.errors import ArgumentError, ArgumentTypeError, BackendError
 
 __version__ = "0.1.0"
@@ -19,9 +22,14 @@ __all__ = [
     "Conv2D",
     "ConvTranspose2D",
     "LazyConv2D",
+    "LearnedKernel",
+    "ReceptiveField",
     "convolve2d",
     "corr2d",
     "corr2d_input_grad",
     "corr2d_weight_grad",
     "corr_transpose2d",
+    "explain",
+    "learn_kernel",
+    "receptive_field",
 ]

@@ -14,7 +14,6 @@ eager mode runs the autograd.Functions, which also have forward-mode derivatives
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from .. import ops
-from ..ops import ArgumentError, Geometry, as_integer, as_padding, as_pair
-from ..ops.checks import check_precision, check_tensors
+from ..ops import (
+    ArgumentError,
+    ArgumentTypeError,
+    Geometry,
+    as_integer,
+    as_padding,
+    as_pair,
+    as_shape,
+    shown,
+)
+from ..ops.checks import check_padding_mode, check_precision, check_tensors
+from ..ops.explain import Explanation, device_named
+from ..ops.explain import explain as explain_call
 from .function import correlate, input_gradient, weight_gradient
-
-PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 def corr2d(
@@ -36,8 +46,9 @@ def corr2d(
     Differentiable to any order in input, weight and bias. Bitwise repeatable on one device.
 
     Args:
-        input: see the table; float16, bfloat16, float32 or float64, or uint8 images.
-        weight: see the table; the dtype of the input (any of the four for uint8 images).
+        input: (..., H, W); float16, bfloat16, float32 or float64, or uint8 images.
+        weight: (R, S), (K, C/groups, R, S) or (N, K, C/groups, R, S); the dtype of the input, or
+            any of the four for uint8 images.
         bias: (K,), or one element for a (R, S) weight; the dtype of the weight.
         stride: step between windows, int or (h, w).
         padding: int, (h, w), ((top, bottom), (left, right)), "same" or "valid".
@@ -48,16 +59,12 @@ def corr2d(
             products, nearly exact). None follows `torch.backends.cudnn.conv.fp32_precision`.
 
     Returns:
-        The output in the weight's dtype and the input's memory format:
+        The output in the weight's dtype and the input's memory format. By the operands' forms:
 
-        ==================  =========================  ==================================  ==========
-        input               weight                     meaning                             output
-        ==================  =========================  ==================================  ==========
-        (..., H, W)         (R, S)                     one kernel on every plane           (..., P, Q)
-        (N, C, H, W)        (K, C/groups, R, S)        as F.conv2d                         (N, K, P, Q)
-        (C, H, W)           (K, C/groups, R, S)        as F.conv2d                         (K, P, Q)
-        (N, C, H, W)        (N, K, C/groups, R, S)     a filter bank for every sample      (N, K, P, Q)
-        ==================  =========================  ==================================  ==========
+        - (..., H, W) with (R, S), one kernel on every plane, gives (..., P, Q);
+        - (N, C, H, W) with (K, C/groups, R, S), a filter bank, gives (N, K, P, Q);
+        - (C, H, W) with (K, C/groups, R, S), a filter bank, gives (K, P, Q);
+        - (N, C, H, W) with (N, K, C/groups, R, S), a filter bank per sample, gives (N, K, P, Q).
 
         P = (H + pad_top + pad_bottom - dilation_h * (R - 1) - 1) // stride_h + 1, Q likewise.
 
@@ -152,9 +159,9 @@ def corr_transpose2d(
                 [2., 4., 2.],
                 [1., 2., 1.]])
     """
+    input, weight, bias = _autocast(input, weight, bias)
     check_tensors(input=input, weight=weight, bias=bias)
     check_precision(precision)
-    input, weight, bias = _autocast(input, weight, bias)
     if weight.dim() != 4 or input.dim() not in (3, 4):
         raise ArgumentError(
             "a transposed correlation takes input (N, K, P, Q) or (K, P, Q) and weight "
@@ -165,6 +172,10 @@ def corr_transpose2d(
     groups = as_integer("groups", groups)
     step, spread = as_pair("stride", stride), as_pair("dilation", dilation)
     extra = as_pair("output_padding", output_padding)
+    if isinstance(padding, str):
+        raise ArgumentTypeError(
+            f"padding of a transposed correlation must be numbers, got {shown(padding)}"
+        )
     border = as_padding(padding)
     if dy.shape[1] != K:
         raise ArgumentError(
@@ -239,7 +250,7 @@ def corr2d_input_grad(
     check_precision(precision)
     geometry = _gradient_geometry(
         "input_size",
-        input_size,
+        as_shape("input_size", input_size),
         tuple(weight.shape),
         grad_output,
         stride,
@@ -280,9 +291,62 @@ def corr2d_weight_grad(
     check_tensors(images=("input",), input=input, grad_output=grad_output)
     check_precision(precision)
     geometry = _gradient_geometry(
-        "input", input.shape, tuple(weight_size), grad_output, stride, padding, dilation, groups
+        "input",
+        tuple(input.shape),
+        as_shape("weight_size", weight_size),
+        grad_output,
+        stride,
+        padding,
+        dilation,
+        groups,
     )
     return weight_gradient(input, grad_output, geometry, _precision(grad_output, precision))
+
+
+def explain(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    precision: str | None = None,
+    device: str | None = None,
+) -> Explanation:
+    """Which kernel, tile, grid, bytes, FLOPs and bound `corr2d` and its gradients would use.
+
+    Nothing is computed and no memory is allocated: tensors on the meta device will do.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups, padding_mode, precision: as for
+            `corr2d`.
+        device: plan for a device by name ("a100", "h100", "h200", "b200", "mi300x") instead of for
+            the one the tensors are on.
+
+    Returns:
+        An Explanation: print it, or take `.as_dict()`.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as for `corr2d`.
+
+    Example:
+        >>> image, kernel = torch.empty(512, 512, device="meta"), torch.empty(3, 3, device="meta")
+        >>> explain(image, kernel, device="h200").passes["fprop"].plan.kernel
+        'fprop_stencil'
+    """
+    target = None if device is None else device_named(device)
+    x, bank, _, geometry = _prepare(
+        input, weight, bias, stride, padding, dilation, groups, padding_mode, precision, False
+    )
+    chosen = _precision(bank, precision)
+    if target is not None and precision is None and bank.dtype == torch.float32:
+        chosen = torch.backends.cudnn.conv.fp32_precision
+        chosen = chosen if chosen == "tf32" else "ieee"
+    y = torch.empty(geometry.y_shape, dtype=bank.dtype, device="meta")
+    return explain_call(geometry, x, bank, y, chosen, target)
 
 
 def _apply(
@@ -297,15 +361,35 @@ def _apply(
     precision: str | None,
     flip: bool,
 ) -> torch.Tensor:
+    x, bank, bias, geometry = _prepare(
+        input, weight, bias, stride, padding, dilation, groups, padding_mode, precision, flip
+    )
+    y = correlate(x, bank, bias, geometry, _precision(bank, precision))
+    if weight.dim() == 2:
+        return y.reshape(*input.shape[:-2], geometry.P, geometry.Q)
+    return y if input.dim() == 4 else y.squeeze(0)
+
+
+def _prepare(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    padding_mode: str,
+    precision: str | None,
+    flip: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, Geometry]:
+    """Validated: x (N, C, H, W), a weight of four or five dimensions, bias (K,), their geometry."""
+    input, weight, bias = _autocast(input, weight, bias)
     check_tensors(images=("input",), input=input, weight=weight, bias=bias)
     check_precision(precision)
-    input, weight, bias = _autocast(input, weight, bias)
-    groups = as_integer("groups", groups)
-    x, bank, groups = _four_dimensional(input, weight, groups)
+    check_padding_mode(padding_mode)
+    x, bank, groups = _four_dimensional(input, weight, as_integer("groups", groups))
     step, spread = as_pair("stride", stride), as_pair("dilation", dilation)
     border = as_padding(padding, (bank.shape[-2], bank.shape[-1]), step, spread)
-    if padding_mode != "zeros":
-        x, border = _padded_copy(x, border, padding_mode), ((0, 0), (0, 0))
     geometry = ops.geometry_of(
         (x.shape[0], x.shape[1], x.shape[2], x.shape[3]),
         tuple(bank.shape),
@@ -323,10 +407,10 @@ def _apply(
             )
         bias = bias.reshape(1).expand(geometry.K)
     _check_bias(bias, geometry.K, weight)
-    y = correlate(x, bank, bias, geometry, _precision(weight, precision))
-    if weight.dim() == 2:
-        return y.reshape(*input.shape[:-2], geometry.P, geometry.Q)
-    return y if input.dim() == 4 else y.squeeze(0)
+    if padding_mode != "zeros":
+        x, no_padding = _padded_copy(x, border, padding_mode), ((0, 0), (0, 0))
+        geometry = replace(geometry, H=x.shape[2], W=x.shape[3], padding=no_padding)
+    return x, bank, bias, geometry
 
 
 def _four_dimensional(
@@ -365,10 +449,6 @@ def _no_planes(input: torch.Tensor) -> torch.Tensor:
 
 
 def _padded_copy(x: torch.Tensor, padding: Any, mode: str) -> torch.Tensor:
-    if mode not in PADDING_MODES:
-        raise ArgumentError(
-            f"padding_mode must be {', '.join(map(repr, PADDING_MODES))}, got {mode!r}"
-        )
     for name, extent, sides in zip(("height", "width"), x.shape[-2:], padding, strict=True):
         # A reflection leaves out the border itself; a turn of the image is the image.
         limit = {"reflect": extent - 1, "circular": extent}.get(mode, max(sides))
@@ -380,12 +460,13 @@ def _padded_copy(x: torch.Tensor, padding: Any, mode: str) -> torch.Tensor:
     (top, bottom), (left, right) = padding
     if not any((top, bottom, left, right)):
         return x
-    return F.pad(x, (left, right, top, bottom), mode=mode)
+    # Without channels there is nothing to repeat, and PyTorch would refuse to.
+    return F.pad(x, (left, right, top, bottom), mode=mode if x.shape[1] else "constant")
 
 
 def _gradient_geometry(
     name: str,
-    x_size: Sequence[int],
+    x_size: tuple[int, ...],
     weight_size: tuple[int, ...],
     grad_output: torch.Tensor,
     stride: Any,
@@ -396,7 +477,7 @@ def _gradient_geometry(
     if len(x_size) != 4 or len(weight_size) not in (4, 5):
         raise ArgumentError(
             f"{name} must have four sizes (N, C, H, W) and the weight four or five, got "
-            f"{tuple(x_size)} and {weight_size}"
+            f"{x_size} and {weight_size}"
         )
     step, spread = as_pair("stride", stride), as_pair("dilation", dilation)
     window = (weight_size[-2], weight_size[-1])
@@ -426,14 +507,16 @@ def _check_bias(bias: torch.Tensor | None, filters: int, weight: torch.Tensor) -
 
 def _autocast(*tensors: torch.Tensor | None) -> tuple[Any, ...]:
     """The tensors as autocast would hand them to conv2d: in its low precision, where it is on."""
-    device = next(t.device.type for t in tensors if t is not None)
+    return tuple(_lowered(t) if isinstance(t, torch.Tensor) else t for t in tensors)
+
+
+def _lowered(tensor: torch.Tensor) -> torch.Tensor:
+    device = tensor.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return tensors
-    low = torch.get_autocast_dtype(device)
-    return tuple(
-        t.to(low) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
-        for t in tensors
-    )
+        return tensor
+    if not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
 
 
 def _precision(tensor: torch.Tensor, precision: str | None) -> str:

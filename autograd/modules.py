@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..ops import ArgumentError, ArgumentTypeError, as_integer, as_pair, shown
 from .functional import corr2d, corr_transpose2d
 
 
 class Conv2D(nn.Conv2d):
     """`torch.nn.Conv2d` on Triton kernels: same arguments, parameters, initialisation, state_dict.
 
-    Without channels, `Conv2D(kernel_size=(1, 2))` is the textbook's layer: one (R, S) weight and one
-    scalar bias for a plain (H, W) image, or for every plane of a larger tensor.
+    Without channels, `Conv2D(kernel_size=(1, 2))` is the textbook's layer: one (R, S) weight and
+    one scalar bias for a plain (H, W) image, or for every plane of a larger tensor.
 
     Args:
         in_channels: C, or None together with out_channels for the textbook's layer.
@@ -48,17 +49,22 @@ class Conv2D(nn.Conv2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         if kernel_size is None:
-            raise TypeError("Conv2D needs kernel_size, for example Conv2D(kernel_size=(1, 2))")
+            raise ArgumentTypeError(
+                "Conv2D needs kernel_size, for example Conv2D(kernel_size=(1, 2))"
+            )
         if (in_channels is None) != (out_channels is None):
-            raise TypeError(
+            raise ArgumentTypeError(
                 "Conv2D needs both in_channels and out_channels, or neither for one kernel on "
                 f"every plane, got in_channels={in_channels} and out_channels={out_channels}"
             )
         self._every_plane = in_channels is None
+        in_channels = 1 if in_channels is None else in_channels
+        out_channels = 1 if out_channels is None else out_channels
+        _check_layer(in_channels, out_channels, kernel_size, groups)
         super().__init__(
-            1 if in_channels is None else in_channels,
-            1 if out_channels is None else out_channels,
-            kernel_size,
+            in_channels,
+            out_channels,
+            as_pair("kernel_size", kernel_size),
             stride,
             padding,
             dilation,
@@ -121,6 +127,37 @@ class ConvTranspose2D(nn.ConvTranspose2d):
         torch.Size([2, 3, 10, 10])
     """
 
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Any = 1,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        _check_layer(in_channels, out_channels, kernel_size, groups)
+        super().__init__(
+            in_channels,
+            out_channels,
+            as_pair("kernel_size", kernel_size),
+            stride,
+            padding,
+            output_padding,
+            groups,
+            bias,
+            dilation,
+            padding_mode,
+            device,
+            dtype,
+        )
+
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         """(N, K, P, Q) or (K, P, Q) to (N, C, H, W) or (C, H, W).
 
@@ -147,3 +184,16 @@ class ConvTranspose2D(nn.ConvTranspose2d):
             self.groups,
             self.dilation,
         )
+
+
+def _check_layer(in_channels: Any, out_channels: Any, kernel_size: Any, groups: Any) -> None:
+    """Raises where PyTorch's layers would not say which value was wrong, or only when called."""
+    if min(as_pair("kernel_size", kernel_size)) < 1:
+        raise ArgumentError(f"kernel_size must be positive, got {shown(kernel_size)}")
+    if as_integer("groups", groups) < 1:
+        raise ArgumentError(f"groups must be positive, got {groups}")
+    for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if as_integer(name, channels) < 0:
+            raise ArgumentError(f"{name} must not be negative, got {channels}")
+        if channels % groups:
+            raise ArgumentError(f"groups={groups} must divide {name}, got {channels}")

@@ -1,7 +1,7 @@
 """What to run, on which tensors: geometry, plans, launches, and the operators themselves."""
 
-from .errors import ArgumentError, ArgumentTypeError, BackendError
-from .geometry import Geometry, as_integer, as_padding, as_pair, geometry_of
+from .errors import ArgumentError, ArgumentTypeError, BackendError, shown
+from .geometry import Geometry, as_integer, as_padding, as_pair, as_shape, geometry_of
 from .registration import dgrad, fprop, geometry_of_call, wgrad
 
 __all__ = [
@@ -12,9 +12,11 @@ __all__ = [
     "as_integer",
     "as_padding",
     "as_pair",
+    "as_shape",
     "dgrad",
     "fprop",
     "geometry_of",
     "geometry_of_call",
+    "shown",
     "wgrad",
 ]

@@ -6,23 +6,25 @@ from typing import Any
 
 import torch
 
-from .errors import ArgumentError, ArgumentTypeError
+from .errors import ArgumentError, ArgumentTypeError, shown
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PRECISIONS = ("ieee", "tf32", "tf32x3")
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-def check_tensors(images: tuple[str, ...] = (), **tensors: Any) -> None:
+def check_tensors(bias: Any = None, images: tuple[str, ...] = (), **tensors: Any) -> None:
     """Raises unless all are dense tensors of one float dtype on one device.
 
     Args:
+        bias: the only one that may be None.
         images: names of tensors that may be uint8 whatever the dtype of the others.
-        **tensors: by the name that the user gave them; None is passed over.
+        **tensors: by the name that the user gave them.
 
     Raises:
         ArgumentTypeError: names the argument, what was expected and what came.
     """
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    given = tensors if bias is None else {**tensors, "bias": bias}
     for name, tensor in given.items():
         _check_dense(name, tensor)
         if tensor.dtype == torch.uint8 and name in images:
@@ -34,9 +36,8 @@ def check_tensors(images: tuple[str, ...] = (), **tensors: Any) -> None:
             )
     typed = {n: t for n, t in given.items() if not (t.dtype == torch.uint8 and n in images)}
     if len({t.dtype for t in typed.values()}) > 1:
-        raise ArgumentTypeError(
-            f"{_words(typed)} must have the same dtype, got {_words(t.dtype for t in typed.values())}"
-        )
+        dtypes = _words(t.dtype for t in typed.values())
+        raise ArgumentTypeError(f"{_words(typed)} must have the same dtype, got {dtypes}")
     if len({t.device for t in given.values()}) > 1:
         devices = _words(t.device for t in given.values())
         raise ArgumentTypeError(f"{_words(given)} must be on the same device, got {devices}")
@@ -54,12 +55,20 @@ def _check_dense(name: str, tensor: Any) -> None:
 
 def check_precision(precision: Any) -> None:
     """Raises ArgumentError unless `precision` is one of PRECISIONS or None."""
-    if precision is not None and precision not in PRECISIONS:
-        raise ArgumentError(
-            f"precision must be {', '.join(map(repr, PRECISIONS))} or None, got {precision!r}"
-        )
+    if precision is not None:
+        _check_choice("precision", precision, PRECISIONS)
 
 
-def _words(items: Any) -> str:
+def check_padding_mode(padding_mode: Any) -> None:
+    """Raises ArgumentError unless `padding_mode` is one of PADDING_MODES."""
+    _check_choice("padding_mode", padding_mode, PADDING_MODES)
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ArgumentError(f"{name} must be {_words(map(repr, choices), 'or')}, got {shown(value)}")
+
+
+def _words(items: Any, conjunction: str = "and") -> str:
     *first, last = map(str, items)
-    return f"{', '.join(first)} and {last}" if first else last
+    return f"{', '.join(first)} {conjunction} {last}" if first else last

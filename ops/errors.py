@@ -4,6 +4,10 @@
 TypeError. Each class below is both, so that either `except` clause catches it.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class ArgumentError(RuntimeError, ValueError):
     """An argument has a value or a shape that cannot be used."""
@@ -15,3 +19,9 @@ class ArgumentTypeError(RuntimeError, TypeError):
 
 class BackendError(RuntimeError):
     """The call is fine, but what it needs to run (Triton, a device) is missing."""
+
+
+def shown(value: Any) -> str:
+    """`value` as messages show it: on one line, and not all of a long one."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from .errors import ArgumentError, ArgumentTypeError
+from .errors import ArgumentError, ArgumentTypeError, shown
 
 Pair: TypeAlias = tuple[int, int]
 
@@ -74,28 +74,34 @@ class Geometry:
 
     @property
     def x_shape(self) -> tuple[int, ...]:
+        """(N, C, H, W)."""
         return (self.N, self.C, self.H, self.W)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
+        """(K, C/groups, R, S), or with N in front for a bank per sample."""
         bank = (self.K, self.group_C, self.R, self.S)
         return (self.N, *bank) if self.per_sample else bank
 
     @property
     def y_shape(self) -> tuple[int, ...]:
+        """(N, K, P, Q)."""
         return (self.N, self.K, self.P, self.Q)
 
     @property
     def x_numel(self) -> int:
+        """Elements of the input."""
         return self.N * self.C * self.H * self.W
 
     @property
     def weight_numel(self) -> int:
+        """Elements of the weight."""
         banks = self.N if self.per_sample else 1
         return banks * self.K * self.group_C * self.R * self.S
 
     @property
     def y_numel(self) -> int:
+        """Elements of the output."""
         return self.N * self.K * self.P * self.Q
 
     @property
@@ -178,7 +184,9 @@ def _validated_geometry(
     K, group_C, R, S = weight_shape[-4:]
     for name, pair in (("stride", stride), ("dilation", dilation)):
         if min(pair) < 1:
-            raise ArgumentError(f"{name} must be positive, got {_short(pair)}")
+            raise ArgumentError(f"{name} must be positive, got {shown(pair)}")
+        if max(pair) > INT64_MAX:
+            raise ArgumentError(f"{name} must fit 64-bit integers, got {shown(pair)}")
     if groups < 1:
         raise ArgumentError(f"groups must be positive, got {groups}")
     if per_sample and weight_shape[0] != N:
@@ -216,10 +224,18 @@ def _validated_geometry(
                 f"padding {pad[0]} and {pad[1]})"
             )
     geometry = Geometry(N, C, H, W, K, R, S, stride, padding, dilation, groups, flip, per_sample)
-    if max(H + sum(padding[0]), W + sum(padding[1]), geometry.y_numel * 8) > INT64_MAX:
+    padded = (H + sum(padding[0]), W + sum(padding[1]))
+    if max(padded) > INT64_MAX:
         raise ArgumentError(
-            f"the output of shape {_show(geometry.y_shape)} is too large for 64-bit offsets"
+            f"an image of {padded[0]} x {padded[1]}, padding included, is too large for 64-bit "
+            "offsets"
         )
+    for shape, numel in (
+        (geometry.x_shape, geometry.x_numel),
+        (geometry.y_shape, geometry.y_numel),
+    ):
+        if numel * 8 > INT64_MAX:
+            raise ArgumentError(f"images of shape {_show(shape)} are too large for 64-bit offsets")
     return geometry
 
 
@@ -237,7 +253,9 @@ def as_integer(name: str, value: Any) -> int:
             return operator.index(value)
         except TypeError:
             pass
-    raise ArgumentTypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
+    raise ArgumentTypeError(
+        f"{name} must be an integer, got {shown(value)} ({type(value).__name__})"
+    )
 
 
 def as_pair(name: str, value: Any) -> Pair:
@@ -247,9 +265,17 @@ def as_pair(name: str, value: Any) -> Pair:
         number = as_integer(name, value)
         return number, number
     if len(items) not in (1, 2):
-        raise ArgumentError(f"{name} must be one integer or two (h, w), got {_short(value)}")
+        raise ArgumentError(f"{name} must be one integer or two (h, w), got {shown(value)}")
     numbers = [as_integer(name, item) for item in items]
     return numbers[0], numbers[-1]
+
+
+def as_shape(name: str, value: Any) -> tuple[int, ...]:
+    """A sequence of integers as a tuple."""
+    items = _items(value)
+    if items is None:
+        raise ArgumentTypeError(f"{name} must be a sequence of integers, got {shown(value)}")
+    return tuple(as_integer(name, item) for item in items)
 
 
 def as_padding(
@@ -268,9 +294,9 @@ def as_padding(
         if value == "valid":
             return (0, 0), (0, 0)
         if value != "same":
-            raise ArgumentError(f"padding must be numbers, 'same' or 'valid', got {value!r}")
+            raise ArgumentError(f"padding must be numbers, 'same' or 'valid', got {shown(value)}")
         if tuple(stride) != (1, 1):
-            raise ArgumentError(f"padding='same' needs stride 1, got {_short(stride)}")
+            raise ArgumentError(f"padding='same' needs stride 1, got {shown(stride)}")
         total_h, total_w = (d * (k - 1) for k, d in zip(window, dilation, strict=True))
         return (total_h // 2, total_h - total_h // 2), (total_w // 2, total_w - total_w // 2)
     items = _items(value)
@@ -278,30 +304,23 @@ def as_padding(
         sides = [_items(item) for item in items]
         if any(side is None or len(side) != 2 for side in sides):
             raise ArgumentError(
-                f"padding must be ((top, bottom), (left, right)), got {_short(value)}"
+                f"padding must be ((top, bottom), (left, right)), got {shown(value)}"
             )
         top, bottom, left, right = (as_integer("padding", i) for side in sides for i in side or ())
     else:
         top, left = as_pair("padding", value)
         bottom, right = top, left
     if min(top, bottom, left, right) < 0:
-        raise ArgumentError(f"padding must not be negative, got {_short(value)}")
+        raise ArgumentError(f"padding must not be negative, got {shown(value)}")
     return (top, bottom), (left, right)
 
 
 def _items(value: Any) -> Sequence[Any] | None:
-    """The elements of a sequence (list, tuple, 1-D array or tensor), None for a scalar."""
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
+    """The elements of a sequence (list, tuple, 1-D array or tensor), None for anything else."""
+    if isinstance(value, str) or getattr(value, "ndim", 1) == 0:
         return None
-    if getattr(value, "ndim", 1) == 0:
-        return None
-    return list(value)
+    return list(value) if isinstance(value, Sequence) or hasattr(value, "ndim") else None
 
 
 def _show(shape: Sequence[int]) -> str:
     return f"({', '.join(map(str, shape))})"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -35,6 +35,7 @@ class Call:
     num_stages: int
 
     def run(self, device: torch.device) -> None:
+        """Launches the kernel on `device`, which holds the tensors among the arguments."""
         with _on_device(device):
             self.kernel[(self.grid,)](
                 **self.arguments, num_warps=self.num_warps, num_stages=self.num_stages

@@ -7,7 +7,8 @@ nothing is read from the machine or the environment. There is no tuning at run t
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -24,14 +25,58 @@ class Device:
         name: for people.
         arch: compute capability times ten ("90"), a gfx name, or "interpreter".
         multiprocessors: how many programs run side by side, at least.
+        bandwidth: bytes per second of device memory by the datasheet; None if not known here.
+        flops_per_second: by the datasheet and without sparsity, for "fma" (float32), "float64",
+            "tf32" and "half" (16-bit) products. Only explain() reads the last two.
     """
 
     name: str
     arch: str
     multiprocessors: int
+    bandwidth: float | None = None
+    flops_per_second: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 INTERPRETER = Device("Triton interpreter", "interpreter", 4)
+
+#: Devices that can be planned for without having one. Datasheet numbers: leads, not measurements.
+DEVICES = {
+    "a100": Device(
+        "NVIDIA A100 80GB",
+        "80",
+        108,
+        2.04e12,
+        {"fma": 19.5e12, "float64": 19.5e12, "tf32": 156e12, "half": 312e12},
+    ),
+    "h100": Device(
+        "NVIDIA H100 SXM",
+        "90",
+        132,
+        3.35e12,
+        {"fma": 67e12, "float64": 67e12, "tf32": 495e12, "half": 990e12},
+    ),
+    "h200": Device(
+        "NVIDIA H200",
+        "90",
+        132,
+        4.8e12,
+        {"fma": 67e12, "float64": 67e12, "tf32": 495e12, "half": 990e12},
+    ),
+    "b200": Device(
+        "NVIDIA B200",
+        "100",
+        148,
+        8e12,
+        {"fma": 80e12, "float64": 40e12, "tf32": 1.1e15, "half": 2.25e15},
+    ),
+    "mi300x": Device(
+        "AMD MI300X",
+        "gfx942",
+        304,
+        5.3e12,
+        {"fma": 163e12, "float64": 163e12, "tf32": 654e12, "half": 1.31e15},
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -98,6 +143,16 @@ GEMM_TILES: dict[str, tuple[GemmTile, ...]] = {
         GemmTile(64, 32, 16, num_warps=4, num_stages=2),
         GemmTile(32, 32, 16, num_warps=4, num_stages=2),
     ),
+}
+
+#: For 64-bit offsets, two registers each, where a reduction or columns run through several taps and
+#: every element has its own: most tiles above spill there, none does with 16 results a thread.
+WIDE_GEMM_TILES: dict[str, GemmTile] = {
+    "half": GemmTile(64, 64, 32, num_warps=8, num_stages=3),
+    "tf32": GemmTile(64, 64, 32, num_warps=8, num_stages=3),
+    "tf32x3": GemmTile(64, 32, 32, num_warps=8, num_stages=2),
+    "ieee": GemmTile(64, 64, 16, num_warps=8, num_stages=2),
+    "float64": GemmTile(64, 32, 16, num_warps=8, num_stages=2),
 }
 
 #: 512 elements each: a plane of pixels, few pixels of several channels, and for channels_last
@@ -185,7 +240,8 @@ def plan_wgrad(
     if min(geometry.group_K, columns) >= GEMM_MIN:
         # The long side of a tile lies along the pixels in the other operators; here rows are
         # filters, and splits fill the device, so the size of the tile does not depend on it.
-        tiles = GEMM_TILES[_product(dtype, precision, device)]
+        product = _product(dtype, precision, device)
+        tiles = (WIDE_GEMM_TILES[product],) * 2 if layout.wide else GEMM_TILES[product]
         tile = tiles[0] if min(geometry.group_K, columns) >= tiles[0].BLOCK_N else tiles[1]
     else:
         tile = _stencil_tile(geometry.K, pixels, layout)
@@ -259,10 +315,13 @@ def _plan_pixels(
         _, pixels = _pixels(op, geometry)
         stencil = _stencil_tile(channels, pixels, layout)
         return plan_with_tile(op, geometry, stencil, wide=layout.wide)
-    tiles = GEMM_TILES[_product(dtype, precision, device)]
+    product = _product(dtype, precision, device)
+    tiles = GEMM_TILES[product]
     fits = [tile for tile in tiles if tile.BLOCK_N <= max(columns, tiles[-1].BLOCK_N)]
     enough = 2 * device.multiprocessors
     tile = next((t for t in fits if _programs(op, geometry, t) >= enough), fits[-1])
+    if layout.wide and reduced < tile.BLOCK_K:
+        tile = WIDE_GEMM_TILES[product]
     return plan_with_tile(
         op,
         geometry,

@@ -36,7 +36,8 @@ class Build:
         target: the target's name.
         threads: threads of one program.
         registers: of one thread; on AMD vector registers of both kinds.
-        spills: bytes of local memory of one thread; on AMD spilled registers and scratch bytes.
+        spills: bytes of local memory of one thread; on AMD spilled vector registers and bytes of
+            scratch (scalar registers are spilled into vector registers, not to memory).
         shared: bytes of shared memory (LDS) of one program.
         opcodes: instructions in the code, by opcode without its modifiers; empty unless asked for.
         loop: the part of `opcodes` that is in the loop that does the arithmetic.
@@ -152,7 +153,7 @@ def _read_nvidia(cubin: bytes, disassemble: bool) -> tuple[int, int, Instruction
 
 
 def _read_amd(assembly: str) -> tuple[int, int, Instructions]:
-    """(vector registers, spilled registers + scratch bytes, instructions) of one kernel."""
+    """(vector registers, of them spilled + scratch bytes, instructions) of one kernel."""
 
     def fact(name: str) -> int:
         found = re.search(rf"^\s*\.{name}:\s*(\d+)", assembly, re.MULTILINE)
@@ -160,10 +161,10 @@ def _read_amd(assembly: str) -> tuple[int, int, Instructions]:
             raise RuntimeError(f"no .{name} in the kernel's metadata")
         return int(found[1])
 
-    spills = ("vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size")
+    spills = ("vgpr_spill_count", "private_segment_fixed_size")
     code: list[tuple[str, str]] = []
     labels: dict[str, int] = {}
-    for line in assembly.split(".section", 1)[0].splitlines():
+    for line in assembly.split("\t.section\t", 1)[0].splitlines():
         if label := re.match(r"(\.L\w+):", line):
             labels[label[1]] = len(code)
         elif found := re.match(r"\s+([a-z]+_\w+)\s*(.*)", line):
@@ -208,12 +209,13 @@ def serve(requests: Iterable[str]) -> None:
     # Compilers print: what they say must not get between the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    table = {c.name: c for c in configurations()}
+    tables = {t.name: {c.name: c for c in configurations(t)} for t in TARGETS.values()}
     for line in requests:
         request = json.loads(line)
         answer: dict[str, Any]
         try:
-            configuration, target = table[request["name"]], TARGETS[request["target"]]
+            target = TARGETS[request["target"]]
+            configuration = tables[target.name][request["name"]]
             built = build(configuration.call(), target, request["disassemble"])
             answer = {
                 "build": asdict(built),
@@ -236,7 +238,8 @@ def check(targets: list[Target], pattern: str) -> int:
                 built = build(configuration.call(), target)
             except Exception as error:
                 wrong += 1
-                print(f"{target.name:7} {configuration.name:72} {type(error).__name__}: {error}")
+                reason = traceback.format_exception_only(_cause(error))[-1].strip()
+                print(f"{target.name:7} {configuration.name:72} {reason.splitlines()[-1]}")
                 continue
             found = problems(configuration, target, built)
             wrong += bool(found)
@@ -249,6 +252,11 @@ def check(targets: list[Target], pattern: str) -> int:
                 flush=True,
             )
     return wrong
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong first: Triton wraps an error in one for each function that it is inside."""
+    return error if error.__cause__ is None else _cause(error.__cause__)
 
 
 def main() -> int:

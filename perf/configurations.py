@@ -8,14 +8,25 @@ each of those appears with every tile, but not in every combination.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from ..ops.facts import NARROW_LIMIT
 from ..ops.geometry import Geometry
 from ..ops.launch import Call, dgrad_call, fprop_call, wgrad_calls
-from ..ops.plan import GEMM_TILES, STENCIL_TILES, Device, GemmTile, Plan, Tile, plan_with_tile
+from ..ops.plan import (
+    DEVICES,
+    GEMM_TILES,
+    STENCIL_TILES,
+    WIDE_GEMM_TILES,
+    Device,
+    GemmTile,
+    Plan,
+    Tile,
+    plan_with_tile,
+)
 
 
 @dataclass(frozen=True)
@@ -44,10 +55,10 @@ class Target:
 TARGETS = {
     target.name: target
     for target in (
-        Target("sm_80", ("cuda", 80, 32), Device("A100", "80", 108), 255, 163 * 1024),
-        Target("sm_90", ("cuda", 90, 32), Device("H200", "90", 132), 255, 227 * 1024),
-        Target("sm_100", ("cuda", 100, 32), Device("B200", "100", 148), 255, 227 * 1024),
-        Target("gfx942", ("hip", "gfx942", 64), Device("MI300X", "gfx942", 304), 512, 64 * 1024),
+        Target("sm_80", ("cuda", 80, 32), DEVICES["a100"], 255, 163 * 1024),
+        Target("sm_90", ("cuda", 90, 32), DEVICES["h200"], 255, 227 * 1024),
+        Target("sm_100", ("cuda", 100, 32), DEVICES["b200"], 255, 227 * 1024),
+        Target("gfx942", ("hip", "gfx942", 64), DEVICES["mi300x"], 512, 64 * 1024),
     )
 }
 
@@ -75,9 +86,13 @@ class Case:
 
 _SAME = ((1, 1), (1, 1))
 # Extents that nothing divides, a step, gaps and a turned window: no address is a simple one.
-_ODD = {"stride": (2, 1), "padding": ((2, 1), (1, 2)), "dilation": (1, 2), "flip": True}
+_ODD: dict[str, Any] = {
+    "stride": (2, 1),
+    "padding": ((2, 1), (1, 2)),
+    "dilation": (1, 2),
+    "flip": True,
+}
 
-#: Neighbours differ in width, so that two in a row show both.
 GEMM_CASES = {
     "dense": Case(
         Geometry(8, 64, 56, 56, 64, 3, 3, padding=_SAME),
@@ -178,8 +193,7 @@ def _geometry(op: str, case: Case) -> Geometry:
     """dgrad reduces over filters where fprop does over channels: it gets those swapped."""
     if op != "dgrad":
         return case.geometry
-    fields = vars(case.geometry)
-    return Geometry(**{**fields, "C": fields["K"], "K": fields["C"]})
+    return replace(case.geometry, C=case.geometry.K, K=case.geometry.C)
 
 
 def configurations(target: Target, thin: bool = False) -> Iterator[Configuration]:
@@ -191,23 +205,25 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
             one target leaves out, another has. Otherwise everything.
     """
     turn = list(TARGETS).index(target.name)
-    # Tiles in the place of rows: what each is compiled with moves on by one from tile to tile, from
-    # operator to operator and from target to target.
+    # What a tile is compiled with moves on by one from tile to tile, operator to operator and
+    # target to target.
     for i, op in enumerate(OPS):
-        for product, tiles in GEMM_TILES.items():
+        for row, (product, types) in enumerate(PRODUCTS.items()):
             if product == "tf32x3" and target.is_amd:
                 continue  # planned as ieee
-            for j, tile in enumerate(tiles[:2] if op == "wgrad" else tiles):
-                cases, types = list(GEMM_CASES), PRODUCTS[product]
+            for j, (tile, cases) in enumerate(_gemm_tiles(op, product)):
+                chosen = types
                 if thin:
+                    if cases[-1] == "odd" and (i + row + turn) % len(OPS):
+                        continue  # slow to compile: one operator for each target
                     cases = [cases[(i + j + turn) % len(cases)]]
-                    types = (types[(j + turn) % len(types)],)
+                    chosen = (types[(j + turn) % len(types)],)
                 for case in cases:
-                    for dtype, precision in types:
+                    for dtype, precision in chosen:
                         yield _configuration(op, product, case, tile, dtype, precision)
                     if product == "ieee" and case == "stem" and op != "dgrad":
                         yield _configuration(op, product, case, tile, torch.uint8, "ieee")
-        for j, tile in enumerate(STENCIL_TILES):
+        for j, stencil in enumerate(STENCIL_TILES):
             cases = list(STENCIL_CASES)
             dtypes = [t for t in STENCIL_DTYPES if op != "dgrad" or t != torch.uint8]
             if thin:
@@ -215,8 +231,20 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
                 dtypes = [dtypes[(i + j - turn) % len(dtypes)]]
             for case in cases:
                 for dtype in dtypes:
-                    yield _configuration(op, "", case, tile, dtype, "ieee")
+                    yield _configuration(op, "", case, stencil, dtype, "ieee")
     yield from _sums()
+
+
+def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:
+    """The tiles that an operator may be planned with, each with the cases it is planned for."""
+    if op == "wgrad":
+        for tile in GEMM_TILES[product][:2]:
+            yield tile, ["dense", "stem"]
+        yield WIDE_GEMM_TILES[product], ["pointwise", "odd"]
+        return
+    for tile in GEMM_TILES[product]:
+        yield tile, ["dense", "pointwise", "stem"]
+    yield WIDE_GEMM_TILES[product], ["odd"]
 
 
 def _configuration(

@@ -1,0 +1,172 @@
+"""Which kernel a call would run, and what it costs, without running it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from . import backend
+from .errors import ArgumentError
+from .facts import device_of, layout_of
+from .geometry import Geometry
+from .plan import DEVICES, Device, GemmTile, Plan, plan_dgrad, plan_fprop, plan_wgrad
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One operator of the call: its plan and its cost.
+
+    Attributes:
+        plan: kernel, tile, grid and splits; None where PyTorch's CPU convolution runs.
+        flops: floating-point operations, two for a multiply-add.
+        compulsory_bytes: each tensor moved once.
+        workspace_bytes: partial sums of a split weight gradient.
+        bound: "memory" or "arithmetic", by the device's datasheet; None if it is not known here.
+        floor_seconds: the time below which that bound does not let the call fall.
+    """
+
+    plan: Plan | None
+    flops: int
+    compulsory_bytes: int
+    workspace_bytes: int
+    bound: str | None
+    floor_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The three operators of one call. `str()` is for people, `as_dict()` for programs."""
+
+    geometry: Geometry
+    dtype: torch.dtype
+    backend: str
+    device: Device | None
+    passes: dict[str, Pass]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, ready for JSON."""
+        passes = {}
+        for op, cost in self.passes.items():
+            entry = asdict(cost)
+            if cost.plan is not None:
+                entry["plan"]["family"] = cost.plan.family
+                entry["plan"]["kernel"] = cost.plan.kernel
+            passes[op] = entry
+        return {
+            "geometry": asdict(self.geometry) | {"P": self.geometry.P, "Q": self.geometry.Q},
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "backend": self.backend,
+            "device": None if self.device is None else asdict(self.device),
+            "passes": passes,
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.geometry}", f"dtype {self.as_dict()['dtype']}, {self.backend}"]
+        for op, cost in self.passes.items():
+            lines.append(f"{op}: {_describe(cost)}")
+        return "\n".join(lines)
+
+
+def explain(
+    geometry: Geometry,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    y: torch.Tensor,
+    precision: str,
+    device: Device | None,
+) -> Explanation:
+    """The Explanation of a call whose tensors are these (meta tensors will do).
+
+    Args:
+        geometry: of the call.
+        x, weight, y: the tensors of the call; only shapes, strides and dtypes are read.
+        precision: how float32 is multiplied.
+        device: plan for this device instead of the tensors' own.
+    """
+    if device is not None:
+        name = f"Triton kernels, as planned for {device.name}"
+    else:
+        name = backend.backend_name(x.device)
+        device = device_of(x) if backend.runs_kernels(x.device) else None
+    layout = layout_of(geometry, x, weight, y)
+    passes = {}
+    for op, planner in (("fprop", plan_fprop), ("dgrad", plan_dgrad), ("wgrad", plan_wgrad)):
+        plan = None
+        if device is not None and y.numel():
+            plan = planner(geometry, weight.dtype, layout, device, precision)
+        moved = geometry.compulsory_bytes(x.itemsize, weight.itemsize, y.itemsize)
+        bound, floor = _bound(geometry, weight.dtype, precision, device, plan, moved)
+        partial = 8 if weight.dtype == torch.float64 else 4
+        split = plan is not None and plan.splits > 1
+        workspace = plan.splits * geometry.weight_numel * partial if plan and split else 0
+        passes[op] = Pass(plan, geometry.flops, moved, workspace, bound, floor)
+    return Explanation(geometry, weight.dtype, name, device, passes)
+
+
+def device_named(name: str) -> Device:
+    """One of the devices of plan.DEVICES, by a name in any case.
+
+    Raises:
+        ArgumentError: there is no such device.
+    """
+    key = name.lower().removeprefix("nvidia-")
+    if key not in DEVICES:
+        raise ArgumentError(f"device must be one of {', '.join(DEVICES)}, got {name!r}")
+    return DEVICES[key]
+
+
+def _bound(
+    geometry: Geometry,
+    dtype: torch.dtype,
+    precision: str,
+    device: Device | None,
+    plan: Plan | None,
+    moved: int,
+) -> tuple[str | None, float | None]:
+    if device is None or plan is None or device.bandwidth is None:
+        return None, None
+    unit = "fma"
+    if isinstance(plan.tile, GemmTile) and dtype in (torch.float16, torch.bfloat16):
+        unit = "half"
+    elif isinstance(plan.tile, GemmTile) and dtype == torch.float32 and precision != "ieee":
+        unit = "tf32"
+    rate = device.flops_per_second.get("float64" if dtype == torch.float64 else unit)
+    if rate is None:
+        return None, None
+    products = 3 if plan.precision == "tf32x3" else 1
+    arithmetic, memory = products * geometry.flops / rate, moved / device.bandwidth
+    return ("arithmetic" if arithmetic > memory else "memory"), max(arithmetic, memory)
+
+
+def _describe(cost: Pass) -> str:
+    parts = []
+    if cost.plan is not None:
+        plan = cost.plan
+        tile = ", ".join(f"{name}={value}" for name, value in vars(plan.tile).items())
+        parts.append(f"{plan.kernel} ({tile}), {plan.grid} programs")
+        if plan.splits > 1:
+            parts.append(f"{plan.splits} splits of {plan.split_pixels} pixels")
+        if plan.wide:
+            parts.append("64-bit offsets")
+    parts.append(f"{_quantity(cost.flops)}FLOP")
+    parts.append(f"{_quantity(cost.compulsory_bytes)}B compulsory")
+    if cost.workspace_bytes:
+        parts.append(f"{_quantity(cost.workspace_bytes)}B of partial sums")
+    if cost.floor_seconds is not None:
+        parts.append(f"{cost.bound}-bound, at least {_quantity(cost.floor_seconds)}s by datasheet")
+    return ", ".join(parts)
+
+
+def _quantity(number: float) -> str:
+    """A number with an SI prefix and three digits: 1.23 G."""
+    if number >= 1:
+        for power, prefix in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+            if number >= 10**power:
+                return f"{number / 10**power:.3g} {prefix}"
+        return f"{number:.3g} "
+    for power, prefix in ((3, "m"), (6, "u"), (9, "n")):
+        if number * 10**power >= 1:
+            return f"{number * 10**power:.3g} {prefix}"
+    return f"{number:.3g} "

@@ -1,0 +1,198 @@
+"""Every configuration the planner can choose, compiled for GPUs that need not be here.
+
+Kernels of this process may be interpreted ones, so another process compiles: one for each pytest
+process, which answers one line of JSON for each line that it is sent.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import queue
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+
+import pytest
+import torch
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+from tricorr.ops.facts import layout_of
+from tricorr.ops.geometry import Geometry
+from tricorr.ops.plan import plan_dgrad, plan_fprop, plan_wgrad
+from tricorr.perf.configurations import TARGETS, configurations
+
+pytestmark = pytest.mark.aot
+
+#: Rows of GEMM_TILES that share a test; a kernel that is no GEMM has no product.
+GROUPS = {"": "", "half": "half", "float64": "float64"}
+TIMEOUT_S = 120
+
+
+class Compiler:
+    """The other process. It is started when first asked, and again after it died."""
+
+    def __init__(self):
+        self.process = None
+
+    def ask(self, **request):
+        if self.process is None:
+            self.start()
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            answer = self.answers.get(timeout=TIMEOUT_S)
+            reason = "the compiler died"
+        except BrokenPipeError:
+            answer, reason = None, "the compiler died"
+        except queue.Empty:
+            answer, reason = None, f"no answer in {TIMEOUT_S} s"
+        if answer is None:
+            return {"error": f"{reason}; its last words:\n{self.stop()}"}
+        return json.loads(answer)
+
+    def start(self):
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        # Compilers print much: into a file, because a pipe that nobody reads gets full.
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - stop() closes it
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tricorr.perf.codegen", "--serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment,
+        )
+        self.answers = queue.SimpleQueue()
+        self.listener = threading.Thread(target=self.listen, daemon=True)
+        self.listener.start()
+
+    def listen(self):
+        for line in self.process.stdout:
+            self.answers.put(line)
+        self.answers.put(None)
+
+    def stop(self):
+        """Ends the process; returns what it printed last."""
+        if self.process is None:
+            return ""
+        self.process.kill()
+        self.process.wait()
+        self.listener.join()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.stdout.close()
+        self.process = None
+        with self.log:
+            self.log.seek(0)
+            return self.log.read()[-4000:]
+
+
+@pytest.fixture(scope="session")
+def compiler():
+    compiler = Compiler()
+    yield compiler
+    compiler.stop()
+
+
+def _items():
+    """One test for each target, kernel and kind of product."""
+    for name, target in TARGETS.items():
+        groups = {}
+        for configuration in configurations(target, thin=True):
+            group = GROUPS.get(configuration.product, "float32")
+            groups.setdefault((configuration.kernel, group), []).append(configuration)
+        for (kernel, group), members in groups.items():
+            label = "-".join(filter(None, (kernel, group, name)))
+            yield pytest.param(target, members, id=label)
+
+
+@pytest.mark.parametrize(("target", "members"), list(_items()))
+def test_machine_code(target, members, compiler):
+    _need_tools(target)
+    found = []
+    for configuration in members:
+        answer = compiler.ask(
+            target=target.name, name=configuration.name, disassemble=configuration.wants_mma
+        )
+        if "error" in answer:
+            found.append(f"{configuration.name}: {answer['error']}")
+        found += [f"{configuration.name}: {p}" for p in answer.get("problems", [])]
+    assert not found, "\n".join(found)
+
+
+def _need_tools(target):
+    from triton import knobs
+    from triton.backends import backends
+
+    if ("amd" if target.is_amd else "nvidia") not in backends:
+        pytest.skip(f"this triton has no compiler for {target.name}")
+    if not target.is_amd:
+        try:
+            knobs.nvidia.cuobjdump.path  # noqa: B018 - raises if there is none
+        except RuntimeError:
+            pytest.skip("this triton has no cuobjdump, which shows what is in the machine code")
+
+
+def _random_geometry(rng):
+    groups = rng.choice([1, 1, 1, 2, 8, 32])
+    group_c, group_k = (rng.choice([1, 2, 3, 8, 16, 24, 32, 64, 256]) for _ in range(2))
+    R, S = (rng.choice([1, 1, 2, 3, 5, 7]) for _ in range(2))
+    H, W = (rng.choice([7, 14, 33, 56, 224, 1024]) for _ in range(2))
+    return Geometry(
+        rng.choice([1, 2, 8, 32, 256, 2048]),
+        groups * group_c,
+        H,
+        W,
+        groups * group_k,
+        R,
+        S,
+        stride=(rng.choice([1, 1, 2]), rng.choice([1, 1, 2])),
+        padding=((R // 2, R // 2), (S // 2, S // 2)),
+        groups=groups,
+        per_sample=rng.random() < 0.1,
+    )
+
+
+def _key(plan, dtype):
+    # The same tile may serve two kinds of product: float64's and exact float32's.
+    precision = "float64" if dtype == torch.float64 else plan.precision
+    product = precision if plan.family == "gemm" else ""
+    return plan.op, plan.tile, plan.one_tap, plan.wide, product
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_nothing_that_the_planner_chooses_is_left_out(name):
+    device, rng = TARGETS[name].device, random.Random(name)
+    compiled = {
+        _key(c.plan, c.dtype)
+        for target in TARGETS.values()
+        for c in configurations(target, thin=True)
+        if c.kernel != "sum_partials"
+    }
+    here = {c.plan.tile for c in configurations(TARGETS[name], thin=True)}
+    seen = 0
+    for _ in range(600):
+        geometry = _random_geometry(rng)
+        memory_format = rng.choice([torch.contiguous_format, torch.channels_last])
+        dtype = rng.choice([torch.float16, torch.bfloat16, torch.float32, torch.float64])
+        precision = rng.choice(["ieee", "tf32", "tf32x3"])
+        x, y = (
+            torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
+            for shape in (geometry.x_shape, geometry.y_shape)
+        )
+        weight = torch.empty(geometry.weight_shape, dtype=dtype, device="meta")
+        layout = layout_of(geometry, x, weight, y)
+        for planner in (plan_fprop, plan_dgrad, plan_wgrad):
+            try:
+                plan = planner(geometry, dtype, layout, device, precision)
+            except ValueError:  # more programs than a launch can have
+                continue
+            seen += 1
+            assert plan.tile in here, plan
+            assert _key(plan, dtype) in compiled, plan
+    assert seen > 1000

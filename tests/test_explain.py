@@ -1,0 +1,74 @@
+"""explain: what it says is what would run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tricorr import ArgumentError, corr2d, explain
+from tricorr.ops import plan
+
+
+def meta(*shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def test_bytes_and_flops_are_those_of_the_arithmetic():
+    call = explain(meta(2, 6, 9, 8), meta(4, 3, 3, 3), stride=2, padding=1, groups=2)
+    y_numel = 2 * 4 * 5 * 4
+    assert call.passes["fprop"].flops == 2 * y_numel * 3 * 9
+    assert call.passes["fprop"].compulsory_bytes == 4 * (2 * 6 * 9 * 8 + 4 * 3 * 9 + y_numel)
+    assert call.geometry.P == 5
+
+
+@pytest.mark.parametrize("name", plan.DEVICES)
+def test_every_known_device_can_be_planned_for(name):
+    call = explain(meta(8, 64, 28, 28), meta(64, 64, 3, 3), padding=1, device=name)
+    for op, cost in call.passes.items():
+        assert cost.plan.kernel == f"{op}_gemm"
+        assert cost.bound in ("memory", "arithmetic")
+        assert cost.floor_seconds > 0
+    assert plan.DEVICES[name].name in str(call)
+    json.dumps(call.as_dict())
+
+
+def test_huge_tensors_need_64_bit_offsets_and_no_memory():
+    call = explain(meta(1, 1, 2**17, 2**17), meta(1, 1, 3, 3), device="h200")
+    assert call.passes["fprop"].plan.wide
+    assert "64-bit offsets" in str(call)
+
+
+def test_without_a_device_the_cpu_convolution_is_named():
+    call = explain(meta(5, 5), meta(2, 2))
+    assert call.passes["fprop"].plan is None
+    assert call.passes["fprop"].bound is None
+
+
+def test_the_plan_told_is_the_plan_run(kernel_backend, monkeypatch):
+    from tricorr.ops import launch
+
+    x = torch.randn(1, 2, 6, 6, device=kernel_backend.device)
+    weight = torch.randn(3, 2, 3, 3, device=kernel_backend.device)
+    told = explain(x, weight, padding=1).passes["fprop"].plan
+    ran = []
+    build = launch.fprop_call
+
+    def recorded(*arguments):
+        ran.append(arguments[-1])
+        return build(*arguments)
+
+    monkeypatch.setattr(launch, "fprop_call", recorded)
+    corr2d(x, weight, padding=1)
+    assert ran == [told]
+
+
+def test_unknown_device_is_refused_with_the_known_ones():
+    with pytest.raises(ArgumentError, match="device must be one of a100, .*, got 'gtx'"):
+        explain(meta(5, 5), meta(2, 2), device="gtx")
+
+
+def test_bad_calls_are_refused_as_the_call_itself_would_be():
+    with pytest.raises(ArgumentError, match="the window is larger than the padded input"):
+        explain(meta(3, 3), meta(4, 4))
