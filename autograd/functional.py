@@ -341,10 +341,7 @@ def explain(
     x, bank, _, geometry = _prepare(
         input, weight, bias, stride, padding, dilation, groups, padding_mode, precision, False
     )
-    chosen = _precision(bank, precision)
-    if target is not None and precision is None and bank.dtype == torch.float32:
-        chosen = torch.backends.cudnn.conv.fp32_precision
-        chosen = chosen if chosen == "tf32" else "ieee"
+    chosen = _precision(bank, precision, on_gpu=target is not None or bank.is_cuda)
     y = torch.empty(geometry.y_shape, dtype=bank.dtype, device="meta")
     return explain_call(geometry, x, bank, y, chosen, target)
 
@@ -519,14 +516,15 @@ def _lowered(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.get_autocast_dtype(device))
 
 
-def _precision(tensor: torch.Tensor, precision: str | None) -> str:
-    """`precision`, or PyTorch's own setting for convolutions where it has one."""
+def _precision(tensor: torch.Tensor, precision: str | None, on_gpu: bool | None = None) -> str:
+    """`precision`, or PyTorch's own setting for convolutions where it has one: on GPUs."""
     if tensor.dtype != torch.float32:
         return "ieee"
-    if precision is None:
-        on_gpu = tensor.device.type == "cuda"
-        return "tf32" if on_gpu and torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
-    return precision
+    if precision is not None:
+        return precision
+    on_gpu = tensor.is_cuda if on_gpu is None else on_gpu
+    setting = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return "tf32" if on_gpu and setting == "tf32" else "ieee"
 
 
 def _shape(tensor: torch.Tensor) -> str:

@@ -76,8 +76,10 @@ class LearnedKernel:
         if path.suffix == ".npy":
             np.save(path, weight)
         elif path.suffix == ".npz":
-            bias = {} if self.bias is None else {"bias": self.bias.numpy(force=True)}
-            np.savez(path, weight=weight, history=np.array(self.history), loss=self.loss, **bias)
+            arrays = {"weight": weight, "history": np.array(self.history)}
+            if self.bias is not None:
+                arrays["bias"] = self.bias.numpy(force=True)
+            np.savez(path, allow_pickle=False, **arrays)
         else:
             raise ArgumentError(f"a kernel is saved as .npy or .npz, got {path.name!r}")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 
 from ..ops import ArgumentError, ArgumentTypeError, as_integer, as_pair, shown
 from .functional import corr2d, corr_transpose2d
+
+PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 class Conv2D(nn.Conv2d):
@@ -44,7 +46,7 @@ class Conv2D(nn.Conv2d):
         dilation: Any = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -115,7 +117,7 @@ class LazyConv2D(nn.LazyConv2d, Conv2D):  # type: ignore[misc]
         torch.Size([1, 1, 6, 7])
     """
 
-    cls_to_become = Conv2D  # type: ignore[assignment]
+    cls_to_become = Conv2D
 
 
 class ConvTranspose2D(nn.ConvTranspose2d):
@@ -138,7 +140,7 @@ class ConvTranspose2D(nn.ConvTranspose2d):
         groups: int = 1,
         bias: bool = True,
         dilation: Any = 1,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:

@@ -74,7 +74,7 @@ def reduction_steps(
 def widen(index, WIDE: tl.constexpr):
     """`index` as int64 when the host found an offset of 2**31 or more, else as it is."""
     if WIDE:
-        return tl.cast(index, tl.int64)  # not .to: interpreted loops count in Python's int
+        index = tl.cast(index, tl.int64)  # not .to: interpreted loops count in Python's int
     return index
 
 

@@ -26,10 +26,11 @@ def fprop(
     groups = geometry.groups
     if geometry.per_sample:
         x, weight, groups = _samples_as_groups(x), weight.flatten(0, 1), groups * geometry.N
+        bias = None if bias is None else bias.repeat(geometry.N)
     result = torch.ops.aten.convolution(
         x,
         weight,
-        None if geometry.per_sample else bias,
+        bias,
         geometry.stride,
         padding,
         geometry.dilation,
@@ -37,8 +38,6 @@ def fprop(
         (0, 0),
         groups,
     ).view_as(y)
-    if geometry.per_sample and bias is not None:
-        result += bias.view(-1, 1, 1)
     return result if result.stride() == y.stride() else y.copy_(result)
 
 
@@ -77,7 +76,8 @@ def _backward(
     dtype = dy.dtype
     if dtype in (torch.float16, torch.bfloat16):
         # PyTorch's CPU backward keeps float16 sums in float16; ours are kept in float32.
-        x, dy, weight = (t if t is None else t.float() for t in (x, dy, weight))
+        dy = dy.float()
+        x, weight = (None if t is None else t.float() for t in (x, weight))
     # aten asks for both operands and reads only the shape of the one whose gradient it computes.
     stand_in = dy.new_empty(1)
     x_shape = (geometry.N, geometry.C, *padded)

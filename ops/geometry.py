@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
+
 from .errors import ArgumentError, ArgumentTypeError, shown
 
 Pair: TypeAlias = tuple[int, int]
@@ -164,6 +166,8 @@ def geometry_of(
         ArgumentError: the shapes do not fit together; the message names what, expected and got.
     """
     arguments = (x_shape, weight_shape, stride, padding, dilation, groups, flip)
+    if torch.compiler.is_compiling():  # Dynamo warns of a cache
+        return _validated_geometry(*arguments)
     try:
         return _cached_geometry(*arguments)
     except TypeError:  # a compiler's symbolic sizes cannot be hashed

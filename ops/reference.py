@@ -76,7 +76,7 @@ def wgrad(x: ArrayLike, dy: ArrayLike, geometry: Geometry) -> NDArray[np.float64
             seen = _read_or_zero(x, h, h_inside, w, w_inside)
             dw[..., r, s] = _einsum("ngkpq,ngcpq->ngkc", dy, seen)
     if g.flip:
-        dw = dw[..., ::-1, ::-1]
+        dw = dw[..., ::-1, ::-1].copy()
     if not g.per_sample:
         dw = dw.sum(axis=0)
     return dw.reshape(g.weight_shape)

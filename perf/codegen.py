@@ -36,8 +36,8 @@ class Build:
         target: the target's name.
         threads: threads of one program.
         registers: of one thread; on AMD vector registers of both kinds.
-        spills: bytes of local memory of one thread; on AMD spilled vector registers and bytes of
-            scratch (scalar registers are spilled into vector registers, not to memory).
+        spills: bytes of local memory that one thread uses; on AMD spilled vector registers and
+            bytes of scratch (scalar registers are spilled into vector ones, not to memory).
         shared: bytes of shared memory (LDS) of one program.
         opcodes: instructions in the code, by opcode without its modifiers; empty unless asked for.
         loop: the part of `opcodes` that is in the loop that does the arithmetic.
@@ -125,31 +125,29 @@ def _read_nvidia(cubin: bytes, disassemble: bool) -> tuple[int, int, Instruction
     """(registers, bytes of local memory, instructions) of a cubin with one kernel."""
     from triton import knobs
 
+    def listing_of(*options: str) -> str:
+        command = [knobs.nvidia.cuobjdump.path, *options, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        listing = subprocess.run(
-            [
-                knobs.nvidia.cuobjdump.path,
-                "-res-usage",
-                *(["-sass"] if disassemble else []),
-                file.name,
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    usage = _USAGE.search(listing)
-    if usage is None:
-        raise RuntimeError(f"cuobjdump tells no resource usage:\n{listing[:1000]}")
-    registers, stack, local = map(int, usage.groups())
+        usage_listing = listing_of("-res-usage")
+        usage = _USAGE.search(usage_listing)
+        if usage is None:
+            raise RuntimeError(f"cuobjdump tells no resource usage:\n{usage_listing[:1000]}")
+        registers, stack, local = map(int, usage.groups())
+        # A stack frame alone is no spill: some are reserved and never touched. Look for accesses.
+        disassemble = disassemble or stack + local > 0
+        listing = listing_of("-sass") if disassemble else ""
     instructions: Instructions = []
     for position, opcode, operands in _SASS.findall(listing):
         jump = re.search(r"0x([0-9a-f]+)\s*$", operands) if opcode == "BRA" else None
         instructions.append((int(position, 16), opcode, int(jump[1], 16) if jump else None))
     if disassemble and not instructions:
         raise RuntimeError(f"cuobjdump shows no instructions:\n{listing[:1000]}")
-    return registers, stack + local, instructions
+    touched = any(_kind(opcode) == "local" for _, opcode, _ in instructions)
+    return registers, stack + local if touched else 0, instructions
 
 
 def _read_amd(assembly: str) -> tuple[int, int, Instructions]:
@@ -190,16 +188,23 @@ def _hot_loop(instructions: Instructions) -> Instructions:
     return min((b for b in loops if 2 * arithmetic(b) >= most > 0), key=len, default=[])
 
 
+#: ptxas parks a few values that only the code around the loop needs, to stay at a step (32, 80, 128
+#: registers) where more programs fit on a multiprocessor: that many bytes, outside the loop, are no
+#: shortage of registers.
+MAX_PARKED = 16
+
+
 def problems(configuration: Configuration, target: Target, built: Build) -> list[str]:
     """What is wrong with the code, in words."""
     found = []
-    if built.spills or built.count("local"):
-        found.append(f"spills {built.spills} bytes, {built.count('local')} instructions")
+    if built.spills > MAX_PARKED or built.count("local", loop=True):
+        inside, everywhere = built.count("local", loop=True), built.count("local")
+        found.append(f"spills {built.spills} bytes ({inside} of {everywhere} accesses in the loop)")
     if built.registers > target.registers:
         found.append(f"{built.registers} registers, more than {target.registers}")
     if built.shared > target.shared:
         found.append(f"{built.shared} bytes of shared memory, more than {target.shared}")
-    if built.opcodes and configuration.wants_mma and not built.count("mma"):
+    if built.opcodes and configuration.wants_mma(target) and not built.count("mma"):
         found.append("no matrix instructions")
     return found
 

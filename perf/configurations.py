@@ -39,6 +39,7 @@ class Target:
         device: what the planner is told.
         registers: most that one thread can have.
         shared: most bytes of shared memory (LDS) that one program can have.
+        float64_mma: whether Triton (3.6, 3.7) multiplies float64 on the matrix units.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Target:
     device: Device
     registers: int
     shared: int
+    float64_mma: bool = True
 
     @property
     def is_amd(self) -> bool:
@@ -57,7 +59,7 @@ TARGETS = {
     for target in (
         Target("sm_80", ("cuda", 80, 32), DEVICES["a100"], 255, 163 * 1024),
         Target("sm_90", ("cuda", 90, 32), DEVICES["h200"], 255, 227 * 1024),
-        Target("sm_100", ("cuda", 100, 32), DEVICES["b200"], 255, 227 * 1024),
+        Target("sm_100", ("cuda", 100, 32), DEVICES["b200"], 255, 227 * 1024, float64_mma=False),
         Target("gfx942", ("hip", "gfx942", 64), DEVICES["mi300x"], 512, 64 * 1024),
     )
 }
@@ -162,9 +164,10 @@ class Configuration:
         dtype = str(self.dtype).removeprefix("torch.")
         return "-".join(filter(None, (self.kernel, self.product, tile, dtype, self.case)))
 
-    @property
-    def wants_mma(self) -> bool:
+    def wants_mma(self, target: Target) -> bool:
         """Whether the matrix units should do the arithmetic."""
+        if self.product == "float64":
+            return target.float64_mma
         return self.product not in ("", "ieee")
 
     def call(self) -> Call:

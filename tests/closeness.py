@@ -82,7 +82,7 @@ def assert_close_to_reference(
     raise AssertionError("\n".join(lines))
 
 
-OPS = ("fprop", "fprop_bias", "dgrad", "wgrad")
+OPS = ("fprop_bias", "dgrad", "wgrad")
 
 
 def operands(op, x, weight, bias, dy):

@@ -117,7 +117,9 @@ def test_machine_code(target, members, compiler):
     found = []
     for configuration in members:
         answer = compiler.ask(
-            target=target.name, name=configuration.name, disassemble=configuration.wants_mma
+            target=target.name,
+            name=configuration.name,
+            disassemble=configuration.wants_mma(target),
         )
         if "error" in answer:
             found.append(f"{configuration.name}: {answer['error']}")

@@ -22,6 +22,26 @@ ALLOWED = {
     "autograd": {"tricorr.ops", "torch", "numpy", "tqdm"},
     "__init__": {"tricorr.autograd", "tricorr.ops"},
     "__main__": {"tricorr.cli"},
+    "extras": set(),
+    "files": {"tricorr.ops"},
+    "images": {
+        "tricorr.extras",
+        "tricorr.files",
+        "tricorr.ops",
+        "torch",
+        "numpy",
+        "PIL",
+        "tifffile",
+    },
+    "plots": {
+        "tricorr.autograd",
+        "tricorr.extras",
+        "tricorr.files",
+        "tricorr.ops",
+        "torch",
+        "numpy",
+        "matplotlib",
+    },
 }
 MODULES = sorted(
     path.relative_to(ROOT)

@@ -20,7 +20,7 @@ import tricorr
 
 onnx = pytest.importorskip("onnx", reason="the tests come with onnx")
 
-#: Above this many multiply-accumulates the interpreter runs one image, and its values alone.
+#: Above this many multiply-accumulates the interpreter runs a corner of one image.
 MANY_MACS = 2_000_000
 
 
@@ -154,11 +154,13 @@ def test_node(backend, name):
 
     tensors = [torch.from_numpy(np.array(array)).to(backend.device) for array in case.inputs]
     many = case.output.size * case.inputs[1][0].size > MANY_MACS and backend.name == "interpreter"
-    images = 1 if many else len(case.output)
-    tensors[0] = tensors[0][:images]
+    expected = case.output
+    if many:
+        assert case.op == "Conv"
+        assert (given["stride"], given["padding"]) == ([1, 1], ((0, 0), (0, 0)))
+        tensors[0], expected = tensors[0][:1, :, :10, :10], expected[:1, :, :8, :8]
     # These are ONNX's own tolerances.
-    expected = case.output[:images]
     np.testing.assert_allclose(ours(*tensors).cpu().numpy(), expected, rtol=1e-3, atol=1e-7)
 
     doubles = [t.double() for t in tensors]
-    assert_same_derivatives(ours, theirs(case, **given), doubles, order=0 if many else 1)
+    assert_same_derivatives(ours, theirs(case, **given), doubles, order=1)

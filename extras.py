@@ -1,0 +1,21 @@
+"""Optional libraries: which extra to install when one is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Around imports of what `pip install 'tricorr[extra]'` brings.
+
+    Raises:
+        ModuleNotFoundError: naming the missing module and the extra.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error.name} is not installed: pip install 'tricorr[{extra}]'", name=error.name
+        ) from error

@@ -1,0 +1,52 @@
+"""Every Python example of README, docs/ and the public docstrings, run and compared."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODULES = ["functional", "modules", "learning", "receptive_field", "filters"]
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
+
+pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+
+
+def run(test: doctest.DocTest) -> int:
+    runner = doctest.DocTestRunner(optionflags=FLAGS, verbose=False)
+    report: list[str] = []
+    result = runner.run(test, out=report.append)
+    assert not result.failed, "".join(report)
+    return result.attempted
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_examples_of_a_page(page, backend):
+    source = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", source, re.DOTALL | re.MULTILINE)
+    examples = "\n".join(blocks)
+    parser = doctest.DocTestParser()
+    ran = run(parser.get_doctest(examples, {}, page.name, str(page), 0))
+    assert ran >= source.count("\n>>> ") > 0
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of_docstrings(name, backend):
+    module = importlib.import_module(f"tricorr.autograd.{name}")
+    tests = [t for t in doctest.DocTestFinder().find(module, globs=vars(module)) if t.examples]
+    assert tests
+    for test in tests:
+        test.globs = dict(vars(module))
+        run(test)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_links_of_a_page_lead_somewhere(page, backend):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target

@@ -1,0 +1,169 @@
+"""What a kernel touches: nothing outside its tensors, and the right place however far that is.
+
+The interpreter reads whatever an address holds, so a forgotten mask passes every numeric test.
+Here tensors end, or start, at pages that must not be touched, and a child process dies if they are.
+"""
+
+import ctypes
+import faulthandler
+import mmap
+import os
+import resource
+import signal
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from closeness import operands, run
+
+from tricorr.ops import geometry_of
+from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, plan_with_tile
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and mprotect")
+
+PAGE = mmap.PAGESIZE
+# Neighbouring allocations must not hide a stray access: two pages on either side.
+GUARD = 2 * PAGE
+NO_ACCESS = 0
+
+
+def guarded(tensor, at_end):
+    """A copy of `tensor` that ends (or starts) where the memory that may be touched does."""
+    size = tensor.numel() * tensor.element_size()
+    room = -(-size // PAGE) * PAGE
+    memory = mmap.mmap(-1, room + 2 * GUARD)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    for address in (start, start + GUARD + room):
+        arguments = ctypes.c_void_p(address), ctypes.c_size_t(GUARD), NO_ACCESS
+        assert protect(*arguments) == 0, os.strerror(ctypes.get_errno())
+    offset = GUARD + (room - size if at_end else 0)
+    flat = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
+    return flat.view(tensor.shape).copy_(tensor)
+
+
+def signal_of_child(work: Callable[[], object]) -> int:
+    """The signal that kills a forked child doing `work`, 0 if it lives; an exception fails here."""
+    with warnings.catch_warnings():
+        # The child needs none of the locks that other threads may hold.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            faulthandler.disable()
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return os.WTERMSIG(status)
+    assert os.WEXITSTATUS(status) == 0, "the child raised an exception"
+    return 0
+
+
+@pytest.fixture
+def interpreter(kernel_backend):
+    if kernel_backend.name == "cuda":
+        pytest.skip("guard pages and address space without memory are of the CPU")
+
+
+@pytest.mark.parametrize("at_end", [True, False], ids=["end", "start"])
+def test_a_read_past_a_guarded_tensor_is_deadly(at_end):
+    tensor = guarded(torch.zeros(100), at_end)
+    past = tensor.data_ptr() + (400 if at_end else -1)
+    assert signal_of_child(lambda: ctypes.string_at(past, 1)) in (signal.SIGSEGV, signal.SIGBUS)
+    assert signal_of_child(lambda: tensor.sum()) == 0
+
+
+# Every extent leaves part of a tile over, padding and stride lead outside the image on all sides.
+LEFTOVER = {
+    "gemm": geometry_of((2, 17, 5, 6), (19, 17, 3, 2), (2, 1), ((2, 1), (1, 1))),
+    "stencil": geometry_of((2, 6, 5, 6), (9, 2, 3, 2), (1, 2), ((1, 2), (1, 1)), groups=3),
+    "per_sample": geometry_of((2, 3, 5, 6), (2, 5, 3, 2, 2), padding=((1, 1), (0, 1)), flip=True),
+}
+TILES = {
+    "gemm": GEMM_TILES["ieee"][-1],
+    "stencil": STENCIL_TILES[2],
+    "per_sample": STENCIL_TILES[2],
+}
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("at_end", [True, False], ids=["end", "start"])
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
+@pytest.mark.parametrize("name", LEFTOVER)
+def test_no_kernel_leaves_its_tensors(op, name, at_end, monkeypatch):
+    from tricorr.ops import launch
+
+    geometry, tile = LEFTOVER[name], TILES[name]
+    shapes = (geometry.x_shape, geometry.weight_shape, (geometry.K,), geometry.y_shape)
+    args = operands(op, *(guarded(torch.randn(shape), at_end) for shape in shapes))
+    plans = [
+        plan_with_tile(op.removesuffix("_bias"), geometry, tile, **choice)
+        for choice in ([{"splits": 1}, {"splits": 2}] if op == "wgrad" else one_tap(name))
+    ]
+
+    def empty_guarded(shape, dtype, like):
+        return guarded(torch.zeros(shape, dtype=dtype), at_end)
+
+    monkeypatch.setattr(launch, "empty_in_format", empty_guarded)
+    new_empty = torch.Tensor.new_empty
+    monkeypatch.setattr(
+        torch.Tensor,
+        "new_empty",
+        lambda self, shape, **options: (
+            guarded(torch.zeros(shape, dtype=options.get("dtype", self.dtype)), at_end)
+            if np.prod(shape)
+            else new_empty(self, shape, **options)
+        ),
+    )
+
+    def work():
+        for plan in plans:
+            result = run(op, args, geometry, launch, plan=plan)
+            assert result.isfinite().all()
+
+    assert signal_of_child(work) == 0
+
+
+def one_tap(name):
+    return [{"one_tap": False}, {"one_tap": True}] if name == "gemm" else [{}]
+
+
+def far_apart(tensor):
+    """The same values 2**30 elements apart: offsets beyond 2**31, pages only where touched."""
+    assert tensor.numel() == 9
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    memory = mmap.mmap(-1, 2 * (2**31 + 64), flags=flags)
+    storage = torch.frombuffer(memory, dtype=torch.float16)
+    return storage.as_strided(tensor.shape, (1, 1, 2**30, 1)).copy_(tensor)
+
+
+# The channel counts choose the family.
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
+@pytest.mark.parametrize("family", ["gemm", "stencil"])
+def test_offsets_past_32_bits(op, family):
+    from tricorr.ops import launch
+
+    wide_channels = 16 if family == "gemm" else 1
+    C, K = (wide_channels, 1) if op == "dgrad" else (1, wide_channels)
+    if op == "wgrad":
+        geometry = geometry_of((1, 1, 3, 3), (K, 1, 4, 4), padding=((1, 2), (1, 2)))
+    else:
+        geometry = geometry_of((1, C, 3, 3), (K, C, 5, 5), padding=((2, 2), (2, 2)))
+    shapes = (geometry.x_shape, geometry.weight_shape, (geometry.K,), geometry.y_shape)
+    tensors = [torch.randn(shape).half() for shape in shapes]
+    near = operands(op, *tensors)
+    far = (far_apart(near[0]), *near[1:])
+    layout = launch.layout_of(geometry, *far[:2], tensors[3])
+    assert layout.wide
+    plan = getattr(launch, f"plan_{op.removesuffix('_bias')}")
+    plan = plan(geometry, torch.float16, layout, launch.device_of(far[0]))
+    assert (plan.family, plan.wide) == (family, True)
+    assert torch.equal(run(op, far, geometry), run(op, near, geometry))

@@ -1,0 +1,112 @@
+"""Plans as data: what they cover and which family they take, with nothing run."""
+
+import itertools
+
+import pytest
+import torch
+from cases import CASES, DTYPES
+
+from tricorr.ops import ArgumentError, geometry_of, plan
+from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, Device, GemmTile, Layout
+
+DEVICES = (plan.INTERPRETER, Device("a GPU", "90", 132), Device("another GPU", "gfx942", 304))
+PLANNERS = {"fprop": plan.plan_fprop, "dgrad": plan.plan_dgrad, "wgrad": plan.plan_wgrad}
+LARGE = {
+    "large_gemm": geometry_of((32, 256, 56, 56), (256, 256, 3, 3), padding=((1, 1), (1, 1))),
+    "large_depthwise": geometry_of((32, 256, 56, 56), (256, 1, 3, 3), groups=256),
+    "large_image": geometry_of((1, 1, 8192, 8192), (1, 1, 5, 5)),
+    "large_per_sample": geometry_of((8, 3, 512, 512), (8, 32, 3, 3, 3)),
+}
+ALL = CASES | LARGE
+
+
+def plans(op, geometry):
+    """What the planner gives for every dtype, precision, layout and device."""
+    precisions = ("ieee", "tf32", "tf32x3")
+    for dtype, precision, last, device in itertools.product(
+        DTYPES, precisions, (False, True), DEVICES
+    ):
+        yield dtype, PLANNERS[op](geometry, dtype, Layout(channels_last=last), device, precision)
+
+
+def results_of_a_program(op, geometry, tile):
+    if isinstance(tile, GemmTile):
+        return tile.BLOCK_M * tile.BLOCK_N
+    return tile.BLOCK_C * (1 if op == "wgrad" else tile.BLOCK_M)
+
+
+@pytest.mark.parametrize("op", PLANNERS)
+@pytest.mark.parametrize("name", ALL)
+def test_the_grid_covers_every_result_once(op, name):
+    g = ALL[name]
+    results = {"fprop": g.y_numel, "dgrad": g.x_numel, "wgrad": g.weight_numel}[op]
+    for _, p in plans(op, g):
+        assert p.grid * results_of_a_program(op, g, p.tile) >= results * p.splits
+        assert p.grid <= max(1, results) * p.splits, "a program without a result"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_splits_cover_every_pixel_and_none_is_empty(name):
+    g = ALL[name]
+    pixels = g.P * g.Q * (1 if g.per_sample else g.N)
+    for dtype, p in plans("wgrad", g):
+        assert p.splits * p.split_pixels >= pixels
+        assert (p.splits - 1) * p.split_pixels < max(1, pixels)
+        step = p.tile.BLOCK_K if p.family == "gemm" else p.tile.BLOCK_M
+        assert p.split_pixels % step == 0
+        partials = p.splits * g.weight_numel * (8 if dtype == torch.float64 else 4)
+        assert p.splits == 1 or partials <= plan.MAX_WORKSPACE
+
+
+@pytest.mark.parametrize("op", PLANNERS)
+@pytest.mark.parametrize("name", ALL)
+def test_few_channels_take_the_stencil_and_many_the_gemm(op, name):
+    g = ALL[name]
+    taps = g.R * g.S
+    shorter = {
+        "fprop": min(g.group_K, g.group_C * taps),
+        "dgrad": min(g.group_C, g.group_K * taps),
+        "wgrad": min(g.group_K, g.group_C * taps),
+    }[op]
+    for _, p in plans(op, g):
+        assert p.family == ("gemm" if shorter >= plan.GEMM_MIN else "stencil")
+        assert p.kernel == f"{op}_{p.family}"
+
+
+@pytest.mark.parametrize("op", PLANNERS)
+@pytest.mark.parametrize("name", ALL)
+def test_plans_come_from_the_tables_print_and_hash(op, name):
+    tiles = {tile for table in GEMM_TILES.values() for tile in table} | set(STENCIL_TILES)
+    for _, p in plans(op, ALL[name]):
+        assert p.tile in tiles
+        assert p in {p}
+        assert str(p).startswith(f"Plan(op='{op}', tile=")
+        assert op == "wgrad" or p.splits == 1
+
+
+def test_precision_is_for_float32_only_and_amd_has_no_tf32x3():
+    for dtype, precision, device in itertools.product(DTYPES, ("tf32", "tf32x3"), DEVICES):
+        p = plan.plan_fprop(LARGE["large_gemm"], dtype, Layout(), device, precision)
+        exact = dtype != torch.float32 or (precision == "tf32x3" and device.arch == "gfx942")
+        assert p.precision == ("ieee" if exact else precision)
+
+
+def test_many_pixels_of_one_filter_are_split():
+    for _, p in plans("wgrad", CASES["many_pixels"]):
+        assert p.splits > 1
+
+
+def test_equal_calls_get_the_same_plan_object():
+    first, second = (
+        plan.plan_fprop(LARGE["large_gemm"], torch.float16, Layout(), plan.INTERPRETER)
+        for _ in range(2)
+    )
+    assert first is second
+
+
+def test_a_grid_too_large_to_launch_is_refused():
+    geometry = geometry_of((2**19, 1, 2**10, 2**10), (1, 1, 1, 1))
+    assert plan.plan_fprop(geometry, torch.float16, Layout(wide=True), plan.INTERPRETER)
+    too_large = geometry_of((2**20, 1, 2**10, 2**10), (1, 1, 1, 1))
+    with pytest.raises(ArgumentError, match=r"2147483648 programs, more than the 2147483647"):
+        plan.plan_fprop(too_large, torch.float16, Layout(wide=True), plan.INTERPRETER)
