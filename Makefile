@@ -14,7 +14,7 @@ WORKERS := $(shell [ $(CORES) -gt 4 ] && echo 4 || echo $(CORES))
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 
-demo: $(VENV)/.installed ## learn a kernel, filter a photograph, time the operators
+demo: $(VENV)/.installed ## learn a kernel from a photograph; leaves a picture
 	@$(BIN)/python -m tricorr demo $(ARGS)
 
 # The script and not `python -m pytest`, which would put the root on sys.path and with it `kernels`, `ops`, ...

@@ -61,8 +61,7 @@ def plot_learned(
     images = [("input", x), ("target", y), ("prediction", prediction)]
     for panel, (title, image) in zip(top, images, strict=False):
         _grey(panel, image, f"{title}, {_size(image)}", low, high)
-    rms = (learned.loss / max(1, learned.residual.numel())) ** 0.5
-    _signed(bottom[0], learned.residual, f"prediction - target, RMS {rms:.2g}")
+    _signed(bottom[0], learned.residual, f"prediction - target, RMS {learned.rms:.2g}")
     shown = [("learned kernel", learned.weight)]
     if true is not None:
         shown.append(("true kernel", true))

@@ -99,9 +99,9 @@ def oriented_filters(
         G_k = exp(-ln(f * wavelength)^2 / (2 * ln(0.65)^2)) * exp(-a^2 / (2 * sigma^2)),  G_k(0) = 0
 
     a bandwidth of 1.5 octaves, with sigma = pi / orientations / 1.5. theta is the direction in
-    which brightness varies, from +x towards +y: filter 0 answers to vertical stripes, theta = pi / 2
-    to horizontal ones. Each filter is real and its own mirror image in the centre, sums to zero, and
-    answers about 1 to stripes of amplitude 1 in its direction and wavelength.
+    which brightness varies, from +x towards +y: filter 0 answers to vertical stripes. Each filter
+    is real and its own mirror image in the centre, sums to zero, and answers about 1 to stripes of
+    amplitude 1 in its direction and wavelength.
 
     D. J. Field, "Relations between the statistics of natural images and the response properties of
     cortical cells", J. Opt. Soc. Am. A 4, 2379-2394 (1987), with the angular part of P. Kovesi,

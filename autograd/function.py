@@ -36,12 +36,16 @@ def correlate(
 
 
 def input_gradient(
-    dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry, precision: str
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    geometry: Geometry,
+    precision: str,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """dgrad, differentiable in dy and weight."""
+    """dgrad, differentiable in dy, weight and bias."""
     if torch.compiler.is_compiling():
-        return ops.dgrad(dy, weight, geometry, precision)
-    return InputGradient2D.apply(dy, weight, geometry, precision)
+        return ops.dgrad(dy, weight, geometry, precision, bias)
+    return InputGradient2D.apply(dy, weight, bias, geometry, precision)
 
 
 def weight_gradient(
@@ -87,6 +91,7 @@ def _dgrad_backward(
     return (
         correlate(ddx, weight, None, geometry, precision) if needs[0] else None,
         weight_gradient(ddx, dy, geometry, precision) if needs[1] else None,
+        bias_gradient(ddx) if needs[2] else None,
     )
 
 
@@ -157,17 +162,21 @@ class CrossCorrelation2D(torch.autograd.Function):
 
 
 class InputGradient2D(torch.autograd.Function):
-    """dx = dgrad(dy, weight)."""
+    """dx = dgrad(dy, weight, bias)."""
 
     @staticmethod
     def forward(
-        dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry, precision: str
+        dy: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        geometry: Geometry,
+        precision: str,
     ) -> torch.Tensor:
-        return ops.dgrad(dy, weight, geometry, precision)
+        return ops.dgrad(dy, weight, geometry, precision, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        dy, weight, ctx.geometry, ctx.precision = inputs
+        dy, weight, _, ctx.geometry, ctx.precision = inputs
         ctx.save_for_backward(dy, weight)
         ctx.save_for_forward(dy, weight)
         ctx.set_materialize_grads(False)
@@ -175,7 +184,7 @@ class InputGradient2D(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, ddx: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         if ddx is None:
-            return None, None, None, None
+            return None, None, None, None, None
         dy, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad
         grads = _dgrad_backward(needs, dy, weight, ddx, ctx.geometry, ctx.precision)
@@ -183,7 +192,11 @@ class InputGradient2D(torch.autograd.Function):
 
     @staticmethod
     def jvp(
-        ctx: Any, tdy: torch.Tensor | None, tweight: torch.Tensor | None, *_: None
+        ctx: Any,
+        tdy: torch.Tensor | None,
+        tweight: torch.Tensor | None,
+        tbias: torch.Tensor | None,
+        *_: None,
     ) -> torch.Tensor | None:
         dy, weight = ctx.saved_tensors
         terms = []
@@ -191,6 +204,8 @@ class InputGradient2D(torch.autograd.Function):
             terms.append(input_gradient(tdy, weight, ctx.geometry, ctx.precision))
         if tweight is not None:
             terms.append(input_gradient(dy, tweight, ctx.geometry, ctx.precision))
+        if tbias is not None:
+            terms.append(tbias.view(-1, 1, 1).expand(ctx.geometry.x_shape))
         return _sum(terms)
 
 

@@ -213,9 +213,7 @@ def corr_transpose2d(
         groups,
     )
     _check_bias(bias, geometry.C, weight)
-    y = input_gradient(dy, weight, geometry, _precision(dy, precision))
-    if bias is not None:
-        y = y + bias.view(-1, 1, 1)
+    y = input_gradient(dy, weight, geometry, _precision(dy, precision), bias)
     return y if input.dim() == 4 else y.squeeze(0)
 
 

@@ -45,7 +45,7 @@ class LearnedKernel:
         residual: prediction minus target, shaped as the part of the target that was fitted.
         solver: "gd" or "cg".
         step_size: the step that gradient descent used, None for other solvers.
-        max_step_size: gradient descent diverges from here on.
+        max_step_size: gradient descent diverges from here on; None for other solvers.
         undetermined: how many of a filter's unknowns the images leave open; None if not examined.
         condition: largest over smallest eigenvalue of the normal matrix; inf if some are
             undetermined, None if not examined.
@@ -59,7 +59,7 @@ class LearnedKernel:
     residual: torch.Tensor
     solver: str
     step_size: float | None
-    max_step_size: float
+    max_step_size: float | None
     undetermined: int | None
     condition: float | None
     notes: list[str] = field(default_factory=list)
@@ -83,12 +83,16 @@ class LearnedKernel:
         else:
             raise ArgumentError(f"a kernel is saved as .npy or .npz, got {path.name!r}")
 
+    @property
+    def rms(self) -> float:
+        """Root of the mean squared error, in the units of y."""
+        return (self.loss / max(1, self.residual.numel())) ** 0.5
+
     def __str__(self) -> str:
         window = "x".join(map(str, self.weight.shape))
-        rms = (self.loss / max(1, self.residual.numel())) ** 0.5
         lines = [
             f"kernel {window} by {self.solver}, {len(self.history)} steps, "
-            f"loss {self.loss:.6g}, RMS error {rms:.3g}"
+            f"loss {self.loss:.6g}, RMS error {self.rms:.3g}"
         ]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
@@ -152,10 +156,11 @@ def learn_kernel(
         raise ArgumentError(f"steps must not be negative, got {steps}")
     start = problem.start(initial)
     with torch.no_grad():
-        curvature = problem.curvature()
-        limit = 2 / curvature if curvature > 0 else float("inf")
+        limit = None
         report = _Reporter(steps, log_every, progress)
         if solver == "gd":
+            curvature = problem.curvature()
+            limit = 2 / curvature if curvature > 0 else float("inf")
             step_size = _checked_step(step_size, limit)
             kernel, history = _gradient_descent(problem, start, steps, step_size, report)
         else:

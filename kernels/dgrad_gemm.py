@@ -1,6 +1,6 @@
 """Input gradient as an implicit GEMM on the matrix units.
 
-    dx[n,c,h,w] = sum_{k,r,s} dy[n,k,p,q] * weight[k,c,r,s]
+    dx[n,c,h,w] = bias[c] + sum_{k,r,s} dy[n,k,p,q] * weight[k,c,r,s]
     over the (p,r), (q,s) with h = p * STRIDE_H - PAD_H + r * DIL_H, w likewise
 
     GEMM_M = pixels (n,h,w)    GEMM_N = channels c of one group    GEMM_K = (r,s,k)
@@ -23,10 +23,11 @@ from .indexing import (
 
 @triton.jit
 def dgrad_gemm(
-    dy_ptr, weight_ptr, dx_ptr,
+    dy_ptr, weight_ptr, bias_ptr, dx_ptr,
     H, W, P, Q, PIXELS, GROUPS, GROUP_C, GROUP_K,
     dy_stride_n, dy_stride_k, dy_stride_p, dy_stride_q,
     weight_stride_n, weight_stride_k, weight_stride_c, weight_stride_r, weight_stride_s,
+    bias_stride,
     dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w,
     R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
@@ -76,6 +77,8 @@ def dgrad_gemm(
         acc = tl.dot(dy, weight, acc, input_precision=PRECISION, out_dtype=ACC)
 
     c = group * GROUP_C + group_c
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + c * bias_stride, mask=group_c < GROUP_C, other=0.0)
     tl.store(
         dx_ptr + n * dx_stride_n + c * dx_stride_c + h * dx_stride_h + w * dx_stride_w,
         acc.to(dx_ptr.dtype.element_ty),

@@ -1,10 +1,10 @@
 """Input gradient as a direct sum over the window, for few channels per group.
 
-    dx[n,c,h,w] = sum_{k,r,s} dy[n,k,p,q] * weight[k,c,r,s]
+    dx[n,c,h,w] = bias[c] + sum_{k,r,s} dy[n,k,p,q] * weight[k,c,r,s]
     over the (p,r), (q,s) with h = p * STRIDE_H - PAD_H + r * DIL_H, w likewise
 
 No GEMM view, as in fprop_stencil. A tile is BLOCK_C channels (of any groups) by BLOCK_M pixels
-(n,h,w). Sums in float32 (float64 for float64).
+(n,h,w). Sums in float32 (float64 for float64). A bias makes it a transposed correlation.
 """
 
 import triton
@@ -15,10 +15,11 @@ from .indexing import next_digit, output_coordinate, split_pixel, widen
 
 @triton.jit
 def dgrad_stencil(
-    dy_ptr, weight_ptr, dx_ptr,
+    dy_ptr, weight_ptr, bias_ptr, dx_ptr,
     H, W, P, Q, PIXELS, GROUPS, GROUP_C, GROUP_K,
     dy_stride_n, dy_stride_k, dy_stride_p, dy_stride_q,
     weight_stride_n, weight_stride_k, weight_stride_c, weight_stride_r, weight_stride_s,
+    bias_stride,
     dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w,
     R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
@@ -67,6 +68,8 @@ def dgrad_stencil(
                 )  # [BLOCK_C, 1]
                 acc += dy.to(ACC) * weight.to(ACC)
 
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + c * bias_stride, mask=c < C, other=0.0)
     tl.store(
         dx_ptr + n * dx_stride_n + c * dx_stride_c + h * dx_stride_h + w * dx_stride_w,
         acc.to(dx_ptr.dtype.element_ty),

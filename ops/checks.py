@@ -55,8 +55,7 @@ def _check_dense(name: str, tensor: Any) -> None:
 
 def check_precision(precision: Any) -> None:
     """Raises ArgumentError unless `precision` is one of PRECISIONS or None."""
-    if precision is not None:
-        _check_choice("precision", precision, PRECISIONS)
+    _check_choice("precision", precision, (*PRECISIONS, None))
 
 
 def check_padding_mode(padding_mode: Any) -> None:
@@ -64,9 +63,10 @@ def check_padding_mode(padding_mode: Any) -> None:
     _check_choice("padding_mode", padding_mode, PADDING_MODES)
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
     if value not in choices:
-        raise ArgumentError(f"{name} must be {_words(map(repr, choices), 'or')}, got {shown(value)}")
+        expected = _words(map(repr, choices), "or")
+        raise ArgumentError(f"{name} must be {expected}, got {shown(value)}")
 
 
 def _words(items: Any, conjunction: str = "and") -> str:

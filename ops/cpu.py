@@ -41,17 +41,21 @@ def fprop(
     return result if result.stride() == y.stride() else y.copy_(result)
 
 
-def dgrad(dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+def dgrad(
+    dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """dx (N, C, H, W); see registration.dgrad."""
     dx = empty_in_format(geometry.x_shape, dy.dtype, like=dy)
     if geometry.macs == 0:
-        return dx.zero_()
+        return dx.copy_(bias.view(-1, 1, 1).expand_as(dx)) if bias is not None else dx.zero_()
+    dy, weight = _summable(dy), _summable(weight)
     if geometry.flip:
         weight = weight.flip(-2, -1)
     padding, (top, bottom), (left, right) = _split_padding(geometry)
     padded = (geometry.H + top + bottom, geometry.W + left + right)
     dx_padded = _backward(None, dy, weight, geometry, padding, padded)
-    return dx.copy_(F.pad(dx_padded, (-left, -right, -top, -bottom)))
+    result = F.pad(dx_padded, (-left, -right, -top, -bottom))
+    return dx.copy_(result if bias is None else result + bias.view(-1, 1, 1))
 
 
 def wgrad(x: torch.Tensor, dy: torch.Tensor, geometry: Geometry) -> torch.Tensor:
@@ -59,6 +63,7 @@ def wgrad(x: torch.Tensor, dy: torch.Tensor, geometry: Geometry) -> torch.Tensor
     dw = dy.new_empty(geometry.weight_shape)
     if geometry.macs == 0:
         return dw.zero_()
+    dy = _summable(dy)
     x, padding = _symmetric(x.to(dy.dtype), geometry)
     result = _backward(x, dy, None, geometry, padding, (x.shape[-2], x.shape[-1]))
     return dw.copy_(result.flip(-2, -1) if geometry.flip else result)
@@ -73,11 +78,6 @@ def _backward(
     padded: Pair,
 ) -> torch.Tensor:
     """The gradient of whichever of x (N, C, *padded) and weight is None, shaped like it."""
-    dtype = dy.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        # PyTorch's CPU backward keeps float16 sums in float16; ours are kept in float32.
-        dy = dy.float()
-        x, weight = (None if t is None else t.float() for t in (x, weight))
     # aten asks for both operands and reads only the shape of the one whose gradient it computes.
     stand_in = dy.new_empty(1)
     x_shape = (geometry.N, geometry.C, *padded)
@@ -101,8 +101,13 @@ def _backward(
         (x is None, weight is None, False),
     )
     if x is None:
-        return dx.reshape(x_shape).to(dtype)
-    return dw.reshape(geometry.weight_shape).to(dtype)
+        return dx.reshape(x_shape)
+    return dw.reshape(geometry.weight_shape)
+
+
+def _summable(tensor: torch.Tensor) -> torch.Tensor:
+    """16-bit tensors as float32: PyTorch's CPU backward would keep float16 sums in float16."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _samples_as_groups(tensor: torch.Tensor) -> torch.Tensor:

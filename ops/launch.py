@@ -66,6 +66,7 @@ def dgrad(
     weight: torch.Tensor,
     geometry: Geometry,
     precision: str = "ieee",
+    bias: torch.Tensor | None = None,
     plan: Plan | None = None,
 ) -> torch.Tensor:
     """dx (N, C, H, W) by a Triton kernel; see registration.dgrad. `plan` replaces the planner's."""
@@ -74,8 +75,8 @@ def dgrad(
         return dx
     layout = layout_of(geometry, dx, weight, dy)
     plan = plan or plan_dgrad(geometry, dy.dtype, layout, device_of(dy), precision)
-    (dy, weight), result = _interpretable([dy, weight], dx)
-    dgrad_call(dy, weight, result, geometry, plan).run(dy.device)
+    (dy, weight, bias), result = _interpretable([dy, weight, bias], dx)
+    dgrad_call(dy, weight, bias, result, geometry, plan).run(dy.device)
     return dx if result is dx else dx.copy_(result)
 
 
@@ -124,7 +125,12 @@ def fprop_call(
 
 
 def dgrad_call(
-    dy: torch.Tensor, weight: torch.Tensor, dx: torch.Tensor, geometry: Geometry, plan: Plan
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    dx: torch.Tensor,
+    geometry: Geometry,
+    plan: Plan,
 ) -> Call:
     """The launch that fills dx."""
     weight, weight_strides = _weight_walk(weight, geometry)
@@ -134,9 +140,11 @@ def dgrad_call(
         pixels=geometry.H * geometry.W * _samples(geometry),
         dy_ptr=dy,
         weight_ptr=weight,
+        bias_ptr=bias,
         dx_ptr=dx,
         **_strides("dy", "nkpq", dy.stride()),
         **_strides("weight", "nkcrs", weight_strides),
+        bias_stride=0 if bias is None else bias.stride(0),
         **_strides("dx", "nchw", dx.stride()),
     )
 

@@ -1,7 +1,8 @@
 """What to run: kernel family, tile, grid and splits for one operator on one geometry.
 
 Planning is pure: geometry, dtype, layout and device facts go in, a printable Plan comes out, and
-nothing is read from the machine or the environment. There is no tuning at run time.
+nothing is read from the machine or the environment. There is no tuning at run time: what was tuned
+before is data of the package (tuned.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 
 from .errors import ArgumentError
 from .geometry import Geometry
+from .tuned import key_of, tuned_for
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,8 @@ def plan_wgrad(
     geometry: Geometry, dtype: torch.dtype, layout: Layout, device: Device, precision: str = "ieee"
 ) -> Plan:
     """The weight-gradient plan: rows are filters, columns (r, s, c), the reduction pixels."""
+    if found := _tuned_plan("wgrad", geometry, dtype, layout, device, precision):
+        return found
     _, pixels = _pixels("wgrad", geometry)
     columns = geometry.group_C * geometry.R * geometry.S
     tile: Tile
@@ -287,6 +291,7 @@ def plan_with_tile(
         ArgumentError: the grid is larger than a launch can have.
     """
     grid = _programs(op, geometry, tile)
+    precision = precision if isinstance(tile, GemmTile) else "ieee"
     split_pixels = 0
     if op == "wgrad":
         _, pixels = _pixels(op, geometry)
@@ -310,6 +315,8 @@ def _plan_pixels(
     reduced: int,
 ) -> Plan:
     """The plan of fprop or dgrad, which differ in what is a column and what is reduced."""
+    if found := _tuned_plan(op, geometry, dtype, layout, device, precision):
+        return found
     columns = channels // geometry.groups
     if min(columns, reduced * geometry.R * geometry.S) < GEMM_MIN:
         _, pixels = _pixels(op, geometry)
@@ -328,7 +335,122 @@ def _plan_pixels(
         tile,
         wide=layout.wide,
         precision=_precision(dtype, precision, device),
-        one_tap=reduced >= tile.BLOCK_K,
+        one_tap=takes_one_tap(op, geometry, tile),
+    )
+
+
+def _tuned_plan(
+    op: str,
+    geometry: Geometry,
+    dtype: torch.dtype,
+    layout: Layout,
+    device: Device,
+    precision: str,
+) -> Plan | None:
+    """The plan by the device's tuned file, if that has this very class of problem."""
+    tuned = {} if layout.wide else tuned_for(device.name)
+    if not tuned:
+        return None
+    precision = _precision(dtype, precision, device)
+    found = tuned.get(key_of(op, geometry, dtype, precision, layout.channels_last))
+    if found is None:
+        return None
+    fields = dict(found.tile)
+    tile = StencilTile(**fields) if "BLOCK_C" in fields else GemmTile(**fields)
+    return plan_with_tile(
+        op,
+        geometry,
+        tile,
+        precision=precision,
+        one_tap=takes_one_tap(op, geometry, tile),
+        splits=found.splits,
+    )
+
+
+def takes_one_tap(op: str, geometry: Geometry, tile: Tile) -> bool:
+    """Whether a step of this tile is filled by the channels of one tap, see Plan.one_tap."""
+    if op == "wgrad" or not isinstance(tile, GemmTile):
+        return False
+    return (geometry.group_C if op == "fprop" else geometry.group_K) >= tile.BLOCK_K
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use on an architecture.
+
+    Attributes:
+        registers: of one thread.
+        shared: bytes of shared memory (LDS).
+        lanes: threads of a warp.
+    """
+
+    registers: int
+    shared: int
+    lanes: int = 32
+
+
+#: By Device.arch. An architecture that is not here gets the smallest of them.
+LIMITS = {
+    "80": Limits(255, 163 * 1024),
+    "86": Limits(255, 99 * 1024),
+    "89": Limits(255, 99 * 1024),
+    "90": Limits(255, 227 * 1024),
+    "100": Limits(255, 227 * 1024),
+    "120": Limits(255, 99 * 1024),
+    "gfx942": Limits(512, 64 * 1024, lanes=64),
+}
+SMALLEST = Limits(255, 64 * 1024)
+
+
+def shared_bytes(tile: Tile, dtype: torch.dtype, arch: str) -> int:
+    """About what a program holds in shared memory: the operands of every stage of its pipeline."""
+    if isinstance(tile, StencilTile):
+        return 0
+    # Triton's pipeline keeps one stage of AMD's in registers.
+    stages = max(1, tile.num_stages - arch.startswith("gfx"))
+    return (tile.BLOCK_M + tile.BLOCK_N) * tile.BLOCK_K * dtype.itemsize * stages
+
+
+def is_legal(
+    op: str, tile: Tile, dtype: torch.dtype, device: Device, precision: str = "ieee"
+) -> bool:
+    """Whether a tile has a chance: it can be compiled and neither spills nor overflows by count.
+
+    A necessary condition, for a search to leave the hopeless out; only the compiler knows the rest.
+
+    Args:
+        op: "fprop", "dgrad" or "wgrad".
+        tile: extents and launch parameters.
+        dtype: of the operands.
+        device: whose limits count.
+        precision: how float32 is multiplied.
+    """
+    limits = LIMITS.get(device.arch, SMALLEST)
+    if any(
+        value < 1 or value & (value - 1)
+        for name, value in vars(tile).items()
+        if name != "num_stages"
+    ):
+        return False
+    threads = tile.num_warps * limits.lanes
+    if tile.num_stages < 1 or threads > 1024:
+        return False
+    words = 2 if dtype == torch.float64 else 1
+    if isinstance(tile, StencilTile):
+        # A thread keeps a sum, and about three values of 32 bits to address and load it.
+        held = tile.BLOCK_M * tile.BLOCK_C / threads
+        return 1 <= held and held * (words + 3) <= limits.registers // 2
+    if min(tile.BLOCK_M, tile.BLOCK_N, tile.BLOCK_K) < GEMM_MIN:
+        return False
+    # Sums, and the addresses and values of the operands on their way to shared memory; tf32x3 has
+    # both of its halves in registers. A weight gradient decodes pixels for both operands.
+    sums = tile.BLOCK_M * tile.BLOCK_N / threads * words
+    operands = (tile.BLOCK_M + tile.BLOCK_N) * tile.BLOCK_K / threads
+    operands *= dtype.itemsize / 4 * (2 if precision == "tf32x3" else 1) + (op == "wgrad")
+    return (
+        sums >= 1
+        and sums + operands <= limits.registers
+        and shared_bytes(tile, dtype, device.arch) <= limits.shared
     )
 
 

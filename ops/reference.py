@@ -40,13 +40,16 @@ def fprop(
     return y if bias is None else y + np.asarray(bias, np.float64)[:, None, None]
 
 
-def dgrad(dy: ArrayLike, weight: ArrayLike, geometry: Geometry) -> NDArray[np.float64]:
+def dgrad(
+    dy: ArrayLike, weight: ArrayLike, geometry: Geometry, bias: ArrayLike | None = None
+) -> NDArray[np.float64]:
     """dx (N, C, H, W). Only the taps that exist take part: the padding has no gradient.
 
     Args:
         dy: (N, K, P, Q).
         weight: as for fprop.
         geometry: of the forward call.
+        bias: (C,) or None.
     """
     g = geometry
     dy, weight = _grouped_y(dy, g), _grouped_weight(weight, g)
@@ -57,7 +60,8 @@ def dgrad(dy: ArrayLike, weight: ArrayLike, geometry: Geometry) -> NDArray[np.fl
             dx[..., h[h_inside][:, None], w[w_inside]] += _einsum(
                 "ngkpq,ngkc->ngcpq", came_from, weight[..., r, s]
             )
-    return dx.reshape(g.x_shape)
+    offset = 0.0 if bias is None else np.asarray(bias, np.float64)[:, None, None]
+    return dx.reshape(g.x_shape) + offset
 
 
 def wgrad(x: ArrayLike, dy: ArrayLike, geometry: Geometry) -> NDArray[np.float64]:

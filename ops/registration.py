@@ -22,7 +22,7 @@ from .geometry import Geometry, geometry_of
 _STEPS = "int[] stride, int[] padding, int[] dilation, int groups, bool flip, str precision"
 _LIBRARY = torch.library.Library("tricorr", "DEF")
 _LIBRARY.define(f"fprop(Tensor x, Tensor weight, Tensor? bias, {_STEPS}) -> Tensor")
-_LIBRARY.define(f"dgrad(Tensor dy, Tensor weight, SymInt[] size, {_STEPS}) -> Tensor")
+_LIBRARY.define(f"dgrad(Tensor dy, Tensor weight, Tensor? bias, SymInt[] size, {_STEPS}) -> Tensor")
 _LIBRARY.define(f"wgrad(Tensor x, Tensor dy, SymInt[] weight_shape, {_STEPS}) -> Tensor")
 
 
@@ -51,9 +51,13 @@ def fprop(
 
 
 def dgrad(
-    dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry, precision: str = "ieee"
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    geometry: Geometry,
+    precision: str = "ieee",
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Input gradient: dx[n,c,h,w] = sum_{k,r,s} dy[n,k,p,q] * weight[k,c,r,s].
+    """Input gradient: dx[n,c,h,w] = bias[c] + sum_{k,r,s} dy[n,k,p,q] * weight[k,c,r,s].
 
     Args:
         dy: (N, K, P, Q), any strides; the weight's dtype.
@@ -61,12 +65,13 @@ def dgrad(
             where the window does not reach.
         geometry: of the forward call.
         precision: as for fprop.
+        bias: (C,) in the weight's dtype, or None: makes it a transposed correlation.
 
     Returns:
         dx (N, C, H, W) in dtype and memory format of dy, summed as in fprop.
     """
     size = (geometry.H, geometry.W)
-    return torch.ops.tricorr.dgrad(dy, weight, size, *_steps(geometry), precision)
+    return torch.ops.tricorr.dgrad(dy, weight, bias, size, *_steps(geometry), precision)
 
 
 def wgrad(
@@ -118,14 +123,17 @@ def _geometry(
 
 def geometry_of_call(name: str, arguments: Sequence[Any]) -> Geometry:
     """The geometry of a call of operator `name` with its registered arguments."""
-    first, second, third, *steps, _ = arguments
+    *operands, stride, padding, dilation, groups, flip, _ = arguments
     if name == "fprop":
-        return _geometry(first.shape, second.shape, *steps)
-    if name == "dgrad":
-        groups = steps[3]
-        x_shape = (first.shape[0], second.shape[-3] * groups, *third)
-        return _geometry(x_shape, second.shape, *steps)
-    return _geometry(first.shape, third, *steps)
+        x, weight, _ = operands
+        x_shape, weight_shape = x.shape, weight.shape
+    elif name == "dgrad":
+        dy, weight, _, size = operands
+        x_shape, weight_shape = (dy.shape[0], weight.shape[-3] * groups, *size), weight.shape
+    else:
+        x, _, weight_shape = operands
+        x_shape = x.shape
+    return _geometry(x_shape, weight_shape, stride, padding, dilation, groups, flip)
 
 
 def _launch() -> ModuleType:
@@ -144,11 +152,11 @@ def _fprop(*arguments: Any) -> torch.Tensor:
 
 
 def _dgrad(*arguments: Any) -> torch.Tensor:
-    dy, weight, *_, precision = arguments
+    dy, weight, bias, *_, precision = arguments
     geometry = geometry_of_call("dgrad", arguments)
     if backend.runs_kernels(dy.device):
-        return _launch().dgrad(dy, weight, geometry, precision)
-    return cpu.dgrad(dy, weight, geometry)
+        return _launch().dgrad(dy, weight, geometry, precision, bias)
+    return cpu.dgrad(dy, weight, geometry, bias)
 
 
 def _wgrad(*arguments: Any) -> torch.Tensor:

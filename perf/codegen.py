@@ -4,8 +4,17 @@
 Triton's own binder, so that the code is the one a launch with those arguments gets. Tensors may be
 meta tensors. Kernels have to be compiled ones: TRITON_INTERPRET must be unset.
 
-    python -m tricorr.perf.codegen [sm_90 ...]    checks every configuration; prints a table
-    python -m tricorr.perf.codegen --serve        answers JSON lines, for tests/test_aot.py
+    python -m tricorr.perf codegen [sm_90 ...] [-k PATTERN]    checks configurations; prints a table
+    python -m tricorr.perf codegen --sample --json FILE        records the representative ones
+    python -m tricorr.perf codegen --check FILE                builds what FILE records; compares
+    python -m tricorr.perf.codegen --serve                     answers JSON lines, for test_aot.py
+
+What the table counts is static. "loop" is one pass of the loop that does the arithmetic. Per output
+element, "loop" is that pass times how often it must run for the tile's multiply-adds, and "total"
+adds everything outside of the loop, counted once: code of outer loops is counted too few times,
+code that is jumped over too many. Instructions of a warp count once for each of its lanes, but an
+MMA, whose lanes work together, counts once for its warp. Loads are global ones, of pixels and of
+the weight. A weight gradient's outputs are those of a program, which sums its split of the pixels.
 """
 
 from __future__ import annotations
@@ -19,12 +28,17 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from ..ops.launch import Call
+from ..ops.launch import SUM_TILE, Call
+from ..ops.plan import GemmTile
 from .configurations import TARGETS, Configuration, Target, configurations
+
+#: The recorded table.
+TABLE = Path(__file__).parent / "results" / "codegen.json"
 
 
 @dataclass(frozen=True)
@@ -231,32 +245,237 @@ def serve(requests: Iterable[str]) -> None:
         answers.write(json.dumps(answer) + "\n")
 
 
-def check(targets: list[Target], pattern: str) -> int:
-    """Builds every configuration for every target; prints a table; returns how many are wrong."""
-    wrong = 0
-    print(f"{'target':7} {'configuration':72} regs spill shared   all  load   fma   mma  (in loop)")
+@dataclass(frozen=True)
+class Entry:
+    """A line of the table: one configuration on one target.
+
+    Attributes:
+        target, name: which.
+        threads, registers, spills, shared: as in Build.
+        outputs: result elements of one program.
+        macs: multiply-adds of one program, padding of its tile included.
+        passes: how often the loop runs for them, by the arithmetic in it.
+        instructions: in the whole code, for one thread.
+        loop: instructions of one pass of the loop, by kind: "all", "load", "fma", "mma".
+        loop_per_output: those, times passes, for one output element.
+        per_output: the same with what is outside of the loop.
+    """
+
+    target: str
+    name: str
+    threads: int
+    registers: int
+    spills: int
+    shared: int
+    outputs: int
+    macs: int
+    passes: int
+    instructions: int
+    loop: dict[str, int]
+    loop_per_output: dict[str, float]
+    per_output: dict[str, float]
+
+
+_COUNTED = ("all", "load", "fma", "mma")
+
+
+def entry_of(configuration: Configuration, target: Target, built: Build) -> Entry:
+    """The table's line for a build with its instructions."""
+    outputs, macs = _work_of_a_program(configuration)
+    fma = built.count("fma", loop=True)
+    loop = {kind: built.count(kind, loop=True) for kind in _COUNTED}
+    passes = 1
+    if loop["mma"]:
+        passes = _steps(configuration)
+    elif fma:
+        passes = max(1, round(macs / (built.threads * fma)))
+    whole = {kind: built.count(kind) for kind in _COUNTED}
+    lanes = {kind: built.threads / (target.gpu[2] if kind == "mma" else 1) for kind in _COUNTED}
+    in_loop = {k: loop[k] * passes * lanes[k] / outputs for k in _COUNTED}
+    total = {k: in_loop[k] + (whole[k] - loop[k]) * lanes[k] / outputs for k in _COUNTED}
+    return Entry(
+        target.name,
+        configuration.name,
+        built.threads,
+        built.registers,
+        built.spills,
+        built.shared,
+        outputs,
+        macs,
+        passes,
+        whole["all"],
+        loop,
+        {k: round(v, 4) for k, v in in_loop.items()},
+        {k: round(v, 4) for k, v in total.items()},
+    )
+
+
+def _work_of_a_program(configuration: Configuration) -> tuple[int, int]:
+    """(result elements, multiply-adds) of one program; sum_partials adds where others multiply."""
+    plan, geometry = configuration.plan, configuration.geometry
+    tile, taps = plan.tile, geometry.R * geometry.S
+    if configuration.kernel == "sum_partials":
+        return SUM_TILE[1], plan.splits * SUM_TILE[1]
+    if isinstance(tile, GemmTile):
+        outputs = tile.BLOCK_M * tile.BLOCK_N
+        return outputs, outputs * _steps(configuration) * tile.BLOCK_K
+    if plan.op == "wgrad":
+        return tile.BLOCK_C, tile.BLOCK_C * plan.split_pixels
+    outputs = tile.BLOCK_M * tile.BLOCK_C
+    return outputs, outputs * taps * (geometry.group_C if plan.op == "fprop" else geometry.group_K)
+
+
+def _steps(configuration: Configuration) -> int:
+    """Steps of a GEMM's reduction in one program, as its kernel counts them."""
+    plan, geometry = configuration.plan, configuration.geometry
+    if not isinstance(plan.tile, GemmTile):
+        raise TypeError(f"{configuration.name} is no GEMM")
+    block, taps = plan.tile.BLOCK_K, geometry.R * geometry.S
+    if plan.op == "wgrad":
+        return -(-plan.split_pixels // block)
+    reduced = geometry.group_C if plan.op == "fprop" else geometry.group_K
+    return taps * -(-reduced // block) if plan.one_tap else -(-taps * reduced // block)
+
+
+#: What the recorded table holds: every kernel, tile and kind of product of the target that is tuned
+#: for first, and a few on the others, so that a compiler that does well on one only is noticed.
+SAMPLE = {
+    "sm_90": r"(?x) ^[fdw](prop|grad)_gemm-half-.*-bfloat16-dense$"
+    r"| ^fprop_gemm-half-128x128x32-bfloat16-(stem|pointwise)$"
+    r"| ^\w+_gemm-(tf32|ieee|float64)-(128x64|64x64|64x32)x\d+-float\d+-dense$"
+    r"| ^fprop_gemm-tf32x3-64x64x32-float32-dense$"
+    r"| ^fprop_stencil-512x1-(float32|bfloat16|uint8)-image$"
+    r"| ^(dgrad|wgrad)_stencil-512x1-float32-image$"
+    r"| ^\w+_stencil-8x64-bfloat16-depthwise$ | ^fprop_stencil-(128x4|32x16)-float32-depthwise$"
+    r"| ^sum_partials-float32-narrow$",
+    "sm_80": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",
+    "sm_100": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",
+    "gfx942": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",
+}
+
+
+def chosen(
+    targets: Iterable[Target], pattern: str = "", sample: bool = False
+) -> Iterator[tuple[Configuration, Target]]:
+    """The configurations whose names match, of the representative ones or of all."""
     for target in targets:
         for configuration in configurations(target):
-            if not re.search(pattern, configuration.name):
+            if sample and not re.search(SAMPLE[target.name], configuration.name):
                 continue
-            try:
-                built = build(configuration.call(), target)
-            except Exception as error:
-                wrong += 1
-                reason = traceback.format_exception_only(_cause(error))[-1].strip()
-                print(f"{target.name:7} {configuration.name:72} {reason.splitlines()[-1]}")
-                continue
-            found = problems(configuration, target, built)
-            wrong += bool(found)
-            counts = " ".join(
-                f"{built.count(kind, loop=True):5}" for kind in ("all", "load", "fma", "mma")
-            )
-            print(
-                f"{target.name:7} {configuration.name:72} {built.registers:4} {built.spills:5} "
-                f"{built.shared:6} {counts}  {'; '.join(found)}",
-                flush=True,
-            )
-    return wrong
+            if re.search(pattern, configuration.name):
+                yield configuration, target
+
+
+def tabulate(
+    jobs: Iterable[tuple[Configuration, Target]],
+) -> tuple[list[Entry], list[str]]:
+    """Builds each job, prints its line as it comes; returns the entries and what is wrong."""
+    entries, wrong = [], []
+    print(
+        f"{'':77}  in the loop, one pass  per output element                   per MAC\n"
+        f"{'target':7} {'configuration':50} regs spill shared   all load  fma  mma"
+        "    loop   total    load     fma    mma    all"
+    )
+    for configuration, target in jobs:
+        try:
+            built = build(configuration.call(), target)
+        except Exception as error:
+            reason = traceback.format_exception_only(_cause(error))[-1].strip().splitlines()[-1]
+            print(f"{target.name:7} {configuration.name:50} {reason}", flush=True)
+            wrong.append(f"{target.name} {configuration.name}: {reason}")
+            continue
+        entry = entry_of(configuration, target, built)
+        entries.append(entry)
+        found = problems(configuration, target, built)
+        wrong += [f"{target.name} {configuration.name}: {problem}" for problem in found]
+        loop, each = entry.loop, entry.per_output
+        counts = " ".join(f"{loop[kind]:4}" for kind in ("load", "fma", "mma"))
+        print(
+            f"{target.name:7} {configuration.name:50} {built.registers:4} {built.spills:5} "
+            f"{built.shared:6} {loop['all']:5} {counts} {entry.loop_per_output['all']:7.4g} "
+            f"{each['all']:7.4g} {each['load']:7.3g} {each['fma']:7.3g} {each['mma']:6.2g} "
+            f"{each['all'] * entry.outputs / entry.macs:6.3g}  {'; '.join(found)}".rstrip(),
+            flush=True,
+        )
+    return entries, wrong
+
+
+def triton_version() -> str:
+    """The installed Triton's, which decides the code."""
+    from importlib.metadata import version
+
+    return version("triton")
+
+
+def write_table(entries: list[Entry], path: Path) -> None:
+    """Writes the table, one entry a line, so that a difference can be read."""
+    lines = ",\n".join(json.dumps(asdict(entry)) for entry in entries)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f'{{"triton": {json.dumps(triton_version())}, "entries": [\n{lines}\n]}}\n',
+        encoding="utf-8",
+    )
+
+
+def read_table(path: Path) -> tuple[str, list[Entry]]:
+    """(version of Triton, entries) of a table."""
+    table = json.loads(path.read_text(encoding="utf-8"))
+    return table["triton"], [Entry(**entry) for entry in table["entries"]]
+
+
+#: How much more a build may take than the table says before that counts as a regression: registers
+#: (the allocator works in steps of 8), and instructions, as a factor.
+MORE_REGISTERS = 8
+MORE_INSTRUCTIONS = 1.05
+
+
+def regressions(recorded: Entry, now: Entry) -> list[str]:
+    """What got worse beyond the margins, in words. Any spill that was not there is a regression."""
+    found = []
+    if now.spills > recorded.spills:
+        found.append(f"spills {now.spills} bytes, recorded {recorded.spills}")
+    if now.registers > recorded.registers + MORE_REGISTERS:
+        found.append(f"{now.registers} registers, recorded {recorded.registers}")
+    if now.shared > recorded.shared:
+        found.append(f"{now.shared} bytes of shared memory, recorded {recorded.shared}")
+    for what, before, after in (
+        ("instructions", recorded.instructions, now.instructions),
+        (
+            "instructions per output in the loop",
+            recorded.loop_per_output["all"],
+            now.loop_per_output["all"],
+        ),
+        ("instructions per output", recorded.per_output["all"], now.per_output["all"]),
+    ):
+        if after > before * MORE_INSTRUCTIONS:
+            found.append(f"{after:.4g} {what}, recorded {before:.4g}")
+    if recorded.loop["mma"] and not now.loop["mma"]:
+        found.append("no matrix instructions in the loop any more")
+    return found
+
+
+def compare(path: Path, pattern: str = "", targets: Iterable[str] = TARGETS) -> int:
+    """Builds what a table records and prints what is worse; 0 if nothing, 2 if incomparable."""
+    version, recorded = read_table(path)
+    if version != triton_version():
+        print(
+            f"{path} was recorded with Triton {version}, this is {triton_version()}: not compared"
+        )
+        return 2
+    known = {(t.name, c.name): (c, t) for t in TARGETS.values() for c in configurations(t)}
+    selected = [e for e in recorded if e.target in targets and re.search(pattern, e.name)]
+    missing = [e for e in selected if (e.target, e.name) not in known]
+    entries, wrong = tabulate(
+        known[e.target, e.name] for e in selected if (e.target, e.name) in known
+    )
+    before = {(e.target, e.name): e for e in selected}
+    wrong += [f"{e.target} {e.name}: not a configuration any more: record again" for e in missing]
+    for entry in entries:
+        found = regressions(before[entry.target, entry.name], entry)
+        wrong += [f"{entry.target} {entry.name}: {problem}" for problem in found]
+    print(f"{len(entries)} compared with {path}, {len(wrong)} worse")
+    print("\n".join(wrong), end="\n" if wrong else "")
+    return min(1, len(wrong))
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -264,20 +483,52 @@ def _cause(error: BaseException) -> BaseException:
     return error if error.__cause__ is None else _cause(error.__cause__)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Check the machine code of every configuration.")
-    parser.add_argument("targets", nargs="*", metavar="target", help=f"of {', '.join(TARGETS)}")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `python -m tricorr.perf codegen`."""
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}")
     parser.add_argument("-k", default="", metavar="PATTERN", help="only names that match")
+    parser.add_argument(
+        "--sample", action="store_true", help="only the representative ones that the table records"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there")
+    parser.add_argument(
+        "--check",
+        type=Path,
+        nargs="?",
+        const=TABLE,
+        metavar="FILE",
+        help="build what FILE records (the committed table if not given) and say what is worse",
+    )
+    parser.add_argument("--list", action="store_true", help="print names, build nothing")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+
+
+def main(options: argparse.Namespace) -> int:
+    """Builds, prints and compares; 0 if no configuration is wrong or worse."""
     if options.serve:
         serve(sys.stdin)
         return 0
     unknown = set(options.targets) - set(TARGETS)
     if unknown:
-        parser.error(f"unknown target {', '.join(sorted(unknown))}")
-    return min(1, check([TARGETS[name] for name in options.targets or TARGETS], options.k))
+        print(f"unknown target {', '.join(sorted(unknown))}: of {', '.join(TARGETS)}")
+        return 2
+    names = options.targets or list(TARGETS)
+    if options.check:
+        return compare(options.check, options.k, names)
+    jobs = chosen([TARGETS[name] for name in names], options.k, options.sample)
+    if options.list:
+        print("\n".join(f"{target.name:7} {configuration.name}" for configuration, target in jobs))
+        return 0
+    entries, wrong = tabulate(jobs)
+    if options.json:
+        write_table(entries, options.json)
+        print(f"{len(entries)} entries written to {options.json}")
+    if wrong:
+        print(f"{len(wrong)} wrong:", *wrong, sep="\n  ")
+    return min(1, len(wrong))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    parser = argparse.ArgumentParser(description="The machine code of every configuration.")
+    add_arguments(parser)
+    sys.exit(main(parser.parse_args()))

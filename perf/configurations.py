@@ -19,6 +19,7 @@ from ..ops.launch import Call, dgrad_call, fprop_call, wgrad_calls
 from ..ops.plan import (
     DEVICES,
     GEMM_TILES,
+    LIMITS,
     STENCIL_TILES,
     WIDE_GEMM_TILES,
     Device,
@@ -37,30 +38,36 @@ class Target:
         name: as compilers call it.
         gpu: backend, architecture and warp size, as triton's GPUTarget takes them.
         device: what the planner is told.
-        registers: most that one thread can have.
-        shared: most bytes of shared memory (LDS) that one program can have.
         float64_mma: whether Triton (3.6, 3.7) multiplies float64 on the matrix units.
     """
 
     name: str
     gpu: tuple[str, int | str, int]
     device: Device
-    registers: int
-    shared: int
     float64_mma: bool = True
 
     @property
     def is_amd(self) -> bool:
         return self.gpu[0] == "hip"
 
+    @property
+    def registers(self) -> int:
+        """Most that one thread can have."""
+        return LIMITS[self.device.arch].registers
+
+    @property
+    def shared(self) -> int:
+        """Most bytes of shared memory (LDS) that one program can have."""
+        return LIMITS[self.device.arch].shared
+
 
 TARGETS = {
     target.name: target
     for target in (
-        Target("sm_80", ("cuda", 80, 32), DEVICES["a100"], 255, 163 * 1024),
-        Target("sm_90", ("cuda", 90, 32), DEVICES["h200"], 255, 227 * 1024),
-        Target("sm_100", ("cuda", 100, 32), DEVICES["b200"], 255, 227 * 1024, float64_mma=False),
-        Target("gfx942", ("hip", "gfx942", 64), DEVICES["mi300x"], 512, 64 * 1024),
+        Target("sm_80", ("cuda", 80, 32), DEVICES["a100"]),
+        Target("sm_90", ("cuda", 90, 32), DEVICES["h200"]),
+        Target("sm_100", ("cuda", 100, 32), DEVICES["b200"], float64_mma=False),
+        Target("gfx942", ("hip", "gfx942", 64), DEVICES["mi300x"]),
     )
 }
 
@@ -158,6 +165,11 @@ class Configuration:
     dtype: torch.dtype
 
     @property
+    def geometry(self) -> Geometry:
+        """Of the launch."""
+        return _geometry(self.plan.op, self.arguments)
+
+    @property
     def name(self) -> str:
         blocks = {k: v for k, v in vars(self.plan.tile).items() if k.startswith("BLOCK")}
         tile = "" if self.kernel == "sum_partials" else "x".join(map(str, blocks.values()))
@@ -172,7 +184,7 @@ class Configuration:
 
     def call(self) -> Call:
         """The launch, of meta tensors: however large, they take no memory."""
-        geometry, plan = _geometry(self.plan.op, self.arguments), self.plan
+        geometry, plan = self.geometry, self.plan
         dtype = torch.float32 if self.dtype == torch.uint8 else self.dtype
         x_dtype = dtype if plan.op == "dgrad" else self.dtype
         x = self._empty(geometry.x_shape, x_dtype)
@@ -182,7 +194,7 @@ class Configuration:
             bias = weight.new_empty(geometry.K) if self.arguments.bias else None
             return fprop_call(x, weight, bias, y, geometry, plan)
         if plan.op == "dgrad":
-            return dgrad_call(y, weight, x, geometry, plan)
+            return dgrad_call(y, weight, None, x, geometry, plan)
         calls = list(wgrad_calls(x, y, weight, geometry, plan))
         return next(call for call in calls if call.kernel.__name__ == self.kernel)
 

@@ -264,10 +264,15 @@ def test_autocast_lowers_as_for_conv2d(backend, dtype):
     assert all(parameter.grad.dtype == torch.float32 for parameter in stack.parameters())
 
 
+def leaf(tensor):
+    return tensor.detach().clone().requires_grad_()
+
+
 OPERATORS = {
     "fprop": lambda t, g: (t[0], t[1], t[2]),
     "fprop_without_bias": lambda t, g: (t[0], t[1], None),
-    "dgrad": lambda t, g: (t[3], t[1], (g.H, g.W)),
+    "dgrad": lambda t, g: (t[3], t[1], None, (g.H, g.W)),
+    "dgrad_with_bias": lambda t, g: (t[3], t[1], leaf(t[2][: g.C]), (g.H, g.W)),
     "wgrad": lambda t, g: (t[0], t[3], g.weight_shape),
 }
 
@@ -280,7 +285,7 @@ def test_opcheck(tensors, name, per_sample):
     given = tensors(g.x_shape, g.weight_shape, (g.K,), g.y_shape)
     (top, bottom), (left, right) = g.padding
     steps = (g.stride, (top, bottom, left, right), g.dilation, g.groups, g.flip, "ieee")
-    operator = getattr(torch.ops.tricorr, name.removesuffix("_without_bias")).default
+    operator = getattr(torch.ops.tricorr, name.split("_")[0]).default
     torch.library.opcheck(operator, (*OPERATORS[name](given, g), *steps))
 
 

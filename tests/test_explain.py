@@ -65,7 +65,7 @@ def test_the_plan_told_is_the_plan_run(kernel_backend, monkeypatch):
 
 
 def test_unknown_device_is_refused_with_the_known_ones():
-    with pytest.raises(ArgumentError, match="device must be one of a100, .*, got 'gtx'"):
+    with pytest.raises(ArgumentError, match=r"device must be one of a100, .*, got 'gtx'"):
         explain(meta(5, 5), meta(2, 2), device="gtx")
 
 

@@ -6,9 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import CASES, DTYPES, RICH_CASES, tensors, whole_numbers
-from closeness import OPS, check, operands, run, to_numpy, truth
+from closeness import (
+    OPS,
+    assert_close_to_reference,
+    check,
+    operands,
+    run,
+    terms,
+    to_numpy,
+    truth,
+)
 
-from tricorr.ops import geometry_of
+from tricorr import ops
+from tricorr.ops import geometry_of, reference
 from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, GemmTile, plan_with_tile
 
 GEMM_DTYPES = {
@@ -52,6 +62,21 @@ def test_every_dtype(backend, op, dtype, name):
 def test_forward_without_bias(backend, name):
     x, weight, _, _ = tensors(CASES[name], torch.float32, backend.device)
     check("fprop", (x, weight, None), CASES[name])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("name", ["groups_of_a_matrix_unit", "per_sample_groups"])
+def test_input_gradient_adds_a_bias_before_it_rounds(backend, name, dtype):
+    g = CASES[name]
+    _, weight, _, dy = tensors(g, dtype, backend.device)
+    bias = torch.randn(2 * g.C, device=backend.device).to(dtype)[::2]
+    args = [to_numpy(t) for t in (dy, weight, bias)]
+    truth, absolute = (
+        reference.dgrad(*operands[:2], g, operands[2])
+        for operands in (args, [abs(a) for a in args])
+    )
+    actual = ops.dgrad(dy, weight, g, bias=bias)
+    assert_close_to_reference(actual, truth, absolute, terms("dgrad", g) + 1)
 
 
 @ALL_OPS
