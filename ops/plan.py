@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 import torch
 
@@ -355,8 +355,7 @@ def _tuned_plan(
     found = tuned.get(key_of(op, geometry, dtype, precision, layout.channels_last))
     if found is None:
         return None
-    fields = dict(found.tile)
-    tile = StencilTile(**fields) if "BLOCK_C" in fields else GemmTile(**fields)
+    tile = tile_of(found.tile)
     return plan_with_tile(
         op,
         geometry,
@@ -365,6 +364,12 @@ def _tuned_plan(
         one_tap=takes_one_tap(op, geometry, tile),
         splits=found.splits,
     )
+
+
+def tile_of(fields: Mapping[str, int]) -> Tile:
+    """The tile with these fields: their names say of which family it is."""
+    kinds: tuple[type[Tile], ...] = get_args(Tile)
+    return next(kind(**fields) for kind in kinds if set(fields) == set(kind.__dataclass_fields__))
 
 
 def takes_one_tap(op: str, geometry: Geometry, tile: Tile) -> bool:

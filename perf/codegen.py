@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -319,10 +320,11 @@ def _work_of_a_program(configuration: Configuration) -> tuple[int, int]:
     if isinstance(tile, GemmTile):
         outputs = tile.BLOCK_M * tile.BLOCK_N
         return outputs, outputs * _steps(configuration) * tile.BLOCK_K
-    if plan.op == "wgrad":
-        return tile.BLOCK_C, tile.BLOCK_C * plan.split_pixels
-    outputs = tile.BLOCK_M * tile.BLOCK_C
-    return outputs, outputs * taps * (geometry.group_C if plan.op == "fprop" else geometry.group_K)
+    blocks = {name: size for name, size in vars(tile).items() if name.startswith("BLOCK")}
+    if plan.op == "wgrad" and "BLOCK_M" in blocks:
+        return blocks["BLOCK_C"], blocks["BLOCK_C"] * plan.split_pixels
+    outputs = math.prod(blocks.values())
+    return outputs, outputs * taps * (geometry.group_K if plan.op == "dgrad" else geometry.group_C)
 
 
 def _steps(configuration: Configuration) -> int:

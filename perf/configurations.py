@@ -27,7 +27,9 @@ from ..ops.plan import (
     Plan,
     Tile,
     plan_with_tile,
+    tile_of,
 )
+from ..ops.tuned import tuned_for
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,7 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
             for case in cases:
                 for dtype in dtypes:
                     yield _configuration(op, "", case, stencil, dtype, "ieee")
+    yield from _tuned(target)
     yield from _sums()
 
 
@@ -277,6 +280,20 @@ def _configuration(
         splits=2 if case.bias else 1,
     )
     return Configuration(plan.kernel, product, name, case, plan, dtype)
+
+
+def _tuned(target: Target) -> Iterator[Configuration]:
+    """The tiles of the device's tuned file, each in a case that the tables have for its kind."""
+    for key, found in tuned_for(target.device.name).items():
+        tile, dtype = tile_of(found.tile), getattr(torch, key.dtype)
+        is_gemm = isinstance(tile, GemmTile)
+        product = key.precision if dtype == torch.float32 else "half"
+        product = "float64" if dtype == torch.float64 else product
+        name = "dense" if is_gemm else "depthwise" if key.channels_last else "image"
+        precision = key.precision if is_gemm else "ieee"
+        made = _configuration(key.op, product * is_gemm, name, tile, dtype, precision)
+        launch = f"w{tile.num_warps}-s{tile.num_stages}"
+        yield replace(made, case=f"{name}-tuned-{launch}")
 
 
 def _sums() -> Iterator[Configuration]:

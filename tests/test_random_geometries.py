@@ -46,7 +46,8 @@ def geometries(draw):
     )
 
 
-@hypothesis.settings(max_examples=12)
+# By name: torch.testing._internal, which other tests import, loads a profile of its own.
+@hypothesis.settings(hypothesis.settings.get_profile("tricorr"), max_examples=12)
 @hypothesis.given(geometry=geometries())
 @pytest.mark.parametrize("op", OPS)
 def test_any_geometry(backend, op, geometry):
