@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -115,6 +115,18 @@ class Geometry:
     def flops(self) -> int:
         """Floating-point operations: two for each multiply-accumulate."""
         return 2 * self.macs
+
+    def adjoint(self) -> Geometry:
+        """The correlation of dy that is this one's input gradient: stride 1, one channel a group.
+
+        x and y change places, the window is turned, and what it overhangs is the padding:
+        dx[h] = sum_r dy[h + pad - r * dilation] * weight[r].
+        """
+        assert self.C == self.K == self.groups
+        (top, bottom), (left, right) = self.padding
+        over_h, over_w = self.dilation[0] * (self.R - 1), self.dilation[1] * (self.S - 1)
+        padding = (over_h - top, over_h - bottom), (over_w - left, over_w - right)
+        return replace(self, H=self.P, W=self.Q, padding=padding, flip=not self.flip)
 
     def compulsory_bytes(self, x_bytes: int, weight_bytes: int, y_bytes: int) -> int:
         """Bytes that any of the three operators must move: each tensor once.

@@ -112,7 +112,7 @@ def fprop_call(
     return _call(
         plan,
         geometry,
-        pixels=geometry.P * geometry.Q * _samples(geometry),
+        PIXELS=geometry.P * geometry.Q * _samples(geometry),
         x_ptr=x,
         weight_ptr=weight,
         bias_ptr=bias,
@@ -133,11 +133,13 @@ def dgrad_call(
     plan: Plan,
 ) -> Call:
     """The launch that fills dx."""
+    if plan.family == "rows":
+        return fprop_call(dy, weight, bias, dx, geometry.adjoint(), plan)
     weight, weight_strides = _weight_walk(weight, geometry)
     return _call(
         plan,
         geometry,
-        pixels=geometry.H * geometry.W * _samples(geometry),
+        PIXELS=geometry.H * geometry.W * _samples(geometry),
         dy_ptr=dy,
         weight_ptr=weight,
         bias_ptr=bias,
@@ -162,12 +164,10 @@ def wgrad_calls(
     yield _call(
         plan,
         geometry,
-        pixels=geometry.P * geometry.Q * _samples(geometry),
+        PIXELS=geometry.P * geometry.Q * _samples(geometry),
         x_ptr=x,
         dy_ptr=dy,
         dw_ptr=walk,
-        SPLITS=plan.splits,
-        SPLIT_PIXELS=plan.split_pixels,
         **_strides("x", "nchw", x.stride()),
         **_strides("dy", "nkpq", dy.stride()),
         dw_stride_split=dw.numel() if plan.splits > 1 else 0,
@@ -202,8 +202,8 @@ def sum_partials_call(partials: torch.Tensor, out: torch.Tensor, splits: int) ->
 SUM_TILE = (32, 32)
 
 
-def _call(plan: Plan, geometry: Geometry, pixels: int, **arguments: Any) -> Call:
-    """A launch of the plan's kernel: what all six have in common, and `arguments`."""
+def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
+    """A launch of the plan's kernel, which takes what it names of all these."""
     tile = plan.tile
     blocks = {name: value for name, value in vars(tile).items() if name.startswith("BLOCK")}
     (pad_h, _), (pad_w, _) = geometry.padding
@@ -216,7 +216,8 @@ def _call(plan: Plan, geometry: Geometry, pixels: int, **arguments: Any) -> Call
         "W": geometry.W,
         "P": geometry.P,
         "Q": geometry.Q,
-        "PIXELS": pixels,
+        "PLANES": geometry.N * geometry.K,
+        "SAMPLES": _samples(geometry),
         "GROUPS": geometry.groups,
         "GROUP_C": geometry.group_C,
         "GROUP_K": geometry.group_K,
@@ -228,15 +229,18 @@ def _call(plan: Plan, geometry: Geometry, pixels: int, **arguments: Any) -> Call
         "PAD_W": pad_w,
         "DIL_H": dil_h if geometry.R > 1 else 1,
         "DIL_W": dil_w if geometry.S > 1 else 1,
+        "SPLITS": plan.splits,
+        "SPLIT_PIXELS": plan.split_pixels,
+        "SPLIT_STRIPS": plan.split_strips,
         "WIDE": plan.wide,
+        "PRECISION": plan.precision,
+        "ONE_TAP": plan.one_tap,
+        "HAS_INTERIOR": plan.interior,
         **blocks,
     }
-    if plan.family == "gemm":
-        arguments["PRECISION"] = plan.precision
-        if plan.op != "wgrad":
-            arguments["ONE_TAP"] = plan.one_tap
     kernel = getattr(kernels, plan.kernel)
-    return Call(kernel, plan.grid, arguments, tile.num_warps, tile.num_stages)
+    taken = {name: arguments[name] for name in kernel.arg_names}
+    return Call(kernel, plan.grid, taken, tile.num_warps, tile.num_stages)
 
 
 def _samples(geometry: Geometry) -> int:
