@@ -14,6 +14,7 @@ eager mode runs the autograd.Functions, which also have forward-mode derivatives
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -267,3 +268,8 @@ def _register(name: str, backward: Any) -> None:
 _register("fprop", _fprop_backward)
 _register("dgrad", _dgrad_backward)
 _register("wgrad", _wgrad_backward)
+
+# torch.autograd.Function.apply asks for this signature at every call, and working it out takes
+# longer than all the rest of a small call on the host.
+for _function in (CrossCorrelation2D, InputGradient2D, WeightGradient2D):
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]

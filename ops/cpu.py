@@ -64,7 +64,8 @@ def wgrad(x: torch.Tensor, dy: torch.Tensor, geometry: Geometry) -> torch.Tensor
     if geometry.macs == 0:
         return dw.zero_()
     dy = _summable(dy)
-    x, padding = _symmetric(x.to(dy.dtype), geometry)
+    # PyTorch 2.13 on one thread crashes on a channels_last image under a strided 1x1 window.
+    x, padding = _symmetric(x.to(dy.dtype).contiguous(), geometry)
     result = _backward(x, dy, None, geometry, padding, (x.shape[-2], x.shape[-1]))
     return dw.copy_(result.flip(-2, -1) if geometry.flip else result)
 

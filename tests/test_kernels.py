@@ -89,6 +89,14 @@ def test_whole_numbers_are_exact(backend, op, name, dtype):
     assert torch.equal(actual.cpu(), expected)
 
 
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_strided_pointwise_weight_gradient_of_channels_last_does_not_crash(backend):
+    g = geometry_of((2, 8, 56, 56), (16, 8, 1, 1), (2, 2))
+    x, _, _, dy = (t.to(memory_format=torch.channels_last) if t.dim() == 4 else t
+                   for t in tensors(g, torch.float32, backend.device))  # fmt: skip
+    check("wgrad", (x, dy), g)
+
+
 @ALL_OPS
 @pytest.mark.parametrize("name", ["leftover_rows", "many_pixels", "per_sample_groups"])
 def test_the_same_call_gives_the_same_bits(backend, op, name):

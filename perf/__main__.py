@@ -1,0 +1,60 @@
+"""`python -m tricorr.perf COMMAND`: measure, report, tune, look at machine code.
+
+Each command is a module with `add_arguments(parser)` and `main(options) -> exit code`, imported
+when it is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+#: Command: (module, what it does).
+COMMANDS = {
+    "all": ("bench", "measure every row there is time for, the most valuable first"),
+    "workloads": ("workloads", "list what is measured"),
+    "learn": ("learning_bench", "time learn_kernel against the eager PyTorch loop"),
+    "startup": ("startup", "time the import and the first call, in fresh processes"),
+    "report": ("report", "turn rows into tables and plots"),
+    "tune": ("tune", "search the tiles of given workloads"),
+    "profile": ("profiling", "profile a workload with Nsight Compute"),
+    "predict": ("model", "bounds of every workload from the static model, without a GPU"),
+    "codegen": ("codegen", "check the machine code of every configuration"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; an error is one line on stderr and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m tricorr.perf",
+        description="Benchmarks of tricorr. COMMAND --help shows its options.",
+        epilog=f"commands:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    name = parser.parse_args(arguments[:1]).command
+    module, what = COMMANDS[name]
+    try:
+        command = import_module(f".{module}", __package__)
+        own = argparse.ArgumentParser(prog=f"{parser.prog} {name}", description=what)
+        command.add_arguments(own)
+        options = own.parse_args(arguments[1:])
+        return int(command.main(options))
+    except BrokenPipeError:  # `... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except (RuntimeError, ValueError, OSError, KeyError, ModuleNotFoundError) as error:
+        print(f"{parser.prog} {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

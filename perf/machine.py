@@ -1,0 +1,206 @@
+"""The machine a row was measured on: names, versions, clocks, ceilings. Nothing is ever set."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from .. import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
+#: What decides a time of ours: a change there makes another revision of it.
+SOURCES = ("kernels", "ops", "autograd")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What every row of a run repeats; the names are those of Row."""
+
+    kind: str
+    device: str
+    revision: str
+    torch: str
+    tricorr: str
+    triton: str | None
+    cudnn: str | None
+    driver: str | None
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What this machine reaches at best, measured.
+
+    Attributes:
+        copy: bytes per second of a large copy, read and written.
+        matmul: floating-point operations per second of a large product, by a row's dtype.
+    """
+
+    copy: float
+    matmul: dict[str, float]
+
+    def seconds(self, flops: int, moved: int, dtype: str) -> float:
+        """No call takes less."""
+        return max(moved / self.copy, flops / self.rate(dtype))
+
+    def rate(self, dtype: str) -> float:
+        return self.matmul["float32" if dtype == "uint8" else dtype]
+
+
+def machine(kind: str, revision: str | None = None) -> Machine:
+    """The machine of this process. `revision` overrides what git says."""
+    gpu = kind == "gpu"
+    cudnn = torch.backends.cudnn.version() if gpu else None
+    query = smi("driver_version") if gpu else None
+    return Machine(
+        kind=kind,
+        device=torch.cuda.get_device_name() if gpu else _cpu_name(),
+        revision=revision or revision_of(ROOT),
+        torch=torch.__version__,
+        tricorr=__version__,
+        triton=_version("triton"),
+        cudnn=None if cudnn is None else str(cudnn),
+        driver=query[0] if query else None,
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+@cache
+def revision_of(root: Path) -> str:
+    """The git revision of a checkout; with a hash of the sources if they differ or git is absent.
+
+    Only what decides a time counts: a change of the documentation does not start all over.
+    """
+    head = _git(root, "rev-parse", "--short=12", "HEAD")
+    if head is not None and not _git(root, "status", "--porcelain", "--", *SOURCES):
+        return head
+    digest = hashlib.sha256()
+    for path in sorted(p for name in SOURCES for p in (root / name).rglob("*")):
+        if path.suffix in (".py", ".json"):  # code, and tuned tiles
+            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return f"{head or 'sources'}+{digest.hexdigest()[:12]}"
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        run = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return run.stdout.strip() if run.returncode == 0 else None
+
+
+def smi(*fields: str) -> list[str] | None:
+    """What nvidia-smi says of this GPU, or None. A query: it changes nothing."""
+    process = _start_smi(fields)
+    return None if process is None else _answer(process, len(fields))
+
+
+def _start_smi(fields: tuple[str, ...]) -> subprocess.Popen[str] | None:
+    uuid = getattr(torch.cuda.get_device_properties(0), "uuid", None)
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    if uuid is not None:
+        command.append(f"--id=GPU-{uuid}")
+    try:
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+    except OSError:
+        return None
+
+
+def _answer(process: subprocess.Popen[str], count: int) -> list[str] | None:
+    try:
+        out, _ = process.communicate(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return None
+    values = [value.strip() for value in out.strip().splitlines()[0].split(",")] if out else []
+    return values if process.returncode == 0 and len(values) == count else None
+
+
+class Clocks:
+    """SM clock and reasons to throttle, read while something is measured.
+
+    The query runs beside the measurement and is repeated every few seconds at most; in between the
+    last answer stands.
+    """
+
+    def __init__(self, interval: float = 3.0) -> None:
+        self.interval = interval
+        self.asked = -interval
+        self.process: subprocess.Popen[str] | None = None
+        self.reasons = "clocks_event_reasons.active"
+        self.last: tuple[int | None, str | None] = (None, None)
+
+    def start(self) -> None:
+        """Asks, without waiting for the answer."""
+        now = time.monotonic()
+        if self.process is None and now - self.asked >= self.interval:
+            self.asked = now
+            self.process = _start_smi(("clocks.sm", self.reasons))
+
+    def read(self) -> tuple[int | None, str | None]:
+        """(MHz, bit mask)."""
+        if self.process is None:
+            return self.last
+        answer, self.process = _answer(self.process, 2), None
+        if answer is None and "event" in self.reasons:  # the name that older drivers know
+            self.reasons = "clocks_throttle_reasons.active"
+            answer = smi("clocks.sm", self.reasons)
+        if answer is not None:
+            clock, reasons = answer
+            self.last = (int(clock) if clock.isdigit() else None, reasons)
+        return self.last
+
+
+def measure_ceilings(seconds_of: Callable[[Callable[[], object]], float]) -> Ceilings:
+    """The ceilings of the GPU of this process.
+
+    Args:
+        seconds_of: median device time of a call.
+    """
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda").random_(0, 255)
+    target = torch.empty_like(source)
+    copy = 2 * source.numel() / seconds_of(partial(target.copy_, source))
+    del source, target
+    rates = {}
+    n = 8192
+    for dtype, kind in (
+        ("bfloat16", torch.bfloat16),
+        ("float16", torch.float16),
+        ("tf32", torch.float32),
+        ("float32", torch.float32),
+    ):
+        torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+        a, b = (torch.randn(n, n, device="cuda", dtype=kind) for _ in range(2))
+        out = torch.empty_like(a)
+        rates[dtype] = 2 * n**3 / seconds_of(partial(torch.mm, a, b, out=out))
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return Ceilings(copy, rates)

@@ -1,0 +1,344 @@
+"""Who computes an operator: ours and its peers, behind one interface.
+
+A provider says whether it is there, whether it can do a problem, and hands back a call that does
+exactly one operator once and returns its tensor: dgrad alone or wgrad alone, never both. Tensors
+and weights already are in the memory format of the row; what a peer must do beyond that (copy the
+padding, turn bytes into floats) is what a user of it must do, and is timed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..autograd import functional
+from ..ops import Geometry
+from .workloads import Workload
+
+Call: TypeAlias = Callable[[], torch.Tensor]
+
+OURS = "tricorr"
+#: Dtypes of rows, as dtypes of the image and of the filters.
+TENSOR_DTYPES = {
+    "bfloat16": (torch.bfloat16, torch.bfloat16),
+    "float16": (torch.float16, torch.float16),
+    "float32": (torch.float32, torch.float32),
+    "tf32": (torch.float32, torch.float32),
+    "uint8": (torch.uint8, torch.float32),
+}
+#: Most multiply-adds of a problem for NumPy and SciPy, which are there for orientation.
+SMALL = 5_000_000
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One operator of one workload, with its tensors. All are there, also the result's stand-in."""
+
+    workload: Workload
+    op: str
+    dtype: str
+    format: str
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    dy: torch.Tensor
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.workload.geometry
+
+    @property
+    def precision(self) -> str:
+        return "tf32" if self.dtype == "tf32" else "ieee"
+
+
+def make_problem(
+    workload: Workload, op: str, dtype: str, format: str, device: str, seed: int = 0
+) -> Problem:
+    """Random tensors, the same for every format: zeros would hide errors and run faster."""
+    g = workload.geometry
+    random = torch.Generator(device).manual_seed(seed)
+    image, other = TENSOR_DTYPES[dtype]
+    layout = torch.channels_last if format == "channels_last" else torch.contiguous_format
+
+    def normal(shape: tuple[int, ...]) -> torch.Tensor:
+        tensor = torch.randn(shape, generator=random, device=device, dtype=other)
+        return tensor.contiguous(memory_format=layout) if len(shape) == 4 else tensor
+
+    if image == torch.uint8:
+        x = torch.randint(256, g.x_shape, generator=random, device=device, dtype=image)
+        x = x.contiguous(memory_format=layout)
+    else:
+        x = normal(g.x_shape)
+    if workload.shared:
+        weight = normal((1, 1, g.R, g.S)).expand(g.weight_shape)
+    else:
+        weight = normal(g.weight_shape)
+    bias = normal((g.K,)) if workload.bias else None
+    # fprop does not read dy: it need not take memory.
+    dy = torch.empty((), device=device, dtype=other) if op == "fprop" else normal(g.y_shape)
+    return Problem(workload, op, dtype, format, x, weight, bias, dy)
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One implementation.
+
+    Attributes:
+        name: in rows.
+        group: jobs of a run are made per group, so that slow compilers do not hold up the rest;
+            ours takes part in every group.
+        build: the call for a problem.
+        available: why it cannot be used on this machine, or None.
+        supports: why it cannot do a workload's operator in a dtype on a device, or None.
+        formats: memory formats to try it in.
+    """
+
+    name: str
+    group: str
+    build: Callable[[Problem], Call]
+    available: Callable[[], str | None] = lambda: None
+    supports: Callable[[Workload, str, str, str], str | None] = lambda *_: None
+    formats: tuple[str, ...] = ("NCHW", "channels_last")
+
+    def prepare(self, problem: Problem) -> Call:
+        """A call that computes the problem's operator once and returns the result."""
+        return self.build(problem)
+
+
+def configure(dtype: str, device: str) -> None:
+    """PyTorch's settings for peers: cuDNN's search on, TF32 as the row says."""
+    if device == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+
+
+def _ours(problem: Problem) -> Call:
+    g, op = problem.geometry, problem.op
+    x, weight, bias, dy = problem.x, problem.weight, problem.bias, problem.dy
+    steps = (g.stride, g.padding, g.dilation, g.groups)
+    precision = problem.precision
+    if op == "fprop" and problem.workload.shared:
+        plane = weight[0, 0]
+        return lambda: functional.corr2d(x, plane, None, *steps[:3], precision=precision)
+    if op == "fprop":
+        return lambda: functional.corr2d(x, weight, bias, *steps, precision=precision)
+    if op == "wgrad":
+        shape = g.weight_shape
+        return lambda: functional.corr2d_weight_grad(x, shape, dy, *steps, precision=precision)
+    if "transposed" in problem.workload.tags:
+        stride, padding, dilation, groups = steps
+        extra = _output_padding(g)
+        return lambda: functional.corr_transpose2d(
+            dy, weight, None, stride, padding, extra, groups, dilation, precision=precision
+        )
+    shape = g.x_shape
+    return lambda: functional.corr2d_input_grad(shape, weight, dy, *steps, precision=precision)
+
+
+def _torch_function(problem: Problem) -> tuple[Callable[..., torch.Tensor], tuple[Any, ...]]:
+    """PyTorch's way to do it, as a function and its tensors."""
+    g = problem.geometry
+    (top, bottom), (left, right) = g.padding
+    uneven = top != bottom or left != right
+    padding = (0, 0) if uneven else (top, left)
+    stride, dilation, groups = g.stride, g.dilation, g.groups
+    if problem.op == "fprop":
+        dtype = problem.weight.dtype
+        weight = problem.weight.contiguous() if problem.workload.shared else problem.weight
+        if g.per_sample:
+            weight, groups = weight.flatten(0, 1), groups * g.N
+
+        def fprop(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            x = x.to(dtype)
+            if uneven:
+                x = F.pad(x, (left, right, top, bottom))
+            if g.per_sample:
+                flat = x.reshape(1, -1, *x.shape[2:])
+                y = F.conv2d(flat, weight, bias, stride, padding, dilation, groups)
+                return y.view(g.y_shape)
+            return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+        return fprop, (problem.x, weight, problem.bias)
+    if "transposed" in problem.workload.tags:
+        extra = _output_padding(g)
+
+        def transposed(dy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return F.conv_transpose2d(dy, weight, None, stride, padding, extra, groups, dilation)
+
+        return transposed, (problem.dy, problem.weight)
+    mask = [problem.op == "dgrad", problem.op == "wgrad", False]
+
+    def backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        gradients = torch.ops.aten.convolution_backward(
+            dy, x, weight, None, stride, padding, dilation, False, (0, 0), groups, mask
+        )
+        return gradients[mask.index(True)]
+
+    return backward, (problem.dy, problem.x, problem.weight)
+
+
+def _output_padding(g: Geometry) -> tuple[int, int]:
+    """Rows and columns that a stride leaves over: a transposed convolution is told to add them."""
+    (top, bottom), (left, right) = g.padding
+    rows = (g.H + top + bottom - g.dilation[0] * (g.R - 1) - 1) % g.stride[0]
+    columns = (g.W + left + right - g.dilation[1] * (g.S - 1) - 1) % g.stride[1]
+    return rows, columns
+
+
+def _pytorch(problem: Problem) -> Call:
+    function, tensors = _torch_function(problem)
+    return lambda: function(*tensors)
+
+
+def _torch_supports(workload: Workload, op: str, dtype: str, device: str) -> str | None:
+    g = workload.geometry
+    if op != "fprop" and (g.per_sample or any(a != b for a, b in g.padding)):
+        return "one call of PyTorch cannot: a filter per sample or uneven padding in a gradient"
+    if op == "wgrad" and dtype == "uint8":
+        return "gradients are of floats"
+    return None
+
+
+def _compiled(mode: str) -> Callable[[Problem], Call]:
+    def build(problem: Problem) -> Call:
+        function, tensors = _torch_function(problem)
+        torch._dynamo.reset()  # one shape, one graph: no limit on recompilations is met
+        compiled = torch.compile(function, mode=mode, dynamic=False, fullgraph=True)
+        return lambda: compiled(*tensors)
+
+    return build
+
+
+def _compile_supports(workload: Workload, op: str, dtype: str, device: str) -> str | None:
+    if op != "fprop" and "transposed" not in workload.tags:
+        return "Inductor leaves the gradients of a convolution to cuDNN"
+    return _torch_supports(workload, op, dtype, device)
+
+
+def _no_compiler() -> str | None:
+    if not torch.cuda.is_available():
+        return "compared on GPUs only"
+    return None if importlib.util.find_spec("triton") else "triton is not installed"
+
+
+def _missing(module: str) -> Callable[[], str | None]:
+    def available() -> str | None:
+        try:
+            found = importlib.util.find_spec(module)
+        except (ImportError, ValueError) as error:
+            return f"{module} cannot be imported: {error}"
+        return None if found else f"{module} is not installed"
+
+    return available
+
+
+def _flaggems_missing() -> str | None:
+    return _missing("flag_gems")() or (None if torch.cuda.is_available() else "needs a GPU")
+
+
+def _flaggems(problem: Problem) -> Call:
+    flag_gems = importlib.import_module("flag_gems")  # optional, and not typed
+
+    g = problem.geometry
+    x, weight, bias = problem.x, problem.weight, problem.bias
+    padding = (g.padding[0][0], g.padding[1][0])
+    return lambda: flag_gems.conv2d(
+        x,
+        weight,
+        bias=bias,
+        stride=g.stride,
+        padding=padding,
+        dilation=g.dilation,
+        groups=g.groups,
+    )
+
+
+def _flaggems_supports(workload: Workload, op: str, dtype: str, device: str) -> str | None:
+    g = workload.geometry
+    if op != "fprop":
+        return "its backward computes both gradients in one call"
+    if dtype == "uint8" or g.per_sample or any(a != b for a, b in g.padding):
+        return "no bytes, no filter per sample, no uneven padding"
+    return None
+
+
+def _kornia(problem: Problem) -> Call:
+    from kornia.filters import filter2d
+
+    x, dtype = problem.x, problem.weight.dtype
+    kernel = problem.weight[0]
+    return lambda: filter2d(x.to(dtype), kernel, border_type="constant", padding="same")
+
+
+def _one_filter(workload: Workload, op: str, dtype: str, device: str) -> str | None:
+    """One filter on every plane, as an image filter is, at the size of the image."""
+    g = workload.geometry
+    single = g.C == g.K == 1 or workload.shared
+    plain = g.stride == g.dilation == (1, 1) and not g.per_sample
+    same = sum(map(sum, g.padding)) == g.R + g.S - 2
+    return None if op == "fprop" and single and plain and same else "one filter of an image only"
+
+
+def _on_cpu(workload: Workload, op: str, dtype: str, device: str) -> str | None:
+    if device != "cpu" or workload.geometry.macs > SMALL or dtype != "float32":
+        return "for orientation: small float32 images on a CPU"
+    return _one_filter(workload, op, dtype, device)
+
+
+def _padded_planes(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    (top, bottom), (left, right) = problem.geometry.padding
+    planes = F.pad(problem.x, (left, right, top, bottom)).flatten(0, 1).numpy()
+    return planes, problem.weight[0, 0].numpy()
+
+
+def _scipy(problem: Problem) -> Call:
+    from scipy.signal import correlate2d
+
+    planes, kernel = _padded_planes(problem)
+    shape = problem.geometry.y_shape
+
+    def call() -> torch.Tensor:
+        found = np.stack([correlate2d(plane, kernel, mode="valid") for plane in planes])
+        return torch.from_numpy(found).view(shape)
+
+    return call
+
+
+def _numpy(problem: Problem) -> Call:
+    planes, kernel = _padded_planes(problem)
+    shape = problem.geometry.y_shape
+
+    def call() -> torch.Tensor:
+        windows = np.lib.stride_tricks.sliding_window_view(planes, kernel.shape, axis=(1, 2))
+        return torch.from_numpy(np.tensordot(windows, kernel, 2)).view(shape)
+
+    return call
+
+
+#: All of them, ours first. A peer's reason to be unavailable becomes a row.
+PROVIDERS: tuple[Provider, ...] = (
+    Provider(OURS, "core", _ours),
+    Provider("pytorch", "core", _pytorch, supports=_torch_supports),
+    Provider("kornia", "core", _kornia, _missing("kornia"), _one_filter, ("NCHW",)),
+    Provider("flaggems", "core", _flaggems, _flaggems_missing, _flaggems_supports, ("NCHW",)),
+    Provider("scipy", "core", _scipy, _missing("scipy"), _on_cpu, ("NCHW",)),
+    Provider("numpy", "core", _numpy, supports=_on_cpu, formats=("NCHW",)),
+    Provider("torch.compile", "compile", _compiled("default"), _no_compiler, _compile_supports),
+    # Without its own CUDA graphs: replaying one is measured for every provider alike.
+    Provider(
+        "torch.compile-max-autotune",
+        "max-autotune",
+        _compiled("max-autotune-no-cudagraphs"),
+        _no_compiler,
+        _compile_supports,
+    ),
+)

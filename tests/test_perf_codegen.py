@@ -1,0 +1,198 @@
+"""codegen: the recorded table of machine code, its arithmetic, and that no kernel got worse.
+
+Kernels of this process may be interpreted ones, so another process compiles. The committed table
+is compared in full by `python -m tricorr.perf codegen --check`; here a few kernels stand for all.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+from tricorr.perf import codegen
+from tricorr.perf.codegen import Build, Entry
+from tricorr.perf.configurations import TARGETS, configurations
+
+#: Of the recorded ones, these are built by the tests: each family, and every kind of arithmetic.
+BUILT = (
+    r"sm_90 fprop_gemm-half-128x128x32-bfloat16-dense",
+    r"sm_90 wgrad_gemm-half-64x64x32-bfloat16-dense",
+    r"sm_90 dgrad_gemm-ieee-64x32x16-float32-dense",
+    r"sm_90 fprop_stencil-512x1-float32-image",
+    r"sm_90 wgrad_stencil-8x64-bfloat16-depthwise",
+)
+VERSION, RECORDED = codegen.read_table(codegen.TABLE)
+
+
+def run(*arguments):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tricorr.perf.codegen", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def configuration(name, target="sm_90"):
+    return next(c for c in configurations(TARGETS[target]) if c.name == name)
+
+
+def entry(**fields):
+    counts = {"all": 100, "load": 4, "fma": 36, "mma": 0}
+    rates = {kind: float(n) for kind, n in counts.items()}
+    defaults = {
+        "target": "sm_90",
+        "name": "x",
+        "threads": 128,
+        "registers": 64,
+        "spills": 0,
+        "shared": 1024,
+        "outputs": 512,
+        "macs": 4608,
+        "passes": 1,
+        "instructions": 200,
+        "loop": counts,
+        "loop_per_output": rates,
+        "per_output": rates,
+    }
+    return Entry(**(defaults | fields))
+
+
+def test_the_table_is_the_sample_and_nothing_in_it_spills():
+    sample = [(t.name, c.name) for c, t in codegen.chosen(TARGETS.values(), sample=True)]
+    assert [(e.target, e.name) for e in RECORDED] == [
+        (target.name, name)
+        for target in TARGETS.values()
+        for of, name in sample
+        if of == target.name
+    ], "run: python -m tricorr.perf codegen --sample --json perf/results/codegen.json"
+    assert 35 <= len(RECORDED) <= 60
+    assert set(BUILT) <= {f"{e.target} {e.name}" for e in RECORDED}
+    for e in RECORDED:
+        assert e.spills <= codegen.MAX_PARKED, e.name
+        assert e.registers <= TARGETS[e.target].registers
+        assert e.shared <= TARGETS[e.target].shared
+        assert e.per_output["all"] >= e.loop_per_output["all"]
+        wants = configuration(e.name, e.target).wants_mma(TARGETS[e.target])
+        assert bool(e.loop["mma"]) == wants, e.name
+
+
+def test_a_program_does_the_multiply_adds_that_its_code_has():
+    for e in RECORDED:
+        if e.loop["fma"] and not e.loop["mma"]:
+            done = e.loop["fma"] * e.passes * e.threads
+            assert done == pytest.approx(e.macs, rel=0.1), e.name
+
+
+def test_counts_are_for_one_output():
+    stencil = configuration("fprop_stencil-512x1-float32-image")
+    built = Build(
+        "fprop_stencil",
+        "sm_90",
+        threads=128,
+        registers=40,
+        spills=0,
+        shared=0,
+        opcodes={"FFMA": 12, "LDG": 15, "IMAD": 93, "STG": 4},
+        loop={"FFMA": 12, "LDG": 12, "IMAD": 76},
+    )
+    found = codegen.entry_of(stencil, TARGETS["sm_90"], built)
+    # 512 outputs by 128 threads, nine taps: 36 multiply-adds a thread, in three passes of twelve.
+    assert (found.outputs, found.macs, found.passes) == (512, 512 * 9, 3)
+    assert found.loop_per_output == {"all": 75.0, "load": 9.0, "fma": 9.0, "mma": 0.0}
+    assert found.per_output["all"] == 75 + 24 / 4
+    assert found.per_output["load"] == 9 + 3 / 4
+
+
+def test_an_mma_counts_once_for_a_warp():
+    gemm = configuration("fprop_gemm-half-64x64x32-bfloat16-dense")
+    built = Build("fprop_gemm", "sm_90", 128, 80, 0, 0, {"HGMMA": 2}, {"HGMMA": 2})
+    found = codegen.entry_of(gemm, TARGETS["sm_90"], built)
+    steps = 9 * 64 // 32
+    assert found.passes == steps
+    assert found.per_output["mma"] == round(2 * steps * 4 / (64 * 64), 4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"spills": 4}, "spills 4 bytes"),
+        ({"registers": 73}, "73 registers, recorded 64"),
+        ({"shared": 2048}, "shared memory"),
+        ({"instructions": 211}, "211 instructions"),
+        ({"per_output": {"all": 106.0}}, "106 instructions per output, recorded 100"),
+    ],
+)
+def test_what_got_worse_is_found(fields, what):
+    found = codegen.regressions(entry(), entry(**fields))
+    assert len(found) == 1
+    assert what in found[0]
+
+
+def test_what_is_within_the_margins_or_better_is_not():
+    assert not codegen.regressions(entry(), entry(registers=72, instructions=209))
+    assert not codegen.regressions(entry(spills=8), entry(registers=32, instructions=100))
+
+
+def test_losing_the_matrix_units_is_a_regression():
+    counts = {"all": 100, "load": 4, "fma": 0, "mma": 4}
+    found = codegen.regressions(entry(loop=counts), entry())
+    assert found == ["no matrix instructions in the loop any more"]
+
+
+def test_a_table_survives_being_written(tmp_path):
+    path = tmp_path / "deep" / "table.json"
+    codegen.write_table([entry(), entry(name="y")], path)
+    assert codegen.read_table(path) == (codegen.triton_version(), [entry(), entry(name="y")])
+
+
+def test_tables_of_another_triton_are_not_compared(tmp_path, capsys, monkeypatch):
+    codegen.write_table([entry()], tmp_path / "t.json")
+    monkeypatch.setattr(codegen, "triton_version", lambda: "0.0")
+    assert codegen.compare(tmp_path / "t.json") == 2
+    assert "not compared" in capsys.readouterr().out
+
+
+def test_a_kernel_that_is_gone_has_to_be_recorded_again(tmp_path, capsys):
+    codegen.write_table([entry(name="fprop_gone")], tmp_path / "t.json")
+    assert codegen.compare(tmp_path / "t.json") == 1
+    assert "fprop_gone: not a configuration any more" in capsys.readouterr().out
+
+
+@pytest.mark.aot
+@pytest.mark.skipif(
+    codegen.triton_version() != VERSION,
+    reason=f"the table was recorded with Triton {VERSION}, this is {codegen.triton_version()}",
+)
+def test_no_kernel_got_worse_than_recorded(tmp_path):
+    chosen = [e for e in RECORDED if f"{e.target} {e.name}" in BUILT]
+    codegen.write_table(chosen, tmp_path / "table.json")
+    ran = run("--check", tmp_path / "table.json")
+    if "no cuobjdump" in ran.stdout + ran.stderr:
+        pytest.skip("this triton has no cuobjdump")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"{len(BUILT)} compared" in ran.stdout
+
+
+@pytest.mark.aot
+@pytest.mark.skipif(codegen.triton_version() != VERSION, reason="recorded with another Triton")
+def test_a_regression_fails_the_command(tmp_path):
+    better = next(e for e in RECORDED if e.name == "fprop_stencil-512x1-float32-image")
+    better = replace(better, target="sm_90", instructions=better.instructions // 2)
+    codegen.write_table([better], tmp_path / "table.json")
+    ran = run("--check", tmp_path / "table.json")
+    if "no cuobjdump" in ran.stdout + ran.stderr:
+        pytest.skip("this triton has no cuobjdump")
+    assert ran.returncode == 1
+    assert "instructions, recorded" in ran.stdout
+
+
+def test_unknown_targets_are_refused():
+    ran = run("sm_1")
+    assert ran.returncode == 2
+    assert "unknown target sm_1" in ran.stdout

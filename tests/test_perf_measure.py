@@ -1,0 +1,437 @@
+"""Measuring: known delays give known ratios, a wrong result has no time, a crash is one row."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from tricorr.ops import Geometry, reference
+from tricorr.perf import __main__ as command
+from tricorr.perf import bench, learning_bench, rows
+from tricorr.perf.correctness import truth_of
+from tricorr.perf.machine import Ceilings, Machine
+from tricorr.perf.measure import (
+    CpuTimer,
+    GpuTimer,
+    Job,
+    PoisonedError,
+    Session,
+    interleave,
+    quantile,
+    run_job,
+)
+from tricorr.perf.providers import PROVIDERS, Provider, make_problem
+from tricorr.perf.worker import Worker, WorkerError
+from tricorr.perf.workloads import WORKLOADS, Workload
+
+FACTS = Machine("cpu", "a processor", "0123456789ab", "2.11", "0.1.0", None, None, None)
+SMALL = Workload("tiny", "test", Geometry(1, 2, 8, 9, 4, 3, 3), ("float32",))
+JOB = Job(SMALL, "fprop", "float32")
+PYTORCH = PROVIDERS[1]
+
+
+class Clock:
+    """Stands still but for what is added."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def fake(name, clock, seconds, change=lambda result: result, formats=("NCHW",), **others):
+    """A provider that takes `seconds` for the right result, or what `change` makes of it."""
+
+    def build(problem):
+        right = PYTORCH.prepare(problem)
+
+        def call():
+            clock.now += seconds() if callable(seconds) else seconds
+            return change(right())
+
+        return call
+
+    return Provider(name, "core", build, formats=formats, **others)
+
+
+def measured(clock, *providers, job=JOB, **others):
+    session = Session(CpuTimer(clock), FACTS, providers, **others)
+    found = run_job(job, session)
+    for row in found:
+        rows.validate(row)
+    return {row.provider: row for row in found}
+
+
+def test_known_delays_give_the_known_ratio():
+    clock = Clock()
+    found = measured(clock, fake("tricorr", clock, 0.002), fake("peer", clock, 0.003))
+    assert found["peer"].ratio_to == pytest.approx(1.5)
+    assert found["tricorr"].ms == pytest.approx(2.0)
+    assert found["peer"].ms == pytest.approx(3.0)
+    assert found["tricorr"].ratio_to is None
+    flops = SMALL.geometry.flops
+    assert found["tricorr"].tflops == pytest.approx(flops / 0.002 / 1e12)
+
+
+def test_drift_is_not_in_the_ratio():
+    """A machine that gets slower all the time: taken one after the other, the peer would lose."""
+    clock = Clock()
+
+    def slower(seconds):
+        return lambda: seconds * (1 + clock.now)
+
+    found = measured(
+        clock, fake("tricorr", clock, slower(0.002)), fake("peer", clock, slower(0.003))
+    )
+    assert found["peer"].ratio_to == pytest.approx(1.5, rel=0.02)
+    assert found["peer"].ms_high > 1.05 * found["peer"].ms_low
+
+
+def test_turns_alternate():
+    order = []
+    samplers = {name: lambda name=name: order.append(name) or 1.0 for name in "AB"}
+    interleave(samplers, {"A": 1.0, "B": 1.0})
+    assert order == ["A", "B"] * 3  # long turns: three are enough
+
+
+def test_formats_are_compared_with_their_own():
+    clock = Clock()
+    both = ("NCHW", "channels_last")
+    session = Session(
+        CpuTimer(clock),
+        FACTS,
+        [fake("tricorr", clock, 0.002, formats=both), fake("peer", clock, 0.001, formats=both)],
+    )
+    found = {(row.provider, row.format): row for row in run_job(JOB, session)}
+    assert len(found) == 4
+    assert found["peer", "channels_last"].ratio_to == pytest.approx(0.5)
+
+
+def test_fraction_of_the_roofline():
+    clock, g = Clock(), SMALL.geometry
+    moved = 4 * (g.x_numel + g.weight_numel + g.y_numel)
+    ceilings = Ceilings(copy=moved / 0.001, matmul={"float32": g.flops / 0.0005})
+    found = measured(clock, fake("tricorr", clock, 0.002), ceilings=ceilings)
+    assert found["tricorr"].roofline_fraction == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y: y * 1.01,
+        lambda y: y.roll(1, -1),
+        lambda y: y.index_fill(-1, torch.tensor([y.shape[-1] - 1]), 0.0),
+        lambda y: y.index_fill(0, torch.tensor([0]), math.nan),
+        lambda y: y[..., :-1],
+    ],
+    ids=["off by a hundredth", "shifted", "last column missing", "nan", "too small"],
+)
+def test_a_wrong_result_is_wrong_and_not_fast(change):
+    clock = Clock()
+    found = measured(clock, fake("tricorr", clock, 0.002), fake("peer", clock, 1e-6, change))
+    assert found["peer"].status == "wrong"
+    assert found["peer"].ms is None
+    assert found["peer"].note
+    assert found["tricorr"].status == "ok"
+
+
+def test_without_ours_there_is_no_ratio():
+    clock = Clock()
+    wrong = fake("tricorr", clock, 0.002, lambda y: -y)
+    found = measured(clock, wrong, fake("peer", clock, 0.001))
+    assert found["tricorr"].status == "wrong"
+    assert found["peer"].status == "ok"
+    assert found["peer"].ratio_to is None
+
+
+def raising(error, after):
+    """Raises once it was called so many times."""
+    calls = iter(range(10**6))
+
+    def change(result):
+        if next(calls) >= after:
+            raise error
+        return result
+
+    return change
+
+
+@pytest.mark.parametrize("after", [0, 1, 30], ids=["first call", "warm-up", "while it is timed"])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("a bad argument\nin two lines"), torch.OutOfMemoryError("out of memory")],
+    ids=["error", "memory"],
+)
+def test_who_raises_fails_alone(after, error):
+    clock = Clock()
+    peer = fake("peer", clock, 0.001, raising(error, after))
+    found = measured(clock, fake("tricorr", clock, 0.002), peer, fake("other", clock, 0.004))
+    assert found["peer"].status == "failed"
+    assert type(error).__name__ in found["peer"].note
+    assert "\n" not in found["peer"].note
+    assert found["other"].ratio_to == pytest.approx(2.0)
+
+
+def test_a_poisoned_device_ends_the_job():
+    class Poisoned(CpuTimer):
+        def recover(self):
+            raise PoisonedError("an illegal memory access")
+
+    clock, at = Clock(), []
+    peer = fake("peer", clock, 0.001, raising(RuntimeError("illegal memory access"), 0))
+    session = Session(
+        Poisoned(clock), FACTS, [peer], announce=lambda *announced: at.append(announced)
+    )
+    with pytest.raises(PoisonedError):
+        run_job(JOB, session)
+    assert at[-1] == ("peer", "NCHW")
+    found = run_job(
+        JOB, dataclasses.replace(session, timer=CpuTimer(clock)), {("peer", "NCHW"): "it crashed"}
+    )
+    assert [(row.status, row.note) for row in found] == [("failed", "it crashed")]
+
+
+def test_quantiles():
+    assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert quantile([1.0, 2.0], 0.5) == 1.5
+    assert quantile([0.1] * 7, 0.2) == quantile([0.1] * 7, 0.8) == 0.1
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("draws", [10**9, 40], ids=["all", "some"])
+def test_truth_is_the_references(per_sample, draws, monkeypatch):
+    monkeypatch.setattr("tricorr.perf.correctness.DRAWS", draws)
+    monkeypatch.setattr("tricorr.perf.correctness.WGRAD_DRAWS", draws)
+    geometry = Geometry(
+        3,
+        4,
+        9,
+        8,
+        6,
+        3,
+        2,
+        stride=(2, 1),
+        padding=((2, 1), (0, 3)),
+        dilation=(1, 2),
+        groups=2,
+        per_sample=per_sample,
+    )
+    workload = Workload("odd", "test", geometry, ("float32",), bias=True)
+    for op in workload.ops:
+        problem = make_problem(workload, op, "float32", "NCHW", "cpu")
+        x, weight, dy = (t.double().numpy() for t in (problem.x, problem.weight, problem.dy))
+        bias = problem.bias.double().numpy()
+        expected = {
+            "fprop": lambda: reference.fprop(x, weight, bias, geometry),  # noqa: B023
+            "dgrad": lambda: reference.dgrad(dy, weight, geometry),  # noqa: B023
+            "wgrad": lambda: reference.wgrad(x, dy, geometry),  # noqa: B023
+        }[op]()
+        truth = truth_of(problem)
+        assert truth.shape == expected.shape
+        found = torch.from_numpy(expected)[truth.at]
+        torch.testing.assert_close(truth.values, found, rtol=1e-12, atol=1e-12)
+
+
+class FakeWorker:
+    """Answers requests as a Worker does, with rows of a fake provider, by the clock given."""
+
+    def __init__(self, clock, seconds=1.0, crash_at=()):
+        self.machine = dataclasses.asdict(FACTS)
+        self.clock, self.seconds, self.crash_at = clock, seconds, crash_at
+        self.requests = []
+
+    def run(self, request, timeout):
+        self.requests.append(request)
+        if self.seconds > timeout:
+            self.clock.now += timeout
+            raise WorkerError("took too long", timed_out=True)
+        self.clock.now += self.seconds
+        skip = {(provider, format): why for provider, format, why in request["skip"]}
+        task = next(t for t in TASKS if t.request["workload"] == request["workload"])
+        for provider in FAKES:
+            name = (provider.name, "NCHW")
+            yield {"at": name}
+            if name[0] in self.crash_at and name not in skip:
+                raise WorkerError("the process ended (signal 11)")
+        session = Session(CpuTimer(self.clock), FACTS, FAKES)
+        for row in run_job(dataclasses.replace(task.job, op=request["op"]), session, skip):
+            yield {"row": dataclasses.asdict(row)}
+
+    def close(self):
+        pass
+
+
+CLOCK = Clock()
+FAKES = [fake("tricorr", CLOCK, 0.001), fake("peer", CLOCK, 0.002)]
+TASKS = [
+    bench.Task(bench._request(job), job, i)
+    for i, job in enumerate(
+        Job(dataclasses.replace(SMALL, name=f"tiny-{i}"), "fprop", "float32") for i in range(4)
+    )
+]
+
+
+def a_run(worker, recorded=None, seconds=1000.0, providers=FAKES):
+    found = [] if recorded is None else recorded
+    run = bench.Run(worker, providers, lambda row: None, found, seconds, clock=CLOCK)
+    run.all(TASKS)
+    return run
+
+
+def test_a_run_is_resumed():
+    worker = FakeWorker(CLOCK)
+    run = a_run(worker)
+    assert len(run.recorded) == len(TASKS) * 2
+    assert not run.left
+    again = FakeWorker(CLOCK)
+    a_run(again, run.recorded)
+    assert not again.requests
+    missing = [row for row in run.recorded if (row.workload, row.provider) != ("tiny-2", "peer")]
+    a_run(again, missing)
+    assert [request["workload"] for request in again.requests] == ["tiny-2"]
+    other = [dataclasses.replace(row, revision="another") for row in run.recorded]
+    a_run(again, other)
+    assert len(again.requests) == 1 + len(TASKS)
+
+
+def test_a_crash_is_one_row():
+    worker = FakeWorker(CLOCK, crash_at=("peer",))
+    run = a_run(worker)
+    by_provider = {
+        p: {r.status for r in run.recorded if r.provider == p} for p in ("tricorr", "peer")
+    }
+    assert by_provider == {"tricorr": {"ok"}, "peer": {"failed"}}
+    assert "signal 11" in next(r.note for r in run.recorded if r.provider == "peer")
+    assert not run.left
+
+
+def test_a_run_ends_inside_its_budget():
+    start = CLOCK.now
+    run = a_run(FakeWorker(CLOCK, seconds=20.0), seconds=50.0)
+    assert CLOCK.now - start <= 50
+    assert {row.workload for row in run.recorded} == {"tiny-0", "tiny-1"}
+    assert [str(task) for task in run.left] == ["tiny-2 fprop float32", "tiny-3 fprop float32"]
+
+
+def test_a_job_that_hangs_fails_and_the_rest_goes_on(monkeypatch):
+    monkeypatch.setattr(bench, "JOB_LIMIT", 5.0)
+    start = CLOCK.now
+    run = a_run(FakeWorker(CLOCK, seconds=10.0))
+    assert {row.status for row in run.recorded} == {"failed"}
+    assert CLOCK.now - start <= len(TASKS) * 6
+    assert not run.left
+
+
+def test_a_missing_peer_is_one_row():
+    missing = fake("absent", CLOCK, 0.0, available=lambda: "absent is not installed")
+    run = a_run(FakeWorker(CLOCK), providers=[*FAKES, missing])
+    found = [row for row in run.recorded if row.provider == "absent"]
+    assert [(row.status, row.note) for row in found] == [("unavailable", "absent is not installed")]
+    assert rows.validate(found[0])
+
+
+@pytest.mark.parametrize("kind", ["gpu", "cpu"])
+def test_the_most_valuable_come_first(kind):
+    tasks = bench.tasks_of(kind)
+    first = {task.job.workload.suite for task in tasks[:12] if task.job}
+    assert {"resnet50", "convnext-t", "images", "kernelbench", "mobilenet-v2", "sd-unet"} <= first
+    names = {task.job.workload.name.removesuffix("-small") for task in tasks if task.job}
+    assert names == {workload.name for workload in WORKLOADS}
+    assert {"learn", "startup"} <= {task.group for task in tasks}
+    only = bench.tasks_of(kind, suites=["odd"], ops=["wgrad"], dtypes=["float32"])
+    assert {(t.job.workload.suite, t.job.op, t.job.dtype) for t in only} <= {
+        ("odd", "wgrad", "float32")
+    }
+
+
+def test_comparison_puts_losses_first():
+    clock = Clock()
+    ours = measured(clock, fake("tricorr", clock, 0.002))["tricorr"]
+    rest = {"ms_low": None, "ms_high": None}
+    before = [
+        dataclasses.replace(ours, revision="old", ms=4.0, **rest),
+        dataclasses.replace(ours, workload="lost", revision="old", ms=1.0, **rest),
+    ]
+    now = [ours, dataclasses.replace(ours, workload="lost")]
+    text = bench.comparison([*before, *now], dataclasses.asdict(FACTS), "old").splitlines()
+    assert "geometric mean 1.000" in text[0]
+    assert "lost" in text[1]
+    assert "0.500" in text[1]
+    assert "2.000" in text[2]
+    assert "no rows" in bench.comparison(now, dataclasses.asdict(FACTS), "old")
+
+
+@pytest.mark.slow
+def test_a_worker_measures_and_survives_its_end(tmp_path):
+    worker = Worker(tmp_path / "worker.log", providers=["tricorr", "pytorch"], revision="named")
+    request = {
+        "workload": "images-6x8-1x2-small",
+        "op": "fprop",
+        "dtype": "float32",
+        "group": "core",
+        "skip": [],
+    }
+    try:
+        assert worker.hello(60)["revision"] == "named"
+        with pytest.raises(WorkerError, match="exit code 1"):
+            list(worker.run({**request, "workload": "no such workload"}, 60))
+        assert "KeyError" in (tmp_path / "worker.log").read_text()
+        answers = list(worker.run(request, 60))
+        found = [rows.from_json(bench.json.dumps(a["row"])) for a in answers if "row" in a]
+        assert {row.provider for row in found} == {"tricorr", "pytorch"}
+        assert {row.status for row in found} <= {"ok"}
+        with pytest.raises(WorkerError, match="took more than") as error:
+            list(worker.run(request, 0))
+        assert error.value.timed_out
+    finally:
+        worker.close()
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_learning_is_timed_beside_the_loop(backend):
+    session = Session(CpuTimer(sample_seconds=1e-4), FACTS, PROVIDERS, budget=0.001)
+    found = learning_bench.run("learn-32x32-3x3", session)
+    for row in found:
+        rows.validate(row)
+    by_name = {(row.workload, row.provider): row for row in found}
+    assert len(by_name) == 6
+    assert by_name["learn-32x32-3x3", "pytorch-loop"].ratio_to > 0
+    assert by_name["learn-32x32-3x3-to-kernel", "tricorr-cg"].status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["all", "--minutes", "0"], "--minutes must be positive"),
+        (["all", "--suite", "odd", "--op", "learn"], "nothing to measure"),
+        (["all", "--checkout", "nowhere"], "has no perf/worker.py"),
+    ],
+)
+def test_an_error_is_one_line(arguments, said, capsys):
+    assert command.main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def test_lists(capsys):
+    assert command.main(["workloads", "--suite", "odd", "--small"]) == 0
+    assert command.main(["all", "--list", "--suite", "odd"]) == 0
+    assert "odd-64x64x64-64-3x3-d2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("backend", ["cuda"], indirect=True)
+def test_gpu_timer(backend):
+    """A copy of 256 MB takes between 10 us and 10 ms, whatever the caches."""
+    x = torch.rand(2**26, device="cuda")
+    timer = GpuTimer()
+    seconds = timer.seconds(x.clone)
+    host = timer.host_seconds(x.clone, seconds)
+    assert 0 < host < 1e-2
+    assert timer.peak_bytes(x.clone) >= 2**28
+    for cache in timer.caches:
+        sample = timer.sampler(x.clone, cache, seconds, host)
+        assert 1e-5 < quantile([sample() for _ in range(5)], 0.5) < 1e-2
+    timer.recover()

@@ -1,0 +1,125 @@
+"""The static model: counts that can be checked by hand, bounds that must hold everywhere."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tricorr.ops import geometry_of
+from tricorr.ops.plan import DEVICES, INTERPRETER, GemmTile, StencilTile, plan_with_tile
+from tricorr.perf import model
+from tricorr.perf.workloads import OPS, SUITES, WORKLOADS
+
+H200 = DEVICES["h200"]
+SAME = ((1, 1), (1, 1))
+
+
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    model.add_arguments(parser)
+    return model.main(parser.parse_args(arguments))
+
+
+def test_a_stencil_that_fits_wastes_nothing_and_loads_every_tap():
+    image = geometry_of((1, 1, 1024, 1024), (1, 1, 3, 3), padding=SAME)
+    plan = plan_with_tile("fprop", image, StencilTile(512, 1))
+    found = model.predict(image, "fprop", torch.float32, H200, plan=plan)
+    pixels = 1024 * 1024
+    assert found.waste == 1
+    assert found.load_bytes == 9 * 4 * pixels + plan.grid * 9 * 4
+    assert found.device_bytes == found.compulsory_bytes == 4 * (2 * pixels + 9)
+    assert found.memory_us == pytest.approx(found.compulsory_bytes / 4.8e12 * 1e6)
+
+
+def test_edges_and_padding_of_channels_are_waste():
+    # 3 channels of 9 taps are 27, padded to a step of 32; 40 filters to 64; 49 pixels to 64.
+    layer = geometry_of((1, 3, 7, 7), (40, 3, 3, 3), padding=SAME)
+    plan = plan_with_tile("fprop", layer, GemmTile(64, 64, 32, 4, 2))
+    found = model.predict(layer, "fprop", torch.bfloat16, H200, plan=plan)
+    assert found.waste == pytest.approx((32 / 27) * (64 / 40) * (64 / 49))
+    assert found.fill == pytest.approx(1 / 132)
+
+
+def test_taps_that_no_output_reads_are_waste_of_a_strided_input_gradient():
+    layer = geometry_of((8, 64, 64, 64), (64, 64, 3, 3), stride=(2, 2), padding=SAME)
+    found = model.predict(layer, "dgrad", torch.bfloat16, H200)
+    assert found.waste == pytest.approx(4)
+
+
+def test_splits_move_their_partial_sums_through_memory():
+    layer = geometry_of((8, 64, 64, 64), (64, 64, 3, 3), padding=SAME)
+    tile = GemmTile(64, 64, 32, 4, 3)
+    one, four = (
+        model.predict(
+            layer,
+            "wgrad",
+            torch.bfloat16,
+            H200,
+            plan=plan_with_tile("wgrad", layer, tile, splits=splits),
+        )
+        for splits in (1, 4)
+    )
+    assert four.device_bytes - one.device_bytes == 2 * 4 * layer.weight_numel * 4
+    assert four.fill > one.fill
+
+
+def test_a_weight_that_L2_cannot_keep_is_read_again():
+    small = geometry_of((64, 256, 56, 56), (256, 256, 3, 3), padding=SAME)
+    large = geometry_of((64, 2048, 14, 14), (4096, 2048, 3, 3), padding=SAME)
+    kept = model.predict(small, "fprop", torch.bfloat16, H200)
+    lost = model.predict(large, "fprop", torch.bfloat16, H200)
+    assert kept.device_bytes == kept.compulsory_bytes
+    assert lost.device_bytes > 2 * lost.compulsory_bytes
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_bounds_hold_for_every_workload(name):
+    found = list(model.predict_workloads(WORKLOADS, DEVICES[name]))
+    assert {p.workload for p in found} == {w.name for w in WORKLOADS}
+    for p in found:
+        assert p.device_bytes >= p.compulsory_bytes
+        assert p.waste >= 0.999, p
+        assert 0 < p.fill <= 1
+        assert 0 < p.roofline_fraction <= 1 + 1e-9, p
+        assert p.predicted_us == max(p.memory_us, p.load_us, p.arithmetic_us)
+        assert all(math.isfinite(v) for v in vars(p).values() if isinstance(v, float))
+
+
+def test_three_products_take_three_times_as_long():
+    layer = geometry_of((8, 64, 64, 64), (64, 64, 3, 3), padding=SAME)
+    plan = plan_with_tile("fprop", layer, GemmTile(64, 64, 32, 4, 2), precision="tf32")
+    once = model.predict(layer, "fprop", torch.float32, H200, precision="tf32", plan=plan)
+    plan = replace(plan, precision="tf32x3")
+    thrice = model.predict(layer, "fprop", torch.float32, H200, precision="tf32x3", plan=plan)
+    assert thrice.arithmetic_us == pytest.approx(3 * once.arithmetic_us)
+
+
+def test_a_device_without_a_datasheet_is_refused():
+    layer = geometry_of((1, 1, 8, 8), (1, 1, 3, 3))
+    with pytest.raises(ValueError, match="not known"):
+        model.predict(layer, "fprop", torch.float32, INTERPRETER)
+
+
+def test_the_table_names_every_workload_of_a_suite(capsys):
+    assert run("--suite", "images", "--suite", "odd") == 0
+    text = capsys.readouterr().out
+    assert "nothing is measured here" in text
+    for workload in WORKLOADS:
+        shown = workload.name.removeprefix(f"{workload.suite}-") in text
+        assert shown or workload.suite not in ("images", "odd")
+    assert max(map(len, text.splitlines())) <= 180
+
+
+def test_json_is_one_prediction_a_line_and_can_be_narrowed(capsys):
+    arguments = ["--suite", SUITES[0], "--op", "wgrad", "--dtype", "tf32", "--device", "a100"]
+    assert run(*arguments, "--json") == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert found
+    assert {p["op"] for p in found} == {"wgrad"} <= set(OPS)
+    assert {p["dtype"] for p in found} == {"tf32"}
+    assert run("--device", "abacus") == 2

@@ -1,0 +1,290 @@
+"""tune: it keeps what wins outside the noise, and the planner takes what was kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tricorr.ops import geometry_of, plan, tuned
+from tricorr.ops.plan import (
+    DEVICES,
+    GEMM_TILES,
+    STENCIL_TILES,
+    WIDE_GEMM_TILES,
+    Device,
+    GemmTile,
+    Layout,
+    StencilTile,
+    is_legal,
+)
+from tricorr.perf import tune
+from tricorr.perf.measure import CpuTimer
+from tricorr.perf.tune import Comparison, Job
+from tricorr.perf.workloads import find
+
+DEVICE = replace(DEVICES["h200"], name="A Test Device, 8 GB")
+DTYPES = {"half": torch.bfloat16, "float64": torch.float64}
+DENSE = Job(find("resnet50-64x56x56-64-3x3"), "fprop", "bfloat16", True)
+
+
+@pytest.fixture
+def directory(tmp_path, monkeypatch):
+    """An empty directory of tuned files, and a planner that has seen none."""
+    monkeypatch.setattr(tuned, "DIRECTORY", tmp_path)
+    forget()
+    yield tmp_path
+    forget()
+
+
+def forget():
+    tuned.tuned_for.cache_clear()
+    for planner in (plan.plan_fprop, plan.plan_dgrad, plan.plan_wgrad):
+        planner.cache_clear()
+
+
+class Bench:
+    """Times plans that take as long as the test says, one second of its own clock each."""
+
+    def __init__(self, ms, noise=0.01, problem=None):
+        self.ms, self.noise, self.problem = ms, noise, problem or (lambda p: "")
+        self.now, self.asked = 0.0, []
+
+    def clock(self):
+        return self.now
+
+    def __call__(self, job, base, candidate, turns):
+        self.now += 1.0
+        self.asked.append((candidate, turns))
+        if problem := self.problem(candidate):
+            return Comparison(problem=problem)
+        ratio = self.ms(base) / self.ms(candidate)
+        low, high = ratio * (1 - self.noise), ratio * (1 + self.noise)
+        return Comparison(self.ms(base), self.ms(candidate), ratio, low, high)
+
+
+def search(bench, job=DENSE, seconds=1000):
+    return tune.search(job, DEVICE, bench, seconds, bench.clock)
+
+
+def test_the_fastest_plan_outside_the_noise_wins():
+    target = tune.candidates(DENSE, DEVICE)[7]
+    found = search(Bench(lambda p: 0.8 if p == target else 1.0))
+    assert found.best == target
+    assert found.comparison.ratio == pytest.approx(1.25)
+    assert found.tried == found.candidates == len(tune.candidates(DENSE, DEVICE))
+
+
+@pytest.mark.parametrize(("gain", "noise"), [(1.10, 0.12), (1.015, 0.001)])
+def test_a_gain_within_the_noise_or_too_small_is_not_kept(gain, noise):
+    base = DENSE.table_plan(DEVICE)
+    found = search(Bench(lambda p: 1.0 if p == base else 1 / gain, noise))
+    assert found.best is None
+    assert found.comparison.ratio == pytest.approx(gain)
+
+
+def test_a_wrong_or_failing_plan_never_wins():
+    base = DENSE.table_plan(DEVICE)
+    bench = Bench(
+        lambda p: 1.0 if p == base else 0.1,
+        problem=lambda p: "" if p == base else "error 0.5 is above 0.01",
+    )
+    found = search(bench)
+    assert found.best is None
+    assert len(found.problems) == found.tried
+    assert "error 0.5" in found.problems[0]
+
+
+def test_nothing_is_tried_where_the_table_itself_does_not_run():
+    found = search(Bench(lambda p: 1.0, problem=lambda p: "out of memory"))
+    assert (found.best, found.tried, found.problems) == (None, 0, ("out of memory",))
+
+
+def test_a_search_ends_inside_its_budget_and_decides_with_more_turns():
+    best = tune.candidates(DENSE, DEVICE)[2]
+    bench = Bench(lambda p: 0.5 if p == best else 1.0)
+    found = search(bench, seconds=20)
+    assert bench.now <= 21
+    assert found.tried < found.candidates
+    assert found.best == best
+    assert (best, tune.DECIDE_TURNS) in bench.asked
+
+
+def test_candidates_are_legal_and_in_the_order_of_the_model():
+    for job in (DENSE, Job(find("images-4096-3x3"), "wgrad", "float32", False)):
+        base, found = job.table_plan(DEVICE), tune.candidates(job, DEVICE)
+        assert base not in found
+        assert len(set(found)) == len(found) > 10
+        assert all(p.family == base.family for p in found)
+        assert all(is_legal(job.op, p.tile, job.operand, DEVICE) for p in found)
+        costs = [tune._cost(job, p, base, DEVICE) for p in found]
+        assert costs == sorted(costs)
+
+
+def test_the_planner_takes_what_was_written_and_only_for_its_key(directory):
+    target = next(p for p in tune.candidates(DENSE, DEVICE) if p.tile.BLOCK_N == 32)
+    outcome = search(Bench(lambda p: 0.5 if p == target else 1.0))
+    path = tuned.file_of(DEVICE.name)
+    assert path == directory / "a_test_device_8_gb.json"
+    assert tune.update(path, DEVICE.name, [outcome], {"driver": "none"}) == 1
+
+    geometry = DENSE.workload.geometry
+    forget()
+    last = Layout(channels_last=True)
+
+    def planned(geometry=geometry, dtype=torch.bfloat16, layout=last, device=DEVICE):
+        return plan.plan_fprop(geometry, dtype, layout, device)
+
+    assert planned() == target
+    assert planned(replace(geometry, H=geometry.H - 1)) != planned(), "another grid"
+    assert planned(replace(geometry, H=geometry.H - 1)).tile == target.tile, "the same class"
+    tables = DENSE.table_plan(DEVICE).tile
+    assert planned(replace(geometry, H=2 * geometry.H)).tile != target.tile
+    assert planned(dtype=torch.float16).tile == tables
+    assert planned(layout=Layout()).tile == tables
+    assert planned(layout=Layout(channels_last=True, wide=True)).tile != target.tile
+    assert planned(device=DEVICES["h200"]).tile == tables
+    assert plan.plan_dgrad(geometry, torch.bfloat16, last, DEVICE).tile == tables
+    assert DENSE.table_plan(DEVICE).tile == tables, "a search starts from the tables"
+
+
+def test_the_file_justifies_its_entries_and_a_new_search_replaces_them(directory):
+    path = tuned.file_of(DEVICE.name)
+    base = DENSE.table_plan(DEVICE)
+    won = search(Bench(lambda p: 1.0 if p == base else 0.5))
+    other = replace(won, job=replace(DENSE, channels_last=False))
+    assert tune.update(path, DEVICE.name, [won, other], {"driver": "1.2", "time": "now"}) == 2
+    file = json.loads(path.read_text(encoding="utf-8"))
+    assert file["device"] == DEVICE.name
+    evidence = file["entries"][0]["evidence"]
+    assert evidence["workload"] == DENSE.workload.name
+    assert evidence["table"] == tune.describe(base)
+    assert evidence["driver"] == "1.2"
+    assert {"ms", "base_ms", "ratio_low", "ratio_high", "noise", "turns", "tried"} <= set(evidence)
+    lost = search(Bench(lambda p: 1.0))
+    assert tune.update(path, DEVICE.name, [lost], {}) == 1
+    assert len(tuned.parse(json.loads(path.read_text(encoding="utf-8")))) == 1
+
+
+def test_splits_of_a_weight_gradient_are_tuned_too(directory):
+    job = Job(find("images-4096-3x3"), "wgrad", "float32", False)
+    base = job.table_plan(DEVICE)
+    target = next(p for p in tune.candidates(job, DEVICE) if p.splits > base.splits)
+    outcome = search(Bench(lambda p: 0.5 if p == target else 1.0), job)
+    tune.update(tuned.file_of(DEVICE.name), DEVICE.name, [outcome], {})
+    forget()
+    geometry = job.workload.geometry
+    assert plan.plan_wgrad(geometry, torch.float32, Layout(), DEVICE) == target
+
+
+def test_every_tuned_file_that_is_shipped_can_be_read():
+    for path in tuned.DIRECTORY.glob("*.json"):
+        file = json.loads(path.read_text(encoding="utf-8"))
+        assert tuned.file_of(file["device"]).name == path.name
+        for found in tuned.parse(file).values():
+            assert vars(plan.tile_of(found.tile)) == found.tile
+        assert all(entry["evidence"]["ratio_low"] > 1 for entry in file["entries"])
+
+
+def test_tuned_tiles_are_compiled_ahead_of_time_like_the_tables(directory):
+    pytest.importorskip("triton")
+    from tricorr.perf.configurations import TARGETS, configurations
+
+    target = TARGETS["sm_90"]
+    names = [c.name for c in configurations(target, thin=True)]
+    job = Job(find("images-4096-3x3"), "fprop", "float32", False)
+    outcomes = [
+        search(Bench(lambda p, t=t: 0.5 if p == t else 1.0), j)
+        for j, t in (
+            (DENSE, tune.candidates(DENSE, DEVICE)[0]),
+            (job, tune.candidates(job, DEVICE)[0]),
+        )
+    ]
+    tune.update(tuned.file_of(target.device.name), target.device.name, outcomes, {})
+    forget()
+    found = {c.name: c for c in configurations(target, thin=True)}
+    new = [c for name, c in found.items() if name not in names]
+    assert {c.plan.tile for c in new} == {o.best.tile for o in outcomes}
+    assert all("-tuned-w" in c.name for c in new)
+
+
+@pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
+def test_plans_are_checked_and_timed_in_turns(op, kernel_backend):
+    if kernel_backend.device == "cuda":
+        pytest.skip("times plans in the interpreter, by a clock that counts")
+    ticks = iter(range(10**6))
+    timer = CpuTimer(clock=lambda: float(next(ticks)))
+    job = Job(find("images-6x8-1x2"), op, "float32", False)
+    base, other = job.table_plan(DEVICE), tune.candidates(job, DEVICE)[0]
+    measure = tune.measure_by(timer)
+    found = measure(job, base, other, 5)
+    assert found == Comparison(found.base_ms, found.ms, 1.0, 1.0, 1.0)
+    assert found.ms > 0
+    # A plan that Triton refuses does not run, and says why.
+    broken = replace(other, tile=replace(other.tile, BLOCK_M=3))
+    assert "power of" in measure(job, base, broken, 5).problem
+
+
+def test_no_file_and_no_name_mean_the_tables(directory):
+    assert tuned.tuned_for("a device that nobody has") == {}
+    assert not tuned.file_of("").exists()
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_the_tables_are_legal_everywhere(name):
+    for product, tiles in GEMM_TILES.items():
+        dtype = DTYPES.get(product, torch.float32)
+        for tile in (*tiles, WIDE_GEMM_TILES[product]):
+            assert is_legal("fprop", tile, dtype, DEVICES[name], product), tile
+    for tile in STENCIL_TILES:
+        for dtype in (torch.bfloat16, torch.float32, torch.float64):
+            assert is_legal("fprop", tile, dtype, DEVICES[name]), tile
+
+
+@pytest.mark.parametrize(
+    ("tile", "why"),
+    [
+        (GemmTile(128, 128, 64, 4, 8), "shared memory"),
+        (GemmTile(256, 256, 32, 4, 2), "registers"),
+        (GemmTile(128, 8, 32, 4, 2), "the matrix unit wants 16"),
+        (GemmTile(96, 64, 32, 4, 2), "not a power of two"),
+        (GemmTile(128, 64, 32, 64, 2), "threads"),
+        (StencilTile(32, 1), "a thread without work"),
+        (StencilTile(4096, 8), "registers"),
+    ],
+)
+def test_the_hopeless_is_left_out(tile, why):
+    assert not is_legal("fprop", tile, torch.bfloat16, DEVICES["a100"]), why
+
+
+def test_an_unknown_architecture_gets_the_smallest_limits():
+    tile = GemmTile(128, 128, 64, 8, 3)
+    assert is_legal("fprop", tile, torch.bfloat16, DEVICES["h200"])
+    assert not is_legal("fprop", tile, torch.bfloat16, Device("new", "990", 10))
+
+
+def test_without_a_gpu_the_command_lists_what_it_would_try(capsys, monkeypatch, directory):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    parser = argparse.ArgumentParser()
+    tune.add_arguments(parser)
+
+    def run(*arguments):
+        return tune.main(parser.parse_args(arguments))
+
+    assert run(DENSE.workload.name, "--op", "fprop", "--dtype", "bfloat16") == 0
+    text = capsys.readouterr().out
+    assert "nothing is timed and nothing is written" in text
+    assert "legal plans of fprop_gemm" in text
+    assert run("nothing") == 2
+    assert run("images-4096-7x7", "--op", "wgrad") == 2
+    assert not list(directory.iterdir())
+
+
+def test_classes_of_problems_are_by_powers_of_two():
+    geometry = geometry_of((32, 64, 56, 56), (64, 64, 3, 3), padding=((1, 1), (1, 1)))
+    text = tuned.problem_of(geometry)
+    expected = "C64 K64 groups 1 window 3x3 stride 1x1 dilation 1x1 NPQ 2^5x2^6x2^6"
+    assert text == expected

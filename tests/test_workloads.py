@@ -1,0 +1,103 @@
+"""The table of workloads: shapes are what PyTorch makes of them, and small versions run right."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tricorr import ops
+from tricorr.perf import workloads
+from tricorr.perf.correctness import truth_of
+from tricorr.perf.providers import PROVIDERS, TENSOR_DTYPES, make_problem
+from tricorr.perf.workloads import WORKLOADS
+
+ALL = pytest.mark.parametrize("workload", WORKLOADS, ids=lambda w: w.name)
+
+
+def meta(shape):
+    return torch.empty(shape, device="meta")
+
+
+def test_names_are_unique():
+    assert len(workloads.BY_NAME) == len(WORKLOADS)
+    assert workloads.SUITES == (
+        "resnet50",
+        "convnext-t",
+        "mobilenet-v2",
+        "sd-unet",
+        "replknet",
+        "images",
+        "kernelbench",
+        "odd",
+    )
+
+
+@ALL
+def test_output_is_pytorchs(workload):
+    g = workload.geometry
+    assert ops.geometry_of(
+        g.x_shape, g.weight_shape, g.stride, g.padding, g.dilation, g.groups
+    ) == replace(g, flip=False)
+    (top, bottom), (left, right) = g.padding
+    if "transposed" in workload.tags:
+        shape = (g.K, g.group_C, g.R, g.S)
+        x = F.conv_transpose2d(
+            meta(g.y_shape), meta(shape), None, g.stride, (top, left), 0, g.groups, g.dilation
+        )
+        assert tuple(x.shape) == g.x_shape
+        return
+    x, weight = meta(g.x_shape), meta(g.weight_shape[-4:])
+    y = F.conv2d(
+        F.pad(x, (left, right, top, bottom)), weight, None, g.stride, 0, g.dilation, g.groups
+    )
+    assert tuple(y.shape) == g.y_shape
+
+
+@ALL
+def test_what_it_says_of_itself(workload):
+    assert set(workload.dtypes) <= set(TENSOR_DTYPES)
+    assert set(workload.ops) <= set(workloads.OPS)
+    assert workload.ops
+    assert workloads.find(workload.name) is workload
+    if workload.shared:
+        assert workload.ops == ("fprop",)
+        assert workload.geometry.group_C == 1
+
+
+@ALL
+def test_small_version_has_the_same_structure(workload):
+    g, small = workload.geometry, workload.scaled()
+    s = small.geometry
+    assert workloads.find(small.name) == small
+    assert (s.R, s.S, s.stride, s.padding, s.dilation) == (
+        g.R,
+        g.S,
+        g.stride,
+        g.padding,
+        g.dilation,
+    )
+    assert (s.groups > 1, s.group_C > 1, s.group_K > 1) == (
+        g.groups > 1,
+        g.group_C > 1,
+        g.group_K > 1,
+    )
+    assert s.macs <= max(2_000_000, 13_000_000 * (g.R > 13))
+    assert min(s.P, s.Q) >= 1
+
+
+@ALL
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_small_version_runs_right(workload, backend):
+    small = workload.scaled(200_000)
+    ours, pytorch = PROVIDERS[:2]
+    for op in small.ops:
+        problem = make_problem(small, op, "float32", "NCHW", backend.device)
+        truth = truth_of(problem)
+        result = ours.prepare(problem)()
+        assert truth.error(result) <= truth.bound(result.dtype, "ieee")
+        if pytorch.supports(small, op, "float32", "cpu") is None:
+            theirs = pytorch.prepare(problem)()
+            assert truth.error(theirs) <= truth.bound(result.dtype, "ieee")
+            scale = theirs.abs().max().item()
+            torch.testing.assert_close(result, theirs, rtol=0, atol=1e-5 * scale)
