@@ -272,4 +272,4 @@ _register("wgrad", _wgrad_backward)
 # torch.autograd.Function.apply asks for this signature at every call, and working it out takes
 # longer than all the rest of a small call on the host.
 for _function in (CrossCorrelation2D, InputGradient2D, WeightGradient2D):
-    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]
