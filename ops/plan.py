@@ -281,7 +281,7 @@ def plan_wgrad(
         tiles = (WIDE_GEMM_TILES[product],) * 2 if layout.wide else GEMM_TILES[product]
         tile = tiles[0] if min(geometry.group_K, columns) >= tiles[0].BLOCK_N else tiles[1]
     else:
-        rows = _rows_tile("wgrad", geometry, layout, device)
+        rows = _rows_tile("wgrad", geometry, dtype, layout, device)
         tile = rows or _stencil_tile(geometry.K, pixels, layout)
     partial_bytes = geometry.weight_numel * (8 if dtype == torch.float64 else 4)
     splits = min(
@@ -373,7 +373,7 @@ def _plan_pixels(
     columns = channels // geometry.groups
     if min(columns, reduced * geometry.R * geometry.S) < GEMM_MIN:
         _, pixels = _pixels(op, geometry)
-        rows = _rows_tile(op, geometry, layout, device)
+        rows = _rows_tile(op, geometry, dtype, layout, device)
         direct = rows or _stencil_tile(channels, pixels, layout)
         return plan_with_tile(op, geometry, direct, wide=layout.wide)
     product = _product(dtype, precision, device)
@@ -463,7 +463,7 @@ SMALLEST = Limits(255, 64 * 1024)
 
 def shared_bytes(tile: Tile, dtype: torch.dtype, arch: str) -> int:
     """About what a program holds in shared memory: the operands of every stage of its pipeline."""
-    if isinstance(tile, StencilTile):
+    if not isinstance(tile, GemmTile):
         return 0
     # Triton's pipeline keeps one stage of AMD's in registers.
     stages = max(1, tile.num_stages - arch.startswith("gfx"))
@@ -488,13 +488,17 @@ def is_legal(
     if any(
         value < 1 or value & (value - 1)
         for name, value in vars(tile).items()
-        if name != "num_stages"
+        if name not in ("num_stages", "BLOCK_P")
     ):
         return False
     threads = tile.num_warps * limits.lanes
     if tile.num_stages < 1 or threads > 1024:
         return False
     words = 2 if dtype == torch.float64 else 1
+    if isinstance(tile, RowsTile):
+        # A thread keeps at least three rows of sums or of dy, and three shifts of an input row.
+        held = tile.BLOCK_Q * tile.BLOCK_C / threads
+        return 1 <= held and held * 6 * words <= limits.registers // 2 and tile.BLOCK_P >= 1
     if isinstance(tile, StencilTile):
         # A thread keeps a sum, and about three values of 32 bits to address and load it.
         held = tile.BLOCK_M * tile.BLOCK_C / threads
@@ -551,14 +555,24 @@ def has_rows_kernel(op: str, geometry: Geometry) -> bool:
     return op != "dgrad" or (geometry.group_K == 1 and geometry.stride == (1, 1))
 
 
-def _rows_tile(op: str, geometry: Geometry, layout: Layout, device: Device) -> RowsTile | None:
+def _rows_tile(
+    op: str, geometry: Geometry, dtype: torch.dtype, layout: Layout, device: Device
+) -> RowsTile | None:
     """The tile of a rows kernel; None where a stencil serves the call better."""
     # In channels_last neighbouring columns are not neighbours in memory: lanes are channels there.
     if layout.channels_last or geometry.y_numel == 0 or not has_rows_kernel(op, geometry):
         return None
     g = geometry.adjoint() if op == "dgrad" else geometry
+    if g.R * g.S > _rows_taps(dtype, device):
+        return None
     most, forward, weight_gradient, _ = _rows_limits(g)
-    elements = weight_gradient if op == "wgrad" else forward
+    elements = forward
+    if op == "wgrad":
+        elements = weight_gradient
+        if g.stride[0] > 1:  # a higher strip leaves no registers for the rows between
+            most = min(most, 8)
+    if dtype == torch.float64:  # two registers for each
+        most, elements = most // 2, elements // 2
     block_q = _row_block(g.Q, elements)
     block_c = min(elements // block_q, _power_of_two(g.K if op == "wgrad" else g.N * g.K))
     stride = g.stride[0] if g.P > 1 else 1
@@ -570,6 +584,14 @@ def _rows_tile(op: str, geometry: Geometry, layout: Layout, device: Device) -> R
             if op == "wgrad" or _programs(op, geometry, tile) >= 2 * device.multiprocessors:
                 break
     return tile
+
+
+def _rows_taps(dtype: torch.dtype, device: Device) -> int:
+    """The largest window, in taps, that a rows kernel holds in registers."""
+    if dtype == torch.float64:
+        return 9
+    # Built for sm_100, 49 taps of 16-bit numbers spill with every tile that was tried.
+    return 25 if dtype.itemsize == 2 and device.arch == "100" else 49
 
 
 def _rows_limits(geometry: Geometry) -> tuple[int, int, int, bool]:

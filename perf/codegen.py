@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ops.launch import SUM_TILE, Call
-from ..ops.plan import GemmTile
+from ..ops.plan import GemmTile, RowsTile
 from .configurations import TARGETS, Configuration, Target, configurations
 
 #: The recorded table.
@@ -321,7 +321,9 @@ def _work_of_a_program(configuration: Configuration) -> tuple[int, int]:
         outputs = tile.BLOCK_M * tile.BLOCK_N
         return outputs, outputs * _steps(configuration) * tile.BLOCK_K
     blocks = {name: size for name, size in vars(tile).items() if name.startswith("BLOCK")}
-    if plan.op == "wgrad" and "BLOCK_M" in blocks:
+    if plan.op == "wgrad" and isinstance(tile, RowsTile):
+        return blocks["BLOCK_C"] * taps, math.prod(blocks.values()) * taps * plan.split_strips
+    if plan.op == "wgrad":
         return blocks["BLOCK_C"], blocks["BLOCK_C"] * plan.split_pixels
     outputs = math.prod(blocks.values())
     return outputs, outputs * taps * (geometry.group_K if plan.op == "dgrad" else geometry.group_C)
@@ -349,6 +351,7 @@ SAMPLE = {
     r"| ^fprop_stencil-512x1-(float32|bfloat16|uint8)-image$"
     r"| ^(dgrad|wgrad)_stencil-512x1-float32-image$"
     r"| ^\w+_stencil-8x64-bfloat16-depthwise$ | ^fprop_stencil-(128x4|32x16)-float32-depthwise$"
+    r"| ^(fprop|wgrad)_rows-\S+-(float32|bfloat16)-(image3|image5|planes3)$"
     r"| ^sum_partials-float32-narrow$",
     "sm_80": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",
     "sm_100": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",

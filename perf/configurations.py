@@ -24,8 +24,11 @@ from ..ops.plan import (
     WIDE_GEMM_TILES,
     Device,
     GemmTile,
+    Layout,
     Plan,
     Tile,
+    plan_fprop,
+    plan_wgrad,
     plan_with_tile,
     tile_of,
 )
@@ -134,6 +137,20 @@ STENCIL_CASES = {
     ),
 }
 
+#: For rows kernels, whose tile follows from the geometry: the largest of each kind of window.
+ROWS_CASES = {
+    "image3": Case(Geometry(1, 1, 4096, 4096, 1, 3, 3, padding=_SAME)),
+    "image5": Case(Geometry(1, 1, 4096, 4096, 1, 5, 5, padding=((2, 2), (2, 2)))),
+    "image7": Case(Geometry(1, 1, 4096, 4096, 1, 7, 7, padding=((3, 3), (3, 3)))),
+    "edge": Case(Geometry(1, 1, 4096, 4096, 1, 1, 2), bias=True),
+    "planes3": Case(Geometry(64, 96, 56, 56, 96, 3, 3, padding=_SAME, groups=96), bias=True),
+    "planes7": Case(Geometry(64, 96, 56, 56, 96, 7, 7, padding=((3, 3), (3, 3)), groups=96)),
+    "strided": Case(Geometry(64, 96, 112, 112, 96, 3, 3, stride=(2, 2), padding=_SAME, groups=96)),
+    "odd": Case(
+        Geometry(311, 14, 1031, 1033, 28, 3, 3, groups=14, per_sample=True, **_ODD), bias=True
+    ),
+}
+
 #: dtype and precision of the products in GEMM_TILES.
 PRODUCTS: dict[str, tuple[tuple[torch.dtype, str], ...]] = {
     "half": ((torch.bfloat16, "ieee"), (torch.float16, "ieee")),
@@ -153,7 +170,7 @@ class Configuration:
     Attributes:
         kernel: its name.
         product: the row of GEMM_TILES, "" for kernels that are no GEMM.
-        case: a name in GEMM_CASES or STENCIL_CASES.
+        case: a name in GEMM_CASES, STENCIL_CASES or ROWS_CASES.
         arguments: what that name stands for.
         plan: what the planner decides.
         dtype: of all tensors, but uint8 is only x's and the others are float32 then.
@@ -249,8 +266,26 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
             for case in cases:
                 for dtype in dtypes:
                     yield _configuration(op, "", case, stencil, dtype, "ieee")
+    yield from _rows(target, thin)
     yield from _tuned(target)
     yield from _sums()
+
+
+def _rows(target: Target, thin: bool) -> Iterator[Configuration]:
+    """Rows kernels as planned; dgrad runs fprop's, with the window turned, so it is not listed."""
+    turn = list(TARGETS).index(target.name)
+    for i, planner in enumerate((plan_fprop, plan_wgrad)):
+        for j, (name, case) in enumerate(ROWS_CASES.items()):
+            dtypes: tuple[torch.dtype, ...] = STENCIL_DTYPES
+            if thin:
+                if (i + j + turn) % 2:
+                    continue
+                dtypes = (STENCIL_DTYPES[(i + j // 2 + turn) % len(STENCIL_DTYPES)],)
+            for dtype in dtypes:
+                weights = torch.float32 if dtype == torch.uint8 else dtype
+                plan = planner(case.geometry, weights, Layout(wide=case.wide), target.device)
+                if plan.family == "rows":
+                    yield Configuration(plan.kernel, "", name, case, plan, dtype)
 
 
 def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:

@@ -42,6 +42,7 @@ from ..ops.plan import (
     GemmTile,
     Layout,
     Plan,
+    RowsTile,
     plan_dgrad,
     plan_fprop,
     plan_wgrad,
@@ -233,9 +234,14 @@ def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
             plan.grid * steps * tile.BLOCK_M * tile.BLOCK_N * tile.BLOCK_K,
         )
     blocks = {name: size for name, size in vars(tile).items() if name.startswith("BLOCK")}
-    if "BLOCK_M" not in blocks:
-        # A kernel of another family: no waste, every pixel once for each tap of a row.
-        return _Work(g.macs // g.R * first, g.macs)
+    if isinstance(tile, RowsTile):
+        lanes = tile.BLOCK_Q * tile.BLOCK_C
+        rows = (tile.BLOCK_P - 1) * g.stride[0] + (g.R - 1) * g.dilation[0] + 1
+        read, strips = g.S * rows * first, 1
+        if plan.op == "wgrad":
+            read, strips = g.S * rows * x_bytes + tile.BLOCK_P * itemsize, plan.split_strips
+        programs = plan.grid * strips * lanes
+        return _Work(programs * read, programs * tile.BLOCK_P * taps)
     lanes = blocks["BLOCK_M"] * blocks["BLOCK_C"]
     if plan.op == "wgrad":  # one tap of BLOCK_C filters
         steps = -(-plan.split_pixels // blocks["BLOCK_M"])

@@ -592,8 +592,8 @@ def readme_section(results: Path = RESULTS) -> str:
 def _known() -> Iterator[str]:
     """What needs no GPU, as a list."""
     yield (
-        "- every configuration of a kernel that the planner can choose builds for sm_80, sm_90,\n"
-        "  sm_100 and gfx942 without spilling registers (`tests/test_aot.py`);"
+        "- every tile that the planner can choose builds for sm_80, sm_90, sm_100 and gfx942 with\n"
+        "  no register spilled in the loop that does the arithmetic (`tests/test_aot.py`);"
     )
     if TABLE.exists():
         table = json.loads(TABLE.read_text(encoding="utf-8"))

@@ -34,6 +34,7 @@ from ..ops.plan import (
     GemmTile,
     Layout,
     Plan,
+    RowsTile,
     StencilTile,
     Tile,
     is_legal,
@@ -178,7 +179,7 @@ def candidates(job: Job, device: Device) -> list[Plan]:
     """The legal plans of the table's kernel family but the table's own, the most likely first."""
     base = job.table_plan(device)
     geometry = job.workload.geometry
-    tile_of_table: object = base.tile
+    tile_of_table = base.tile
     tiles: Iterator[Tile]
     if isinstance(tile_of_table, GemmTile):
         taps = geometry.group_C * geometry.R * geometry.S
@@ -205,7 +206,15 @@ def candidates(job: Job, device: Device) -> list[Plan]:
             if 128 <= m * c <= 4096 and c < 2 * channels
         )
     else:
-        tiles = _neighbours(tile_of_table)
+        channels = geometry.K * (1 if job.op == "wgrad" else geometry.N)
+        blocks = itertools.product(
+            (2, 4, 8, 16), [2**i for i in range(3, 11)], [2**i for i in range(8)], (1, 2, 4, 8)
+        )
+        tiles = (
+            RowsTile(p, q, c, warps)
+            for p, q, c, warps in blocks
+            if 128 <= q * c <= 1024 and c < 2 * channels
+        )
     plans: dict[Plan, float] = {}
     for tile in tiles:
         if not is_legal(job.op, tile, job.operand, device, job.precision):
@@ -221,15 +230,6 @@ def candidates(job: Job, device: Device) -> list[Plan]:
             if plan != base:
                 plans.setdefault(plan, _cost(job, plan, base, device))
     return sorted(plans, key=lambda plan: plans[plan])
-
-
-def _neighbours(tile: Any) -> Iterator[Tile]:
-    """Every extent and the warps, as they are, halved and doubled."""
-    names = [name for name in vars(tile) if name != "num_stages"]
-    for factors in itertools.product((0.5, 1, 2), repeat=len(names)):
-        sizes = {n: int(getattr(tile, n) * f) for n, f in zip(names, factors, strict=True)}
-        if all(sizes.values()):
-            yield replace(tile, **sizes)
 
 
 def _cost(job: Job, plan: Plan, base: Plan, device: Device) -> float:

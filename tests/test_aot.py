@@ -23,8 +23,8 @@ if importlib.util.find_spec("triton") is None:
 
 from tricorr.ops.facts import layout_of
 from tricorr.ops.geometry import Geometry
-from tricorr.ops.plan import plan_dgrad, plan_fprop, plan_wgrad
-from tricorr.perf.configurations import TARGETS, configurations
+from tricorr.ops.plan import Layout, _rows_limits, plan_dgrad, plan_fprop, plan_wgrad
+from tricorr.perf.configurations import ROWS_CASES, TARGETS, configurations
 
 pytestmark = pytest.mark.aot
 
@@ -177,7 +177,7 @@ def test_nothing_that_the_planner_chooses_is_left_out(name):
         if c.kernel != "sum_partials"
     }
     here = {c.plan.tile for c in configurations(TARGETS[name], thin=True)}
-    seen = 0
+    seen, rows = 0, []
     for _ in range(600):
         geometry = _random_geometry(rng)
         memory_format = rng.choice([torch.contiguous_format, torch.channels_last])
@@ -194,7 +194,24 @@ def test_nothing_that_the_planner_chooses_is_left_out(name):
                 plan = planner(geometry, dtype, layout, device, precision)
             except ValueError:  # more programs than a launch can have
                 continue
+            if plan.family == "rows":
+                rows.append((plan, geometry))
+                continue
             seen += 1
             assert plan.tile in here, plan
             assert _key(plan, dtype) in compiled, plan
-    assert seen > 1000
+    assert seen > 800
+    # Tiles of rows kernels follow from the geometry: none is larger than those that are compiled.
+    largest = {}
+    for case in ROWS_CASES.values():
+        for op, planner in (("fprop", plan_fprop), ("wgrad", plan_wgrad)):
+            tile = planner(case.geometry, torch.float32, Layout(wide=case.wide), device).tile
+            key = op, _rows_limits(case.geometry)
+            sizes = tile.BLOCK_P, tile.BLOCK_Q * tile.BLOCK_C
+            largest[key] = tuple(map(max, largest.get(key, sizes), sizes))
+    assert len(rows) > 20
+    for plan, geometry in rows:
+        op = "wgrad" if plan.op == "wgrad" else "fprop"
+        most = largest[op, _rows_limits(geometry)]
+        assert plan.tile.BLOCK_P <= most[0], plan
+        assert plan.tile.BLOCK_Q * plan.tile.BLOCK_C <= most[1], plan

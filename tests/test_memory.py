@@ -12,6 +12,7 @@ import resource
 import signal
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import torch
 from closeness import operands, run
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, plan_with_tile
+from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, RowsTile, plan_with_tile
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and mprotect")
 
@@ -84,11 +85,13 @@ def test_a_read_past_a_guarded_tensor_is_deadly(at_end):
 LEFTOVER = {
     "gemm": geometry_of((2, 17, 5, 6), (19, 17, 3, 2), (2, 1), ((2, 1), (1, 1))),
     "stencil": geometry_of((2, 6, 5, 6), (9, 2, 3, 2), (1, 2), ((1, 2), (1, 1)), groups=3),
+    "rows": geometry_of((2, 3, 9, 21), (3, 1, 3, 2), padding=((1, 0), (1, 2)), groups=3),
     "per_sample": geometry_of((2, 3, 5, 6), (2, 5, 3, 2, 2), padding=((1, 1), (0, 1)), flip=True),
 }
 TILES = {
     "gemm": GEMM_TILES["ieee"][-1],
     "stencil": STENCIL_TILES[2],
+    "rows": RowsTile(2, 8, 2),
     "per_sample": STENCIL_TILES[2],
 }
 
@@ -107,6 +110,9 @@ def test_no_kernel_leaves_its_tensors(op, name, at_end, monkeypatch):
         plan_with_tile(op.removesuffix("_bias"), geometry, tile, **choice)
         for choice in ([{"splits": 1}, {"splits": 2}] if op == "wgrad" else one_tap(name))
     ]
+
+    if name == "rows" and op != "wgrad":  # its code without masks too
+        plans.append(replace(plans[0], interior=True))
 
     def empty_guarded(shape, dtype, like):
         return guarded(torch.zeros(shape, dtype=dtype), at_end)
@@ -147,16 +153,21 @@ def far_apart(tensor):
 # The channel counts choose the family.
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
-@pytest.mark.parametrize("family", ["gemm", "stencil"])
+@pytest.mark.parametrize("family", ["gemm", "rows", "stencil"])
 def test_offsets_past_32_bits(op, family):
     from tricorr.ops import launch
 
     wide_channels = 16 if family == "gemm" else 1
+    more = 2 if family == "stencil" else 0  # taps on each side, too many for rows
     C, K = (wide_channels, 1) if op == "dgrad" else (1, wide_channels)
     if op == "wgrad":
-        geometry = geometry_of((1, 1, 3, 3), (K, 1, 4, 4), padding=((1, 2), (1, 2)))
+        geometry = geometry_of(
+            (1, 1, 3, 3), (K, 1, 4 + 2 * more, 4 + 2 * more), padding=((1 + more, 2 + more),) * 2
+        )
     else:
-        geometry = geometry_of((1, C, 3, 3), (K, C, 5, 5), padding=((2, 2), (2, 2)))
+        geometry = geometry_of(
+            (1, C, 3, 3), (K, C, 5 + 2 * more, 5 + 2 * more), padding=((2 + more, 2 + more),) * 2
+        )
     shapes = (geometry.x_shape, geometry.weight_shape, (geometry.K,), geometry.y_shape)
     tensors = [torch.randn(shape).half() for shape in shapes]
     near = operands(op, *tensors)

@@ -7,7 +7,7 @@ import torch
 from cases import CASES, DTYPES
 
 from tricorr.ops import ArgumentError, geometry_of, plan
-from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, Device, GemmTile, Layout
+from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, Device, GemmTile, Layout, RowsTile
 
 DEVICES = (plan.INTERPRETER, Device("a GPU", "90", 132), Device("another GPU", "gfx942", 304))
 PLANNERS = {"fprop": plan.plan_fprop, "dgrad": plan.plan_dgrad, "wgrad": plan.plan_wgrad}
@@ -32,6 +32,9 @@ def plans(op, geometry):
 def results_of_a_program(op, geometry, tile):
     if isinstance(tile, GemmTile):
         return tile.BLOCK_M * tile.BLOCK_N
+    if isinstance(tile, RowsTile):
+        outputs = geometry.R * geometry.S if op == "wgrad" else tile.BLOCK_P * tile.BLOCK_Q
+        return tile.BLOCK_C * outputs
     return tile.BLOCK_C * (1 if op == "wgrad" else tile.BLOCK_M)
 
 
@@ -50,17 +53,22 @@ def test_splits_cover_every_pixel_and_none_is_empty(name):
     g = ALL[name]
     pixels = g.P * g.Q * (1 if g.per_sample else g.N)
     for dtype, p in plans("wgrad", g):
+        partials = p.splits * g.weight_numel * (8 if dtype == torch.float64 else 4)
+        assert p.splits == 1 or partials <= plan.MAX_WORKSPACE
+        if p.family == "rows":
+            columns, rows = -(-g.Q // p.tile.BLOCK_Q), -(-g.P // p.tile.BLOCK_P)
+            strips = columns * rows * (1 if g.per_sample else g.N)
+            assert (p.splits - 1) * p.split_strips < strips <= p.splits * p.split_strips
+            continue
         assert p.splits * p.split_pixels >= pixels
         assert (p.splits - 1) * p.split_pixels < max(1, pixels)
         step = p.tile.BLOCK_K if p.family == "gemm" else p.tile.BLOCK_M
         assert p.split_pixels % step == 0
-        partials = p.splits * g.weight_numel * (8 if dtype == torch.float64 else 4)
-        assert p.splits == 1 or partials <= plan.MAX_WORKSPACE
 
 
 @pytest.mark.parametrize("op", PLANNERS)
 @pytest.mark.parametrize("name", ALL)
-def test_few_channels_take_the_stencil_and_many_the_gemm(op, name):
+def test_many_channels_take_the_gemm_one_the_rows_and_others_the_stencil(op, name):
     g = ALL[name]
     taps = g.R * g.S
     shorter = {
@@ -69,8 +77,24 @@ def test_few_channels_take_the_stencil_and_many_the_gemm(op, name):
         "wgrad": min(g.group_K, g.group_C * taps),
     }[op]
     for _, p in plans(op, g):
-        assert p.family == ("gemm" if shorter >= plan.GEMM_MIN else "stencil")
-        assert p.kernel == f"{op}_{p.family}"
+        assert (p.family == "gemm") == (shorter >= plan.GEMM_MIN)
+        assert p.family != "rows" or plan.has_rows_kernel(op, g)
+        turned = op == "dgrad" and p.family == "rows"
+        assert p.kernel == ("fprop_rows" if turned else f"{op}_{p.family}")
+
+
+@pytest.mark.parametrize("op", PLANNERS)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_depthwise_takes_the_rows_unless_lanes_are_channels(op, last):
+    g = geometry_of((8, 32, 56, 56), (32, 1, 3, 3), padding=((1, 1), (1, 1)), groups=32)
+    p = PLANNERS[op](g, torch.float32, Layout(channels_last=last), plan.DEVICES["h200"])
+    assert p.family == ("stencil" if last else "rows")
+
+
+def test_a_window_too_large_to_unroll_takes_the_stencil():
+    for window, steps in ((8, {}), (3, {"dilation": (50, 1)})):
+        g = geometry_of((1, 1, 512, 512), (1, 1, window, window), **steps)
+        assert plan.plan_fprop(g, torch.float32, Layout(), plan.INTERPRETER).family == "stencil"
 
 
 @pytest.mark.parametrize("op", PLANNERS)
@@ -78,7 +102,7 @@ def test_few_channels_take_the_stencil_and_many_the_gemm(op, name):
 def test_plans_come_from_the_tables_print_and_hash(op, name):
     tiles = {tile for table in GEMM_TILES.values() for tile in table} | set(STENCIL_TILES)
     for _, p in plans(op, ALL[name]):
-        assert p.tile in tiles
+        assert p.tile in tiles or p.family == "rows"
         assert p in {p}
         assert str(p).startswith(f"Plan(op='{op}', tile=")
         assert op == "wgrad" or p.splits == 1
@@ -108,5 +132,6 @@ def test_a_grid_too_large_to_launch_is_refused():
     geometry = geometry_of((2**19, 1, 2**10, 2**10), (1, 1, 1, 1))
     assert plan.plan_fprop(geometry, torch.float16, Layout(wide=True), plan.INTERPRETER)
     too_large = geometry_of((2**20, 1, 2**10, 2**10), (1, 1, 1, 1))
+    layout = Layout(channels_last=True, wide=True)
     with pytest.raises(ArgumentError, match=r"2147483648 programs, more than the 2147483647"):
-        plan.plan_fprop(too_large, torch.float16, Layout(wide=True), plan.INTERPRETER)
+        plan.plan_fprop(too_large, torch.float16, layout, plan.INTERPRETER)
