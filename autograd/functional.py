@@ -333,7 +333,7 @@ def explain(
     Example:
         >>> image, kernel = torch.empty(512, 512, device="meta"), torch.empty(3, 3, device="meta")
         >>> explain(image, kernel, device="h200").passes["fprop"].plan.kernel
-        'fprop_stencil'
+        'fprop_rows'
     """
     target = None if device is None else device_named(device)
     x, bank, _, geometry = _prepare(
