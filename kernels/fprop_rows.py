@@ -15,7 +15,7 @@ here too: see Geometry.adjoint.
 import triton
 import triton.language as tl
 
-from .indexing import next_digit, widen
+from .indexing import as_block, next_digit, widen
 
 
 @triton.jit
@@ -96,12 +96,13 @@ def _sum_rows(
     for _ in tl.static_range(BLOCK_P):
         sums = sums + (start,)  # noqa: RUF005
     for i in tl.static_range((BLOCK_P - 1) * STRIDE_H + (R - 1) * DIL_H + 1):
+        row = as_block(h + i)  # [1, 1]
         taps = ()
         for s in tl.static_range(S):
             w = q * STRIDE_W - PAD_W + s * DIL_W
             pointer = x_base + (h + i) * x_stride_h + w * x_stride_w
             if MASKED:
-                inside = exists & (h + i >= 0) & (h + i < H) & (w >= 0) & (w < W)
+                inside = exists & (row >= 0) & (row < H) & (w >= 0) & (w < W)
                 x = tl.load(pointer, mask=inside, other=0.0)  # [BLOCK_C, BLOCK_Q]
             else:
                 x = tl.load(pointer)
@@ -118,7 +119,7 @@ def _sum_rows(
                         y_row = y_base + (p + j) * y_stride_p + q * y_stride_q
                         y = total.to(y_base.dtype.element_ty)
                         if MASKED:
-                            tl.store(y_row, y, mask=exists & (p + j < P) & (q < Q))
+                            tl.store(y_row, y, mask=exists & (as_block(p + j) < P) & (q < Q))
                         else:
                             tl.store(y_row, y)
             updated = updated + (total,)  # noqa: RUF005

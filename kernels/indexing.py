@@ -79,6 +79,12 @@ def widen(index, WIDE: tl.constexpr):
 
 
 @triton.jit
+def as_block(scalar):
+    """A scalar as a block [1, 1]: Triton 3.9's interpreter makes integers of broadcast booleans."""
+    return tl.zeros([1, 1], tl.int32) + scalar
+
+
+@triton.jit
 def next_digit(number, base):
     """(number % base, number // base): program ids are mixed-radix numbers, fastest digit first."""
     return number % base, number // base

@@ -14,7 +14,7 @@ over the strips of its own sample. Sums in float32 (float64 for float64).
 import triton
 import triton.language as tl
 
-from .indexing import next_digit, widen
+from .indexing import as_block, next_digit, widen
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def wgrad_rows(
         strip = first + widen(step, WIDE)
         tile_q, line = next_digit(strip, tl.cdiv(Q, BLOCK_Q))
         tile_p, n = next_digit(line, tl.cdiv(P, BLOCK_P))
-        counted = exists & (n < SAMPLES)
+        counted = exists & (as_block(n) < SAMPLES)
         n += batch
         p = tile_p * BLOCK_P
         q = tile_q * BLOCK_Q + tl.arange(0, BLOCK_Q)[None, :]  # [1, BLOCK_Q]
@@ -60,15 +60,18 @@ def wgrad_rows(
             if i % STRIDE_H == 0 and i // STRIDE_H < BLOCK_P:
                 row = p + i // STRIDE_H
                 dy = tl.load(
-                    dy_base + row * dy_stride_p, mask=counted & (row < P) & (q < Q), other=0.0
+                    dy_base + row * dy_stride_p,
+                    mask=counted & (as_block(row) < P) & (q < Q),
+                    other=0.0,
                 )  # [BLOCK_C, BLOCK_Q]
                 dys = dys + (dy.to(ACC),)  # noqa: RUF005
+            input_row = as_block(h + i)  # [1, 1]
             taps = ()
             for s in tl.static_range(S):
                 w = q * STRIDE_W - PAD_W + s * DIL_W
                 x = tl.load(
                     x_base + (h + i) * x_stride_h + w * x_stride_w,
-                    mask=counted & (h + i >= 0) & (h + i < H) & (w >= 0) & (w < W),
+                    mask=counted & (input_row >= 0) & (input_row < H) & (w >= 0) & (w < W),
                     other=0.0,
                 )  # [BLOCK_C, BLOCK_Q]
                 taps = taps + (x.to(ACC),)  # noqa: RUF005
