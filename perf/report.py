@@ -592,8 +592,8 @@ def readme_section(results: Path = RESULTS) -> str:
 def _known() -> Iterator[str]:
     """What needs no GPU, as a list."""
     yield (
-        "- every tile of the planner's tables builds for sm_80, sm_90, sm_100 and gfx942, with dtypes\n"
-        "  and cases dealt out among them, and no register spilled in the loop that does the\n"
+        "- every tile of the planner's tables builds for sm_80, sm_90, sm_100 and gfx942, with\n"
+        "  dtypes and cases dealt out among them, and no register spilled in the loop that does the\n"
         "  arithmetic; of the rows kernels, whose tiles follow from the geometry, the largest for\n"
         "  each kind of window are built the same way (`tests/test_aot.py`);"
     )
