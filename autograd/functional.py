@@ -531,10 +531,13 @@ def _precision(tensor: torch.Tensor, precision: str | None, on_gpu: bool | None 
     return "tf32" if on_gpu and _allows_tf32() else "ieee"
 
 
-@torch.compiler.assume_constant_result
 def _allows_tf32() -> bool:
     """PyTorch's setting for convolutions; a compiled function keeps what it was compiled with."""
     return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
+# What torch.compiler.assume_constant_result sets, which would import the compiler and Triton.
+_allows_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _shape(tensor: torch.Tensor) -> str:
