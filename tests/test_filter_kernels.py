@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from tricorr import ArgumentError, convolve2d, corr2d
-from tricorr.autograd.filters import (
-    laplacian,
-    oriented_filters,
-    prewitt,
-    scharr,
-    sobel,
-    textbook_edge,
+from tricorr.filters import (
+    laplacian_kernel,
+    log_gabor_kernels,
+    prewitt_kernels,
+    scharr_kernels,
+    sobel_kernels,
+    textbook_edge_kernel,
 )
 
 on_cpu = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
@@ -32,7 +32,8 @@ def filtered(image, bank):
 
 @on_cpu
 @pytest.mark.parametrize(
-    ("function", "name"), [(sobel, "sobel"), (scharr, "scharr"), (prewitt, "prewitt")]
+    ("function", "name"),
+    [(sobel_kernels, "sobel"), (scharr_kernels, "scharr"), (prewitt_kernels, "prewitt")],
 )
 def test_derivatives_are_those_of_scikit_image(backend, photograph, function, name):
     # scikit-image divides by the smoothing's sum alone and takes the root of the mean square.
@@ -49,7 +50,9 @@ def test_derivatives_are_those_of_scikit_image(backend, photograph, function, na
 
 
 @on_cpu
-@pytest.mark.parametrize(("function", "name"), [(sobel, "sobel"), (prewitt, "prewitt")])
+@pytest.mark.parametrize(
+    ("function", "name"), [(sobel_kernels, "sobel"), (prewitt_kernels, "prewitt")]
+)
 def test_derivatives_are_those_of_scipy(backend, photograph, function, name):
     ndimage = pytest.importorskip("scipy.ndimage")
     x, y = filtered(photograph, function(dtype=torch.float64))
@@ -62,7 +65,7 @@ def test_derivatives_are_those_of_scipy(backend, photograph, function, name):
 def test_laplacian_is_that_of_scipy_and_scikit_image(backend, photograph):
     ndimage = pytest.importorskip("scipy.ndimage")
     skimage = pytest.importorskip("skimage.filters")
-    (ours,) = filtered(photograph, laplacian(dtype=torch.float64))
+    (ours,) = filtered(photograph, laplacian_kernel(dtype=torch.float64))
     theirs = torch.from_numpy(ndimage.laplace(photograph.numpy()))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
     opposite = torch.from_numpy(-skimage.laplace(photograph.numpy()))
@@ -70,7 +73,7 @@ def test_laplacian_is_that_of_scipy_and_scikit_image(backend, photograph):
 
 
 @on_cpu
-@pytest.mark.parametrize("function", [sobel, scharr, prewitt])
+@pytest.mark.parametrize("function", [sobel_kernels, scharr_kernels, prewitt_kernels])
 def test_derivatives_are_positive_where_brightness_rises(backend, function):
     ramp = torch.arange(8.0).expand(6, 8)
     bank = function(normalized=True)
@@ -84,37 +87,37 @@ def test_derivatives_are_positive_where_brightness_rises(backend, function):
 
 
 def test_derivatives_are_whole_numbers_unless_normalized():
-    assert sobel()[0, 0].tolist() == [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]
-    assert scharr()[1, 0].tolist() == [[-3, -10, -3], [0, 0, 0], [3, 10, 3]]
-    assert prewitt(dtype=torch.float64)[0, 0].tolist() == [[-1, 0, 1]] * 3
+    assert sobel_kernels()[0, 0].tolist() == [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]
+    assert scharr_kernels()[1, 0].tolist() == [[-3, -10, -3], [0, 0, 0], [3, 10, 3]]
+    assert prewitt_kernels(dtype=torch.float64)[0, 0].tolist() == [[-1, 0, 1]] * 3
 
 
 @on_cpu
 def test_textbook_edge_is_positive_where_white_turns_black(backend):
     image = torch.ones(6, 8)
     image[:, 2:6] = 0
-    response = corr2d(image[None, None], textbook_edge())[0, 0]
+    response = corr2d(image[None, None], textbook_edge_kernel())[0, 0]
     assert torch.equal(response, torch.tensor([0.0, 1, 0, 0, 0, -1, 0]).expand(6, 7))
-    assert not corr2d(image.T.contiguous()[None, None], textbook_edge()).any()
+    assert not corr2d(image.T.contiguous()[None, None], textbook_edge_kernel()).any()
 
 
 @pytest.mark.parametrize(("size", "orientations"), [(21, 6), (9, 4), (15, 1), (31, 8)])
-def test_oriented_filters_are_even_and_sum_to_zero(size, orientations):
-    bank = oriented_filters(size, orientations, dtype=torch.float64)
+def test_log_gabor_kernels_are_even_and_sum_to_zero(size, orientations):
+    bank = log_gabor_kernels(size, orientations, dtype=torch.float64)
     assert bank.shape == (orientations, 1, size, size)
     assert torch.equal(bank, bank.flip(-2, -1))
     assert bank.sum(dim=(-2, -1)).abs().max() < 1e-14
 
 
-def test_oriented_filters_are_the_transpose_and_the_mirror_image_of_each_other():
-    bank = oriented_filters(dtype=torch.float64)[:, 0]
+def test_log_gabor_kernels_are_the_transpose_and_the_mirror_image_of_each_other():
+    bank = log_gabor_kernels(dtype=torch.float64)[:, 0]
     torch.testing.assert_close(bank[3], bank[0].T, rtol=0, atol=1e-15)
     torch.testing.assert_close(bank[5], bank[1].flip(0), rtol=0, atol=1e-15)
 
 
 @on_cpu
 def test_even_filters_are_the_same_for_convolution(backend, photograph):
-    bank = oriented_filters(9, dtype=torch.float64)
+    bank = log_gabor_kernels(9, dtype=torch.float64)
     x = photograph[None, None]
     torch.testing.assert_close(corr2d(x, bank), convolve2d(x, bank), rtol=0, atol=1e-13)
 
@@ -129,8 +132,8 @@ def stripes(degrees, wavelength, size=61):
 
 @on_cpu
 @pytest.mark.parametrize("k", range(6))
-def test_oriented_filters_answer_most_to_stripes_in_their_direction(backend, k):
-    bank = oriented_filters(dtype=torch.float64)
+def test_log_gabor_kernels_answer_most_to_stripes_in_their_direction(backend, k):
+    bank = log_gabor_kernels(dtype=torch.float64)
     degrees = range(0, 180, 5)
     images = torch.stack([stripes(d, 6.0) for d in degrees])[:, None]
     strength = corr2d(images, bank).abs().amax(dim=(-2, -1))  # (images, filters)
@@ -142,8 +145,8 @@ def test_oriented_filters_answer_most_to_stripes_in_their_direction(backend, k):
 
 
 @on_cpu
-def test_oriented_filters_answer_most_to_stripes_of_their_wavelength(backend):
-    bank = oriented_filters(31, wavelength=7, dtype=torch.float64)[:1]
+def test_log_gabor_kernels_answer_most_to_stripes_of_their_wavelength(backend):
+    bank = log_gabor_kernels(31, wavelength=7, dtype=torch.float64)[:1]
     wavelengths = [3, 4, 5, 6, 7, 8, 10, 14]
     images = torch.stack([stripes(0, w, 81) for w in wavelengths])[:, None]
     strength = corr2d(images, bank).abs().amax(dim=(-2, -1))
@@ -160,7 +163,7 @@ def test_oriented_filters_answer_most_to_stripes_of_their_wavelength(backend):
         ({"wavelength": math.nan}, "wavelength must be at least 2 pixels, got nan"),
     ],
 )
-def test_oriented_filters_refuse(arguments, message):
+def test_log_gabor_kernels_refuse(arguments, message):
     with pytest.raises(ArgumentError) as refused:
-        oriented_filters(**arguments)
+        log_gabor_kernels(**arguments)
     assert str(refused.value) == message
