@@ -20,7 +20,7 @@ TAPS_PER_BYTE = 5
 def responses(input: torch.Tensor, bank: torch.Tensor, padding_mode: str) -> torch.Tensor:
     """(..., K, H, W): every plane under every filter of a bank (K, 1, R, S), by one operator."""
     if is_channels_last(input) and input.dim() == 3:
-        return responses(input.unsqueeze(0), bank, padding_mode).squeeze(0)
+        return responses(_batch_of_one(input), bank, padding_mode).squeeze(0)
     *planes, H, W = input.shape
     bank = bank.to(input.device)
     if input.dim() == 4 and not input.is_contiguous():
@@ -36,7 +36,7 @@ def responses(input: torch.Tensor, bank: torch.Tensor, padding_mode: str) -> tor
 def filtered(input: torch.Tensor, window: torch.Tensor, padding_mode: str) -> torch.Tensor:
     """(..., H, W) under a window (R, S), or (N, C, H, W) under one per sample (N, R, S)."""
     if is_channels_last(input) and input.dim() == 3:
-        return filtered(input.unsqueeze(0), window, padding_mode).squeeze(0)
+        return filtered(_batch_of_one(input), window, padding_mode).squeeze(0)
     window = window.to(input.device, result_dtype(input))
     if window.dim() == 2:
         return corr2d(input, window, padding="same", padding_mode=padding_mode)
@@ -85,9 +85,11 @@ def result_dtype(input: torch.Tensor) -> torch.dtype:
 
 def is_channels_last(input: torch.Tensor) -> bool:
     """Whether an image (N, C, H, W) or (C, H, W) is laid out so, and not also contiguous."""
-    batch = input.unsqueeze(0) if input.dim() == 3 else input
-    return (
-        batch.dim() == 4
-        and not batch.is_contiguous()
-        and batch.is_contiguous(memory_format=torch.channels_last)
-    )
+    if input.dim() not in (3, 4) or input.is_contiguous():
+        return False
+    return input.movedim(-3, -1).is_contiguous()
+
+
+def _batch_of_one(input: torch.Tensor) -> torch.Tensor:
+    """(1, C, H, W) of a channels_last (C, H, W), with the strides that say so."""
+    return input.movedim(-3, -1).unsqueeze(0).movedim(-1, -3)
