@@ -61,17 +61,16 @@ def gaussian_blur(
         tensor([0.0000, 0.2741, 0.4519, 0.2741, 0.0000])
     """
     check_image(input)
-    sigmas = _sigmas(sigma, input)
+    sigma_h, sigma_w = _sigmas(sigma, input)
     if kernel_size is not None:
         size = _window("kernel_size", kernel_size)
-    elif isinstance(sigma, torch.Tensor):
+    elif isinstance(sigma_h, torch.Tensor) or isinstance(sigma_w, torch.Tensor):
         raise ArgumentError("kernel_size must be given when sigma is a tensor, got None")
     elif not 0 <= truncate < math.inf:
         raise ArgumentError(f"truncate must be finite and not negative, got {shown(truncate)}")
     else:
-        height, width = (2 * int(truncate * s + 0.5) + 1 for s in sigmas.tolist())
-        size = (height, width)
-    down, across = (gaussian_window(s, n) for s, n in zip(sigmas.unbind(-1), size, strict=True))
+        size = 2 * int(truncate * sigma_h + 0.5) + 1, 2 * int(truncate * sigma_w + 0.5) + 1
+    down, across = gaussian_window(sigma_h, size[0]), gaussian_window(sigma_w, size[1])
     return separable(input, down, across, padding_mode)
 
 
@@ -145,17 +144,15 @@ def unsharp_mask(
     return torch.lerp(blurred, input.to(blurred.dtype), 1 + amount)
 
 
-def _sigmas(sigma: Any, input: torch.Tensor) -> torch.Tensor:
-    """(h, w) as float64 of shape (2,), or (N, 2) for one pair per sample."""
+def _sigmas(sigma: Any, input: torch.Tensor) -> tuple[float | torch.Tensor, float | torch.Tensor]:
+    """Standard deviations (h, w): two numbers, or two tensors of shape () or (N,)."""
     if isinstance(sigma, torch.Tensor):
         if not sigma.is_floating_point():
             raise ArgumentTypeError(f"sigma must be a float tensor, got {sigma.dtype}")
         if sigma.dim() == 0:
-            return sigma.double().expand(2)
-        if sigma.shape == (2,):
-            return sigma.double()
-        if input.dim() == 4 and sigma.shape == (input.shape[0], 2):
-            return sigma.double()
+            return sigma, sigma
+        if sigma.shape == (2,) or (input.dim() == 4 and sigma.shape == (input.shape[0], 2)):
+            return sigma[..., 0], sigma[..., 1]
         raise ArgumentError(
             "sigma must have shape (), (2,) or, for an input (N, C, H, W), (N, 2), got "
             f"{tuple(sigma.shape)} for an input of shape {tuple(input.shape)}"
@@ -171,7 +168,7 @@ def _sigmas(sigma: Any, input: torch.Tensor) -> torch.Tensor:
         raise ArgumentError(
             f"sigma must be one number or two (h, w), finite and not negative, got {shown(sigma)}"
         )
-    return torch.tensor(numbers, dtype=torch.float64)
+    return numbers[0], numbers[1]
 
 
 def _window(name: str, value: Any) -> tuple[int, int]:
