@@ -22,7 +22,7 @@ def responses(input: torch.Tensor, bank: torch.Tensor, padding_mode: str) -> tor
     if is_channels_last(input) and input.dim() == 3:
         return responses(_batch_of_one(input), bank, padding_mode).squeeze(0)
     *planes, H, W = input.shape
-    bank = bank.to(input.device)
+    bank = _beside(input, bank)
     if input.dim() == 4 and not input.is_contiguous():
         # Planes that are not stacked evenly stay channels: the same bank for each of them.
         C = input.shape[1]
@@ -37,7 +37,7 @@ def filtered(input: torch.Tensor, window: torch.Tensor, padding_mode: str) -> to
     """(..., H, W) under a window (R, S), or (N, C, H, W) under one per sample (N, R, S)."""
     if is_channels_last(input) and input.dim() == 3:
         return filtered(_batch_of_one(input), window, padding_mode).squeeze(0)
-    window = window.to(input.device, result_dtype(input))
+    window = _beside(input, window)
     if window.dim() == 2:
         return corr2d(input, window, padding="same", padding_mode=padding_mode)
     N, C = input.shape[:2]
@@ -88,6 +88,11 @@ def is_channels_last(input: torch.Tensor) -> bool:
     if input.dim() not in (3, 4) or input.is_contiguous():
         return False
     return input.movedim(-3, -1).is_contiguous()
+
+
+def _beside(input: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
+    """A window in the image's dtype on its device, without waiting for what runs there."""
+    return window.to(input.device, result_dtype(input), non_blocking=True)
 
 
 def _batch_of_one(input: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,8 @@
 Images are (..., H, W) with any number of leading dimensions, every plane filtered on its own;
 float16, bfloat16, float32 and float64 keep their dtype, uint8 gives float32 of the same scale
 (0 to 255). The result has the image's extent and memory format and is differentiable. All taps are
-those of cross-correlation; x runs to the right and y downwards.
+those of cross-correlation; x runs to the right and y downwards. float32 on a GPU is multiplied as
+corr2d does by default, by PyTorch's setting for convolutions.
 
 `padding_mode` says what lies beyond the border: "zeros", "reflect" (the border pixel is not
 repeated; SciPy calls this mirror), "replicate" (SciPy's nearest) or "circular" (SciPy's wrap).
