@@ -20,10 +20,11 @@ ALLOWED = {
     "kernels": {"triton"},
     "ops": {"tricorr.kernels", "torch", "numpy"},
     "autograd": {"tricorr.ops", "torch", "numpy", "tqdm"},
-    "__init__": {"tricorr.autograd", "tricorr.ops"},
+    "__init__": {"tricorr.autograd", "tricorr.filters", "tricorr.ops"},
     "__main__": {"tricorr.cli"},
     "extras": set(),
     "files": {"tricorr.ops"},
+    "filters": {"tricorr.autograd"},
     "images": {
         "tricorr.extras",
         "tricorr.files",
