@@ -351,6 +351,8 @@ def plan_with_tile(
     Raises:
         ArgumentError: the grid is larger than a launch can have.
     """
+    if op == "dgrad":
+        geometry = geometry.without_padding_mode()
     grid = _programs(op, geometry, tile)
     precision = precision if isinstance(tile, GemmTile) else "ieee"
     split_pixels = split_strips = 0
