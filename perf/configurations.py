@@ -369,8 +369,10 @@ def _frames(target: Target, thin: bool) -> Iterator[Configuration]:
                 precision,
             )
             assert plan is not None
-            product = product if plan.family == "gemm" else ""
-            yield Configuration(plan.kernel, product, name, case, plan, dtype)
+            if plan.family == "gemm":
+                yield Configuration(plan.kernel, product, name, case, plan, dtype)
+            elif thin or not product.startswith("tf32"):
+                yield Configuration(plan.kernel, "", name, case, plan, dtype)
 
 
 def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:
