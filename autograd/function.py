@@ -14,14 +14,15 @@ eager mode runs the autograd.Functions, which also have forward-mode derivatives
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import forward_ad
 
 from .. import ops
-from ..ops import Geometry
+from ..ops import Geometry, direct
 from ..ops.cpu import ACTIVATION_FUNCTIONS
 from .batching import fold_bias, fold_weighted, fold_wgrad
 
@@ -37,6 +38,8 @@ def correlate(
     """fprop, differentiable in x, weight and bias."""
     if torch.compiler.is_compiling():
         return ops.fprop(x, weight, bias, geometry, precision, activation)
+    if _is_unwatched(x, weight, bias):
+        return CrossCorrelation2D.forward(x, weight, bias, geometry, precision, activation)
     return CrossCorrelation2D.apply(x, weight, bias, geometry, precision, activation)
 
 
@@ -50,6 +53,8 @@ def input_gradient(
     """dgrad, differentiable in dy, weight and bias."""
     if torch.compiler.is_compiling():
         return ops.dgrad(dy, weight, geometry, precision, bias)
+    if _is_unwatched(dy, weight, bias):
+        return InputGradient2D.forward(dy, weight, bias, geometry, precision)
     return InputGradient2D.apply(dy, weight, bias, geometry, precision)
 
 
@@ -59,7 +64,18 @@ def weight_gradient(
     """wgrad, differentiable in x and dy."""
     if torch.compiler.is_compiling():
         return ops.wgrad(x, dy, geometry, precision)
+    if _is_unwatched(x, dy):
+        return WeightGradient2D.forward(x, dy, geometry, precision)
     return WeightGradient2D.apply(x, dy, geometry, precision)
+
+
+def _is_unwatched(*tensors: torch.Tensor | None) -> bool:
+    """Whether no derivative and no batch can depend on the call: Function.apply is not cheap."""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    return not any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def bias_gradient(dy: torch.Tensor) -> torch.Tensor:
@@ -147,7 +163,18 @@ def _sum(terms: list[torch.Tensor]) -> torch.Tensor | None:
     return sum(terms[1:], start=terms[0]) if terms else None
 
 
-class CrossCorrelation2D(torch.autograd.Function):
+class _Function(torch.autograd.Function):
+    """An autograd.Function whose apply costs the host a third."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """As Function.apply, which works the arguments' defaults out at every call."""
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return super(torch.autograd.Function, cls).apply(*unwrap_dead_wrappers(args))
+
+
+class CrossCorrelation2D(_Function):
     """y = fprop(x, weight, bias), activated."""
 
     @staticmethod
@@ -159,7 +186,8 @@ class CrossCorrelation2D(torch.autograd.Function):
         precision: str,
         activation: str,
     ) -> torch.Tensor:
-        return ops.fprop(x, weight, bias, geometry, precision, activation)
+        run = direct if direct.only_the_device_sees(x, weight, bias) else ops
+        return run.fprop(x, weight, bias, geometry, precision, activation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -220,7 +248,7 @@ class CrossCorrelation2D(torch.autograd.Function):
         return _vmap_weighted("fprop", run, info, in_dims, *operands, geometry, activation)
 
 
-class InputGradient2D(torch.autograd.Function):
+class InputGradient2D(_Function):
     """dx = dgrad(dy, weight, bias)."""
 
     @staticmethod
@@ -231,7 +259,8 @@ class InputGradient2D(torch.autograd.Function):
         geometry: Geometry,
         precision: str,
     ) -> torch.Tensor:
-        return ops.dgrad(dy, weight, geometry, precision, bias)
+        run = direct if direct.only_the_device_sees(dy, weight, bias) else ops
+        return run.dgrad(dy, weight, geometry, precision, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -288,14 +317,15 @@ class InputGradient2D(torch.autograd.Function):
         return _vmap_weighted("dgrad", run, info, in_dims, dy, weight, bias, geometry)
 
 
-class WeightGradient2D(torch.autograd.Function):
+class WeightGradient2D(_Function):
     """dw = wgrad(x, dy)."""
 
     @staticmethod
     def forward(
         x: torch.Tensor, dy: torch.Tensor, geometry: Geometry, precision: str
     ) -> torch.Tensor:
-        return ops.wgrad(x, dy, geometry, precision)
+        run = direct if direct.only_the_device_sees(x, dy) else ops
+        return run.wgrad(x, dy, geometry, precision)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -388,8 +418,3 @@ def _register(name: str, backward: Any) -> None:
 _register("fprop", _fprop_backward)
 _register("dgrad", _dgrad_backward)
 _register("wgrad", _wgrad_backward)
-
-# torch.autograd.Function.apply asks for this signature at every call, and working it out takes
-# longer than all the rest of a small call on the host.
-for _function in (CrossCorrelation2D, InputGradient2D, WeightGradient2D):
-    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]

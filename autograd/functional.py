@@ -509,6 +509,8 @@ def _check_bias(bias: torch.Tensor | None, filters: int, weight: torch.Tensor) -
 
 def _autocast(*tensors: torch.Tensor | None) -> tuple[Any, ...]:
     """The tensors as autocast would hand them to conv2d: in its low precision, where it is on."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     return tuple(_lowered(t) if isinstance(t, torch.Tensor) else t for t in tensors)
 
 

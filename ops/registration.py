@@ -10,12 +10,11 @@ All three are bitwise repeatable on one device: no atomics, sums in a fixed orde
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from . import backend, cpu
+from . import direct
 from .formats import empty_in_format
 from .geometry import Geometry, geometry_of
 
@@ -145,35 +144,20 @@ def geometry_of_call(name: str, arguments: Sequence[Any]) -> Geometry:
     return _geometry(x_shape, weight_shape, stride, padding, dilation, groups, flip, mode)
 
 
-def _launch() -> ModuleType:
-    """ops/launch.py, imported with triton when the first call needs a kernel."""
-    from . import launch
-
-    return launch
-
-
 def _fprop(*arguments: Any) -> torch.Tensor:
     x, weight, bias, activation, *_, precision = arguments
     geometry = geometry_of_call("fprop", arguments)
-    if backend.runs_kernels(x.device):
-        return _launch().fprop(x, weight, bias, geometry, precision, activation)
-    return cpu.fprop(x, weight, bias, geometry, activation)
+    return direct.fprop(x, weight, bias, geometry, precision, activation)
 
 
 def _dgrad(*arguments: Any) -> torch.Tensor:
     dy, weight, bias, *_, precision = arguments
-    geometry = geometry_of_call("dgrad", arguments)
-    if backend.runs_kernels(dy.device):
-        return _launch().dgrad(dy, weight, geometry, precision, bias)
-    return cpu.dgrad(dy, weight, geometry, bias)
+    return direct.dgrad(dy, weight, geometry_of_call("dgrad", arguments), precision, bias)
 
 
 def _wgrad(*arguments: Any) -> torch.Tensor:
     x, dy, *_, precision = arguments
-    geometry = geometry_of_call("wgrad", arguments)
-    if backend.runs_kernels(x.device):
-        return _launch().wgrad(x, dy, geometry, precision)
-    return cpu.wgrad(x, dy, geometry)
+    return direct.wgrad(x, dy, geometry_of_call("wgrad", arguments), precision)
 
 
 def _fprop_fake(*arguments: Any) -> torch.Tensor:
