@@ -63,7 +63,8 @@ class Background:
         """sum_{n,p,q} images[n,k,p,q] * L_t(p,q): (K, T) from (N, K, rows, columns)."""
         in_rows, in_columns = self._along((images.shape[-2], images.shape[-1]), place, images)
         table = (in_rows @ images @ in_columns.T).sum(0)
-        return torch.stack([table[:, i, j] for i, j in self.terms], dim=1)
+        terms = self.terms
+        return table[:, [i for i, _ in terms], [j for _, j in terms]]
 
     def _along(
         self, extent: Pair, place: Place, like: torch.Tensor

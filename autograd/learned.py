@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,10 @@ from ..ops.geometry import Pair
 from .background import Background, Place
 from .functional import convolve2d, corr2d
 from .modules import Conv2D, PaddingMode
+from .pairs import padded_image
+from .problem import Point
 from .quality import Quality
+from .settings import Settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,6 +67,31 @@ class LearnedKernel:
     padding_mode: PaddingMode = "zeros"
     groups: int = 1
     flip: bool = False
+
+    @classmethod
+    def of(cls, point: Point, settings: Settings, plain: bool, **facts: Any) -> LearnedKernel:
+        """A kernel as users have it, from a point in the space of the unknowns.
+
+        Args:
+            point: in the order of a correlation.
+            settings: of the fit.
+            plain: whether the images were (H, W).
+            **facts: the other attributes.
+        """
+        weight, background = point.weight, point.background
+        if settings.flip:
+            weight = weight.flip(-2, -1)
+        terms = background.shape[1]
+        return cls(
+            weight=weight[0, 0] if plain else weight,
+            bias=background[:, 0].clone() if terms else None,
+            background=background if terms > 1 else None,
+            padding=settings.padding or ((0, 0), (0, 0)),
+            padding_mode=settings.padding_mode,
+            groups=settings.groups,
+            flip=settings.flip,
+            **{"notes": facts["quality"].notes, **facts},
+        )
 
     @property
     def rms(self) -> float:
@@ -298,11 +327,9 @@ class KernelField:
                         origin=(top, left),
                         size=size,
                     )
-                    for kernel, left, right in zip(
-                        row, self.columns, self.columns[1:], strict=False
-                    )
+                    for kernel, (left, right) in zip(row, pairwise(self.columns), strict=True)
                 ]
-                for row, top, bottom in zip(self.kernels, self.rows, self.rows[1:], strict=False)
+                for row, (top, bottom) in zip(self.kernels, pairwise(self.rows), strict=True)
             ]
         )
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+
+from .gram import Sums
+from .solve import Constraints, Normal
 
 
 @dataclass(frozen=True)
@@ -61,3 +64,166 @@ class Quality:
     def undetermined(self) -> int | None:
         """How many of a filter's unknowns the images leave open; None if not examined."""
         return None if self.rank is None else self.unknowns - self.rank
+
+
+def quality_of(
+    sums: Sums,
+    constraints: Constraints,
+    theta: torch.Tensor,
+    error: torch.Tensor,
+    weight_shape: tuple[int, ...],
+    residual: list[tuple[torch.Tensor, torch.Tensor | None]],
+    exact: bool,
+) -> Quality:
+    """The quality of an answer.
+
+    Args:
+        sums: of the images, their gram empty if it was too large to gather.
+        constraints: of the fit.
+        theta: (K, D), the answer.
+        error: (K,), the (weighted) sum of squared errors of each filter.
+        weight_shape: (K, C/groups, R, S).
+        residual: prediction minus target and weights of each pair; empty after streaming.
+        exact: whether theta is the best answer, not one on the way there.
+    """
+    examined = len(sums.gram) > 0
+    free = theta.shape[1] - (constraints.sum_to is not None)
+    normals = [Normal(g, replace(constraints, ridge=0.0)) for g in sums.gram]
+    worst = max(normals, key=lambda n: (-n.rank, n.condition), default=None)
+    ranks = [n.rank for n in normals for _ in range(len(theta) // len(normals))]
+    degrees = sums.pixels - torch.tensor(ranks or [free] * len(theta)).to(sums.pixels)
+    spread = sums.squares - sums.target_sum.square() / sums.weight_sum.clamp(min=1e-300)
+    total, weight = float(error.sum()), float(sums.weight_sum.sum())
+    found = Quality(
+        pixels=int(sums.pixels.sum()),
+        weight_sum=weight,
+        squared_error=total,
+        rms=(total / weight) ** 0.5 if weight else 0.0,
+        reblur_error=_ratio(total, float(spread.clamp(min=0).sum())) ** 0.5,
+        **_statistics(residual),
+        unknowns=free,
+        rank=worst.rank if worst is not None else None,
+        condition=worst.condition if worst is not None else None,
+        eigenvalues=worst.eigenvalues if worst is not None else None,
+        null_space=_null_space(worst, constraints, weight_shape) if worst is not None else None,
+        noise=_ratio(total, float(degrees.clamp(min=0).sum())) ** 0.5,
+        standard_error=None,
+        background_error=None,
+    )
+    if not examined:
+        note = "whether the images determine the kernel was not examined (size)"
+        return replace(found, notes=[note])
+    noise = torch.where(degrees > 0, error.clamp(min=0) / degrees, torch.nan).sqrt()
+    grams = zip(sums.gram, normals, strict=True)
+    unit = torch.stack([_unit_errors(gram, normal, constraints) for gram, normal in grams])
+    unit = unit.repeat_interleave(len(theta) // len(unit), dim=0)
+    errors = torch.where(unit.isinf(), torch.inf, noise[:, None] * unit)
+    elements = constraints.elements
+    found = replace(
+        found,
+        standard_error=errors[:, :elements].reshape(weight_shape),
+        background_error=errors[:, elements:] if errors.shape[1] > elements else None,
+    )
+    return replace(found, notes=_notes(found, sums, theta, weight_shape, exact))
+
+
+def _ratio(part: float, whole: float) -> float:
+    part = max(part, 0.0)
+    return part / whole if whole > 0 else (float("inf") if part > 0 else 0.0)
+
+
+def _statistics(
+    residual: list[tuple[torch.Tensor, torch.Tensor | None]],
+) -> dict[str, float | None]:
+    if not residual:
+        return {"mean": None, "robust": None, "largest": None}
+    total, weight, values = 0.0, 0.0, []
+    for image, weights in residual:
+        if weights is None:
+            total, weight = total + float(image.double().sum()), weight + image.numel()
+            values.append(image.flatten())
+        else:
+            counts = weights.double().expand_as(image)
+            total, weight = total + float((image * counts).sum()), weight + float(counts.sum())
+            values.append(image[counts > 0])
+    distances = torch.cat(values).abs()
+    if not len(distances):
+        return {"mean": 0.0, "robust": 0.0, "largest": 0.0}
+    return {
+        "mean": total / weight,
+        "robust": 1.4826 * float(distances.median()),
+        "largest": float(distances.max()),
+    }
+
+
+def _null_space(
+    normal: Normal, constraints: Constraints, weight_shape: tuple[int, ...]
+) -> torch.Tensor:
+    directions = normal.null_space()[: constraints.elements]
+    return directions.T.reshape(-1, *weight_shape[1:])
+
+
+def _unit_errors(gram: torch.Tensor, normal: Normal, constraints: Constraints) -> torch.Tensor:
+    """(D,): standard errors if the errors of y had a standard deviation of one."""
+    if constraints.ridge:
+        pull = Normal(gram, constraints).inverse()
+        return (pull @ gram @ pull).diagonal().clamp(min=0).sqrt()
+    errors = normal.inverse().diagonal().clamp(min=0).sqrt()
+    blind = normal.null_space().norm(dim=1) > 1e-6
+    return torch.where(blind, torch.inf, errors)
+
+
+def _notes(
+    found: Quality,
+    sums: Sums,
+    theta: torch.Tensor,
+    weight_shape: tuple[int, ...],
+    exact: bool,
+) -> list[str]:
+    if found.undetermined:
+        return [_undetermined_note(found, sums)]
+    assert found.standard_error is not None
+    if not exact:
+        return []
+    elements = weight_shape[1] * weight_shape[2] * weight_shape[3]
+    weight = theta[:, :elements].reshape(weight_shape).abs()
+    largest = float(weight.max())
+    error = found.standard_error.to(weight)
+    if float(error.max()) > largest > 0:
+        return [
+            "the images barely tell: the standard error of an element is up to "
+            f"{float(error.max()):.3g}, the largest element {largest:.3g} (a smaller window, more "
+            "pixels, or ridge would help)"
+        ]
+    seen = (weight > torch.maximum(5 * error, torch.full_like(error, 1e-6 * largest))).flatten(0, 1)
+    rows, columns = seen.any(2).any(0).nonzero().flatten(), seen.any(1).any(0).nonzero().flatten()
+    if not len(rows):
+        return []
+    box = [int(v) for v in (rows[0], rows[-1], columns[0], columns[-1])]
+    size = (box[1] - box[0] + 1, box[3] - box[2] + 1)
+    if size == tuple(weight_shape[2:]):
+        return []
+    return [
+        f"the window is larger than the kernel: outside rows {box[0]} to {box[1]} and columns "
+        f"{box[2]} to {box[3]} every element is zero within its error, so {size[0]} x {size[1]} "
+        "would do"
+    ]
+
+
+def _undetermined_note(found: Quality, sums: Sums) -> str:
+    note = (
+        f"the images cannot determine the kernel: {found.undetermined} of {found.unknowns} "
+        "directions leave the prediction unchanged, and there the answer is what it started from"
+    )
+    same_rows, same_columns = (not bool(v) for v in sums.varies)
+    if same_rows and same_columns:
+        return f"{note} (x is the same everywhere)"
+    if same_rows or same_columns:
+        return f"{note} (every {'row' if same_rows else 'column'} of x is the same)"
+    fewest = int(sums.pixels.min())
+    if fewest < found.unknowns:
+        return (
+            f"{note} (the window is too large for the images: a filter has {found.unknowns} "
+            f"unknowns and {fewest} target values)"
+        )
+    return note
