@@ -10,7 +10,7 @@ from .autograd.functional import (
     explain,
 )
 from .autograd.learned import KernelField, LearnedKernel
-from .autograd.learning import learn_kernel
+from .autograd.learning import learn_kernel, learn_kernel_field
 from .autograd.modules import Conv2D, ConvTranspose2D, LazyConv2D
 from .autograd.quality import Quality
 from .autograd.receptive_field import ReceptiveField, receptive_field
@@ -37,5 +37,6 @@ __all__ = [
     "corr_transpose2d",
     "explain",
     "learn_kernel",
+    "learn_kernel_field",
     "receptive_field",
 ]

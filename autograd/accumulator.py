@@ -49,7 +49,7 @@ class KernelAccumulator:
         >>> sums = KernelAccumulator((1, 2))
         >>> for _ in range(3):
         ...     x = torch.rand(8, 8, dtype=torch.float64)
-        ...     sums.update(x, x[:, :-1] - x[:, 1:])
+        ...     _ = sums.update(x, x[:, :-1] - x[:, 1:])
         >>> sums.solve().weight.round(decimals=6) + 0.0
         tensor([[ 1., -1.]], dtype=torch.float64)
     """

@@ -177,7 +177,7 @@ def optimise(
         total = _total_loss(problem, found, loss)
         return total + problem.ridge * found.weight.square().sum() if problem.ridge else total
 
-    def closure() -> torch.Tensor:
+    def closure() -> Any:
         optimizer.zero_grad()
         with torch.enable_grad():
             value = objective()
@@ -187,7 +187,7 @@ def optimise(
     history = []
     for step in report.over(range(steps)):
         value = optimizer.step(closure)
-        history.append(float(value))  # type: ignore[arg-type]  # a closure's own value
+        history.append(float(value))
         report.loss(step, history[-1])
     with torch.no_grad():
         return Point(*(p.detach() for p in parameters)), history, float(objective())

@@ -178,7 +178,7 @@ def _by_rows(pair: ImagePair, background: Background) -> tuple[torch.Tensor, tor
     windows = x.unfold(2, g.R, 1).unfold(3, g.S, 1)  # (N, C, P, Q, R, S), a view
     windows = windows.permute(1, 4, 5, 0, 2, 3).reshape(g.groups, g.group_C * g.R * g.S, -1)
     surfaces = background.images(pair.extent, pair.place, x)[:, None]
-    surfaces = surfaces.expand(-1, g.N, -1, -1).reshape(1, len(surfaces), -1)
+    surfaces = surfaces.expand(-1, g.N, -1, -1).reshape(1, len(surfaces), g.N * g.P * g.Q)
     rows = torch.cat([windows, surfaces.expand(g.groups, -1, -1)], 1)  # (groups, D, pixels)
     shared = pair.weights.shape[1] == 1
     root = pair.weights.double().sqrt().transpose(0, 1).flatten(1)  # (1 or K, pixels)

@@ -41,7 +41,8 @@ class LearnedKernel:
         loss: the same for the kernel found: the (weighted) sum of squared errors plus ridge times
             the sum of squared weights, or what the user's own loss says.
         residual: prediction minus target, shaped as the part of the target that was fitted, a list
-            for several pairs; None after streaming, which keeps no images.
+            for several pairs; values that masks leave out are there too (not finite ones count as
+            zero). None after streaming, which keeps no images.
         solver: which one it was: "gd", "cg", "normal", or an optimiser's name.
         reason: why, in words.
         step_size: the step that gradient descent used, None for other solvers.
@@ -240,7 +241,7 @@ class LearnedKernel:
 
 @dataclass(frozen=True)
 class KernelField:
-    """A kernel for each tile of the output: what learn_kernel(..., tiles=...) returns.
+    """A kernel for each tile of the output: what learn_kernel_field returns.
 
     Attributes:
         kernels: a LearnedKernel for each tile, by rows and columns of tiles.

@@ -12,53 +12,28 @@ G = A^T A, b = A^T y and c = y^T y the best kernel follows without another look 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias
 
 import torch
 
-from ..ops import ArgumentError, ArgumentTypeError, as_integer, as_pair, shown
-from .descent import (
-    Reporter,
-    checked_positive,
-    checked_step,
-    conjugate_gradients,
-    gradient_descent,
-    optimise,
-    optimizer_named,
-)
+from ..ops import ArgumentError, as_integer, as_pair, shown
+from .choice import Task
+from .fitting import learn
 from .functional import corr2d  # noqa: F401 - for the docstrings' examples
-from .gram import Sums, gather
 from .learned import KernelField, LearnedKernel
 from .modules import PaddingMode
 from .pairs import ImagePair
-from .problem import Point, Problem, from_flat
-from .quality import quality_of
-from .robust import LOSSES, reweighted
-from .settings import Settings, as_constraints, as_pairs, as_settings
-from .solve import Constraints, solve, with_sum
-
-#: Most unknowns of one filter for which "auto" takes "normal", without weights and with them.
-NORMAL_UNKNOWNS, WEIGHTED_UNKNOWNS = 2048, 512
-#: Most multiply-adds spent on the normal matrix only to examine an answer, about a second on one
-#: core, and most unknowns.
-GRAM_BUDGET = 1e9
-GRAM_UNKNOWNS = 1024
+from .robust import LOSSES
+from .settings import as_constraints, as_pairs, as_settings
 
 Images: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-@overload
-def learn_kernel(
-    x: Images, y: Images, kernel_size: Any, *, tiles: None = None, **options: Any
-) -> LearnedKernel: ...
-@overload
-def learn_kernel(
-    x: Images, y: Images, kernel_size: Any, *, tiles: Any, **options: Any
-) -> KernelField: ...
 def learn_kernel(
     x: Images,
     y: Images,
@@ -80,11 +55,10 @@ def learn_kernel(
     nonnegative: bool = False,
     sum_to: float | None = None,
     loss: str | Loss = "squared",
-    tiles: Any = None,
     initial: torch.Tensor | None = None,
     log_every: int = 0,
     progress: bool | None = None,
-) -> LearnedKernel | KernelField:
+) -> LearnedKernel:
     """The kernel (and background) whose cross-correlation with x is nearest to y.
 
     Args:
@@ -96,10 +70,11 @@ def learn_kernel(
         kernel_size: R and S, int or (h, w). A window larger than the truth does no harm but noise.
         solver: how to find it; all of them minimise the same.
 
-            - "auto": "gd" if the call has `steps`, `step_size` or `log_every`, which are a
-              loop's, and an optimiser's ("lbfgs") if `loss` is a function. Else "normal", or "cg"
-              for filters of more than 2048 unknowns, of more than 512 if there are weights or
-              masks, or robust losses, which are weights. The answer's `solver` and `reason` say so.
+            - "auto": an optimiser ("lbfgs") if `loss` is a function; "normal" if `nonnegative`;
+              "gd" if the call has `steps`, `step_size` or `log_every`, which are a loop's ("cg"
+              with a robust loss or `sum_to`). Else "normal", or "cg" for filters of more than 2048
+              unknowns, or of more than 512 if there are weights, masks or a robust loss. The
+              answer's `solver` and `reason` say which and why.
             - "normal": one pass over the images gathers the normal matrix in float64; exact, and
               the only one for `nonnegative`.
             - "cg": conjugate gradients on the same loss without that matrix, for large windows;
@@ -130,16 +105,13 @@ def learn_kernel(
             fits with the scale from the median absolute residual; or, for the solvers of
             torch.optim, any differentiable function of prediction and target that gives a scalar.
             Where values are left out by masks, it is given those that are not, in one dimension.
-        tiles: rows and columns, int or (h, w): a kernel for each tile of the output, for one that
-            varies over the field.
         initial: the kernel to start from, shaped as the result; zeros by default. Where the images
             do not determine the kernel, the answer stays there.
         log_every: prints the loss every so many steps, as the textbook does.
         progress: shows a progress bar; None shows one on a terminal after a second.
 
     Returns:
-        A LearnedKernel, which also says how well the images determine the kernel; with tiles, a
-        KernelField of them.
+        A LearnedKernel, which also says how well the images determine the kernel.
 
     Raises:
         ArgumentError: shapes that do not fit, options that a solver does not have, a step size
@@ -155,60 +127,71 @@ def learn_kernel(
         >>> found.solver
         'normal'
     """
-    settings = as_settings(kernel_size, bias, background, padding, padding_mode, groups, flip)
-    single = not isinstance(x, Sequence)
-    pairs = as_pairs(settings, x, y, mask, input_mask, weights)
-    images = [x] if single else list(x)
-    task = _Task(
-        settings=settings,
-        plain=images[0].dim() == 2,
-        single=single,
-        dtype=_dtype(images + ([y] if single else list(y))),
-        constraints=as_constraints(
-            pairs[0].geometry.weight_numel // pairs[0].geometry.K, ridge, nonnegative, sum_to
-        ),
-        solver=solver,
-        steps=_checked_steps(steps),
-        step_size=step_size,
-        loss=_checked_loss(loss),
-        initial=initial,
-        log_every=as_integer("log_every", log_every),
-        progress=progress,
-    )
+    task, pairs = _task(dict(locals()))
     with torch.no_grad():
-        if tiles is None:
-            return _learn(task, pairs)
+        return learn(task, pairs)
+
+
+def learn_kernel_field(
+    x: Images, y: Images, kernel_size: Any, tiles: Any, **options: Any
+) -> KernelField:
+    """A kernel for each tile of the output: for one that varies over the field.
+
+    Each is fitted to its tile alone, and to what of x lies around it, by `learn_kernel`.
+
+    Args:
+        x, y, kernel_size: as for learn_kernel; several pairs must be of one size.
+        tiles: how many, int or (rows, columns); of sizes that differ by a pixel at most.
+        **options: those of learn_kernel. The polynomials of a background span the whole output.
+
+    Returns:
+        A KernelField, whose `kernels` are the LearnedKernels.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as for learn_kernel, or more tiles than pixels.
+
+    Example:
+        >>> X = torch.rand(20, 20, dtype=torch.float64)
+        >>> Y = torch.cat([X[:, :10], 2 * X[:, 10:]], 1)
+        >>> learn_kernel_field(X, Y, 1, tiles=(1, 2)).weight.flatten().round(decimals=6)
+        tensor([1., 2.], dtype=torch.float64)
+    """
+    call = inspect.signature(learn_kernel).bind(x, y, kernel_size, **options)
+    call.apply_defaults()
+    task, pairs = _task(call.arguments)
+    with torch.no_grad():
         return _learn_tiles(task, pairs, as_pair("tiles", tiles))
 
 
-@dataclass(frozen=True)
-class _Task:
-    """The arguments of learn_kernel that are not images."""
-
-    settings: Settings
-    plain: bool
-    single: bool
-    dtype: torch.dtype
-    constraints: Constraints
-    solver: Any
-    steps: int | None
-    step_size: float | None
-    loss: Any
-    initial: torch.Tensor | None
-    log_every: int
-    progress: bool | None
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What a solver returns: the kernel, and what only it knows."""
-
-    point: Point
-    history: list[float]
-    sums: Sums | None = None
-    loss: float | None = None
-    step_size: float | None = None
-    limit: float | None = None
+def _task(given: dict[str, Any]) -> tuple[Task, list[ImagePair]]:
+    """The arguments of learn_kernel, checked."""
+    settings = as_settings(
+        *(given[n] for n in ("kernel_size", "bias", "background", "padding")),
+        *(given[n] for n in ("padding_mode", "groups", "flip")),
+    )
+    x, y = given["x"], given["y"]
+    single = not isinstance(x, Sequence)
+    pairs = as_pairs(settings, x, y, given["mask"], given["input_mask"], given["weights"])
+    images = [x, y] if single else [*x, *y]
+    geometry = pairs[0].geometry
+    task = Task(
+        settings=settings,
+        plain=images[0].dim() == 2,
+        single=single,
+        dtype=_dtype(images),
+        constraints=as_constraints(
+            geometry.weight_numel // geometry.K,
+            *(given[n] for n in ("ridge", "nonnegative", "sum_to")),
+        ),
+        solver=given["solver"],
+        steps=_checked_steps(given["steps"]),
+        step_size=given["step_size"],
+        loss=_checked_loss(given["loss"]),
+        initial=given["initial"],
+        log_every=as_integer("log_every", given["log_every"]),
+        progress=given["progress"],
+    )
+    return task, pairs
 
 
 def _dtype(images: list[torch.Tensor]) -> torch.dtype:
@@ -232,7 +215,7 @@ def _checked_loss(loss: Any) -> Any:
     )
 
 
-def _learn_tiles(task: _Task, pairs: list[ImagePair], tiles: tuple[int, int]) -> KernelField:
+def _learn_tiles(task: Task, pairs: list[ImagePair], tiles: tuple[int, int]) -> KernelField:
     P, Q = pairs[0].extent
     if any(pair.extent != (P, Q) for pair in pairs):
         raise ArgumentError("tiles need outputs of one size in all pairs")
@@ -241,7 +224,7 @@ def _learn_tiles(task: _Task, pairs: list[ImagePair], tiles: tuple[int, int]) ->
     rows, columns = ([n * i // t for i in range(t + 1)] for n, t in zip((P, Q), tiles, strict=True))
     kernels = [
         [
-            _learn(task, [pair.crop(top, bottom, left, right) for pair in pairs])
+            learn(task, [pair.crop(top, bottom, left, right) for pair in pairs])
             for left, right in pairwise(columns)
         ]
         for top, bottom in pairwise(rows)
@@ -251,157 +234,3 @@ def _learn_tiles(task: _Task, pairs: list[ImagePair], tiles: tuple[int, int]) ->
     s = task.settings
     border = s.padding or ((0, 0), (0, 0))
     return KernelField(kernels, rows, columns, border, s.padding_mode, s.groups, s.flip)
-
-
-def _learn(task: _Task, pairs: list[ImagePair]) -> LearnedKernel:
-    weighted = any(pair.weights is not None for pair in pairs) or task.loss in LOSSES
-    unknowns = task.constraints.elements + len(task.settings.background.terms)
-    name, reason, make = _chosen_solver(task, unknowns, weighted)
-    _check_options(task, name, make)
-    converted = [pair.to(task.dtype) for pair in pairs]
-    problem = Problem(converted, task.settings.background, task.constraints.ridge)
-    start = _start(task, problem)
-
-    def fit(problem: Problem) -> _Found:
-        if name == "normal":
-            return _by_normal_matrix(task, problem, start)
-        return _by_steps(task, problem, start, name, make)
-
-    if task.loss in LOSSES:
-        problem, fits = reweighted(problem, task.loss, lambda p: fit(p).point)
-        reason = f"{reason}; {fits} weighted fits for loss={task.loss!r}"
-    found = fit(problem)
-    residual = problem.residual(found.point)
-    loss = found.loss if found.loss is not None else problem.loss(residual, found.point)
-    sums = found.sums or _examined(problem)
-    quality = quality_of(
-        sums,
-        task.constraints,
-        found.point.flat(),
-        problem.squared(residual),
-        problem.weight_shape,
-        [(r, pair.weights) for r, pair in zip(residual, problem.pairs, strict=True)],
-        exact=name in ("normal", "cg"),
-    )
-    shown_residual = [r[(0,) * (2 if task.plain else 0)] for r in residual]
-    return LearnedKernel.of(
-        found.point,
-        task.settings,
-        task.plain,
-        history=found.history,
-        loss=loss,
-        residual=shown_residual[0] if task.single else shown_residual,
-        solver=name,
-        reason=reason,
-        step_size=found.step_size,
-        max_step_size=found.limit,
-        quality=quality,
-    )
-
-
-def _chosen_solver(task: _Task, unknowns: int, weighted: bool) -> tuple[str, str, Any]:
-    """(name, why, what makes an optimiser): the rule that learn_kernel documents."""
-    if callable(task.solver):
-        name = getattr(task.solver, "__name__", None) or getattr(
-            getattr(task.solver, "func", None), "__name__", type(task.solver).__name__
-        )
-        return name.lower(), "asked for", task.solver
-    if not isinstance(task.solver, str):
-        raise ArgumentTypeError(
-            f"solver must be a name or make an optimiser, got {shown(task.solver)}"
-        )
-    if task.solver in ("normal", "cg", "gd"):
-        return task.solver, "asked for", None
-    if task.solver != "auto":
-        return task.solver.lower(), "asked for", optimizer_named(task.solver)
-    if callable(task.loss):
-        return "lbfgs", "chosen: the loss is a function", optimizer_named("lbfgs")
-    if task.constraints.nonnegative:
-        return "normal", "chosen: the only one for nonnegative", None
-    loop = [n for n in ("steps", "step_size") if getattr(task, n) is not None]
-    loop += ["log_every"] * (task.log_every > 0)
-    if loop and task.loss == "squared" and task.constraints.sum_to is None:
-        return "gd", f"chosen: {' and '.join(loop)} of a loop given", None
-    most = WEIGHTED_UNKNOWNS if weighted else NORMAL_UNKNOWNS
-    if unknowns <= most:
-        return "normal", f"chosen: {unknowns} unknowns of a filter, at most {most}", None
-    return "cg", f"chosen: {unknowns} unknowns of a filter, more than {most}", None
-
-
-def _check_options(task: _Task, name: str, make: Any) -> None:
-    """Raises ArgumentError for options that the solver does not have."""
-    constraints = task.constraints
-    if task.step_size is not None and name in ("normal", "cg"):
-        how = "conjugate gradients compute it" if name == "cg" else "'normal' takes no steps"
-        raise ArgumentError(f"step_size is for solver='gd' and optimisers; {how}")
-    if task.steps is not None and name == "normal":
-        raise ArgumentError("steps are for 'gd', 'cg' and optimisers; solver='normal' takes none")
-    if constraints.nonnegative and name != "normal":
-        raise ArgumentError(f"nonnegative needs solver='normal', got {name!r}")
-    if constraints.sum_to is not None and name not in ("normal", "cg"):
-        raise ArgumentError(f"sum_to needs solver='normal' or 'cg', got {name!r}")
-    if callable(task.loss) and make is None:
-        raise ArgumentError(
-            f"a function as loss needs an optimiser of torch.optim as solver, got {name!r}"
-        )
-    if task.loss in LOSSES and name not in ("normal", "cg"):
-        raise ArgumentError(
-            f"loss={task.loss!r} is by repeated weighted fits: it needs solver='normal' or 'cg', "
-            f"got {name!r} (optimisers take functions, such as torch.nn.functional.huber_loss)"
-        )
-    if task.step_size is not None:
-        checked_positive(task.step_size)
-
-
-def _start(task: _Task, problem: Problem) -> Point:
-    initial = task.initial
-    if isinstance(initial, torch.Tensor) and task.settings.flip and initial.dim() >= 2:
-        initial = initial.flip(-2, -1)
-    point = problem.start(initial, task.plain)
-    if task.constraints.sum_to is None:
-        return point
-    flat = with_sum(point.flat(), task.constraints)
-    return from_flat(flat, problem.weight_shape, problem.like)
-
-
-def _by_normal_matrix(task: _Task, problem: Problem, start: Point) -> _Found:
-    outputs = sum(pair.y.numel() for pair in problem.pairs)
-    with Reporter(0, task.progress).over(None, total=outputs, unit="pixel") as bar:
-        sums = gather(problem.pairs, problem.background, report=bar.update)
-    theta = solve(sums, task.constraints, start.flat())
-    point = from_flat(theta, problem.weight_shape, problem.like)
-    before = problem.loss(problem.residual(start), start)
-    return _Found(point, [before], sums)
-
-
-def _by_steps(task: _Task, problem: Problem, start: Point, name: str, make: Any) -> _Found:
-    report = Reporter(task.log_every, task.progress)
-    steps = task.steps
-    if steps is None:
-        steps = problem.unknowns if name == "cg" else 200
-    if name == "cg":
-        keep_sum = task.constraints.sum_to is not None
-        point, history = conjugate_gradients(problem, start, steps, report, keep_sum)
-        return _Found(point, history)
-    if name == "gd":
-        curvature = problem.curvature()
-        limit = 2 / curvature if curvature > 0 else float("inf")
-        step_size = checked_step(task.step_size, limit)
-        point, history = gradient_descent(problem, start, steps, step_size, report)
-        return _Found(point, history, step_size=step_size, limit=limit)
-    function = task.loss if callable(task.loss) else None
-    point, history, loss = optimise(problem, start, steps, make, task.step_size, function, report)
-    return _Found(point, history, loss=loss, step_size=task.step_size)
-
-
-def _examined(problem: Problem) -> Sums:
-    """The sums, with the normal matrix if that is no great work."""
-    work = 0
-    for pair in problem.pairs:
-        g = pair.geometry
-        products = g.group_C * g.group_C * 2 * g.R * g.S * g.groups
-        if pair.weights is not None:
-            products = problem.unknowns**2 * (1 if pair.weights.shape[1] == 1 else g.K) // 2
-        work += products * g.N * g.H * g.W
-    affordable = problem.unknowns <= GRAM_UNKNOWNS and work <= GRAM_BUDGET
-    return gather(problem.pairs, problem.background, with_gram=affordable)

@@ -151,7 +151,8 @@ def as_image_pair(
         reached = F.max_pool2d(F.max_pool2d(unknown, (window[0], 1), 1), (1, window[1]), 1)
         counts = (1 - reached) if counts is None else counts * (1 - reached).to(counts.dtype)
     if counts is not None:
-        y = torch.where(counts > 0, y, torch.zeros((), dtype=y.dtype, device=y.device))
+        left_out = (counts == 0) & ~y.isfinite()
+        y = torch.where(left_out, torch.zeros((), dtype=y.dtype, device=y.device), y)
     _check_finite("y", y, "mask")
     return replace(whole, y=y, weights=counts, place=Place(origin, size or (P, Q)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -134,7 +135,7 @@ def _ratio(part: float, whole: float) -> float:
 
 def _statistics(
     residual: list[tuple[torch.Tensor, torch.Tensor | None]],
-) -> dict[str, float | None]:
+) -> dict[str, Any]:
     if not residual:
         return {"mean": None, "robust": None, "largest": None}
     total, weight, values = 0.0, 0.0, []

@@ -79,16 +79,18 @@ def _scale(pairs: list[ImagePair], distances: list[torch.Tensor]) -> torch.Tenso
     for k in range(distances[0].shape[1]):
         values, targets = [], []
         for pair, distance in zip(pairs, distances, strict=True):
-            own = distance[:, k].flatten()
+            own, target = distance[:, k].flatten(), pair.y[:, k].abs().flatten()
             if pair.weights is not None:
-                which = min(k, pair.weights.shape[1] - 1)
-                own = own[pair.weights[:, which].flatten() > 0]
+                counts = pair.weights[:, min(k, pair.weights.shape[1] - 1)].flatten()
+                own, target = own[counts > 0], (target * counts.sqrt())[counts > 0]
             values.append(own)
-            targets.append(pair.y[:, k].abs().max())
-        together = torch.cat(values)
-        median = together.median() if len(together) else together.new_zeros(())
+            targets.append(target)
+        together, target = torch.cat(values), torch.cat(targets)
+        if not len(together):
+            scales.append(together.new_ones(()))
+            continue
         # Where more than half of the values are met exactly, what is left is rounding.
-        rounding = 8 * torch.finfo(together.dtype).eps * torch.stack(targets).max()
+        rounding = 8 * torch.finfo(together.dtype).eps * target.max()
         least = torch.finfo(together.dtype).tiny
-        scales.append((1.4826 * median).clamp(min=rounding).clamp(min=least))
+        scales.append((1.4826 * together.median()).clamp(min=rounding).clamp(min=least))
     return torch.stack(scales)

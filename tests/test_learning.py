@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from least_squares import design_matrix
 
 import tricorr
 from tricorr import ArgumentError, corr2d, learn_kernel
-from tricorr.autograd import learning
+from tricorr.autograd import fitting
 from tricorr.autograd.gram import gram_matrix
 from tricorr.ops import as_padding, geometry_of
 
@@ -21,14 +22,6 @@ def textbook():
     X = torch.ones(6, 8)
     X[:, 2:6] = 0
     return X, corr2d(X, torch.tensor([[1.0, -1.0]]))
-
-
-def design_matrix(x, window, padding=0, ones=False):
-    """The explicit patches of x (N, C, H, W), one row per output pixel: what we never build."""
-    (top, bottom), (left, right) = as_padding(padding, window)
-    patches = F.unfold(F.pad(x.double(), (left, right, top, bottom)), window)
-    rows = patches.transpose(1, 2).reshape(-1, patches.shape[1])
-    return torch.cat([rows, rows.new_ones(len(rows), 1)], 1) if ones else rows
 
 
 def test_textbook_curve_is_exact(backend, textbook):
@@ -107,7 +100,7 @@ def test_gradient_descent_is_the_plain_loop_step_by_step(backend, bias):
 @on_cpu
 def test_conjugate_gradients_solve_the_least_squares(backend, bias, padding):
     x = torch.randn(2, 3, 12, 11, dtype=torch.float64)
-    rows = design_matrix(x, (3, 2), padding or 0, ones=bias)
+    rows = design_matrix(x, (3, 2), padding or 0, order=0 if bias else None)
     y = corr2d(x, torch.randn(4, 3, 3, 2, dtype=torch.float64), padding=padding or 0)
     y = y + torch.randn_like(y)
     found = learn_kernel(x, y, (3, 2), solver="cg", steps=60, bias=bias, padding=padding)
@@ -171,7 +164,7 @@ def test_images_that_cannot_tell_say_so(backend, image, undetermined, words):
 
 @on_cpu
 def test_what_is_too_large_to_examine_is_said_not_guessed(backend, monkeypatch):
-    monkeypatch.setattr(learning, "GRAM_BUDGET", 10)
+    monkeypatch.setattr(fitting, "GRAM_BUDGET", 10)
     found = learn_kernel(torch.rand(8, 8), torch.rand(6, 6), 3, steps=1)
     assert found.undetermined is None
     assert found.condition is None
