@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -128,13 +129,16 @@ def _downhill(
 
 
 def optimizer_named(name: str) -> Callable[..., torch.optim.Optimizer]:
-    """The class in torch.optim of that name, in any case.
+    """The class in torch.optim of that name, in any case; LBFGS with its line search.
 
     Raises:
         ArgumentError: there is none.
     """
+    if name.lower() == "lbfgs":  # whose steps of length one diverge on losses with kinks
+        return functools.partial(torch.optim.LBFGS, line_search_fn="strong_wolfe")
     for attribute, kind in vars(torch.optim).items():
-        if attribute.lower() == name.lower() and isinstance(kind, type):
+        is_optimizer = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+        if is_optimizer and attribute.lower() == name.lower():
             return kind
     raise ArgumentError(
         "solver must be 'auto', 'normal', 'cg', 'gd' or the name of an optimiser in torch.optim, "

@@ -10,6 +10,9 @@ import torch
 from .gram import Sums
 from .solve import Constraints, Normal
 
+#: An element that many standard errors from zero is seen: chance does that to one in 16000.
+SIGNIFICANT = 4
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -190,13 +193,14 @@ def _notes(
     weight = theta[:, :elements].reshape(weight_shape).abs()
     largest = float(weight.max())
     error = found.standard_error.to(weight)
-    if float(error.max()) > largest > 0:
+    if largest > 0 and not bool((weight > SIGNIFICANT * error).any()):
         return [
-            "the images barely tell: the standard error of an element is up to "
-            f"{float(error.max()):.3g}, the largest element {largest:.3g} (a smaller window, more "
-            "pixels, or ridge would help)"
+            f"the images barely tell: no element of the kernel differs from zero by {SIGNIFICANT} "
+            "standard errors (a smaller window, more pixels, or ridge would help)"
         ]
-    seen = (weight > torch.maximum(5 * error, torch.full_like(error, 1e-6 * largest))).flatten(0, 1)
+    seen = (
+        weight > torch.maximum(SIGNIFICANT * error, torch.full_like(error, 1e-6 * largest))
+    ).flatten(0, 1)
     rows, columns = seen.any(2).any(0).nonzero().flatten(), seen.any(1).any(0).nonzero().flatten()
     if not len(rows):
         return []
