@@ -1,5 +1,6 @@
 """Hand-written Triton kernels for 2-D cross-correlation, at home in PyTorch."""
 
+from . import filters
 from .autograd.accumulator import KernelAccumulator
 from .autograd.functional import (
     convolve2d,
@@ -36,6 +37,7 @@ __all__ = [
     "corr2d_weight_grad",
     "corr_transpose2d",
     "explain",
+    "filters",
     "learn_kernel",
     "learn_kernel_field",
     "receptive_field",

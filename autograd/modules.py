@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..ops import ArgumentError, ArgumentTypeError, as_integer, as_pair, shown
+from ..ops.checks import check_activation
 from .functional import corr2d, corr_transpose2d
 
 PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
@@ -27,6 +28,7 @@ class Conv2D(nn.Conv2d):
         stride, dilation, groups, bias, device, dtype: as for nn.Conv2d.
         padding: as for nn.Conv2d, or ((top, bottom), (left, right)).
         padding_mode: "zeros", "reflect", "replicate" or "circular".
+        activation: as for `corr2d`; of the layer's output.
 
     Example:
         >>> layer = Conv2D(3, 8, kernel_size=3, padding=1)
@@ -35,6 +37,8 @@ class Conv2D(nn.Conv2d):
         >>> Conv2D(kernel_size=(1, 2))(torch.zeros(6, 8)).shape
         torch.Size([6, 7])
     """
+
+    activation: str | None = None
 
     def __init__(
         self,
@@ -49,7 +53,10 @@ class Conv2D(nn.Conv2d):
         padding_mode: PaddingMode = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
     ) -> None:
+        check_activation(activation)
         if kernel_size is None:
             raise ArgumentTypeError(
                 "Conv2D needs kernel_size, for example Conv2D(kernel_size=(1, 2))"
@@ -76,6 +83,7 @@ class Conv2D(nn.Conv2d):
             device,
             dtype,
         )
+        self.activation = activation
         if self._every_plane:
             self.weight = nn.Parameter(self.weight.detach()[0, 0])
 
@@ -100,11 +108,14 @@ class Conv2D(nn.Conv2d):
             self.dilation,
             self.groups,
             padding_mode=self.padding_mode,
+            activation=self.activation,
         )
 
     def extra_repr(self) -> str:
         """nn.Conv2d's, without the channels that the textbook's layer does not have."""
         text = super().extra_repr()
+        if self.activation is not None:
+            text += f", activation={self.activation}"
         return text.removeprefix("1, 1, ") if self._every_plane else text
 
 
@@ -118,6 +129,11 @@ class LazyConv2D(nn.LazyConv2d, Conv2D):  # type: ignore[misc]
     """
 
     cls_to_become = Conv2D
+
+    def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
+        check_activation(activation)
+        super().__init__(*args, **kwargs)
+        self.activation = activation
 
 
 class ConvTranspose2D(nn.ConvTranspose2d):

@@ -1,5 +1,7 @@
 """What runs on the GPU: Triton device code and nothing else. Importing this imports triton."""
 
+from .dgrad_frame_gemm import dgrad_frame_gemm
+from .dgrad_frame_stencil import dgrad_frame_stencil
 from .dgrad_gemm import dgrad_gemm
 from .dgrad_stencil import dgrad_stencil
 from .fprop_gemm import fprop_gemm
@@ -11,6 +13,8 @@ from .wgrad_rows import wgrad_rows
 from .wgrad_stencil import wgrad_stencil
 
 __all__ = [
+    "dgrad_frame_gemm",
+    "dgrad_frame_stencil",
     "dgrad_gemm",
     "dgrad_stencil",
     "fprop_gemm",

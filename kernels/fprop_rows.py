@@ -1,6 +1,6 @@
 """Forward as a sliding set of output rows, for one channel per group: each input row read once.
 
-    y[n,k,p,q] = bias[k] + sum_{r,s} x[n,c,h,w] * weight[k,0,r,s]        c = k // GROUP_K
+    y[n,k,p,q] = act(bias[k] + sum_{r,s} x[n,c,h,w] * weight[k,0,r,s])        c = k // GROUP_K
     h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
 No GEMM view. A tile is BLOCK_P x BLOCK_Q outputs of BLOCK_C planes (n,k). An input row is loaded S
@@ -15,7 +15,8 @@ here too: see Geometry.adjoint.
 import triton
 import triton.language as tl
 
-from .indexing import as_block, next_digit, widen
+from .epilogue import activate
+from .indexing import as_block, fold, next_digit, widen
 
 
 @triton.jit
@@ -29,8 +30,8 @@ def fprop_rows(
     R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    WIDE: tl.constexpr, HAS_INTERIOR: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
+    WIDE: tl.constexpr, ACTIVATION: tl.constexpr, HAS_INTERIOR: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     program = widen(tl.program_id(0), WIDE)
@@ -73,13 +74,13 @@ def fprop_rows(
         _sum_rows(
             x_base, weights, start, y_base, h, p, q, exists, H, W, P, Q,
             x_stride_h, x_stride_w, y_stride_p, y_stride_q,
-            R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, BLOCK_P, MASKED=False,
+            R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE, ACTIVATION, BLOCK_P, MASKED=False,
         )  # fmt: skip
     else:
         _sum_rows(
             x_base, weights, start, y_base, h, p, q, exists, H, W, P, Q,
             x_stride_h, x_stride_w, y_stride_p, y_stride_q,
-            R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, BLOCK_P, MASKED=True,
+            R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE, ACTIVATION, BLOCK_P, MASKED=True,
         )  # fmt: skip
 
 
@@ -88,24 +89,27 @@ def _sum_rows(
     x_base, weights, start, y_base, h, p, q, exists, H, W, P, Q,
     x_stride_h, x_stride_w, y_stride_p, y_stride_q,
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
-    PAD_W: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    BLOCK_P: tl.constexpr, MASKED: tl.constexpr,
+    PAD_W: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
+    ACTIVATION: tl.constexpr, BLOCK_P: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Loads the input rows from h on, one after the other, and stores the output rows from p on."""
     sums = ()
     for _ in tl.static_range(BLOCK_P):
         sums = sums + (start,)  # noqa: RUF005
     for i in tl.static_range((BLOCK_P - 1) * STRIDE_H + (R - 1) * DIL_H + 1):
-        row = as_block(h + i)  # [1, 1]
+        row = h + i
+        if MASKED:
+            row, row_inside = fold(as_block(row), H, MODE)  # [1, 1]
         taps = ()
         for s in tl.static_range(S):
             w = q * STRIDE_W - PAD_W + s * DIL_W
-            pointer = x_base + (h + i) * x_stride_h + w * x_stride_w
             if MASKED:
-                inside = exists & (row >= 0) & (row < H) & (w >= 0) & (w < W)
+                w, w_inside = fold(w, W, MODE)
+                inside = exists & row_inside & w_inside
+                pointer = x_base + row * x_stride_h + w * x_stride_w
                 x = tl.load(pointer, mask=inside, other=0.0)  # [BLOCK_C, BLOCK_Q]
             else:
-                x = tl.load(pointer)
+                x = tl.load(x_base + row * x_stride_h + w * x_stride_w)
             taps = taps + (x.to(start.dtype),)  # noqa: RUF005
         # Output row j reads input row i through tap r when i == j * STRIDE_H + r * DIL_H.
         updated = ()
@@ -117,7 +121,7 @@ def _sum_rows(
                         total += taps[s] * weights[r * S + s]
                     if r == R - 1:
                         y_row = y_base + (p + j) * y_stride_p + q * y_stride_q
-                        y = total.to(y_base.dtype.element_ty)
+                        y = activate(total, ACTIVATION).to(y_base.dtype.element_ty)
                         if MASKED:
                             tl.store(y_row, y, mask=exists & (as_block(p + j) < P) & (q < Q))
                         else:

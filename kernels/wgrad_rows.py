@@ -14,7 +14,7 @@ over the strips of its own sample. Sums in float32 (float64 for float64).
 import triton
 import triton.language as tl
 
-from .indexing import as_block, next_digit, widen
+from .indexing import as_block, fold, next_digit, widen
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def wgrad_rows(
     R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -65,13 +65,13 @@ def wgrad_rows(
                     other=0.0,
                 )  # [BLOCK_C, BLOCK_Q]
                 dys = dys + (dy.to(ACC),)  # noqa: RUF005
-            input_row = as_block(h + i)  # [1, 1]
+            input_row, row_inside = fold(as_block(h + i), H, MODE)  # [1, 1]
             taps = ()
             for s in tl.static_range(S):
-                w = q * STRIDE_W - PAD_W + s * DIL_W
+                w, w_inside = fold(q * STRIDE_W - PAD_W + s * DIL_W, W, MODE)
                 x = tl.load(
-                    x_base + (h + i) * x_stride_h + w * x_stride_w,
-                    mask=counted & (input_row >= 0) & (input_row < H) & (w >= 0) & (w < W),
+                    x_base + input_row * x_stride_h + w * x_stride_w,
+                    mask=counted & row_inside & w_inside,
                     other=0.0,
                 )  # [BLOCK_C, BLOCK_Q]
                 taps = taps + (x.to(ACC),)  # noqa: RUF005

@@ -208,7 +208,7 @@ class Plan:
     """One operator's kernel and how it is launched.
 
     Attributes:
-        op: "fprop", "dgrad" or "wgrad".
+        op: "fprop", "dgrad", "dgrad_frame" or "wgrad".
         tile: extents of a program; its type names the kernel family.
         grid: number of programs.
         wide: offsets are 64-bit.
@@ -258,9 +258,34 @@ def plan_fprop(
 def plan_dgrad(
     geometry: Geometry, dtype: torch.dtype, layout: Layout, device: Device, precision: str = "ieee"
 ) -> Plan:
-    """The input-gradient plan: rows are input pixels, columns channels, the reduction (r, s, k)."""
+    """The input-gradient plan: rows are input pixels, columns channels, the reduction (r, s, k).
+
+    It takes the padding for zeros: plan_dgrad_frame is for what padding modes add.
+    """
     return _plan_pixels(
-        "dgrad", geometry, dtype, layout, device, precision, geometry.C, geometry.group_K
+        "dgrad",
+        geometry.without_padding_mode(),
+        dtype,
+        layout,
+        device,
+        precision,
+        geometry.C,
+        geometry.group_K,
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def plan_dgrad_frame(
+    geometry: Geometry, dtype: torch.dtype, layout: Layout, device: Device, precision: str = "ieee"
+) -> Plan | None:
+    """The plan for the input gradient's frame, see Geometry.hole: None where there is none.
+
+    It runs after plan_dgrad's, which takes the padding for zeros.
+    """
+    if not geometry.frame_pixels:
+        return None
+    return _plan_pixels(
+        "dgrad_frame", geometry, dtype, layout, device, precision, geometry.C, geometry.group_K
     )
 
 
@@ -326,6 +351,8 @@ def plan_with_tile(
     Raises:
         ArgumentError: the grid is larger than a launch can have.
     """
+    if op == "dgrad":
+        geometry = geometry.without_padding_mode()
     grid = _programs(op, geometry, tile)
     precision = precision if isinstance(tile, GemmTile) else "ieee"
     split_pixels = split_strips = 0
@@ -527,7 +554,7 @@ def _programs(op: str, geometry: Geometry, tile: Tile) -> int:
         return planes * _cdiv(g.P, tile.BLOCK_P) * _cdiv(g.Q, tile.BLOCK_Q)
     batches, pixels = _pixels(op, geometry)
     taps = geometry.group_C * geometry.R * geometry.S
-    channels = geometry.C if op == "dgrad" else geometry.K
+    channels = geometry.C if op.startswith("dgrad") else geometry.K
     if isinstance(tile, StencilTile):
         per_channel = taps if op == "wgrad" else _cdiv(pixels, tile.BLOCK_M)
         return batches * per_channel * _cdiv(channels, tile.BLOCK_C)
@@ -538,7 +565,9 @@ def _programs(op: str, geometry: Geometry, tile: Tile) -> int:
 
 def _pixels(op: str, geometry: Geometry) -> tuple[int, int]:
     """(independent problems, pixels of each): a bank per sample makes each sample a problem."""
-    extent = geometry.H * geometry.W if op == "dgrad" else geometry.P * geometry.Q
+    extent = {"dgrad": geometry.H * geometry.W, "dgrad_frame": geometry.frame_pixels}.get(
+        op, geometry.P * geometry.Q
+    )
     return (geometry.N, extent) if geometry.per_sample else (1, geometry.N * extent)
 
 
@@ -551,6 +580,8 @@ def _strips(geometry: Geometry, tile: RowsTile) -> int:
 def has_rows_kernel(op: str, geometry: Geometry) -> bool:
     """Whether a rows kernel can compute `op`, in any layout."""
     if geometry.group_C != 1 or max(geometry.R, geometry.S) > ROWS_MAX_WINDOW:
+        return False
+    if op == "dgrad_frame":
         return False
     return op != "dgrad" or (geometry.group_K == 1 and geometry.stride == (1, 1))
 

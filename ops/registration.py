@@ -19,9 +19,11 @@ from . import backend, cpu
 from .formats import empty_in_format
 from .geometry import Geometry, geometry_of
 
-_STEPS = "int[] stride, int[] padding, int[] dilation, int groups, bool flip, str precision"
+_STEPS = (
+    "int[] stride, int[] padding, int[] dilation, int groups, bool flip, str mode, str precision"
+)
 _LIBRARY = torch.library.Library("tricorr", "DEF")
-_LIBRARY.define(f"fprop(Tensor x, Tensor weight, Tensor? bias, {_STEPS}) -> Tensor")
+_LIBRARY.define(f"fprop(Tensor x, Tensor weight, Tensor? bias, str activation, {_STEPS}) -> Tensor")
 _LIBRARY.define(f"dgrad(Tensor dy, Tensor weight, Tensor? bias, SymInt[] size, {_STEPS}) -> Tensor")
 _LIBRARY.define(f"wgrad(Tensor x, Tensor dy, SymInt[] weight_shape, {_STEPS}) -> Tensor")
 
@@ -32,8 +34,9 @@ def fprop(
     bias: torch.Tensor | None,
     geometry: Geometry,
     precision: str = "ieee",
+    activation: str = "none",
 ) -> torch.Tensor:
-    """Forward: y[n,k,p,q] = bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s].
+    """Forward: y[n,k,p,q] = act(bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s]).
 
     Args:
         x: (N, C, H, W), any strides; the weight's dtype, or uint8.
@@ -42,12 +45,13 @@ def fprop(
         bias: (K,) in the weight's dtype, or None.
         geometry: of these shapes.
         precision: how float32 is multiplied: "ieee", "tf32" or "tf32x3".
+        activation: "none", "relu", "relu6", "gelu" or "silu", applied before the rounding.
 
     Returns:
         y (N, K, P, Q) in the weight's dtype and the memory format of x. Sums are kept in float32
         (float64 for float64) and rounded once.
     """
-    return torch.ops.tricorr.fprop(x, weight, bias, *_steps(geometry), precision)
+    return torch.ops.tricorr.fprop(x, weight, bias, activation, *_steps(geometry), precision)
 
 
 def dgrad(
@@ -93,11 +97,14 @@ def wgrad(
     return torch.ops.tricorr.wgrad(x, dy, shape, *_steps(geometry), precision)
 
 
-def _steps(geometry: Geometry) -> tuple[Sequence[int], Sequence[int], Sequence[int], int, bool]:
+def _steps(
+    geometry: Geometry,
+) -> tuple[Sequence[int], Sequence[int], Sequence[int], int, bool, str]:
     """The arguments that `_geometry` turns back into the geometry, given the shapes."""
     (top, bottom), (left, right) = geometry.padding
     padding = (top, bottom, left, right)
-    return geometry.stride, padding, geometry.dilation, geometry.groups, geometry.flip
+    steps = (geometry.stride, padding, geometry.dilation)
+    return (*steps, geometry.groups, geometry.flip, geometry.padding_mode)
 
 
 def _geometry(
@@ -108,6 +115,7 @@ def _geometry(
     dilation: Sequence[int],
     groups: int,
     flip: bool,
+    mode: str,
 ) -> Geometry:
     top, bottom, left, right = padding
     return geometry_of(
@@ -118,14 +126,15 @@ def _geometry(
         (dilation[0], dilation[1]),
         groups,
         flip,
+        mode,
     )
 
 
 def geometry_of_call(name: str, arguments: Sequence[Any]) -> Geometry:
     """The geometry of a call of operator `name` with its registered arguments."""
-    *operands, stride, padding, dilation, groups, flip, _ = arguments
+    *operands, stride, padding, dilation, groups, flip, mode, _ = arguments
     if name == "fprop":
-        x, weight, _ = operands
+        x, weight, _, _ = operands
         x_shape, weight_shape = x.shape, weight.shape
     elif name == "dgrad":
         dy, weight, _, size = operands
@@ -133,7 +142,7 @@ def geometry_of_call(name: str, arguments: Sequence[Any]) -> Geometry:
     else:
         x, _, weight_shape = operands
         x_shape = x.shape
-    return _geometry(x_shape, weight_shape, stride, padding, dilation, groups, flip)
+    return _geometry(x_shape, weight_shape, stride, padding, dilation, groups, flip, mode)
 
 
 def _launch() -> ModuleType:
@@ -144,11 +153,11 @@ def _launch() -> ModuleType:
 
 
 def _fprop(*arguments: Any) -> torch.Tensor:
-    x, weight, bias, *_, precision = arguments
+    x, weight, bias, activation, *_, precision = arguments
     geometry = geometry_of_call("fprop", arguments)
     if backend.runs_kernels(x.device):
-        return _launch().fprop(x, weight, bias, geometry, precision)
-    return cpu.fprop(x, weight, bias, geometry)
+        return _launch().fprop(x, weight, bias, geometry, precision, activation)
+    return cpu.fprop(x, weight, bias, geometry, activation)
 
 
 def _dgrad(*arguments: Any) -> torch.Tensor:

@@ -27,6 +27,7 @@ from ..ops.plan import (
     Layout,
     Plan,
     Tile,
+    plan_dgrad_frame,
     plan_fprop,
     plan_wgrad,
     plan_with_tile,
@@ -86,12 +87,14 @@ class Case:
         one_tap: whether a step of a GEMM covers channels of one tap.
         channels_last: memory format of x and y.
         bias: whether fprop adds one.
+        activation: what fprop does with the sum.
     """
 
     geometry: Geometry
     one_tap: bool = False
     channels_last: bool = False
     bias: bool = False
+    activation: str = "none"
 
     @property
     def wide(self) -> bool:
@@ -117,9 +120,12 @@ GEMM_CASES = {
     "pointwise": Case(Geometry(64, 128, 1024, 1024, 256, 1, 1), one_tap=True),
     "stem": Case(Geometry(8, 3, 224, 224, 64, 7, 7, stride=(2, 2), padding=((3, 3), (3, 3)))),
     "odd": Case(
-        Geometry(311, 14, 1031, 1033, 34, 3, 3, groups=2, per_sample=True, **_ODD),
+        Geometry(
+            311, 14, 1031, 1033, 34, 3, 3, groups=2, per_sample=True, padding_mode="reflect", **_ODD
+        ),
         channels_last=True,
         bias=True,
+        activation="silu",
     ),
 }
 STENCIL_CASES = {
@@ -131,9 +137,22 @@ STENCIL_CASES = {
         bias=True,
     ),
     "odd": Case(
-        Geometry(311, 14, 1031, 1033, 21, 3, 3, groups=7, per_sample=True, **_ODD),
+        Geometry(
+            311,
+            14,
+            1031,
+            1033,
+            21,
+            3,
+            3,
+            groups=7,
+            per_sample=True,
+            padding_mode="circular",
+            **_ODD,
+        ),
         channels_last=True,
         bias=True,
+        activation="gelu",
     ),
 }
 
@@ -143,11 +162,55 @@ ROWS_CASES = {
     "image5": Case(Geometry(1, 1, 4096, 4096, 1, 5, 5, padding=((2, 2), (2, 2)))),
     "image7": Case(Geometry(1, 1, 4096, 4096, 1, 7, 7, padding=((3, 3), (3, 3)))),
     "edge": Case(Geometry(1, 1, 4096, 4096, 1, 1, 2), bias=True),
-    "planes3": Case(Geometry(64, 96, 56, 56, 96, 3, 3, padding=_SAME, groups=96), bias=True),
+    "planes3": Case(
+        Geometry(64, 96, 56, 56, 96, 3, 3, padding=_SAME, groups=96, padding_mode="replicate"),
+        bias=True,
+        activation="relu6",
+    ),
     "planes7": Case(Geometry(64, 96, 56, 56, 96, 7, 7, padding=((3, 3), (3, 3)), groups=96)),
     "strided": Case(Geometry(64, 96, 112, 112, 96, 3, 3, stride=(2, 2), padding=_SAME, groups=96)),
     "odd": Case(
-        Geometry(311, 14, 1031, 1033, 28, 3, 3, groups=14, per_sample=True, **_ODD), bias=True
+        Geometry(
+            311,
+            14,
+            1031,
+            1033,
+            28,
+            3,
+            3,
+            groups=14,
+            per_sample=True,
+            padding_mode="reflect",
+            **_ODD,
+        ),
+        bias=True,
+        activation="gelu",
+    ),
+}
+
+#: For the frame of an input gradient.
+FRAME_CASES = {
+    "dense": Case(
+        Geometry(8, 64, 56, 56, 64, 3, 3, padding=_SAME, padding_mode="reflect"),
+        channels_last=True,
+    ),
+    "image": Case(
+        Geometry(1, 1, 4096, 4096, 1, 5, 5, padding=((2, 2), (2, 2)), padding_mode="replicate")
+    ),
+    "odd": Case(
+        Geometry(
+            311,
+            14,
+            1031,
+            1033,
+            34,
+            3,
+            3,
+            groups=2,
+            per_sample=True,
+            padding_mode="circular",
+            **_ODD,
+        )
     ),
 }
 
@@ -170,7 +233,7 @@ class Configuration:
     Attributes:
         kernel: its name.
         product: the row of GEMM_TILES, "" for kernels that are no GEMM.
-        case: a name in GEMM_CASES, STENCIL_CASES or ROWS_CASES.
+        case: a name in GEMM_CASES, STENCIL_CASES, ROWS_CASES or FRAME_CASES.
         arguments: what that name stands for.
         plan: what the planner decides.
         dtype: of all tensors, but uint8 is only x's and the others are float32 then.
@@ -211,8 +274,8 @@ class Configuration:
         weight = torch.empty(geometry.weight_shape, dtype=dtype, device="meta")
         if plan.op == "fprop":
             bias = weight.new_empty(geometry.K) if self.arguments.bias else None
-            return fprop_call(x, weight, bias, y, geometry, plan)
-        if plan.op == "dgrad":
+            return fprop_call(x, weight, bias, y, geometry, plan, self.arguments.activation)
+        if plan.op.startswith("dgrad"):
             return dgrad_call(y, weight, None, x, geometry, plan)
         calls = list(wgrad_calls(x, y, weight, geometry, plan))
         return next(call for call in calls if call.kernel.__name__ == self.kernel)
@@ -267,6 +330,7 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
                 for dtype in dtypes:
                     yield _configuration(op, "", case, stencil, dtype, "ieee")
     yield from _rows(target, thin)
+    yield from _frames(target, thin)
     yield from _tuned(target)
     yield from _sums()
 
@@ -286,6 +350,29 @@ def _rows(target: Target, thin: bool) -> Iterator[Configuration]:
                 plan = planner(case.geometry, weights, Layout(wide=case.wide), target.device)
                 if plan.family == "rows":
                     yield Configuration(plan.kernel, "", name, case, plan, dtype)
+
+
+def _frames(target: Target, thin: bool) -> Iterator[Configuration]:
+    """The frame of an input gradient, as planned."""
+    turn = list(TARGETS).index(target.name)
+    products = [(p, *kind) for p, kinds in PRODUCTS.items() for kind in kinds[:1]]
+    if target.is_amd:
+        products = [kind for kind in products if kind[0] != "tf32x3"]
+    for i, (name, case) in enumerate(FRAME_CASES.items()):
+        chosen = [products[(i + turn) % len(products)]] if thin else products
+        for product, dtype, precision in chosen:
+            plan = plan_dgrad_frame(
+                case.geometry,
+                dtype,
+                Layout(case.channels_last, case.wide),
+                target.device,
+                precision,
+            )
+            assert plan is not None
+            if plan.family == "gemm":
+                yield Configuration(plan.kernel, product, name, case, plan, dtype)
+            elif thin or not product.startswith("tf32"):
+                yield Configuration(plan.kernel, "", name, case, plan, dtype)
 
 
 def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:

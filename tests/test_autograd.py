@@ -269,8 +269,9 @@ def leaf(tensor):
 
 
 OPERATORS = {
-    "fprop": lambda t, g: (t[0], t[1], t[2]),
-    "fprop_without_bias": lambda t, g: (t[0], t[1], None),
+    "fprop": lambda t, g: (t[0], t[1], t[2], "none"),
+    "fprop_without_bias": lambda t, g: (t[0], t[1], None, "none"),
+    "fprop_activated": lambda t, g: (t[0], t[1], t[2], "gelu"),
     "dgrad": lambda t, g: (t[3], t[1], None, (g.H, g.W)),
     "dgrad_with_bias": lambda t, g: (t[3], t[1], leaf(t[2][: g.C]), (g.H, g.W)),
     "wgrad": lambda t, g: (t[0], t[3], g.weight_shape),
@@ -281,10 +282,11 @@ OPERATORS = {
 @pytest.mark.parametrize("name", OPERATORS)
 def test_opcheck(tensors, name, per_sample):
     weight = (2, 4, 1, 2, 2) if per_sample else (4, 1, 2, 2)
-    g = geometry_of((2, 2, 4, 3), weight, (2, 1), ((1, 0), (0, 1)), groups=2)
+    mode = "zeros" if per_sample else "reflect"
+    g = geometry_of((2, 2, 4, 3), weight, (2, 1), ((1, 0), (0, 1)), groups=2, padding_mode=mode)
     given = tensors(g.x_shape, g.weight_shape, (g.K,), g.y_shape)
     (top, bottom), (left, right) = g.padding
-    steps = (g.stride, (top, bottom, left, right), g.dilation, g.groups, g.flip, "ieee")
+    steps = (g.stride, (top, bottom, left, right), g.dilation, g.groups, g.flip, mode, "ieee")
     operator = getattr(torch.ops.tricorr, name.split("_")[0]).default
     torch.library.opcheck(operator, (*OPERATORS[name](given, g), *steps))
 

@@ -31,10 +31,11 @@ ALLOWED = {
         "astropy",
         "matplotlib",
     },
-    "__init__": {"tricorr.autograd", "tricorr.ops"},
+    "__init__": {"tricorr.autograd", "tricorr.filters", "tricorr.ops"},
     "__main__": {"tricorr.cli"},
     "extras": set(),
     "files": {"tricorr.ops"},
+    "filters": {"tricorr.autograd"},
     "images": {
         "tricorr.extras",
         "tricorr.files",
