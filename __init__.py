@@ -1,6 +1,7 @@
 """Hand-written Triton kernels for 2-D cross-correlation, at home in PyTorch."""
 
 from . import filters
+from .autograd.accumulator import KernelAccumulator
 from .autograd.functional import (
     convolve2d,
     corr2d,
@@ -9,8 +10,10 @@ from .autograd.functional import (
     corr_transpose2d,
     explain,
 )
-from .autograd.learning import LearnedKernel, learn_kernel
+from .autograd.learned import KernelField, LearnedKernel
+from .autograd.learning import learn_kernel, learn_kernel_field
 from .autograd.modules import Conv2D, ConvTranspose2D, LazyConv2D
+from .autograd.quality import Quality
 from .autograd.receptive_field import ReceptiveField, receptive_field
 from .ops.errors import ArgumentError, ArgumentTypeError, BackendError
 
@@ -22,8 +25,11 @@ __all__ = [
     "BackendError",
     "Conv2D",
     "ConvTranspose2D",
+    "KernelAccumulator",
+    "KernelField",
     "LazyConv2D",
     "LearnedKernel",
+    "Quality",
     "ReceptiveField",
     "convolve2d",
     "corr2d",
@@ -33,5 +39,6 @@ __all__ = [
     "explain",
     "filters",
     "learn_kernel",
+    "learn_kernel_field",
     "receptive_field",
 ]

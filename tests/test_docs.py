@@ -16,6 +16,7 @@ MODULES = [
     "functional",
     "modules",
     "learning",
+    "accumulator",
     "receptive_field",
     "filters",
     "blurs",
