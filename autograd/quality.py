@@ -198,9 +198,8 @@ def _notes(
             f"the images barely tell: no element of the kernel differs from zero by {SIGNIFICANT} "
             "standard errors (a smaller window, more pixels, or ridge would help)"
         ]
-    seen = (
-        weight > torch.maximum(SIGNIFICANT * error, torch.full_like(error, 1e-6 * largest))
-    ).flatten(0, 1)
+    least = torch.full_like(error, 1e-6 * largest)
+    seen = (weight > torch.maximum(SIGNIFICANT * error, least)).flatten(0, 1)
     rows, columns = seen.any(2).any(0).nonzero().flatten(), seen.any(1).any(0).nonzero().flatten()
     if not len(rows):
         return []
