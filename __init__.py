@@ -1,5 +1,6 @@
 """Hand-written Triton kernels for 2-D cross-correlation, at home in PyTorch."""
 
+from .autograd.convert import Conversion, convert, convert_back
 from .autograd.functional import (
     convolve2d,
     corr2d,
@@ -9,7 +10,7 @@ from .autograd.functional import (
     explain,
 )
 from .autograd.learning import LearnedKernel, learn_kernel
-from .autograd.modules import Conv2D, ConvTranspose2D, LazyConv2D
+from .autograd.modules import Conv2D, ConvTranspose2D, LazyConv2D, LazyConvTranspose2D
 from .autograd.receptive_field import ReceptiveField, receptive_field
 from .ops.errors import ArgumentError, ArgumentTypeError, BackendError
 
@@ -21,9 +22,13 @@ __all__ = [
     "BackendError",
     "Conv2D",
     "ConvTranspose2D",
+    "Conversion",
     "LazyConv2D",
+    "LazyConvTranspose2D",
     "LearnedKernel",
     "ReceptiveField",
+    "convert",
+    "convert_back",
     "convolve2d",
     "corr2d",
     "corr2d_input_grad",

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 WITH_EXAMPLES = [page for page in PAGES if "\n>>> " in page.read_text(encoding="utf-8")]
-MODULES = ["functional", "modules", "learning", "receptive_field", "filters"]
+MODULES = ["functional", "modules", "convert", "learning", "receptive_field", "filters"]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
 
 pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
