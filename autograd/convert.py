@@ -56,7 +56,7 @@ def convert(model: nn.Module, where: Callable[[str, nn.Module], bool] | None = N
 
     In place: each layer stays the same object, with its parameters, hooks, parametrizations and
     mode, and runs on our kernels from now on. Layers that are ours already are passed over, so a
-    second call changes nothing. Convert before `torch.compile` and before a wrapper like FSDP.
+    second call changes nothing. A compiled model compiles anew at its next call.
 
     A subclass stays an instance of its class. It is left alone where that class overrides `forward`
     or `_conv_forward`, for what these do is not ours to know. So are quantized, complex and
