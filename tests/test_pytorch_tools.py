@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from networks import NETWORKS, ResNet18
 from torch import nn
 from torch.nn.utils import parametrizations, prune
-from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
 import tricorr
@@ -70,18 +70,6 @@ def test_autocast_lowers_every_dtype_as_pytorchs(backend, name, low):
         assert results[0] == results[1], given
 
 
-@CPU
-def test_autocast_casts_a_weight_once(backend):
-    """PyTorch keeps the lowered weight while autocast is on, and so both calls share its graph."""
-    weight = torch.randn(2, 2, 3, 3, requires_grad=True)
-    for function in PAIRS["conv"]:
-        image = torch.randn(1, 2, 4, 4)
-        with torch.autocast("cpu", torch.bfloat16):
-            y = function(image, weight) + function(image, weight)
-        (grad,) = torch.autograd.grad(y.float().sum(), weight)
-        assert grad.dtype == torch.float32
-
-
 @SMALL
 def test_grad_scaler_steps_and_skips(backend):
     """It unscales gradients that are finite and leaves a step out where one is not."""
@@ -104,7 +92,8 @@ def test_grad_scaler_steps_and_skips(backend):
     assert scaler.get_scale() == 2.0**8
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.125)
-    scaler.scale(model(batch * torch.inf).square().nanmean()).backward()
+    scaler.scale(model(batch).square().mean()).backward()
+    model[0].weight.grad[0, 0] = torch.inf
     scaler.step(optimizer)
     scaler.update()
     assert_equal(model.state_dict(), before)
@@ -125,11 +114,6 @@ def test_checkpoint_gives_the_same_gradients(backend, reentrant):
     model.zero_grad()
     checkpoint(model, batch, use_reentrant=reentrant).square().sum().backward()
     assert_equal([batch.grad, *gradients(model)], expected)
-    model.zero_grad()
-    checkpoint_sequential(
-        model, 2, batch.detach().requires_grad_(), use_reentrant=reentrant
-    ).square().sum().backward()
-    assert_equal(gradients(model), expected[1:])
 
 
 @CPU
@@ -326,7 +310,7 @@ def test_data_loader_workers_filter(backend, method):
 @SMALL
 def test_threads_do_not_disturb_each_other(backend):
     """Each with a model and batch of its own, on the same kernels, forward and backward."""
-    models = [stack(backend) for _ in range(4)]
+    models = [stack(backend) for _ in range(2 if backend.name == "interpreter" else 8)]
     batches = [images(backend) for _ in models]
     expected = []
     for model, batch in zip(models, batches, strict=True):
