@@ -2,6 +2,7 @@
 
 from . import filters
 from .autograd.accumulator import KernelAccumulator
+from .autograd.convert import Conversion, convert, convert_back
 from .autograd.functional import (
     convolve2d,
     corr2d,
@@ -12,7 +13,7 @@ from .autograd.functional import (
 )
 from .autograd.learned import KernelField, LearnedKernel
 from .autograd.learning import learn_kernel, learn_kernel_field
-from .autograd.modules import Conv2D, ConvTranspose2D, LazyConv2D
+from .autograd.modules import Conv2D, ConvTranspose2D, LazyConv2D, LazyConvTranspose2D
 from .autograd.quality import Quality
 from .autograd.receptive_field import ReceptiveField, receptive_field
 from .ops.errors import ArgumentError, ArgumentTypeError, BackendError
@@ -25,12 +26,16 @@ __all__ = [
     "BackendError",
     "Conv2D",
     "ConvTranspose2D",
+    "Conversion",
     "KernelAccumulator",
     "KernelField",
     "LazyConv2D",
+    "LazyConvTranspose2D",
     "LearnedKernel",
     "Quality",
     "ReceptiveField",
+    "convert",
+    "convert_back",
     "convolve2d",
     "corr2d",
     "corr2d_input_grad",

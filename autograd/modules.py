@@ -14,6 +14,11 @@ from .functional import corr2d, corr_transpose2d
 
 PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 
+# torch.fx.symbolic_trace keeps layers of torch.nn whole and looks into all others: what it sees
+# there are the two functions, and these it keeps whole.
+torch.fx.wrap("corr2d")
+torch.fx.wrap("corr_transpose2d")
+
 
 class Conv2D(nn.Conv2d):
     """`torch.nn.Conv2d` on Triton kernels: same arguments, parameters, initialisation, state_dict.
@@ -39,6 +44,7 @@ class Conv2D(nn.Conv2d):
     """
 
     activation: str | None = None
+    _every_plane = False  # of a layer that nn.Conv2d's __init__ has made
 
     def __init__(
         self,
@@ -202,6 +208,18 @@ class ConvTranspose2D(nn.ConvTranspose2d):
             self.groups,
             self.dilation,
         )
+
+
+class LazyConvTranspose2D(nn.LazyConvTranspose2d, ConvTranspose2D):  # type: ignore[misc]
+    """`torch.nn.LazyConvTranspose2d` on Triton kernels: in_channels as for `LazyConv2D`.
+
+    Example:
+        >>> layer = LazyConvTranspose2D(3, kernel_size=2, stride=2)
+        >>> layer(torch.zeros(2, 8, 5, 5)).shape
+        torch.Size([2, 3, 10, 10])
+    """
+
+    cls_to_become = ConvTranspose2D
 
 
 def _check_layer(in_channels: Any, out_channels: Any, kernel_size: Any, groups: Any) -> None:
