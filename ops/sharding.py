@@ -128,7 +128,9 @@ def _operator(
             for tensor, operand in zip(_OPERANDS[name], operands, strict=True)
         }
         result_dims = [split.dim(_RESULT[name], geometry) for split in splits]
-        bias = None if bias is None else _local(bias, [0 if dim == 1 else None for dim in result_dims])
+        bias = (
+            None if bias is None else _local(bias, [0 if dim == 1 else None for dim in result_dims])
+        )
         placements = [
             Replicate() if split is WHOLE else Partial() if dim is None else Shard(dim)
             for split, dim in zip(splits, result_dims, strict=True)
@@ -137,7 +139,9 @@ def _operator(
         if coordinate is None:  # this rank has no share
             result = operands[0].to_local().new_empty(0)
         else:
-            summed = [i for place, i in zip(placements, coordinate, strict=True) if place.is_partial()]
+            summed = [
+                i for place, i in zip(placements, coordinate, strict=True) if place.is_partial()
+            ]
             bias = None if any(summed) else bias  # it is added once
             result = _share(name, tensors, bias, geometry, arguments, splits, mesh)
         return _distributed(name, result, operands[0], geometry, mesh, placements)
@@ -249,6 +253,4 @@ def _distributed(
 
 
 for _name in _OPERANDS:
-    torch.library.register_torch_dispatch(
-        f"tricorr::{_name}", DTensor, partial(_operator, _name)
-    )
+    torch.library.register_torch_dispatch(f"tricorr::{_name}", DTensor, partial(_operator, _name))
