@@ -37,7 +37,9 @@ def fprop(
         False,
         (0, 0),
         groups,
-    ).view_as(y)
+    )
+    if geometry.per_sample:
+        result = result.view_as(y)
     return result if result.stride() == y.stride() else y.copy_(result)
 
 
