@@ -14,7 +14,7 @@ import os
 import torch
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor, zeros
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, zeros
 
 import tricorr
 
@@ -39,16 +39,19 @@ def main() -> None:
 
     blur = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]], device=device) / 16
     blurred = tricorr.corr2d(image, distribute_tensor(blur, mesh, [Replicate()]), padding="same")
+    assert isinstance(blurred, DTensor)  # as its input is
     print(f"rank {rank} has rows {tuple(blurred.to_local().shape)} of {tuple(blurred.shape)}")
 
     # Pixels are independent with variance 1, so the mean squared error has the Hessian 2 I.
-    kernel = distribute_tensor(torch.zeros_like(blur), mesh, [Replicate()]).requires_grad_()
+    kernel = distribute_tensor(torch.zeros_like(blur), mesh, [Replicate()])
+    kernel.requires_grad_()
     optimizer = torch.optim.SGD([kernel], lr=0.4)
     for step in range(options.steps):
         optimizer.zero_grad()
         loss = (tricorr.corr2d(image, kernel, padding="same") - blurred).square().mean()
         loss.backward()
         optimizer.step()
+        assert isinstance(loss, DTensor)
         value = loss.full_tensor().item()
         if rank == 0:
             print(f"step {step + 1}, loss {value:.3g}")

@@ -131,7 +131,7 @@ def _operator(
         bias = (
             None if bias is None else _local(bias, [0 if dim == 1 else None for dim in result_dims])
         )
-        placements = [
+        placements: list[Placement] = [
             Replicate() if split is WHOLE else Partial() if dim is None else Shard(dim)
             for split, dim in zip(splits, result_dims, strict=True)
         ]
@@ -187,7 +187,7 @@ def _share(
             image = _OPERANDS[name][0]
             tensors[image], rows = _with_halo(name, tensors[image], geometry, i, mesh, axis)
             padding[i] = axes(geometry)[i].padding_of(*rows)
-            sizes[i] = tuple(end - first for first, end in rows)
+            sizes[i] = (rows[0][1] - rows[0][0], rows[1][1] - rows[1][0])
     groups = geometry.groups // _ways(GROUPS, splits, mesh)
     (H, P), (W, Q) = sizes
     N = tensors[_OPERANDS[name][0]].shape[0]

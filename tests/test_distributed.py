@@ -1,5 +1,10 @@
 """Operators and networks on several ranks give what one process gives."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from cases import CASES, RICH_CASES, tensors, whole_numbers
@@ -24,6 +29,9 @@ from torch.distributed.tensor import (
 from torch.nn.parallel import DistributedDataParallel
 
 WHOLE = Replicate()
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +287,24 @@ def test_one_kernel_on_a_sharded_image_to_second_order(ranks):
     ranks(every_order)
 
 
+def compiled():
+    mesh = DeviceMesh("cpu", [0, 1])
+    if mesh.get_coordinate() is None:
+        return
+    layer = distribute_module(tricorr.Conv2D(2, 3, 3, padding=1, stride=2).double(), mesh)
+    image = sharded(torch.randn(2, 2, 13, 6, dtype=torch.float64), mesh, Shard(2))
+    results = []
+    for run in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+        y = run(image)
+        grads = torch.autograd.grad(y.square().sum(), (image, layer.weight, layer.bias))
+        results.append([full(t) for t in (y, *grads)])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+def test_compiles_with_a_halo(ranks):
+    ranks(compiled)
+
+
 def refusals():
     mesh = init_device_mesh("cpu", (4,))
     x, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
@@ -295,3 +321,33 @@ def refusals():
 
 def test_bad_operands_are_refused(ranks):
     ranks(refusals)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("large_image.py --height 67 --width 31", ["rank 1 has rows (33, 31) of (67, 31)"]),
+        ("data_parallel.py --fsdp --steps 10", ["step 10, loss 0.0"]),
+    ],
+    ids=["large_image", "data_parallel"],
+)
+def test_examples_run_with_torchrun(command, said):
+    script, *arguments = command.split()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    here = os.environ.get("PYTHONPATH", "")
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env |= {
+        "PYTHONPATH": os.pathsep.join([str(Path(tricorr.__file__).parent.parent), here]),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",  # fewer GPUs than processes would not do
+    }
+    run = subprocess.run(
+        [*launcher, "--nproc-per-node", "2", EXAMPLES / script, *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert all(text in run.stdout for text in said), run.stdout
