@@ -24,6 +24,7 @@ ALLOWED = {
     "__main__": {"tricorr.cli"},
     "extras": set(),
     "files": {"tricorr.ops"},
+    "hub": set(),
     "images": {
         "tricorr.extras",
         "tricorr.files",
