@@ -38,7 +38,7 @@ LAYERS = "autograd.stateless"
 _OPERATOR_NAMES = (
     (r'Library\("tricorr"', 'Library(add_op_namespace_prefix("").removesuffix("::")'),
     (r'f"tricorr::\{(\w+)\}"', r"add_op_namespace_prefix(\1)"),
-    (r"torch\.ops\.tricorr\.", "registered."),
+    (r"torch\.ops\.tricorr\b", "registered"),
 )
 _OPS_IMPORT = "from .._ops import add_op_namespace_prefix\nfrom .._ops import ops as registered\n"
 
