@@ -53,7 +53,9 @@ def fprop(
         False,
         (0, 0),
         groups,
-    ).view_as(y)
+    )
+    if geometry.per_sample:  # not a view: autograd would let nobody write to it in place
+        result = torch.ops.aten._unsafe_view(result, y.shape)
     result = act(result)
     return result if result.stride() == y.stride() else y.copy_(result)
 

@@ -259,7 +259,7 @@ def _validated_geometry(
             f"weight of shape {_show(weight_shape)} with groups={groups} expects an input with "
             f"{group_C * groups} channels, got {C} (input of shape {_show(x_shape)})"
         )
-    if min(H, W) < 1:
+    if H < 1 or W < 1:  # min would bind a compiled program to the order of the two
         raise ArgumentError(f"input must have a height and a width, got shape {_show(x_shape)}")
     for name, extent, window, pad, dil in (
         ("high", H, R, padding[0], dilation[0]),
@@ -281,7 +281,7 @@ def _validated_geometry(
         N, C, H, W, K, R, S, stride, padding, dilation, groups, flip, per_sample, padding_mode
     )
     padded = (H + sum(padding[0]), W + sum(padding[1]))
-    if max(padded) > INT64_MAX:
+    if padded[0] > INT64_MAX or padded[1] > INT64_MAX:
         raise ArgumentError(
             f"an image of {padded[0]} x {padded[1]}, padding included, is too large for 64-bit "
             "offsets"

@@ -229,6 +229,14 @@ def test_forward_mode_has_tangents(tensors):
     torch.testing.assert_close(tangent, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("weight_shape", [(4, 3, 3, 2), (2, 4, 3, 3, 2), (3, 2)], ids=str)
+def test_results_can_be_changed_in_place(tensors, weight_shape):
+    x, w = tensors((2, 3, 5, 6), weight_shape)
+    (expected,) = torch.autograd.grad(tricorr.corr2d(x, w).relu().sum(), w)
+    (changed,) = torch.autograd.grad(tricorr.corr2d(x, w).relu_().sum(), w)
+    assert torch.equal(changed, expected)
+
+
 def test_saved_input_changed_in_place_is_noticed(tensors):
     x, w = tensors((1, 2, 4, 4), (2, 2, 3, 3))
     image = x + 0

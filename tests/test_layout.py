@@ -36,6 +36,7 @@ ALLOWED = {
     "extras": set(),
     "files": {"tricorr.ops"},
     "filters": {"tricorr.autograd"},
+    "hub": set(),
     "images": {
         "tricorr.extras",
         "tricorr.files",
