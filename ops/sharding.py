@@ -13,10 +13,10 @@ operators have their tensors:
 
 An operand that is whole is replicated. A result that would be whole is a partial sum on every rank,
 DTensor's Partial: the weight gradient of a batch, the input gradient of filters, the output of
-channels, which an activation has to wait for. The split of an axis is the first in this table that an operand is sharded for already,
-images before weights; operands sharded otherwise are redistributed, and so are rows and columns
-whose padding shows the image. Axes of a mesh combine: rows
-and columns divide an image into tiles.
+channels, which an activation has to wait for. The split of an axis is the first in this table that
+an operand is sharded for already, images before weights; operands sharded otherwise are
+redistributed, and so are rows and columns whose padding shows the image. Axes of a mesh combine:
+rows and columns divide an image into tiles.
 
 This module imports torch.distributed, which not every build of PyTorch has, so it is imported when
 the first DTensor gets to an operator. The rules are registered with
