@@ -41,7 +41,8 @@ class Quality:
         noise: standard deviation of a target value of weight one about the prediction, with the
             unknowns counted: sqrt(squared_error / (pixels - rank)).
         standard_error: shaped as the weight: one standard deviation of each element if the errors
-            of y are independent; inf where the images do not determine it.
+            of y are independent, of equal size but for the weights, and nothing is held at zero;
+            inf where the images do not determine it.
         background_error: (K, T), the same for the background's coefficients.
         notes: warnings in sentences.
     """

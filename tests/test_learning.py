@@ -39,7 +39,8 @@ def test_textbook_curve_is_exact(backend, textbook):
     assert found.notes == []
 
 
-def test_loss_is_printed_as_in_the_book(textbook, capsys):
+@on_cpu
+def test_loss_is_printed_as_in_the_book(backend, textbook, capsys):
     learn_kernel(*textbook, (1, 2), steps=10, step_size=3e-2, log_every=2)
     printed = capsys.readouterr().out.split("\n")
     assert printed[0] == f"epoch 2, loss {12 * 0.64**2:.3f}"
@@ -48,7 +49,8 @@ def test_loss_is_printed_as_in_the_book(textbook, capsys):
     ]
 
 
-def test_diverging_step_is_refused_with_the_largest_safe_one(textbook):
+@on_cpu
+def test_diverging_step_is_refused_with_the_largest_safe_one(backend, textbook):
     with pytest.raises(ArgumentError, match=r"step_size=0.04 diverges .* safe step is 0.03333"):
         learn_kernel(*textbook, (1, 2), step_size=0.04)
     assert learn_kernel(*textbook, (1, 2), steps=1, step_size=0.0333).step_size == 0.0333
@@ -118,7 +120,8 @@ def test_target_of_the_input_size_is_fitted_where_windows_are_whole(backend):
 
 @pytest.mark.parametrize("window", [(1, 1), (1, 4), (3, 1), (3, 4), (7, 5)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_gram_matrix_is_that_of_the_explicit_patches(window, channels):
+@on_cpu
+def test_gram_matrix_is_that_of_the_explicit_patches(backend, window, channels):
     x = torch.randn(2, channels, 7, 9, dtype=torch.float64)
     rows = design_matrix(x, window)
     torch.testing.assert_close(gram_matrix(x, *window), rows.T @ rows)
@@ -180,22 +183,27 @@ def test_kernel_learned_by_strict_convolution_is_the_flipped_one(backend):
     torch.testing.assert_close(found.predict(x), tricorr.convolve2d(x, weight))
 
 
-def test_start_and_zero_steps(textbook):
+@on_cpu
+def test_start_and_zero_steps(backend, textbook):
     start = torch.tensor([[0.25, 0.5]])
     found = learn_kernel(*textbook, (1, 2), steps=0, initial=start)
     assert torch.equal(found.weight, start)
     assert found.history == []
 
 
-def test_progress_bar_is_drawn_on_stderr_when_asked_for(textbook, capsys):
+@on_cpu
+def test_progress_bar_is_drawn_on_stderr_when_asked_for(backend, textbook, capsys):
     learn_kernel(*textbook, (1, 2), steps=3, progress=True)
     assert "3/3" in capsys.readouterr().err
     learn_kernel(*textbook, (1, 2), steps=3, progress=False)
     assert capsys.readouterr().err == ""
+    learn_kernel(*textbook, (1, 2), solver="normal", progress=True)
+    assert "42.0/42.0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
-def test_saved_kernel_is_read_back(textbook, tmp_path, suffix):
+@on_cpu
+def test_saved_kernel_is_read_back(backend, textbook, tmp_path, suffix):
     found = learn_kernel(*textbook, (1, 2), steps=2, bias=True)
     path = tmp_path / f"kernel{suffix}"
     found.save(path)
@@ -242,7 +250,8 @@ def test_what_cannot_be_learned_is_refused_in_one_line(arguments, options, messa
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_file_type_is_refused(textbook, tmp_path):
+@on_cpu
+def test_unknown_file_type_is_refused(backend, textbook, tmp_path):
     found = learn_kernel(*textbook, (1, 2), steps=1)
     with pytest.raises(ArgumentError, match=r"saved as .npy, .npz or .fits, got 'kernel.txt'"):
         found.save(tmp_path / "kernel.txt")
