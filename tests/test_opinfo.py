@@ -26,6 +26,7 @@ LAYERS = {
     nn.Conv2d: tricorr.Conv2D,
     nn.LazyConv2d: tricorr.LazyConv2D,
     nn.ConvTranspose2d: tricorr.ConvTranspose2D,
+    nn.LazyConvTranspose2d: tricorr.LazyConvTranspose2D,
 }
 #: Beyond ModuleInfo's: (class, arguments, input shape).
 MORE_LAYERS = {
@@ -157,7 +158,7 @@ def assert_same_layer(backend, cls, args, kwargs, image):
     for layer_cls in (cls, LAYERS[cls]):
         torch.manual_seed(3)
         layers.append(layer_cls(*args, **kwargs, device=backend.device, dtype=torch.float64))
-        if cls is nn.LazyConv2d:
+        if issubclass(cls, nn.modules.lazy.LazyModuleMixin):
             with torch.no_grad():
                 layers[-1](image)  # draws the parameters
     theirs, ours = layers
