@@ -68,6 +68,8 @@ def divides(split, geometry, ranks):
     """Whether a split divides the work of a geometry: else every rank does all of it."""
     if split == "groups":
         return geometry.groups > 1 and geometry.groups % ranks == 0
+    if split in ("rows", "columns"):
+        return geometry.padding_mode == "zeros"
     return split not in ("filters", "channels") or geometry.groups == 1
 
 
@@ -116,6 +118,22 @@ def test_every_case_by_every_split(ranks):
     names = [*RICH_CASES, "depthwise", "empty_batch", "no_channels", "per_sample", "prime_sizes"]
     ranks(every_split, 4, names, [s for s in SPLITS if s != "rows"], torch.float64)
     ranks(every_split, 3, RICH_CASES, ["rows", "groups"], torch.float64)
+
+
+def activated(splits):
+    mesh = DeviceMesh("cpu", [0, 1])
+    geometry = CASES["prime_sizes"]
+    x, weight, bias, _ = tensors(geometry, torch.float64, make=whole_numbers)
+    expected = ops.fprop(x, weight, bias, geometry, activation="relu6")
+    for split in splits:
+        placements, _ = given(split, geometry)
+        shards = [sharded(t, mesh, p) for t, p in zip((x, weight, bias), placements, strict=False)]
+        result = ops.fprop(*shards, geometry, activation="relu6")
+        assert torch.equal(result.full_tensor(), expected), split
+
+
+def test_activations_wait_for_partial_sums(ranks):
+    ranks(activated, 2, ["batch", "rows", "filters", "channels"])
 
 
 # Not huge_padding: a share has less than 2**31 outputs but all of that padding, and the kernels
