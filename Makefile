@@ -9,7 +9,7 @@ CORES   := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 WORKERS := $(shell [ $(CORES) -gt 4 ] && echo 4 || echo $(CORES))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format typecheck clean
+.PHONY: help demo test lint format typecheck docs clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -34,6 +34,10 @@ typecheck: $(VENV)/.lint
 	@mkdir -p build/typecheck && ln -sfn ../.. build/typecheck/tricorr
 	@cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p tricorr
 
+docs: $(VENV)/.docs ## build guides and reference into build/docs; a warning is an error
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html"
+
 clean: ## remove the environment, caches and build products
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -49,4 +53,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.lint: $(VENV)/.installed
 	@$(INSTALL) ruff mypy
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	@$(INSTALL) --editable '.[docs]'
 	@touch $@

@@ -120,8 +120,8 @@ def test_every_case_by_every_split(ranks):
     ranks(every_split, 3, RICH_CASES, ["rows", "groups"], torch.float64)
 
 
-def activated(splits):
-    mesh = DeviceMesh("cpu", [0, 1])
+def activated(mesh_size, splits):
+    mesh = DeviceMesh("cpu", list(range(mesh_size)))
     geometry = CASES["prime_sizes"]
     x, weight, bias, _ = tensors(geometry, torch.float64, make=whole_numbers)
     expected = ops.fprop(x, weight, bias, geometry, activation="relu6")
@@ -332,6 +332,8 @@ def refusals():
     geometry, everywhere = ops.geometry_of(x.shape, weight.shape), sharded(weight, mesh, WHOLE)
     with pytest.raises(tricorr.ArgumentTypeError, match="y is a plain tensor"):
         ops.dgrad(torch.randn(2, 4, 6, 6), everywhere, geometry)
+    with pytest.raises(NotImplementedError, match="reflection_pad2d"):  # PyTorch's, see the docs
+        tricorr.corr2d(image, everywhere, padding=1, padding_mode="reflect")
     other = init_device_mesh("cpu", (2, 2))
     with pytest.raises(tricorr.ArgumentError, match="DTensors of one mesh"):
         tricorr.corr2d(image, distribute_tensor(weight, other, [WHOLE, WHOLE]))
