@@ -88,3 +88,9 @@ def as_block(scalar):
 def next_digit(number, base):
     """(number % base, number // base): program ids are mixed-radix numbers, fastest digit first."""
     return number % base, number // base
+
+
+@triton.jit
+def round_down(number, BASE: tl.constexpr):
+    """`number`, of which the host knows that BASE divides it: so the compiler sees that too."""
+    return number // BASE * BASE
