@@ -27,6 +27,11 @@ class BandedTile:
     num_warps: int
     num_stages: int
 
+    @property
+    def gemm(self) -> tuple[int, int, int]:
+        """Extents of one step on the matrix unit: (M, N, K)."""
+        return self.BLOCK_M, self.BLOCK_P * self.BLOCK_Q, self.BLOCK_K
+
 
 @dataclass(frozen=True)
 class BandedGradTile:
@@ -41,6 +46,11 @@ class BandedGradTile:
     BLOCK_W: int
     num_warps: int
     num_stages: int
+
+    @property
+    def gemm(self) -> tuple[int, int, int]:
+        """Extents of one step on the matrix unit: (M, N, K)."""
+        return self.BLOCK_R * COLUMN_STEP, self.BLOCK_I, self.BLOCK_H * self.BLOCK_W
 
 
 AnyBandedTile: TypeAlias = BandedTile | BandedGradTile
@@ -110,35 +120,12 @@ def banded_programs(geometry: Geometry, tile: AnyBandedTile) -> int:
     return filters * _cdiv(blocks, tile.BLOCK_M)
 
 
-@dataclass(frozen=True)
-class Work:
-    """What one program does, all of its tile counted.
-
-    Attributes:
-        steps: elements of its reduction.
-        first: elements of each that come from x (of a weight gradient, from dy).
-        second: elements of each that come from the bands (of a weight gradient, from x).
-    """
-
-    steps: int
-    first: int
-    second: int
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds."""
-        return self.steps * self.first * self.second
-
-
-def banded_work(geometry: Geometry, tile: AnyBandedTile, strips: int = 0) -> Work:
-    """The work of a program; `strips` of a weight gradient, all of them if none are given."""
+def banded_steps(geometry: Geometry, tile: AnyBandedTile) -> int:
+    """Steps of a program's reduction; of a weight gradient's, if it is not split."""
     if isinstance(tile, BandedGradTile):
-        strips = strips or grad_strips(geometry, tile)
-        steps = strips * tile.BLOCK_H * tile.BLOCK_W
-        return Work(steps, tile.BLOCK_R * COLUMN_STEP, tile.BLOCK_I)
+        return grad_strips(geometry, tile)
     rows = min(tile.BLOCK_P + geometry.R - 1, geometry.H)
-    steps = _round_up(rows * band_of(geometry, tile).columns, tile.BLOCK_K)
-    return Work(steps, tile.BLOCK_M, tile.BLOCK_P * tile.BLOCK_Q)
+    return _cdiv(rows * band_of(geometry, tile).columns, tile.BLOCK_K)
 
 
 def _round_up(number: int, step: int = COLUMN_STEP) -> int:

@@ -21,7 +21,7 @@ from .bands import (
     BandedGradTile,
     BandedTile,
     banded_programs,
-    banded_work,
+    banded_steps,
     bands_shape,
     grad_strips,
 )
@@ -522,11 +522,19 @@ SMALLEST = Limits(255, 64 * 1024)
 
 def shared_bytes(tile: Tile, dtype: torch.dtype, arch: str) -> int:
     """About what a program holds in shared memory: the operands of every stage of its pipeline."""
-    if not isinstance(tile, GemmTile):
+    if not isinstance(tile, GemmTile | BandedTile | BandedGradTile):
         return 0
+    m, n, k = _gemm_of(tile)
     # Triton's pipeline keeps one stage of AMD's in registers.
     stages = max(1, tile.num_stages - arch.startswith("gfx"))
-    return (tile.BLOCK_M + tile.BLOCK_N) * tile.BLOCK_K * dtype.itemsize * stages
+    return (m + n) * k * dtype.itemsize * stages
+
+
+def _gemm_of(tile: GemmTile | AnyBandedTile) -> tuple[int, int, int]:
+    """Extents of one step on the matrix unit: (M, N, K)."""
+    if isinstance(tile, GemmTile):
+        return tile.BLOCK_M, tile.BLOCK_N, tile.BLOCK_K
+    return tile.gemm
 
 
 def is_legal(
@@ -562,12 +570,13 @@ def is_legal(
         # A thread keeps a sum, and about three values of 32 bits to address and load it.
         held = tile.BLOCK_M * tile.BLOCK_C / threads
         return 1 <= held and held * (words + 3) <= limits.registers // 2
-    if min(tile.BLOCK_M, tile.BLOCK_N, tile.BLOCK_K) < GEMM_MIN:
+    m, n, k = _gemm_of(tile)
+    if min(m, n, k) < GEMM_MIN:
         return False
     # Sums, and the addresses and values of the operands on their way to shared memory; tf32x3 has
     # both of its halves in registers. A weight gradient decodes pixels for both operands.
-    sums = tile.BLOCK_M * tile.BLOCK_N / threads * words
-    operands = (tile.BLOCK_M + tile.BLOCK_N) * tile.BLOCK_K / threads
+    sums = m * n / threads * words
+    operands = (m + n) * k / threads
     operands *= dtype.itemsize / 4 * (2 if precision == "tf32x3" else 1) + (op == "wgrad")
     return (
         sums >= 1
@@ -747,12 +756,24 @@ def _banded_tile(
     if op == "wgrad":
         tiles += [_fitted(tile, g) for tile in BANDED_GRAD_TILES[product]]
     else:
-        tiles += [t for t in BANDED_TILES[product] if _workspace(g, t, dtype) <= MAX_WORKSPACE]
+        tiles += [
+            tile
+            for tile in banded_tiles(product, layout.wide)
+            if _workspace(g, tile, dtype) <= MAX_WORKSPACE
+        ]
     costs = {t: _banded_cost(op, g, t, dtype, product, layout, device) for t in tiles}
     best = min(tiles, key=lambda tile: costs[tile], default=None)
     if best is None or costs[best] >= STENCIL_LANES[op] * g.R * g.S:
         return None
     return best
+
+
+def banded_tiles(product: str, wide: bool) -> list[BandedTile]:
+    """The tiles that a forward may be planned with: 64-bit offsets leave no room for the largest.
+
+    With more than 64 sums a thread, of which each has its own place in y, those spill.
+    """
+    return [t for t in BANDED_TILES[product] if t.BLOCK_M <= 64 or not wide]
 
 
 def _workspace(geometry: Geometry, tile: BandedTile, dtype: torch.dtype) -> int:
@@ -778,16 +799,17 @@ def _banded_cost(
 ) -> float:
     """Lane instructions for one output of `op`, waiting for L2 counted as instructions."""
     g = geometry
-    work, programs = banded_work(g, tile), banded_programs(g, tile)
+    m, n, k = tile.gemm
+    steps, programs = k * banded_steps(g, tile), banded_programs(g, tile)
     if isinstance(tile, BandedTile):  # a weight gradient is split until the device is full
         programs = _cdiv(programs, device.multiprocessors) * device.multiprocessors
     first = second = dtype.itemsize
     if layout.channels_last:  # each element comes in a sector of its own
         first, second = 32, second if isinstance(tile, BandedTile) else 32
-    loaded = programs * work.steps * (work.first * first + work.second * second)
+    loaded = programs * steps * (m * first + n * second)
     aligned = g.W % COLUMN_STEP == 0 and g.Q % COLUMN_STEP == 0 and not layout.channels_last
     per_mac = BANDED_LANES_PER_MAC["wgrad" if op == "wgrad" else "fprop"][product]
-    issued = programs * work.macs * per_mac[0 if aligned else 1]
+    issued = programs * steps * m * n * per_mac[0 if aligned else 1]
     return max(loaded * LANES_PER_BYTE, issued) / g.y_numel + BANDED_LANES
 
 
