@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..ops.bands import BandedGradTile, BandedTile
+from ..ops.bands import AnyBandedTile, BandedGradTile, BandedTile
 from ..ops.facts import NARROW_LIMIT
 from ..ops.geometry import Geometry
 from ..ops.launch import Call, dgrad_call, fprop_call, wgrad_calls
@@ -311,25 +311,31 @@ def _rows(target: Target, thin: bool) -> Iterator[Configuration]:
 
 
 def _banded(target: Target, thin: bool) -> Iterator[Configuration]:
-    """Banded kernels; dgrad runs fprop's, with the window turned, so it is not listed."""
-    found = []
-    for op, tables in (("fprop", BANDED_TILES), ("wgrad", BANDED_GRAD_TILES)):
-        for product, tiles in tables.items():
-            if product == "tf32x3" and target.is_amd:
-                continue  # planned as ieee
-            for tile in tiles:
-                for name, case in BANDED_CASES.items():
-                    if op == "fprop" and tile not in banded_tiles(product, case.wide):
-                        continue
-                    for dtype, precision in PRODUCTS[product]:
-                        found.append(_configuration(op, product, name, tile, dtype, precision))
-                        if product == "tf32" and name == "image31":
-                            found.append(replace(found[-1], dtype=torch.uint8))
-    for made in [c for c in found if c.plan.tile is BANDED_TILES["half"][0]]:
-        found.append(replace(made, kernel="build_bands", product=""))
-    # Dealt out among the targets: of each tile one case and type on one of them.
+    """Banded kernels; dgrad runs fprop's, with the window turned, so it is not listed.
+
+    Of each tile, thin has one case and type on one of the targets.
+    """
     turn = list(TARGETS).index(target.name)
-    yield from found[turn :: 2 * len(TARGETS) + 1] if thin else found
+    tables: list[tuple[str, str, AnyBandedTile]] = []
+    tables += [("fprop", p, tile) for p, tiles in BANDED_TILES.items() for tile in tiles]
+    tables += [("wgrad", p, tile) for p, tiles in BANDED_GRAD_TILES.items() for tile in tiles]
+    for j, (op, product, tile) in enumerate(tables):
+        if product == "tf32x3" and target.is_amd:
+            continue  # planned as ieee
+        found = []
+        for name, case in BANDED_CASES.items():
+            if op == "fprop" and tile not in banded_tiles(product, case.wide):
+                continue
+            for dtype, precision in PRODUCTS[product]:
+                found.append(_configuration(op, product, name, tile, dtype, precision))
+        if product == "tf32":
+            found.append(replace(found[0], dtype=torch.uint8))
+        if j == 0:
+            found += [replace(made, kernel="build_bands", product="") for made in found]
+        if not thin:
+            yield from found
+        elif (j + 1) % len(TARGETS) == turn:  # the first for the target that is tuned for first
+            yield found[j % len(found)]
 
 
 def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:

@@ -27,13 +27,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from ..ops import ArgumentError
-from ..ops.bands import BandedGradTile, BandedTile, banded_steps
+from ..ops.bands import BandedGradTile, BandedTile, banded_steps, bands_shape
 from ..ops.explain import device_named
 from ..ops.facts import NARROW_LIMIT
 from ..ops.geometry import Geometry
@@ -152,6 +153,10 @@ def predict(
     device_bytes = compulsory + _spilled(plan, geometry, sizes, waves, device)
     if plan.partials > 1:  # partial sums are written and read
         device_bytes += 2 * plan.partials * geometry.weight_numel * max(4, operand.itemsize)
+
+    if isinstance(plan.tile, BandedTile):  # bands are written and read
+        turned = geometry.adjoint() if op == "dgrad" else geometry
+        device_bytes += 2 * math.prod(bands_shape(turned, plan.tile)) * operand.itemsize
 
     rate = device.flops_per_second[_unit(plan, operand)]
     fastest = device.flops_per_second[_fastest_unit(operand, precision)]

@@ -20,6 +20,7 @@ import torch
 from closeness import operands, run
 
 from tricorr.ops import geometry_of
+from tricorr.ops.bands import BandedGradTile, BandedTile
 from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, RowsTile, plan_with_tile
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and mprotect")
@@ -86,12 +87,14 @@ LEFTOVER = {
     "gemm": geometry_of((2, 17, 5, 6), (19, 17, 3, 2), (2, 1), ((2, 1), (1, 1))),
     "stencil": geometry_of((2, 6, 5, 6), (9, 2, 3, 2), (1, 2), ((1, 2), (1, 1)), groups=3),
     "rows": geometry_of((2, 3, 9, 21), (3, 1, 3, 2), padding=((1, 0), (1, 2)), groups=3),
+    "banded": geometry_of((2, 3, 5, 19), (3, 1, 4, 6), padding=((1, 2), (3, 1)), groups=3),
     "per_sample": geometry_of((2, 3, 5, 6), (2, 5, 3, 2, 2), padding=((1, 1), (0, 1)), flip=True),
 }
 TILES = {
     "gemm": GEMM_TILES["ieee"][-1],
     "stencil": STENCIL_TILES[2],
     "rows": RowsTile(2, 8, 2),
+    "banded": BandedTile(8, 4, 8, 64, 4, 1),
     "per_sample": STENCIL_TILES[2],
 }
 
@@ -104,6 +107,8 @@ def test_no_kernel_leaves_its_tensors(op, name, at_end, monkeypatch):
     from tricorr.ops import launch
 
     geometry, tile = LEFTOVER[name], TILES[name]
+    if (name, op) == ("banded", "wgrad"):
+        tile = BandedGradTile(8, 16, 4, 2, 4, 1)
     shapes = (geometry.x_shape, geometry.weight_shape, (geometry.K,), geometry.y_shape)
     args = operands(op, *(guarded(torch.randn(shape), at_end) for shape in shapes))
     plans = [
