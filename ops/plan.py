@@ -763,9 +763,7 @@ def _banded_tile(
         ]
     costs = {t: _banded_cost(op, g, t, dtype, product, layout, device) for t in tiles}
     best = min(tiles, key=lambda tile: costs[tile], default=None)
-    if best is None or costs[best] >= STENCIL_LANES[op] * g.R * g.S:
-        return None
-    return best
+    return best if best and costs[best] < _stencil_cost(op, geometry, layout, device) else None
 
 
 def banded_tiles(product: str, wide: bool) -> list[BandedTile]:
@@ -797,7 +795,10 @@ def _banded_cost(
     layout: Layout,
     device: Device,
 ) -> float:
-    """Lane instructions for one output of `op`, waiting for L2 counted as instructions."""
+    """Lane instructions for one output of `op`, waiting for L2 counted as instructions.
+
+    What a multiprocessor without a program could have done in the time is counted, too.
+    """
     g = geometry
     m, n, k = tile.gemm
     steps, programs = k * banded_steps(g, tile), banded_programs(g, tile)
@@ -811,6 +812,19 @@ def _banded_cost(
     per_mac = BANDED_LANES_PER_MAC["wgrad" if op == "wgrad" else "fprop"][product]
     issued = programs * steps * m * n * per_mac[0 if aligned else 1]
     return max(loaded * LANES_PER_BYTE, issued) / g.y_numel + BANDED_LANES
+
+
+def _stencil_cost(op: str, geometry: Geometry, layout: Layout, device: Device) -> float:
+    """The same for the stencil that would do it, lanes without a pixel counted."""
+    g = geometry
+    channels = g.C if op == "dgrad" else g.K
+    batches, pixels = _pixels(op, g)
+    tile = _stencil_tile(channels, pixels, layout)
+    programs = batches * _cdiv(pixels, tile.BLOCK_M) * _cdiv(channels, tile.BLOCK_C)
+    if op != "wgrad":
+        programs = _cdiv(programs, device.multiprocessors) * device.multiprocessors
+    lanes = programs * tile.BLOCK_M * tile.BLOCK_C / (batches * pixels * channels)
+    return STENCIL_LANES[op] * g.R * g.S * lanes
 
 
 def _stencil_tile(channels: int, pixels: int, layout: Layout) -> StencilTile:

@@ -155,24 +155,24 @@ def far_apart(tensor):
     return storage.as_strided(tensor.shape, (1, 1, 2**30, 1)).copy_(tensor)
 
 
-# The channel counts choose the family.
+# The channel counts, the window and its gaps choose the family.
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
-@pytest.mark.parametrize("family", ["gemm", "rows", "stencil"])
+@pytest.mark.parametrize("family", ["gemm", "rows", "stencil", "banded"])
 def test_offsets_past_32_bits(op, family):
     from tricorr.ops import launch
 
     wide_channels = 16 if family == "gemm" else 1
-    more = 2 if family == "stencil" else 0  # taps on each side, too many for rows
+    more = 2 if family in ("stencil", "banded") else 0  # taps on each side, too many for rows
+    gap = 2 if family == "stencil" else 1
     C, K = (wide_channels, 1) if op == "dgrad" else (1, wide_channels)
-    if op == "wgrad":
-        geometry = geometry_of(
-            (1, 1, 3, 3), (K, 1, 4 + 2 * more, 4 + 2 * more), padding=((1 + more, 2 + more),) * 2
-        )
-    else:
-        geometry = geometry_of(
-            (1, C, 3, 3), (K, C, 5 + 2 * more, 5 + 2 * more), padding=((2 + more, 2 + more),) * 2
-        )
+    before, after = (1, 2) if op == "wgrad" else (2, 2)
+    geometry = geometry_of(
+        (1, C, 3, 3),
+        (K, C, *(before + after + 1 + 2 * more,) * 2),
+        padding=(((before + more) * gap, (after + more) * gap),) * 2,
+        dilation=(gap, gap),
+    )
     shapes = (geometry.x_shape, geometry.weight_shape, (geometry.K,), geometry.y_shape)
     tensors = [torch.randn(shape).half() for shape in shapes]
     near = operands(op, *tensors)
