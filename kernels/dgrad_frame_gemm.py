@@ -22,7 +22,7 @@ from .indexing import images, next_digit, split_frame, unfold, widen
 @triton.jit
 def dgrad_frame_gemm(
     dy_ptr, weight_ptr, bias_ptr, dx_ptr,
-    H, W, P, Q, FIRST_H, LAST_H, FIRST_W, LAST_W, PIXELS, GROUPS, GROUP_C, GROUP_K,
+    H, W, P, Q, HOLE_TOP, HOLE_BOTTOM, HOLE_LEFT, HOLE_RIGHT, PIXELS, GROUPS, GROUP_C, GROUP_K,
     dy_stride_n, dy_stride_k, dy_stride_p, dy_stride_q,
     weight_stride_n, weight_stride_k, weight_stride_c, weight_stride_r, weight_stride_s,
     bias_stride,
@@ -41,7 +41,7 @@ def dgrad_frame_gemm(
     group, batch = next_digit(program, GROUPS)
 
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]  # [BLOCK_M, 1]
-    n, h, w = split_frame(m, H, W, FIRST_H, LAST_H, FIRST_W, LAST_W)
+    n, h, w = split_frame(m, H, W, HOLE_TOP, HOLE_BOTTOM, HOLE_LEFT, HOLE_RIGHT)
     n += batch
     group_c = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]  # [1, BLOCK_N]
     dy_base = dy_ptr + n * dy_stride_n + group * GROUP_K * dy_stride_k

@@ -20,7 +20,7 @@ from .indexing import images, next_digit, split_frame, unfold, widen
 @triton.jit
 def dgrad_frame_stencil(
     dy_ptr, weight_ptr, bias_ptr, dx_ptr,
-    H, W, P, Q, FIRST_H, LAST_H, FIRST_W, LAST_W, PIXELS, GROUPS, GROUP_C, GROUP_K,
+    H, W, P, Q, HOLE_TOP, HOLE_BOTTOM, HOLE_LEFT, HOLE_RIGHT, PIXELS, GROUPS, GROUP_C, GROUP_K,
     dy_stride_n, dy_stride_k, dy_stride_p, dy_stride_q,
     weight_stride_n, weight_stride_k, weight_stride_c, weight_stride_r, weight_stride_s,
     bias_stride,
@@ -39,7 +39,7 @@ def dgrad_frame_stencil(
     tile_m, batch = next_digit(program, tl.cdiv(PIXELS, BLOCK_M))
 
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]  # [1, BLOCK_M]
-    n, h, w = split_frame(m, H, W, FIRST_H, LAST_H, FIRST_W, LAST_W)
+    n, h, w = split_frame(m, H, W, HOLE_TOP, HOLE_BOTTOM, HOLE_LEFT, HOLE_RIGHT)
     n += batch
     c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)[:, None]  # [BLOCK_C, 1]
     first_k = (c // GROUP_C) * GROUP_K

@@ -75,22 +75,22 @@ def images(BEFORE: tl.constexpr, AFTER: tl.constexpr, MODE: tl.constexpr):
 
 
 @triton.jit
-def split_frame(index, H, W, FIRST_H, LAST_H, FIRST_W, LAST_W):
-    """(n, h, w) of a pixel counted through the frame: all that is not in FIRST <= . < LAST.
+def split_frame(index, H, W, HOLE_TOP, HOLE_BOTTOM, HOLE_LEFT, HOLE_RIGHT):
+    """(n, h, w) of a pixel counted through the frame: all that is not in the hole.
 
     Whole rows above and below the hole come first, then what is left and right of it.
     """
-    beside = W - LAST_W + FIRST_W
-    whole = (H - LAST_H + FIRST_H) * W
-    pixels = whole + (LAST_H - FIRST_H) * beside
+    beside = W - HOLE_RIGHT + HOLE_LEFT
+    whole = (H - HOLE_BOTTOM + HOLE_TOP) * W
+    pixels = whole + (HOLE_BOTTOM - HOLE_TOP) * beside
     n, index = index // pixels, index % pixels
     side = tl.maximum(index - whole, 0)
     divisor = tl.maximum(beside, 1)
     in_rows = index < whole
-    h = tl.where(in_rows, index // W, FIRST_H + side // divisor)
+    h = tl.where(in_rows, index // W, HOLE_TOP + side // divisor)
     w = tl.where(in_rows, index % W, side % divisor)
-    h += tl.where(in_rows & (h >= FIRST_H), LAST_H - FIRST_H, 0)
-    w += tl.where(in_rows | (w < FIRST_W), 0, LAST_W - FIRST_W)
+    h += tl.where(in_rows & (h >= HOLE_TOP), HOLE_BOTTOM - HOLE_TOP, 0)
+    w += tl.where(in_rows | (w < HOLE_LEFT), 0, HOLE_RIGHT - HOLE_LEFT)
     return n, h, w
 
 
@@ -164,3 +164,9 @@ def as_block(scalar):
 def next_digit(number, base):
     """(number % base, number // base): program ids are mixed-radix numbers, fastest digit first."""
     return number % base, number // base
+
+
+@triton.jit
+def round_down(number, BASE: tl.constexpr):
+    """`number`, of which the host knows that BASE divides it: so the compiler sees that too."""
+    return number // BASE * BASE

@@ -11,7 +11,7 @@ from . import backend
 from .errors import ArgumentError
 from .facts import device_of, layout_of
 from .geometry import Geometry
-from .plan import DEVICES, Device, GemmTile, Plan, plan_dgrad, plan_fprop, plan_wgrad
+from .plan import DEVICES, Device, Plan, plan_dgrad, plan_fprop, plan_wgrad
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def explain(
         moved = geometry.compulsory_bytes(x.itemsize, weight.itemsize, y.itemsize)
         bound, floor = _bound(geometry, weight.dtype, precision, device, plan, moved)
         partial = 8 if weight.dtype == torch.float64 else 4
-        split = plan is not None and plan.splits > 1
-        workspace = plan.splits * geometry.weight_numel * partial if plan and split else 0
+        partials = plan.partials if plan is not None else 1
+        workspace = partials * geometry.weight_numel * partial if partials > 1 else 0
         passes[op] = Pass(plan, geometry.flops, moved, workspace, bound, floor)
     return Explanation(geometry, weight.dtype, name, device, passes)
 
@@ -127,10 +127,10 @@ def _bound(
 ) -> tuple[str | None, float | None]:
     if device is None or plan is None or device.bandwidth is None:
         return None, None
-    unit = "fma"
-    if isinstance(plan.tile, GemmTile) and dtype in (torch.float16, torch.bfloat16):
+    unit, on_matrix_unit = "fma", plan.family in ("gemm", "banded")
+    if on_matrix_unit and dtype in (torch.float16, torch.bfloat16):
         unit = "half"
-    elif isinstance(plan.tile, GemmTile) and dtype == torch.float32 and precision != "ieee":
+    elif on_matrix_unit and dtype == torch.float32 and precision != "ieee":
         unit = "tf32"
     rate = device.flops_per_second.get("float64" if dtype == torch.float64 else unit)
     if rate is None:
@@ -147,7 +147,9 @@ def _describe(cost: Pass) -> str:
         tile = ", ".join(f"{name}={value}" for name, value in vars(plan.tile).items())
         parts.append(f"{plan.kernel} ({tile}), {plan.grid} programs")
         if plan.splits > 1:
-            parts.append(f"{plan.splits} splits of {plan.split_pixels} pixels")
+            size = plan.split_pixels or plan.split_strips
+            unit = "pixels" if plan.split_pixels else "strips"
+            parts.append(f"{plan.splits} splits of {size} {unit}")
         if plan.wide:
             parts.append("64-bit offsets")
     parts.append(f"{_quantity(cost.flops)}FLOP")

@@ -5,10 +5,11 @@ Importing this imports triton: only registration.py does so, when a call needs a
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,18 @@ import torch
 
 from .. import kernels
 from . import backend
+from .bands import (
+    COLUMN_STEP,
+    BandedGradTile,
+    BandedTile,
+    band_of,
+    bands_shape,
+    rows_read,
+)
 from .facts import NARROW_LIMIT, device_of, layout_of
 from .formats import empty_in_format
 from .geometry import Geometry
-from .plan import Plan, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
+from .plan import Plan, Tile, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
 
 # Triton's interpreter patches triton.language while it runs, so it takes one launch at a time.
 _INTERPRETER_LOCK = threading.RLock()
@@ -34,9 +43,15 @@ class Call:
     arguments: dict[str, Any]
     num_warps: int
     num_stages: int
+    first: Call | None = None
 
     def run(self, device: torch.device) -> None:
-        """Launches the kernel on `device`, which holds the tensors among the arguments."""
+        """Launches the kernel on `device`, which holds the tensors among the arguments.
+
+        What this launch reads may have to be made by another one, `first`.
+        """
+        if self.first is not None:
+            self.first.run(device)
         with _on_device(device):
             self.kernel[(self.grid,)](
                 **self.arguments, num_warps=self.num_warps, num_stages=self.num_stages
@@ -114,6 +129,8 @@ def fprop_call(
     activation: str = "none",
 ) -> Call:
     """The launch that fills y."""
+    if isinstance(plan.tile, BandedTile):
+        return _fprop_banded_call(x, weight, bias, y, geometry, plan, plan.tile, activation)
     weight, weight_strides = _weight_walk(weight, geometry)
     return _call(
         plan,
@@ -140,7 +157,7 @@ def dgrad_call(
     plan: Plan,
 ) -> Call:
     """The launch that fills dx, or its frame, see Geometry.hole, where the plan is for that."""
-    if plan.family == "rows":
+    if plan.family in ("rows", "banded"):
         return fprop_call(dy, weight, bias, dx, geometry.without_padding_mode().adjoint(), plan)
     pixels = geometry.frame_pixels if plan.op == "dgrad_frame" else geometry.H * geometry.W
     weight, weight_strides = _weight_walk(weight, geometry)
@@ -164,10 +181,10 @@ def wgrad_calls(
 ) -> Iterator[Call]:
     """The launches that fill dw, which is contiguous: one, or partials and then their sum."""
     target = dw
-    if plan.splits > 1:
+    if plan.partials > 1:
         partial_dtype = torch.float64 if dw.dtype == torch.float64 else torch.float32
-        target = dw.new_empty((plan.splits, *geometry.weight_shape), dtype=partial_dtype)
-    one_part = target if plan.splits == 1 else target[0]
+        target = dw.new_empty((plan.partials, *geometry.weight_shape), dtype=partial_dtype)
+    one_part = target if plan.partials == 1 else target[0]
     walk, dw_strides = _weight_walk(one_part, geometry)
     yield _call(
         plan,
@@ -178,11 +195,103 @@ def wgrad_calls(
         dw_ptr=walk,
         **_strides("x", "nchw", x.stride()),
         **_strides("dy", "nkpq", dy.stride()),
-        dw_stride_split=dw.numel() if plan.splits > 1 else 0,
+        dw_stride_split=dw.numel() if plan.partials > 1 else 0,
         **_strides("dw", "nkcrs", dw_strides),
+        **_band_arguments(x, dy, geometry, plan.tile),
     )
-    if plan.splits > 1:
-        yield sum_partials_call(target, dw, plan.splits)
+    if plan.partials > 1:
+        yield sum_partials_call(target, dw, plan.partials)
+
+
+def _fprop_banded_call(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    geometry: Geometry,
+    plan: Plan,
+    tile: BandedTile,
+    activation: str,
+) -> Call:
+    """The launch that fills y from bands, and before it the one that makes them of the weight."""
+    bands = weight.new_empty(bands_shape(geometry, tile))
+    call = _call(
+        plan,
+        geometry,
+        x_ptr=x,
+        bands_ptr=bands,
+        bias_ptr=bias,
+        y_ptr=y,
+        ACTIVATION=activation,
+        **_strides("x", "nchw", x.stride()),
+        bias_stride=0 if bias is None else bias.stride(0),
+        **_strides("y", "nkpq", y.stride()),
+        **_band_arguments(x, y, geometry, tile),
+    )
+    return replace(call, first=build_bands_call(weight, bands, geometry, tile, plan.wide))
+
+
+#: Elements of the bands that one program of build_bands writes.
+BANDS_BLOCK = 1024
+
+
+def build_bands_call(
+    weight: torch.Tensor, bands: torch.Tensor, geometry: Geometry, tile: BandedTile, wide: bool
+) -> Call:
+    """The launch that fills `bands`, of bands_shape, from the weight."""
+    weight, strides = _weight_walk(weight, geometry)
+    band, elements = band_of(geometry, tile), bands.numel()
+    return Call(
+        kernels.build_bands,
+        -(-elements // BANDS_BLOCK),
+        {
+            "weight_ptr": weight,
+            "bands_ptr": bands,
+            "ELEMENTS": elements,
+            "GROUPS": geometry.groups,
+            "GROUP_K": geometry.group_K,
+            **{f"weight_stride_{a}": s for a, s in zip("nkcrs", strides, strict=True) if a != "c"},
+            "R": geometry.R,
+            "S": geometry.S,
+            "SHIFT": band.shift,
+            "COLUMNS": band.columns,
+            "WIDE": wide,
+            "BLOCK_P": tile.BLOCK_P,
+            "BLOCK_Q": tile.BLOCK_Q,
+            "BLOCK_E": BANDS_BLOCK,
+        },
+        num_warps=4,
+        num_stages=2,
+    )
+
+
+def _band_arguments(
+    x: torch.Tensor, y: torch.Tensor, geometry: Geometry, tile: Tile
+) -> dict[str, int]:
+    """What a banded kernel is told besides; `y` is its gradient where the kernel reads that."""
+    if not isinstance(tile, BandedTile | BandedGradTile):
+        return {}
+    band = band_of(geometry, tile)
+    first_row, rows = rows_read(geometry)
+    return {
+        "FIRST_W": band.first,
+        "SHIFT": band.shift,
+        "COLUMNS": band.columns,
+        "COLUMN_GROUP": COLUMN_STEP,
+        "FIRST_ROW": first_row,
+        "ROWS": max(1, rows),
+        "X_ALIGN": _alignment(x),
+        "Y_ALIGN": _alignment(y),
+    }
+
+
+def _alignment(image: torch.Tensor) -> int:
+    """Elements, of a column step and of 16 bytes at most, that rows of (N, C, H, W) start on."""
+    width = image.shape[-1]
+    if image.data_ptr() % 16 or (image.stride(-1) != 1 and width > 1):
+        return 1
+    outer = [s for n, s in zip(image.shape[:-1], image.stride()[:-1], strict=True) if n > 1]
+    return math.gcd(COLUMN_STEP, max(1, 16 // image.itemsize), width, *outer)
 
 
 def sum_partials_call(partials: torch.Tensor, out: torch.Tensor, splits: int) -> Call:
@@ -215,7 +324,7 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
     tile = plan.tile
     blocks = {name: value for name, value in vars(tile).items() if name.startswith("BLOCK")}
     (pad_h, pad_bottom), (pad_w, pad_right) = geometry.padding
-    (first_h, last_h), (first_w, last_w) = geometry.hole
+    (hole_top, hole_bottom), (hole_left, hole_right) = geometry.hole
     # A step of one position, and the distance between taps of a window of one, mean nothing.
     # Writing them as 1 keeps huge values out of the kernels' arithmetic.
     stride_h, stride_w = geometry.stride
@@ -238,10 +347,10 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
         "PAD_W": pad_w,
         "PAD_BOTTOM": pad_bottom,
         "PAD_RIGHT": pad_right,
-        "FIRST_H": first_h,
-        "LAST_H": last_h,
-        "FIRST_W": first_w,
-        "LAST_W": last_w,
+        "HOLE_TOP": hole_top,
+        "HOLE_BOTTOM": hole_bottom,
+        "HOLE_LEFT": hole_left,
+        "HOLE_RIGHT": hole_right,
         "MODE": geometry.padding_mode,
         "DIL_H": dil_h if geometry.R > 1 else 1,
         "DIL_W": dil_w if geometry.S > 1 else 1,

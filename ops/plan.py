@@ -8,12 +8,23 @@ before is data of the package (tuned.py).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, get_args
 
 import torch
 
+from .bands import (
+    COLUMN_STEP,
+    AnyBandedTile,
+    BandedGradTile,
+    BandedTile,
+    banded_programs,
+    banded_steps,
+    bands_shape,
+    grad_strips,
+)
 from .errors import ArgumentError
 from .geometry import Geometry
 from .tuned import key_of, tuned_for
@@ -126,7 +137,16 @@ class RowsTile:
     num_stages: int = 2
 
 
-Tile: TypeAlias = GemmTile | StencilTile | RowsTile
+Tile: TypeAlias = GemmTile | StencilTile | RowsTile | BandedTile | BandedGradTile
+
+#: By the type of a plan's tile.
+FAMILIES: dict[type[Tile], str] = {
+    GemmTile: "gemm",
+    StencilTile: "stencil",
+    RowsTile: "rows",
+    BandedTile: "banded",
+    BandedGradTile: "banded",
+}
 
 #: For each kind of product, tiles from the largest down, the last one for few columns. The largest
 #: that fills the device is taken: it reads each input the fewest times. None has been tuned on a
@@ -193,6 +213,30 @@ ROWS_MAX_UNROLLED = 40
 #: Strips that a split of a weight gradient sums at least, to make its last reduction worth it.
 MIN_SPLIT_STRIPS = 4
 
+#: For each kind of product, tiles of banded kernels. The one that loads the least is taken.
+BANDED_TILES: dict[str, tuple[BandedTile, ...]] = {
+    "half": (
+        BandedTile(128, 8, 16, 64, num_warps=8, num_stages=3),
+        BandedTile(64, 8, 16, 64, num_warps=8, num_stages=3),
+        BandedTile(32, 8, 8, 64, num_warps=4, num_stages=3),
+    ),
+    "tf32": (
+        BandedTile(128, 8, 16, 32, num_warps=8, num_stages=3),
+        BandedTile(32, 8, 8, 32, num_warps=4, num_stages=3),
+    ),
+    "tf32x3": (BandedTile(64, 8, 8, 32, num_warps=8, num_stages=2),),
+}
+#: The same of their weight gradients. BLOCK_H and BLOCK_W here are for wide images: what a step
+#: covers is as wide as the image needs.
+BANDED_GRAD_TILES: dict[str, tuple[BandedGradTile, ...]] = {
+    "half": (
+        BandedGradTile(32, 64, 1, 64, num_warps=8, num_stages=3),
+        BandedGradTile(16, 32, 1, 64, num_warps=4, num_stages=3),
+    ),
+    "tf32": (BandedGradTile(16, 64, 1, 32, num_warps=4, num_stages=3),),
+    "tf32x3": (BandedGradTile(16, 32, 1, 32, num_warps=8, num_stages=2),),
+}
+
 #: A matrix unit works on 16 x 16; with fewer channels than that most of it would multiply zeros.
 GEMM_MIN = 16
 #: A split of a weight gradient sums at least this many pixels, so that partials stay few.
@@ -216,7 +260,7 @@ class Plan:
         one_tap: a reduction step of a GEMM covers channels of a single tap.
         splits: parts that a weight gradient's pixels are cut into.
         split_pixels: pixels of one part.
-        split_strips: strips of one part, for a rows kernel.
+        split_strips: strips of one part, for a rows or a banded kernel.
         interior: a rows kernel has code without masks for the tiles inside the image.
     """
 
@@ -233,15 +277,20 @@ class Plan:
 
     @property
     def family(self) -> str:
-        """The kernel family: gemm, stencil or rows."""
-        return {GemmTile: "gemm", StencilTile: "stencil", RowsTile: "rows"}[type(self.tile)]
+        """The kernel family: gemm, stencil, rows or banded."""
+        return FAMILIES[type(self.tile)]
 
     @property
     def kernel(self) -> str:
         """The name of the kernel, which is also the name of its file in kernels/."""
         # With stride 1 the input gradient is a forward correlation of dy, see Geometry.adjoint.
-        op = "fprop" if self.op == "dgrad" and self.family == "rows" else self.op
-        return f"{op}_{self.family}"
+        turned = self.op == "dgrad" and self.family in ("rows", "banded")
+        return f"{'fprop' if turned else self.op}_{self.family}"
+
+    @property
+    def partials(self) -> int:
+        """Results of a weight gradient that sum_partials adds up; 1 if there is nothing to add."""
+        return self.splits * (COLUMN_STEP if isinstance(self.tile, BandedGradTile) else 1)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -306,13 +355,18 @@ def plan_wgrad(
         tiles = (WIDE_GEMM_TILES[product],) * 2 if layout.wide else GEMM_TILES[product]
         tile = tiles[0] if min(geometry.group_K, columns) >= tiles[0].BLOCK_N else tiles[1]
     else:
-        rows = _rows_tile("wgrad", geometry, dtype, layout, device)
-        tile = rows or _stencil_tile(geometry.K, pixels, layout)
+        tile = (
+            _rows_tile("wgrad", geometry, dtype, layout, device)
+            or _banded_tile("wgrad", geometry, dtype, layout, device, precision)
+            or _stencil_tile(geometry.K, pixels, layout)
+        )
     partial_bytes = geometry.weight_numel * (8 if dtype == torch.float64 else 4)
+    if isinstance(tile, BandedGradTile):
+        partial_bytes *= COLUMN_STEP
     splits = min(
         _cdiv(4 * device.multiprocessors, max(1, _programs("wgrad", geometry, tile))),
         _cdiv(_strips(geometry, tile), MIN_SPLIT_STRIPS)
-        if isinstance(tile, RowsTile)
+        if isinstance(tile, RowsTile | BandedGradTile)
         else _cdiv(pixels, MIN_SPLIT_PIXELS),
         MAX_WORKSPACE // max(1, partial_bytes),
     )
@@ -354,15 +408,16 @@ def plan_with_tile(
     if op == "dgrad":
         geometry = geometry.without_padding_mode()
     grid = _programs(op, geometry, tile)
-    precision = precision if isinstance(tile, GemmTile) else "ieee"
+    if not isinstance(tile, GemmTile | BandedTile | BandedGradTile):
+        precision = "ieee"
     split_pixels = split_strips = 0
-    if op == "wgrad" and isinstance(tile, RowsTile):
+    if op == "wgrad" and isinstance(tile, RowsTile | BandedGradTile):
         strips = _strips(geometry, tile)
         split_strips = _cdiv(max(1, strips), max(1, splits))
         splits = max(1, _cdiv(strips, split_strips))
         grid *= splits
     elif op == "wgrad":
-        assert not isinstance(tile, RowsTile)
+        assert isinstance(tile, GemmTile | StencilTile)
         _, pixels = _pixels(op, geometry)
         step = tile.BLOCK_K if isinstance(tile, GemmTile) else tile.BLOCK_M
         split_pixels = _cdiv(_cdiv(max(1, pixels), max(1, splits)), step) * step
@@ -400,9 +455,13 @@ def _plan_pixels(
     columns = channels // geometry.groups
     if min(columns, reduced * geometry.R * geometry.S) < GEMM_MIN:
         _, pixels = _pixels(op, geometry)
-        rows = _rows_tile(op, geometry, dtype, layout, device)
-        direct = rows or _stencil_tile(channels, pixels, layout)
-        return plan_with_tile(op, geometry, direct, wide=layout.wide)
+        direct = (
+            _rows_tile(op, geometry, dtype, layout, device)
+            or _banded_tile(op, geometry, dtype, layout, device, precision)
+            or _stencil_tile(channels, pixels, layout)
+        )
+        precision = _precision(dtype, precision, device)
+        return plan_with_tile(op, geometry, direct, wide=layout.wide, precision=precision)
     product = _product(dtype, precision, device)
     tiles = GEMM_TILES[product]
     fits = [tile for tile in tiles if tile.BLOCK_N <= max(columns, tiles[-1].BLOCK_N)]
@@ -490,11 +549,19 @@ SMALLEST = Limits(255, 64 * 1024)
 
 def shared_bytes(tile: Tile, dtype: torch.dtype, arch: str) -> int:
     """About what a program holds in shared memory: the operands of every stage of its pipeline."""
-    if not isinstance(tile, GemmTile):
+    if not isinstance(tile, GemmTile | BandedTile | BandedGradTile):
         return 0
+    m, n, k = _gemm_of(tile)
     # Triton's pipeline keeps one stage of AMD's in registers.
     stages = max(1, tile.num_stages - arch.startswith("gfx"))
-    return (tile.BLOCK_M + tile.BLOCK_N) * tile.BLOCK_K * dtype.itemsize * stages
+    return (m + n) * k * dtype.itemsize * stages
+
+
+def _gemm_of(tile: GemmTile | AnyBandedTile) -> tuple[int, int, int]:
+    """Extents of one step on the matrix unit: (M, N, K)."""
+    if isinstance(tile, GemmTile):
+        return tile.BLOCK_M, tile.BLOCK_N, tile.BLOCK_K
+    return tile.gemm
 
 
 def is_legal(
@@ -530,12 +597,13 @@ def is_legal(
         # A thread keeps a sum, and about three values of 32 bits to address and load it.
         held = tile.BLOCK_M * tile.BLOCK_C / threads
         return 1 <= held and held * (words + 3) <= limits.registers // 2
-    if min(tile.BLOCK_M, tile.BLOCK_N, tile.BLOCK_K) < GEMM_MIN:
+    m, n, k = _gemm_of(tile)
+    if min(m, n, k) < GEMM_MIN:
         return False
     # Sums, and the addresses and values of the operands on their way to shared memory; tf32x3 has
     # both of its halves in registers. A weight gradient decodes pixels for both operands.
-    sums = tile.BLOCK_M * tile.BLOCK_N / threads * words
-    operands = (tile.BLOCK_M + tile.BLOCK_N) * tile.BLOCK_K / threads
+    sums = m * n / threads * words
+    operands = (m + n) * k / threads
     operands *= dtype.itemsize / 4 * (2 if precision == "tf32x3" else 1) + (op == "wgrad")
     return (
         sums >= 1
@@ -546,6 +614,8 @@ def is_legal(
 
 def _programs(op: str, geometry: Geometry, tile: Tile) -> int:
     """How many programs cover all results, a weight gradient's before it is split."""
+    if isinstance(tile, BandedTile | BandedGradTile):
+        return banded_programs(geometry.adjoint() if op == "dgrad" else geometry, tile)
     if isinstance(tile, RowsTile):
         if op == "wgrad":
             return (geometry.N if geometry.per_sample else 1) * _cdiv(geometry.K, tile.BLOCK_C)
@@ -571,8 +641,10 @@ def _pixels(op: str, geometry: Geometry) -> tuple[int, int]:
     return (geometry.N, extent) if geometry.per_sample else (1, geometry.N * extent)
 
 
-def _strips(geometry: Geometry, tile: RowsTile) -> int:
+def _strips(geometry: Geometry, tile: RowsTile | BandedGradTile) -> int:
     """Tiles of output rows and columns of one problem, that a weight gradient runs over."""
+    if isinstance(tile, BandedGradTile):
+        return grad_strips(geometry, tile)
     samples = 1 if geometry.per_sample else geometry.N
     return samples * _cdiv(geometry.P, tile.BLOCK_P) * _cdiv(geometry.Q, tile.BLOCK_Q)
 
@@ -661,6 +733,130 @@ def _row_block(columns: int, most: int) -> int:
 def _power_of_two(number: int) -> int:
     """The least power of two that is not less."""
     return 1 << max(0, number - 1).bit_length()
+
+
+#: Reading a byte from L2 takes a H200 as long as issuing so many instructions of one lane: 132
+#: multiprocessors issue 29.6e12 a second, L2 delivers about 5.5e12 bytes (both by the datasheet's
+#: clock, not measured here).
+LANES_PER_BYTE = 5.4
+#: Lane instructions of a stencil for one tap of one output, by machine code for sm_90: fprop and
+#: dgrad 12 to 15, wgrad 32 to 40 (perf/results/codegen.json).
+STENCIL_LANES = {"fprop": 12, "dgrad": 12, "wgrad": 32}
+#: Lane instructions of a banded kernel outside of its loop, for one output: its start and its end.
+BANDED_LANES = 50
+#: Lane instructions for one multiply-add in the loop of a banded kernel, by machine code for sm_90,
+#: where rows of the image start on a column step, and where they do not.
+BANDED_LANES_PER_MAC = {
+    "fprop": {"half": (0.045, 0.25), "tf32": (0.09, 0.3), "tf32x3": (0.75, 1.0)},
+    "wgrad": {"half": (0.07, 0.53), "tf32": (0.19, 0.6), "tf32x3": (0.7, 1.2)},
+}
+
+
+def has_banded_kernel(op: str, geometry: Geometry, dtype: torch.dtype, precision: str) -> bool:
+    """Whether a banded kernel can compute `op`, in any layout."""
+    g = geometry
+    if op == "dgrad_frame" or g.group_C != 1 or g.stride != (1, 1) or g.dilation != (1, 1):
+        return False
+    if dtype.itemsize > 2 and (dtype != torch.float32 or precision == "ieee"):
+        return False
+    return op != "dgrad" or g.group_K == 1
+
+
+def _banded_tile(
+    op: str,
+    geometry: Geometry,
+    dtype: torch.dtype,
+    layout: Layout,
+    device: Device,
+    precision: str,
+) -> AnyBandedTile | None:
+    """The tile of a banded kernel; None where a stencil is expected to take no longer.
+
+    Of two kernels whose arithmetic is hidden behind what feeds it, the cheaper to feed is taken: a
+    stencil issues about a dozen instructions for every tap, a banded kernel reads (BLOCK_P + R - 1)
+    * COLUMNS * (1 / BLOCK_M + 1 / BLOCK_N) elements from L2 for every output. On large images in
+    16 bits that crosses at 8 taps (a 7x7 is a rows kernel's), in tf32 at 16, in tf32x3 at 36.
+    """
+    product = _product(dtype, precision, device)
+    if geometry.y_numel == 0 or not has_banded_kernel(
+        op, geometry, dtype, _precision(dtype, precision, device)
+    ):
+        return None
+    g = geometry.adjoint() if op == "dgrad" else geometry
+    tiles: list[AnyBandedTile] = []
+    if op == "wgrad":
+        tiles += [_fitted(tile, g) for tile in BANDED_GRAD_TILES[product]]
+    else:
+        tiles += [
+            tile
+            for tile in banded_tiles(product, layout.wide)
+            if _workspace(g, tile, dtype) <= MAX_WORKSPACE
+        ]
+    costs = {t: _banded_cost(op, g, t, dtype, product, layout, device) for t in tiles}
+    best = min(tiles, key=lambda tile: costs[tile], default=None)
+    return best if best and costs[best] < _stencil_cost(op, geometry, layout, device) else None
+
+
+def banded_tiles(product: str, wide: bool) -> list[BandedTile]:
+    """The tiles that a forward may be planned with: 64-bit offsets leave no room for the largest.
+
+    With more than 64 sums a thread, of which each has its own place in y, those spill.
+    """
+    return [t for t in BANDED_TILES[product] if t.BLOCK_M <= 64 or not wide]
+
+
+def _workspace(geometry: Geometry, tile: BandedTile, dtype: torch.dtype) -> int:
+    """Bytes of the bands of all filters."""
+    return math.prod(bands_shape(geometry, tile)) * dtype.itemsize
+
+
+def _fitted(tile: BandedGradTile, geometry: Geometry) -> BandedGradTile:
+    """The tile with steps as wide as the image, and so much higher if it is narrow."""
+    step = tile.BLOCK_H * tile.BLOCK_W
+    width = min(step, _power_of_two(_cdiv(geometry.Q, COLUMN_STEP)))
+    return replace(tile, BLOCK_H=step // width, BLOCK_W=width)
+
+
+def _banded_cost(
+    op: str,
+    geometry: Geometry,
+    tile: AnyBandedTile,
+    dtype: torch.dtype,
+    product: str,
+    layout: Layout,
+    device: Device,
+) -> float:
+    """Lane instructions for one output of `op`, waiting for L2 counted as instructions.
+
+    What a multiprocessor without a program could have done in the time is counted, too.
+    """
+    g = geometry
+    m, n, k = tile.gemm
+    steps, programs = k * banded_steps(g, tile), banded_programs(g, tile)
+    if isinstance(tile, BandedTile):  # a weight gradient is split until the device is full
+        programs = _cdiv(programs, device.multiprocessors) * device.multiprocessors
+    first = second = dtype.itemsize
+    if layout.channels_last:  # each element comes in a sector of its own
+        first, second = 32, second if isinstance(tile, BandedTile) else 32
+    loaded = programs * steps * (m * first + n * second)
+    aligned = g.W % COLUMN_STEP == 0 and g.Q % COLUMN_STEP == 0 and not layout.channels_last
+    aligned &= g.padding_mode == "zeros"  # others are loaded a number at a time
+    per_mac = BANDED_LANES_PER_MAC["wgrad" if op == "wgrad" else "fprop"][product]
+    issued = programs * steps * m * n * per_mac[0 if aligned else 1]
+    return max(loaded * LANES_PER_BYTE, issued) / g.y_numel + BANDED_LANES
+
+
+def _stencil_cost(op: str, geometry: Geometry, layout: Layout, device: Device) -> float:
+    """The same for the stencil that would do it, lanes without a pixel counted."""
+    g = geometry
+    channels = g.C if op == "dgrad" else g.K
+    batches, pixels = _pixels(op, g)
+    tile = _stencil_tile(channels, pixels, layout)
+    programs = batches * _cdiv(pixels, tile.BLOCK_M) * _cdiv(channels, tile.BLOCK_C)
+    if op != "wgrad":
+        programs = _cdiv(programs, device.multiprocessors) * device.multiprocessors
+    lanes = programs * tile.BLOCK_M * tile.BLOCK_C / (batches * pixels * channels)
+    return STENCIL_LANES[op] * g.R * g.S * lanes
 
 
 def _stencil_tile(channels: int, pixels: int, layout: Layout) -> StencilTile:

@@ -34,7 +34,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..ops.launch import SUM_TILE, Call
+from ..ops.bands import BandedGradTile, BandedTile, banded_steps
+from ..ops.launch import BANDS_BLOCK, SUM_TILE, Call
 from ..ops.plan import GemmTile, RowsTile
 from .configurations import TARGETS, Configuration, Target, configurations
 
@@ -312,7 +313,7 @@ def entry_of(configuration: Configuration, target: Target, built: Build) -> Entr
 
 
 def _work_of_a_program(configuration: Configuration) -> tuple[int, int]:
-    """(result elements, multiply-adds) of one program; sum_partials adds where others multiply."""
+    """(result elements, multiply-adds) of one program; two kernels add or copy where others do."""
     plan, geometry = configuration.plan, configuration.geometry
     tile, taps = plan.tile, geometry.R * geometry.S
     if configuration.kernel == "sum_partials":
@@ -321,6 +322,12 @@ def _work_of_a_program(configuration: Configuration) -> tuple[int, int]:
         call = configuration.call().arguments
         steps = call["SPLIT_ROWS"] * -(-call["Q"] // call["BLOCK_Q"])
         return call["BLOCK_S"], call["BLOCK_S"] * call["BLOCK_Q"] * steps
+    if configuration.kernel == "build_bands":
+        return BANDS_BLOCK, BANDS_BLOCK
+    if isinstance(tile, BandedTile | BandedGradTile):
+        m, n, k = tile.gemm
+        outputs = tile.BLOCK_R * tile.BLOCK_I if isinstance(tile, BandedGradTile) else m * n
+        return outputs, m * n * k * _steps(configuration)
     if isinstance(tile, GemmTile):
         outputs = tile.BLOCK_M * tile.BLOCK_N
         return outputs, outputs * _steps(configuration) * tile.BLOCK_K
@@ -336,6 +343,8 @@ def _work_of_a_program(configuration: Configuration) -> tuple[int, int]:
 def _steps(configuration: Configuration) -> int:
     """Steps of a GEMM's reduction in one program, as its kernel counts them."""
     plan, geometry = configuration.plan, configuration.geometry
+    if isinstance(plan.tile, BandedTile | BandedGradTile):
+        return plan.split_strips or banded_steps(geometry, plan.tile)
     if not isinstance(plan.tile, GemmTile):
         raise TypeError(f"{configuration.name} is no GEMM")
     block, taps = plan.tile.BLOCK_K, geometry.R * geometry.S

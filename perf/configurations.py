@@ -13,11 +13,14 @@ from typing import Any
 
 import torch
 
+from ..ops.bands import AnyBandedTile, BandedGradTile, BandedTile
 from ..ops.facts import NARROW_LIMIT
 from ..ops.geometry import Geometry
 from ..ops.lag_launch import lag_sums_calls
 from ..ops.launch import Call, dgrad_call, fprop_call, wgrad_calls
 from ..ops.plan import (
+    BANDED_GRAD_TILES,
+    BANDED_TILES,
     DEVICES,
     GEMM_TILES,
     LIMITS,
@@ -28,6 +31,7 @@ from ..ops.plan import (
     Layout,
     Plan,
     Tile,
+    banded_tiles,
     plan_dgrad_frame,
     plan_fprop,
     plan_wgrad,
@@ -215,6 +219,22 @@ FRAME_CASES = {
     ),
 }
 
+#: For banded kernels: rows on a step of 16 bytes, rows that are not, and no simple address at all.
+BANDED_CASES = {
+    "image31": Case(Geometry(1, 1, 4096, 4096, 1, 31, 31, padding=((15, 15), (15, 15)))),
+    "planes27": Case(
+        Geometry(32, 512, 14, 14, 512, 27, 27, padding=((13, 13), (13, 13)), groups=512), bias=True
+    ),
+    "odd": Case(
+        Geometry(
+            311, 14, 1031, 1033, 14, 9, 12, padding=((5, 3), (4, 6)), groups=14, flip=True,
+            per_sample=True,
+        ),
+        channels_last=True,
+        bias=True,
+    ),
+}  # fmt: skip
+
 #: dtype and precision of the products in GEMM_TILES.
 PRODUCTS: dict[str, tuple[tuple[torch.dtype, str], ...]] = {
     "half": ((torch.bfloat16, "ieee"), (torch.float16, "ieee")),
@@ -233,8 +253,8 @@ class Configuration:
 
     Attributes:
         kernel: its name.
-        product: the row of GEMM_TILES, "" for kernels that are no GEMM.
-        case: a name in GEMM_CASES, STENCIL_CASES, ROWS_CASES or FRAME_CASES.
+        product: the row of GEMM_TILES or BANDED_TILES, "" for kernels without matrix units.
+        case: a name in one of the tables of cases.
         arguments: what that name stands for.
         plan: what the planner decides.
         dtype: of all tensors, but uint8 is only x's and the others are float32 then.
@@ -280,7 +300,8 @@ class Configuration:
         weight = torch.empty(geometry.weight_shape, dtype=dtype, device="meta")
         if plan.op == "fprop":
             bias = weight.new_empty(geometry.K) if self.arguments.bias else None
-            return fprop_call(x, weight, bias, y, geometry, plan, self.arguments.activation)
+            call = fprop_call(x, weight, bias, y, geometry, plan, self.arguments.activation)
+            return call.first if call.first and self.kernel == "build_bands" else call
         if plan.op.startswith("dgrad"):
             return dgrad_call(y, weight, None, x, geometry, plan)
         calls = list(wgrad_calls(x, y, weight, geometry, plan))
@@ -337,6 +358,7 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
                     yield _configuration(op, "", case, stencil, dtype, "ieee")
     yield from _rows(target, thin)
     yield from _frames(target, thin)
+    yield from _banded(target, thin)
     yield from _tuned(target)
     yield from _sums()
     yield from _lags(target, thin)
@@ -382,6 +404,34 @@ def _frames(target: Target, thin: bool) -> Iterator[Configuration]:
                 yield Configuration(plan.kernel, "", name, case, plan, dtype)
 
 
+def _banded(target: Target, thin: bool) -> Iterator[Configuration]:
+    """Banded kernels; dgrad runs fprop's, with the window turned, so it is not listed.
+
+    Of each tile, thin has one case and type on one of the targets.
+    """
+    turn = list(TARGETS).index(target.name)
+    tables: list[tuple[str, str, AnyBandedTile]] = []
+    tables += [("fprop", p, tile) for p, tiles in BANDED_TILES.items() for tile in tiles]
+    tables += [("wgrad", p, tile) for p, tiles in BANDED_GRAD_TILES.items() for tile in tiles]
+    for j, (op, product, tile) in enumerate(tables):
+        if product == "tf32x3" and target.is_amd:
+            continue  # planned as ieee
+        found = []
+        for name, case in BANDED_CASES.items():
+            if op == "fprop" and tile not in banded_tiles(product, case.wide):
+                continue
+            for dtype, precision in PRODUCTS[product]:
+                found.append(_configuration(op, product, name, tile, dtype, precision))
+        if product == "tf32":
+            found.append(replace(found[0], dtype=torch.uint8))
+        if j == 0:
+            found += [replace(made, kernel="build_bands", product="") for made in found]
+        if not thin:
+            yield from found
+        elif (j + 1) % len(TARGETS) == turn:  # the first for the target that is tuned for first
+            yield found[j % len(found)]
+
+
 def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:
     """The tiles that an operator may be planned with, each with the cases it is planned for."""
     if op == "wgrad":
@@ -398,7 +448,8 @@ def _configuration(
     op: str, product: str, name: str, tile: Tile, dtype: torch.dtype, precision: str
 ) -> Configuration:
     is_gemm = isinstance(tile, GemmTile)
-    case = (GEMM_CASES if is_gemm else STENCIL_CASES)[name]
+    is_banded = isinstance(tile, BandedTile | BandedGradTile)
+    case = (GEMM_CASES if is_gemm else BANDED_CASES if is_banded else STENCIL_CASES)[name]
     plan = plan_with_tile(
         op,
         _geometry(op, case),
@@ -418,9 +469,12 @@ def _tuned(target: Target) -> Iterator[Configuration]:
         is_gemm = isinstance(tile, GemmTile)
         product = key.precision if dtype == torch.float32 else "half"
         product = "float64" if dtype == torch.float64 else product
+        is_banded = isinstance(tile, BandedTile | BandedGradTile)
         name = "dense" if is_gemm else "depthwise" if key.channels_last else "image"
-        precision = key.precision if is_gemm else "ieee"
-        made = _configuration(key.op, product * is_gemm, name, tile, dtype, precision)
+        name = "image31" if is_banded else name
+        on_matrix_unit = is_gemm or is_banded
+        precision = key.precision if on_matrix_unit else "ieee"
+        made = _configuration(key.op, product * on_matrix_unit, name, tile, dtype, precision)
         launch = f"w{tile.num_warps}-s{tile.num_stages}"
         yield replace(made, case=f"{name}-tuned-{launch}")
 

@@ -27,12 +27,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from ..ops import ArgumentError
+from ..ops.bands import BandedGradTile, BandedTile, banded_steps, bands_shape
 from ..ops.explain import device_named
 from ..ops.facts import NARROW_LIMIT
 from ..ops.geometry import Geometry
@@ -149,8 +151,12 @@ def predict(
     waves = -(-plan.grid // sms)
     fill = plan.grid / (waves * sms) if plan.grid else 1.0
     device_bytes = compulsory + _spilled(plan, geometry, sizes, waves, device)
-    if plan.splits > 1:  # partial sums are written and read
-        device_bytes += 2 * plan.splits * geometry.weight_numel * max(4, operand.itemsize)
+    if plan.partials > 1:  # partial sums are written and read
+        device_bytes += 2 * plan.partials * geometry.weight_numel * max(4, operand.itemsize)
+
+    if isinstance(plan.tile, BandedTile):  # bands are written and read
+        turned = geometry.adjoint() if op == "dgrad" else geometry
+        device_bytes += 2 * math.prod(bands_shape(turned, plan.tile)) * operand.itemsize
 
     rate = device.flops_per_second[_unit(plan, operand)]
     fastest = device.flops_per_second[_fastest_unit(operand, precision)]
@@ -163,7 +169,9 @@ def predict(
     }
     bound = max(times, key=lambda unit: times[unit])
     needed = 3 if precision == "tf32x3" and operand == torch.float32 else 1
-    roofline = max(compulsory / device.bandwidth, needed * geometry.flops / fastest)
+    # A banded plan may leave out taps that lie in the padding: nobody has to do those.
+    macs = min(geometry.macs, work.macs)
+    roofline = max(compulsory / device.bandwidth, needed * 2 * macs / fastest)
     read = sizes[_READ[op][0]] + sizes[_READ[op][1]]
     return Prediction(
         workload=name,
@@ -178,7 +186,7 @@ def predict(
         device_bytes=device_bytes,
         load_bytes=work.load_bytes,
         reread=work.load_bytes / max(1, read),
-        waste=work.macs / max(1, geometry.macs),
+        waste=work.macs / max(1, macs),
         fill=fill,
         memory_us=times["memory"] * 1e6,
         load_us=times["loads"] * 1e6,
@@ -233,6 +241,12 @@ def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
             plan.grid * steps * bytes_a_step,
             plan.grid * steps * tile.BLOCK_M * tile.BLOCK_N * tile.BLOCK_K,
         )
+    if isinstance(tile, BandedTile | BandedGradTile):
+        turned = g.adjoint() if plan.op == "dgrad" else g
+        m, n, k = tile.gemm
+        steps = plan.grid * k * (plan.split_strips or banded_steps(turned, tile))
+        sizes = (itemsize, x_bytes) if plan.op == "wgrad" else (first, itemsize)
+        return _Work(steps * (m * sizes[0] + n * sizes[1]), steps * m * n)
     blocks = {name: size for name, size in vars(tile).items() if name.startswith("BLOCK")}
     if isinstance(tile, RowsTile):
         lanes = tile.BLOCK_Q * tile.BLOCK_C
@@ -265,7 +279,7 @@ def _spilled(
         # The programs that read the same pixels have neighbouring ids. If they are more than a
         # wave and their pixels do not stay in L2, every wave of them reads those again.
         batches = geometry.N if geometry.per_sample else 1
-        if isinstance(plan.tile, GemmTile):
+        if isinstance(plan.tile, GemmTile | BandedGradTile):
             sharers = plan.grid // (plan.splits * geometry.groups * batches)
         else:
             sharers = geometry.R * geometry.S * geometry.group_C
@@ -283,7 +297,7 @@ def _unit(plan: Plan, dtype: torch.dtype) -> str:
     """Which of a device's rates the plan's kernel runs at."""
     if dtype == torch.float64:
         return "float64"
-    if not isinstance(plan.tile, GemmTile):
+    if plan.family not in ("gemm", "banded"):
         return "fma"
     if dtype in (torch.float16, torch.bfloat16):
         return "half"

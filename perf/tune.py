@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from ..ops import ArgumentError
+from ..ops.bands import BandedGradTile, BandedTile
 from ..ops.explain import device_named
 from ..ops.plan import (
     DEVICES,
@@ -204,6 +205,19 @@ def candidates(job: Job, device: Device) -> list[Plan]:
             StencilTile(m, c, warps)
             for m, c, warps in sizes
             if 128 <= m * c <= 4096 and c < 2 * channels
+        )
+    elif isinstance(tile_of_table, BandedTile):
+        extents = itertools.product(
+            (16, 32, 64, 128, 256), (2, 4, 8, 16), (8, 16, 32), (16, 32, 64), (4, 8), (2, 3, 4)
+        )
+        tiles = (BandedTile(*t) for t in extents)
+    elif isinstance(tile_of_table, BandedGradTile):
+        width = tile_of_table.BLOCK_W
+        steps = itertools.product((4, 8, 16, 32), (16, 32, 64, 128), (16, 32, 64), (4, 8), (2, 3))
+        tiles = (
+            BandedGradTile(r, i, step // width, width, warps, stages)
+            for r, i, step, warps, stages in steps
+            if step >= width and r < 2 * geometry.R
         )
     else:
         channels = geometry.K * (1 if job.op == "wgrad" else geometry.N)

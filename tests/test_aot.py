@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
+from tricorr.ops.bands import BandedGradTile
 from tricorr.ops.facts import layout_of
 from tricorr.ops.geometry import Geometry
 from tricorr.ops.plan import Layout, _rows_limits, plan_dgrad, plan_fprop, plan_wgrad
@@ -143,7 +145,7 @@ def _need_tools(target):
 def _random_geometry(rng):
     groups = rng.choice([1, 1, 1, 2, 8, 32])
     group_c, group_k = (rng.choice([1, 2, 3, 8, 16, 24, 32, 64, 256]) for _ in range(2))
-    R, S = (rng.choice([1, 1, 2, 3, 5, 7]) for _ in range(2))
+    R, S = (rng.choice([1, 1, 2, 3, 5, 7, 13]) for _ in range(2))
     H, W = (rng.choice([7, 14, 33, 56, 224, 1024]) for _ in range(2))
     return Geometry(
         rng.choice([1, 2, 8, 32, 256, 2048]),
@@ -163,8 +165,21 @@ def _random_geometry(rng):
 def _key(plan, dtype):
     # The same tile may serve two kinds of product: float64's and exact float32's.
     precision = "float64" if dtype == torch.float64 else plan.precision
-    product = precision if plan.family == "gemm" else ""
+    product = precision if plan.family in ("gemm", "banded") else ""
     return plan.op, plan.tile, plan.one_tap, plan.wide, product
+
+
+def _table_tile(plan):
+    """The tile as the table has it: the steps of a weight gradient are as wide as the image."""
+    if not isinstance(plan.tile, BandedGradTile):
+        return plan.tile
+    step = plan.tile.BLOCK_H * plan.tile.BLOCK_W
+    return replace(plan.tile, BLOCK_H=1, BLOCK_W=step)
+
+
+def _every_banded():
+    for target in TARGETS.values():
+        yield from (c for c in configurations(target) if c.plan.family == "banded")
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -176,6 +191,7 @@ def test_nothing_that_the_planner_chooses_is_left_out(name):
         for c in configurations(target, thin=True)
         if c.kernel not in ("sum_partials", "lag_sums")
     }
+    banded = {(c.plan.op, _table_tile(c.plan), c.plan.wide) for c in _every_banded()}
     here = {c.plan.tile for c in configurations(TARGETS[name], thin=True)}
     seen, rows = 0, []
     for _ in range(600):
@@ -193,6 +209,10 @@ def test_nothing_that_the_planner_chooses_is_left_out(name):
             try:
                 plan = planner(geometry, dtype, layout, device, precision)
             except ValueError:  # more programs than a launch can have
+                continue
+            if plan.family == "banded":
+                op = "wgrad" if plan.op == "wgrad" else "fprop"
+                assert (op, _table_tile(plan), plan.wide) in banded, plan
                 continue
             if plan.family == "rows":
                 rows.append((plan, geometry))

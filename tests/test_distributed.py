@@ -133,7 +133,7 @@ def activated(mesh_size, splits):
 
 
 def test_activations_wait_for_partial_sums(ranks):
-    ranks(activated, 2, ["batch", "rows", "filters", "channels"])
+    ranks(activated, 4, ["batch", "rows", "filters", "channels"])
 
 
 # Not huge_padding: a share has less than 2**31 outputs but all of that padding, and the kernels

@@ -20,6 +20,7 @@ import torch
 from closeness import operands, run
 
 from tricorr.ops import geometry_of
+from tricorr.ops.bands import BandedGradTile, BandedTile
 from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, GemmTile, RowsTile, plan_with_tile
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and mprotect")
@@ -86,6 +87,7 @@ LEFTOVER = {
     "gemm": geometry_of((2, 17, 5, 6), (19, 17, 3, 2), (2, 1), ((2, 1), (1, 1))),
     "stencil": geometry_of((2, 6, 5, 6), (9, 2, 3, 2), (1, 2), ((1, 2), (1, 1)), groups=3),
     "rows": geometry_of((2, 3, 9, 21), (3, 1, 3, 2), padding=((1, 0), (1, 2)), groups=3),
+    "banded": geometry_of((2, 3, 5, 19), (3, 1, 4, 6), padding=((1, 2), (3, 1)), groups=3),
     "per_sample": geometry_of((2, 3, 5, 6), (2, 5, 3, 2, 2), padding=((1, 1), (0, 1)), flip=True),
     "reflected_gemm": geometry_of((2, 17, 5, 6), (18, 17, 3, 2), (2, 1), ((2, 1), (1, 1)),
                                   padding_mode="reflect"),
@@ -98,6 +100,7 @@ TILES = {
     "gemm": GEMM_TILES["ieee"][-1],
     "stencil": STENCIL_TILES[2],
     "rows": RowsTile(2, 8, 2),
+    "banded": BandedTile(8, 4, 8, 64, 4, 1),
     "per_sample": STENCIL_TILES[2],
     "reflected_gemm": GEMM_TILES["ieee"][-1],
     "replicated_stencil": STENCIL_TILES[2],
@@ -113,6 +116,8 @@ def test_no_kernel_leaves_its_tensors(op, name, at_end, monkeypatch):
     from tricorr.ops import launch
 
     geometry, tile = LEFTOVER[name], TILES[name]
+    if (name, op) == ("banded", "wgrad"):
+        tile = BandedGradTile(8, 16, 4, 2, 4, 1)
     shapes = (geometry.x_shape, geometry.weight_shape, (geometry.K,), geometry.y_shape)
     args = operands(op, *(guarded(torch.randn(shape), at_end) for shape in shapes))
     plans = [
@@ -159,24 +164,24 @@ def far_apart(tensor):
     return storage.as_strided(tensor.shape, (1, 1, 2**30, 1)).copy_(tensor)
 
 
-# The channel counts choose the family.
+# The channel counts, the window and its gaps choose the family.
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
-@pytest.mark.parametrize("family", ["gemm", "rows", "stencil"])
+@pytest.mark.parametrize("family", ["gemm", "rows", "stencil", "banded"])
 def test_offsets_past_32_bits(op, family):
     from tricorr.ops import launch
 
     wide_channels = 16 if family == "gemm" else 1
-    more = 2 if family == "stencil" else 0  # taps on each side, too many for rows
+    more = 2 if family in ("stencil", "banded") else 0  # taps on each side, too many for rows
+    gap = 2 if family == "stencil" else 1
     C, K = (wide_channels, 1) if op == "dgrad" else (1, wide_channels)
-    if op == "wgrad":
-        geometry = geometry_of(
-            (1, 1, 3, 3), (K, 1, 4 + 2 * more, 4 + 2 * more), padding=((1 + more, 2 + more),) * 2
-        )
-    else:
-        geometry = geometry_of(
-            (1, C, 3, 3), (K, C, 5 + 2 * more, 5 + 2 * more), padding=((2 + more, 2 + more),) * 2
-        )
+    before, after = (1, 2) if op == "wgrad" else (2, 2)
+    geometry = geometry_of(
+        (1, C, 3, 3),
+        (K, C, *(before + after + 1 + 2 * more,) * 2),
+        padding=(((before + more) * gap, (after + more) * gap),) * 2,
+        dilation=(gap, gap),
+    )
     shapes = (geometry.x_shape, geometry.weight_shape, (geometry.K,), geometry.y_shape)
     tensors = [torch.randn(shape).half() for shape in shapes]
     near = operands(op, *tensors)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tricorr.ops import geometry_of
+from tricorr.ops.bands import BandedTile
 from tricorr.ops.plan import DEVICES, INTERPRETER, GemmTile, StencilTile, plan_with_tile
 from tricorr.perf import model
 from tricorr.perf.workloads import OPS, SUITES, WORKLOADS
@@ -97,6 +98,17 @@ def test_three_products_take_three_times_as_long():
     plan = replace(plan, precision="tf32x3")
     thrice = model.predict(layer, "fprop", torch.float32, H200, precision="tf32x3", plan=plan)
     assert thrice.arithmetic_us == pytest.approx(3 * once.arithmetic_us)
+
+
+def test_a_banded_plan_counts_its_zeros_and_leaves_out_rows_in_the_padding():
+    image = geometry_of((1, 1, 1024, 1024), (1, 1, 9, 9), padding=((4, 4), (4, 4)))
+    plan = plan_with_tile("fprop", image, BandedTile(128, 8, 16, 64, 8, 3))
+    found = model.predict(image, "fprop", torch.bfloat16, H200, plan=plan)
+    # 16 rows of 32 columns for 8x16 outputs: 24 for the window and its block, aligned to 8.
+    assert found.waste == pytest.approx(16 * 32 / 81)
+    assert found.load_bytes == 2 * plan.grid * 16 * 32 * (128 + 128)
+    small = geometry_of((64, 64, 14, 14), (64, 1, 27, 27), padding=((13, 13), (13, 13)), groups=64)
+    assert model.predict(small, "dgrad", torch.bfloat16, H200).arithmetic_us < 1
 
 
 def test_a_device_without_a_datasheet_is_refused():

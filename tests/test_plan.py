@@ -7,6 +7,7 @@ import torch
 from cases import CASES, DTYPES
 
 from tricorr.ops import ArgumentError, geometry_of, plan
+from tricorr.ops.bands import BandedGradTile, BandedTile, grad_strips
 from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, Device, GemmTile, Layout, RowsTile
 
 DEVICES = (plan.INTERPRETER, Device("a GPU", "90", 132), Device("another GPU", "gfx942", 304))
@@ -15,6 +16,9 @@ LARGE = {
     "large_gemm": geometry_of((32, 256, 56, 56), (256, 256, 3, 3), padding=((1, 1), (1, 1))),
     "large_depthwise": geometry_of((32, 256, 56, 56), (256, 1, 3, 3), groups=256),
     "large_image": geometry_of((1, 1, 8192, 8192), (1, 1, 5, 5)),
+    "large_window": geometry_of(
+        (4, 8, 99, 128), (8, 1, 31, 15), padding=((15, 15), (7, 7)), groups=8
+    ),
     "large_per_sample": geometry_of((8, 3, 512, 512), (8, 32, 3, 3, 3)),
 }
 ALL = CASES | LARGE
@@ -32,6 +36,10 @@ def plans(op, geometry):
 def results_of_a_program(op, geometry, tile):
     if isinstance(tile, GemmTile):
         return tile.BLOCK_M * tile.BLOCK_N
+    if isinstance(tile, BandedTile):
+        return tile.BLOCK_M * tile.BLOCK_P * tile.BLOCK_Q
+    if isinstance(tile, BandedGradTile):
+        return tile.BLOCK_R * tile.BLOCK_I
     if isinstance(tile, RowsTile):
         outputs = geometry.R * geometry.S if op == "wgrad" else tile.BLOCK_P * tile.BLOCK_Q
         return tile.BLOCK_C * outputs
@@ -53,8 +61,12 @@ def test_splits_cover_every_pixel_and_none_is_empty(name):
     g = ALL[name]
     pixels = g.P * g.Q * (1 if g.per_sample else g.N)
     for dtype, p in plans("wgrad", g):
-        partials = p.splits * g.weight_numel * (8 if dtype == torch.float64 else 4)
+        partials = p.partials * g.weight_numel * (8 if dtype == torch.float64 else 4)
         assert p.splits == 1 or partials <= plan.MAX_WORKSPACE
+        if p.family == "banded":
+            strips = grad_strips(g, p.tile)
+            assert (p.splits - 1) * p.split_strips < strips <= p.splits * p.split_strips
+            continue
         if p.family == "rows":
             columns, rows = -(-g.Q // p.tile.BLOCK_Q), -(-g.P // p.tile.BLOCK_P)
             strips = columns * rows * (1 if g.per_sample else g.N)
@@ -79,8 +91,8 @@ def test_many_channels_take_the_gemm_one_the_rows_and_others_the_stencil(op, nam
     for _, p in plans(op, g):
         assert (p.family == "gemm") == (shorter >= plan.GEMM_MIN)
         assert p.family != "rows" or plan.has_rows_kernel(op, g)
-        turned = op == "dgrad" and p.family == "rows"
-        assert p.kernel == ("fprop_rows" if turned else f"{op}_{p.family}")
+        turned = op == "dgrad" and p.family in ("rows", "banded")
+        assert p.kernel == f"{'fprop' if turned else op}_{p.family}"
 
 
 @pytest.mark.parametrize("op", PLANNERS)
@@ -91,7 +103,7 @@ def test_depthwise_takes_the_rows_unless_lanes_are_channels(op, last):
     assert p.family == ("stencil" if last else "rows")
 
 
-def test_a_window_too_large_to_unroll_takes_the_stencil():
+def test_a_window_too_large_to_unroll_takes_the_stencil_without_matrix_units():
     for window, steps in ((8, {}), (3, {"dilation": (50, 1)})):
         g = geometry_of((1, 1, 512, 512), (1, 1, window, window), **steps)
         assert plan.plan_fprop(g, torch.float32, Layout(), plan.INTERPRETER).family == "stencil"
@@ -102,7 +114,7 @@ def test_a_window_too_large_to_unroll_takes_the_stencil():
 def test_plans_come_from_the_tables_print_and_hash(op, name):
     tiles = {tile for table in GEMM_TILES.values() for tile in table} | set(STENCIL_TILES)
     for _, p in plans(op, ALL[name]):
-        assert p.tile in tiles or p.family == "rows"
+        assert p.tile in tiles or p.family in ("rows", "banded")
         assert p in {p}
         assert str(p).startswith(f"Plan(op='{op}', tile=")
         assert op == "wgrad" or p.splits == 1

@@ -1,0 +1,43 @@
+"""First pass of a banded forward: every filter of one channel as a matrix with a band.
+
+    bands[n,k,q,row,i] = weight[n,k,0,r,s] if that tap exists, else 0
+    r = row - (BLOCK_P - 1)        s = i + SHIFT - q
+
+q is a column of a block of BLOCK_P x BLOCK_Q outputs, i a column of the COLUMNS input columns that
+the block reads. Rows of zeros above and below the window are for the outputs of a block that a row
+of the input is out of reach for: see fprop_banded. A number is copied or zero, nothing is summed.
+"""
+
+import triton
+import triton.language as tl
+
+from .indexing import next_digit, widen
+
+
+@triton.jit
+def build_bands(
+    weight_ptr, bands_ptr,
+    ELEMENTS, GROUPS, GROUP_K,
+    weight_stride_n, weight_stride_k, weight_stride_r, weight_stride_s,
+    R: tl.constexpr, S: tl.constexpr,
+    SHIFT: tl.constexpr, COLUMNS: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    element = widen(tl.program_id(0), WIDE) * BLOCK_E + tl.arange(0, BLOCK_E)  # [BLOCK_E]
+    i, line = next_digit(element, COLUMNS)
+    row, line = next_digit(line, R + 2 * (BLOCK_P - 1))
+    q, line = next_digit(line, BLOCK_Q)
+    k, n = next_digit(line, GROUPS * GROUP_K)
+    r = row - (BLOCK_P - 1)
+    s = i + SHIFT - q
+    tap = tl.load(
+        weight_ptr
+        + n * weight_stride_n
+        + k * weight_stride_k
+        + r * weight_stride_r
+        + s * weight_stride_s,
+        mask=(element < ELEMENTS) & (r >= 0) & (r < R) & (s >= 0) & (s < S),
+        other=0.0,
+    )  # [BLOCK_E]
+    tl.store(bands_ptr + element, tap, mask=element < ELEMENTS)

@@ -1,0 +1,202 @@
+"""Banded kernels: every kind of window, block, step and alignment, and when they are planned."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import DTYPES, tensors, whole_numbers
+from closeness import check, operands, run, to_numpy, truth
+
+from tricorr.ops import geometry_of, plan
+from tricorr.ops.bands import COLUMN_STEP, BandedGradTile, BandedTile, band_of
+from tricorr.ops.plan import Layout, plan_with_tile
+
+
+def image(H, W, R, S, padding=(0, 0), N=1, C=1, **more):
+    """C planes, each with a window of its own; padding (rows, columns), the same on both sides."""
+    sides = tuple(p if isinstance(p, tuple) else (p, p) for p in padding)
+    weight = (N, C, 1, R, S) if more.pop("per_sample", False) else (C, 1, R, S)
+    return geometry_of((N, C, H, W), weight, padding=sides, groups=C, **more)
+
+
+GEOMETRIES = {
+    # Several blocks along every axis, the last of each with something left over.
+    "prime_sizes": image(11, 29, 5, 11, (2, 5)),
+    "rows_on_a_step": image(9, 40, 3, 9, (1, 4)),
+    "even_window": image(7, 19, 4, 8, ((1, 2), (3, 4))),
+    "planes": image(5, 17, 3, 5, (1, 2), N=2, C=3),
+    "depthwise_of_small_planes": image(7, 7, 13, 13, (6, 6), N=3, C=2),
+    "window_exceeds_image_but_padded": image(4, 5, 9, 11, (4, 5), N=2),
+    "pad_exceeds_window": image(3, 19, 2, 3, ((3, 4), (5, 2))),
+    "cropped": image(9, 31, 3, 4, ((-1, 0), (-9, -2))),
+    "cropped_to_a_block": image(9, 31, 3, 4, ((-1, 0), (-17, -2))),
+    "one_row": image(1, 33, 1, 9, (0, 4), N=2),
+    "one_column": image(33, 1, 9, 1, (4, 0), N=2),
+    "one_output": image(5, 9, 5, 9),
+    "one_tap": image(3, 17, 1, 1),
+    "only_padding_is_seen": image(2, 2, 1, 1, ((0, 0), (3, 4))),
+    "flipped": image(5, 19, 3, 6, (1, 2), C=2, flip=True),
+    "per_sample": image(5, 11, 3, 4, (1, 1), N=3, C=2, per_sample=True),
+}
+GEOMETRIES |= {
+    "reflected": image(7, 19, 4, 8, ((3, 2), (3, 4)), padding_mode="reflect"),
+    "replicated": image(3, 9, 6, 7, ((4, 2), (11, 4)), C=2, padding_mode="replicate"),
+    "circular_planes": image(5, 8, 3, 5, (5, 8), N=2, C=3, padding_mode="circular"),
+}
+#: The input gradient is a banded kernel for none of these.
+MORE = {
+    "multiplier": geometry_of((2, 2, 3, 13), (4, 1, 3, 5), padding=((1, 1), (2, 2)), groups=2),
+    "filters_of_one_image": geometry_of((1, 1, 7, 12), (2, 1, 3, 5)),
+}
+TILES = [BandedTile(8, 2, 8, 64, 4, 1), BandedTile(4, 4, 16, 128, 4, 1)]
+GRAD_TILES = [BandedGradTile(4, 16, 8, 2, 4, 1), BandedGradTile(8, 8, 4, 4, 4, 1)]
+# The input gradient runs the same kernel, so each of its cases gets one of the tiles.
+CASES = [
+    pytest.param("fprop_bias", geometry, tile, id=f"fprop_bias-{name}-{tile.BLOCK_M}")
+    for name, geometry in (GEOMETRIES | MORE).items()
+    for tile in TILES
+] + [
+    pytest.param("dgrad", geometry, TILES[i % 2], id=f"dgrad-{name}")
+    for i, (name, geometry) in enumerate(GEOMETRIES.items())
+]
+
+
+def forced(op, geometry, tile, args, *, splits=1, wide=False, **options):
+    from tricorr.ops import launch
+
+    name = op.removesuffix("_bias")
+    chosen = plan_with_tile(
+        name, geometry, tile, splits=splits, wide=wide, precision=options.get("precision", "ieee")
+    )
+    actual = run(op, args, geometry, launch, plan=chosen)
+    return check(op, args, geometry, actual=actual, **options)
+
+
+@pytest.mark.parametrize(("op", "geometry", "tile"), CASES)
+def test_every_window_and_block(kernel_backend, op, geometry, tile):
+    args = operands(op, *tensors(geometry, torch.float16, kernel_backend.device))
+    forced(op, geometry, tile, args, wide=tile is TILES[1])
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("name", GEOMETRIES | MORE)
+def test_weight_gradient_of_every_window_and_block(kernel_backend, name, splits):
+    geometry = (GEOMETRIES | MORE)[name]
+    args = operands("wgrad", *tensors(geometry, torch.float16, kernel_backend.device))
+    forced("wgrad", geometry, GRAD_TILES[splits % 2], args, splits=splits, wide=splits == 3)
+
+
+@pytest.mark.parametrize("dtype", [t for t in DTYPES if t != torch.float64], ids=str)
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
+def test_every_dtype(kernel_backend, op, dtype):
+    geometry = GEOMETRIES["planes"]
+    args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
+    tile = GRAD_TILES[0] if op == "wgrad" else TILES[0]
+    precision = "tf32x3" if dtype == torch.float32 else "ieee"
+    forced(op, geometry, tile, args, precision=precision)
+
+
+@pytest.mark.parametrize("op", ["fprop_bias", "wgrad"])
+def test_bytes_in(kernel_backend, op):
+    geometry = GEOMETRIES["prime_sizes"]
+    x, *others = tensors(geometry, torch.float32, kernel_backend.device)
+    x = (x * 100).abs().to(torch.uint8)
+    tile = GRAD_TILES[0] if op == "wgrad" else TILES[0]
+    forced(op, geometry, tile, operands(op, x, *others), precision="tf32")
+
+
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
+@pytest.mark.parametrize("layout", ["channels_last", "rows_apart", "shifted"])
+def test_every_alignment(kernel_backend, op, layout):
+    geometry = image(4, 24, 3, 9, (1, 4), C=2)
+    x, weight, bias, dy = tensors(geometry, torch.float16, kernel_backend.device, whole_numbers)
+    x, dy = (_laid_out(t, layout) for t in (x, dy))
+    args = operands(op, x, weight, bias, dy)
+    actual = forced(op, geometry, GRAD_TILES[1] if op == "wgrad" else TILES[0], args)
+    expected = torch.from_numpy(truth(op, args, geometry))  # whole numbers: no error at all
+    assert to_numpy(actual).tolist() == expected.to(actual.dtype).double().tolist()
+
+
+def _laid_out(tensor, layout):
+    if layout == "channels_last":
+        return tensor.to(memory_format=torch.channels_last)
+    N, C, H, W = tensor.shape
+    width = W + 4 if layout == "rows_apart" else W
+    storage = tensor.new_full((N, C, H, width + 3), torch.nan)
+    seen = storage[..., :W] if layout == "rows_apart" else storage[..., 3:]
+    return seen.copy_(tensor)
+
+
+def test_what_alignment_the_kernel_is_told():
+    from tricorr.ops.launch import _alignment
+
+    aligned = torch.empty(2, 3, 4, 24, dtype=torch.float16)
+    assert _alignment(aligned) == 8
+    assert _alignment(aligned.float()) == 4
+    assert _alignment(aligned[..., :12]) == 4  # the width: masks end there
+    assert _alignment(aligned[..., 4:]) == 1
+    assert _alignment(aligned[:, :, :, ::2]) == 1
+    assert _alignment(aligned.to(memory_format=torch.channels_last)) == 1
+    assert _alignment(torch.empty(2, 3, 7, 7, dtype=torch.float16)) == 1
+    assert _alignment(torch.empty(1, 1, 1, 14, dtype=torch.float16)) == 2
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("tile", [*TILES, *GRAD_TILES], ids=lambda t: type(t).__name__)
+def test_a_band_holds_every_tap_of_every_column_inside_the_image(name, tile):
+    g = GEOMETRIES[name]
+    band = band_of(g, tile)
+    block = tile.BLOCK_Q if isinstance(tile, BandedTile) else COLUMN_STEP
+    assert band.columns % COLUMN_STEP == band.first % COLUMN_STEP == 0
+    for q in range(g.Q):
+        for s in range(g.S):
+            w = q - g.padding[1][0] + s
+            i = w - (q - q % block) - band.first
+            assert i + band.shift - q % block == s
+            assert 0 <= i < band.columns or not 0 <= w < g.W
+
+
+PLANNERS = {"fprop": plan.plan_fprop, "dgrad": plan.plan_dgrad, "wgrad": plan.plan_wgrad}
+H200 = plan.DEVICES["h200"]
+
+
+def family(op, window, dtype=torch.bfloat16, precision="tf32", size=2048, last=False, **more):
+    pads = tuple((n // 2, (n - 1) // 2) for n in window)
+    g = replace(image(size, size, 1, 1, **more), R=window[0], S=window[1], padding=pads)
+    layout = Layout(channels_last=last)
+    return PLANNERS[op](g, dtype, layout, H200, precision).family
+
+
+@pytest.mark.parametrize("op", PLANNERS)
+def test_large_windows_are_banded_where_a_matrix_unit_multiplies_their_numbers(op):
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        for n in (9, 31, 63):
+            assert family(op, (n, n), dtype) == "banded"
+        assert family(op, (7, 7), dtype) == "rows"
+    assert family(op, (31, 31), torch.float32, "tf32x3") == "banded"
+    assert family(op, (31, 31), torch.float32, "ieee") == "stencil"
+    assert family(op, (31, 31), torch.float64) == "stencil"
+    assert family(op, (31, 31), last=True, C=64) == "banded"
+    for size, n in ((56, 31), (28, 29), (14, 27), (7, 13)):  # RepLKNet's
+        assert family(op, (n, n), size=size, C=128, N=32) == "banded"
+    assert family(op, (1, 2), last=True) == "stencil"
+
+
+@pytest.mark.parametrize("op", PLANNERS)
+def test_steps_and_gaps_are_not_banded(op):
+    for steps in ({"stride": (2, 1)}, {"dilation": (1, 2)}):
+        g = geometry_of((1, 1, 512, 512), (1, 1, 9, 9), **steps)
+        assert PLANNERS[op](g, torch.float16, Layout(), H200).family == "stencil"
+    several = geometry_of((1, 1, 512, 512), (3, 1, 9, 9))
+    found = PLANNERS[op](several, torch.float16, Layout(), H200).family
+    assert found == ("stencil" if op == "dgrad" else "banded")
+
+
+def test_bands_too_large_for_the_workspace_are_not_made(monkeypatch):
+    monkeypatch.setattr(plan, "MAX_WORKSPACE", 2**20)
+    plan.plan_fprop.cache_clear()
+    many = geometry_of((1, 512, 64, 64), (512, 1, 31, 31), groups=512)
+    assert plan.plan_fprop(many, torch.float16, Layout(), H200).family == "stencil"
+    plan.plan_fprop.cache_clear()
+    monkeypatch.undo()
+    assert plan.plan_fprop(many, torch.float16, Layout(), H200).family == "banded"
