@@ -9,7 +9,8 @@ forward mode and any order of both. The bias is the weight of an extra channel w
 one: its gradient is G again.
 
 Compilers trace the registered operators, whose derivatives are registered at the end of this file;
-eager mode runs the autograd.Functions, which also have forward-mode derivatives.
+eager mode and the transforms of torch.func run the autograd.Functions, which have forward-mode
+derivatives and rules for vmap too.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def correlate(
     activation: str = "none",
 ) -> torch.Tensor:
     """fprop, differentiable in x, weight and bias."""
-    if torch.compiler.is_compiling():
+    if _is_traced():
         return ops.fprop(x, weight, bias, geometry, precision, activation)
     if _is_unwatched(x, weight, bias):
         return CrossCorrelation2D.forward(x, weight, bias, geometry, precision, activation)
@@ -51,7 +52,7 @@ def input_gradient(
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """dgrad, differentiable in dy, weight and bias."""
-    if torch.compiler.is_compiling():
+    if _is_traced():
         return ops.dgrad(dy, weight, geometry, precision, bias)
     if _is_unwatched(dy, weight, bias):
         return InputGradient2D.forward(dy, weight, bias, geometry, precision)
@@ -62,11 +63,22 @@ def weight_gradient(
     x: torch.Tensor, dy: torch.Tensor, geometry: Geometry, precision: str
 ) -> torch.Tensor:
     """wgrad, differentiable in x and dy."""
-    if torch.compiler.is_compiling():
+    if _is_traced():
         return ops.wgrad(x, dy, geometry, precision)
     if _is_unwatched(x, dy):
         return WeightGradient2D.forward(x, dy, geometry, precision)
     return WeightGradient2D.apply(x, dy, geometry, precision)
+
+
+def _is_traced() -> bool:
+    """Whether a compiler reads along and can do so through the operators alone.
+
+    Inside torch.func's transforms it can not: an operator's derivative has no forward mode (its
+    tangents would be zero) and no transforms. The Functions there make Dynamo leave the graph.
+    """
+    if not torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
 
 
 def _is_unwatched(*tensors: torch.Tensor | None) -> bool:

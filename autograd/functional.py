@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import ops
 from ..ops import (
@@ -23,7 +25,23 @@ from ..ops.explain import Explanation, device_named
 from ..ops.explain import explain as explain_call
 from .function import correlate, input_gradient, weight_gradient
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
+
+def _overridable(function: _Function) -> _Function:
+    """Lets operands whose class has a __torch_function__ take the call, as PyTorch's own do."""
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if has_torch_function_variadic(*args, *kwargs.values()):
+            operands = (*args, *kwargs.values())
+            return handle_torch_function(checked, operands, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return checked  # type: ignore[return-value]
+
+
+@_overridable
 def corr2d(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -98,6 +116,7 @@ def corr2d(
     )
 
 
+@_overridable
 def convolve2d(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -138,6 +157,7 @@ def convolve2d(
     )
 
 
+@_overridable
 def corr_transpose2d(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -241,6 +261,7 @@ def corr_transpose2d(
     return y if input.dim() == 4 else y.squeeze(0)
 
 
+@_overridable
 def corr2d_input_grad(
     input_size: Sequence[int],
     weight: torch.Tensor,
@@ -283,6 +304,7 @@ def corr2d_input_grad(
     return input_gradient(grad_output, weight, geometry, _precision(weight, precision))
 
 
+@_overridable
 def corr2d_weight_grad(
     input: torch.Tensor,
     weight_size: Sequence[int],
