@@ -157,6 +157,20 @@ def every_mesh():
         check_operators(geometry, (x, weights, bias, dy), expected)
 
 
+def sharded_photograph():
+    mesh = init_device_mesh("cpu", (4,))
+    image = torch.randint(0, 256, (9, 7), dtype=torch.uint8)
+    kernel = torch.tensor([[1.0, 0.0, -1.0]] * 3)
+    result = tricorr.corr2d(
+        distribute_tensor(image, mesh, [Shard(0)]), sharded(kernel, mesh, WHOLE), padding=1
+    )
+    assert torch.equal(result.full_tensor(), tricorr.corr2d(image, kernel, padding=1))
+
+
+def test_bytes_of_a_photograph_travel(ranks):
+    ranks(sharded_photograph)
+
+
 def test_axes_of_a_mesh_combine(ranks):
     ranks(every_mesh)
 
@@ -311,6 +325,8 @@ def refusals():
     image = distribute_tensor(x, mesh, [Shard(2)])
     with pytest.raises(tricorr.ArgumentTypeError, match="weight is a plain tensor"):
         tricorr.corr2d(image, weight)
+    with pytest.raises(tricorr.ArgumentTypeError, match="x is a plain tensor"):
+        tricorr.corr2d(x, sharded(weight, mesh, WHOLE))
     geometry, everywhere = ops.geometry_of(x.shape, weight.shape), sharded(weight, mesh, WHOLE)
     with pytest.raises(tricorr.ArgumentTypeError, match="y is a plain tensor"):
         ops.dgrad(torch.randn(2, 4, 6, 6), everywhere, geometry)
