@@ -126,6 +126,7 @@ def exchange(
         [row * (end - first) for first, end in leaving],
         group,
     )
+    received = collectives.wait_tensor(received)
     pieces = list(received.split([row * (end - first) for first, end in coming]))
     for i, (first, end) in enumerate(coming):
         pieces[i] = pieces[i].view(*shape[:dim], end - first, *shape[dim + 1 :])

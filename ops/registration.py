@@ -50,7 +50,7 @@ def fprop(
         y (N, K, P, Q) in the weight's dtype and the memory format of x. Sums are kept in float32
         (float64 for float64) and rounded once.
     """
-    _learn_to_shard(x)
+    _learn_to_shard(x, weight)
     return torch.ops.tricorr.fprop(x, weight, bias, activation, *_steps(geometry), precision)
 
 
@@ -74,7 +74,7 @@ def dgrad(
     Returns:
         dx (N, C, H, W) in dtype and memory format of dy, summed as in fprop.
     """
-    _learn_to_shard(dy)
+    _learn_to_shard(dy, weight)
     size = (geometry.H, geometry.W)
     return torch.ops.tricorr.dgrad(dy, weight, bias, size, *_steps(geometry), precision)
 
@@ -94,16 +94,16 @@ def wgrad(
         dw, contiguous, shaped as the weight, in the dtype of dy. Pixels may be split into parts:
         partial sums are float32 (float64 for float64) and are added in a fixed order.
     """
-    _learn_to_shard(x)
+    _learn_to_shard(x, dy)
     shape = geometry.weight_shape
     return torch.ops.tricorr.wgrad(x, dy, shape, *_steps(geometry), precision)
 
 
-def _learn_to_shard(tensor: torch.Tensor) -> None:
+def _learn_to_shard(*tensors: torch.Tensor) -> None:
     """Registers the rules for DTensors (ops/sharding.py) when the first one comes."""
-    kind = type(tensor)
-    if kind is not torch.Tensor and kind.__module__.startswith("torch.distributed.tensor"):
-        from . import sharding  # noqa: F401
+    for kind in map(type, tensors):
+        if kind is not torch.Tensor and kind.__module__.startswith("torch.distributed.tensor"):
+            from . import sharding  # noqa: F401
 
 
 def _steps(

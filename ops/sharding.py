@@ -126,35 +126,36 @@ def _operator(
     activation = arguments[3] if name == "fprop" else "none"
     mesh = _common_mesh(name, operands, bias)
     splits = splits_of(name, operands, geometry)
+    dims = [split.dim(_RESULT[name], geometry) for split in splits]
+    placements = [
+        Replicate() if split is WHOLE else Partial() if dim is None else Shard(dim)
+        for split, dim in zip(splits, dims, strict=True)
+    ]
     with torch.no_grad():
         tensors = {
-            tensor: _local(operand, [s.dim(tensor, geometry) for s in splits])
+            tensor: _local(operand, [split.dim(tensor, geometry) for split in splits])
             for tensor, operand in zip(_OPERANDS[name], operands, strict=True)
         }
-        result_dims = [split.dim(_RESULT[name], geometry) for split in splits]
-        bias = (
-            None if bias is None else _local(bias, [0 if dim == 1 else None for dim in result_dims])
-        )
-        placements: list[Placement] = [
-            Replicate() if split is WHOLE else Partial() if dim is None else Shard(dim)
-            for split, dim in zip(splits, result_dims, strict=True)
-        ]
+        if bias is not None:
+            bias = _local(bias, [0 if dim == 1 else None for dim in dims])
+            bias = bias if _adds_bias(mesh, placements) else None
         partial_sums = any(place.is_partial() for place in placements)
         now, later = ("none", activation) if partial_sums else (activation, "none")
-        coordinate = mesh.get_coordinate()
-        if coordinate is None:  # this rank has no share
+        if mesh.get_coordinate() is None:  # this rank has no share
             result = operands[0].to_local().new_empty(0)
         else:
-            summed = [
-                i for place, i in zip(placements, coordinate, strict=True) if place.is_partial()
-            ]
-            bias = None if any(summed) else bias  # it is added once
             result = _share(name, tensors, bias, now, geometry, arguments, splits, mesh)
         shares = _distributed(name, result, operands[0], geometry, mesh, placements)
         if later == "none":
             return shares
         whole = [Replicate() if place.is_partial() else place for place in placements]
         return ACTIVATION_FUNCTIONS[later](shares.redistribute(placements=whole))
+
+
+def _adds_bias(mesh: DeviceMesh, placements: Sequence[Placement]) -> bool:
+    """Whether this rank adds the bias: of those with parts of one sum, the first."""
+    coordinate = mesh.get_coordinate() or [0] * mesh.ndim
+    return not any(i for i, place in zip(coordinate, placements, strict=True) if place.is_partial())
 
 
 def _common_mesh(name: str, operands: Sequence[Any], bias: Any) -> DeviceMesh:
@@ -200,31 +201,33 @@ def _share(
             padding[i] = axes(geometry)[i].padding_of(*rows)
             sizes[i] = (rows[0][1] - rows[0][0], rows[1][1] - rows[1][0])
     groups = geometry.groups // _ways(GROUPS, splits, mesh)
-    (H, P), (W, Q) = sizes
-    N = tensors[_OPERANDS[name][0]].shape[0]
-    C = tensors["x"].shape[1] if "x" in tensors else tensors["weight"].shape[-3] * groups
-    K = tensors["y"].shape[1] if "y" in tensors else tensors["weight"].shape[-4]
-    bank = (K, C // groups, geometry.R, geometry.S)
-    shapes = {
-        "x": (N, C, H, W),
-        "weight": (N, *bank) if geometry.per_sample else bank,
-        "y": (N, K, P, Q),
-    }
+    shapes = _shapes(tensors, geometry, groups, sizes)
+    operands = [tensors[tensor] for tensor in _OPERANDS[name]]
     shape = shapes[_RESULT[name]]
-    first = tensors[_OPERANDS[name][0]]
-    if 0 in (K, H, P, W, Q):  # a share that the operators would refuse
-        dtype = tensors[_OPERANDS[name][1]].dtype
-        nothing = torch.zeros(shape, dtype=dtype, device=first.device)
+    if 0 in (*shapes["x"][2:], *shapes["y"][1:]):  # a share that the operators would refuse
+        nothing = torch.zeros(shape, dtype=operands[1].dtype, device=operands[1].device)
         sums = nothing if bias is None else nothing + bias.view(-1, 1, 1)
         return ACTIVATION_FUNCTIONS[activation](sums)
     stride, _, dilation, _, flip, mode, precision = arguments[-7:]
     steps = (stride, (*padding[0], *padding[1]), dilation, groups, flip, mode, precision)
-    operands = [tensors[tensor] for tensor in _OPERANDS[name]]
     if name == "wgrad":
         return torch.ops.tricorr.wgrad(*operands, shape, *steps)
     if name == "dgrad":
-        return torch.ops.tricorr.dgrad(*operands, bias, (H, W), *steps)
+        return torch.ops.tricorr.dgrad(*operands, bias, shape[2:], *steps)
     return torch.ops.tricorr.fprop(*operands, bias, activation, *steps)
+
+
+def _shapes(
+    tensors: dict[str, torch.Tensor], geometry: Geometry, groups: int, sizes: list[tuple[int, int]]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of a rank's x, weight and y, two of which it has."""
+    (H, P), (W, Q) = sizes
+    N = (tensors["x"] if "x" in tensors else tensors["y"]).shape[0]
+    C = tensors["x"].shape[1] if "x" in tensors else tensors["weight"].shape[-3] * groups
+    K = tensors["y"].shape[1] if "y" in tensors else tensors["weight"].shape[-4]
+    bank = (K, C // groups, geometry.R, geometry.S)
+    weight = (N, *bank) if geometry.per_sample else bank
+    return {"x": (N, C, H, W), "weight": weight, "y": (N, K, P, Q)}
 
 
 def _with_halo(
@@ -249,7 +252,7 @@ def _distributed(
     like: DTensor,
     geometry: Geometry,
     mesh: DeviceMesh,
-    placements: list[Placement],
+    placements: Sequence[Placement],
 ) -> DTensor:
     """The ranks' results as one tensor: images in the memory format of `like`."""
     shape = getattr(geometry, f"{_RESULT[name]}_shape")
