@@ -81,6 +81,22 @@ def test_weight_gradient_of_every_window_and_block(kernel_backend, name, splits)
     forced("wgrad", geometry, GRAD_TILES[splits % 2], args, splits=splits, wide=splits == 3)
 
 
+@pytest.mark.parametrize(
+    ("op", "product", "tile"),
+    [
+        pytest.param(op, product, tile, id=f"{op}-{product}-{i}")
+        for op, tables in (("fprop_bias", plan.BANDED_TILES), ("wgrad", plan.BANDED_GRAD_TILES))
+        for product, tiles in tables.items()
+        for i, tile in enumerate(tiles)
+    ],
+)
+def test_every_tile_of_the_tables(kernel_backend, op, product, tile):
+    geometry = image(19, 37, 9, 12, ((5, 3), (4, 6)), N=2)
+    dtype = torch.float16 if product == "half" else torch.float32
+    args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
+    forced(op, geometry, tile, args, precision="ieee" if product == "half" else product)
+
+
 @pytest.mark.parametrize("dtype", [t for t in DTYPES if t != torch.float64], ids=str)
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
 def test_every_dtype(kernel_backend, op, dtype):
