@@ -224,7 +224,10 @@ BANDED_TILES: dict[str, tuple[BandedTile, ...]] = {
         BandedTile(128, 8, 16, 32, num_warps=8, num_stages=3),
         BandedTile(32, 8, 8, 32, num_warps=4, num_stages=3),
     ),
-    "tf32x3": (BandedTile(64, 8, 8, 32, num_warps=8, num_stages=2),),
+    "tf32x3": (
+        BandedTile(128, 8, 8, 32, num_warps=8, num_stages=2),
+        BandedTile(64, 8, 8, 32, num_warps=8, num_stages=2),
+    ),
 }
 #: The same of their weight gradients. BLOCK_H and BLOCK_W here are for wide images: what a step
 #: covers is as wide as the image needs.
@@ -234,7 +237,7 @@ BANDED_GRAD_TILES: dict[str, tuple[BandedGradTile, ...]] = {
         BandedGradTile(16, 32, 1, 64, num_warps=4, num_stages=3),
     ),
     "tf32": (BandedGradTile(16, 64, 1, 32, num_warps=4, num_stages=3),),
-    "tf32x3": (BandedGradTile(16, 32, 1, 32, num_warps=8, num_stages=2),),
+    "tf32x3": (BandedGradTile(16, 32, 1, 32, num_warps=4, num_stages=2),),
 }
 
 #: A matrix unit works on 16 x 16; with fewer channels than that most of it would multiply zeros.
@@ -736,20 +739,19 @@ def _power_of_two(number: int) -> int:
 
 
 #: Reading a byte from L2 takes a H200 as long as issuing so many instructions of one lane: 132
-#: multiprocessors issue 29.6e12 a second, L2 delivers about 5.5e12 bytes (both by the datasheet's
-#: clock, not measured here).
+#: multiprocessors issue 29.6e12 a second (128 lanes at 1.75 GHz), L2 delivers about 5.5e12 bytes.
+#: Neither is measured here. A banded kernel issues 1.3 to 1.6 for a byte, by machine code for
+#: sm_90, and a matrix unit multiplies 15 to 60 pairs meanwhile: L2 is what it waits for.
 LANES_PER_BYTE = 5.4
+#: Bytes that L2 delivers for a number whose neighbours in memory are not wanted.
+SECTOR = 32
+#: Lane instructions for a number that is loaded alone, by the same machine code.
+LANES_PER_NUMBER = 25
+#: Lane instructions of a banded kernel outside of its loop, for one output: its start and its end.
+BANDED_LANES = 50
 #: Lane instructions of a stencil for one tap of one output, by machine code for sm_90: fprop and
 #: dgrad 12 to 15, wgrad 32 to 40 (perf/results/codegen.json).
 STENCIL_LANES = {"fprop": 12, "dgrad": 12, "wgrad": 32}
-#: Lane instructions of a banded kernel outside of its loop, for one output: its start and its end.
-BANDED_LANES = 50
-#: Lane instructions for one multiply-add in the loop of a banded kernel, by machine code for sm_90,
-#: where rows of the image start on a column step, and where they do not.
-BANDED_LANES_PER_MAC = {
-    "fprop": {"half": (0.045, 0.25), "tf32": (0.09, 0.3), "tf32x3": (0.75, 1.0)},
-    "wgrad": {"half": (0.07, 0.53), "tf32": (0.19, 0.6), "tf32x3": (0.7, 1.2)},
-}
 
 
 def has_banded_kernel(op: str, geometry: Geometry, dtype: torch.dtype, precision: str) -> bool:
@@ -772,10 +774,12 @@ def _banded_tile(
 ) -> AnyBandedTile | None:
     """The tile of a banded kernel; None where a stencil is expected to take no longer.
 
-    Of two kernels whose arithmetic is hidden behind what feeds it, the cheaper to feed is taken: a
-    stencil issues about a dozen instructions for every tap, a banded kernel reads (BLOCK_P + R - 1)
-    * COLUMNS * (1 / BLOCK_M + 1 / BLOCK_N) elements from L2 for every output. On large images in
-    16 bits that crosses at 8 taps (a 7x7 is a rows kernel's), in tf32 at 16, in tf32x3 at 36.
+    Of two kernels whose arithmetic hides behind what feeds it, the cheaper to feed is taken: a
+    stencil issues a dozen instructions for every tap, a banded kernel reads (BLOCK_P + R - 1) *
+    COLUMNS * (1 / BLOCK_M + 1 / BLOCK_N) numbers from L2 for every output. Rows kernels hold
+    windows of up to 7x7, and are asked first: their instruction or two for a tap are as cheap as
+    the band of a 7x7, 116 lane instructions for an output in 16 bits. Every square window above is
+    banded; on large images a 1xN is from 8 taps in 16 bits, from 12 in tf32, from 17 in tf32x3.
     """
     product = _product(dtype, precision, device)
     if geometry.y_numel == 0 or not has_banded_kernel(
@@ -783,26 +787,27 @@ def _banded_tile(
     ):
         return None
     g = geometry.adjoint() if op == "dgrad" else geometry
-    tiles: list[AnyBandedTile] = []
-    if op == "wgrad":
-        tiles += [_fitted(tile, g) for tile in BANDED_GRAD_TILES[product]]
-    else:
-        tiles += [
-            tile
-            for tile in banded_tiles(product, layout.wide)
-            if _workspace(g, tile, dtype) <= MAX_WORKSPACE
-        ]
-    costs = {t: _banded_cost(op, g, t, dtype, product, layout, device) for t in tiles}
+    tiles = [
+        _fitted(tile, g) if isinstance(tile, BandedGradTile) else tile
+        for tile in banded_tiles(op, product, layout.wide, device)
+        if isinstance(tile, BandedGradTile) or _workspace(g, tile, dtype) <= MAX_WORKSPACE
+    ]
+    costs = {tile: _banded_cost(g, tile, dtype, layout, device) for tile in tiles}
     best = min(tiles, key=lambda tile: costs[tile], default=None)
     return best if best and costs[best] < _stencil_cost(op, geometry, layout, device) else None
 
 
-def banded_tiles(product: str, wide: bool) -> list[BandedTile]:
-    """The tiles that a forward may be planned with: 64-bit offsets leave no room for the largest.
-
-    With more than 64 sums a thread, of which each has its own place in y, those spill.
-    """
-    return [t for t in BANDED_TILES[product] if t.BLOCK_M <= 64 or not wide]
+def banded_tiles(op: str, product: str, wide: bool, device: Device) -> list[AnyBandedTile]:
+    """The tiles that an operator may be planned with on a device, for one kind of product."""
+    dtype = torch.float16 if product == "half" else torch.float32
+    shared = LIMITS.get(device.arch, SMALLEST).shared
+    tiles: list[AnyBandedTile] = []
+    if op == "wgrad":
+        tiles += BANDED_GRAD_TILES[product]
+    else:
+        # With 64 sums a thread and a 64-bit place in y for each, the largest of the others spill.
+        tiles += [tile for tile in BANDED_TILES[product] if tile.BLOCK_M <= 64 or not wide]
+    return [tile for tile in tiles if shared_bytes(tile, dtype, device.arch) <= shared]
 
 
 def _workspace(geometry: Geometry, tile: BandedTile, dtype: torch.dtype) -> int:
@@ -818,32 +823,26 @@ def _fitted(tile: BandedGradTile, geometry: Geometry) -> BandedGradTile:
 
 
 def _banded_cost(
-    op: str,
-    geometry: Geometry,
-    tile: AnyBandedTile,
-    dtype: torch.dtype,
-    product: str,
-    layout: Layout,
-    device: Device,
+    geometry: Geometry, tile: AnyBandedTile, dtype: torch.dtype, layout: Layout, device: Device
 ) -> float:
-    """Lane instructions for one output of `op`, waiting for L2 counted as instructions.
+    """Lane instructions for one output, waiting for L2 counted as instructions.
 
     What a multiprocessor without a program could have done in the time is counted, too.
     """
     g = geometry
     m, n, k = tile.gemm
-    steps, programs = k * banded_steps(g, tile), banded_programs(g, tile)
+    banded = pixel = dtype.itemsize * LANES_PER_BYTE
+    if layout.channels_last:
+        pixel = SECTOR * LANES_PER_BYTE
+    elif g.W % COLUMN_STEP or g.Q % COLUMN_STEP or g.padding_mode != "zeros":
+        pixel = max(pixel, LANES_PER_NUMBER)
+    programs = banded_programs(g, tile)
     if isinstance(tile, BandedTile):  # a weight gradient is split until the device is full
         programs = _cdiv(programs, device.multiprocessors) * device.multiprocessors
-    first = second = dtype.itemsize
-    if layout.channels_last:  # each element comes in a sector of its own
-        first, second = 32, second if isinstance(tile, BandedTile) else 32
-    loaded = programs * steps * (m * first + n * second)
-    aligned = g.W % COLUMN_STEP == 0 and g.Q % COLUMN_STEP == 0 and not layout.channels_last
-    aligned &= g.padding_mode == "zeros"  # others are loaded a number at a time
-    per_mac = BANDED_LANES_PER_MAC["wgrad" if op == "wgrad" else "fprop"][product]
-    issued = programs * steps * m * n * per_mac[0 if aligned else 1]
-    return max(loaded * LANES_PER_BYTE, issued) / g.y_numel + BANDED_LANES
+    else:
+        banded = pixel  # both operands are images
+    loads = programs * k * banded_steps(g, tile)
+    return loads * (m * pixel + n * banded) / g.y_numel + BANDED_LANES
 
 
 def _stencil_cost(op: str, geometry: Geometry, layout: Layout, device: Device) -> float:

@@ -409,27 +409,24 @@ def _banded(target: Target, thin: bool) -> Iterator[Configuration]:
 
     Of each tile, thin has one case and type on one of the targets.
     """
-    turn = list(TARGETS).index(target.name)
     tables: list[tuple[str, str, AnyBandedTile]] = []
     tables += [("fprop", p, tile) for p, tiles in BANDED_TILES.items() for tile in tiles]
     tables += [("wgrad", p, tile) for p, tiles in BANDED_GRAD_TILES.items() for tile in tiles]
     for j, (op, product, tile) in enumerate(tables):
-        if product == "tf32x3" and target.is_amd:
-            continue  # planned as ieee
+        # AMD's tf32x3 is planned as ieee.
+        able = [t for t in TARGETS.values() if not (t.is_amd and product == "tf32x3")]
         found = []
         for name, case in BANDED_CASES.items():
-            if op == "fprop" and tile not in banded_tiles(product, case.wide):
-                continue
-            for dtype, precision in PRODUCTS[product]:
-                found.append(_configuration(op, product, name, tile, dtype, precision))
-        if product == "tf32":
+            if target in able and tile in banded_tiles(op, product, case.wide, target.device):
+                for dtype, precision in PRODUCTS[product]:
+                    found.append(_configuration(op, product, name, tile, dtype, precision))
+        if found and product == "tf32":
             found.append(replace(found[0], dtype=torch.uint8))
+        if found and thin:  # the first for the target that is tuned for first
+            found = [found[j % len(found)]] if able[(j + 1) % len(able)] == target else []
+        yield from found
         if j == 0:
-            found += [replace(made, kernel="build_bands", product="") for made in found]
-        if not thin:
-            yield from found
-        elif (j + 1) % len(TARGETS) == turn:  # the first for the target that is tuned for first
-            yield found[j % len(found)]
+            yield from (replace(made, kernel="build_bands", product="") for made in found)
 
 
 def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:

@@ -48,8 +48,8 @@ MORE = {
     "multiplier": geometry_of((2, 2, 3, 13), (4, 1, 3, 5), padding=((1, 1), (2, 2)), groups=2),
     "filters_of_one_image": geometry_of((1, 1, 7, 12), (2, 1, 3, 5)),
 }
-TILES = [BandedTile(8, 2, 8, 64, 4, 1), BandedTile(4, 4, 16, 128, 4, 1)]
-GRAD_TILES = [BandedGradTile(4, 16, 8, 2, 4, 1), BandedGradTile(8, 8, 4, 4, 4, 1)]
+TILES = [BandedTile(16, 2, 8, 128, 4, 1), BandedTile(4, 4, 16, 256, 4, 1)]
+GRAD_TILES = [BandedGradTile(8, 16, 16, 2, 4, 1), BandedGradTile(4, 32, 8, 4, 4, 1)]
 # The input gradient runs the same kernel, so each of its cases gets one of the tiles.
 CASES = [
     pytest.param("fprop_bias", geometry, tile, id=f"fprop_bias-{name}-{tile.BLOCK_M}")
@@ -86,6 +86,22 @@ def test_weight_gradient_of_every_window_and_block(kernel_backend, name, splits)
     forced("wgrad", geometry, GRAD_TILES[splits % 2], args, splits=splits, wide=splits == 3)
 
 
+@pytest.mark.parametrize(
+    ("op", "product", "tile"),
+    [
+        pytest.param(op, product, tile, id=f"{op}-{product}-{i}")
+        for op, tables in (("fprop_bias", plan.BANDED_TILES), ("wgrad", plan.BANDED_GRAD_TILES))
+        for product, tiles in tables.items()
+        for i, tile in enumerate(tiles)
+    ],
+)
+def test_every_tile_of_the_tables(kernel_backend, op, product, tile):
+    geometry = image(11, 37, 9, 12, ((5, 3), (4, 6)))
+    dtype = torch.float16 if product == "half" else torch.float32
+    args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
+    forced(op, geometry, tile, args, precision="ieee" if product == "half" else product)
+
+
 @pytest.mark.parametrize("dtype", [t for t in DTYPES if t != torch.float64], ids=str)
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
 def test_every_dtype(kernel_backend, op, dtype):
@@ -115,6 +131,20 @@ def test_every_alignment(kernel_backend, op, layout):
     actual = forced(op, geometry, GRAD_TILES[1] if op == "wgrad" else TILES[0], args)
     expected = torch.from_numpy(truth(op, args, geometry))  # whole numbers: no error at all
     assert to_numpy(actual).tolist() == expected.to(actual.dtype).double().tolist()
+
+
+def test_a_nan_stays_in_the_blocks_that_load_it(kernel_backend):
+    from tricorr.ops import launch
+
+    geometry = image(12, 64, 3, 5, (1, 2))
+    x, weight, bias, _ = tensors(geometry, torch.float16, kernel_backend.device)
+    x[0, 0, 6, 40] = torch.nan
+    chosen = plan_with_tile("fprop", geometry, BandedTile(16, 4, 8, 64, 4, 1))
+    y = launch.fprop(x, weight, bias, geometry, plan=chosen)[0, 0]
+    wrong = ~y.isfinite().cpu()
+    assert wrong[5:8, 38:43].all()  # the outputs that use it
+    wrong[4:8, 32:56] = False  # rows of blocks that read its row, and their columns aligned
+    assert not wrong.any()
 
 
 def _laid_out(tensor, layout):
