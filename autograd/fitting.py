@@ -70,9 +70,9 @@ def learn(task: Task, pairs: list[ImagePair]) -> LearnedKernel:
         problem.squared(residual),
         problem.weight_shape,
         [(r, pair.weights) for r, pair in zip(residual, problem.pairs, strict=True)],
-        exact=name in ("normal", "cg"),
+        exact=name == "normal" or (name == "cg" and task.steps is None),
     )
-    shown_residual = [r[(0,) * (2 if task.plain else 0)] for r in residual]
+    shown_residual = [r[(0,) * (4 - n)] for r, n in zip(residual, task.ranks, strict=True)]
     return LearnedKernel.of(
         found.point,
         task.settings,
