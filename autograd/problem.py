@@ -139,8 +139,13 @@ class Problem:
 
     def loss(self, residual: list[torch.Tensor], point: Point) -> float:
         """What is minimised, in float64."""
-        loss = float(self.squared(residual).sum())
-        return loss + self.ridge * float(point.weight.double().square().sum()) * (self.ridge > 0)
+        return float(self.squared(residual).sum()) + self.penalty(point)
+
+    def penalty(self, point: Point) -> float:
+        """ridge * sum weight^2."""
+        if not self.ridge:
+            return 0.0
+        return self.ridge * float(point.weight.double().square().sum())
 
     def gradient(self, residual: list[torch.Tensor], point: Point) -> Point:
         """Half the gradient of the loss: A^T (weights * residual) + ridge * weight."""
