@@ -185,7 +185,7 @@ class Problem:
         return estimate
 
     def _pieces(self, pair: ImagePair) -> list[ImagePair]:
-        if pair.x.device.type != "cpu":
+        if pair.x.device.type != "cpu" or pair.x.dtype != torch.float64:
             return [pair]
         g = pair.geometry
         return list(pair.blocks(max(1, UNFOLDED_ELEMENTS // max(1, g.C * g.R * g.S))))
