@@ -364,6 +364,7 @@ IMAGE, TARGET = torch.rand(6, 8), torch.rand(4, 6)
         ({"padding": 6, "padding_mode": "reflect"}, "can pad a height of 6 by at most 5"),
         ({"mask": torch.ones(3, 6)}, r"mask must have the shape of its image \(1, 1, 4, 6\)"),
         ({"mask": [TARGET]}, "mask must be a torch.Tensor"),
+        ({"weights": TARGET, "loss": F.l1_loss}, "a function as loss takes masks only"),
         ({"weights": -TARGET}, "weights must be finite and not negative"),
         ({"input_mask": torch.ones(4, 6)}, r"input_mask must have the shape of its image"),
     ],
