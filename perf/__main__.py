@@ -18,6 +18,7 @@ COMMANDS = {
     "workloads": ("workloads", "list what is measured"),
     "learn": ("learning_bench", "time learn_kernel against the eager PyTorch loop"),
     "startup": ("startup", "time the import and the first call, in fresh processes"),
+    "host": ("host", "time what a call costs the host, layer by layer"),
     "report": ("report", "turn rows into tables and plots"),
     "tune": ("tune", "search the tiles of given workloads"),
     "profile": ("profiling", "profile a workload with Nsight Compute"),

@@ -29,6 +29,8 @@ pytestmark = [
     pytest.mark.parametrize("backend", ["cpu"], indirect=True),
     # PyTorch's rules for forward mode still use TorchScript.
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),
+    # Dynamo makes one to look at it.
+    pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated"),
 ]
 
 

@@ -126,3 +126,24 @@ def test_jacobians_hessians_and_tangents(backend, activation):
         jvp(ours, (weight,), (tangent,)), jvp(theirs, (weight,), (tangent,)), strict=True
     ):
         torch.testing.assert_close(a, b)
+
+
+COMPILED = {
+    "grad": lambda op, w: grad(lambda x: op(x, w).square().sum()),
+    "jvp": lambda op, w: lambda x: jvp(lambda x: op(x, w), (x,), (x + 1,))[1],
+    "vmap": lambda op, w: vmap(lambda x: op(x[None], w)),
+    "vmap_of_grad": lambda op, w: vmap(grad(lambda x: op(x[None], w).square().sum())),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+@pytest.mark.parametrize("name", COMPILED)
+def test_transforms_inside_a_compiled_function_are_right(backend, name):
+    torch._dynamo.reset()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    weight = torch.randn(2, 3, 2, 2, dtype=torch.float64)
+    compiled = torch.compile(COMPILED[name](tricorr.corr2d, weight), backend="aot_eager")
+    expected = COMPILED[name](torch.nn.functional.conv2d, weight)(x)
+    torch.testing.assert_close(compiled(x), expected)

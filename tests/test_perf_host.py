@@ -1,0 +1,35 @@
+"""The host-time benchmark: what it leaves out, and that it puts it back."""
+
+import argparse
+
+import pytest
+import torch
+
+from tricorr import corr2d
+from tricorr.ops import direct
+from tricorr.perf import host
+
+pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+
+
+def test_the_work_is_left_out_and_put_back(backend, monkeypatch):
+    done = []
+    monkeypatch.setattr(direct.cpu, "fprop", lambda *args: done.append(args))
+    real = direct.fprop
+    with host.without_work():
+        y = corr2d(torch.ones(3, 4, requires_grad=True), torch.ones(2, 2))
+        for call in host.paths().values():
+            call()
+    assert not done
+    assert y.shape == (2, 3)
+    assert y.requires_grad
+    assert direct.fprop is real
+
+
+def test_every_path_is_printed_with_its_ratio(backend, capsys):
+    assert host.main(argparse.Namespace(calls=2, repeats=1)) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == len(host.paths())
+    assert all(" us " in line and " x " in line for line in lines)
+    with pytest.raises(ValueError, match="at least 1"):
+        host.main(argparse.Namespace(calls=0, repeats=1))
