@@ -35,7 +35,8 @@ from pathlib import Path
 from typing import Any
 
 from ..ops.launch import SUM_TILE, Call
-from ..ops.plan import GemmTile, RowsTile
+from ..ops.plan import GemmTile
+from ..ops.plan_rows import RowsTile
 from .configurations import TARGETS, Configuration, Target, configurations
 
 #: The recorded table.

@@ -42,11 +42,11 @@ from ..ops.plan import (
     GemmTile,
     Layout,
     Plan,
-    RowsTile,
     plan_dgrad,
     plan_fprop,
     plan_wgrad,
 )
+from ..ops.plan_rows import RowsTile
 from .workloads import OPS, SUITES, Workload, select
 
 _PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}

@@ -34,7 +34,6 @@ from ..ops.plan import (
     GemmTile,
     Layout,
     Plan,
-    RowsTile,
     StencilTile,
     Tile,
     is_legal,
@@ -44,6 +43,7 @@ from ..ops.plan import (
     plan_with_tile,
     takes_one_tap,
 )
+from ..ops.plan_rows import RowsTile
 from ..ops.tuned import file_of, key_of
 from .machine import Clocks
 from .measure import GpuTimer, Timer, quantile

@@ -23,7 +23,8 @@ if importlib.util.find_spec("triton") is None:
 
 from tricorr.ops.facts import layout_of
 from tricorr.ops.geometry import Geometry
-from tricorr.ops.plan import Layout, _rows_limits, plan_dgrad, plan_fprop, plan_wgrad
+from tricorr.ops.plan import Layout, plan_dgrad, plan_fprop, plan_wgrad
+from tricorr.ops.plan_rows import rows_limits
 from tricorr.perf.configurations import ROWS_CASES, TARGETS, configurations
 
 pytestmark = pytest.mark.aot
@@ -206,12 +207,12 @@ def test_nothing_that_the_planner_chooses_is_left_out(name):
     for case in ROWS_CASES.values():
         for op, planner in (("fprop", plan_fprop), ("wgrad", plan_wgrad)):
             tile = planner(case.geometry, torch.float32, Layout(wide=case.wide), device).tile
-            key = op, _rows_limits(case.geometry)
+            key = op, rows_limits(case.geometry)
             sizes = tile.BLOCK_P, tile.BLOCK_Q * tile.BLOCK_C
             largest[key] = tuple(map(max, largest.get(key, sizes), sizes))
     assert len(rows) > 20
     for plan, geometry in rows:
         op = "wgrad" if plan.op == "wgrad" else "fprop"
-        most = largest[op, _rows_limits(geometry)]
+        most = largest[op, rows_limits(geometry)]
         assert plan.tile.BLOCK_P <= most[0], plan
         assert plan.tile.BLOCK_Q * plan.tile.BLOCK_C <= most[1], plan

@@ -20,7 +20,8 @@ import torch
 from closeness import operands, run
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, RowsTile, plan_with_tile
+from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, plan_with_tile
+from tricorr.ops.plan_rows import RowsTile
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and mprotect")
 

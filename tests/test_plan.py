@@ -6,8 +6,9 @@ import pytest
 import torch
 from cases import CASES, DTYPES
 
-from tricorr.ops import ArgumentError, geometry_of, plan
-from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, Device, GemmTile, Layout, RowsTile
+from tricorr.ops import ArgumentError, geometry_of, plan, plan_rows
+from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, Device, GemmTile, Layout
+from tricorr.ops.plan_rows import RowsTile
 
 DEVICES = (plan.INTERPRETER, Device("a GPU", "90", 132), Device("another GPU", "gfx942", 304))
 PLANNERS = {"fprop": plan.plan_fprop, "dgrad": plan.plan_dgrad, "wgrad": plan.plan_wgrad}
@@ -78,7 +79,7 @@ def test_many_channels_take_the_gemm_one_the_rows_and_others_the_stencil(op, nam
     }[op]
     for _, p in plans(op, g):
         assert (p.family == "gemm") == (shorter >= plan.GEMM_MIN)
-        assert p.family != "rows" or plan.has_rows_kernel(op, g)
+        assert p.family != "rows" or plan_rows.has_rows_kernel(op, g)
         turned = op == "dgrad" and p.family == "rows"
         assert p.kernel == ("fprop_rows" if turned else f"{op}_{p.family}")
 

@@ -8,7 +8,8 @@ from cases import DTYPES, tensors
 from closeness import check, operands, run
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan import RowsTile, plan_with_tile
+from tricorr.ops.plan import plan_with_tile
+from tricorr.ops.plan_rows import RowsTile
 
 #: Several tiles along every axis, the last of each with something left over.
 GEOMETRIES = {
