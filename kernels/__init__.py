@@ -1,6 +1,7 @@
 """What runs on the GPU: Triton device code and nothing else. Importing this imports triton."""
 
 from .dgrad_gemm import dgrad_gemm
+from .dgrad_rows import dgrad_rows
 from .dgrad_stencil import dgrad_stencil
 from .fprop_gemm import fprop_gemm
 from .fprop_rows import fprop_rows
@@ -12,6 +13,7 @@ from .wgrad_stencil import wgrad_stencil
 
 __all__ = [
     "dgrad_gemm",
+    "dgrad_rows",
     "dgrad_stencil",
     "fprop_gemm",
     "fprop_rows",

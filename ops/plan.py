@@ -20,7 +20,8 @@ from .integers import cdiv
 from .plan_rows import (
     MIN_SPLIT_STRIPS,
     RowsTile,
-    mostly_interior,
+    interior_tiles,
+    is_turned,
     rows_programs,
     rows_strips,
     rows_tile,
@@ -199,7 +200,8 @@ class Plan:
         splits: parts that a weight gradient's pixels are cut into.
         split_pixels: pixels of one part.
         split_strips: strips of one part, for a rows kernel.
-        interior: a rows kernel has code without masks for the tiles inside the image.
+        interior: which tiles of a rows kernel run without masks: "none", "some" or "all".
+        turned: an input gradient runs as a forward correlation, see Geometry.adjoint.
     """
 
     op: str
@@ -211,7 +213,8 @@ class Plan:
     splits: int = 1
     split_pixels: int = 0
     split_strips: int = 0
-    interior: bool = False
+    interior: str = "none"
+    turned: bool = False
 
     @property
     def family(self) -> str:
@@ -221,9 +224,7 @@ class Plan:
     @property
     def kernel(self) -> str:
         """The name of the kernel, which is also the name of its file in kernels/."""
-        # With stride 1 the input gradient is a forward correlation of dy, see Geometry.adjoint.
-        op = "fprop" if self.op == "dgrad" and self.family == "rows" else self.op
-        return f"{op}_{self.family}"
+        return f"{'fprop' if self.turned else self.op}_{self.family}"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -335,7 +336,8 @@ def plan_with_tile(
         splits,
         split_pixels,
         split_strips,
-        interior=isinstance(tile, RowsTile) and mostly_interior(op, geometry, tile),
+        interior=interior_tiles(op, geometry, tile) if isinstance(tile, RowsTile) else "none",
+        turned=isinstance(tile, RowsTile) and is_turned(op, geometry),
     )
 
 
@@ -470,7 +472,7 @@ def is_legal(
     if any(
         value < 1 or value & (value - 1)
         for name, value in vars(tile).items()
-        if name not in ("num_stages", "BLOCK_P")
+        if name not in ("num_stages", "BLOCK_P", "BLOCK_K", "STEP_P")
     ):
         return False
     threads = tile.num_warps * limits.lanes

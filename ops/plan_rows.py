@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -16,91 +16,123 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RowsTile:
-    """One program's output rows, columns and planes, and what the compiler is told."""
+    """One program's outputs, how its lanes share them, and what the compiler is told.
+
+    Attributes:
+        BLOCK_P, BLOCK_Q: output rows and columns; for an input gradient with a stride, steps of it.
+        BLOCK_C: planes (n, group), or groups in a weight gradient.
+        BLOCK_K: filters of each group.
+        STEP_P: output rows that are unrolled.
+        LANE_Q: neighbouring columns of one lane.
+        num_warps, num_stages: of the launch.
+    """
 
     BLOCK_P: int
     BLOCK_Q: int
     BLOCK_C: int
+    BLOCK_K: int = 1
+    STEP_P: int = 1
+    LANE_Q: int = 1
     num_warps: int = 4
     num_stages: int = 2
 
 
-#: A rows kernel unrolls everything, so what it can hold depends on the window. For windows of at
-#: most so many taps: output rows of a tile; outputs that are worked on at a time in the forward
-#: correlation, and in the weight gradient, which keeps a sum for every tap and output; and whether
-#: tiles inside the image get code without masks, which takes as long again to compile.
-ROWS_LIMITS: dict[int, tuple[int, int, int, bool]] = {
-    9: (16, 512, 256, True),
-    25: (8, 512, 128, True),
-    49: (8, 256, 128, False),
-}
 #: Largest window of a rows kernel along one axis.
-ROWS_MAX_WINDOW = 7
-#: Most input rows that a rows kernel unrolls.
-ROWS_MAX_UNROLLED = 40
+MAX_WINDOW = 7
+#: Numbers of 32 bits that one thread keeps in registers at most: weights, open sums, pixels.
+MAX_HELD = 120
+#: Rows that are unrolled together, by the most multiply-adds that a lane does for one of them. More
+#: rows have more loads under way; more code takes longer to compile.
+STEPS = {12: 4, 25: 2}
+#: Threads of a program, and columns of a lane in channels_last.
+THREADS, LANE_Q = 128, 4
+#: Fewest groups that are lanes in channels_last: fewer neighbours are not worth a load.
+MIN_GROUPS = 8
 #: Strips that a split of a weight gradient sums at least, to make its last reduction worth it.
 MIN_SPLIT_STRIPS = 4
 
 
+class Extents(NamedTuple):
+    """What a rows kernel's walk is like, whichever operator it is.
+
+    Attributes:
+        planes: that lanes can be.
+        rows, columns: of outputs.
+        reduced, filters: channels of a group that are loaded, and that are computed.
+        ahead: output rows that are open beside the one that is finished.
+        row: sums of one lane and column in one output row, for one filter.
+    """
+
+    planes: int
+    rows: int
+    columns: int
+    reduced: int
+    filters: int
+    ahead: int
+    row: int
+
+
+def is_turned(op: str, geometry: Geometry) -> bool:
+    """Whether the input gradient is a forward correlation of dy: with stride 1."""
+    return op == "dgrad" and geometry.stride == (1, 1)
+
+
 def has_rows_kernel(op: str, geometry: Geometry) -> bool:
-    """Whether a rows kernel can compute `op`, in any layout."""
-    if geometry.group_C != 1 or max(geometry.R, geometry.S) > ROWS_MAX_WINDOW:
+    """Whether a rows kernel can compute `op`, in some type and layout."""
+    if max(geometry.R, geometry.S) > MAX_WINDOW or geometry.y_numel == 0:
         return False
-    return op != "dgrad" or (geometry.group_K == 1 and geometry.stride == (1, 1))
+    if op == "dgrad" and geometry.stride != (1, 1) and min(geometry.padding)[0] < 0:
+        return False
+    return _block_k(op, geometry, 1, 1) > 0
 
 
 def rows_tile(
     op: str, geometry: Geometry, dtype: torch.dtype, layout: Layout, device: Device
 ) -> RowsTile | None:
     """The tile of a rows kernel; None where a stencil serves the call better."""
-    # In channels_last neighbouring columns are not neighbours in memory: lanes are channels there.
-    if layout.channels_last or geometry.y_numel == 0 or not has_rows_kernel(op, geometry):
+    if not has_rows_kernel(op, geometry):
         return None
-    g = geometry.adjoint() if op == "dgrad" else geometry
-    if g.R * g.S > _rows_taps(dtype, device):
+    words = 2 if dtype == torch.float64 else 1
+    lane_q = 1
+    if layout.channels_last and geometry.groups >= MIN_GROUPS:
+        lane_q = min(LANE_Q, power_of_two(_extents(op, geometry).columns))
+    block_k = _block_k(op, geometry, lane_q, words)
+    if not block_k:
         return None
-    most, forward, weight_gradient, _ = rows_limits(g)
-    elements = forward
-    if op == "wgrad":
-        elements = weight_gradient
-        if g.stride[0] > 1:  # a higher strip leaves no registers for the rows between
-            most = min(most, 8)
-    if dtype == torch.float64:  # two registers for each
-        most, elements = most // 2, elements // 2
-    block_q = _row_block(g.Q, elements)
-    block_c = min(elements // block_q, power_of_two(g.K if op == "wgrad" else g.N * g.K))
-    stride = g.stride[0] if g.P > 1 else 1
-    tile = None
+    e = _extents(op, geometry)
+    step = next((n for most, n in STEPS.items() if _macs(op, geometry) * block_k <= most), 1)
+    step = 1 if op == "dgrad" and not is_turned(op, geometry) else min(step, e.rows)
+    vector = next(
+        v
+        for v in (4, 2, 1)
+        if v == 1 or _held(op, geometry, block_k, step, lane_q, v) * words <= MAX_HELD
+    )
+    lanes = THREADS * vector
+    if lane_q > 1 or (layout.channels_last and geometry.groups >= MIN_GROUPS):
+        block_c = min(lanes // 4, power_of_two(e.planes))
+        block_q = lane_q * min(lanes // block_c, power_of_two(cdiv(e.columns, lane_q)))
+        block_c = min(lanes * lane_q // block_q, power_of_two(e.planes))
+    else:
+        block_q = _row_block(e.columns, lanes)
+        block_c = min(lanes // block_q, power_of_two(e.planes))
+    tile = RowsTile(e.rows, block_q, block_c, block_k, step, lane_q)
+    most = 64 if e.ahead > 2 else 32
     for height in (most, most // 2, most // 4):
-        rows = cdiv(g.P, cdiv(g.P, height))  # tiles of one height, none nearly empty
-        if (rows - 1) * stride + (g.R - 1) * g.dilation[0] < ROWS_MAX_UNROLLED:
-            tile = RowsTile(rows, block_q, block_c)
-            if op == "wgrad" or rows_programs(op, geometry, tile) >= 2 * device.multiprocessors:
-                break
+        rows = cdiv(e.rows, cdiv(e.rows, height))  # tiles of one height, none nearly empty
+        rows = cdiv(rows + e.ahead, step) * step - e.ahead  # whole steps
+        tile = RowsTile(rows, block_q, block_c, block_k, step, lane_q)
+        if op == "wgrad" or rows_programs(op, geometry, tile) >= 2 * device.multiprocessors:
+            break
     return tile
-
-
-def _rows_taps(dtype: torch.dtype, device: Device) -> int:
-    """The largest window, in taps, that a rows kernel holds in registers."""
-    if dtype == torch.float64:
-        return 9
-    # Built for sm_100, 49 taps of 16-bit numbers spill with every tile that was tried.
-    return 25 if dtype.itemsize == 2 and device.arch == "100" else 49
-
-
-def rows_limits(geometry: Geometry) -> tuple[int, int, int, bool]:
-    """The entry of ROWS_LIMITS for a geometry's window."""
-    taps = geometry.R * geometry.S
-    return next(limits for most, limits in ROWS_LIMITS.items() if taps <= most)
 
 
 def rows_programs(op: str, geometry: Geometry, tile: RowsTile) -> int:
     """How many programs cover all results, a weight gradient's before it is split."""
+    e = _extents(op, geometry)
+    planes = cdiv(e.planes, tile.BLOCK_C) * cdiv(e.filters, tile.BLOCK_K)
     if op == "wgrad":
-        return (geometry.N if geometry.per_sample else 1) * cdiv(geometry.K, tile.BLOCK_C)
-    g = geometry.adjoint() if op == "dgrad" else geometry
-    planes = cdiv(g.N * g.K, tile.BLOCK_C)
-    return planes * cdiv(g.P, tile.BLOCK_P) * cdiv(g.Q, tile.BLOCK_Q)
+        return (geometry.N if geometry.per_sample else 1) * planes
+    return planes * cdiv(e.rows, tile.BLOCK_P) * cdiv(e.columns, tile.BLOCK_Q)
 
 
 def rows_strips(geometry: Geometry, tile: RowsTile) -> int:
@@ -109,24 +141,97 @@ def rows_strips(geometry: Geometry, tile: RowsTile) -> int:
     return samples * cdiv(geometry.P, tile.BLOCK_P) * cdiv(geometry.Q, tile.BLOCK_Q)
 
 
-def mostly_interior(op: str, geometry: Geometry, tile: RowsTile) -> bool:
-    """Whether at least half of the tiles need no masks: code of their own pays, else it waits."""
-    if op == "wgrad" or not rows_limits(geometry)[-1]:
-        return False
-    g = geometry.adjoint() if op == "dgrad" else geometry
+def interior_tiles(op: str, geometry: Geometry, tile: RowsTile) -> str:
+    """Which tiles run without masks: "all"; "some", if most can; else "none": no code for a few."""
     inside = total = 1
-    for out, extent, window, block, axis in (
-        (g.P, g.H, g.R, tile.BLOCK_P, 0),
-        (g.Q, g.W, g.S, tile.BLOCK_Q, 1),
-    ):
-        reach = (block - 1) * g.stride[axis] + (window - 1) * g.dilation[axis]
-        start = g.padding[axis][0]
-        # Tiles t with 0 <= t * block * stride - pad and t * block * stride - pad + reach < extent.
-        first = max(0, cdiv(start, block * g.stride[axis]))
-        last = min((extent - 1 - reach + start) // (block * g.stride[axis]), out // block - 1)
-        inside *= max(0, last - first + 1)
-        total *= cdiv(out, block)
-    return 2 * inside >= total
+    for axis, block in enumerate((tile.BLOCK_P, tile.BLOCK_Q)):
+        tiles, clear = _clear_tiles(op, geometry, axis, block, tile.STEP_P)
+        total *= tiles
+        inside *= clear
+    e = _extents(op, geometry)
+    full = e.planes % tile.BLOCK_C == 0
+    if inside == total and full:
+        return "all"
+    return "some" if 2 * inside >= total else "none"
+
+
+def _clear_tiles(op: str, geometry: Geometry, axis: int, block: int, step: int) -> tuple[int, int]:
+    """(tiles along an axis, how many of them have all that they load and store inside)."""
+    g = geometry.adjoint() if is_turned(op, geometry) else geometry
+    (stride, dilation), pad = g.steps(axis), g.padding[axis][0]
+    inputs, outputs, window = ((g.H, g.P, g.R), (g.W, g.Q, g.S))[axis]
+    reach = (window - 1) * dilation
+    if op == "dgrad" and not is_turned(op, geometry):
+        first = pad // stride
+        tiles = cdiv((inputs - 1 + pad) // stride + 1 - first, block)
+        clear = [
+            t
+            for t in range(first, first + tiles * block, block)
+            if t >= reach // stride
+            and t + block <= outputs
+            and t * stride >= pad
+            and (t + block) * stride <= inputs + pad
+        ]
+        return tiles, len(clear)
+    if axis == 0:  # whole steps are loaded
+        reach = cdiv(block + reach // stride, step) * step * stride - 1
+    else:
+        reach += (block - 1) * stride
+    tiles = cdiv(outputs, block)
+    # Tiles t with 0 <= t * block * stride - pad and t * block * stride - pad + reach < inputs.
+    first = max(0, cdiv(pad, block * stride))
+    last = min((inputs - 1 - reach + pad) // (block * stride), outputs // block - 1)
+    return tiles, max(0, last - first + 1)
+
+
+def _extents(op: str, geometry: Geometry) -> Extents:
+    g = geometry
+    (stride_h, dil_h), (stride_w, _) = g.steps(0), g.steps(1)
+    ahead = (g.R - 1) * dil_h // stride_h
+    if op == "dgrad" and not is_turned(op, geometry):
+        rows, columns = (
+            (extent - 1 + pad) // stride + 1 - pad // stride
+            for extent, pad, stride in (
+                (g.H, g.padding[0][0], stride_h),
+                (g.W, g.padding[1][0], stride_w),
+            )
+        )
+        row = stride_h * stride_w * g.group_C  # a program has all channels
+        return Extents(g.N * g.groups, rows, columns, g.group_K, 1, ahead, row)
+    g = g.adjoint() if op == "dgrad" else g
+    planes = g.groups if op == "wgrad" else g.N * g.groups
+    return Extents(planes, g.P, g.Q, g.group_C, g.group_K, ahead, 1)
+
+
+def _macs(op: str, geometry: Geometry) -> int:
+    """Multiply-adds for one output row of one lane and filter."""
+    g, e = geometry, _extents(op, geometry)
+    channels = g.group_C * g.group_K if op == "dgrad" and not is_turned(op, g) else e.reduced
+    return channels * g.R * g.S
+
+
+def _held(op: str, geometry: Geometry, block_k: int, step: int, lane_q: int, vector: int) -> int:
+    """Numbers that a thread keeps: of its lanes, and weights, which neighbouring columns share."""
+    e, taps = _extents(op, geometry), _macs(op, geometry) * block_k
+    stride, dilation = geometry.steps(1)
+    pixels = (lane_q - 1) * stride + min(geometry.S, (geometry.S - 1) * dilation + 1)
+    rows = (e.ahead + step) * block_k * lane_q * e.row
+    if op == "wgrad":
+        return (taps + rows + pixels) * vector
+    return taps * (vector if lane_q > 1 else 1) + (rows + pixels) * vector
+
+
+def _block_k(op: str, geometry: Geometry, lane_q: int, words: int) -> int:
+    """Filters of a group that one program can hold, the most that divide them; 0: not even one."""
+    filters = _extents(op, geometry).filters
+    return next(
+        (
+            k
+            for k in range(min(filters, 8), 0, -1)
+            if filters % k == 0 and _held(op, geometry, k, 1, lane_q, 1) * words <= MAX_HELD
+        ),
+        0,
+    )
 
 
 def _row_block(columns: int, most: int) -> int:
