@@ -1,5 +1,8 @@
 """Hand-written Triton kernels for 2-D cross-correlation, at home in PyTorch."""
 
+from . import filters
+from .autograd.accumulator import KernelAccumulator
+from .autograd.convert import Conversion, convert, convert_back
 from .autograd.functional import (
     convolve2d,
     corr2d,
@@ -8,8 +11,10 @@ from .autograd.functional import (
     corr_transpose2d,
     explain,
 )
-from .autograd.learning import LearnedKernel, learn_kernel
-from .autograd.modules import Conv2D, ConvTranspose2D, LazyConv2D
+from .autograd.learned import KernelField, LearnedKernel
+from .autograd.learning import learn_kernel, learn_kernel_field
+from .autograd.modules import Conv2D, ConvTranspose2D, LazyConv2D, LazyConvTranspose2D
+from .autograd.quality import Quality
 from .autograd.receptive_field import ReceptiveField, receptive_field
 from .ops.errors import ArgumentError, ArgumentTypeError, BackendError
 
@@ -21,15 +26,24 @@ __all__ = [
     "BackendError",
     "Conv2D",
     "ConvTranspose2D",
+    "Conversion",
+    "KernelAccumulator",
+    "KernelField",
     "LazyConv2D",
+    "LazyConvTranspose2D",
     "LearnedKernel",
+    "Quality",
     "ReceptiveField",
+    "convert",
+    "convert_back",
     "convolve2d",
     "corr2d",
     "corr2d_input_grad",
     "corr2d_weight_grad",
     "corr_transpose2d",
     "explain",
+    "filters",
     "learn_kernel",
+    "learn_kernel_field",
     "receptive_field",
 ]

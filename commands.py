@@ -56,7 +56,7 @@ def reason(error: Exception) -> str:
 
 def edges(args: argparse.Namespace) -> Outcome:
     """`tricorr edges`."""
-    from .autograd import filters
+    from . import filters
     from .autograd.functional import corr2d
     from .files import check_output
     from .images import check_image_name, write_image
@@ -67,17 +67,11 @@ def edges(args: argparse.Namespace) -> Outcome:
     _check_plot(args, args.image)
     device = _device(args.device)
     image = _grey_image(args.image).to(device)
-    x = image[None, None]
     magnitude = args.filter in ("sobel", "scharr", "prewitt")
-    if magnitude:
-        bank = getattr(filters, args.filter)(normalized=True).to(device)
-        gradient = corr2d(x, bank, padding=1, padding_mode="replicate")
-        response = gradient.square().sum(dim=1).sqrt()[0]
-    elif args.filter == "laplacian":
-        bank = filters.laplacian().to(device)
-        response = corr2d(x, bank, padding=1, padding_mode="replicate")[0, 0]
+    if args.filter == "book":
+        response = corr2d(image, filters.textbook_edge_kernel()[0, 0].to(device))
     else:
-        response = corr2d(x, filters.textbook_edge().to(device))[0, 0]
+        response = getattr(filters, args.filter)(image)
     if not response.isfinite().all():
         raise ArgumentError(f"{args.image} has pixels that are NaN or infinite, or too large")
     low, high = float(response.min()), float(response.max())
@@ -177,7 +171,7 @@ def learn(args: argparse.Namespace) -> Outcome:
 
 def features(args: argparse.Namespace) -> Outcome:
     """`tricorr features`."""
-    from .autograd.filters import oriented_filters
+    from .autograd.filter_kernels import log_gabor_kernels
     from .autograd.functional import corr2d
     from .files import check_output
     from .ops import ArgumentError
@@ -185,7 +179,7 @@ def features(args: argparse.Namespace) -> Outcome:
 
     check_output(args.output, (args.image,))
     check_figure_name(args.output)
-    bank = oriented_filters(args.size, wavelength=args.wavelength)
+    bank = log_gabor_kernels(args.size, wavelength=args.wavelength)
     device = _device(args.device)
     image = _grey_image(args.image).to(device)
     if not image.isfinite().all():

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .autograd.learning import LearnedKernel
+from .autograd.learned import LearnedKernel
 from .extras import needs
 from .files import StrPath, replacing
 from .ops import ArgumentError
@@ -46,7 +46,8 @@ def plot_learned(
     Raises:
         ArgumentError: images or kernels with channels.
     """
-    if x.dim() != 2 or y.dim() != 2 or learned.weight.dim() != 2:
+    plain = x.dim() == y.dim() == learned.weight.dim() == 2
+    if not plain or not isinstance(learned.residual, torch.Tensor):
         raise ArgumentError(
             f"a picture is drawn of one plane, got x of shape {tuple(x.shape)} and a kernel of "
             f"shape {tuple(learned.weight.shape)}"

@@ -14,13 +14,17 @@ eager mode runs the autograd.Functions, which also have forward-mode derivatives
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import forward_ad
 
 from .. import ops
-from ..ops import Geometry
+from ..ops import Geometry, direct
+from ..ops.cpu import ACTIVATION_FUNCTIONS
+from .batching import fold_bias, fold_weighted, fold_wgrad
 
 
 def correlate(
@@ -29,11 +33,14 @@ def correlate(
     bias: torch.Tensor | None,
     geometry: Geometry,
     precision: str,
+    activation: str = "none",
 ) -> torch.Tensor:
     """fprop, differentiable in x, weight and bias."""
     if torch.compiler.is_compiling():
-        return ops.fprop(x, weight, bias, geometry, precision)
-    return CrossCorrelation2D.apply(x, weight, bias, geometry, precision)
+        return ops.fprop(x, weight, bias, geometry, precision, activation)
+    if _is_unwatched(x, weight, bias):
+        return CrossCorrelation2D.forward(x, weight, bias, geometry, precision, activation)
+    return CrossCorrelation2D.apply(x, weight, bias, geometry, precision, activation)
 
 
 def input_gradient(
@@ -46,6 +53,8 @@ def input_gradient(
     """dgrad, differentiable in dy, weight and bias."""
     if torch.compiler.is_compiling():
         return ops.dgrad(dy, weight, geometry, precision, bias)
+    if _is_unwatched(dy, weight, bias):
+        return InputGradient2D.forward(dy, weight, bias, geometry, precision)
     return InputGradient2D.apply(dy, weight, bias, geometry, precision)
 
 
@@ -55,7 +64,18 @@ def weight_gradient(
     """wgrad, differentiable in x and dy."""
     if torch.compiler.is_compiling():
         return ops.wgrad(x, dy, geometry, precision)
+    if _is_unwatched(x, dy):
+        return WeightGradient2D.forward(x, dy, geometry, precision)
     return WeightGradient2D.apply(x, dy, geometry, precision)
+
+
+def _is_unwatched(*tensors: torch.Tensor | None) -> bool:
+    """Whether no derivative and no batch can depend on the call: Function.apply is not cheap."""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    return not any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def bias_gradient(dy: torch.Tensor) -> torch.Tensor:
@@ -66,29 +86,58 @@ def bias_gradient(dy: torch.Tensor) -> torch.Tensor:
     return weight_gradient(ones, dy, geometry, "ieee").view(K)
 
 
+def through_activation(
+    activation: str, grad: torch.Tensor, y: torch.Tensor, z: Callable[[], torch.Tensor]
+) -> torch.Tensor:
+    """grad * act'(z): the step between the gradients of y = act(z) and of z, either way.
+
+    Args:
+        activation: as for fprop.
+        grad: the gradient of y, or in forward mode the tangent of z.
+        y: the output; tells relu and relu6 all they need.
+        z: computes what was activated, for the others: a second correlation instead of memory.
+    """
+    if activation == "relu":
+        return torch.ops.aten.threshold_backward(grad, y, 0)
+    if activation == "relu6":
+        return torch.ops.aten.hardtanh_backward(grad, y, 0, 6)
+    if activation == "gelu":
+        return torch.ops.aten.gelu_backward(grad, z())
+    if activation == "silu":
+        if not torch.is_grad_enabled():
+            return torch.ops.aten.silu_backward(grad, z())
+        sigma = torch.sigmoid(activated := z())  # PyTorch's own kernel has no derivative
+        return grad * sigma * (1 + activated * (1 - sigma))
+    return grad
+
+
 def _fprop_backward(
     needs: tuple[bool, ...],
-    x: torch.Tensor,
-    weight: torch.Tensor,
+    saved: tuple[torch.Tensor, ...],
     dy: torch.Tensor,
     geometry: Geometry,
     precision: str,
+    activation: str,
 ) -> tuple[torch.Tensor | None, ...]:
+    x, weight, bias, y = saved
+    dz = through_activation(
+        activation, dy, y, lambda: correlate(x, weight, bias, geometry, precision)
+    )
     return (
-        input_gradient(dy, weight, geometry, precision) if needs[0] else None,
-        weight_gradient(x, dy, geometry, precision) if needs[1] else None,
-        bias_gradient(dy) if needs[2] else None,
+        input_gradient(dz, weight, geometry, precision) if needs[0] else None,
+        weight_gradient(x, dz, geometry, precision) if needs[1] else None,
+        bias_gradient(dz) if needs[2] else None,
     )
 
 
 def _dgrad_backward(
     needs: tuple[bool, ...],
-    dy: torch.Tensor,
-    weight: torch.Tensor,
+    saved: tuple[torch.Tensor, ...],
     ddx: torch.Tensor,
     geometry: Geometry,
     precision: str,
 ) -> tuple[torch.Tensor | None, ...]:
+    dy, weight = saved
     return (
         correlate(ddx, weight, None, geometry, precision) if needs[0] else None,
         weight_gradient(ddx, dy, geometry, precision) if needs[1] else None,
@@ -98,12 +147,12 @@ def _dgrad_backward(
 
 def _wgrad_backward(
     needs: tuple[bool, ...],
-    x: torch.Tensor,
-    dy: torch.Tensor,
+    saved: tuple[torch.Tensor, ...],
     ddw: torch.Tensor,
     geometry: Geometry,
     precision: str,
 ) -> tuple[torch.Tensor | None, ...]:
+    x, dy = saved
     return (
         input_gradient(dy, ddw, geometry, precision) if needs[0] else None,
         correlate(x, ddw, None, geometry, precision) if needs[1] else None,
@@ -114,8 +163,19 @@ def _sum(terms: list[torch.Tensor]) -> torch.Tensor | None:
     return sum(terms[1:], start=terms[0]) if terms else None
 
 
-class CrossCorrelation2D(torch.autograd.Function):
-    """y = fprop(x, weight, bias)."""
+class _Function(torch.autograd.Function):
+    """An autograd.Function whose apply costs the host a third."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """As Function.apply, which works the arguments' defaults out at every call."""
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return super(torch.autograd.Function, cls).apply(*unwrap_dead_wrappers(args))
+
+
+class CrossCorrelation2D(_Function):
+    """y = fprop(x, weight, bias), activated."""
 
     @staticmethod
     def forward(
@@ -124,24 +184,27 @@ class CrossCorrelation2D(torch.autograd.Function):
         bias: torch.Tensor | None,
         geometry: Geometry,
         precision: str,
+        activation: str,
     ) -> torch.Tensor:
-        return ops.fprop(x, weight, bias, geometry, precision)
+        run = direct if direct.only_the_device_sees(x, weight, bias) else ops
+        return run.fprop(x, weight, bias, geometry, precision, activation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        x, weight, _, ctx.geometry, ctx.precision = inputs
-        ctx.save_for_backward(x, weight)
-        ctx.save_for_forward(x, weight)
+        x, weight, bias, ctx.geometry, ctx.precision, ctx.activation = inputs
+        saved = (x, weight) if ctx.activation == "none" else (x, weight, bias, output)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         if dy is None:
-            return None, None, None, None, None
-        x, weight = ctx.saved_tensors
+            return None, None, None, None, None, None
+        saved = (*ctx.saved_tensors, None, None)[:4]
         needs = ctx.needs_input_grad
-        grads = _fprop_backward(needs, x, weight, dy, ctx.geometry, ctx.precision)
-        return (*grads, None, None)
+        grads = _fprop_backward(needs, saved, dy, ctx.geometry, ctx.precision, ctx.activation)
+        return (*grads, None, None, None)
 
     @staticmethod
     def jvp(
@@ -151,18 +214,41 @@ class CrossCorrelation2D(torch.autograd.Function):
         tbias: torch.Tensor | None,
         *_: None,
     ) -> torch.Tensor | None:
-        x, weight = ctx.saved_tensors
+        x, weight, bias, y = (*ctx.saved_tensors, None, None)[:4]
+        geometry, precision = ctx.geometry, ctx.precision
         terms = []
         if tx is not None:
-            terms.append(correlate(tx, weight, None, ctx.geometry, ctx.precision))
+            terms.append(correlate(tx, weight, None, geometry, precision))
         if tweight is not None:
-            terms.append(correlate(x, tweight, None, ctx.geometry, ctx.precision))
+            terms.append(correlate(x, tweight, None, geometry, precision))
         if tbias is not None:
-            terms.append(tbias.view(-1, 1, 1).expand(ctx.geometry.y_shape))
-        return _sum(terms)
+            terms.append(tbias.view(-1, 1, 1).expand(geometry.y_shape))
+        tz = _sum(terms)
+        if tz is None:
+            return None
+        return through_activation(
+            ctx.activation, tz, y, lambda: correlate(x, weight, bias, geometry, precision)
+        )
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        geometry: Geometry,
+        precision: str,
+        activation: str,
+    ) -> tuple[torch.Tensor, int]:
+        def run(activation: str, *operands: Any) -> torch.Tensor:
+            return correlate(*operands, precision, activation)
+
+        operands = (x, weight, bias)
+        return _vmap_weighted("fprop", run, info, in_dims, *operands, geometry, activation)
 
 
-class InputGradient2D(torch.autograd.Function):
+class InputGradient2D(_Function):
     """dx = dgrad(dy, weight, bias)."""
 
     @staticmethod
@@ -173,7 +259,8 @@ class InputGradient2D(torch.autograd.Function):
         geometry: Geometry,
         precision: str,
     ) -> torch.Tensor:
-        return ops.dgrad(dy, weight, geometry, precision, bias)
+        run = direct if direct.only_the_device_sees(dy, weight, bias) else ops
+        return run.dgrad(dy, weight, geometry, precision, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -186,9 +273,8 @@ class InputGradient2D(torch.autograd.Function):
     def backward(ctx: Any, ddx: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         if ddx is None:
             return None, None, None, None, None
-        dy, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        grads = _dgrad_backward(needs, dy, weight, ddx, ctx.geometry, ctx.precision)
+        grads = _dgrad_backward(needs, ctx.saved_tensors, ddx, ctx.geometry, ctx.precision)
         return (*grads, None, None)
 
     @staticmethod
@@ -209,15 +295,37 @@ class InputGradient2D(torch.autograd.Function):
             terms.append(tbias.view(-1, 1, 1).expand(ctx.geometry.x_shape))
         return _sum(terms)
 
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        dy: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        geometry: Geometry,
+        precision: str,
+    ) -> tuple[torch.Tensor, int]:
+        def run(
+            _: str,
+            dy: torch.Tensor,
+            weight: torch.Tensor,
+            bias: torch.Tensor | None,
+            geometry: Geometry,
+        ) -> torch.Tensor:
+            return input_gradient(dy, weight, geometry, precision, bias)
 
-class WeightGradient2D(torch.autograd.Function):
+        return _vmap_weighted("dgrad", run, info, in_dims, dy, weight, bias, geometry)
+
+
+class WeightGradient2D(_Function):
     """dw = wgrad(x, dy)."""
 
     @staticmethod
     def forward(
         x: torch.Tensor, dy: torch.Tensor, geometry: Geometry, precision: str
     ) -> torch.Tensor:
-        return ops.wgrad(x, dy, geometry, precision)
+        run = direct if direct.only_the_device_sees(x, dy) else ops
+        return run.wgrad(x, dy, geometry, precision)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -230,9 +338,8 @@ class WeightGradient2D(torch.autograd.Function):
     def backward(ctx: Any, ddw: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         if ddw is None:
             return None, None, None, None
-        x, dy = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        grads = _wgrad_backward(needs, x, dy, ddw, ctx.geometry, ctx.precision)
+        grads = _wgrad_backward(needs, ctx.saved_tensors, ddw, ctx.geometry, ctx.precision)
         return (*grads, None, None)
 
     @staticmethod
@@ -247,19 +354,62 @@ class WeightGradient2D(torch.autograd.Function):
             terms.append(weight_gradient(x, tdy, ctx.geometry, ctx.precision))
         return _sum(terms)
 
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        x: torch.Tensor,
+        dy: torch.Tensor,
+        geometry: Geometry,
+        precision: str,
+    ) -> tuple[torch.Tensor, int]:
+        dims = (in_dims[0], in_dims[1])
+        *operands, unfold = fold_wgrad(info.batch_size, dims, x, dy, geometry)
+        return unfold(weight_gradient(*operands, precision))
+
+
+def _vmap_weighted(
+    op: str,
+    run: Callable[..., torch.Tensor],
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    image: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    geometry: Geometry,
+    activation: str = "none",
+) -> tuple[torch.Tensor, int]:
+    """vmap of fprop or dgrad, `run` with (activation, image, weight, bias, geometry)."""
+    image_dim, weight_dim, bias_dim = in_dims[:3]
+    if bias is not None and bias_dim is not None:  # an operator has one bias for all its samples
+        if image_dim is None and weight_dim is None:
+            sums = run("none", image, weight, None, geometry).unsqueeze(0)
+        else:
+            sums, dim = _vmap_weighted(op, run, info, in_dims, image, weight, None, geometry)
+            sums = sums.movedim(dim, 0)
+        biases = bias.movedim(bias_dim, 0)[:, None, :, None, None]
+        return ACTIVATION_FUNCTIONS[activation](sums + biases), 0
+    dims = (image_dim, weight_dim)
+    image, weight, more, unfold = fold_weighted(op, info.batch_size, dims, image, weight, geometry)
+    bias = fold_bias(bias, more.K if op == "fprop" else more.C)
+    return unfold(run(activation, image, weight, bias, more))
+
 
 def _register(name: str, backward: Any) -> None:
-    """Gives a registered operator the derivative `backward`, by its two leading tensors."""
+    """Gives a registered operator the derivative `backward`."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
         ctx.geometry = ops.geometry_of_call(name, inputs)
-        ctx.precision = inputs[-1]
+        ctx.rest = (inputs[-1], inputs[3]) if name == "fprop" else (inputs[-1],)
+        plain = name != "fprop" or inputs[3] == "none"
+        ctx.save_for_backward(*(inputs[:2] if plain else (*inputs[:3], output)))
         ctx.arguments = len(inputs)
 
     def gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved = ctx.saved_tensors
-        grads = backward(ctx.needs_input_grad, *saved, grad, ctx.geometry, ctx.precision)
+        if name == "fprop":
+            saved = (*saved, None, None)[:4]
+        grads = backward(ctx.needs_input_grad, saved, grad, ctx.geometry, *ctx.rest)
         return (*grads, *[None] * (ctx.arguments - len(grads)))
 
     torch.library.register_autograd(f"tricorr::{name}", gradients, setup_context=setup_context)
@@ -268,8 +418,3 @@ def _register(name: str, backward: Any) -> None:
 _register("fprop", _fprop_backward)
 _register("dgrad", _dgrad_backward)
 _register("wgrad", _wgrad_backward)
-
-# torch.autograd.Function.apply asks for this signature at every call, and working it out takes
-# longer than all the rest of a small call on the host.
-for _function in (CrossCorrelation2D, InputGradient2D, WeightGradient2D):
-    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[union-attr]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from .. import ops
 from ..ops import (
@@ -20,7 +18,7 @@ from ..ops import (
     as_shape,
     shown,
 )
-from ..ops.checks import check_padding_mode, check_precision, check_tensors
+from ..ops.checks import check_activation, check_precision, check_tensors
 from ..ops.explain import Explanation, device_named
 from ..ops.explain import explain as explain_call
 from .function import correlate, input_gradient, weight_gradient
@@ -36,11 +34,12 @@ def corr2d(
     groups: int = 1,
     *,
     padding_mode: str = "zeros",
+    activation: str | None = None,
     precision: str | None = None,
 ) -> torch.Tensor:
     """2-D cross-correlation, what deep-learning frameworks call convolution.
 
-        y[n,k,p,q] = bias[k] + sum_{c,r,s} input[n,c,h,w] * weight[k,c,r,s]
+        y[n,k,p,q] = act(bias[k] + sum_{c,r,s} input[n,c,h,w] * weight[k,c,r,s])
         h = p * stride_h - pad_top + r * dilation_h        w likewise
 
     Differentiable to any order in input, weight and bias. Bitwise repeatable on one device.
@@ -54,7 +53,11 @@ def corr2d(
         padding: int, (h, w), ((top, bottom), (left, right)), "same" or "valid".
         dilation: step between taps of a window, int or (h, w).
         groups: channel groups, as in `torch.nn.functional.conv2d`; 1 for a (R, S) weight.
-        padding_mode: what the padding holds: "zeros", "reflect", "replicate" or "circular".
+        padding_mode: what the padding shows: "zeros", "reflect" (the image mirrored at its
+            outermost pixels, which are not repeated), "replicate" (those pixels) or "circular".
+            No padded copy is made on a GPU.
+        activation: None or "none", "relu", "relu6", "gelu" (by the error function) or "silu", of
+            the sum before it is rounded to the output's dtype.
         precision: how float32 is multiplied on a GPU: "ieee", "tf32" or "tf32x3" (three tf32
             products, nearly exact). None follows `torch.backends.cudnn.conv.fp32_precision`.
 
@@ -81,7 +84,17 @@ def corr2d(
                 [37., 43.]])
     """
     return _apply(
-        input, weight, bias, stride, padding, dilation, groups, padding_mode, precision, flip=False
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode,
+        activation,
+        precision,
+        flip=False,
     )
 
 
@@ -95,11 +108,12 @@ def convolve2d(
     groups: int = 1,
     *,
     padding_mode: str = "zeros",
+    activation: str | None = None,
     precision: str | None = None,
 ) -> torch.Tensor:
     """Strict 2-D convolution: `corr2d` with the kernel turned by 180 degrees.
 
-        y[n,k,p,q] = bias[k] + sum_{c,r,s} input[n,c,h,w] * weight[k,c,R-1-r,S-1-s]
+        y[n,k,p,q] = act(bias[k] + sum_{c,r,s} input[n,c,h,w] * weight[k,c,R-1-r,S-1-s])
 
     Arguments, result and errors are those of `corr2d`. No flipped copy of the kernel is made.
 
@@ -110,7 +124,17 @@ def convolve2d(
         True
     """
     return _apply(
-        input, weight, bias, stride, padding, dilation, groups, padding_mode, precision, flip=True
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode,
+        activation,
+        precision,
+        flip=True,
     )
 
 
@@ -353,13 +377,15 @@ def _apply(
     dilation: Any,
     groups: Any,
     padding_mode: str,
+    activation: str | None,
     precision: str | None,
     flip: bool,
 ) -> torch.Tensor:
     x, bank, bias, geometry = _prepare(
         input, weight, bias, stride, padding, dilation, groups, padding_mode, precision, flip
     )
-    y = correlate(x, bank, bias, geometry, _precision(bank, precision))
+    check_activation(activation)
+    y = correlate(x, bank, bias, geometry, _precision(bank, precision), activation or "none")
     if weight.dim() == 2:
         return y.reshape(*input.shape[:-2], geometry.P, geometry.Q)
     return y if input.dim() == 4 else y.squeeze(0)
@@ -381,7 +407,6 @@ def _prepare(
     input, weight, bias = _autocast(input, weight, bias)
     check_tensors(images=("input",), input=input, weight=weight, bias=bias)
     check_precision(precision)
-    check_padding_mode(padding_mode)
     x, bank, groups = _four_dimensional(input, weight, as_integer("groups", groups))
     step, spread = as_pair("stride", stride), as_pair("dilation", dilation)
     border = as_padding(padding, (bank.shape[-2], bank.shape[-1]), step, spread)
@@ -393,6 +418,7 @@ def _prepare(
         spread,
         groups,
         flip,
+        padding_mode,
     )
     if bias is not None and weight.dim() == 2:
         if bias.numel() != 1:
@@ -402,9 +428,6 @@ def _prepare(
             )
         bias = bias.reshape(1).expand(geometry.K)
     _check_bias(bias, geometry.K, weight)
-    if padding_mode != "zeros":
-        x, no_padding = _padded_copy(x, border, padding_mode), ((0, 0), (0, 0))
-        geometry = replace(geometry, H=x.shape[2], W=x.shape[3], padding=no_padding)
     return x, bank, bias, geometry
 
 
@@ -441,22 +464,6 @@ def _no_planes(input: torch.Tensor) -> torch.Tensor:
     for size in input.shape[:-2]:
         planes *= size
     return input.reshape(planes, 1, *input.shape[-2:])
-
-
-def _padded_copy(x: torch.Tensor, padding: Any, mode: str) -> torch.Tensor:
-    for name, extent, sides in zip(("height", "width"), x.shape[-2:], padding, strict=True):
-        # A reflection leaves out the border itself; a turn of the image is the image.
-        limit = {"reflect": extent - 1, "circular": extent}.get(mode, max(sides))
-        if max(sides) > limit:
-            raise ArgumentError(
-                f"padding_mode={mode!r} can pad a {name} of {extent} by at most {limit}, "
-                f"got {sides}"
-            )
-    (top, bottom), (left, right) = padding
-    if not any((top, bottom, left, right)):
-        return x
-    # Without channels there is nothing to repeat, and PyTorch would refuse to.
-    return F.pad(x, (left, right, top, bottom), mode=mode if x.shape[1] else "constant")
 
 
 def _gradient_geometry(
@@ -502,6 +509,8 @@ def _check_bias(bias: torch.Tensor | None, filters: int, weight: torch.Tensor) -
 
 def _autocast(*tensors: torch.Tensor | None) -> tuple[Any, ...]:
     """The tensors as autocast would hand them to conv2d: in its low precision, where it is on."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     return tuple(_lowered(t) if isinstance(t, torch.Tensor) else t for t in tensors)
 
 
@@ -521,8 +530,16 @@ def _precision(tensor: torch.Tensor, precision: str | None, on_gpu: bool | None 
     if precision is not None:
         return precision
     on_gpu = tensor.is_cuda if on_gpu is None else on_gpu
-    setting = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-    return "tf32" if on_gpu and setting == "tf32" else "ieee"
+    return "tf32" if on_gpu and _allows_tf32() else "ieee"
+
+
+def _allows_tf32() -> bool:
+    """PyTorch's setting for convolutions; a compiled function keeps what it was compiled with."""
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
+# What torch.compiler.assume_constant_result sets, which would import the compiler and Triton.
+_allows_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _shape(tensor: torch.Tensor) -> str:

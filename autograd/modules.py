@@ -9,9 +9,15 @@ import torch
 from torch import nn
 
 from ..ops import ArgumentError, ArgumentTypeError, as_integer, as_pair, shown
+from ..ops.checks import check_activation
 from .functional import corr2d, corr_transpose2d
 
 PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
+
+# torch.fx.symbolic_trace keeps layers of torch.nn whole and looks into all others: what it sees
+# there are the two functions, and these it keeps whole.
+torch.fx.wrap("corr2d")
+torch.fx.wrap("corr_transpose2d")
 
 
 class Conv2D(nn.Conv2d):
@@ -27,6 +33,7 @@ class Conv2D(nn.Conv2d):
         stride, dilation, groups, bias, device, dtype: as for nn.Conv2d.
         padding: as for nn.Conv2d, or ((top, bottom), (left, right)).
         padding_mode: "zeros", "reflect", "replicate" or "circular".
+        activation: as for `corr2d`; of the layer's output.
 
     Example:
         >>> layer = Conv2D(3, 8, kernel_size=3, padding=1)
@@ -35,6 +42,9 @@ class Conv2D(nn.Conv2d):
         >>> Conv2D(kernel_size=(1, 2))(torch.zeros(6, 8)).shape
         torch.Size([6, 7])
     """
+
+    activation: str | None = None
+    _every_plane = False  # of a layer that nn.Conv2d's __init__ has made
 
     def __init__(
         self,
@@ -49,7 +59,10 @@ class Conv2D(nn.Conv2d):
         padding_mode: PaddingMode = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
     ) -> None:
+        check_activation(activation)
         if kernel_size is None:
             raise ArgumentTypeError(
                 "Conv2D needs kernel_size, for example Conv2D(kernel_size=(1, 2))"
@@ -76,6 +89,7 @@ class Conv2D(nn.Conv2d):
             device,
             dtype,
         )
+        self.activation = activation
         if self._every_plane:
             self.weight = nn.Parameter(self.weight.detach()[0, 0])
 
@@ -100,11 +114,14 @@ class Conv2D(nn.Conv2d):
             self.dilation,
             self.groups,
             padding_mode=self.padding_mode,
+            activation=self.activation,
         )
 
     def extra_repr(self) -> str:
         """nn.Conv2d's, without the channels that the textbook's layer does not have."""
         text = super().extra_repr()
+        if self.activation is not None:
+            text += f", activation={self.activation}"
         return text.removeprefix("1, 1, ") if self._every_plane else text
 
 
@@ -118,6 +135,11 @@ class LazyConv2D(nn.LazyConv2d, Conv2D):  # type: ignore[misc]
     """
 
     cls_to_become = Conv2D
+
+    def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
+        check_activation(activation)
+        super().__init__(*args, **kwargs)
+        self.activation = activation
 
 
 class ConvTranspose2D(nn.ConvTranspose2d):
@@ -186,6 +208,18 @@ class ConvTranspose2D(nn.ConvTranspose2d):
             self.groups,
             self.dilation,
         )
+
+
+class LazyConvTranspose2D(nn.LazyConvTranspose2d, ConvTranspose2D):  # type: ignore[misc]
+    """`torch.nn.LazyConvTranspose2d` on Triton kernels: in_channels as for `LazyConv2D`.
+
+    Example:
+        >>> layer = LazyConvTranspose2D(3, kernel_size=2, stride=2)
+        >>> layer(torch.zeros(2, 8, 5, 5)).shape
+        torch.Size([2, 3, 10, 10])
+    """
+
+    cls_to_become = ConvTranspose2D
 
 
 def _check_layer(in_channels: Any, out_channels: Any, kernel_size: Any, groups: Any) -> None:

@@ -55,26 +55,13 @@ def dgrad_gemm(
 
     ACC: tl.constexpr = tl.float64 if weight_ptr.dtype.element_ty == tl.float64 else tl.float32
     acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
-    for i in range(reduction_steps(GROUP_K, R, S, BLOCK_K, ONE_TAP)):
-        step = widen(i, WIDE)
-        lane = tl.arange(0, BLOCK_K)[None, :]
-        r, s, k, k_valid = split_reduction(step, lane, GROUP_K, R, S, BLOCK_K, ONE_TAP)
-        p, p_inside = output_coordinate(h, r, STRIDE_H, PAD_H, DIL_H, P)
-        q, q_inside = output_coordinate(w, s, STRIDE_W, PAD_W, DIL_W, Q)
-        dy = tl.load(
-            dy_base + k * dy_stride_k + p * dy_stride_p + q * dy_stride_q,
-            mask=(m < PIXELS) & p_inside & q_inside & k_valid,
-            other=0.0,
-        )  # [BLOCK_M, BLOCK_K]
-
-        lane = tl.arange(0, BLOCK_K)[:, None]
-        r, s, k, k_valid = split_reduction(step, lane, GROUP_K, R, S, BLOCK_K, ONE_TAP)
-        weight = tl.load(
-            weight_base + k * weight_stride_k + r * weight_stride_r + s * weight_stride_s,
-            mask=(group_c < GROUP_C) & k_valid,
-            other=0.0,
-        )  # [BLOCK_K, BLOCK_N]
-        acc = tl.dot(dy, weight, acc, input_precision=PRECISION, out_dtype=ACC)
+    acc = add_taps_gemm(
+        acc, h, w, m < PIXELS, group_c < GROUP_C, dy_base, weight_base, P, Q, GROUP_K,
+        dy_stride_k, dy_stride_p, dy_stride_q,
+        weight_stride_k, weight_stride_r, weight_stride_s,
+        R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W,
+        WIDE, PRECISION, ONE_TAP, BLOCK_K,
+    )  # fmt: skip
 
     c = group * GROUP_C + group_c
     if bias_ptr is not None:
@@ -84,3 +71,38 @@ def dgrad_gemm(
         acc.to(dx_ptr.dtype.element_ty),
         mask=(m < PIXELS) & (group_c < GROUP_C),
     )
+
+
+@triton.jit
+def add_taps_gemm(
+    acc, h, w, pixel_valid, c_valid, dy_base, weight_base, P, Q, GROUP_K,
+    dy_stride_k, dy_stride_p, dy_stride_q,
+    weight_stride_k, weight_stride_r, weight_stride_s,
+    R: tl.constexpr, S: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr, ONE_TAP: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """acc [BLOCK_M, BLOCK_N] plus what the taps bring to the pixels (h, w) [BLOCK_M, 1]."""
+    for i in range(reduction_steps(GROUP_K, R, S, BLOCK_K, ONE_TAP)):
+        step = widen(i, WIDE)
+        lane = tl.arange(0, BLOCK_K)[None, :]
+        r, s, k, k_valid = split_reduction(step, lane, GROUP_K, R, S, BLOCK_K, ONE_TAP)
+        p, p_inside = output_coordinate(h, r, STRIDE_H, PAD_H, DIL_H, P)
+        q, q_inside = output_coordinate(w, s, STRIDE_W, PAD_W, DIL_W, Q)
+        dy = tl.load(
+            dy_base + k * dy_stride_k + p * dy_stride_p + q * dy_stride_q,
+            mask=pixel_valid & p_inside & q_inside & k_valid,
+            other=0.0,
+        )  # [BLOCK_M, BLOCK_K]
+
+        lane = tl.arange(0, BLOCK_K)[:, None]
+        r, s, k, k_valid = split_reduction(step, lane, GROUP_K, R, S, BLOCK_K, ONE_TAP)
+        weight = tl.load(
+            weight_base + k * weight_stride_k + r * weight_stride_r + s * weight_stride_s,
+            mask=c_valid & k_valid,
+            other=0.0,
+        )  # [BLOCK_K, BLOCK_N]
+        acc = tl.dot(dy, weight, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+    return acc

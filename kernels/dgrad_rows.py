@@ -121,14 +121,19 @@ def _walk_down(
         for _ in tl.static_range(STRIDE_H):
             sums = sums + start
         p = t_h - BEFORE_H + step
-        for k in tl.static_range(GROUP_K):
-            dys = load_row(
-                dy_base + k * dy_stride_k + p * dy_stride_p, p, t_w, exists, P, Q,
-                dy_stride_q, start[0].dtype, BEFORE_W + 1, 1, BEFORE_W, 1, LANE_Q, MASKED,
-            )  # fmt: skip
+        # Rows of dy that do not exist are passed by.
+        if MASKED:
+            if (p >= 0) & (p < P):
+                sums = _add_row(
+                    sums, dy_base, weights, p, t_w, exists, P, Q,
+                    dy_stride_k, dy_stride_p, dy_stride_q,
+                    GROUP_C, GROUP_K, R, S, STRIDE_W, DIL_H, DIL_W, LANE_Q, BEFORE_W, MASKED,
+                )  # fmt: skip
+        else:
             sums = _add_row(
-                sums, dys, weights, k,
-                GROUP_C, R, S, STRIDE_W, DIL_H, DIL_W, LANE_Q, BEFORE_W,
+                sums, dy_base, weights, p, t_w, exists, P, Q,
+                dy_stride_k, dy_stride_p, dy_stride_q,
+                GROUP_C, GROUP_K, R, S, STRIDE_W, DIL_H, DIL_W, LANE_Q, BEFORE_W, MASKED,
             )  # fmt: skip
         for phase in tl.static_range(STRIDE_H):
             h = p * STRIDE_H + phase - PAD_H
@@ -150,25 +155,32 @@ def _walk_down(
 
 @triton.jit
 def _add_row(
-    sums, dys, weights, k: tl.constexpr,
-    GROUP_C: tl.constexpr, R: tl.constexpr, S: tl.constexpr, STRIDE_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, LANE_Q: tl.constexpr, BEFORE_W: tl.constexpr,
+    sums, dy_base, weights, p, t_w, exists, P, Q, dy_stride_k, dy_stride_p, dy_stride_q,
+    GROUP_C: tl.constexpr, GROUP_K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    STRIDE_W: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    LANE_Q: tl.constexpr, BEFORE_W: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The sums with what a row of filter k's dy gives to them: tap r reaches dx row r * DIL_H."""
-    updated = ()
-    for i in tl.static_range(len(sums)):
-        total = sums[i]
-        for tap in tl.static_range(R * S):
-            if (
-                i // (GROUP_C * LANE_Q * STRIDE_W) == tap // S * DIL_H
-                and i % STRIDE_W == tap % S * DIL_W % STRIDE_W
-            ):
-                total = tl.fma(
-                    dys[i // STRIDE_W % LANE_Q + BEFORE_W - tap % S * DIL_W // STRIDE_W],
-                    weights[
-                        (k * GROUP_C + i // (LANE_Q * STRIDE_W) % GROUP_C) * R * S + tap
-                    ],
-                    total,
-                )  # fmt: skip
-        updated = updated + (total,)  # noqa: RUF005
-    return updated
+    """The sums with what row p of dy gives to them: tap r reaches dx row r * DIL_H of them."""
+    for k in tl.static_range(GROUP_K):
+        dys = load_row(
+            dy_base + k * dy_stride_k, p, t_w, exists, P, Q, dy_stride_p, dy_stride_q,
+            sums[0].dtype, BEFORE_W + 1, 1, BEFORE_W, 1, LANE_Q, "zeros", MASKED,
+        )  # fmt: skip
+        updated = ()
+        for i in tl.static_range(len(sums)):
+            total = sums[i]
+            for tap in tl.static_range(R * S):
+                if (
+                    i // (GROUP_C * LANE_Q * STRIDE_W) == tap // S * DIL_H
+                    and i % STRIDE_W == tap % S * DIL_W % STRIDE_W
+                ):
+                    total = tl.fma(
+                        dys[i // STRIDE_W % LANE_Q + BEFORE_W - tap % S * DIL_W // STRIDE_W],
+                        weights[
+                            (k * GROUP_C + i // (LANE_Q * STRIDE_W) % GROUP_C) * R * S + tap
+                        ],
+                        total,
+                    )  # fmt: skip
+            updated = updated + (total,)  # noqa: RUF005
+        sums = updated
+    return sums

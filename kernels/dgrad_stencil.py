@@ -48,6 +48,34 @@ def dgrad_stencil(
 
     ACC: tl.constexpr = tl.float64 if weight_ptr.dtype.element_ty == tl.float64 else tl.float32
     acc = tl.zeros([BLOCK_C, BLOCK_M], ACC)
+    acc = add_taps_stencil(
+        acc, h, w, (m < PIXELS) & (c < C), c < C, dy_base, weight_base, P, Q, GROUP_K,
+        dy_stride_k, dy_stride_p, dy_stride_q,
+        weight_stride_k, weight_stride_r, weight_stride_s,
+        R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W, WIDE,
+    )  # fmt: skip
+
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + c * bias_stride, mask=c < C, other=0.0)
+    tl.store(
+        dx_ptr + n * dx_stride_n + c * dx_stride_c + h * dx_stride_h + w * dx_stride_w,
+        acc.to(dx_ptr.dtype.element_ty),
+        mask=(m < PIXELS) & (c < C),
+    )
+
+
+@triton.jit
+def add_taps_stencil(
+    acc, h, w, valid, c_valid, dy_base, weight_base, P, Q, GROUP_K,
+    dy_stride_k, dy_stride_p, dy_stride_q,
+    weight_stride_k, weight_stride_r, weight_stride_s,
+    R: tl.constexpr, S: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """acc [BLOCK_C, BLOCK_M] plus what the taps bring to the pixels (h, w) [1, BLOCK_M]."""
     for group_k in range(GROUP_K):
         k = widen(group_k, WIDE)
         for i in range(R):
@@ -58,20 +86,13 @@ def dgrad_stencil(
                 q, q_inside = output_coordinate(w, s, STRIDE_W, PAD_W, DIL_W, Q)
                 dy = tl.load(
                     dy_base + k * dy_stride_k + p * dy_stride_p + q * dy_stride_q,
-                    mask=(m < PIXELS) & (c < C) & p_inside & q_inside,
+                    mask=valid & p_inside & q_inside,
                     other=0.0,
                 )  # [BLOCK_C, BLOCK_M]
                 weight = tl.load(
                     weight_base + k * weight_stride_k + r * weight_stride_r + s * weight_stride_s,
-                    mask=c < C,
+                    mask=c_valid,
                     other=0.0,
                 )  # [BLOCK_C, 1]
-                acc += dy.to(ACC) * weight.to(ACC)
-
-    if bias_ptr is not None:
-        acc += tl.load(bias_ptr + c * bias_stride, mask=c < C, other=0.0)
-    tl.store(
-        dx_ptr + n * dx_stride_n + c * dx_stride_c + h * dx_stride_h + w * dx_stride_w,
-        acc.to(dx_ptr.dtype.element_ty),
-        mask=(m < PIXELS) & (c < C),
-    )
+                acc += dy.to(acc.dtype) * weight.to(acc.dtype)
+    return acc

@@ -1,6 +1,6 @@
 """Forward as an implicit GEMM on the matrix units.
 
-    y[n,k,p,q] = bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s]
+    y[n,k,p,q] = act(bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s])
     h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
     GEMM_M = pixels (n,p,q)    GEMM_N = filters k of one group    GEMM_K = (r,s,c)
@@ -12,6 +12,7 @@ Sums in float32 (float64 for float64). A bank per sample is a batch of GEMMs who
 import triton
 import triton.language as tl
 
+from .epilogue import activate
 from .indexing import (
     input_coordinate,
     next_digit,
@@ -33,8 +34,8 @@ def fprop_gemm(
     R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr, ONE_TAP: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr, ONE_TAP: tl.constexpr, ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     program = widen(tl.program_id(0), WIDE)
@@ -56,8 +57,8 @@ def fprop_gemm(
         step = widen(i, WIDE)
         lane = tl.arange(0, BLOCK_K)[None, :]
         r, s, c, c_valid = split_reduction(step, lane, GROUP_C, R, S, BLOCK_K, ONE_TAP)
-        h, h_inside = input_coordinate(p, r, STRIDE_H, PAD_H, DIL_H, H)
-        w, w_inside = input_coordinate(q, s, STRIDE_W, PAD_W, DIL_W, W)
+        h, h_inside = input_coordinate(p, r, STRIDE_H, PAD_H, DIL_H, H, MODE)
+        w, w_inside = input_coordinate(q, s, STRIDE_W, PAD_W, DIL_W, W, MODE)
         x = tl.load(
             x_base + c * x_stride_c + h * x_stride_h + w * x_stride_w,
             mask=(m < PIXELS) & h_inside & w_inside & c_valid,
@@ -77,6 +78,6 @@ def fprop_gemm(
         acc += tl.load(bias_ptr + k * bias_stride, mask=group_k < GROUP_K, other=0.0)
     tl.store(
         y_ptr + n * y_stride_n + k * y_stride_k + p * y_stride_p + q * y_stride_q,
-        acc.to(y_ptr.dtype.element_ty),
+        activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty),
         mask=(m < PIXELS) & (group_k < GROUP_K),
     )

@@ -1,6 +1,6 @@
 """Forward as a sliding set of output rows, for few channels per group: each input row read once.
 
-    y[n,k,p,q] = bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s]        c of k's group
+    y[n,k,p,q] = act(bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s])        c of k's group
     h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
 No GEMM view. A lane works on one plane, (n, group), for BLOCK_K of the group's filters, and on
@@ -19,7 +19,8 @@ here too: see Geometry.adjoint.
 import triton
 import triton.language as tl
 
-from .indexing import as_block, next_digit, widen
+from .epilogue import activate
+from .indexing import as_block, fold, next_digit, widen
 from .rows import is_read, load_row, open_rows, tap_of
 
 
@@ -35,8 +36,8 @@ def fprop_rows(
     GROUP_C: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    WIDE: tl.constexpr, INTERIOR: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
+    WIDE: tl.constexpr, ACTIVATION: tl.constexpr, INTERIOR: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
     STEP_P: tl.constexpr, LANE_Q: tl.constexpr,
 ):  # fmt: skip
@@ -89,15 +90,15 @@ def fprop_rows(
         _walk_down(
             x_base, weights, start, y_base, h, p, q, exists, H, W, P, Q,
             x_stride_c, x_stride_h, x_stride_w, y_stride_k, y_stride_p, y_stride_q,
-            GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W,
-            BLOCK_P, BLOCK_K, STEP_P, LANE_Q, STEPS, MASKED=False,
+            GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE,
+            ACTIVATION, BLOCK_P, BLOCK_K, STEP_P, LANE_Q, STEPS, MASKED=False,
         )  # fmt: skip
     else:
         _walk_down(
             x_base, weights, start, y_base, h, p, q, exists, H, W, P, Q,
             x_stride_c, x_stride_h, x_stride_w, y_stride_k, y_stride_p, y_stride_q,
-            GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W,
-            BLOCK_P, BLOCK_K, STEP_P, LANE_Q, STEPS, MASKED=True,
+            GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE,
+            ACTIVATION, BLOCK_P, BLOCK_K, STEP_P, LANE_Q, STEPS, MASKED=True,
         )  # fmt: skip
 
 
@@ -107,7 +108,7 @@ def _walk_down(
     x_stride_c, x_stride_h, x_stride_w, y_stride_k, y_stride_p, y_stride_q,
     GROUP_C: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr, ACTIVATION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, STEP_P: tl.constexpr, LANE_Q: tl.constexpr,
     STEPS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -124,14 +125,21 @@ def _walk_down(
         for i in tl.static_range(STEP_P * STRIDE_H):
             if is_read(i + (OPEN - 1) * STRIDE_H, 0, OPEN + STEP_P - 2, R, STRIDE_H, DIL_H):
                 row = h + step * (STEP_P * STRIDE_H) + i
-                for c in tl.static_range(GROUP_C):
-                    pixels = load_row(
-                        x_base + c * x_stride_c + row * x_stride_h, row, q, exists, H, W,
-                        x_stride_w, start[0].dtype, S, STRIDE_W, PAD_W, DIL_W, LANE_Q, MASKED,
-                    )  # fmt: skip
+                # Rows of padding are passed by, where nothing of the next row is under way.
+                if MASKED and STEP_P == 1:
+                    if fold(row, H, MODE)[1]:
+                        sums = _add_row(
+                            sums, x_base, weights, row, q, exists, H, W,
+                            x_stride_c, x_stride_h, x_stride_w, i + (OPEN - 1) * STRIDE_H,
+                            GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE,
+                            BLOCK_K, LANE_Q, MASKED,
+                        )  # fmt: skip
+                else:
                     sums = _add_row(
-                        sums, pixels, weights, i + (OPEN - 1) * STRIDE_H, c,
-                        GROUP_C, R, S, STRIDE_H, STRIDE_W, DIL_H, DIL_W, BLOCK_K, LANE_Q,
+                        sums, x_base, weights, row, q, exists, H, W,
+                        x_stride_c, x_stride_h, x_stride_w, i + (OPEN - 1) * STRIDE_H,
+                        GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE,
+                        BLOCK_K, LANE_Q, MASKED,
                     )  # fmt: skip
         for done in tl.static_range(STEP_P):
             j = as_block(oldest + done)  # [1, 1]
@@ -141,7 +149,8 @@ def _walk_down(
             for i in tl.static_range(BLOCK_K * LANE_Q):
                 column = q + i % LANE_Q
                 y_row = y_base + i // LANE_Q * y_stride_k + (p + oldest + done) * y_stride_p
-                y = sums[done * BLOCK_K * LANE_Q + i].to(y_base.dtype.element_ty)
+                y = activate(sums[done * BLOCK_K * LANE_Q + i], ACTIVATION)
+                y = y.to(y_base.dtype.element_ty)
                 if MASKED:
                     tl.store(y_row + column * y_stride_q, y, mask=wanted & (column < Q))
                 else:
@@ -151,24 +160,32 @@ def _walk_down(
 
 @triton.jit
 def _add_row(
-    sums, pixels, weights, i: tl.constexpr, c: tl.constexpr,
+    sums, x_base, weights, row, q, exists, H, W, x_stride_c, x_stride_h, x_stride_w,
+    i: tl.constexpr,
     GROUP_C: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    BLOCK_K: tl.constexpr, LANE_Q: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_W: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
+    BLOCK_K: tl.constexpr, LANE_Q: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The sums with what input row i of channel c gives to them."""
-    updated = ()
-    for j in tl.static_range(len(sums)):
-        total = sums[j]
-        if tap_of(i, j // (BLOCK_K * LANE_Q), R, STRIDE_H, DIL_H) >= 0:
-            for s in tl.static_range(S):
-                total = tl.fma(
-                    pixels[j % LANE_Q * STRIDE_W + s * DIL_W],
-                    weights[
-                        ((j // LANE_Q % BLOCK_K * GROUP_C + c) * R
-                         + tap_of(i, j // (BLOCK_K * LANE_Q), R, STRIDE_H, DIL_H)) * S + s
-                    ],
-                    total,
-                )  # fmt: skip
-        updated = updated + (total,)  # noqa: RUF005
-    return updated
+    """The sums with what an input row gives to them, number i from the oldest open output row's."""
+    for c in tl.static_range(GROUP_C):
+        pixels = load_row(
+            x_base + c * x_stride_c, row, q, exists, H, W, x_stride_h, x_stride_w,
+            sums[0].dtype, S, STRIDE_W, PAD_W, DIL_W, LANE_Q, MODE, MASKED,
+        )  # fmt: skip
+        updated = ()
+        for j in tl.static_range(len(sums)):
+            total = sums[j]
+            if tap_of(i, j // (BLOCK_K * LANE_Q), R, STRIDE_H, DIL_H) >= 0:
+                for s in tl.static_range(S):
+                    total = tl.fma(
+                        pixels[j % LANE_Q * STRIDE_W + s * DIL_W],
+                        weights[
+                            ((j // LANE_Q % BLOCK_K * GROUP_C + c) * R
+                             + tap_of(i, j // (BLOCK_K * LANE_Q), R, STRIDE_H, DIL_H)) * S + s
+                        ],
+                        total,
+                    )  # fmt: skip
+            updated = updated + (total,)  # noqa: RUF005
+        sums = updated
+    return sums

@@ -1,6 +1,6 @@
 """Forward as a direct sum over the window, for few channels per group.
 
-    y[n,k,p,q] = bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s]
+    y[n,k,p,q] = act(bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s])
     h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
 No GEMM view: each output is its own dot product, one fused multiply-add per tap, so a single
@@ -11,6 +11,7 @@ groups) by BLOCK_M pixels (n,p,q). Sums in float32 (float64 for float64).
 import triton
 import triton.language as tl
 
+from .epilogue import activate
 from .indexing import input_coordinate, next_digit, split_pixel, widen
 
 
@@ -25,8 +26,8 @@ def fprop_stencil(
     R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    WIDE: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
+    WIDE: tl.constexpr, ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     K = GROUPS * GROUP_K
@@ -47,10 +48,10 @@ def fprop_stencil(
         c = widen(group_c, WIDE)
         for i in range(R):
             r = widen(i, WIDE)
-            h, h_inside = input_coordinate(p, r, STRIDE_H, PAD_H, DIL_H, H)
+            h, h_inside = input_coordinate(p, r, STRIDE_H, PAD_H, DIL_H, H, MODE)
             for j in range(S):
                 s = widen(j, WIDE)
-                w, w_inside = input_coordinate(q, s, STRIDE_W, PAD_W, DIL_W, W)
+                w, w_inside = input_coordinate(q, s, STRIDE_W, PAD_W, DIL_W, W, MODE)
                 x = tl.load(
                     x_base + c * x_stride_c + h * x_stride_h + w * x_stride_w,
                     mask=(m < PIXELS) & (k < K) & h_inside & w_inside,
@@ -67,6 +68,6 @@ def fprop_stencil(
         acc += tl.load(bias_ptr + k * bias_stride, mask=k < K, other=0.0)
     tl.store(
         y_ptr + n * y_stride_n + k * y_stride_k + p * y_stride_p + q * y_stride_q,
-        acc.to(y_ptr.dtype.element_ty),
+        activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty),
         mask=(m < PIXELS) & (k < K),
     )

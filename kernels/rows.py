@@ -7,7 +7,7 @@ index relation without padding. All of it is decided while compiling.
 import triton
 import triton.language as tl
 
-from .indexing import as_block
+from .indexing import as_block, fold
 
 
 @triton.constexpr_function
@@ -31,21 +31,24 @@ def is_read(inp, first, last, WINDOW, STRIDE, DIL):
 
 @triton.jit
 def load_row(
-    x_row, row, q, exists, H, W, x_stride_w,
+    x_plane, row, q, exists, H, W, x_stride_h, x_stride_w,
     ACC: tl.constexpr, S: tl.constexpr, STRIDE_W: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_W: tl.constexpr, LANE_Q: tl.constexpr, MASKED: tl.constexpr,
+    DIL_W: tl.constexpr, LANE_Q: tl.constexpr, MODE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The pixels of one input row that LANE_Q columns read, from the first to the last."""
+    """The pixels of an input row that LANE_Q columns from q on read, from the first to the last."""
+    if MASKED:
+        row, row_inside = fold(as_block(row), H, MODE)  # [1, 1]
+        exists = exists & row_inside
     pixels = ()
     for i in tl.static_range((LANE_Q - 1) * STRIDE_W + (S - 1) * DIL_W + 1):
         if is_read(i, 0, LANE_Q - 1, S, STRIDE_W, DIL_W):
             w = q * STRIDE_W - PAD_W + i
             if MASKED:
-                line = as_block(row)  # [1, 1]
-                inside = exists & (line >= 0) & (line < H) & (w >= 0) & (w < W)
-                x = tl.load(x_row + w * x_stride_w, mask=inside, other=0.0)  # [BLOCK_C, lanes]
+                w, w_inside = fold(w, W, MODE)
+                pointer = x_plane + row * x_stride_h + w * x_stride_w
+                x = tl.load(pointer, mask=exists & w_inside, other=0.0)  # [BLOCK_C, lanes]
             else:
-                x = tl.load(x_row + w * x_stride_w)
+                x = tl.load(x_plane + row * x_stride_h + w * x_stride_w)
             pixels = pixels + (x.to(ACC),)  # noqa: RUF005
         else:  # nobody looks
             pixels = pixels + (pixels[i - 1],)  # noqa: RUF005

@@ -27,7 +27,7 @@ def wgrad_gemm(
     R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -60,8 +60,8 @@ def wgrad_gemm(
 
         m = start + tl.arange(0, BLOCK_K)[:, None]  # [BLOCK_K, 1]
         n, p, q = split_pixel(m, P, Q)
-        h, h_inside = input_coordinate(p, r, STRIDE_H, PAD_H, DIL_H, H)
-        w, w_inside = input_coordinate(q, s, STRIDE_W, PAD_W, DIL_W, W)
+        h, h_inside = input_coordinate(p, r, STRIDE_H, PAD_H, DIL_H, H, MODE)
+        w, w_inside = input_coordinate(q, s, STRIDE_W, PAD_W, DIL_W, W, MODE)
         x = tl.load(
             x_base + (batch + n) * x_stride_n + h * x_stride_h + w * x_stride_w,
             mask=(m < last) & h_inside & w_inside & c_valid,

@@ -16,7 +16,7 @@ for float64).
 import triton
 import triton.language as tl
 
-from .indexing import as_block, next_digit, widen
+from .indexing import as_block, fold, next_digit, widen
 from .rows import is_read, load_row, open_rows, tap_of
 
 
@@ -31,7 +31,7 @@ def wgrad_rows(
     GROUP_C: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
     WIDE: tl.constexpr, INTERIOR: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
     STEP_P: tl.constexpr, LANE_Q: tl.constexpr,
@@ -76,14 +76,14 @@ def wgrad_rows(
             sums = _walk_down(
                 sums, x_base, dy_base, h, p, q, counted, H, W, P, Q,
                 x_stride_c, x_stride_h, x_stride_w, dy_stride_k, dy_stride_p, dy_stride_q,
-                GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W,
+                GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE,
                 BLOCK_P, BLOCK_K, STEP_P, LANE_Q, STEPS, MASKED=False,
             )  # fmt: skip
         else:
             sums = _walk_down(
                 sums, x_base, dy_base, h, p, q, counted, H, W, P, Q,
                 x_stride_c, x_stride_h, x_stride_w, dy_stride_k, dy_stride_p, dy_stride_q,
-                GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W,
+                GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE,
                 BLOCK_P, BLOCK_K, STEP_P, LANE_Q, STEPS, MASKED=True,
             )  # fmt: skip
 
@@ -104,7 +104,7 @@ def _walk_down(
     x_stride_c, x_stride_h, x_stride_w, dy_stride_k, dy_stride_p, dy_stride_q,
     GROUP_C: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, STEP_P: tl.constexpr, LANE_Q: tl.constexpr,
     STEPS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -130,14 +130,21 @@ def _walk_down(
         for i in tl.static_range(STEP_P * STRIDE_H):
             if is_read(i + (OPEN - 1) * STRIDE_H, 0, OPEN + STEP_P - 2, R, STRIDE_H, DIL_H):
                 row = h + step * (STEP_P * STRIDE_H) + i
-                for c in tl.static_range(GROUP_C):
-                    pixels = load_row(
-                        x_base + c * x_stride_c + row * x_stride_h, row, q, counted, H, W,
-                        x_stride_w, sums[0].dtype, S, STRIDE_W, PAD_W, DIL_W, LANE_Q, MASKED,
-                    )  # fmt: skip
+                # Rows of padding are passed by, where nothing of the next row is under way.
+                if MASKED and STEP_P == 1:
+                    if fold(row, H, MODE)[1]:
+                        sums = _add_row(
+                            sums, x_base, dys, row, q, counted, H, W,
+                            x_stride_c, x_stride_h, x_stride_w, i + (OPEN - 1) * STRIDE_H,
+                            GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE,
+                            BLOCK_K, LANE_Q, MASKED,
+                        )  # fmt: skip
+                else:
                     sums = _add_row(
-                        sums, pixels, dys, i + (OPEN - 1) * STRIDE_H, c,
-                        GROUP_C, R, S, STRIDE_H, STRIDE_W, DIL_H, DIL_W, BLOCK_K, LANE_Q,
+                        sums, x_base, dys, row, q, counted, H, W,
+                        x_stride_c, x_stride_h, x_stride_w, i + (OPEN - 1) * STRIDE_H,
+                        GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE,
+                        BLOCK_K, LANE_Q, MASKED,
                     )  # fmt: skip
         dys = dys[STEP_P * BLOCK_K * LANE_Q :]
     return sums
@@ -145,23 +152,31 @@ def _walk_down(
 
 @triton.jit
 def _add_row(
-    sums, pixels, dys, i: tl.constexpr, c: tl.constexpr,
+    sums, x_base, dys, row, q, counted, H, W, x_stride_c, x_stride_h, x_stride_w,
+    i: tl.constexpr,
     GROUP_C: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    BLOCK_K: tl.constexpr, LANE_Q: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_W: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
+    BLOCK_K: tl.constexpr, LANE_Q: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The sums with what input row i of channel c gives to them."""
-    updated = ()
-    for tap in tl.static_range(BLOCK_K * GROUP_C * R * S):
-        total = sums[tap]
-        if tap // (R * S) % GROUP_C == c:
-            for j in tl.static_range(len(dys) // (BLOCK_K * LANE_Q)):
-                if tap_of(i, j, R, STRIDE_H, DIL_H) == tap // S % R:
-                    for column in tl.static_range(LANE_Q):
-                        total = tl.fma(
-                            pixels[column * STRIDE_W + tap % S * DIL_W],
-                            dys[(j * BLOCK_K + tap // (GROUP_C * R * S)) * LANE_Q + column],
-                            total,
-                        )
-        updated = updated + (total,)  # noqa: RUF005
-    return updated
+    """The sums with what an input row gives to them, number i from the oldest row of dys."""
+    for c in tl.static_range(GROUP_C):
+        pixels = load_row(
+            x_base + c * x_stride_c, row, q, counted, H, W, x_stride_h, x_stride_w,
+            sums[0].dtype, S, STRIDE_W, PAD_W, DIL_W, LANE_Q, MODE, MASKED,
+        )  # fmt: skip
+        updated = ()
+        for tap in tl.static_range(BLOCK_K * GROUP_C * R * S):
+            total = sums[tap]
+            if tap // (R * S) % GROUP_C == c:
+                for j in tl.static_range(len(dys) // (BLOCK_K * LANE_Q)):
+                    if tap_of(i, j, R, STRIDE_H, DIL_H) == tap // S % R:
+                        for column in tl.static_range(LANE_Q):
+                            total = tl.fma(
+                                pixels[column * STRIDE_W + tap % S * DIL_W],
+                                dys[(j * BLOCK_K + tap // (GROUP_C * R * S)) * LANE_Q + column],
+                                total,
+                            )
+            updated = updated + (total,)  # noqa: RUF005
+        sums = updated
+    return sums

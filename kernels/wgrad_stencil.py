@@ -25,7 +25,7 @@ def wgrad_stencil(
     R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -49,8 +49,8 @@ def wgrad_stencil(
         m = first + widen(i, WIDE) * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]  # [1, BLOCK_M]
         n, p, q = split_pixel(m, P, Q)
         n += batch
-        h, h_inside = input_coordinate(p, r, STRIDE_H, PAD_H, DIL_H, H)
-        w, w_inside = input_coordinate(q, s, STRIDE_W, PAD_W, DIL_W, W)
+        h, h_inside = input_coordinate(p, r, STRIDE_H, PAD_H, DIL_H, H, MODE)
+        w, w_inside = input_coordinate(q, s, STRIDE_W, PAD_W, DIL_W, W, MODE)
         pixel = (m < last) & (k < K)
         x = tl.load(
             x_base + n * x_stride_n + h * x_stride_h + w * x_stride_w,

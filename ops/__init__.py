@@ -1,8 +1,14 @@
 """What to run, on which tensors: geometry, plans, launches, and the operators themselves."""
 
+import sys
+
 from .errors import ArgumentError, ArgumentTypeError, BackendError, shown
 from .geometry import Geometry, as_integer, as_padding, as_pair, as_shape, geometry_of
+from .lag_sums import lag_sums
 from .registration import dgrad, fprop, geometry_of_call, wgrad
+
+if "torch.utils.flop_counter" in sys.modules:
+    from . import flops  # noqa: F401
 
 __all__ = [
     "ArgumentError",
@@ -17,6 +23,7 @@ __all__ = [
     "fprop",
     "geometry_of",
     "geometry_of_call",
+    "lag_sums",
     "shown",
     "wgrad",
 ]

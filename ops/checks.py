@@ -12,6 +12,8 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PRECISIONS = ("ieee", "tf32", "tf32x3")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
+ACTIVATIONS = ("none", "relu", "relu6", "gelu", "silu")
+
 
 def check_tensors(bias: Any = None, images: tuple[str, ...] = (), **tensors: Any) -> None:
     """Raises unless all are dense tensors of one float dtype on one device.
@@ -61,6 +63,11 @@ def check_precision(precision: Any) -> None:
 def check_padding_mode(padding_mode: Any) -> None:
     """Raises ArgumentError unless `padding_mode` is one of PADDING_MODES."""
     _check_choice("padding_mode", padding_mode, PADDING_MODES)
+
+
+def check_activation(activation: Any) -> None:
+    """Raises ArgumentError unless `activation` is one of ACTIVATIONS or None, which is "none"."""
+    _check_choice("activation", activation, (*ACTIVATIONS, None))
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:

@@ -1,10 +1,12 @@
 """The three operators by PyTorch's own convolution, for CPU tensors without the interpreter.
 
-PyTorch's convolution has no asymmetric padding, no flipped window and no filter bank per sample:
-here the padding is copied, the window is flipped and samples become groups.
+PyTorch's convolution has no asymmetric padding, no padding but zeros, no flipped window and no
+filter bank per sample: here the padding is copied, the window is flipped, samples become groups.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +14,28 @@ import torch.nn.functional as F
 from .formats import empty_in_format
 from .geometry import Geometry, Pair
 
+#: What checks.ACTIVATIONS name, for tensors.
+ACTIVATION_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "none": lambda z: z,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
+
 
 def fprop(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    geometry: Geometry,
+    activation: str = "none",
 ) -> torch.Tensor:
     """y (N, K, P, Q); see registration.fprop."""
     y = empty_in_format(geometry.y_shape, weight.dtype, like=x)
+    act = ACTIVATION_FUNCTIONS[activation]
     if geometry.macs == 0:
-        return y.copy_(bias.view(-1, 1, 1).expand_as(y)) if bias is not None else y.zero_()
+        return y.copy_(act(bias.view(-1, 1, 1).expand_as(y))) if bias is not None else y.zero_()
     x, padding = _symmetric(x.to(weight.dtype), geometry)
     if geometry.flip:
         weight = weight.flip(-2, -1)
@@ -37,7 +53,10 @@ def fprop(
         False,
         (0, 0),
         groups,
-    ).view_as(y)
+    )
+    if geometry.per_sample:  # not a view: autograd would let nobody write to it in place
+        result = torch.ops.aten._unsafe_view(result, y.shape)
+    result = act(result)
     return result if result.stride() == y.stride() else y.copy_(result)
 
 
@@ -54,7 +73,10 @@ def dgrad(
     padding, (top, bottom), (left, right) = _split_padding(geometry)
     padded = (geometry.H + top + bottom, geometry.W + left + right)
     dx_padded = _backward(None, dy, weight, geometry, padding, padded)
-    result = F.pad(dx_padded, (-left, -right, -top, -bottom))
+    if geometry.padding_mode == "zeros":
+        result = F.pad(dx_padded, (-left, -right, -top, -bottom))
+    else:
+        result = _add_images(dx_padded, geometry)
     return dx.copy_(result if bias is None else result + bias.view(-1, 1, 1))
 
 
@@ -106,6 +128,26 @@ def _backward(
     return dw.reshape(geometry.weight_shape)
 
 
+def _add_images(dx_padded: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """The adjoint of F.pad(mode=...): each pixel's sum over the places that show it."""
+    mode = geometry.padding_mode
+    for axis, extent, (before, after) in (
+        (-2, geometry.H, geometry.padding[0]),
+        (-1, geometry.W, geometry.padding[1]),
+    ):
+        place = torch.arange(-before, extent + after, device=dx_padded.device)
+        if mode == "reflect":
+            place = extent - 1 - (extent - 1 - place.abs()).abs()
+        elif mode == "replicate":
+            place = place.clamp(0, extent - 1)
+        else:
+            place = place % extent
+        shape = list(dx_padded.shape)
+        shape[axis] = extent
+        dx_padded = dx_padded.new_zeros(shape).index_add_(axis, place, dx_padded)
+    return dx_padded
+
+
 def _summable(tensor: torch.Tensor) -> torch.Tensor:
     """16-bit tensors as float32: PyTorch's CPU backward would keep float16 sums in float16."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
@@ -119,6 +161,8 @@ def _samples_as_groups(tensor: torch.Tensor) -> torch.Tensor:
 def _split_padding(geometry: Geometry) -> tuple[Pair, Pair, Pair]:
     """((h, w) for PyTorch, (top, bottom), (left, right) to copy): the latter zero if symmetric."""
     rows, columns = geometry.padding
+    if geometry.padding_mode != "zeros":
+        return (0, 0), rows, columns
     if rows[0] == rows[1] >= 0 and columns[0] == columns[1] >= 0:
         return (rows[0], columns[0]), (0, 0), (0, 0)
     return (0, 0), rows, columns
@@ -128,5 +172,6 @@ def _symmetric(x: torch.Tensor, geometry: Geometry) -> tuple[torch.Tensor, Pair]
     """x and the (h, w) padding left for PyTorch to do."""
     padding, rows, columns = _split_padding(geometry)
     if padding == (0, 0):
-        x = F.pad(x, (*columns, *rows)) if any(rows + columns) else x
+        mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
+        x = F.pad(x, (*columns, *rows), mode=mode) if any(rows + columns) else x
     return x, padding

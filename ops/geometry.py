@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from .checks import check_padding_mode
 from .errors import ArgumentError, ArgumentTypeError, shown
 
 Pair: TypeAlias = tuple[int, int]
@@ -32,12 +33,15 @@ class Geometry:
         N, C, H, W: batch, channels, height and width of the input.
         K, R, S: filters, height and width of the window.
         stride: (h, w) step between windows, in input elements.
-        padding: ((top, bottom), (left, right)) zeros around the input, in elements. A negative
-            one leaves elements out: transposed convolutions write their output_padding so.
+        padding: ((top, bottom), (left, right)) around the input, in elements. A negative one
+            leaves elements out: transposed convolutions write their output_padding so.
         dilation: (h, w) step between taps of a window, in input elements.
         groups: channel groups; filter k sees the C/groups channels of group k // (K/groups).
         flip: True for strict convolution, whose window is turned by 180 degrees.
         per_sample: True when sample n has a filter bank of its own, weight (N, K, C/groups, R, S).
+        padding_mode: what the padding shows: "zeros" (nothing), "reflect" (the image mirrored at
+            its outermost pixels), "replicate" (those pixels again) or "circular" (the image from
+            its other side). Always "zeros" where there is no padding.
     """
 
     N: int
@@ -53,6 +57,7 @@ class Geometry:
     groups: int = 1
     flip: bool = False
     per_sample: bool = False
+    padding_mode: str = "zeros"
 
     @property
     def P(self) -> int:
@@ -116,6 +121,27 @@ class Geometry:
         """Floating-point operations: two for each multiply-accumulate."""
         return 2 * self.macs
 
+    def without_padding_mode(self) -> Geometry:
+        """The same with zeros in the padding."""
+        return replace(self, padding_mode="zeros") if self.padding_mode != "zeros" else self
+
+    @property
+    def hole(self) -> tuple[Pair, Pair]:
+        """((first, last + 1) row, the same for columns) of pixels that the padding does not show.
+
+        The pixels around this rectangle are the frame: what padding_mode changes in an input
+        gradient. Both pairs are (0, extent) where padding shows nothing.
+        """
+        rows = _unshown(self.H, self.padding[0], self.padding_mode)
+        columns = _unshown(self.W, self.padding[1], self.padding_mode)
+        return rows, columns
+
+    @property
+    def frame_pixels(self) -> int:
+        """Pixels of one plane of the frame, see `hole`."""
+        (top, bottom), (left, right) = self.hole
+        return self.H * self.W - (bottom - top) * (right - left)
+
     def steps(self, axis: int) -> Pair:
         """(stride, dilation) along axis 0, rows, or 1, columns, as far as they mean anything.
 
@@ -163,6 +189,8 @@ class Geometry:
             f"dilation {self.dilation[0]}x{self.dilation[1]}",
             f"groups {self.groups}",
         ]
+        if self.padding_mode != "zeros":
+            parts.append(f"padding_mode {self.padding_mode}")
         if self.flip:
             parts.append("flipped window")
         return ", ".join(parts)
@@ -176,6 +204,7 @@ def geometry_of(
     dilation: Pair = (1, 1),
     groups: int = 1,
     flip: bool = False,
+    padding_mode: str = "zeros",
 ) -> Geometry:
     """The validated geometry of x (N, C, H, W) with a weight of four or five dimensions.
 
@@ -187,11 +216,13 @@ def geometry_of(
         dilation: (h, w), positive.
         groups: positive, divides C and K.
         flip: strict convolution instead of cross-correlation.
+        padding_mode: as in Geometry; all but "zeros" pad by one turn of the image at most,
+            and not by negative amounts.
 
     Raises:
         ArgumentError: the shapes do not fit together; the message names what, expected and got.
     """
-    arguments = (x_shape, weight_shape, stride, padding, dilation, groups, flip)
+    arguments = (x_shape, weight_shape, stride, padding, dilation, groups, flip, padding_mode)
     if torch.compiler.is_compiling():  # Dynamo warns of a cache
         return _validated_geometry(*arguments)
     try:
@@ -208,6 +239,7 @@ def _validated_geometry(
     dilation: Pair,
     groups: int,
     flip: bool,
+    padding_mode: str,
 ) -> Geometry:
     N, C, H, W = x_shape
     per_sample = len(weight_shape) == 5
@@ -240,7 +272,7 @@ def _validated_geometry(
             f"weight of shape {_show(weight_shape)} with groups={groups} expects an input with "
             f"{group_C * groups} channels, got {C} (input of shape {_show(x_shape)})"
         )
-    if min(H, W) < 1:
+    if H < 1 or W < 1:  # min would bind a compiled program to the order of the two
         raise ArgumentError(f"input must have a height and a width, got shape {_show(x_shape)}")
     for name, extent, window, pad, dil in (
         ("high", H, R, padding[0], dilation[0]),
@@ -253,9 +285,16 @@ def _validated_geometry(
                 f"dilation {dil}), the input {extent + pad[0] + pad[1]} (size {extent}, "
                 f"padding {pad[0]} and {pad[1]})"
             )
-    geometry = Geometry(N, C, H, W, K, R, S, stride, padding, dilation, groups, flip, per_sample)
+    check_padding_mode(padding_mode)
+    if not any(padding[0] + padding[1]):
+        padding_mode = "zeros"
+    for name, extent, sides in (("height", H, padding[0]), ("width", W, padding[1])):
+        _check_padding_mode(name, extent, sides, padding_mode)
+    geometry = Geometry(
+        N, C, H, W, K, R, S, stride, padding, dilation, groups, flip, per_sample, padding_mode
+    )
     padded = (H + sum(padding[0]), W + sum(padding[1]))
-    if max(padded) > INT64_MAX:
+    if padded[0] > INT64_MAX or padded[1] > INT64_MAX:
         raise ArgumentError(
             f"an image of {padded[0]} x {padded[1]}, padding included, is too large for 64-bit "
             "offsets"
@@ -270,6 +309,33 @@ def _validated_geometry(
 
 
 _cached_geometry = functools.lru_cache(maxsize=4096)(_validated_geometry)
+
+
+def _check_padding_mode(name: str, extent: int, sides: Pair, mode: str) -> None:
+    if mode == "zeros":
+        return
+    # A reflection leaves out the border itself; a turn of the image is the image.
+    limit = {"reflect": extent - 1, "circular": extent}.get(mode, max(sides))
+    if max(sides) > limit:
+        raise ArgumentError(
+            f"padding_mode={mode!r} can pad a {name} of {extent} by at most {limit}, got {sides}"
+        )
+    if min(sides) < 0:
+        raise ArgumentError(f"padding_mode={mode!r} needs padding >= 0, got {sides}")
+
+
+def _unshown(extent: int, sides: Pair, mode: str) -> Pair:
+    """(first, last + 1) of the coordinates along one axis that no padding shows; maybe none."""
+    before, after = sides
+    if mode == "reflect":
+        first, last = before + 1 if before else 0, extent - (after + 1 if after else 0)
+    elif mode == "replicate":
+        first, last = min(before, 1), extent - min(after, 1)
+    elif mode == "circular":
+        first, last = after, extent - before
+    else:
+        first, last = 0, extent
+    return (first, last) if first < last else (extent, extent)
 
 
 def _output_extent(extent: int, window: int, stride: int, pad: Pair, dilation: int) -> int:

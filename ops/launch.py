@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from .. import kernels
@@ -18,7 +19,7 @@ from . import backend
 from .facts import NARROW_LIMIT, device_of, layout_of
 from .formats import empty_in_format
 from .geometry import Geometry
-from .plan import Plan, plan_dgrad, plan_fprop, plan_wgrad
+from .plan import Plan, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
 
 # Triton's interpreter patches triton.language while it runs, so it takes one launch at a time.
 _INTERPRETER_LOCK = threading.RLock()
@@ -48,6 +49,7 @@ def fprop(
     bias: torch.Tensor | None,
     geometry: Geometry,
     precision: str = "ieee",
+    activation: str = "none",
     plan: Plan | None = None,
 ) -> torch.Tensor:
     """y (N, K, P, Q) by a Triton kernel; see registration.fprop. `plan` replaces the planner's."""
@@ -57,7 +59,7 @@ def fprop(
     layout = layout_of(geometry, x, weight, y)
     plan = plan or plan_fprop(geometry, weight.dtype, layout, device_of(x), precision)
     (x, weight, bias), result = _interpretable([x, weight, bias], y)
-    fprop_call(x, weight, bias, result, geometry, plan).run(x.device)
+    fprop_call(x, weight, bias, result, geometry, plan, activation).run(x.device)
     return y if result is y else y.copy_(result)
 
 
@@ -75,8 +77,11 @@ def dgrad(
         return dx
     layout = layout_of(geometry, dx, weight, dy)
     plan = plan or plan_dgrad(geometry, dy.dtype, layout, device_of(dy), precision)
+    frame = plan_dgrad_frame(geometry, dy.dtype, layout, device_of(dy), precision)
     (dy, weight, bias), result = _interpretable([dy, weight, bias], dx)
     dgrad_call(dy, weight, bias, result, geometry, plan).run(dy.device)
+    if frame:
+        dgrad_call(dy, weight, bias, result, geometry, frame).run(dy.device)
     return dx if result is dx else dx.copy_(result)
 
 
@@ -106,6 +111,7 @@ def fprop_call(
     y: torch.Tensor,
     geometry: Geometry,
     plan: Plan,
+    activation: str = "none",
 ) -> Call:
     """The launch that fills y."""
     weight, weight_strides = _weight_walk(weight, geometry)
@@ -117,6 +123,7 @@ def fprop_call(
         weight_ptr=weight,
         bias_ptr=bias,
         y_ptr=y,
+        ACTIVATION=activation,
         **_strides("x", "nchw", x.stride()),
         **_strides("weight", "nkcrs", weight_strides),
         weight_stride_g=geometry.group_K * weight_strides[1],
@@ -133,14 +140,15 @@ def dgrad_call(
     geometry: Geometry,
     plan: Plan,
 ) -> Call:
-    """The launch that fills dx."""
+    """The launch that fills dx, or its frame, see Geometry.hole, where the plan is for that."""
     if plan.turned:
         return _turned_call(dy, weight, bias, dx, geometry, plan)
+    pixels = geometry.frame_pixels if plan.op == "dgrad_frame" else geometry.H * geometry.W
     weight, weight_strides = _weight_walk(weight, geometry)
     return _call(
         plan,
         geometry,
-        PIXELS=geometry.H * geometry.W * _samples(geometry),
+        PIXELS=pixels * _samples(geometry),
         dy_ptr=dy,
         weight_ptr=weight,
         bias_ptr=bias,
@@ -162,7 +170,7 @@ def _turned_call(
     plan: Plan,
 ) -> Call:
     """The launch that fills dx as the output of geometry.adjoint(), its weight's axes swapped."""
-    turned = geometry.adjoint()
+    turned = geometry.without_padding_mode().adjoint()
     weight, (n, k, c, r, s) = _weight_walk(weight, turned)
     return _call(
         plan,
@@ -174,6 +182,7 @@ def _turned_call(
         **_strides("x", "nchw", dy.stride()),
         **_strides("weight", "nkcrs", (n, c, k, r, s)),
         weight_stride_g=geometry.group_K * k,
+        ACTIVATION="none",
         bias_stride=0 if bias is None else bias.stride(0),
         **_strides("y", "nkpq", dx.stride()),
     )
@@ -235,7 +244,8 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
     """A launch of the plan's kernel, which takes what it names of all these."""
     tile = plan.tile
     extents = {name: value for name, value in vars(tile).items() if name.isupper()}
-    (pad_h, _), (pad_w, _) = geometry.padding
+    (pad_h, pad_bottom), (pad_w, pad_right) = geometry.padding
+    (first_h, last_h), (first_w, last_w) = geometry.hole
     (stride_h, dil_h), (stride_w, dil_w) = geometry.steps(0), geometry.steps(1)
     arguments |= {
         "H": geometry.H,
@@ -253,6 +263,13 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
         "STRIDE_W": stride_w,
         "PAD_H": pad_h,
         "PAD_W": pad_w,
+        "PAD_BOTTOM": pad_bottom,
+        "PAD_RIGHT": pad_right,
+        "FIRST_H": first_h,
+        "LAST_H": last_h,
+        "FIRST_W": first_w,
+        "LAST_W": last_w,
+        "MODE": geometry.padding_mode,
         "DIL_H": dil_h,
         "DIL_W": dil_w,
         "SPLITS": plan.splits,
@@ -292,7 +309,8 @@ def _weight_walk(weight: torch.Tensor, geometry: Geometry) -> tuple[torch.Tensor
 
 @contextmanager
 def _interpreter() -> Iterator[None]:
-    with _INTERPRETER_LOCK:
+    # A GPU does not warn of infinities.
+    with _INTERPRETER_LOCK, np.errstate(all="ignore"):
         yield
 
 

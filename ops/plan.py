@@ -18,7 +18,6 @@ from .errors import ArgumentError
 from .geometry import Geometry
 from .integers import cdiv
 from .plan_rows import (
-    MIN_SPLIT_STRIPS,
     RowsTile,
     interior_tiles,
     is_turned,
@@ -191,7 +190,7 @@ class Plan:
     """One operator's kernel and how it is launched.
 
     Attributes:
-        op: "fprop", "dgrad" or "wgrad".
+        op: "fprop", "dgrad", "dgrad_frame" or "wgrad".
         tile: extents of a program; its type names the kernel family.
         grid: number of programs.
         wide: offsets are 64-bit.
@@ -241,9 +240,34 @@ def plan_fprop(
 def plan_dgrad(
     geometry: Geometry, dtype: torch.dtype, layout: Layout, device: Device, precision: str = "ieee"
 ) -> Plan:
-    """The input-gradient plan: rows are input pixels, columns channels, the reduction (r, s, k)."""
+    """The input-gradient plan: rows are input pixels, columns channels, the reduction (r, s, k).
+
+    It takes the padding for zeros: plan_dgrad_frame is for what padding modes add.
+    """
     return _plan_pixels(
-        "dgrad", geometry, dtype, layout, device, precision, geometry.C, geometry.group_K
+        "dgrad",
+        geometry.without_padding_mode(),
+        dtype,
+        layout,
+        device,
+        precision,
+        geometry.C,
+        geometry.group_K,
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def plan_dgrad_frame(
+    geometry: Geometry, dtype: torch.dtype, layout: Layout, device: Device, precision: str = "ieee"
+) -> Plan | None:
+    """The plan for the input gradient's frame, see Geometry.hole: None where there is none.
+
+    It runs after plan_dgrad's, which takes the padding for zeros.
+    """
+    if not geometry.frame_pixels:
+        return None
+    return _plan_pixels(
+        "dgrad_frame", geometry, dtype, layout, device, precision, geometry.C, geometry.group_K
     )
 
 
@@ -269,7 +293,7 @@ def plan_wgrad(
     partial_bytes = geometry.weight_numel * (8 if dtype == torch.float64 else 4)
     splits = min(
         cdiv(4 * device.multiprocessors, max(1, _programs("wgrad", geometry, tile))),
-        cdiv(rows_strips(geometry, tile), MIN_SPLIT_STRIPS)
+        rows_strips(geometry, tile)
         if isinstance(tile, RowsTile)
         else cdiv(pixels, MIN_SPLIT_PIXELS),
         MAX_WORKSPACE // max(1, partial_bytes),
@@ -309,6 +333,8 @@ def plan_with_tile(
     Raises:
         ArgumentError: the grid is larger than a launch can have.
     """
+    if op == "dgrad":
+        geometry = geometry.without_padding_mode()
     grid = _programs(op, geometry, tile)
     precision = precision if isinstance(tile, GemmTile) else "ieee"
     split_pixels = split_strips = 0
@@ -481,7 +507,7 @@ def is_legal(
     words = 2 if dtype == torch.float64 else 1
     if isinstance(tile, RowsTile):
         # A thread keeps at least three rows of sums or of dy, and three shifts of an input row.
-        held = tile.BLOCK_Q * tile.BLOCK_C / threads
+        held = tile.BLOCK_Q // tile.LANE_Q * tile.BLOCK_C / threads
         return 1 <= held and held * 6 * words <= limits.registers // 2 and tile.BLOCK_P >= 1
     if isinstance(tile, StencilTile):
         # A thread keeps a sum, and about three values of 32 bits to address and load it.
@@ -507,7 +533,7 @@ def _programs(op: str, geometry: Geometry, tile: Tile) -> int:
         return rows_programs(op, geometry, tile)
     batches, pixels = _pixels(op, geometry)
     taps = geometry.group_C * geometry.R * geometry.S
-    channels = geometry.C if op == "dgrad" else geometry.K
+    channels = geometry.C if op.startswith("dgrad") else geometry.K
     if isinstance(tile, StencilTile):
         per_channel = taps if op == "wgrad" else cdiv(pixels, tile.BLOCK_M)
         return batches * per_channel * cdiv(channels, tile.BLOCK_C)
@@ -518,7 +544,9 @@ def _programs(op: str, geometry: Geometry, tile: Tile) -> int:
 
 def _pixels(op: str, geometry: Geometry) -> tuple[int, int]:
     """(independent problems, pixels of each): a bank per sample makes each sample a problem."""
-    extent = geometry.H * geometry.W if op == "dgrad" else geometry.P * geometry.Q
+    extent = {"dgrad": geometry.H * geometry.W, "dgrad_frame": geometry.frame_pixels}.get(
+        op, geometry.P * geometry.Q
+    )
     return (geometry.N, extent) if geometry.per_sample else (1, geometry.N * extent)
 
 

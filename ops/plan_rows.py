@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -39,17 +39,19 @@ class RowsTile:
 
 #: Largest window of a rows kernel along one axis.
 MAX_WINDOW = 7
+#: Most channels of a group that are summed over: they are unrolled.
+MAX_REDUCED = 8
+#: Most output rows that are open beside the one that is finished next.
+MAX_AHEAD = 12
 #: Numbers of 32 bits that one thread keeps in registers at most: weights, open sums, pixels.
-MAX_HELD = 120
-#: Rows that are unrolled together, by the most multiply-adds that a lane does for one of them. More
-#: rows have more loads under way; more code takes longer to compile.
+MAX_HELD = 128
+#: Output rows that are unrolled together, by the most multiply-adds that a lane does for one: more
+#: have more loads under way, and more code.
 STEPS = {12: 4, 25: 2}
 #: Threads of a program, and columns of a lane in channels_last.
 THREADS, LANE_Q = 128, 4
 #: Fewest groups that are lanes in channels_last: fewer neighbours are not worth a load.
 MIN_GROUPS = 8
-#: Strips that a split of a weight gradient sums at least, to make its last reduction worth it.
-MIN_SPLIT_STRIPS = 4
 
 
 class Extents(NamedTuple):
@@ -79,11 +81,15 @@ def is_turned(op: str, geometry: Geometry) -> bool:
 
 def has_rows_kernel(op: str, geometry: Geometry) -> bool:
     """Whether a rows kernel can compute `op`, in some type and layout."""
-    if max(geometry.R, geometry.S) > MAX_WINDOW or geometry.y_numel == 0:
+    g = geometry
+    if op == "dgrad_frame" or max(g.R, g.S) > MAX_WINDOW or min(g.y_numel, g.group_C) == 0:
         return False
-    if op == "dgrad" and geometry.stride != (1, 1) and min(geometry.padding)[0] < 0:
+    if op == "dgrad" and g.stride != (1, 1) and min(g.padding[0][0], g.padding[1][0]) < 0:
         return False
-    return _block_k(op, geometry, 1, 1) > 0
+    e = _extents(op, g)
+    if e.reduced > MAX_REDUCED or e.ahead > MAX_AHEAD:
+        return False
+    return _block_k(op, g, 1, 1) > 0
 
 
 def rows_tile(
@@ -93,37 +99,42 @@ def rows_tile(
     if not has_rows_kernel(op, geometry):
         return None
     words = 2 if dtype == torch.float64 else 1
-    lane_q = 1
-    if layout.channels_last and geometry.groups >= MIN_GROUPS:
-        lane_q = min(LANE_Q, power_of_two(_extents(op, geometry).columns))
+    e = _extents(op, geometry)
+    across = layout.channels_last and geometry.groups >= MIN_GROUPS  # lanes are channels
+    lane_q = min(LANE_Q, power_of_two(e.columns)) if across else 1
     block_k = _block_k(op, geometry, lane_q, words)
     if not block_k:
         return None
-    e = _extents(op, geometry)
     step = next((n for most, n in STEPS.items() if _macs(op, geometry) * block_k <= most), 1)
     step = 1 if op == "dgrad" and not is_turned(op, geometry) else min(step, e.rows)
-    vector = next(
-        v
-        for v in (4, 2, 1)
-        if v == 1 or _held(op, geometry, block_k, step, lane_q, v) * words <= MAX_HELD
-    )
-    lanes = THREADS * vector
-    if lane_q > 1 or (layout.channels_last and geometry.groups >= MIN_GROUPS):
-        block_c = min(lanes // 4, power_of_two(e.planes))
-        block_q = lane_q * min(lanes // block_c, power_of_two(cdiv(e.columns, lane_q)))
-        block_c = min(lanes * lane_q // block_q, power_of_two(e.planes))
+    tile = RowsTile(e.rows, 0, 0, block_k, step, lane_q)
+    for vector in (8, 4, 2, 1)[dtype.itemsize > 2 :]:  # 16 bytes of neighbours, or less
+        block_q, block_c = _lanes(e, vector * THREADS, lane_q, across)
+        tile = replace(tile, BLOCK_Q=block_q, BLOCK_C=block_c)
+        if rows_held(op, geometry, tile) * words <= MAX_HELD:
+            break
     else:
-        block_q = _row_block(e.columns, lanes)
-        block_c = min(lanes // block_q, power_of_two(e.planes))
-    tile = RowsTile(e.rows, block_q, block_c, block_k, step, lane_q)
+        tile, step = replace(tile, STEP_P=1), 1
     most = 64 if e.ahead > 2 else 32
     for height in (most, most // 2, most // 4):
         rows = cdiv(e.rows, cdiv(e.rows, height))  # tiles of one height, none nearly empty
         rows = cdiv(rows + e.ahead, step) * step - e.ahead  # whole steps
-        tile = RowsTile(rows, block_q, block_c, block_k, step, lane_q)
-        if op == "wgrad" or rows_programs(op, geometry, tile) >= 2 * device.multiprocessors:
+        tile = replace(tile, BLOCK_P=max(1, rows))
+        strips = rows_strips(geometry, tile) if op == "wgrad" else 1
+        if strips * rows_programs(op, geometry, tile) >= 2 * device.multiprocessors:
             break
     return tile
+
+
+def _lanes(e: Extents, lanes: int, lane_q: int, across: bool) -> tuple[int, int]:
+    """(BLOCK_Q, BLOCK_C) of a tile with so many lanes, which are planes first if `across`."""
+    planes = power_of_two(e.planes)
+    if not across:
+        block_q = _row_block(e.columns, lanes)
+        return block_q, min(lanes // block_q, planes)
+    # A warp's lanes are planes; warps side by side share the columns between them in cache.
+    beside = min(lanes // min(lanes // 4, planes), power_of_two(cdiv(e.columns, lane_q)))
+    return beside * lane_q, min(lanes // beside, planes)
 
 
 def rows_programs(op: str, geometry: Geometry, tile: RowsTile) -> int:
@@ -142,7 +153,7 @@ def rows_strips(geometry: Geometry, tile: RowsTile) -> int:
 
 
 def interior_tiles(op: str, geometry: Geometry, tile: RowsTile) -> str:
-    """Which tiles run without masks: "all"; "some", if most can; else "none": no code for a few."""
+    """Which tiles run without masks: "all"; "some", if a quarter can; else "none"."""
     inside = total = 1
     for axis, block in enumerate((tile.BLOCK_P, tile.BLOCK_Q)):
         tiles, clear = _clear_tiles(op, geometry, axis, block, tile.STEP_P)
@@ -152,7 +163,7 @@ def interior_tiles(op: str, geometry: Geometry, tile: RowsTile) -> str:
     full = e.planes % tile.BLOCK_C == 0
     if inside == total and full:
         return "all"
-    return "some" if 2 * inside >= total else "none"
+    return "some" if 4 * inside >= total else "none"
 
 
 def _clear_tiles(op: str, geometry: Geometry, axis: int, block: int, step: int) -> tuple[int, int]:
@@ -210,28 +221,57 @@ def _macs(op: str, geometry: Geometry) -> int:
     return channels * g.R * g.S
 
 
-def _held(op: str, geometry: Geometry, block_k: int, step: int, lane_q: int, vector: int) -> int:
-    """Numbers that a thread keeps: of its lanes, and weights, which neighbouring columns share."""
-    e, taps = _extents(op, geometry), _macs(op, geometry) * block_k
+def rows_held(op: str, geometry: Geometry, tile: RowsTile) -> int:
+    """Numbers that a thread keeps: weights, sums of the open rows, and the pixels of one row."""
+    e, taps = _extents(op, geometry), _macs(op, geometry) * tile.BLOCK_K
+    vector = max(1, tile.BLOCK_Q // tile.LANE_Q * tile.BLOCK_C // THREADS)
     stride, dilation = geometry.steps(1)
-    pixels = (lane_q - 1) * stride + min(geometry.S, (geometry.S - 1) * dilation + 1)
-    rows = (e.ahead + step) * block_k * lane_q * e.row
-    if op == "wgrad":
-        return (taps + rows + pixels) * vector
-    return taps * (vector if lane_q > 1 else 1) + (rows + pixels) * vector
+    pixels = (tile.LANE_Q - 1) * stride + min(geometry.S, (geometry.S - 1) * dilation + 1)
+    rows = (e.ahead + tile.STEP_P) * tile.BLOCK_K * tile.LANE_Q * e.row
+    own_weights = op == "wgrad" or tile.BLOCK_C > 1
+    return taps * (vector if own_weights else 1) + (rows + pixels) * vector
 
 
 def _block_k(op: str, geometry: Geometry, lane_q: int, words: int) -> int:
     """Filters of a group that one program can hold, the most that divide them; 0: not even one."""
     filters = _extents(op, geometry).filters
-    return next(
-        (
-            k
-            for k in range(min(filters, 8), 0, -1)
-            if filters % k == 0 and _held(op, geometry, k, 1, lane_q, 1) * words <= MAX_HELD
-        ),
-        0,
-    )
+    for k in range(min(filters, 8), 0, -1):
+        tile = RowsTile(1, lane_q, 1, k, 1, lane_q)
+        if filters % k == 0 and rows_held(op, geometry, tile) * words <= MAX_HELD:
+            return k
+    return 0
+
+
+class Work(NamedTuple):
+    """What one program does, rows that only lead into its tile included.
+
+    Attributes:
+        outputs: results: pixels, or elements of a weight gradient.
+        loads: of pixels of x, or of dy for an input gradient.
+        macs: multiply-adds.
+    """
+
+    outputs: int
+    loads: int
+    macs: int
+
+
+def rows_work(op: str, geometry: Geometry, tile: RowsTile) -> Work:
+    """The work of one program, of a weight gradient's for one strip."""
+    g, e = geometry, _extents(op, geometry)
+    (stride_h, _), (stride_w, dil_w) = g.steps(0), g.steps(1)
+    lanes = tile.BLOCK_Q // tile.LANE_Q * tile.BLOCK_C
+    rows = cdiv(tile.BLOCK_P + e.ahead, tile.STEP_P) * tile.STEP_P
+    columns = tile.BLOCK_Q * tile.BLOCK_C * tile.BLOCK_K
+    macs = rows * columns * _macs(op, geometry)
+    if op == "dgrad" and not is_turned(op, geometry):
+        loads = lanes * rows * e.reduced * (tile.LANE_Q + (g.S - 1) * dil_w // stride_w)
+        return Work(tile.BLOCK_P * columns * e.row, loads, macs)
+    window = min(g.S, (g.S - 1) * dil_w + 1)
+    loads = lanes * rows * stride_h * e.reduced * ((tile.LANE_Q - 1) * stride_w + window)
+    if op == "wgrad":
+        return Work(tile.BLOCK_C * tile.BLOCK_K * e.reduced * g.R * g.S, loads, macs)
+    return Work(tile.BLOCK_P * columns, loads, macs)
 
 
 def _row_block(columns: int, most: int) -> int:

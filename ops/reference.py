@@ -15,13 +15,13 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .geometry import Geometry, Pair
+from .geometry import Geometry
 
 
 def fprop(
     x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None, geometry: Geometry
 ) -> NDArray[np.float64]:
-    """y (N, K, P, Q). The padding is zeros that take part in the sum: 0 * inf in it is nan.
+    """y (N, K, P, Q). Zeros in the padding take part in the sum: 0 * inf in it is nan.
 
     Args:
         x: (N, C, H, W).
@@ -32,8 +32,8 @@ def fprop(
     g = geometry
     x, weight = _grouped_x(x, g), _grouped_weight(weight, g)
     y = np.zeros((g.N, g.groups, g.group_K, g.P, g.Q))
-    for r, h, h_inside in _window(g.R, g.P, g.H, g.stride[0], g.padding[0], g.dilation[0]):
-        for s, w, w_inside in _window(g.S, g.Q, g.W, g.stride[1], g.padding[1], g.dilation[1]):
+    for r, h, h_inside in _window(g, 0):
+        for s, w, w_inside in _window(g, 1):
             seen = _read_or_zero(x, h, h_inside, w, w_inside)
             y += _einsum("ngcpq,ngkc->ngkpq", seen, weight[..., r, s])
     y = y.reshape(g.y_shape)
@@ -43,7 +43,7 @@ def fprop(
 def dgrad(
     dy: ArrayLike, weight: ArrayLike, geometry: Geometry, bias: ArrayLike | None = None
 ) -> NDArray[np.float64]:
-    """dx (N, C, H, W). Only the taps that exist take part: the padding has no gradient.
+    """dx (N, C, H, W). Only the taps that exist take part: zeros in the padding have no gradient.
 
     Args:
         dy: (N, K, P, Q).
@@ -54,18 +54,21 @@ def dgrad(
     g = geometry
     dy, weight = _grouped_y(dy, g), _grouped_weight(weight, g)
     dx = np.zeros((g.N, g.groups, g.group_C, g.H, g.W))
-    for r, h, h_inside in _window(g.R, g.P, g.H, g.stride[0], g.padding[0], g.dilation[0]):
-        for s, w, w_inside in _window(g.S, g.Q, g.W, g.stride[1], g.padding[1], g.dilation[1]):
+    for r, h, h_inside in _window(g, 0):
+        for s, w, w_inside in _window(g, 1):
             came_from = dy[..., h_inside, :][..., w_inside]
-            dx[..., h[h_inside][:, None], w[w_inside]] += _einsum(
-                "ngkpq,ngkc->ngcpq", came_from, weight[..., r, s]
-            )
+            product = _einsum("ngkpq,ngkc->ngcpq", came_from, weight[..., r, s])
+            places = (..., h[h_inside][:, None], w[w_inside])
+            if g.padding_mode == "zeros":
+                dx[places] += product
+            else:  # one pixel may be seen several times
+                np.add.at(dx, places, product)
     offset = 0.0 if bias is None else np.asarray(bias, np.float64)[:, None, None]
     return dx.reshape(g.x_shape) + offset
 
 
 def wgrad(x: ArrayLike, dy: ArrayLike, geometry: Geometry) -> NDArray[np.float64]:
-    """dw, shaped as the weight. The padding is zeros that take part in the sum, as in fprop.
+    """dw, shaped as the weight. Zeros in the padding take part in the sum, as in fprop.
 
     Args:
         x: (N, C, H, W).
@@ -75,8 +78,8 @@ def wgrad(x: ArrayLike, dy: ArrayLike, geometry: Geometry) -> NDArray[np.float64
     g = geometry
     x, dy = _grouped_x(x, g), _grouped_y(dy, g)
     dw = np.zeros((g.N, g.groups, g.group_K, g.group_C, g.R, g.S))
-    for r, h, h_inside in _window(g.R, g.P, g.H, g.stride[0], g.padding[0], g.dilation[0]):
-        for s, w, w_inside in _window(g.S, g.Q, g.W, g.stride[1], g.padding[1], g.dilation[1]):
+    for r, h, h_inside in _window(g, 0):
+        for s, w, w_inside in _window(g, 1):
             seen = _read_or_zero(x, h, h_inside, w, w_inside)
             dw[..., r, s] = _einsum("ngkpq,ngcpq->ngkc", dy, seen)
     if g.flip:
@@ -91,12 +94,16 @@ def bias_grad(dy: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(dy, np.float64).sum(axis=(0, 2, 3))
 
 
-def _window(
-    taps: int, outputs: int, extent: int, stride: int, pad: Pair, dilation: int
-) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.bool_]]]:
-    """For each tap of one axis: (*) for every output, and where that is inside the input."""
+def _window(g: Geometry, axis: int) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.bool_]]]:
+    """For each tap of one axis: the input coordinate of every output, and where there is one."""
+    taps, outputs, extent = ((g.R, g.P, g.H), (g.S, g.Q, g.W))[axis]
+    (before, after), stride, dilation = g.padding[axis], g.stride[axis], g.dilation[axis]
     for tap in range(taps):
-        coordinate = np.arange(outputs) * stride - pad[0] + tap * dilation
+        coordinate = np.arange(outputs) * stride - before + tap * dilation  # (*)
+        if g.padding_mode != "zeros":
+            mode = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[g.padding_mode]
+            padded = np.pad(np.arange(extent), (before, after), mode=mode)  # type: ignore[call-overload]
+            coordinate = padded[coordinate + before]
         yield tap, coordinate, (coordinate >= 0) & (coordinate < extent)
 
 

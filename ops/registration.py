@@ -10,18 +10,19 @@ All three are bitwise repeatable on one device: no atomics, sums in a fixed orde
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from . import backend, cpu
+from . import direct
 from .formats import empty_in_format
 from .geometry import Geometry, geometry_of
 
-_STEPS = "int[] stride, int[] padding, int[] dilation, int groups, bool flip, str precision"
+_STEPS = (
+    "int[] stride, int[] padding, int[] dilation, int groups, bool flip, str mode, str precision"
+)
 _LIBRARY = torch.library.Library("tricorr", "DEF")
-_LIBRARY.define(f"fprop(Tensor x, Tensor weight, Tensor? bias, {_STEPS}) -> Tensor")
+_LIBRARY.define(f"fprop(Tensor x, Tensor weight, Tensor? bias, str activation, {_STEPS}) -> Tensor")
 _LIBRARY.define(f"dgrad(Tensor dy, Tensor weight, Tensor? bias, SymInt[] size, {_STEPS}) -> Tensor")
 _LIBRARY.define(f"wgrad(Tensor x, Tensor dy, SymInt[] weight_shape, {_STEPS}) -> Tensor")
 
@@ -32,8 +33,9 @@ def fprop(
     bias: torch.Tensor | None,
     geometry: Geometry,
     precision: str = "ieee",
+    activation: str = "none",
 ) -> torch.Tensor:
-    """Forward: y[n,k,p,q] = bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s].
+    """Forward: y[n,k,p,q] = act(bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s]).
 
     Args:
         x: (N, C, H, W), any strides; the weight's dtype, or uint8.
@@ -42,12 +44,14 @@ def fprop(
         bias: (K,) in the weight's dtype, or None.
         geometry: of these shapes.
         precision: how float32 is multiplied: "ieee", "tf32" or "tf32x3".
+        activation: "none", "relu", "relu6", "gelu" or "silu", applied before the rounding.
 
     Returns:
         y (N, K, P, Q) in the weight's dtype and the memory format of x. Sums are kept in float32
         (float64 for float64) and rounded once.
     """
-    return torch.ops.tricorr.fprop(x, weight, bias, *_steps(geometry), precision)
+    _learn_to_shard(x)
+    return torch.ops.tricorr.fprop(x, weight, bias, activation, *_steps(geometry), precision)
 
 
 def dgrad(
@@ -70,6 +74,7 @@ def dgrad(
     Returns:
         dx (N, C, H, W) in dtype and memory format of dy, summed as in fprop.
     """
+    _learn_to_shard(dy)
     size = (geometry.H, geometry.W)
     return torch.ops.tricorr.dgrad(dy, weight, bias, size, *_steps(geometry), precision)
 
@@ -89,15 +94,26 @@ def wgrad(
         dw, contiguous, shaped as the weight, in the dtype of dy. Pixels may be split into parts:
         partial sums are float32 (float64 for float64) and are added in a fixed order.
     """
+    _learn_to_shard(x)
     shape = geometry.weight_shape
     return torch.ops.tricorr.wgrad(x, dy, shape, *_steps(geometry), precision)
 
 
-def _steps(geometry: Geometry) -> tuple[Sequence[int], Sequence[int], Sequence[int], int, bool]:
+def _learn_to_shard(tensor: torch.Tensor) -> None:
+    """Registers the rules for DTensors (ops/sharding.py) when the first one comes."""
+    kind = type(tensor)
+    if kind is not torch.Tensor and kind.__module__.startswith("torch.distributed.tensor"):
+        from . import sharding  # noqa: F401
+
+
+def _steps(
+    geometry: Geometry,
+) -> tuple[Sequence[int], Sequence[int], Sequence[int], int, bool, str]:
     """The arguments that `_geometry` turns back into the geometry, given the shapes."""
     (top, bottom), (left, right) = geometry.padding
     padding = (top, bottom, left, right)
-    return geometry.stride, padding, geometry.dilation, geometry.groups, geometry.flip
+    steps = (geometry.stride, padding, geometry.dilation)
+    return (*steps, geometry.groups, geometry.flip, geometry.padding_mode)
 
 
 def _geometry(
@@ -108,6 +124,7 @@ def _geometry(
     dilation: Sequence[int],
     groups: int,
     flip: bool,
+    mode: str,
 ) -> Geometry:
     top, bottom, left, right = padding
     return geometry_of(
@@ -118,14 +135,15 @@ def _geometry(
         (dilation[0], dilation[1]),
         groups,
         flip,
+        mode,
     )
 
 
 def geometry_of_call(name: str, arguments: Sequence[Any]) -> Geometry:
     """The geometry of a call of operator `name` with its registered arguments."""
-    *operands, stride, padding, dilation, groups, flip, _ = arguments
+    *operands, stride, padding, dilation, groups, flip, mode, _ = arguments
     if name == "fprop":
-        x, weight, _ = operands
+        x, weight, _, _ = operands
         x_shape, weight_shape = x.shape, weight.shape
     elif name == "dgrad":
         dy, weight, _, size = operands
@@ -133,38 +151,23 @@ def geometry_of_call(name: str, arguments: Sequence[Any]) -> Geometry:
     else:
         x, _, weight_shape = operands
         x_shape = x.shape
-    return _geometry(x_shape, weight_shape, stride, padding, dilation, groups, flip)
-
-
-def _launch() -> ModuleType:
-    """ops/launch.py, imported with triton when the first call needs a kernel."""
-    from . import launch
-
-    return launch
+    return _geometry(x_shape, weight_shape, stride, padding, dilation, groups, flip, mode)
 
 
 def _fprop(*arguments: Any) -> torch.Tensor:
-    x, weight, bias, *_, precision = arguments
+    x, weight, bias, activation, *_, precision = arguments
     geometry = geometry_of_call("fprop", arguments)
-    if backend.runs_kernels(x.device):
-        return _launch().fprop(x, weight, bias, geometry, precision)
-    return cpu.fprop(x, weight, bias, geometry)
+    return direct.fprop(x, weight, bias, geometry, precision, activation)
 
 
 def _dgrad(*arguments: Any) -> torch.Tensor:
     dy, weight, bias, *_, precision = arguments
-    geometry = geometry_of_call("dgrad", arguments)
-    if backend.runs_kernels(dy.device):
-        return _launch().dgrad(dy, weight, geometry, precision, bias)
-    return cpu.dgrad(dy, weight, geometry, bias)
+    return direct.dgrad(dy, weight, geometry_of_call("dgrad", arguments), precision, bias)
 
 
 def _wgrad(*arguments: Any) -> torch.Tensor:
     x, dy, *_, precision = arguments
-    geometry = geometry_of_call("wgrad", arguments)
-    if backend.runs_kernels(x.device):
-        return _launch().wgrad(x, dy, geometry, precision)
-    return cpu.wgrad(x, dy, geometry)
+    return direct.wgrad(x, dy, geometry_of_call("wgrad", arguments), precision)
 
 
 def _fprop_fake(*arguments: Any) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 
 from ..ops.facts import NARROW_LIMIT
 from ..ops.geometry import Geometry
+from ..ops.lag_launch import lag_sums_calls
 from ..ops.launch import Call, dgrad_call, fprop_call, wgrad_calls
 from ..ops.plan import (
     DEVICES,
@@ -27,6 +28,8 @@ from ..ops.plan import (
     Layout,
     Plan,
     Tile,
+    plan_dgrad,
+    plan_dgrad_frame,
     plan_fprop,
     plan_wgrad,
     plan_with_tile,
@@ -86,12 +89,14 @@ class Case:
         one_tap: whether a step of a GEMM covers channels of one tap.
         channels_last: memory format of x and y.
         bias: whether fprop adds one.
+        activation: what fprop does with the sum.
     """
 
     geometry: Geometry
     one_tap: bool = False
     channels_last: bool = False
     bias: bool = False
+    activation: str = "none"
 
     @property
     def wide(self) -> bool:
@@ -117,9 +122,12 @@ GEMM_CASES = {
     "pointwise": Case(Geometry(64, 128, 1024, 1024, 256, 1, 1), one_tap=True),
     "stem": Case(Geometry(8, 3, 224, 224, 64, 7, 7, stride=(2, 2), padding=((3, 3), (3, 3)))),
     "odd": Case(
-        Geometry(311, 14, 1031, 1033, 34, 3, 3, groups=2, per_sample=True, **_ODD),
+        Geometry(
+            311, 14, 1031, 1033, 34, 3, 3, groups=2, per_sample=True, padding_mode="reflect", **_ODD
+        ),
         channels_last=True,
         bias=True,
+        activation="silu",
     ),
 }
 STENCIL_CASES = {
@@ -131,23 +139,92 @@ STENCIL_CASES = {
         bias=True,
     ),
     "odd": Case(
-        Geometry(311, 14, 1031, 1033, 21, 3, 3, groups=7, per_sample=True, **_ODD),
+        Geometry(
+            311,
+            14,
+            1031,
+            1033,
+            21,
+            3,
+            3,
+            groups=7,
+            per_sample=True,
+            padding_mode="circular",
+            **_ODD,
+        ),
         channels_last=True,
         bias=True,
+        activation="gelu",
     ),
 }
 
-#: For rows kernels, whose tile follows from the geometry: the largest of each kind of window.
+#: For rows kernels, whose tile follows from the geometry: each kind of window, layout and channels.
 ROWS_CASES = {
     "image3": Case(Geometry(1, 1, 4096, 4096, 1, 3, 3, padding=_SAME)),
     "image5": Case(Geometry(1, 1, 4096, 4096, 1, 5, 5, padding=((2, 2), (2, 2)))),
     "image7": Case(Geometry(1, 1, 4096, 4096, 1, 7, 7, padding=((3, 3), (3, 3)))),
     "edge": Case(Geometry(1, 1, 4096, 4096, 1, 1, 2), bias=True),
-    "planes3": Case(Geometry(64, 96, 56, 56, 96, 3, 3, padding=_SAME, groups=96), bias=True),
+    "planes3": Case(
+        Geometry(64, 96, 56, 56, 96, 3, 3, padding=_SAME, groups=96, padding_mode="replicate"),
+        bias=True,
+        activation="relu6",
+    ),
     "planes7": Case(Geometry(64, 96, 56, 56, 96, 7, 7, padding=((3, 3), (3, 3)), groups=96)),
     "strided": Case(Geometry(64, 96, 112, 112, 96, 3, 3, stride=(2, 2), padding=_SAME, groups=96)),
+    "last3": Case(
+        Geometry(64, 144, 56, 56, 144, 3, 3, padding=_SAME, groups=144), channels_last=True
+    ),
+    "last7": Case(
+        Geometry(64, 96, 56, 56, 96, 7, 7, padding=((3, 3), (3, 3)), groups=96), channels_last=True
+    ),
+    "strided_last": Case(
+        Geometry(64, 96, 112, 112, 96, 3, 3, stride=(2, 2), padding=_SAME, groups=96),
+        channels_last=True,
+    ),
+    "two_filters": Case(Geometry(1, 1, 1024, 1024, 2, 3, 3, padding=_SAME)),
+    "colours": Case(Geometry(1, 3, 2160, 3840, 1, 5, 5, padding=((2, 2), (2, 2)))),
     "odd": Case(
-        Geometry(311, 14, 1031, 1033, 28, 3, 3, groups=14, per_sample=True, **_ODD), bias=True
+        Geometry(
+            311,
+            14,
+            1031,
+            1033,
+            28,
+            3,
+            3,
+            groups=14,
+            per_sample=True,
+            padding_mode="reflect",
+            **_ODD,
+        ),
+        bias=True,
+        activation="gelu",
+    ),
+}
+
+#: For the frame of an input gradient.
+FRAME_CASES = {
+    "dense": Case(
+        Geometry(8, 64, 56, 56, 64, 3, 3, padding=_SAME, padding_mode="reflect"),
+        channels_last=True,
+    ),
+    "image": Case(
+        Geometry(1, 1, 4096, 4096, 1, 5, 5, padding=((2, 2), (2, 2)), padding_mode="replicate")
+    ),
+    "odd": Case(
+        Geometry(
+            311,
+            14,
+            1031,
+            1033,
+            34,
+            3,
+            3,
+            groups=2,
+            per_sample=True,
+            padding_mode="circular",
+            **_ODD,
+        )
     ),
 }
 
@@ -170,7 +247,7 @@ class Configuration:
     Attributes:
         kernel: its name.
         product: the row of GEMM_TILES, "" for kernels that are no GEMM.
-        case: a name in GEMM_CASES, STENCIL_CASES or ROWS_CASES.
+        case: a name in GEMM_CASES, STENCIL_CASES, ROWS_CASES or FRAME_CASES.
         arguments: what that name stands for.
         plan: what the planner decides.
         dtype: of all tensors, but uint8 is only x's and the others are float32 then.
@@ -191,7 +268,8 @@ class Configuration:
     @property
     def name(self) -> str:
         blocks = {k: v for k, v in vars(self.plan.tile).items() if k.startswith("BLOCK")}
-        tile = "" if self.kernel == "sum_partials" else "x".join(map(str, blocks.values()))
+        planned = self.kernel not in ("sum_partials", "lag_sums")
+        tile = "x".join(map(str, blocks.values())) if planned else ""
         dtype = str(self.dtype).removeprefix("torch.")
         return "-".join(filter(None, (self.kernel, self.product, tile, dtype, self.case)))
 
@@ -207,12 +285,16 @@ class Configuration:
         dtype = torch.float32 if self.dtype == torch.uint8 else self.dtype
         x_dtype = dtype if plan.op == "dgrad" else self.dtype
         x = self._empty(geometry.x_shape, x_dtype)
+        if self.kernel == "lag_sums":
+            out = x.new_empty(*2 * [geometry.C], geometry.R, geometry.S, dtype=torch.float64)
+            rows, columns = geometry.H - geometry.R + 1, geometry.W - geometry.S + 1
+            return next(lag_sums_calls(x[..., :rows, :columns], x, out, plan.splits))
         y = self._empty(geometry.y_shape, dtype)
         weight = torch.empty(geometry.weight_shape, dtype=dtype, device="meta")
         if plan.op == "fprop":
             bias = weight.new_empty(geometry.K) if self.arguments.bias else None
-            return fprop_call(x, weight, bias, y, geometry, plan)
-        if plan.op == "dgrad":
+            return fprop_call(x, weight, bias, y, geometry, plan, self.arguments.activation)
+        if plan.op.startswith("dgrad"):
             return dgrad_call(y, weight, None, x, geometry, plan)
         calls = list(wgrad_calls(x, y, weight, geometry, plan))
         return next(call for call in calls if call.kernel.__name__ == self.kernel)
@@ -267,25 +349,57 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
                 for dtype in dtypes:
                     yield _configuration(op, "", case, stencil, dtype, "ieee")
     yield from _rows(target, thin)
+    yield from _frames(target, thin)
     yield from _tuned(target)
     yield from _sums()
+    yield from _lags()
 
 
 def _rows(target: Target, thin: bool) -> Iterator[Configuration]:
-    """Rows kernels as planned; dgrad runs fprop's, with the window turned, so it is not listed."""
+    """Rows kernels as planned; dgrad with stride 1 runs fprop's, so it is not listed."""
     turn = list(TARGETS).index(target.name)
-    for i, planner in enumerate((plan_fprop, plan_wgrad)):
+    planners = (("fprop", plan_fprop), ("dgrad", plan_dgrad), ("wgrad", plan_wgrad))
+    for i, (op, planner) in enumerate(planners):
         for j, (name, case) in enumerate(ROWS_CASES.items()):
-            dtypes: tuple[torch.dtype, ...] = STENCIL_DTYPES
+            dtypes = [t for t in STENCIL_DTYPES if op != "dgrad" or t != torch.uint8]
             if thin:
-                if (i + j + turn) % 2:
+                if (i + j + turn) % 3:
                     continue
-                dtypes = (STENCIL_DTYPES[(i + j // 2 + turn) % len(STENCIL_DTYPES)],)
+                dtypes = [dtypes[(i + j // 3 + turn) % len(dtypes)]]
+            geometry, layout = _geometry(op, case), Layout(case.channels_last, case.wide)
+            geometry = geometry.without_padding_mode() if op == "dgrad" else geometry
             for dtype in dtypes:
                 weights = torch.float32 if dtype == torch.uint8 else dtype
-                plan = planner(case.geometry, weights, Layout(wide=case.wide), target.device)
-                if plan.family == "rows":
-                    yield Configuration(plan.kernel, "", name, case, plan, dtype)
+                plan = planner(geometry, weights, layout, target.device)
+                if plan.family != "rows" or plan.turned:
+                    continue
+                yield Configuration(plan.kernel, "", name, case, plan, dtype)
+                if plan.interior == "some" and not thin:
+                    alone = replace(plan, interior="all")
+                    yield Configuration(plan.kernel, "", f"{name}-interior", case, alone, dtype)
+
+
+def _frames(target: Target, thin: bool) -> Iterator[Configuration]:
+    """The frame of an input gradient, as planned."""
+    turn = list(TARGETS).index(target.name)
+    products = [(p, *kind) for p, kinds in PRODUCTS.items() for kind in kinds[:1]]
+    if target.is_amd:
+        products = [kind for kind in products if kind[0] != "tf32x3"]
+    for i, (name, case) in enumerate(FRAME_CASES.items()):
+        chosen = [products[(i + turn) % len(products)]] if thin else products
+        for product, dtype, precision in chosen:
+            plan = plan_dgrad_frame(
+                case.geometry,
+                dtype,
+                Layout(case.channels_last, case.wide),
+                target.device,
+                precision,
+            )
+            assert plan is not None
+            if plan.family == "gemm":
+                yield Configuration(plan.kernel, product, name, case, plan, dtype)
+            elif thin or not product.startswith("tf32"):
+                yield Configuration(plan.kernel, "", name, case, plan, dtype)
 
 
 def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:
@@ -339,3 +453,15 @@ def _sums() -> Iterator[Configuration]:
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             plan = plan_with_tile("wgrad", case.geometry, GEMM_TILES["half"][0], splits=2)
             yield Configuration("sum_partials", "", name, case, plan, dtype)
+
+
+def _lags() -> Iterator[Configuration]:
+    """lag_sums for every type of image, with offsets that fit in 32 bits and beyond."""
+    cases = {
+        "narrow": Case(Geometry(1, 1, 4096, 4096, 1, 7, 7)),
+        "wide": Case(Geometry(32, 3, 8192, 8192, 1, 5, 5), channels_last=True),
+    }
+    for name, case in cases.items():
+        for dtype in STENCIL_DTYPES:
+            plan = plan_with_tile("wgrad", case.geometry, STENCIL_TILES[0], splits=100)
+            yield Configuration("lag_sums", "", name, case, plan, dtype)

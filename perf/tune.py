@@ -43,7 +43,6 @@ from ..ops.plan import (
     plan_with_tile,
     takes_one_tap,
 )
-from ..ops.plan_rows import RowsTile
 from ..ops.tuned import file_of, key_of
 from .machine import Clocks
 from .measure import GpuTimer, Timer, quantile
@@ -206,12 +205,18 @@ def candidates(job: Job, device: Device) -> list[Plan]:
             if 128 <= m * c <= 4096 and c < 2 * channels
         )
     else:
-        channels = geometry.K * (1 if job.op == "wgrad" else geometry.N)
+        channels = geometry.groups * (1 if job.op == "wgrad" else geometry.N)
         blocks = itertools.product(
-            (2, 4, 8, 16), [2**i for i in range(3, 11)], [2**i for i in range(8)], (1, 2, 4, 8)
+            (8, 16, 32, 64), [2**i for i in range(3, 11)], [2**i for i in range(8)], (1, 2, 4, 8)
         )
         tiles = (
-            RowsTile(p, q, c, warps)
+            replace(
+                tile_of_table,
+                BLOCK_P=p,
+                BLOCK_Q=q * tile_of_table.LANE_Q,
+                BLOCK_C=c,
+                num_warps=warps,
+            )
             for p, q, c, warps in blocks
             if 128 <= q * c <= 1024 and c < 2 * channels
         )

@@ -5,14 +5,15 @@ import torch
 from tricorr.ops import Geometry, geometry_of
 
 
-def _case(x, weight, stride=1, padding=0, dilation=1, groups=1, flip=False) -> Geometry:
+def _case(
+    x, weight, stride=1, padding=0, dilation=1, groups=1, flip=False, mode="zeros"
+) -> Geometry:
     def pair(value):
         return value if isinstance(value, tuple) else (value, value)
 
     rows, columns = pair(padding)
-    return geometry_of(
-        x, weight, pair(stride), (pair(rows), pair(columns)), pair(dilation), groups, flip
-    )
+    sides = (pair(rows), pair(columns))
+    return geometry_of(x, weight, pair(stride), sides, pair(dilation), groups, flip, mode)
 
 
 CASES: dict[str, Geometry] = {
@@ -55,6 +56,22 @@ CASES: dict[str, Geometry] = {
     "per_sample": _case((3, 2, 6, 7), (3, 4, 2, 3, 2), padding=1),
     "per_sample_groups": _case((2, 4, 5, 4), (2, 6, 2, 3, 2), padding=1, groups=2, flip=True),
     "per_sample_of_a_matrix_unit": _case((3, 18, 5, 4), (3, 20, 18, 2, 2), stride=(1, 2)),
+    # Padding that shows the image.
+    "reflected_matrix_unit": _case(
+        (2, 17, 6, 5), (20, 17, 3, 3), padding=((2, 1), (1, 3)), mode="reflect"
+    ),
+    "reflected_to_the_limit": _case((1, 2, 4, 3), (2, 1, 5, 4), padding=(3, 2), groups=2,
+        mode="reflect"),
+    "replicated_beyond_the_image": _case((2, 4, 3, 2), (2, 2, 4, 5), padding=((5, 3), (0, 6)),
+        groups=2, mode="replicate"),
+    "replicated_matrix_unit_per_sample": _case(
+        (2, 16, 4, 5), (2, 16, 16, 2, 2), padding=((1, 2), (2, 0)), mode="replicate"
+    ),
+    "circular_full_turn_strided": _case((2, 3, 4, 5), (6, 1, 3, 3), stride=(3, 2), padding=(4, 5),
+        groups=3, flip=True, mode="circular"),
+    "circular_dilated_depthwise": _case((2, 3, 9, 7), (3, 1, 3, 3), padding=(4, 2), dilation=(4, 2),
+        groups=3, mode="circular"),
+    "one_row_reflected": _case((2, 3, 1, 9), (2, 3, 1, 4), padding=(0, (1, 2)), mode="reflect"),
     # Nothing there.
     "empty_batch": _case((0, 3, 5, 6), (4, 3, 3, 3)),
     "empty_batch_per_sample": _case((0, 3, 5, 6), (0, 4, 3, 3, 3)),

@@ -229,6 +229,14 @@ def test_forward_mode_has_tangents(tensors):
     torch.testing.assert_close(tangent, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("weight_shape", [(4, 3, 3, 2), (2, 4, 3, 3, 2), (3, 2)], ids=str)
+def test_results_can_be_changed_in_place(tensors, weight_shape):
+    x, w = tensors((2, 3, 5, 6), weight_shape)
+    (expected,) = torch.autograd.grad(tricorr.corr2d(x, w).relu().sum(), w)
+    (changed,) = torch.autograd.grad(tricorr.corr2d(x, w).relu_().sum(), w)
+    assert torch.equal(changed, expected)
+
+
 def test_saved_input_changed_in_place_is_noticed(tensors):
     x, w = tensors((1, 2, 4, 4), (2, 2, 3, 3))
     image = x + 0
@@ -269,8 +277,9 @@ def leaf(tensor):
 
 
 OPERATORS = {
-    "fprop": lambda t, g: (t[0], t[1], t[2]),
-    "fprop_without_bias": lambda t, g: (t[0], t[1], None),
+    "fprop": lambda t, g: (t[0], t[1], t[2], "none"),
+    "fprop_without_bias": lambda t, g: (t[0], t[1], None, "none"),
+    "fprop_activated": lambda t, g: (t[0], t[1], t[2], "gelu"),
     "dgrad": lambda t, g: (t[3], t[1], None, (g.H, g.W)),
     "dgrad_with_bias": lambda t, g: (t[3], t[1], leaf(t[2][: g.C]), (g.H, g.W)),
     "wgrad": lambda t, g: (t[0], t[3], g.weight_shape),
@@ -281,10 +290,11 @@ OPERATORS = {
 @pytest.mark.parametrize("name", OPERATORS)
 def test_opcheck(tensors, name, per_sample):
     weight = (2, 4, 1, 2, 2) if per_sample else (4, 1, 2, 2)
-    g = geometry_of((2, 2, 4, 3), weight, (2, 1), ((1, 0), (0, 1)), groups=2)
+    mode = "zeros" if per_sample else "reflect"
+    g = geometry_of((2, 2, 4, 3), weight, (2, 1), ((1, 0), (0, 1)), groups=2, padding_mode=mode)
     given = tensors(g.x_shape, g.weight_shape, (g.K,), g.y_shape)
     (top, bottom), (left, right) = g.padding
-    steps = (g.stride, (top, bottom, left, right), g.dilation, g.groups, g.flip, "ieee")
+    steps = (g.stride, (top, bottom, left, right), g.dilation, g.groups, g.flip, mode, "ieee")
     operator = getattr(torch.ops.tricorr, name.split("_")[0]).default
     torch.library.opcheck(operator, (*OPERATORS[name](given, g), *steps))
 

@@ -12,10 +12,24 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 WITH_EXAMPLES = [page for page in PAGES if "\n>>> " in page.read_text(encoding="utf-8")]
-MODULES = ["functional", "modules", "learning", "receptive_field", "filters"]
+MODULES = [
+    "functional",
+    "modules",
+    "convert",
+    "learning",
+    "accumulator",
+    "receptive_field",
+    "filters",
+    "blurs",
+    "filter_kernels",
+]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
 
-pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+pytestmark = [
+    pytest.mark.parametrize("backend", ["cpu"], indirect=True),
+    # PyTorch's rules for forward mode still use TorchScript.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),
+]
 
 
 def run(test: doctest.DocTest) -> int:
@@ -27,7 +41,7 @@ def run(test: doctest.DocTest) -> int:
 
 
 def test_the_guides_have_examples(backend):
-    assert {"README.md", "textbook.md"} <= {page.name for page in WITH_EXAMPLES}
+    assert {"README.md", "textbook.md", "limits.md"} <= {page.name for page in WITH_EXAMPLES}
 
 
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=[page.name for page in WITH_EXAMPLES])

@@ -279,6 +279,21 @@ def test_what_is_not_finite_spreads_as_in_the_reference(kernel_backend, name, op
     assert 0 < actual.isfinite().sum() < actual.numel()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("name", ["asymmetric_padding", "leftover_rows"])
+def test_what_is_not_finite_in_a_weight_stays_in_its_channel_of_dx(kernel_backend, name, value):
+    """In the reference's pixels at least, and in no channel that the filter does not make."""
+    geometry = CASES[name]
+    _, weight, _, dy = tensors(geometry, torch.float32, kernel_backend.device)
+    weight[0, 0, 0, 0] = value
+    finite = run("dgrad", (dy, weight), geometry).isfinite().cpu()
+    reached = torch.from_numpy(truth("dgrad", (dy, weight), geometry)).isfinite().logical_not()
+    assert reached.any()
+    assert not finite[reached].any()
+    assert finite[:, 1:].all()
+
+
 @pytest.mark.parametrize("name", RICH_CASES)
 def test_byte_images_meet_float_weights(backend, name):
     geometry = CASES[name]

@@ -20,7 +20,7 @@ import torch
 from closeness import operands, run
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, plan_with_tile
+from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, GemmTile, plan_with_tile
 from tricorr.ops.plan_rows import RowsTile
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and mprotect")
@@ -88,12 +88,21 @@ LEFTOVER = {
     "stencil": geometry_of((2, 6, 5, 6), (9, 2, 3, 2), (1, 2), ((1, 2), (1, 1)), groups=3),
     "rows": geometry_of((2, 3, 9, 21), (3, 1, 3, 2), padding=((1, 0), (1, 2)), groups=3),
     "per_sample": geometry_of((2, 3, 5, 6), (2, 5, 3, 2, 2), padding=((1, 1), (0, 1)), flip=True),
-}
+    "reflected_gemm": geometry_of((2, 17, 5, 6), (18, 17, 3, 2), (2, 1), ((2, 1), (1, 1)),
+                                  padding_mode="reflect"),
+    "replicated_stencil": geometry_of((2, 6, 5, 6), (9, 2, 3, 2), (1, 2), ((1, 2), (3, 1)),
+                                      groups=3, padding_mode="replicate"),
+    "circular_rows": geometry_of((2, 3, 9, 21), (3, 1, 3, 2), padding=((1, 0), (1, 2)), groups=3,
+                                 padding_mode="circular"),
+}  # fmt: skip
 TILES = {
     "gemm": GEMM_TILES["ieee"][-1],
     "stencil": STENCIL_TILES[2],
     "rows": RowsTile(2, 8, 2),
     "per_sample": STENCIL_TILES[2],
+    "reflected_gemm": GEMM_TILES["ieee"][-1],
+    "replicated_stencil": STENCIL_TILES[2],
+    "circular_rows": RowsTile(2, 8, 2),
 }
 
 
@@ -109,11 +118,11 @@ def test_no_kernel_leaves_its_tensors(op, name, at_end, monkeypatch):
     args = operands(op, *(guarded(torch.randn(shape), at_end) for shape in shapes))
     plans = [
         plan_with_tile(op.removesuffix("_bias"), geometry, tile, **choice)
-        for choice in ([{"splits": 1}, {"splits": 2}] if op == "wgrad" else one_tap(name))
+        for choice in ([{"splits": 1}, {"splits": 2}] if op == "wgrad" else one_tap(tile))
     ]
 
-    if name == "rows" and op != "wgrad":  # its code without masks too
-        plans.append(replace(plans[0], interior=True))
+    if isinstance(tile, RowsTile):  # its code without masks too
+        plans.append(replace(plans[0], interior="some"))
 
     def empty_guarded(shape, dtype, like):
         return guarded(torch.zeros(shape, dtype=dtype), at_end)
@@ -138,8 +147,8 @@ def test_no_kernel_leaves_its_tensors(op, name, at_end, monkeypatch):
     assert signal_of_child(work) == 0
 
 
-def one_tap(name):
-    return [{"one_tap": False}, {"one_tap": True}] if name == "gemm" else [{}]
+def one_tap(tile):
+    return [{"one_tap": False}, {"one_tap": True}] if isinstance(tile, GemmTile) else [{}]
 
 
 def far_apart(tensor):

@@ -35,6 +35,10 @@ def geometries(draw):
     # Two many-channelled sides of a stencil would be slow in the interpreter.
     hypothesis.assume(group_C * group_K <= 18 or min(group_C, group_K) >= 16)
     weight = (groups * group_K, group_C, R, S)
+    limits = {"zeros": 9, "replicate": 9, "reflect": -1, "circular": 0}
+    modes = [
+        mode for mode, more in limits.items() if max(rows) <= H + more and max(columns) <= W + more
+    ]
     return geometry_of(
         (N, groups * group_C, H, W),
         (N, *weight) if draw(st.booleans()) else weight,
@@ -43,6 +47,7 @@ def geometries(draw):
         (dil_h, dil_w),
         groups,
         draw(st.booleans()),
+        draw(st.sampled_from(modes)),
     )
 
 

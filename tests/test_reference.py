@@ -17,7 +17,8 @@ def torch_fprop(x, weight, bias, geometry):
     g = geometry
     if g.flip:
         weight = weight.flip(-2, -1)
-    x = F.pad(x, (*g.padding[1], *g.padding[0]))
+    mode = "constant" if g.padding_mode == "zeros" else g.padding_mode
+    x = F.pad(x, (*g.padding[1], *g.padding[0]), mode=mode)
     steps = (g.stride, 0, g.dilation)
     if not g.per_sample:
         return F.conv2d(x, weight, bias, *steps, g.groups)

@@ -1,0 +1,255 @@
+"""PyTorch's layers inside a model to ours, and back, in place.
+
+A layer is converted by giving the same object another class, as PyTorch itself does with lazy and
+parametrized layers. So nothing else changes: parameters and buffers, the optimizer's references,
+hooks, pruning masks, parametrizations, training mode and every place the layer is used from.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ..ops import ArgumentTypeError, shown
+from ..ops.checks import FLOAT_DTYPES
+from .modules import Conv2D, ConvTranspose2D, LazyConv2D, LazyConvTranspose2D
+
+#: Lazy classes first: they are subclasses of the others.
+OURS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.LazyConv2d: LazyConv2D,
+    nn.LazyConvTranspose2d: LazyConvTranspose2D,
+    nn.Conv2d: Conv2D,
+    nn.ConvTranspose2d: ConvTranspose2D,
+}
+PYTORCHS = {ours: theirs for theirs, ours in OURS.items()}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did; its text is one line, and one more for every layer left alone.
+
+    Attributes:
+        converted: names of the layers, as in `model.named_modules()`; "" is the model itself.
+        left: name of every layer left as it was, and the reason.
+    """
+
+    converted: tuple[str, ...]
+    left: dict[str, str]
+
+    def __str__(self) -> str:
+        count = len(self.converted)
+        lines = [f"{count} of {count + len(self.left)} layers converted"]
+        lines += [f"  {name or 'the model'}: {reason}" for name, reason in self.left.items()]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def convert(model: nn.Module, where: Callable[[str, nn.Module], bool] | None = None) -> Conversion:
+    """Makes every nn.Conv2d, nn.ConvTranspose2d and lazy form of them inside a model ours.
+
+    In place: each layer stays the same object, with its parameters, hooks, parametrizations and
+    mode, and runs on our kernels from now on. Layers that are ours already are passed over, so a
+    second call changes nothing. A compiled model compiles anew at its next call.
+
+    A subclass stays an instance of its class. It is left alone where that class overrides `forward`
+    or `_conv_forward`, for what these do is not ours to know. So are quantized, complex and
+    TorchScript layers.
+
+    Args:
+        model: any module; it may itself be the layer.
+        where: called with the name and the layer; those for which it is false are left alone.
+
+    Returns:
+        The names of the layers converted, and of those left alone with the reasons.
+
+    Raises:
+        ArgumentTypeError: model is not a module.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+        >>> convert(model)
+        1 of 1 layers converted
+        >>> model[0]
+        Conv2D(3, 8, kernel_size=(3, 3), stride=(1, 1))
+    """
+    return _exchange(model, where, _reason_to_leave, _our_class)
+
+
+def convert_back(
+    model: nn.Module, where: Callable[[str, nn.Module], bool] | None = None
+) -> Conversion:
+    """Makes every layer of ours inside a model PyTorch's again: undoes `convert`.
+
+    Layers that were made as ours become PyTorch's as well, except what PyTorch does not have: the
+    textbook's layer without channels, padding that differs from side to side, a class written on
+    one of ours.
+
+    Args:
+        model, where: as for `convert`.
+
+    Returns:
+        As `convert`.
+
+    Raises:
+        ArgumentTypeError: model is not a module.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), Conv2D(kernel_size=2))
+        >>> _ = convert(model)
+        >>> convert_back(model)
+        1 of 2 layers converted
+          1: nn.Conv2d has no layer without channels
+        >>> model[0]
+        Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+    """
+    return _exchange(model, where, _reason_to_keep, _pytorch_class)
+
+
+def _exchange(
+    model: nn.Module,
+    where: Callable[[str, nn.Module], bool] | None,
+    reason_against: Callable[[Any], str | None],
+    counterpart: Callable[[type], type],
+) -> Conversion:
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(f"model must be a torch.nn.Module, got {shown(model)}")
+    converted, left = [], {}
+    for name, layer in _layers(model, ours=counterpart is _pytorch_class):
+        reason = reason_against(layer)
+        if reason is None and where is not None and not where(name, layer):
+            reason = "left out by where"
+        if reason is None:
+            layer.__class__ = counterpart(type(layer))
+            converted.append(name)
+        else:
+            left[name] = reason
+    return Conversion(tuple(converted), left)
+
+
+def _layers(model: nn.Module, ours: bool) -> Iterator[tuple[str, nn.Module]]:
+    """The 2-D convolutions inside, once each: ours, or all others."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, (Conv2D, ConvTranspose2D)) == ours and (ours or _is_layer(layer)):
+            yield name, layer
+
+
+def _is_layer(module: nn.Module) -> bool:
+    if isinstance(module, torch.jit.ScriptModule):
+        return module.original_name in {cls.__name__ for cls in OURS}
+    quantized = _is_quantized(module) and not isinstance(module, nn.Sequential)
+    return isinstance(module, tuple(OURS)) or (quantized and _names_a_layer(type(module).__name__))
+
+
+def _names_a_layer(name: str) -> bool:
+    return "Conv" in name and "2d" in name
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return any(cls.__module__.startswith("torch.ao.nn.") for cls in type(module).__mro__)
+
+
+def _reason_to_leave(layer: Any) -> str | None:
+    """Why one of PyTorch's layers cannot become ours, or None."""
+    cls = type(layer)
+    if isinstance(layer, torch.jit.ScriptModule):
+        return "it is compiled by TorchScript"
+    if _is_quantized(layer):
+        return f"{cls.__name__} is a layer for quantization"
+    replaced = {"forward", "_conv_forward"} & vars(layer).keys()
+    if replaced:
+        return f"{min(replaced)} is replaced on this very layer"
+    for form in (cls, getattr(cls, "cls_to_become", None) or cls):
+        overrides = _override(form)
+        if overrides:
+            return overrides
+    for tensor in _operands(layer):
+        if tensor.dtype not in FLOAT_DTYPES:
+            return f"it holds {tensor.dtype}, not float16, bfloat16, float32 or float64"
+        if tensor.layout != torch.strided:
+            return f"it holds a tensor of layout {tensor.layout}"
+    return None
+
+
+def _override(cls: type) -> str | None:
+    base = nn.Conv2d if issubclass(cls, nn.Conv2d) else nn.ConvTranspose2d
+    for name in ("forward", "_conv_forward"):
+        if getattr(cls, name, None) is not getattr(base, name, None):
+            owner = next(owner for owner in cls.__mro__ if name in vars(owner))
+            return f"{owner.__name__} overrides {name}"
+    return None
+
+
+def _operands(layer: nn.Module) -> Iterator[torch.Tensor]:
+    """What weight and bias are made of. They are not asked for: a parametrization would compute."""
+    yield from layer.parameters()
+    yield from (buffer for name, buffer in layer.named_buffers() if name in ("weight", "bias"))
+
+
+def _reason_to_keep(layer: Any) -> str | None:
+    """Why one of our layers cannot become PyTorch's, or None."""
+    cls = type(layer)
+    written = cls.__bases__[0] if _is_parametrized(cls) else cls
+    if written not in PYTORCHS and "_pytorch_class" not in vars(written):
+        return f"{written.__name__} is written on tricorr's layer"
+    if getattr(layer, "_every_plane", False):
+        return "nn.Conv2d has no layer without channels"
+    if any(isinstance(sides, tuple) for sides in layer.padding):
+        return f"PyTorch's layer has no padding by side, here {layer.padding}"
+    return None
+
+
+def _our_class(cls: type) -> type:
+    if _is_parametrized(cls):
+        return _on_another_base(cls, _our_class(cls.__bases__[0]))
+    return OURS.get(cls) or _mixed(cls)
+
+
+def _pytorch_class(cls: type) -> type:
+    if _is_parametrized(cls):
+        return _on_another_base(cls, _pytorch_class(cls.__bases__[0]))
+    original: type = PYTORCHS.get(cls) or vars(cls)["_pytorch_class"]
+    return original
+
+
+def _is_parametrized(cls: type) -> bool:
+    """Whether torch.nn.utils.parametrize made the class: one of its own for every layer."""
+    function = vars(cls).get("__getstate__")
+    return getattr(function, "__module__", None) == parametrize.__name__
+
+
+def _on_another_base(cls: type, base: type) -> type:
+    """The class made by parametrize, with its properties, as it would be on `base`."""
+    namespace = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+    return type(f"Parametrized{base.__name__}", (base,), namespace)
+
+
+@functools.cache
+def _mixed(cls: type) -> type:
+    """A subclass of `cls` in which our layer comes before PyTorch's in the order of methods."""
+    ours = next(ours for theirs, ours in OURS.items() if issubclass(cls, theirs))
+    namespace = {
+        "__doc__": cls.__doc__,
+        "__module__": cls.__module__,
+        "__reduce_ex__": _reduce_converted,
+        "_pytorch_class": cls,
+    }
+    if issubclass(cls, nn.modules.lazy.LazyModuleMixin) and cls.cls_to_become is not None:
+        namespace["cls_to_become"] = _our_class(cls.cls_to_become)
+    return type(cls)(f"Tricorr{cls.__name__}", (cls, ours), namespace)
+
+
+def _reduce_converted(layer: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    """How a converted subclass is pickled: by the class it was, which has a name to import."""
+    state = object.__reduce_ex__(layer, 2)[2:]
+    return (_new_converted, (vars(type(layer))["_pytorch_class"],), *state)
+
+
+def _new_converted(cls: type) -> object:
+    return object.__new__(_our_class(cls))

@@ -1,0 +1,219 @@
+"""Step by step on the images: gradient descent, conjugate gradients, torch.optim's optimisers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..ops import ArgumentError, ArgumentTypeError, as_integer, shown
+from .problem import Point, Problem
+
+
+class Reporter:
+    """Progress bar and printed losses of a loop."""
+
+    def __init__(self, log_every: int, progress: bool | None) -> None:
+        self.log_every = as_integer("log_every", log_every)
+        self.progress = progress
+        self.bar: Any = None
+
+    def over(self, items: Any, total: int | None = None, unit: str = "step") -> Any:
+        """A progress bar over `items`, or to be moved on by `update` if they are None."""
+        from tqdm import tqdm
+
+        # disable=None: on a terminal only. A bar that would vanish within a second is not drawn.
+        disable = None if self.progress is None else not self.progress
+        self.bar = tqdm(
+            items,
+            total=total,
+            desc="learning",
+            unit=unit,
+            unit_scale=unit != "step",
+            disable=disable,
+            delay=0 if self.progress else 1,
+        )
+        return self.bar
+
+    def loss(self, step: int, loss: float) -> None:
+        """Shows the loss before `step`, the first being 0."""
+        if self.log_every and (step + 1) % self.log_every == 0:
+            self.bar.write(f"epoch {step + 1}, loss {loss:.3f}")
+        self.bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
+
+
+def gradient_descent(
+    problem: Problem, point: Point, steps: int, step_size: float, report: Reporter
+) -> tuple[Point, list[float]]:
+    """The textbook's loop; returns the kernel and the loss before each step."""
+    history = []
+    for step in report.over(range(steps)):
+        residual = problem.residual(point)
+        history.append(problem.loss(residual, point))
+        report.loss(step, history[-1])
+        point = point.plus(problem.gradient(residual, point), -2 * step_size)
+    return point, history
+
+
+def checked_step(step_size: Any, limit: float) -> float:
+    """The step size of gradient descent, half of the largest if none is given.
+
+    Raises:
+        ArgumentError: it is no positive number, or the loop would diverge.
+    """
+    if step_size is None:
+        return limit / 2 if limit < float("inf") else 1.0
+    checked_positive(step_size)
+    if step_size >= limit:
+        raise ArgumentError(
+            f"step_size={step_size:g} diverges on these images: the largest safe step is "
+            f"{limit:.6g} (default: half of it)"
+        )
+    return float(step_size)
+
+
+def checked_positive(step_size: Any) -> None:
+    """Raises ArgumentError unless it is a positive number."""
+    if not isinstance(step_size, int | float) or not step_size > 0:
+        raise ArgumentError(f"step_size must be a positive number, got {step_size!r}")
+
+
+def conjugate_gradients(
+    problem: Problem, point: Point, steps: int, report: Reporter, keep_sum: bool = False
+) -> tuple[Point, list[float]]:
+    """Hestenes and Stiefel's method on A^T A (CGLS), every filter a system of its own.
+
+    Args:
+        problem: the images.
+        point: where to start.
+        steps: at most.
+        report: shows the loss.
+        keep_sum: only directions that leave the sum of each filter as it is.
+    """
+    history: list[float] = []
+    residual = problem.residual(point)
+    downhill = _downhill(problem, residual, point, keep_sum)
+    direction, slope = downhill, downhill.norm2()
+    first_slope = slope
+    for step in report.over(range(steps)):
+        history.append(problem.loss(residual, point))
+        report.loss(step, history[-1])
+        # Below this the gradient is rounding: further steps would only stir it.
+        moving = slope > torch.finfo(residual[0].dtype).eps ** 2 * first_slope
+        if not moving.any():
+            break
+        images = problem.apply(direction)
+        curvature = problem.squared(images)
+        curvature = curvature + problem.ridge * direction.weight.double().square().sum((1, 2, 3))
+        length = torch.where(moving & (curvature > 0), slope / curvature, torch.zeros_like(slope))
+        point = point.plus(direction, length)
+        along = length.to(residual[0].dtype)[:, None, None]
+        residual = [r + along * image for r, image in zip(residual, images, strict=True)]
+        downhill = _downhill(problem, residual, point, keep_sum)
+        previous, slope = slope, downhill.norm2()
+        ratio = torch.where(moving, slope / previous, torch.zeros_like(slope))
+        direction = downhill.plus(direction, ratio)
+    return point, history
+
+
+def _downhill(
+    problem: Problem, residual: list[torch.Tensor], point: Point, keep_sum: bool
+) -> Point:
+    downhill = problem.gradient(residual, point).times(-1.0)
+    if not keep_sum:
+        return downhill
+    weight = downhill.weight
+    return Point(weight - weight.mean((1, 2, 3), keepdim=True), downhill.background)
+
+
+def optimizer_named(name: str) -> Callable[..., torch.optim.Optimizer]:
+    """The class in torch.optim of that name, in any case; LBFGS with its line search.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    if name.lower() == "lbfgs":  # whose steps of length one diverge on losses with kinks
+        return functools.partial(torch.optim.LBFGS, line_search_fn="strong_wolfe")
+    for attribute, kind in vars(torch.optim).items():
+        is_optimizer = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+        if is_optimizer and attribute.lower() == name.lower():
+            return kind
+    raise ArgumentError(
+        "solver must be 'auto', 'normal', 'cg', 'gd' or the name of an optimiser in torch.optim, "
+        f"got {shown(name)}"
+    )
+
+
+def optimise(
+    problem: Problem,
+    point: Point,
+    steps: int,
+    make: Callable[..., torch.optim.Optimizer],
+    step_size: float | None,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None,
+    report: Reporter,
+) -> tuple[Point, list[float], float]:
+    """Steps of an optimiser of torch.optim.
+
+    Args:
+        problem: the images.
+        point: where to start.
+        steps: how many.
+        make: makes the optimiser of a list of parameters (and `lr`, if there is a step size).
+        step_size: the learning rate; None for the optimiser's own.
+        loss: of prediction and target; None for the sum of squared errors.
+        report: shows the loss.
+
+    Returns:
+        The kernel, the loss before each step, and its loss.
+    """
+    parameters = [t.clone().requires_grad_() for t in (point.weight, point.background)]
+    found = Point(*parameters)
+    trained = parameters if problem.background.terms else parameters[:1]
+    options = {} if step_size is None else {"lr": step_size}
+    optimizer = make(trained, **options)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ArgumentTypeError(f"solver must make a torch.optim.Optimizer, got {shown(optimizer)}")
+
+    def objective() -> torch.Tensor:
+        total = _total_loss(problem, found, loss)
+        return total + problem.ridge * found.weight.square().sum() if problem.ridge else total
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            value = objective()
+            value.backward()
+        return value
+
+    history = []
+    for step in report.over(range(steps)):
+        value = optimizer.step(closure)
+        history.append(float(value))
+        report.loss(step, history[-1])
+    with torch.no_grad():
+        return Point(*(p.detach() for p in parameters)), history, float(objective())
+
+
+def _total_loss(problem: Problem, point: Point, loss: Any) -> torch.Tensor:
+    total = problem.like.new_zeros(())
+    for pair, output in zip(problem.pairs, problem.apply(point), strict=True):
+        weights = pair.weights
+        if loss is None:
+            square = (output - pair.y).square()
+            total = total + (square if weights is None else square * weights).sum()
+            continue
+        target = pair.y
+        if weights is not None:
+            kept = weights.expand_as(target) > 0
+            output, target = output[kept], target[kept]
+        value = loss(output, target)
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            raise ArgumentError(
+                "loss must give a tensor of one element that can be differentiated, got "
+                f"{shown(value)}"
+            )
+        total = total + value.reshape(())
+    return total

@@ -1,0 +1,96 @@
+"""Fits that outliers do not pull: least squares repeated, what lies far off counting less.
+
+P. W. Holland and R. E. Welsch, Robust regression using iteratively reweighted least-squares,
+Communications in Statistics 6 (1977). With u the residual over its scale,
+
+    huber   weight 1 up to |u| = 1.345, then 1.345 / |u|
+    tukey   weight (1 - (u / 4.685)^2)^2 up to |u| = 4.685, then 0
+
+constants that are 95 % as efficient as least squares on normal errors. The scale is 1.4826 times
+the median absolute residual of a filter, worked out anew each time. Tukey's loss has several
+minima, so it starts from Huber's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from .pairs import ImagePair
+from .problem import Point, Problem
+
+HUBER, TUKEY = 1.345, 4.685
+LOSSES = ("huber", "tukey")
+MOST_FITS = 50
+#: Fits end when no unknown moves by more than this fraction of the largest.
+TOLERANCE = 1e-7
+
+
+def reweighted(problem: Problem, kind: str, fit: Callable[[Problem], Point]) -> tuple[Problem, int]:
+    """The problem with the weights at which its solution stands still, and how many fits that took.
+
+    Args:
+        problem: the images.
+        kind: "huber" or "tukey".
+        fit: solves a problem.
+    """
+    current, point, fits = problem, fit(problem), 1
+    for stage in ("huber",) if kind == "huber" else ("huber", "tukey"):
+        for _ in range(MOST_FITS):
+            previous = point
+            current = _with_weights(problem, problem.residual(point), stage)
+            point = fit(current)
+            fits += 1
+            if _moved(previous, point) <= TOLERANCE:
+                break
+    return current, fits
+
+
+def _moved(before: Point, after: Point) -> float:
+    before_flat, after_flat = before.flat(), after.flat()
+    largest = float(after_flat.abs().max())
+    return float((after_flat - before_flat).abs().max()) / largest if largest else 0.0
+
+
+def _with_weights(problem: Problem, residual: list[torch.Tensor], kind: str) -> Problem:
+    """The problem with every target value weighted by how far off it is."""
+    scaled = [
+        r.abs() if p.weights is None else r.abs() * p.weights.to(r).sqrt()
+        for r, p in zip(residual, problem.pairs, strict=True)
+    ]
+    scale = _scale(problem.pairs, scaled)[:, None, None]
+    pairs = []
+    for pair, distance in zip(problem.pairs, scaled, strict=True):
+        u = distance / scale
+        if kind == "huber":
+            counts = HUBER / u.clamp(min=HUBER)
+        else:
+            counts = (1 - (u / TUKEY).clamp(max=1).square()).square()
+        counts = counts if pair.weights is None else counts * pair.weights
+        pairs.append(replace(pair, weights=counts))
+    return Problem(pairs, problem.background, problem.ridge)
+
+
+def _scale(pairs: list[ImagePair], distances: list[torch.Tensor]) -> torch.Tensor:
+    """1.4826 times the median distance of each filter's values, (K,)."""
+    scales = []
+    for k in range(distances[0].shape[1]):
+        values, targets = [], []
+        for pair, distance in zip(pairs, distances, strict=True):
+            own, target = distance[:, k].flatten(), pair.y[:, k].abs().flatten()
+            if pair.weights is not None:
+                counts = pair.weights[:, min(k, pair.weights.shape[1] - 1)].flatten()
+                own, target = own[counts > 0], (target * counts.sqrt())[counts > 0]
+            values.append(own)
+            targets.append(target)
+        together, target = torch.cat(values), torch.cat(targets)
+        if not len(together):
+            scales.append(together.new_ones(()))
+            continue
+        # Where more than half of the values are met exactly, what is left is rounding.
+        rounding = 8 * torch.finfo(together.dtype).eps * target.max()
+        least = torch.finfo(together.dtype).tiny
+        scales.append((1.4826 * together.median()).clamp(min=rounding).clamp(min=least))
+    return torch.stack(scales)

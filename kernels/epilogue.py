@@ -1,0 +1,27 @@
+"""What happens to a sum between the last addition and the one rounding: the activation.
+
+    relu  max(z, 0)        gelu  z * (1 + erf(z / sqrt(2))) / 2
+    relu6 min(max(z, 0), 6)        silu  z / (1 + exp(-z))
+
+In the precision of the sum, float32 or float64. Not-a-number stays, as in PyTorch.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def activate(z, ACTIVATION: tl.constexpr):
+    """The activation of a block of sums, in their dtype."""
+    if ACTIVATION == "relu":
+        z = tl.where(z < 0.0, 0.0, z)
+    elif ACTIVATION == "relu6":
+        z = tl.where(z < 0.0, 0.0, z)
+        z = tl.where(z > 6.0, 6.0, z)
+    elif ACTIVATION == "gelu":
+        z = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
+    elif ACTIVATION == "silu":
+        z = z / (1.0 + tl.exp(-z))
+    else:
+        tl.static_assert(ACTIVATION == "none", "an activation of ops/checks.py")
+    return z

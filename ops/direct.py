@@ -1,0 +1,74 @@
+"""The three operators without PyTorch's dispatcher, for calls that only the device has to see.
+
+Going through the dispatcher to a Python implementation takes the host several times as long as all
+else here. A call may skip it when its tensors are plain ones below autograd and nobody listens:
+no dispatch mode (FakeTensorMode, FlopCounterMode, ...), no tracer and no profiler. Signatures are
+those of registration.py, whose operators end here too.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch.autograd import profiler
+
+from . import backend, cpu
+from .geometry import Geometry
+
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+
+
+def only_the_device_sees(*tensors: torch.Tensor | None) -> bool:
+    """Whether a call with these tensors, below autograd, may skip the dispatcher."""
+    for tensor in tensors:
+        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_meta):
+            return False
+    return not (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state()
+        or profiler._is_profiler_enabled
+    )
+
+
+def fprop(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    geometry: Geometry,
+    precision: str = "ieee",
+    activation: str = "none",
+) -> torch.Tensor:
+    """y by kernels, or by PyTorch's own convolution on CPU; see registration.fprop."""
+    if backend.runs_kernels(x.device):
+        return _launch().fprop(x, weight, bias, geometry, precision, activation)
+    return cpu.fprop(x, weight, bias, geometry, activation)
+
+
+def dgrad(
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    geometry: Geometry,
+    precision: str = "ieee",
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """dx by kernels, or by PyTorch's own convolution on CPU; see registration.dgrad."""
+    if backend.runs_kernels(dy.device):
+        return _launch().dgrad(dy, weight, geometry, precision, bias)
+    return cpu.dgrad(dy, weight, geometry, bias)
+
+
+def wgrad(
+    x: torch.Tensor, dy: torch.Tensor, geometry: Geometry, precision: str = "ieee"
+) -> torch.Tensor:
+    """dw by kernels, or by PyTorch's own convolution on CPU; see registration.wgrad."""
+    if backend.runs_kernels(x.device):
+        return _launch().wgrad(x, dy, geometry, precision)
+    return cpu.wgrad(x, dy, geometry)
+
+
+def _launch() -> ModuleType:
+    """ops/launch.py, imported with triton when the first call needs a kernel."""
+    from . import launch
+
+    return launch

@@ -1,0 +1,116 @@
+"""Activations: applied to the unrounded sum, and differentiated."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import DTYPES, tensors, whole_numbers
+from torch.autograd import gradcheck, gradgradcheck
+
+import tricorr
+from tricorr import ops
+from tricorr.ops import geometry_of
+
+THEIRS = {"none": lambda z: z, "relu": F.relu, "relu6": F.relu6, "gelu": F.gelu, "silu": F.silu}
+FORWARD_MODE = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+ACTIVE = [name for name in THEIRS if name != "none"]
+SAME = ((1, 1), (1, 1))
+#: One geometry for every kernel family.
+GEOMETRIES = {
+    "gemm": geometry_of((2, 18, 3, 4), (16, 18, 2, 2)),
+    "stencil": geometry_of((2, 3, 5, 4), (4, 3, 3, 3), padding=SAME),
+    "rows": geometry_of((1, 1, 9, 40), (1, 1, 3, 3), padding=SAME),
+}
+
+
+def half_a_unit(expected, dtype):
+    """What rounding to `dtype` may change."""
+    info = torch.finfo(dtype)
+    return expected.abs().clamp_min(info.tiny).log2().floor().exp2() * info.eps / 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", THEIRS)
+@pytest.mark.parametrize("family", GEOMETRIES)
+def test_the_sum_is_activated_and_rounded_once(kernel_backend, family, activation, dtype):
+    g = GEOMETRIES[family]
+    x, weight, bias, _ = tensors(g, dtype, kernel_backend.device, whole_numbers)
+    # Sums are whole numbers, most of them too long for 16 bits: what is rounded first differs.
+    weight, bias = weight * 129, bias * 129 + 1
+    z = ops.fprop(x.double(), weight.double(), bias.double(), g) / 256
+    y = ops.fprop(x / 16, weight / 16, bias / 256, g, activation=activation)
+    expected = THEIRS[activation](z)
+    assert y.dtype == dtype
+    allowed = half_a_unit(expected, dtype)
+    if activation in ("gelu", "silu"):  # computed in float32, a few roundings of what z is
+        sums = torch.float64 if dtype == torch.float64 else torch.float32
+        allowed += 4 * torch.finfo(sums).eps * z.abs()
+    assert ((y.double() - expected).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("activation", ACTIVE)
+def test_not_a_number_and_infinities_are_as_in_pytorch(kernel_backend, activation):
+    x = torch.tensor([[math.nan, math.inf, -math.inf, 0.0, -0.0, 200.0, -200.0]])
+    x = x.to(kernel_backend.device)
+    y = tricorr.corr2d(x, torch.ones(1, 1, device=kernel_backend.device), activation=activation)
+    # In double: PyTorch 2.13's vectorised float32 gelu makes nan of infinity on CPU.
+    expected = THEIRS[activation](x.double()).float()
+    torch.testing.assert_close(y, expected, equal_nan=True)
+
+
+@FORWARD_MODE
+@pytest.mark.parametrize("activation", ACTIVE)
+def test_derivatives_are_numerical_ones(backend, activation):
+    g = geometry_of((1, 2, 3, 4), (2, 1, 2, 2), groups=2)
+    leaves = [t.requires_grad_() for t in tensors(g, torch.float64, backend.device)[:3]]
+
+    def function(x, weight, bias):
+        return tricorr.corr2d(x, weight, bias, groups=2, activation=activation)
+
+    fast = {"fast_mode": True}
+    forward_mode = backend.name == "cpu"
+    assert gradcheck(function, leaves, **fast, check_forward_ad=forward_mode)
+    assert gradgradcheck(function, leaves, **fast)
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+@pytest.mark.parametrize("activation", ACTIVE)
+def test_compiled_is_eager(backend, activation):
+    torch._dynamo.reset()
+    leaves = [t.requires_grad_() for t in tensors(GEOMETRIES["stencil"], torch.float32)[:3]]
+
+    def function(x, weight, bias):
+        return tricorr.corr2d(x, weight, bias, padding=1, activation=activation)
+
+    y = torch.compile(function, fullgraph=True, backend="aot_eager")(*leaves)
+    expected = function(*leaves)
+    assert torch.equal(y, expected)
+    dy = torch.randn_like(y)
+    ours, theirs = (torch.autograd.grad(out, leaves, dy) for out in (y, expected))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_layers_take_an_activation_and_keep_their_state_dict(backend):
+    plain, active = torch.nn.Conv2d(2, 3, 3), tricorr.Conv2D(2, 3, 3, activation="relu6")
+    active.load_state_dict(plain.state_dict())
+    lazy = tricorr.LazyConv2D(3, 3, activation="relu6")
+    image = torch.randn(1, 2, 5, 5) * 5
+    lazy(image)
+    lazy.load_state_dict(plain.state_dict())
+    assert torch.equal(active(image), lazy(image))
+    torch.testing.assert_close(active(image), F.relu6(plain(image)))
+    assert "activation=relu6" in repr(active)
+    assert "activation=relu6" in repr(lazy)
+    assert "activation" not in repr(tricorr.Conv2D(2, 3, 3))
+    strict = tricorr.convolve2d(image, plain.weight, activation="gelu")
+    torch.testing.assert_close(strict, F.gelu(F.conv2d(image, plain.weight.flip(-2, -1))))
+
+
+def test_an_unknown_activation_is_refused():
+    message = "activation must be 'none', 'relu', 'relu6', 'gelu', 'silu' or None, got 'tanh'"
+    with pytest.raises(tricorr.ArgumentError, match=message):
+        tricorr.corr2d(torch.ones(3, 3), torch.ones(2, 2), activation="tanh")
+    with pytest.raises(ValueError, match=message):
+        tricorr.Conv2D(1, 1, 1, activation="tanh")

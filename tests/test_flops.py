@@ -1,0 +1,84 @@
+"""PyTorch's FLOP counter, with our operators and with its own."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import tricorr
+import tricorr.ops.flops
+
+try:
+    from torch.utils.flop_counter import FlopCounterMode
+except ImportError as error:  # it imports Triton where there is one
+    pytest.skip(f"PyTorch's counter cannot be imported: {error}", allow_module_level=True)
+
+
+def counted(layer, x):
+    """FLOPs of forward, and of forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        y = layer(x).sum()
+        forward = counter.get_total_flops()
+        y.backward()
+    return forward, counter.get_total_flops()
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        ("Conv", {}),
+        ("Conv", {"stride": 2, "padding": (1, 3), "dilation": 2}),
+        ("Conv", {"bias": False}),
+        ("ConvTranspose", {}),
+        ("ConvTranspose", {"stride": (2, 1), "padding": 1, "output_padding": (1, 0)}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("needs_grad", [True, False], ids=["image", "weights_only"])
+def test_counts_are_those_of_pytorchs_layers(backend, kind, arguments, needs_grad):
+    ours, theirs = getattr(tricorr, f"{kind}2D"), getattr(nn, f"{kind}2d")
+    x = torch.randn(2, 3, 9, 8, requires_grad=needs_grad)
+    counts = counted(ours(3, 4, 3, **arguments), x)
+    assert counts == counted(theirs(3, 4, 3, **arguments), x)
+    assert counts[1] == (3 if needs_grad else 2) * counts[0]
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_groups_count_what_is_multiplied(backend):
+    x = torch.randn(2, 6, 9, 8, requires_grad=True)
+    layer = tricorr.Conv2D(6, 12, 3, groups=3)
+    forward, total = counted(layer, x)
+    assert forward == 2 * (2 * 12 * 7 * 6) * (2 * 3 * 3)
+    assert total == 3 * forward
+    assert forward == counted(nn.Conv2d(6, 12, 3, groups=3), x)[0]
+
+
+def test_a_filter_bank_per_sample_counts_as_often_as_it_is_used():
+    x, weight = torch.randn(2, 3, 9, 8), torch.randn(2, 4, 3, 3, 3, requires_grad=True)
+    shared = weight[0].detach().requires_grad_()
+    assert counted(lambda x: tricorr.corr2d(x, weight), x) == counted(
+        lambda x: tricorr.corr2d(x, shared), x
+    )
+
+
+def test_meta_tensors_count():
+    with torch.device("meta"):
+        layer, x = tricorr.Conv2D(64, 64, 3, padding=1), torch.empty(8, 64, 512, 512)
+    assert counted(layer, x)[0] == 2 * (8 * 64 * 512 * 512) * (64 * 3 * 3)
+
+
+def test_counter_imported_first_needs_nothing_more(tmp_path):
+    code = (
+        "from torch.utils.flop_counter import FlopCounterMode\n"
+        "import torch, tricorr\n"
+        "with FlopCounterMode(display=False) as counter:\n"
+        "    tricorr.corr2d(torch.ones(3, 3), torch.ones(2, 2))\n"
+        "print(counter.get_total_flops())\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "32"
