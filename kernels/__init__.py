@@ -4,6 +4,7 @@ from .build_bands import build_bands
 from .dgrad_frame_gemm import dgrad_frame_gemm
 from .dgrad_frame_stencil import dgrad_frame_stencil
 from .dgrad_gemm import dgrad_gemm
+from .dgrad_rows import dgrad_rows
 from .dgrad_stencil import dgrad_stencil
 from .fprop_banded import fprop_banded
 from .fprop_gemm import fprop_gemm
@@ -21,6 +22,7 @@ __all__ = [
     "dgrad_frame_gemm",
     "dgrad_frame_stencil",
     "dgrad_gemm",
+    "dgrad_rows",
     "dgrad_stencil",
     "fprop_banded",
     "fprop_gemm",

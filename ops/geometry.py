@@ -142,18 +142,31 @@ class Geometry:
         (top, bottom), (left, right) = self.hole
         return self.H * self.W - (bottom - top) * (right - left)
 
-    def adjoint(self) -> Geometry:
-        """The correlation of dy that is this one's input gradient: stride 1, one channel a group.
+    def steps(self, axis: int) -> Pair:
+        """(stride, dilation) along axis 0, rows, or 1, columns, as far as they mean anything.
 
-        x and y change places, the window is turned, and what it overhangs is the padding:
-        dx[h] = sum_r dy[h + pad - r * dilation] * weight[r].
+        A step of one position, and the distance between taps of a window of one, are 1: that keeps
+        huge values out of the kernels' arithmetic.
         """
-        assert self.C == self.K == self.groups
-        assert self.padding_mode == "zeros"
+        outputs, window = ((self.P, self.R), (self.Q, self.S))[axis]
+        return (
+            self.stride[axis] if outputs > 1 else 1,
+            self.dilation[axis] if window > 1 else 1,
+        )
+
+    def adjoint(self) -> Geometry:
+        """The correlation of dy that is this one's input gradient, if the stride is 1.
+
+        x and y change places, and so do channels and filters of each group; the window is turned,
+        and what it overhangs is the padding: dx[h] = sum_r dy[h + pad - r * dilation] * weight[r].
+        Its weight is this one's, with the first two axes swapped in each group.
+        """
         (top, bottom), (left, right) = self.padding
         over_h, over_w = self.dilation[0] * (self.R - 1), self.dilation[1] * (self.S - 1)
         padding = (over_h - top, over_h - bottom), (over_w - left, over_w - right)
-        return replace(self, H=self.P, W=self.Q, padding=padding, flip=not self.flip)
+        return replace(
+            self, C=self.K, H=self.P, W=self.Q, K=self.C, padding=padding, flip=not self.flip
+        )
 
     def compulsory_bytes(self, x_bytes: int, weight_bytes: int, y_bytes: int) -> int:
         """Bytes that any of the three operators must move: each tensor once.

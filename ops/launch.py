@@ -143,6 +143,7 @@ def fprop_call(
         ACTIVATION=activation,
         **_strides("x", "nchw", x.stride()),
         **_strides("weight", "nkcrs", weight_strides),
+        weight_stride_g=geometry.group_K * weight_strides[1],
         bias_stride=0 if bias is None else bias.stride(0),
         **_strides("y", "nkpq", y.stride()),
     )
@@ -157,8 +158,11 @@ def dgrad_call(
     plan: Plan,
 ) -> Call:
     """The launch that fills dx, or its frame, see Geometry.hole, where the plan is for that."""
-    if plan.family in ("rows", "banded"):
-        return fprop_call(dy, weight, bias, dx, geometry.without_padding_mode().adjoint(), plan)
+    if plan.turned:
+        turned = geometry.without_padding_mode().adjoint()
+        if isinstance(plan.tile, BandedTile):
+            return _fprop_banded_call(dy, weight, bias, dx, turned, plan, plan.tile, "none")
+        return _turned_call(dy, weight, bias, dx, geometry, turned, plan)
     pixels = geometry.frame_pixels if plan.op == "dgrad_frame" else geometry.H * geometry.W
     weight, weight_strides = _weight_walk(weight, geometry)
     return _call(
@@ -171,8 +175,36 @@ def dgrad_call(
         dx_ptr=dx,
         **_strides("dy", "nkpq", dy.stride()),
         **_strides("weight", "nkcrs", weight_strides),
+        weight_stride_g=geometry.group_K * weight_strides[1],
         bias_stride=0 if bias is None else bias.stride(0),
         **_strides("dx", "nchw", dx.stride()),
+    )
+
+
+def _turned_call(
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    dx: torch.Tensor,
+    geometry: Geometry,
+    turned: Geometry,
+    plan: Plan,
+) -> Call:
+    """The launch that fills dx as the output of the adjoint, its weight's axes swapped."""
+    weight, (n, k, c, r, s) = _weight_walk(weight, turned)
+    return _call(
+        plan,
+        turned,
+        x_ptr=dy,
+        weight_ptr=weight,
+        bias_ptr=bias,
+        y_ptr=dx,
+        **_strides("x", "nchw", dy.stride()),
+        **_strides("weight", "nkcrs", (n, c, k, r, s)),
+        weight_stride_g=geometry.group_K * k,
+        ACTIVATION="none",
+        bias_stride=0 if bias is None else bias.stride(0),
+        **_strides("y", "nkpq", dx.stride()),
     )
 
 
@@ -198,6 +230,7 @@ def wgrad_calls(
         dw_stride_split=dw.numel() if plan.partials > 1 else 0,
         **_strides("dw", "nkcrs", dw_strides),
         **_band_arguments(x, dy, geometry, plan.tile),
+        dw_stride_g=geometry.group_K * dw_strides[1],
     )
     if plan.partials > 1:
         yield sum_partials_call(target, dw, plan.partials)
@@ -322,27 +355,24 @@ SUM_TILE = (32, 32)
 def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
     """A launch of the plan's kernel, which takes what it names of all these."""
     tile = plan.tile
-    blocks = {name: value for name, value in vars(tile).items() if name.startswith("BLOCK")}
+    extents = {name: value for name, value in vars(tile).items() if name.isupper()}
     (pad_h, pad_bottom), (pad_w, pad_right) = geometry.padding
     (hole_top, hole_bottom), (hole_left, hole_right) = geometry.hole
-    # A step of one position, and the distance between taps of a window of one, mean nothing.
-    # Writing them as 1 keeps huge values out of the kernels' arithmetic.
-    stride_h, stride_w = geometry.stride
-    dil_h, dil_w = geometry.dilation
+    (stride_h, dil_h), (stride_w, dil_w) = geometry.steps(0), geometry.steps(1)
     arguments |= {
         "H": geometry.H,
         "W": geometry.W,
         "P": geometry.P,
         "Q": geometry.Q,
-        "PLANES": geometry.N * geometry.K,
+        "PLANES": geometry.N * geometry.groups,
         "SAMPLES": _samples(geometry),
         "GROUPS": geometry.groups,
         "GROUP_C": geometry.group_C,
         "GROUP_K": geometry.group_K,
         "R": geometry.R,
         "S": geometry.S,
-        "STRIDE_H": stride_h if geometry.P > 1 else 1,
-        "STRIDE_W": stride_w if geometry.Q > 1 else 1,
+        "STRIDE_H": stride_h,
+        "STRIDE_W": stride_w,
         "PAD_H": pad_h,
         "PAD_W": pad_w,
         "PAD_BOTTOM": pad_bottom,
@@ -352,16 +382,16 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
         "HOLE_LEFT": hole_left,
         "HOLE_RIGHT": hole_right,
         "MODE": geometry.padding_mode,
-        "DIL_H": dil_h if geometry.R > 1 else 1,
-        "DIL_W": dil_w if geometry.S > 1 else 1,
+        "DIL_H": dil_h,
+        "DIL_W": dil_w,
         "SPLITS": plan.splits,
         "SPLIT_PIXELS": plan.split_pixels,
         "SPLIT_STRIPS": plan.split_strips,
         "WIDE": plan.wide,
         "PRECISION": plan.precision,
         "ONE_TAP": plan.one_tap,
-        "HAS_INTERIOR": plan.interior,
-        **blocks,
+        "INTERIOR": plan.interior,
+        **extents,
     }
     kernel = getattr(kernels, plan.kernel)
     taken = {name: arguments[name] for name in kernel.arg_names}

@@ -27,6 +27,15 @@ from .bands import (
 )
 from .errors import ArgumentError
 from .geometry import Geometry
+from .integers import cdiv, power_of_two
+from .plan_rows import (
+    RowsTile,
+    interior_tiles,
+    is_turned,
+    rows_programs,
+    rows_strips,
+    rows_tile,
+)
 from .tuned import key_of, tuned_for
 
 
@@ -126,17 +135,6 @@ class StencilTile:
     num_stages: int = 2
 
 
-@dataclass(frozen=True)
-class RowsTile:
-    """One program's output rows, columns and planes, and what the compiler is told."""
-
-    BLOCK_P: int
-    BLOCK_Q: int
-    BLOCK_C: int
-    num_warps: int = 4
-    num_stages: int = 2
-
-
 Tile: TypeAlias = GemmTile | StencilTile | RowsTile | BandedTile | BandedGradTile
 
 #: By the type of a plan's tile.
@@ -197,19 +195,6 @@ STENCIL_TILES: tuple[StencilTile, ...] = (
     StencilTile(8, 64),
 )
 
-#: A rows kernel unrolls everything, so what it can hold depends on the window. For windows of at
-#: most so many taps: output rows of a tile; outputs that are worked on at a time in the forward
-#: correlation, and in the weight gradient, which keeps a sum for every tap and output; and whether
-#: tiles inside the image get code without masks, which takes as long again to compile.
-ROWS_LIMITS: dict[int, tuple[int, int, int, bool]] = {
-    9: (16, 512, 256, True),
-    25: (8, 512, 128, True),
-    49: (8, 256, 128, False),
-}
-#: Largest window of a rows kernel along one axis.
-ROWS_MAX_WINDOW = 7
-#: Most input rows that a rows kernel unrolls.
-ROWS_MAX_UNROLLED = 40
 #: Strips that a split of a weight gradient sums at least, to make its last reduction worth it.
 MIN_SPLIT_STRIPS = 4
 
@@ -264,7 +249,8 @@ class Plan:
         splits: parts that a weight gradient's pixels are cut into.
         split_pixels: pixels of one part.
         split_strips: strips of one part, for a rows or a banded kernel.
-        interior: a rows kernel has code without masks for the tiles inside the image.
+        interior: which tiles of a rows kernel run without masks: "none", "some" or "all".
+        turned: an input gradient runs as a forward correlation, see Geometry.adjoint.
     """
 
     op: str
@@ -276,7 +262,8 @@ class Plan:
     splits: int = 1
     split_pixels: int = 0
     split_strips: int = 0
-    interior: bool = False
+    interior: str = "none"
+    turned: bool = False
 
     @property
     def family(self) -> str:
@@ -286,9 +273,7 @@ class Plan:
     @property
     def kernel(self) -> str:
         """The name of the kernel, which is also the name of its file in kernels/."""
-        # With stride 1 the input gradient is a forward correlation of dy, see Geometry.adjoint.
-        turned = self.op == "dgrad" and self.family in ("rows", "banded")
-        return f"{'fprop' if turned else self.op}_{self.family}"
+        return f"{'fprop' if self.turned else self.op}_{self.family}"
 
     @property
     def partials(self) -> int:
@@ -359,7 +344,7 @@ def plan_wgrad(
         tile = tiles[0] if min(geometry.group_K, columns) >= tiles[0].BLOCK_N else tiles[1]
     else:
         tile = (
-            _rows_tile("wgrad", geometry, dtype, layout, device)
+            rows_tile("wgrad", geometry, dtype, layout, device)
             or _banded_tile("wgrad", geometry, dtype, layout, device, precision)
             or _stencil_tile(geometry.K, pixels, layout)
         )
@@ -367,10 +352,8 @@ def plan_wgrad(
     if isinstance(tile, BandedGradTile):
         partial_bytes *= COLUMN_STEP
     splits = min(
-        _cdiv(4 * device.multiprocessors, max(1, _programs("wgrad", geometry, tile))),
-        _cdiv(_strips(geometry, tile), MIN_SPLIT_STRIPS)
-        if isinstance(tile, RowsTile | BandedGradTile)
-        else _cdiv(pixels, MIN_SPLIT_PIXELS),
+        cdiv(4 * device.multiprocessors, max(1, _programs("wgrad", geometry, tile))),
+        _most_splits(geometry, tile, pixels),
         MAX_WORKSPACE // max(1, partial_bytes),
     )
     return plan_with_tile(
@@ -416,15 +399,15 @@ def plan_with_tile(
     split_pixels = split_strips = 0
     if op == "wgrad" and isinstance(tile, RowsTile | BandedGradTile):
         strips = _strips(geometry, tile)
-        split_strips = _cdiv(max(1, strips), max(1, splits))
-        splits = max(1, _cdiv(strips, split_strips))
+        split_strips = cdiv(max(1, strips), max(1, splits))
+        splits = max(1, cdiv(strips, split_strips))
         grid *= splits
     elif op == "wgrad":
         assert isinstance(tile, GemmTile | StencilTile)
         _, pixels = _pixels(op, geometry)
         step = tile.BLOCK_K if isinstance(tile, GemmTile) else tile.BLOCK_M
-        split_pixels = _cdiv(_cdiv(max(1, pixels), max(1, splits)), step) * step
-        splits = max(1, _cdiv(pixels, split_pixels))
+        split_pixels = cdiv(cdiv(max(1, pixels), max(1, splits)), step) * step
+        splits = max(1, cdiv(pixels, split_pixels))
         grid *= splits
     if grid > MAX_GRID:
         raise ArgumentError(f"the call needs {grid} programs, more than the {MAX_GRID} of a launch")
@@ -438,7 +421,8 @@ def plan_with_tile(
         splits,
         split_pixels,
         split_strips,
-        interior=isinstance(tile, RowsTile) and _mostly_interior(op, geometry, tile),
+        interior=interior_tiles(op, geometry, tile) if isinstance(tile, RowsTile) else "none",
+        turned=isinstance(tile, RowsTile | BandedTile) and is_turned(op, geometry),
     )
 
 
@@ -459,7 +443,7 @@ def _plan_pixels(
     if min(columns, reduced * geometry.R * geometry.S) < GEMM_MIN:
         _, pixels = _pixels(op, geometry)
         direct = (
-            _rows_tile(op, geometry, dtype, layout, device)
+            rows_tile(op, geometry, dtype, layout, device)
             or _banded_tile(op, geometry, dtype, layout, device, precision)
             or _stencil_tile(channels, pixels, layout)
         )
@@ -585,7 +569,7 @@ def is_legal(
     if any(
         value < 1 or value & (value - 1)
         for name, value in vars(tile).items()
-        if name not in ("num_stages", "BLOCK_P")
+        if name not in ("num_stages", "BLOCK_P", "BLOCK_K", "STEP_P")
     ):
         return False
     threads = tile.num_warps * limits.lanes
@@ -594,7 +578,7 @@ def is_legal(
     words = 2 if dtype == torch.float64 else 1
     if isinstance(tile, RowsTile):
         # A thread keeps at least three rows of sums or of dy, and three shifts of an input row.
-        held = tile.BLOCK_Q * tile.BLOCK_C / threads
+        held = tile.BLOCK_Q // tile.LANE_Q * tile.BLOCK_C / threads
         return 1 <= held and held * 6 * words <= limits.registers // 2 and tile.BLOCK_P >= 1
     if isinstance(tile, StencilTile):
         # A thread keeps a sum, and about three values of 32 bits to address and load it.
@@ -620,20 +604,16 @@ def _programs(op: str, geometry: Geometry, tile: Tile) -> int:
     if isinstance(tile, BandedTile | BandedGradTile):
         return banded_programs(geometry.adjoint() if op == "dgrad" else geometry, tile)
     if isinstance(tile, RowsTile):
-        if op == "wgrad":
-            return (geometry.N if geometry.per_sample else 1) * _cdiv(geometry.K, tile.BLOCK_C)
-        g = geometry.adjoint() if op == "dgrad" else geometry
-        planes = _cdiv(g.N * g.K, tile.BLOCK_C)
-        return planes * _cdiv(g.P, tile.BLOCK_P) * _cdiv(g.Q, tile.BLOCK_Q)
+        return rows_programs(op, geometry, tile)
     batches, pixels = _pixels(op, geometry)
     taps = geometry.group_C * geometry.R * geometry.S
     channels = geometry.C if op.startswith("dgrad") else geometry.K
     if isinstance(tile, StencilTile):
-        per_channel = taps if op == "wgrad" else _cdiv(pixels, tile.BLOCK_M)
-        return batches * per_channel * _cdiv(channels, tile.BLOCK_C)
+        per_channel = taps if op == "wgrad" else cdiv(pixels, tile.BLOCK_M)
+        return batches * per_channel * cdiv(channels, tile.BLOCK_C)
     columns = channels // geometry.groups
     rows, columns = (columns, taps) if op == "wgrad" else (pixels, columns)
-    return batches * geometry.groups * _cdiv(rows, tile.BLOCK_M) * _cdiv(columns, tile.BLOCK_N)
+    return batches * geometry.groups * cdiv(rows, tile.BLOCK_M) * cdiv(columns, tile.BLOCK_N)
 
 
 def _pixels(op: str, geometry: Geometry) -> tuple[int, int]:
@@ -645,97 +625,19 @@ def _pixels(op: str, geometry: Geometry) -> tuple[int, int]:
 
 
 def _strips(geometry: Geometry, tile: RowsTile | BandedGradTile) -> int:
-    """Tiles of output rows and columns of one problem, that a weight gradient runs over."""
+    """Strips of one problem that a weight gradient runs over."""
     if isinstance(tile, BandedGradTile):
         return grad_strips(geometry, tile)
-    samples = 1 if geometry.per_sample else geometry.N
-    return samples * _cdiv(geometry.P, tile.BLOCK_P) * _cdiv(geometry.Q, tile.BLOCK_Q)
+    return rows_strips(geometry, tile)
 
 
-def has_rows_kernel(op: str, geometry: Geometry) -> bool:
-    """Whether a rows kernel can compute `op`, in any layout."""
-    if geometry.group_C != 1 or max(geometry.R, geometry.S) > ROWS_MAX_WINDOW:
-        return False
-    if op == "dgrad_frame":
-        return False
-    return op != "dgrad" or (geometry.group_K == 1 and geometry.stride == (1, 1))
-
-
-def _rows_tile(
-    op: str, geometry: Geometry, dtype: torch.dtype, layout: Layout, device: Device
-) -> RowsTile | None:
-    """The tile of a rows kernel; None where a stencil serves the call better."""
-    # In channels_last neighbouring columns are not neighbours in memory: lanes are channels there.
-    if layout.channels_last or geometry.y_numel == 0 or not has_rows_kernel(op, geometry):
-        return None
-    g = geometry.adjoint() if op == "dgrad" else geometry
-    if g.R * g.S > _rows_taps(dtype, device):
-        return None
-    most, forward, weight_gradient, _ = _rows_limits(g)
-    elements = forward
-    if op == "wgrad":
-        elements = weight_gradient
-        if g.stride[0] > 1:  # a higher strip leaves no registers for the rows between
-            most = min(most, 8)
-    if dtype == torch.float64:  # two registers for each
-        most, elements = most // 2, elements // 2
-    block_q = _row_block(g.Q, elements)
-    block_c = min(elements // block_q, _power_of_two(g.K if op == "wgrad" else g.N * g.K))
-    stride = g.stride[0] if g.P > 1 else 1
-    tile = None
-    for height in (most, most // 2, most // 4):
-        rows = _cdiv(g.P, _cdiv(g.P, height))  # tiles of one height, none nearly empty
-        if (rows - 1) * stride + (g.R - 1) * g.dilation[0] < ROWS_MAX_UNROLLED:
-            tile = RowsTile(rows, block_q, block_c)
-            if op == "wgrad" or _programs(op, geometry, tile) >= 2 * device.multiprocessors:
-                break
-    return tile
-
-
-def _rows_taps(dtype: torch.dtype, device: Device) -> int:
-    """The largest window, in taps, that a rows kernel holds in registers."""
-    if dtype == torch.float64:
-        return 9
-    # Built for sm_100, 49 taps of 16-bit numbers spill with every tile that was tried.
-    return 25 if dtype.itemsize == 2 and device.arch == "100" else 49
-
-
-def _rows_limits(geometry: Geometry) -> tuple[int, int, int, bool]:
-    taps = geometry.R * geometry.S
-    return next(limits for most, limits in ROWS_LIMITS.items() if taps <= most)
-
-
-def _mostly_interior(op: str, geometry: Geometry, tile: RowsTile) -> bool:
-    """Whether at least half of the tiles need no masks: code of their own pays, else it waits."""
-    if op == "wgrad" or not _rows_limits(geometry)[-1]:
-        return False
-    g = geometry.adjoint() if op == "dgrad" else geometry
-    inside = total = 1
-    for out, extent, window, block, axis in (
-        (g.P, g.H, g.R, tile.BLOCK_P, 0),
-        (g.Q, g.W, g.S, tile.BLOCK_Q, 1),
-    ):
-        reach = (block - 1) * g.stride[axis] + (window - 1) * g.dilation[axis]
-        start = g.padding[axis][0]
-        # Tiles t with 0 <= t * block * stride - pad and t * block * stride - pad + reach < extent.
-        first = max(0, _cdiv(start, block * g.stride[axis]))
-        last = min((extent - 1 - reach + start) // (block * g.stride[axis]), out // block - 1)
-        inside *= max(0, last - first + 1)
-        total *= _cdiv(out, block)
-    return 2 * inside >= total
-
-
-def _row_block(columns: int, most: int) -> int:
-    """Columns of a tile: the most that leave little more of the last tile empty than any do."""
-    blocks = [most >> i for i in range(most.bit_length()) if most >> i >= 32]
-    covered = {block: _cdiv(columns, block) * block for block in blocks}
-    close = [block for block, width in covered.items() if width <= 1.1 * min(covered.values())]
-    return min(close[0], _power_of_two(columns))
-
-
-def _power_of_two(number: int) -> int:
-    """The least power of two that is not less."""
-    return 1 << max(0, number - 1).bit_length()
+def _most_splits(geometry: Geometry, tile: Tile, pixels: int) -> int:
+    """The most parts of a weight gradient that are worth a reduction of their own."""
+    if isinstance(tile, BandedGradTile):
+        return cdiv(grad_strips(geometry, tile), MIN_SPLIT_STRIPS)
+    if isinstance(tile, RowsTile):
+        return rows_strips(geometry, tile)
+    return cdiv(pixels, MIN_SPLIT_PIXELS)
 
 
 #: Reading a byte from L2 takes a H200 as long as issuing so many instructions of one lane: 132
@@ -818,7 +720,7 @@ def _workspace(geometry: Geometry, tile: BandedTile, dtype: torch.dtype) -> int:
 def _fitted(tile: BandedGradTile, geometry: Geometry) -> BandedGradTile:
     """The tile with steps as wide as the image, and so much higher if it is narrow."""
     step = tile.BLOCK_H * tile.BLOCK_W
-    width = min(step, _power_of_two(_cdiv(geometry.Q, COLUMN_STEP)))
+    width = min(step, power_of_two(cdiv(geometry.Q, COLUMN_STEP)))
     return replace(tile, BLOCK_H=step // width, BLOCK_W=width)
 
 
@@ -838,7 +740,7 @@ def _banded_cost(
         pixel = max(pixel, LANES_PER_NUMBER)
     programs = banded_programs(g, tile)
     if isinstance(tile, BandedTile):  # a weight gradient is split until the device is full
-        programs = _cdiv(programs, device.multiprocessors) * device.multiprocessors
+        programs = cdiv(programs, device.multiprocessors) * device.multiprocessors
     else:
         banded = pixel  # both operands are images
     loads = programs * k * banded_steps(g, tile)
@@ -851,9 +753,9 @@ def _stencil_cost(op: str, geometry: Geometry, layout: Layout, device: Device) -
     channels = g.C if op == "dgrad" else g.K
     batches, pixels = _pixels(op, g)
     tile = _stencil_tile(channels, pixels, layout)
-    programs = batches * _cdiv(pixels, tile.BLOCK_M) * _cdiv(channels, tile.BLOCK_C)
+    programs = batches * cdiv(pixels, tile.BLOCK_M) * cdiv(channels, tile.BLOCK_C)
     if op != "wgrad":
-        programs = _cdiv(programs, device.multiprocessors) * device.multiprocessors
+        programs = cdiv(programs, device.multiprocessors) * device.multiprocessors
     lanes = programs * tile.BLOCK_M * tile.BLOCK_C / (batches * pixels * channels)
     return STENCIL_LANES[op] * g.R * g.S * lanes
 
@@ -879,7 +781,3 @@ def _product(dtype: torch.dtype, precision: str, device: Device) -> str:
     if dtype == torch.float32:
         return _precision(dtype, precision, device)
     return "float64" if dtype == torch.float64 else "half"
-
-
-def _cdiv(a: int, b: int) -> int:
-    return -(-a // b)

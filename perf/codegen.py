@@ -15,6 +15,8 @@ adds everything outside of the loop, counted once: code of outer loops is counte
 code that is jumped over too many. Instructions of a warp count once for each of its lanes, but an
 MMA, whose lanes work together, counts once for its warp. Loads are global ones, of pixels and of
 the weight. A weight gradient's outputs are those of a program, which sums its split of the pixels.
+A rows kernel has its code twice, with masks and without, and a tile runs one of them: its "loop" is
+the shorter one, its "total" has both, and a line named "interior" is built with the latter alone.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from typing import Any
 
 from ..ops.bands import BandedGradTile, BandedTile, banded_steps
 from ..ops.launch import BANDS_BLOCK, SUM_TILE, Call
-from ..ops.plan import GemmTile, RowsTile
+from ..ops.plan import GemmTile
+from ..ops.plan_rows import RowsTile, rows_work
 from .configurations import TARGETS, Configuration, Target, configurations
 
 #: The recorded table.
@@ -331,9 +334,10 @@ def _work_of_a_program(configuration: Configuration) -> tuple[int, int]:
     if isinstance(tile, GemmTile):
         outputs = tile.BLOCK_M * tile.BLOCK_N
         return outputs, outputs * _steps(configuration) * tile.BLOCK_K
+    if isinstance(tile, RowsTile):
+        work = rows_work(plan.op, geometry, tile)
+        return work.outputs, work.macs * max(1, plan.split_strips)
     blocks = {name: size for name, size in vars(tile).items() if name.startswith("BLOCK")}
-    if plan.op == "wgrad" and isinstance(tile, RowsTile):
-        return blocks["BLOCK_C"] * taps, math.prod(blocks.values()) * taps * plan.split_strips
     if plan.op == "wgrad":
         return blocks["BLOCK_C"], blocks["BLOCK_C"] * plan.split_pixels
     outputs = math.prod(blocks.values())
@@ -364,7 +368,8 @@ SAMPLE = {
     r"| ^fprop_stencil-512x1-(float32|bfloat16|uint8)-image$"
     r"| ^(dgrad|wgrad)_stencil-512x1-float32-image$"
     r"| ^\w+_stencil-8x64-bfloat16-depthwise$ | ^fprop_stencil-(128x4|32x16)-float32-depthwise$"
-    r"| ^(fprop|wgrad)_rows-\S+-(float32|bfloat16)-(image3|image5|planes3)$"
+    r"| ^(fprop|wgrad)_rows-\S+-(float32|bfloat16)-(image3|image5|image7)-interior$"
+    r"| ^(fprop|dgrad|wgrad)_rows-\S+-(float32|bfloat16)-(planes3|last3|last7|strided)$"
     r"| ^sum_partials-float32-narrow$",
     "sm_80": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",
     "sm_100": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",

@@ -32,6 +32,7 @@ from ..ops.plan import (
     Plan,
     Tile,
     banded_tiles,
+    plan_dgrad,
     plan_dgrad_frame,
     plan_fprop,
     plan_wgrad,
@@ -161,7 +162,7 @@ STENCIL_CASES = {
     ),
 }
 
-#: For rows kernels, whose tile follows from the geometry: the largest of each kind of window.
+#: For rows kernels, whose tile follows from the geometry: each kind of window, layout and channels.
 ROWS_CASES = {
     "image3": Case(Geometry(1, 1, 4096, 4096, 1, 3, 3, padding=_SAME)),
     "image5": Case(Geometry(1, 1, 4096, 4096, 1, 5, 5, padding=((2, 2), (2, 2)))),
@@ -174,6 +175,18 @@ ROWS_CASES = {
     ),
     "planes7": Case(Geometry(64, 96, 56, 56, 96, 7, 7, padding=((3, 3), (3, 3)), groups=96)),
     "strided": Case(Geometry(64, 96, 112, 112, 96, 3, 3, stride=(2, 2), padding=_SAME, groups=96)),
+    "last3": Case(
+        Geometry(64, 144, 56, 56, 144, 3, 3, padding=_SAME, groups=144), channels_last=True
+    ),
+    "last7": Case(
+        Geometry(64, 96, 56, 56, 96, 7, 7, padding=((3, 3), (3, 3)), groups=96), channels_last=True
+    ),
+    "strided_last": Case(
+        Geometry(64, 96, 112, 112, 96, 3, 3, stride=(2, 2), padding=_SAME, groups=96),
+        channels_last=True,
+    ),
+    "two_filters": Case(Geometry(1, 1, 1024, 1024, 2, 3, 3, padding=_SAME)),
+    "colours": Case(Geometry(1, 3, 2160, 3840, 1, 5, 5, padding=((2, 2), (2, 2)))),
     "odd": Case(
         Geometry(
             311,
@@ -365,20 +378,27 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
 
 
 def _rows(target: Target, thin: bool) -> Iterator[Configuration]:
-    """Rows kernels as planned; dgrad runs fprop's, with the window turned, so it is not listed."""
+    """Rows kernels as planned; dgrad with stride 1 runs fprop's, so it is not listed."""
     turn = list(TARGETS).index(target.name)
-    for i, planner in enumerate((plan_fprop, plan_wgrad)):
+    planners = (("fprop", plan_fprop), ("dgrad", plan_dgrad), ("wgrad", plan_wgrad))
+    for i, (op, planner) in enumerate(planners):
         for j, (name, case) in enumerate(ROWS_CASES.items()):
-            dtypes: tuple[torch.dtype, ...] = STENCIL_DTYPES
+            dtypes = [t for t in STENCIL_DTYPES if op != "dgrad" or t != torch.uint8]
             if thin:
-                if (i + j + turn) % 2:
+                if (i + j + turn) % 3:
                     continue
-                dtypes = (STENCIL_DTYPES[(i + j // 2 + turn) % len(STENCIL_DTYPES)],)
+                dtypes = [dtypes[(i + j // 3 + turn) % len(dtypes)]]
+            geometry, layout = _geometry(op, case), Layout(case.channels_last, case.wide)
+            geometry = geometry.without_padding_mode() if op == "dgrad" else geometry
             for dtype in dtypes:
                 weights = torch.float32 if dtype == torch.uint8 else dtype
-                plan = planner(case.geometry, weights, Layout(wide=case.wide), target.device)
-                if plan.family == "rows":
-                    yield Configuration(plan.kernel, "", name, case, plan, dtype)
+                plan = planner(geometry, weights, layout, target.device)
+                if plan.family != "rows" or plan.turned:
+                    continue
+                yield Configuration(plan.kernel, "", name, case, plan, dtype)
+                if plan.interior == "some" and not thin:
+                    alone = replace(plan, interior="all")
+                    yield Configuration(plan.kernel, "", f"{name}-interior", case, alone, dtype)
 
 
 def _frames(target: Target, thin: bool) -> Iterator[Configuration]:

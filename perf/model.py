@@ -44,11 +44,11 @@ from ..ops.plan import (
     GemmTile,
     Layout,
     Plan,
-    RowsTile,
     plan_dgrad,
     plan_fprop,
     plan_wgrad,
 )
+from ..ops.plan_rows import RowsTile, rows_work
 from .workloads import OPS, SUITES, Workload, select
 
 _PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
@@ -249,13 +249,12 @@ def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
         return _Work(steps * (m * sizes[0] + n * sizes[1]), steps * m * n)
     blocks = {name: size for name, size in vars(tile).items() if name.startswith("BLOCK")}
     if isinstance(tile, RowsTile):
-        lanes = tile.BLOCK_Q * tile.BLOCK_C
-        rows = (tile.BLOCK_P - 1) * g.stride[0] + (g.R - 1) * g.dilation[0] + 1
-        read, strips = g.S * rows * first, 1
+        work = rows_work(plan.op, g, tile)
+        read, strips = work.loads * first, 1
         if plan.op == "wgrad":
-            read, strips = g.S * rows * x_bytes + tile.BLOCK_P * itemsize, plan.split_strips
-        programs = plan.grid * strips * lanes
-        return _Work(programs * read, programs * tile.BLOCK_P * taps)
+            dy = tile.BLOCK_P * tile.BLOCK_Q * tile.BLOCK_C * tile.BLOCK_K
+            read, strips = work.loads * x_bytes + dy * itemsize, plan.split_strips
+        return _Work(plan.grid * strips * read, plan.grid * strips * work.macs)
     lanes = blocks["BLOCK_M"] * blocks["BLOCK_C"]
     if plan.op == "wgrad":  # one tap of BLOCK_C filters
         steps = -(-plan.split_pixels // blocks["BLOCK_M"])

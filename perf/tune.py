@@ -35,7 +35,6 @@ from ..ops.plan import (
     GemmTile,
     Layout,
     Plan,
-    RowsTile,
     StencilTile,
     Tile,
     is_legal,
@@ -220,12 +219,18 @@ def candidates(job: Job, device: Device) -> list[Plan]:
             if step >= width and r < 2 * geometry.R
         )
     else:
-        channels = geometry.K * (1 if job.op == "wgrad" else geometry.N)
+        channels = geometry.groups * (1 if job.op == "wgrad" else geometry.N)
         blocks = itertools.product(
-            (2, 4, 8, 16), [2**i for i in range(3, 11)], [2**i for i in range(8)], (1, 2, 4, 8)
+            (8, 16, 32, 64), [2**i for i in range(3, 11)], [2**i for i in range(8)], (1, 2, 4, 8)
         )
         tiles = (
-            RowsTile(p, q, c, warps)
+            replace(
+                tile_of_table,
+                BLOCK_P=p,
+                BLOCK_Q=q * tile_of_table.LANE_Q,
+                BLOCK_C=c,
+                num_warps=warps,
+            )
             for p, q, c, warps in blocks
             if 128 <= q * c <= 1024 and c < 2 * channels
         )

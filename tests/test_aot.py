@@ -25,8 +25,9 @@ if importlib.util.find_spec("triton") is None:
 from tricorr.ops.bands import BandedGradTile
 from tricorr.ops.facts import layout_of
 from tricorr.ops.geometry import Geometry
-from tricorr.ops.plan import Layout, _rows_limits, plan_dgrad, plan_fprop, plan_wgrad
-from tricorr.perf.configurations import ROWS_CASES, TARGETS, configurations
+from tricorr.ops.plan import plan_dgrad, plan_fprop, plan_wgrad
+from tricorr.ops.plan_rows import MAX_HELD, rows_held
+from tricorr.perf.configurations import TARGETS, configurations
 
 pytestmark = pytest.mark.aot
 
@@ -215,23 +216,26 @@ def test_nothing_that_the_planner_chooses_is_left_out(name):
                 assert (op, _table_tile(plan), plan.wide) in banded, plan
                 continue
             if plan.family == "rows":
-                rows.append((plan, geometry))
+                rows.append((plan, geometry, dtype))
                 continue
             seen += 1
             assert plan.tile in here, plan
             assert _key(plan, dtype) in compiled, plan
     assert seen > 800
-    # Tiles of rows kernels follow from the geometry: none is larger than those that are compiled.
-    largest = {}
-    for case in ROWS_CASES.values():
-        for op, planner in (("fprop", plan_fprop), ("wgrad", plan_wgrad)):
-            tile = planner(case.geometry, torch.float32, Layout(wide=case.wide), device).tile
-            key = op, _rows_limits(case.geometry)
-            sizes = tile.BLOCK_P, tile.BLOCK_Q * tile.BLOCK_C
-            largest[key] = tuple(map(max, largest.get(key, sizes), sizes))
+    # Tiles of rows kernels follow from the geometry: none holds more than those that are compiled.
     assert len(rows) > 20
-    for plan, geometry in rows:
-        op = "wgrad" if plan.op == "wgrad" else "fprop"
-        most = largest[op, _rows_limits(geometry)]
-        assert plan.tile.BLOCK_P <= most[0], plan
-        assert plan.tile.BLOCK_Q * plan.tile.BLOCK_C <= most[1], plan
+    for plan, geometry, dtype in rows:
+        words = 2 if dtype == torch.float64 else 1
+        assert rows_held(plan.op, geometry, plan.tile) * words <= MAX_HELD, plan
+
+
+def test_rows_kernels_are_compiled_with_all_that_a_thread_may_hold():
+    fullest = {}
+    for target in TARGETS.values():
+        for c in configurations(target, thin=True):
+            if c.plan.family == "rows":
+                words = 2 if c.dtype == torch.float64 else 1
+                held = rows_held(c.plan.op, c.geometry, c.plan.tile) * words
+                fullest[c.kernel] = max(held, fullest.get(c.kernel, 0))
+    assert set(fullest) == {"fprop_rows", "dgrad_rows", "wgrad_rows"}
+    assert min(fullest.values()) > 0.75 * MAX_HELD, fullest

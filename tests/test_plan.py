@@ -6,9 +6,10 @@ import pytest
 import torch
 from cases import CASES, DTYPES
 
-from tricorr.ops import ArgumentError, geometry_of, plan
+from tricorr.ops import ArgumentError, geometry_of, plan, plan_rows
 from tricorr.ops.bands import BandedGradTile, BandedTile, grad_strips
-from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, Device, GemmTile, Layout, RowsTile
+from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, Device, GemmTile, Layout
+from tricorr.ops.plan_rows import RowsTile
 
 DEVICES = (plan.INTERPRETER, Device("a GPU", "90", 132), Device("another GPU", "gfx942", 304))
 PLANNERS = {"fprop": plan.plan_fprop, "dgrad": plan.plan_dgrad, "wgrad": plan.plan_wgrad}
@@ -41,8 +42,12 @@ def results_of_a_program(op, geometry, tile):
     if isinstance(tile, BandedGradTile):
         return tile.BLOCK_R * tile.BLOCK_I
     if isinstance(tile, RowsTile):
-        outputs = geometry.R * geometry.S if op == "wgrad" else tile.BLOCK_P * tile.BLOCK_Q
-        return tile.BLOCK_C * outputs
+        g, outputs = geometry, tile.BLOCK_P * tile.BLOCK_Q
+        if op == "wgrad":
+            outputs = g.group_C * g.R * g.S
+        elif op == "dgrad" and g.stride != (1, 1):  # every phase, of every channel
+            outputs *= g.group_C * g.steps(0)[0] * g.steps(1)[0]
+        return tile.BLOCK_C * tile.BLOCK_K * outputs
     return tile.BLOCK_C * (1 if op == "wgrad" else tile.BLOCK_M)
 
 
@@ -90,17 +95,18 @@ def test_many_channels_take_the_gemm_one_the_rows_and_others_the_stencil(op, nam
     }[op]
     for _, p in plans(op, g):
         assert (p.family == "gemm") == (shorter >= plan.GEMM_MIN)
-        assert p.family != "rows" or plan.has_rows_kernel(op, g)
-        turned = op == "dgrad" and p.family in ("rows", "banded")
+        assert p.family != "rows" or plan_rows.has_rows_kernel(op, g)
+        turned = op == "dgrad" and p.family in ("rows", "banded") and g.stride == (1, 1)
         assert p.kernel == f"{'fprop' if turned else op}_{p.family}"
 
 
 @pytest.mark.parametrize("op", PLANNERS)
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-def test_depthwise_takes_the_rows_unless_lanes_are_channels(op, last):
+def test_depthwise_takes_the_rows_in_both_formats(op, last):
     g = geometry_of((8, 32, 56, 56), (32, 1, 3, 3), padding=((1, 1), (1, 1)), groups=32)
     p = PLANNERS[op](g, torch.float32, Layout(channels_last=last), plan.DEVICES["h200"])
-    assert p.family == ("stencil" if last else "rows")
+    assert p.family == "rows"
+    assert (p.tile.LANE_Q > 1) == last
 
 
 def test_a_window_too_large_to_unroll_takes_the_stencil_without_matrix_units():
@@ -143,7 +149,7 @@ def test_equal_calls_get_the_same_plan_object():
 def test_a_grid_too_large_to_launch_is_refused():
     geometry = geometry_of((2**19, 1, 2**10, 2**10), (1, 1, 1, 1))
     assert plan.plan_fprop(geometry, torch.float16, Layout(wide=True), plan.INTERPRETER)
-    too_large = geometry_of((2**20, 1, 2**10, 2**10), (1, 1, 1, 1))
+    too_large = geometry_of((2**21, 1, 2**10, 2**10), (1, 1, 1, 8))  # a stencil's window
     layout = Layout(channels_last=True, wide=True)
-    with pytest.raises(ArgumentError, match=r"2147483648 programs, more than the 2147483647"):
+    with pytest.raises(ArgumentError, match=r"4265607168 programs, more than the 2147483647"):
         plan.plan_fprop(too_large, torch.float16, layout, plan.INTERPRETER)

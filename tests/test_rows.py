@@ -4,19 +4,27 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import DTYPES, tensors
-from closeness import check, operands, run
+from cases import DTYPES, tensors, whole_numbers
+from closeness import OPS, check, operands, run, truth
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan import RowsTile, plan_with_tile
+from tricorr.ops.plan import DEVICES, Layout, plan_dgrad, plan_fprop, plan_wgrad, plan_with_tile
+from tricorr.ops.plan_rows import RowsTile, has_rows_kernel
 
-#: Several tiles along every axis, the last of each with something left over.
+SAME = ((1, 1), (1, 1))
+#: Several tiles along every axis, the last of each with something left over, where they fit.
 GEOMETRIES = {
-    "image": geometry_of((1, 1, 13, 21), (1, 1, 3, 3), padding=((1, 1), (1, 1))),
+    "image": geometry_of((1, 1, 8, 17), (1, 1, 3, 3), padding=SAME),
     "even_window": geometry_of((1, 1, 9, 20), (1, 1, 2, 4), padding=((0, 1), (1, 2))),
-    "seven": geometry_of((1, 1, 12, 19), (1, 1, 7, 7), padding=((3, 3), (3, 3))),
+    "seven": geometry_of((1, 1, 5, 9), (1, 1, 7, 7), padding=((3, 3), (3, 3))),
     "one_by_two": geometry_of((2, 1, 5, 18), (1, 1, 1, 2)),
-    "planes": geometry_of((2, 3, 7, 9), (3, 1, 3, 3), padding=((1, 1), (1, 1)), groups=3),
+    "one_row": geometry_of((1, 2, 1, 17), (2, 1, 1, 3), padding=((0, 0), (1, 1)), groups=2),
+    "one_column": geometry_of((1, 2, 11, 1), (2, 1, 3, 1), padding=((1, 1), (0, 0)), groups=2),
+    "smaller_than_a_tile": geometry_of((1, 3, 2, 3), (3, 1, 3, 3), padding=SAME, groups=3),
+    "window_exceeds_image_but_padded": geometry_of(
+        (1, 2, 2, 3), (2, 1, 5, 7), padding=((2, 3), (3, 2)), groups=2
+    ),
+    "planes": geometry_of((2, 3, 7, 9), (3, 1, 3, 3), padding=SAME, groups=3),
     "pad_exceeds_window": geometry_of(
         (1, 2, 4, 9), (2, 1, 2, 2), padding=((3, 4), (3, 2)), groups=2
     ),
@@ -25,63 +33,138 @@ GEOMETRIES = {
     ),
     "flipped": geometry_of((1, 2, 7, 19), (2, 1, 3, 2), groups=2, flip=True),
     "per_sample": geometry_of((3, 2, 6, 11), (3, 2, 1, 3, 2), padding=((1, 0), (0, 1)), groups=2),
-}
-#: The input gradient is a rows kernel for none of these.
-MORE = {
-    "strided": geometry_of((1, 2, 13, 23), (2, 1, 3, 3), (2, 3), ((1, 1), (1, 1)), groups=2),
+    "strided": geometry_of((1, 2, 13, 23), (2, 1, 3, 3), (2, 2), SAME, groups=2),
+    "strides_differ": geometry_of((1, 2, 11, 17), (2, 1, 3, 2), (3, 1), ((2, 0), (0, 1)), groups=2),
     "stride_gt_window": geometry_of((1, 2, 13, 23), (2, 1, 2, 1), (3, 2), groups=2),
+    "strided_dilated_flipped": geometry_of(
+        (2, 2, 11, 13), (2, 1, 3, 2), (2, 3), ((3, 1), (1, 2)), (3, 2), groups=2, flip=True
+    ),
     "multiplier": geometry_of((2, 2, 7, 10), (6, 1, 3, 2), padding=((1, 1), (0, 1)), groups=2),
-    "filters_of_one_image": geometry_of((1, 1, 9, 12), (3, 1, 3, 3)),
+    "strided_multiplier_per_sample": geometry_of(
+        (2, 2, 7, 10), (2, 4, 1, 3, 2), (2, 1), ((1, 1), (0, 1)), groups=2
+    ),
+    "filters_of_one_image": geometry_of((1, 1, 9, 12), (2, 1, 3, 3), padding=SAME),
+    "colours_to_gray": geometry_of((2, 3, 6, 9), (1, 3, 3, 3), padding=SAME),
+    "few_to_few": geometry_of((1, 4, 5, 9), (6, 2, 2, 3), padding=((1, 0), (1, 1)), groups=2),
+    "strided_few_to_few": geometry_of((1, 4, 6, 9), (6, 2, 2, 3), (2, 2), SAME, groups=2),
 }
-TILES = [RowsTile(3, 8, 2), RowsTile(2, 16, 1)]
-TILE_IDS = [f"{t.BLOCK_P}x{t.BLOCK_Q}x{t.BLOCK_C}" for t in TILES]
+TILES = {
+    "lanes_are_columns": RowsTile(3, 8, 2),
+    "two_rows_a_step": RowsTile(2, 16, 1, STEP_P=2),
+    "lanes_are_planes": RowsTile(2, 8, 4, LANE_Q=4),
+}
 CASES = [
-    pytest.param(op, geometry, id=f"{op}-{name}")
-    for op in ("fprop_bias", "dgrad")
-    for name, geometry in (GEOMETRIES | (MORE if op == "fprop_bias" else {})).items()
-]
+    pytest.param(op, name, list(TILES)[(i + j) % 3], ("none", "some")[(i + j) // 3 % 2],
+                 id=f"{op}-{name}")
+    for j, op in enumerate(OPS)
+    for i, name in enumerate(GEOMETRIES)
+]  # fmt: skip
 
 
-def forced(op, geometry, tile, device, dtype=torch.float32, **changes):
+def forced(op, geometry, tile, device, dtype=torch.float32, splits=1, make=torch.randn, **changes):
+    """The operator by rows with a tile of our choice: (operands, result)."""
     from tricorr.ops import launch
 
-    args = operands(op, *tensors(geometry, dtype, device))
-    splits = changes.pop("splits", 1)
-    plan = plan_with_tile(op.removesuffix("_bias"), geometry, tile, splits=splits)
-    actual = run(op, args, geometry, launch, plan=replace(plan, **changes))
+    args = operands(op, *tensors(geometry, dtype, device, make))
+    op = op.removesuffix("_bias")
+    filters = geometry.group_C if op == "dgrad" else geometry.group_K
+    if op == "dgrad" and geometry.stride != (1, 1):
+        filters = 1  # of a program, which has all channels
+    tile = replace(tile, BLOCK_K=next(k for k in (3, 2, 1) if filters % k == 0))
+    plan = plan_with_tile(op, geometry, tile, splits=splits)
+    return args, run(op, args, geometry, launch, plan=replace(plan, **changes))
+
+
+@pytest.mark.parametrize(("op", "name", "tile", "interior"), CASES)
+def test_every_window_and_step(kernel_backend, op, name, tile, interior):
+    geometry, device = GEOMETRIES[name], kernel_backend.device
+    changes = {"interior": interior, "wide": interior == "some"}
+    args, actual = forced(op, geometry, TILES[tile], device, **changes)
     check(op, args, geometry, actual=actual)
 
 
-@pytest.mark.parametrize("interior", [False, True], ids=["masks", "interior"])
-@pytest.mark.parametrize("tile", TILES, ids=TILE_IDS)
-@pytest.mark.parametrize(("op", "geometry"), CASES)
-def test_every_window_and_step(kernel_backend, op, geometry, tile, interior):
-    forced(op, geometry, tile, kernel_backend.device, interior=interior, wide=interior)
-
-
-@pytest.mark.parametrize("splits", [1, 2, 100])
-@pytest.mark.parametrize("name", GEOMETRIES | MORE)
-def test_weight_gradient_of_every_window_and_step(kernel_backend, name, splits):
-    geometry = (GEOMETRIES | MORE)[name]
-    tile = TILES[splits % 2]
-    forced("wgrad", geometry, tile, kernel_backend.device, splits=splits, wide=splits == 2)
+@pytest.mark.parametrize("splits", [2, 100])
+@pytest.mark.parametrize("name", ["image", "multiplier", "per_sample"])
+def test_split_weight_gradients(kernel_backend, name, splits):
+    tile = TILES["lanes_are_columns"]
+    args, actual = forced("wgrad", GEOMETRIES[name], tile, kernel_backend.device, splits=splits)
+    check("wgrad", args, GEOMETRIES[name], actual=actual)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
+@pytest.mark.parametrize("op", OPS)
 def test_every_dtype(kernel_backend, op, dtype):
-    forced(op, GEOMETRIES["planes"], TILES[0], kernel_backend.device, dtype)
+    name = "strided_few_to_few" if op == "dgrad" else "smaller_than_a_tile"
+    tile = TILES["lanes_are_planes"]
+    args, actual = forced(op, GEOMETRIES[name], tile, kernel_backend.device, dtype)
+    check(op, args, GEOMETRIES[name], actual=actual)
 
 
-@pytest.mark.parametrize("op", ["fprop", "dgrad"])
+@pytest.mark.parametrize(("op", "name"), [("fprop_bias", "image"), ("dgrad", "strided")])
+def test_code_without_masks_gives_the_same_bits(kernel_backend, op, name):
+    geometry, device, tile = GEOMETRIES[name], kernel_backend.device, TILES["lanes_are_columns"]
+    with_masks, without = (
+        forced(op, geometry, tile, device, make=whole_numbers, interior=interior)
+        for interior in ("none", "some")
+    )
+    for args, actual in (with_masks, without):
+        expected = torch.from_numpy(truth(op, args, geometry)).to(actual.dtype)
+        assert torch.equal(actual.cpu(), expected)
+
+
+@pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
+def test_tiles_that_are_all_inside_need_no_masks(kernel_backend, op):
+    # What is valid in one direction overhangs in the other.
+    size, padding = ((6, 16), ((2, 2), (2, 2))) if op == "dgrad" else ((8, 18), ((0, 0), (0, 0)))
+    geometry = geometry_of((1, 2, *size), (2, 1, 3, 3), padding=padding, groups=2)
+    tile = RowsTile(3, 8, 2)
+    assert plan_with_tile(op, geometry, tile).interior == "all"
+    args, actual = forced(op, geometry, tile, kernel_backend.device)
+    check(op, args, geometry, actual=actual)
+
+
+@pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [64, 2048])
-def test_code_without_masks_is_there_when_most_tiles_use_it(op, size):
-    geometry = geometry_of((1, 1, size, size), (1, 1, 3, 3), padding=((1, 1), (1, 1)))
+def test_code_without_masks_is_there_when_most_tiles_use_it(op, stride, size):
+    geometry = geometry_of((1, 1, size, size), (1, 1, 3, 3), (stride, stride), SAME)
     plan = plan_with_tile(op, geometry, RowsTile(16, 64, 1))
-    assert plan.interior == (size == 2048)
+    assert plan.interior == ("some" if size == 2048 else "none")
+
+
+PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
+SERVED = {
+    "depthwise": geometry_of((64, 96, 56, 56), (96, 1, 7, 7), padding=((3, 3), (3, 3)), groups=96),
+    "strided_depthwise": geometry_of((64, 96, 112, 112), (96, 1, 3, 3), (2, 2), SAME, groups=96),
+    "multiplier": geometry_of((8, 16, 56, 56), (64, 1, 3, 3), padding=SAME, groups=16),
+    "two_filters": geometry_of((1, 1, 1024, 1024), (2, 1, 3, 3), padding=SAME),
+    "colours_to_gray": geometry_of((1, 3, 1024, 1024), (1, 3, 5, 5), padding=((2, 2), (2, 2))),
+}
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("op", PLANNERS)
+@pytest.mark.parametrize("name", SERVED)
+def test_few_channels_take_the_rows(name, op, last):
+    geometry = SERVED[name]
+    plan = PLANNERS[op](geometry, torch.float32, Layout(channels_last=last), DEVICES["h200"])
+    assert plan.family == "rows"
+    filters = geometry.group_C if plan.turned else geometry.group_K
+    if plan.kernel != "dgrad_rows":
+        assert plan.tile.BLOCK_K == filters, "the image is read once for all of them"
+    assert (plan.tile.LANE_Q > 1) == (last and geometry.groups > 8)
+
+
+@pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
+def test_what_no_thread_can_hold_has_no_rows_kernel(op):
+    for weight, steps in (((1, 1, 8, 8), {}), ((1, 1, 3, 3), {"dilation": (99, 1)})):
+        assert not has_rows_kernel(op, geometry_of((1, 1, 512, 512), weight, **steps))
+    far = geometry_of((1, 1, 512, 512), (1, 1, 3, 3), (40, 40))
+    assert has_rows_kernel(op, far) == (op != "dgrad")
 
 
 def test_the_adjoint_of_the_adjoint_is_the_geometry():
     for geometry in GEOMETRIES.values():
-        assert geometry.adjoint().adjoint() == geometry
-        assert geometry.adjoint().y_shape == geometry.x_shape
+        if geometry.stride == (1, 1):
+            assert geometry.adjoint().adjoint() == geometry
+            assert geometry.adjoint().y_shape == geometry.x_shape
