@@ -221,7 +221,10 @@ BANDED_GRAD_TILES: dict[str, tuple[BandedGradTile, ...]] = {
         BandedGradTile(32, 64, 1, 64, num_warps=8, num_stages=3),
         BandedGradTile(16, 32, 1, 64, num_warps=4, num_stages=3),
     ),
-    "tf32": (BandedGradTile(16, 64, 1, 32, num_warps=4, num_stages=3),),
+    "tf32": (
+        BandedGradTile(16, 64, 1, 32, num_warps=4, num_stages=3),
+        BandedGradTile(16, 32, 1, 32, num_warps=4, num_stages=3),
+    ),
     "tf32x3": (BandedGradTile(16, 32, 1, 32, num_warps=4, num_stages=2),),
 }
 
@@ -681,7 +684,7 @@ def _banded_tile(
     COLUMNS * (1 / BLOCK_M + 1 / BLOCK_N) numbers from L2 for every output. Rows kernels hold
     windows of up to 7x7, and are asked first: their instruction or two for a tap are as cheap as
     the band of a 7x7, 116 lane instructions for an output in 16 bits. Every square window above is
-    banded; on large images a 1xN is from 8 taps in 16 bits, from 12 in tf32, from 17 in tf32x3.
+    banded; on large images a 1xN is from 8 taps in 16 bits, from 12 or 13 in float32.
     """
     product = _product(dtype, precision, device)
     if geometry.y_numel == 0 or not has_banded_kernel(

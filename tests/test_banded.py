@@ -230,3 +230,10 @@ def test_bands_too_large_for_the_workspace_are_not_made(monkeypatch):
     plan.plan_fprop.cache_clear()
     monkeypatch.undo()
     assert plan.plan_fprop(many, torch.float16, Layout(), H200).family == "banded"
+
+
+@pytest.mark.parametrize("op", PLANNERS)
+@pytest.mark.parametrize("device", [plan.INTERPRETER, *plan.DEVICES.values()], ids=lambda d: d.arch)
+@pytest.mark.parametrize("product", plan.BANDED_TILES)
+def test_every_device_has_room_for_a_tile(op, device, product):
+    assert plan.banded_tiles(op, product, True, device)
