@@ -183,7 +183,8 @@ class _Function(torch.autograd.Function):
         """As Function.apply, which works the arguments' defaults out at every call."""
         if torch._C._are_functorch_transforms_active():
             return super().apply(*args)
-        return super(torch.autograd.Function, cls).apply(*unwrap_dead_wrappers(args))
+        quick: Any = super(torch.autograd.Function, cls)
+        return quick.apply(*unwrap_dead_wrappers(args))
 
 
 class CrossCorrelation2D(_Function):
@@ -253,8 +254,14 @@ class CrossCorrelation2D(_Function):
         precision: str,
         activation: str,
     ) -> tuple[torch.Tensor, int]:
-        def run(activation: str, *operands: Any) -> torch.Tensor:
-            return correlate(*operands, precision, activation)
+        def run(
+            activation: str,
+            x: torch.Tensor,
+            weight: torch.Tensor,
+            bias: torch.Tensor | None,
+            geometry: Geometry,
+        ) -> torch.Tensor:
+            return correlate(x, weight, bias, geometry, precision, activation)
 
         operands = (x, weight, bias)
         return _vmap_weighted("fprop", run, info, in_dims, *operands, geometry, activation)
@@ -376,8 +383,8 @@ class WeightGradient2D(_Function):
         precision: str,
     ) -> tuple[torch.Tensor, int]:
         dims = (in_dims[0], in_dims[1])
-        *operands, unfold = fold_wgrad(info.batch_size, dims, x, dy, geometry)
-        return unfold(weight_gradient(*operands, precision))
+        x, dy, geometry, unfold = fold_wgrad(info.batch_size, dims, x, dy, geometry)
+        return unfold(weight_gradient(x, dy, geometry, precision))
 
 
 def _vmap_weighted(

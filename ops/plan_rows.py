@@ -249,11 +249,13 @@ class Work(NamedTuple):
         outputs: results: pixels, or elements of a weight gradient.
         loads: of pixels of x, or of dy for an input gradient.
         macs: multiply-adds.
+        steps: passes of the loop down the rows.
     """
 
     outputs: int
     loads: int
     macs: int
+    steps: int
 
 
 def rows_work(op: str, geometry: Geometry, tile: RowsTile) -> Work:
@@ -261,17 +263,18 @@ def rows_work(op: str, geometry: Geometry, tile: RowsTile) -> Work:
     g, e = geometry, _extents(op, geometry)
     (stride_h, _), (stride_w, dil_w) = g.steps(0), g.steps(1)
     lanes = tile.BLOCK_Q // tile.LANE_Q * tile.BLOCK_C
-    rows = cdiv(tile.BLOCK_P + e.ahead, tile.STEP_P) * tile.STEP_P
+    steps = cdiv(tile.BLOCK_P + e.ahead, tile.STEP_P)
+    rows = steps * tile.STEP_P
     columns = tile.BLOCK_Q * tile.BLOCK_C * tile.BLOCK_K
     macs = rows * columns * _macs(op, geometry)
     if op == "dgrad" and not is_turned(op, geometry):
         loads = lanes * rows * e.reduced * (tile.LANE_Q + (g.S - 1) * dil_w // stride_w)
-        return Work(tile.BLOCK_P * columns * e.row, loads, macs)
+        return Work(tile.BLOCK_P * columns * e.row, loads, macs, steps)
     window = min(g.S, (g.S - 1) * dil_w + 1)
     loads = lanes * rows * stride_h * e.reduced * ((tile.LANE_Q - 1) * stride_w + window)
     if op == "wgrad":
-        return Work(tile.BLOCK_C * tile.BLOCK_K * e.reduced * g.R * g.S, loads, macs)
-    return Work(tile.BLOCK_P * columns, loads, macs)
+        return Work(tile.BLOCK_C * tile.BLOCK_K * e.reduced * g.R * g.S, loads, macs, steps)
+    return Work(tile.BLOCK_P * columns, loads, macs, steps)
 
 
 def _row_block(columns: int, most: int) -> int:

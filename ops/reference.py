@@ -62,7 +62,7 @@ def dgrad(
             if g.padding_mode == "zeros":
                 dx[places] += product
             else:  # one pixel may be seen several times
-                np.add.at(dx, places, product)
+                np.add.at(dx, places, product)  # type: ignore[arg-type]
     offset = 0.0 if bias is None else np.asarray(bias, np.float64)[:, None, None]
     return dx.reshape(g.x_shape) + offset
 

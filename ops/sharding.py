@@ -30,7 +30,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -149,7 +149,8 @@ def _operator(
         if later == "none":
             return shares
         whole = [Replicate() if place.is_partial() else place for place in placements]
-        return ACTIVATION_FUNCTIONS[later](shares.redistribute(placements=whole))
+        sums = shares.redistribute(placements=whole)
+        return cast(DTensor, ACTIVATION_FUNCTIONS[later](sums))
 
 
 def _adds_bias(mesh: DeviceMesh, placements: Sequence[Placement]) -> bool:

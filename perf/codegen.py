@@ -292,6 +292,9 @@ def entry_of(configuration: Configuration, target: Target, built: Build) -> Entr
     passes = 1
     if loop["mma"]:
         passes = _steps(configuration)
+    elif isinstance(configuration.plan.tile, RowsTile):
+        work = rows_work(configuration.plan.op, configuration.geometry, configuration.plan.tile)
+        passes = work.steps * max(1, configuration.plan.split_strips)
     elif fma:
         passes = max(1, round(macs / (built.threads * fma)))
     whole = {kind: built.count(kind) for kind in _COUNTED}

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from ..autograd.function import correlate
 from ..autograd.functional import corr2d
 from ..autograd.modules import Conv2D
-from ..ops import direct, geometry_of, registration
+from ..ops import Geometry, direct, geometry_of, registration
 from ..ops.formats import empty_in_format
 
 #: Calls that are timed together, and how often in turns.
@@ -33,7 +33,14 @@ def without_work() -> Iterator[None]:
     """Operators that allocate their result and leave it at that."""
     fprop = direct.fprop
 
-    def stub(x: torch.Tensor, weight: torch.Tensor, bias: Any, geometry: Any, *_: Any) -> Any:
+    def stub(
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        geometry: Geometry,
+        precision: str = "ieee",
+        activation: str = "none",
+    ) -> torch.Tensor:
         return empty_in_format(geometry.y_shape, weight.dtype, like=x)
 
     direct.fprop = stub

@@ -87,25 +87,27 @@ def test_a_read_past_a_guarded_tensor_is_deadly(at_end):
 LEFTOVER = {
     "gemm": geometry_of((2, 17, 5, 6), (19, 17, 3, 2), (2, 1), ((2, 1), (1, 1))),
     "stencil": geometry_of((2, 6, 5, 6), (9, 2, 3, 2), (1, 2), ((1, 2), (1, 1)), groups=3),
-    "rows": geometry_of((2, 3, 9, 21), (3, 1, 3, 2), padding=((1, 0), (1, 2)), groups=3),
+    "rows": geometry_of((1, 3, 8, 18), (3, 1, 3, 2), padding=((1, 1), (1, 2)), groups=3),
+    "strided_rows": geometry_of((1, 2, 6, 9), (2, 1, 3, 2), (2, 3), ((1, 1), (1, 2)), groups=2),
     "banded": geometry_of((2, 3, 5, 19), (3, 1, 4, 6), padding=((1, 2), (3, 1)), groups=3),
     "per_sample": geometry_of((2, 3, 5, 6), (2, 5, 3, 2, 2), padding=((1, 1), (0, 1)), flip=True),
     "reflected_gemm": geometry_of((2, 17, 5, 6), (18, 17, 3, 2), (2, 1), ((2, 1), (1, 1)),
                                   padding_mode="reflect"),
     "replicated_stencil": geometry_of((2, 6, 5, 6), (9, 2, 3, 2), (1, 2), ((1, 2), (3, 1)),
                                       groups=3, padding_mode="replicate"),
-    "circular_rows": geometry_of((2, 3, 9, 21), (3, 1, 3, 2), padding=((1, 0), (1, 2)), groups=3,
+    "circular_rows": geometry_of((1, 3, 6, 9), (3, 1, 3, 2), padding=((1, 1), (1, 2)), groups=3,
                                  padding_mode="circular"),
 }  # fmt: skip
 TILES = {
     "gemm": GEMM_TILES["ieee"][-1],
     "stencil": STENCIL_TILES[2],
-    "rows": RowsTile(2, 8, 2),
+    "rows": RowsTile(3, 8, 2),
+    "strided_rows": RowsTile(2, 4, 4, LANE_Q=2),
     "banded": BandedTile(8, 4, 8, 64, 4, 1),
     "per_sample": STENCIL_TILES[2],
     "reflected_gemm": GEMM_TILES["ieee"][-1],
     "replicated_stencil": STENCIL_TILES[2],
-    "circular_rows": RowsTile(2, 8, 2),
+    "circular_rows": RowsTile(3, 8, 2),
 }
 
 
