@@ -76,9 +76,7 @@ def _is_traced() -> bool:
     Inside torch.func's transforms it can not: an operator's derivative has no forward mode (its
     tangents would be zero) and no transforms. The Functions there make Dynamo leave the graph.
     """
-    if not torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is None
+    return torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
 def _is_unwatched(*tensors: torch.Tensor | None) -> bool:

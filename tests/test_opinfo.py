@@ -115,6 +115,51 @@ def test_values_in_lower_precision(backend, name, index, dtype):
     assert_same_derivatives(ours, theirs, tensors, order=0, peer=backend.name == "cpu")
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("backend", ["cpu", "cuda"], indirect=True)
+@pytest.mark.parametrize(("name", "index"), SAMPLES)
+def test_forward_mode_and_vmap(backend, name, index):
+    ours, theirs, tensors = functions_and_tensors(name, index, backend, torch.float64)
+    tensors = tuple(tensors)
+    tangents = tuple(torch.randn_like(t) for t in tensors)
+    actual, expected = (torch.func.jvp(f, tensors, tangents) for f in (ours, theirs))
+    torch.testing.assert_close(actual, expected)
+    dims = [(0,) * len(tensors)]  # all of them batched, and each alone
+    dims += [tuple(0 if i == j else None for j in range(len(tensors))) for i in range(len(tensors))]
+    for in_dims in dims:
+        given = [
+            t if d is None else torch.stack([t, t * 2, t - 1])
+            for t, d in zip(tensors, in_dims, strict=True)
+        ]
+        actual, expected = (torch.vmap(f, in_dims)(*given) for f in (ours, theirs))
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+@pytest.mark.parametrize(("name", "index"), SAMPLES)
+def test_meta_tensors_tell_what_would_come(backend, name, index):
+    ours, _, tensors = functions_and_tensors(name, index, backend, torch.float32)
+    y, meta = ours(*tensors), ours(*(t.to("meta") for t in tensors))
+    assert meta.is_meta
+    assert (meta.shape, meta.stride(), meta.dtype) == (y.shape, y.stride(), y.dtype)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+@pytest.mark.parametrize(("name", "index"), SAMPLES[::4])
+def test_compiled_samples_are_eager_ones(backend, name, index):
+    torch._dynamo.reset()
+    ours, _, tensors = functions_and_tensors(name, index, backend, torch.float32)
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    y, expected = compiled(*leaves), ours(*leaves)
+    assert torch.equal(y, expected)
+    grads, expected_grads = (torch.autograd.grad(out.sum(), leaves) for out in (y, expected))
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_samples_of_other_dtypes_are_refused(name):
     others = OPERATORS[name].dtypes - set(FLOAT_DTYPES)
