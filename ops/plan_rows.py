@@ -45,7 +45,7 @@ MAX_REDUCED = 8
 MAX_AHEAD = 12
 #: Numbers of 32 bits that one thread keeps in registers at most: weights, open sums, pixels.
 MAX_HELD = 128
-#: Output rows that are unrolled together, by the most multiply-adds that a lane does for one: more
+#: Input rows that are unrolled together, by the most multiply-adds that a lane does for one: more
 #: have more loads under way, and more code.
 STEPS = {12: 4, 25: 2}
 #: Threads of a program, and columns of a lane in channels_last.
@@ -89,7 +89,7 @@ def has_rows_kernel(op: str, geometry: Geometry) -> bool:
     e = _extents(op, g)
     if e.reduced > MAX_REDUCED or e.ahead > MAX_AHEAD:
         return False
-    return _block_k(op, g, 1, 1) > 0
+    return _block_k(op, g, 1, MAX_HELD) > 0
 
 
 def rows_tile(
@@ -99,19 +99,24 @@ def rows_tile(
     if not has_rows_kernel(op, geometry):
         return None
     words = 2 if dtype == torch.float64 else 1
+    # 64-bit addresses take registers too.
+    room = (MAX_HELD // 2 if layout.wide else MAX_HELD) // words
     e = _extents(op, geometry)
     across = layout.channels_last and geometry.groups >= MIN_GROUPS  # lanes are channels
     lane_q = min(LANE_Q, power_of_two(e.columns)) if across else 1
-    block_k = _block_k(op, geometry, lane_q, words)
+    block_k = _block_k(op, geometry, lane_q, room)
     if not block_k:
         return None
     step = next((n for most, n in STEPS.items() if _macs(op, geometry) * block_k <= most), 1)
-    step = 1 if op == "dgrad" and not is_turned(op, geometry) else min(step, e.rows)
+    step = max(1, min(step // geometry.steps(0)[0], e.rows))
+    step = 1 if op == "dgrad" and not is_turned(op, geometry) else step
     tile = RowsTile(e.rows, 0, 0, block_k, step, lane_q)
-    for vector in (8, 4, 2, 1)[dtype.itemsize > 2 :]:  # 16 bytes of neighbours, or less
+    # 16 bytes of neighbours, or less.
+    plain = op != "wgrad" and geometry.stride == (1, 1) and dtype.itemsize == 2
+    for vector in (8, 4, 2, 1) if plain else (4, 2, 1):
         block_q, block_c = _lanes(e, vector * THREADS, lane_q, across)
         tile = replace(tile, BLOCK_Q=block_q, BLOCK_C=block_c)
-        if rows_held(op, geometry, tile) * words <= MAX_HELD:
+        if rows_held(op, geometry, tile) <= room:
             break
     else:
         tile, step = replace(tile, STEP_P=1), 1
@@ -222,22 +227,23 @@ def _macs(op: str, geometry: Geometry) -> int:
 
 
 def rows_held(op: str, geometry: Geometry, tile: RowsTile) -> int:
-    """Numbers that a thread keeps: weights, sums of the open rows, and the pixels of one row."""
+    """Numbers that a thread keeps: weights, sums of the open rows, and the pixels for one more."""
     e, taps = _extents(op, geometry), _macs(op, geometry) * tile.BLOCK_K
     vector = max(1, tile.BLOCK_Q // tile.LANE_Q * tile.BLOCK_C // THREADS)
     stride, dilation = geometry.steps(1)
+    ahead = geometry.steps(0)[0]  # rows of pixels that are loaded for one of outputs
     pixels = (tile.LANE_Q - 1) * stride + min(geometry.S, (geometry.S - 1) * dilation + 1)
     rows = (e.ahead + tile.STEP_P) * tile.BLOCK_K * tile.LANE_Q * e.row
     own_weights = op == "wgrad" or tile.BLOCK_C > 1
-    return taps * (vector if own_weights else 1) + (rows + pixels) * vector
+    return taps * (vector if own_weights else 1) + (rows + pixels * ahead) * vector
 
 
-def _block_k(op: str, geometry: Geometry, lane_q: int, words: int) -> int:
+def _block_k(op: str, geometry: Geometry, lane_q: int, room: int) -> int:
     """Filters of a group that one program can hold, the most that divide them; 0: not even one."""
     filters = _extents(op, geometry).filters
     for k in range(min(filters, 8), 0, -1):
         tile = RowsTile(1, lane_q, 1, k, 1, lane_q)
-        if filters % k == 0 and rows_held(op, geometry, tile) * words <= MAX_HELD:
+        if filters % k == 0 and rows_held(op, geometry, tile) <= room:
             return k
     return 0
 

@@ -371,8 +371,10 @@ SAMPLE = {
     r"| ^fprop_stencil-512x1-(float32|bfloat16|uint8)-image$"
     r"| ^(dgrad|wgrad)_stencil-512x1-float32-image$"
     r"| ^\w+_stencil-8x64-bfloat16-depthwise$ | ^fprop_stencil-(128x4|32x16)-float32-depthwise$"
-    r"| ^(fprop|wgrad)_rows-\S+-(float32|bfloat16)-(image3|image5|image7)-interior$"
-    r"| ^(fprop|dgrad|wgrad)_rows-\S+-(float32|bfloat16)-(planes3|last3|last7|strided)$"
+    r"| ^fprop_rows-\S+-(float32|bfloat16)-image[357]-interior$"
+    r"| ^fprop_rows-\S+-float32-(planes3|last3|last7)$"
+    r"| ^wgrad_rows-\S+-float32-(image[37]-interior|last3)$"
+    r"| ^dgrad_rows-\S+-float32-strided(_last)?$"
     r"| ^sum_partials-float32-narrow$",
     "sm_80": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",
     "sm_100": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",
