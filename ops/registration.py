@@ -102,7 +102,9 @@ def wgrad(
 def _learn_to_shard(*tensors: torch.Tensor) -> None:
     """Registers the rules for DTensors (ops/sharding.py) when the first one comes."""
     for kind in map(type, tensors):
-        if kind is not torch.Tensor and kind.__module__.startswith("torch.distributed.tensor"):
+        if kind is torch.Tensor or kind is torch.nn.Parameter:
+            continue
+        if kind.__module__.startswith("torch.distributed.tensor"):
             from . import sharding  # noqa: F401
 
 
