@@ -231,11 +231,11 @@ def rows_held(op: str, geometry: Geometry, tile: RowsTile) -> int:
     e, taps = _extents(op, geometry), _macs(op, geometry) * tile.BLOCK_K
     vector = max(1, tile.BLOCK_Q // tile.LANE_Q * tile.BLOCK_C // THREADS)
     stride, dilation = geometry.steps(1)
-    ahead = geometry.steps(0)[0]  # rows of pixels that are loaded for one of outputs
+    loaded = min(geometry.steps(0)[0], geometry.R)  # rows of pixels for one of outputs
     pixels = (tile.LANE_Q - 1) * stride + min(geometry.S, (geometry.S - 1) * dilation + 1)
     rows = (e.ahead + tile.STEP_P) * tile.BLOCK_K * tile.LANE_Q * e.row
     own_weights = op == "wgrad" or tile.BLOCK_C > 1
-    return taps * (vector if own_weights else 1) + (rows + pixels * ahead) * vector
+    return taps * (vector if own_weights else 1) + (rows + pixels * loaded) * vector
 
 
 def _block_k(op: str, geometry: Geometry, lane_q: int, room: int) -> int:

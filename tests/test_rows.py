@@ -33,6 +33,12 @@ GEOMETRIES = {
     ),
     "flipped": geometry_of((1, 2, 7, 19), (2, 1, 3, 2), groups=2, flip=True),
     "per_sample": geometry_of((3, 2, 6, 11), (3, 2, 1, 3, 2), padding=((1, 0), (0, 1)), groups=2),
+    "reflected": geometry_of(
+        (1, 2, 5, 9), (2, 1, 3, 3), padding=((2, 1), (1, 2)), groups=2, padding_mode="reflect"
+    ),
+    "circular_few_to_few": geometry_of(
+        (1, 2, 5, 9), (2, 2, 3, 2), padding=((1, 2), (1, 1)), padding_mode="circular"
+    ),
     "strided": geometry_of((1, 2, 13, 23), (2, 1, 3, 3), (2, 2), SAME, groups=2),
     "strides_differ": geometry_of((1, 2, 11, 17), (2, 1, 3, 2), (3, 1), ((2, 0), (0, 1)), groups=2),
     "stride_gt_window": geometry_of((1, 2, 13, 23), (2, 1, 2, 1), (3, 2), groups=2),
