@@ -375,6 +375,9 @@ SAMPLE = {
     r"| ^fprop_rows-\S+-float32-(planes3|last3|last7)$"
     r"| ^wgrad_rows-\S+-float32-(image[37]-interior|last3)$"
     r"| ^dgrad_rows-\S+-float32-strided(_last)?$"
+    r"| ^(fprop|wgrad)_banded-half-(128x8x16x64|32x64x1x64)-bfloat16-image31$"
+    r"| ^(fprop|wgrad)_banded-tf32-(128x8x16|16x64x1)x32-float32-image31$"
+    r"| ^dgrad_frame_(gemm-half|stencil)-\S+-bfloat16-(dense|image)$"
     r"| ^sum_partials-float32-narrow$",
     "sm_80": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",
     "sm_100": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",
