@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from .. import ops
 from ..ops import ArgumentError, ArgumentTypeError, Geometry, as_padding, shown
 from ..ops.checks import check_padding_mode, check_tensors
-from ..ops.geometry import Pair
+from ..ops.geometry import Pair, check_sides
 from .background import Place
 
 
@@ -170,12 +170,7 @@ def padded_image(x: torch.Tensor, padding: tuple[Pair, Pair], mode: str) -> torc
     """
     (top, bottom), (left, right) = padding
     for name, extent, sides in zip(("height", "width"), x.shape[-2:], padding, strict=True):
-        limit = {"reflect": extent - 1, "circular": extent}.get(mode, max(sides))
-        if max(sides) > limit:
-            raise ArgumentError(
-                f"padding_mode={mode!r} can pad a {name} of {extent} by at most {limit}, "
-                f"got {sides}"
-            )
+        check_sides(name, extent, sides, mode)
     if not any((top, bottom, left, right)):
         return x
     kind = "constant" if mode == "zeros" else mode

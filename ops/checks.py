@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from .errors import ArgumentError, ArgumentTypeError, shown
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 PRECISIONS = ("ieee", "tf32", "tf32x3")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -27,6 +29,8 @@ def check_tensors(bias: Any = None, images: tuple[str, ...] = (), **tensors: Any
         ArgumentTypeError: names the argument, what was expected and what came.
     """
     given = tensors if bias is None else {**tensors, "bias": bias}
+    if _are_alike(given.values()):
+        return
     for name, tensor in given.items():
         _check_dense(name, tensor)
         if tensor.dtype == torch.uint8 and name in images:
@@ -43,6 +47,19 @@ def check_tensors(bias: Any = None, images: tuple[str, ...] = (), **tensors: Any
     if len({t.device for t in given.values()}) > 1:
         devices = _words(t.device for t in given.values())
         raise ArgumentTypeError(f"{_words(given)} must be on the same device, got {devices}")
+
+
+def _are_alike(tensors: Iterable[Any]) -> bool:
+    """Whether these are plain dense tensors of one float dtype on one device: nearly always."""
+    dtype = device = None
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN or tensor.layout is not torch.strided or tensor.is_nested:
+            return False
+        if dtype is None:
+            dtype, device = tensor.dtype, tensor.device
+        elif tensor.dtype is not dtype or tensor.device != device:
+            return False
+    return dtype in FLOAT_DTYPES
 
 
 def _check_dense(name: str, tensor: Any) -> None:

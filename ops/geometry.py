@@ -289,7 +289,7 @@ def _validated_geometry(
     if not any(padding[0] + padding[1]):
         padding_mode = "zeros"
     for name, extent, sides in (("height", H, padding[0]), ("width", W, padding[1])):
-        _check_padding_mode(name, extent, sides, padding_mode)
+        check_sides(name, extent, sides, padding_mode)
     geometry = Geometry(
         N, C, H, W, K, R, S, stride, padding, dilation, groups, flip, per_sample, padding_mode
     )
@@ -311,7 +311,8 @@ def _validated_geometry(
 _cached_geometry = functools.lru_cache(maxsize=4096)(_validated_geometry)
 
 
-def _check_padding_mode(name: str, extent: int, sides: Pair, mode: str) -> None:
+def check_sides(name: str, extent: int, sides: Pair, mode: str) -> None:
+    """Raises ArgumentError if a padding mode has not that much to show on both sides of an axis."""
     if mode == "zeros":
         return
     # A reflection leaves out the border itself; a turn of the image is the image.
@@ -344,6 +345,8 @@ def _output_extent(extent: int, window: int, stride: int, pad: Pair, dilation: i
 
 def as_integer(name: str, value: Any) -> int:
     """`value` as an int; NumPy integers and one-element integer tensors count, bool does not."""
+    if type(value) is int:  # as nearly always: this and the like below are for the host's time
+        return value
     if not isinstance(value, bool):
         try:
             return operator.index(value)
@@ -356,6 +359,10 @@ def as_integer(name: str, value: Any) -> int:
 
 def as_pair(name: str, value: Any) -> Pair:
     """An int or a sequence of one or two ints as (h, w), the forms that PyTorch accepts."""
+    if type(value) is int:
+        return value, value
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
+        return value
     items = _items(value)
     if items is None:
         number = as_integer(name, value)
@@ -386,6 +393,8 @@ def as_padding(
         stride: (h, w); "same" needs (1, 1).
         dilation: (h, w), needed by "same".
     """
+    if type(value) is int and value >= 0:
+        return (value, value), (value, value)
     if isinstance(value, str):
         if value == "valid":
             return (0, 0), (0, 0)
