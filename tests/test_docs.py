@@ -13,14 +13,15 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 WITH_EXAMPLES = [page for page in PAGES if "\n>>> " in page.read_text(encoding="utf-8")]
 MODULES = [
-    "functional",
-    "modules",
-    "learning",
-    "accumulator",
-    "receptive_field",
-    "filters",
-    "blurs",
-    "filter_kernels",
+    "autograd.functional",
+    "autograd.modules",
+    "autograd.learning",
+    "autograd.accumulator",
+    "autograd.receptive_field",
+    "autograd.filters",
+    "autograd.blurs",
+    "autograd.filter_kernels",
+    "streaming",
 ]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
 
@@ -51,7 +52,7 @@ def test_examples_of_a_page(page, backend):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_of_docstrings(name, backend):
-    module = importlib.import_module(f"tricorr.autograd.{name}")
+    module = importlib.import_module(f"tricorr.{name}")
     tests = [t for t in doctest.DocTestFinder().find(module, globs=vars(module)) if t.examples]
     assert tests
     for test in tests:

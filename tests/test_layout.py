@@ -44,7 +44,17 @@ ALLOWED = {
         "numpy",
         "PIL",
         "tifffile",
+        "astropy",
     },
+    "image_rows": {
+        "tricorr.extras",
+        "tricorr.images",
+        "tricorr.ops",
+        "torch",
+        "numpy",
+        "tifffile",
+    },
+    "streaming": {"tricorr.autograd", "tricorr.image_rows", "tricorr.ops", "torch"},
     "plots": {
         "tricorr.autograd",
         "tricorr.extras",
