@@ -4,30 +4,28 @@
 
 Two ways to G, both over pieces of the images, so that the windows (R * S * H * W numbers) are never
 written out. With weights, windows of a few thousand pixels at a time and their matrix product.
-Without, an entry depends on the lag (r'-r, s'-s) and, through the border alone, on (r, s): one
-product image per lag serves every entry of that lag, by its sum over the first position's pixels,
-then for each further row or column what enters minus what leaves. That is (2R-1)(2S-1)/2 passes
-over the image instead of (R*S)^2 / 2.
+Without, an entry depends on the lag (r'-r, s'-s) and, through the border alone, on (r, s): the sum
+of a product image for each of (2R-1)(2S-1)/2 lags, instead of (R*S)^2 / 2 of them, and then, for
+each further row or column, what enters minus what leaves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 
-from ..ops import Geometry
+from .. import ops
 from .background import Background
-from .function import weight_gradient
 from .pairs import ImagePair
 
 Report: TypeAlias = Callable[[int], object]
-#: Elements of the windows, or pixels of a product image, that are held at a time.
-ROW_ELEMENTS = 2**22
-LAG_PIXELS = 2**18
+#: Elements of the windows that are held at a time, and pixels where lags are summed.
+ROW_ELEMENTS = 2**20
+LAG_PIXELS = 2**20
 
 
 @dataclass
@@ -91,7 +89,7 @@ def sums_of(pair: ImagePair, background: Background, with_gram: bool = True) -> 
     unknowns = g.group_C * g.R * g.S + len(background.terms)
     gram, moments = y.new_zeros(0, unknowns, unknowns), y.new_zeros(g.K, unknowns)
     if with_gram:
-        gram, moments = (_by_lags if weights is None else _by_rows)(pair, background)
+        gram, moments = (_by_lags if _has_lags(pair) else _by_rows)(pair, background)
     return Sums(
         gram,
         moments,
@@ -138,40 +136,43 @@ def gather(
 def block_pixels(pair: ImagePair, background: Background) -> int:
     """Outputs of a block for `sums_of`."""
     g = pair.geometry
-    if pair.weights is None:
-        return max(LAG_PIXELS, 8 * g.R * g.Q)  # rows that blocks share are worked on twice
+    if _has_lags(pair):
+        return max(LAG_PIXELS, g.R * g.S * g.Q)  # fewer rows cost less than their borders
     return max(1, ROW_ELEMENTS // (g.group_C * g.R * g.S + len(background.terms)))
+
+
+def _has_lags(pair: ImagePair) -> bool:
+    """Whether sums by lags are possible, and not more work."""
+    g = pair.geometry
+    return pair.weights is None and g.Q >= g.S
 
 
 def _by_lags(pair: ImagePair, background: Background) -> tuple[torch.Tensor, torch.Tensor]:
     """gram (groups, D, D) and moments (K, D) of a pair without weights."""
     g, T = pair.geometry, len(background.terms)
-    x, y = pair.x.double(), pair.y.double()
-    N = g.N
+    (top, bottom), (left, right) = g.padding
+    x = F.pad(pair.x, (left, right, top, bottom))
+    y = pair.y.double()
     images = background.images(pair.extent, pair.place, y)
-    # The background is a few targets more, for each group.
-    per_group = y.view(N, g.groups, g.group_K, g.P, g.Q)
-    surfaces = images.expand(N, g.groups, T, g.P, g.Q)
-    targets = torch.cat([per_group, surfaces], 2).flatten(1, 2)
-    geometry = replace(g, K=g.groups * (g.group_K + T))
-    products = weight_gradient(x, targets, geometry, "ieee")
-    products = products.view(g.groups, g.group_K + T, -1)
-    of_targets, mixed = products[:, : g.group_K], products[:, g.group_K :]
-    constant = N * images.flatten(1) @ images.flatten(1).T
-    blocks = []
+    surfaces = images.expand(g.N, T, g.P, g.Q)
+    constant = g.N * images.flatten(1) @ images.flatten(1).T
+    grams, moments = [], []
     for group in range(g.groups):
-        channels = slice(group * g.group_C, (group + 1) * g.group_C)
-        kernel = gram_matrix(x[:, channels], replace(g, C=g.group_C, K=1, groups=1))
-        cross = mixed[group]
+        channels = x[:, group * g.group_C : (group + 1) * g.group_C]
+        filters = y[:, group * g.group_K : (group + 1) * g.group_K]
+        kernel = gram_matrix(channels, g.R, g.S)
+        # The background is a few targets more.
+        products = ops.lag_sums(torch.cat([filters, surfaces], 1), channels, (g.R, g.S))
+        of_filters, cross = products.flatten(1).split([g.group_K, T])
         upper = torch.cat([kernel, cross.T], 1)
-        blocks.append(torch.cat([upper, torch.cat([cross, constant], 1)], 0))
-    moments = torch.cat([of_targets.flatten(0, 1), background.moments(y, pair.place)], 1)
-    return torch.stack(blocks), moments
+        grams.append(torch.cat([upper, torch.cat([cross, constant], 1)], 0))
+        moments.append(of_filters)
+    of_background = background.moments(y, pair.place)
+    return torch.stack(grams), torch.cat([torch.cat(moments), of_background], 1)
 
 
 def _by_rows(pair: ImagePair, background: Background) -> tuple[torch.Tensor, torch.Tensor]:
-    """gram (groups or K, D, D) and moments (K, D) of a pair with weights."""
-    assert pair.weights is not None
+    """gram (groups or K, D, D) and moments (K, D) of any pair."""
     g = pair.geometry
     (top, bottom), (left, right) = g.padding
     x = F.pad(pair.x.double(), (left, right, top, bottom))
@@ -180,8 +181,9 @@ def _by_rows(pair: ImagePair, background: Background) -> tuple[torch.Tensor, tor
     surfaces = background.images(pair.extent, pair.place, x)[:, None]
     surfaces = surfaces.expand(-1, g.N, -1, -1).reshape(1, len(surfaces), g.N * g.P * g.Q)
     rows = torch.cat([windows, surfaces.expand(g.groups, -1, -1)], 1)  # (groups, D, pixels)
-    shared = pair.weights.shape[1] == 1
-    root = pair.weights.double().sqrt().transpose(0, 1).flatten(1)  # (1 or K, pixels)
+    weights = x.new_ones(1).expand(g.N, 1, g.P, g.Q) if pair.weights is None else pair.weights
+    shared = weights.shape[1] == 1
+    root = weights.double().sqrt().transpose(0, 1).flatten(1)  # (1 or K, pixels)
     y = pair.y.double().transpose(0, 1).flatten(1) * root  # (K, pixels)
     grams, moments = [], []
     for k in range(g.K):
@@ -192,42 +194,75 @@ def _by_rows(pair: ImagePair, background: Background) -> tuple[torch.Tensor, tor
     return torch.stack(grams), torch.stack(moments)
 
 
-def gram_matrix(x: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    """A^T A of the map from one filter (C, R, S) to its output, in float64.
+def gram_matrix(x: torch.Tensor, R: int, S: int) -> torch.Tensor:
+    """A^T A of the map from one filter (C, R, S) to its output, in float64, by lags.
 
     Args:
-        x: (N, C, H, W).
-        geometry: of the fit; stride and dilation 1, one group.
+        x: (N, C, H, W), padding included, with at least S columns of output: W >= 2 * S - 1.
+        R: rows of the window.
+        S: its columns.
 
     Returns:
         (C*R*S, C*R*S), symmetric, on the device of x.
     """
-    (top, bottom), (left, right) = geometry.padding
-    x = F.pad(x.double(), (left, right, top, bottom))
-    C, R, S, P, Q = geometry.C, geometry.R, geometry.S, geometry.P, geometry.Q
-    gram = x.new_zeros(C, R, S, C, R, S)
-    for lag_r in range(R):
-        for lag_s in range(-S + 1 if lag_r else 0, S):
-            # Positions (r, s) for which (r + lag_r, s + lag_s) is a position too.
-            r = torch.arange(R - lag_r, device=x.device)[:, None]
-            s = torch.arange(max(0, -lag_s), S - max(0, lag_s), device=x.device)[None, :]
-            rows, columns = P + R - 1 - lag_r, Q + S - 1 - abs(lag_s)
-            first, second = max(0, -lag_s), max(0, lag_s)
-            here = x[..., :rows, first : first + columns]
-            there = x[..., lag_r : lag_r + rows, second : second + columns]
-            for c in range(C):
-                for other in range(C):
-                    sums = _window_sums((here[:, c] * there[:, other]).sum(0), P, Q)
-                    gram[c, r, s, other, r + lag_r, s + lag_s] = sums
-                    gram[other, r + lag_r, s + lag_s, c, r, s] = sums
-    return gram.reshape(C * R * S, C * R * S)
+    C, P = x.shape[1], x.shape[2] - R + 1
+    gram = x.new_zeros(C, R, S, C, R, S, dtype=torch.float64)
+    base = _first_rows(x, R, S)
+    top, bottom = (_row_products(x[:, :, first : first + R - 1], S) for first in (0, P))
+    for lag in range(R):
+        sums = base[:, :, lag]  # (C, S, C, S): of rows 0 up to P with rows lag up to P + lag
+        for r in range(R - lag):
+            if r:  # row P + r - 1 enters, row r - 1 leaves
+                sums = sums + bottom[:, r - 1, :, :, r - 1 + lag] - top[:, r - 1, :, :, r - 1 + lag]
+            gram[:, r, :, :, r + lag] = sums
+            gram[:, r + lag, :, :, r] = sums.permute(2, 3, 0, 1)
+    gram = gram.reshape(C * R * S, C * R * S)
+    return (gram + gram.T) / 2
 
 
-def _window_sums(image: torch.Tensor, P: int, Q: int) -> torch.Tensor:
-    """Sums of `image` over every P x Q window that fits, one after the other."""
-    columns = image.shape[1] - Q
-    entering = image[:, Q : Q + columns] - image[:, :columns]
-    strips = F.pad(entering.cumsum(1), (1, 0)) + image[:, :Q].sum(1, keepdim=True)
-    rows = image.shape[0] - P
-    entering = strips[P : P + rows] - strips[:rows]
-    return F.pad(entering.cumsum(0), (0, 0, 1, 0)) + strips[:P].sum(0, keepdim=True)
+def _first_rows(x: torch.Tensor, R: int, S: int) -> torch.Tensor:
+    """sum_{n, p < P, q < Q} x[n,c,p,q+s] * x[n,d,p+lag,q+t] as (C, S, R, C, S): c, s, lag, d, t.
+
+    Columns S - 1 up to Q are under every tap s: their sums depend on t - s alone. What is left and
+    right of them is a few columns.
+    """
+    P, Q = x.shape[2] - R + 1, x.shape[3] - S + 1
+    inner = ops.lag_sums(x[:, :, :P, S - 1 : Q], x, (R, 2 * S - 1))  # (C, C, R, 2S - 1)
+    # With w = q + s the rest is w from s up to S - 1, and from Q up to Q + s.
+    edges = x.double()
+    lagged = edges.unfold(2, P, 1)  # (N, C, R, W, P), a view: rows lag up to lag + P
+    sides = []
+    for first, reach in ((0, 0), (Q, Q - S + 1)):
+        here = edges[:, :, :P, first : first + S - 1]
+        there = lagged[:, :, :, reach : reach + 2 * S - 2]
+        sides.append(torch.einsum("ncpw,ndrvp->cdrwv", here, there))
+    before = F.pad(sides[0], (S - 1, S - 1))  # column v is at w' = v - (S - 1)
+    after = F.pad(sides[1], (0, 2 * S - 2))  # column v is at w' = Q - S + 1 + v
+    from_right = _diagonals(before, S).flip(3).cumsum(3).flip(3)
+    left = F.pad(from_right, (0, 0, 0, 1))  # [s] sums w from s up to S - 1
+    right = F.pad(_diagonals(after, S).cumsum(3), (0, 0, 1, 0))  # [s] sums w from Q up to Q + s
+    by_lag = inner[:, :, :, None] + left + right  # (C, C, R, S, 2S - 1): s and t - s + S - 1
+    s = torch.arange(S, device=x.device)
+    found = by_lag[:, :, :, s[:, None], s[None, :] - s[:, None] + S - 1]
+    return found.permute(0, 3, 2, 1, 4)
+
+
+def _diagonals(products: torch.Tensor, S: int) -> torch.Tensor:
+    """[..., w, e] = products[..., w, w + e] for 2S - 1 values of e."""
+    w = torch.arange(products.shape[-2], device=products.device)[:, None]
+    e = torch.arange(2 * S - 1, device=products.device)
+    return products[..., w, w + e]
+
+
+def _row_products(rows: torch.Tensor, S: int) -> torch.Tensor:
+    """sum_{n,q} rows[n,c,h,q+s] * rows[n,d,i,q+t] as (C, h, S, C, i, S)."""
+    C, count = rows.shape[1], rows.shape[2]
+    total = rows.new_zeros(C * count * S, C * count * S, dtype=torch.float64)
+    Q = rows.shape[3] - S + 1
+    step = max(1, ROW_ELEMENTS // max(1, C * count * S))
+    for image in rows:
+        for q in range(0, Q, step):
+            piece = image[..., q : min(Q, q + step) + S - 1].double().unfold(2, S, 1)
+            windows = piece.permute(0, 1, 3, 2).reshape(C * count * S, piece.shape[2])
+            total += windows @ windows.T
+    return total.view(C, count, S, C, count, S)

@@ -110,12 +110,18 @@ class LearnedKernel:
         return self.quality.condition
 
     def predict(
-        self, x: torch.Tensor, *, origin: Pair = (0, 0), size: Pair | None = None
+        self,
+        x: torch.Tensor,
+        *,
+        padding: Any = None,
+        origin: Pair = (0, 0),
+        size: Pair | None = None,
     ) -> torch.Tensor:
         """The output that the kernel makes of x, background included, with the fit's padding.
 
         Args:
             x: (H, W), (C, H, W) or (N, C, H, W).
+            padding: another one, for a piece of a larger image: 0 inside of it.
             origin: (row, column) of the first output pixel, if x is a piece of a larger image.
                 Only a polynomial background depends on it.
             size: (rows, columns) of that image's output; by default the output is all of it.
@@ -129,7 +135,7 @@ class LearnedKernel:
             x,
             self.weight,
             self.bias,
-            padding=self.padding,
+            padding=self.padding if padding is None else padding,
             groups=self.groups,
             padding_mode=self.padding_mode,
         )

@@ -41,7 +41,8 @@ class Quality:
         noise: standard deviation of a target value of weight one about the prediction, with the
             unknowns counted: sqrt(squared_error / (pixels - rank)).
         standard_error: shaped as the weight: one standard deviation of each element if the errors
-            of y are independent; inf where the images do not determine it.
+            of y are independent, of equal size but for the weights, and nothing is held at zero;
+            inf where the images do not determine it.
         background_error: (K, T), the same for the background's coefficients.
         notes: warnings in sentences.
     """
@@ -198,9 +199,8 @@ def _notes(
             f"the images barely tell: no element of the kernel differs from zero by {SIGNIFICANT} "
             "standard errors (a smaller window, more pixels, or ridge would help)"
         ]
-    seen = (
-        weight > torch.maximum(SIGNIFICANT * error, torch.full_like(error, 1e-6 * largest))
-    ).flatten(0, 1)
+    least = torch.full_like(error, 1e-6 * largest)
+    seen = (weight > torch.maximum(SIGNIFICANT * error, least)).flatten(0, 1)
     rows, columns = seen.any(2).any(0).nonzero().flatten(), seen.any(1).any(0).nonzero().flatten()
     if not len(rows):
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from ..ops import ArgumentError, ArgumentTypeError, as_integer, as_padding, as_pair, shown
@@ -80,7 +81,7 @@ def as_constraints(elements: int, ridge: Any, nonnegative: bool, sum_to: Any) ->
         ArgumentError, ArgumentTypeError: one of them cannot be met.
     """
     for name, value in (("ridge", ridge), ("sum_to", 0 if sum_to is None else sum_to)):
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise ArgumentTypeError(f"{name} must be a number, got {shown(value)}")
         if not abs(value) < float("inf"):
             raise ArgumentError(f"{name} must be finite, got {value}")

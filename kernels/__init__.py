@@ -7,6 +7,7 @@ from .dgrad_stencil import dgrad_stencil
 from .fprop_gemm import fprop_gemm
 from .fprop_rows import fprop_rows
 from .fprop_stencil import fprop_stencil
+from .lag_sums import lag_sums
 from .sum_partials import sum_partials
 from .wgrad_gemm import wgrad_gemm
 from .wgrad_rows import wgrad_rows
@@ -20,6 +21,7 @@ __all__ = [
     "fprop_gemm",
     "fprop_rows",
     "fprop_stencil",
+    "lag_sums",
     "sum_partials",
     "wgrad_gemm",
     "wgrad_rows",

@@ -317,6 +317,10 @@ def _work_of_a_program(configuration: Configuration) -> tuple[int, int]:
     tile, taps = plan.tile, geometry.R * geometry.S
     if configuration.kernel == "sum_partials":
         return SUM_TILE[1], plan.splits * SUM_TILE[1]
+    if configuration.kernel == "lag_sums":
+        call = configuration.call().arguments
+        steps = call["SPLIT_ROWS"] * -(-call["Q"] // call["BLOCK_Q"])
+        return call["BLOCK_S"], call["BLOCK_S"] * call["BLOCK_Q"] * steps
     if isinstance(tile, GemmTile):
         outputs = tile.BLOCK_M * tile.BLOCK_N
         return outputs, outputs * _steps(configuration) * tile.BLOCK_K

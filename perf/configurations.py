@@ -15,6 +15,7 @@ import torch
 
 from ..ops.facts import NARROW_LIMIT
 from ..ops.geometry import Geometry
+from ..ops.lag_launch import lag_sums_calls
 from ..ops.launch import Call, dgrad_call, fprop_call, wgrad_calls
 from ..ops.plan import (
     DEVICES,
@@ -254,7 +255,8 @@ class Configuration:
     @property
     def name(self) -> str:
         blocks = {k: v for k, v in vars(self.plan.tile).items() if k.startswith("BLOCK")}
-        tile = "" if self.kernel == "sum_partials" else "x".join(map(str, blocks.values()))
+        planned = self.kernel not in ("sum_partials", "lag_sums")
+        tile = "x".join(map(str, blocks.values())) if planned else ""
         dtype = str(self.dtype).removeprefix("torch.")
         return "-".join(filter(None, (self.kernel, self.product, tile, dtype, self.case)))
 
@@ -270,6 +272,10 @@ class Configuration:
         dtype = torch.float32 if self.dtype == torch.uint8 else self.dtype
         x_dtype = dtype if plan.op == "dgrad" else self.dtype
         x = self._empty(geometry.x_shape, x_dtype)
+        if self.kernel == "lag_sums":
+            out = x.new_empty(*2 * [geometry.C], geometry.R, geometry.S, dtype=torch.float64)
+            rows, columns = geometry.H - geometry.R + 1, geometry.W - geometry.S + 1
+            return next(lag_sums_calls(x[..., :rows, :columns], x, out, plan.splits))
         y = self._empty(geometry.y_shape, dtype)
         weight = torch.empty(geometry.weight_shape, dtype=dtype, device="meta")
         if plan.op == "fprop":
@@ -333,6 +339,7 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
     yield from _frames(target, thin)
     yield from _tuned(target)
     yield from _sums()
+    yield from _lags(target, thin)
 
 
 def _rows(target: Target, thin: bool) -> Iterator[Configuration]:
@@ -426,3 +433,18 @@ def _sums() -> Iterator[Configuration]:
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             plan = plan_with_tile("wgrad", case.geometry, GEMM_TILES["half"][0], splits=2)
             yield Configuration("sum_partials", "", name, case, plan, dtype)
+
+
+def _lags(target: Target, thin: bool) -> Iterator[Configuration]:
+    """lag_sums for every type of image, with offsets that fit in 32 bits and beyond."""
+    cases = {
+        "narrow": Case(Geometry(1, 1, 4096, 4096, 1, 7, 7)),
+        "wide": Case(Geometry(32, 3, 8192, 8192, 1, 5, 5), channels_last=True),
+    }
+    turn = list(TARGETS).index(target.name)
+    for i, (name, case) in enumerate(cases.items()):
+        for j, dtype in enumerate(STENCIL_DTYPES):
+            if thin and (i + j + turn) % 2:
+                continue
+            plan = plan_with_tile("wgrad", case.geometry, STENCIL_TILES[0], splits=100)
+            yield Configuration("lag_sums", "", name, case, plan, dtype)

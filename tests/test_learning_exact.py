@@ -8,6 +8,8 @@ import scipy.optimize
 import torch
 import torch.nn.functional as F
 from least_squares import best, columns, design_matrix
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tricorr import ArgumentError, ArgumentTypeError, convolve2d, corr2d, learn_kernel
 
@@ -373,3 +375,31 @@ def test_lists_that_do_not_fit_are_refused(backend):
         learn_kernel([IMAGE], [TARGET], 3, mask=TARGET)
     with pytest.raises(ArgumentError, match="all pairs must have the same channels"):
         learn_kernel([IMAGE[None], IMAGE.expand(2, 6, 8)], [TARGET[None]] * 2, 3)
+
+
+class _Largest(TorchDispatchMode):
+    """The most elements of any tensor that an operator makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // 8)
+        return made
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["all", "weights"])
+def test_memory_does_not_grow_with_the_window(backend, weighted, monkeypatch):
+    from tricorr.autograd import gram
+
+    monkeypatch.setattr(gram, "ROW_ELEMENTS", 2**16)
+    H = W = 160
+    for size in (3, 15):
+        x, y = torch.rand(H, W), torch.rand(H - size + 1, W - size + 1)
+        weights = torch.rand_like(y) if weighted else None
+        with _Largest() as largest:
+            learn_kernel(x, y, size, weights=weights)
+        # A few images, a block of rows and its chunks: R * S * H * W would be 5.8 million.
+        assert largest.elements <= max(4 * H * W, 3 * 2**19)

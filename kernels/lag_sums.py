@@ -1,0 +1,60 @@
+"""Sums of products of two images at every lag, split over rows: what normal matrices are made of.
+
+    out[c,d,r,s] = sum_{n,p,q} a[n,c,p,q] * b[n,d,p+r,q+s]
+
+No GEMM view: a program owns BLOCK_S lags s of one (c,d,r) and sums over BLOCK_Q columns of one row
+(n,p) at a time, so that a row of a meets the lagged rows of b in registers. Operands of any type
+are brought to float64 before they are multiplied, and sums are float64: a float32 product of two
+16-bit or 8-bit numbers would be exact, one of two float32 numbers is not.
+
+Split i sums rows [i * SPLIT_ROWS, (i+1) * SPLIT_ROWS), counted through (n, p), and stores at
+`i * out_stride_split`: a partial for sum_partials, or the result itself when there is one split.
+"""
+
+import triton
+import triton.language as tl
+
+from .indexing import as_block, next_digit, widen
+
+
+@triton.jit
+def lag_sums(
+    a_ptr, b_ptr, out_ptr,
+    D, P, Q, R, S, ROWS, SPLITS, SPLIT_ROWS,
+    a_stride_n, a_stride_c, a_stride_p, a_stride_q,
+    b_stride_n, b_stride_d, b_stride_h, b_stride_w,
+    out_stride_split,
+    WIDE: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
+    program = widen(tl.program_id(0), WIDE)
+    tile_s, program = next_digit(program, tl.cdiv(S, BLOCK_S))
+    r, program = next_digit(program, R)
+    d, program = next_digit(program, D)
+    split, c = next_digit(program, SPLITS)
+    s = tile_s * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]  # [BLOCK_S, 1]
+    a_base = a_ptr + c * a_stride_c
+    b_base = b_ptr + d * b_stride_d + s * b_stride_w
+    first = split * SPLIT_ROWS
+    last = tl.minimum(first + SPLIT_ROWS, ROWS)
+    tiles = tl.cdiv(Q, BLOCK_Q)
+
+    acc = tl.zeros([BLOCK_S, BLOCK_Q], tl.float64)
+    for step in range(SPLIT_ROWS * tiles):
+        tile_q, row = next_digit(widen(step, WIDE), tiles)
+        row += first
+        p, n = next_digit(row, P)
+        q = tile_q * BLOCK_Q + tl.arange(0, BLOCK_Q)[None, :]  # [1, BLOCK_Q]
+        pixel = (as_block(row) < last) & (q < Q)
+        a = tl.load(
+            a_base + n * a_stride_n + p * a_stride_p + q * a_stride_q, mask=pixel, other=0.0
+        )  # [1, BLOCK_Q]
+        b = tl.load(
+            b_base + n * b_stride_n + (p + r) * b_stride_h + q * b_stride_w,
+            mask=pixel & (s < S),
+            other=0.0,
+        )  # [BLOCK_S, BLOCK_Q]
+        acc += a.to(tl.float64) * b.to(tl.float64)
+
+    out = tl.sum(acc, axis=1, keep_dims=True)  # [BLOCK_S, 1]
+    tl.store(out_ptr + split * out_stride_split + ((c * D + d) * R + r) * S + s, out, mask=s < S)

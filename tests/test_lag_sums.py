@@ -1,0 +1,124 @@
+"""Sums of products at every lag: against NumPy, in every type, layout and split."""
+
+import numpy as np
+import pytest
+import torch
+
+from tricorr import ArgumentError
+from tricorr.ops import lag_sums
+
+#: (N, C, D, P, Q, R, S)
+CASES = {
+    "one_pixel": (1, 1, 1, 1, 1, 1, 1),
+    "textbook": (1, 1, 1, 6, 7, 1, 2),
+    "more_lags_than_pixels": (1, 1, 1, 2, 3, 5, 19),
+    "lags_leave_a_tile_over": (1, 1, 1, 4, 9, 2, 11),
+    "columns_leave_a_tile_over": (1, 1, 1, 3, 259, 2, 2),
+    "channels": (2, 3, 2, 5, 6, 3, 4),
+    "rows_leave_a_split_over": (3, 1, 2, 23, 5, 2, 3),
+}
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
+
+
+def images(case, dtype=torch.float64, device="cpu"):
+    N, C, D, P, Q, R, S = CASES[case]
+    shapes = (N, C, P, Q), (N, D, P + R - 1, Q + S - 1)
+    if dtype == torch.uint8:
+        made = [torch.randint(0, 256, shape, dtype=dtype) for shape in shapes]
+    else:
+        made = [torch.randn(shape, dtype=torch.float64).to(dtype) for shape in shapes]
+    return [image.to(device) for image in made], (R, S)
+
+
+def expected(a, b, lags):
+    """One lag at a time, in float64, and the same of the absolute values."""
+    a, b = (t.double().cpu().numpy() for t in (a, b))
+    P, Q = a.shape[-2:]
+    out = np.empty((2, a.shape[1], b.shape[1], *lags))
+    for r, s in np.ndindex(*lags):
+        part = b[..., r : r + P, s : s + Q]
+        out[0, :, :, r, s] = np.einsum("ncpq,ndpq->cd", a, part)
+        out[1, :, :, r, s] = np.einsum("ncpq,ndpq->cd", abs(a), abs(part))
+    return out
+
+
+def check(actual, a, b, lags):
+    values, sizes = expected(a, b, lags)
+    assert actual.dtype == torch.float64
+    assert actual.shape == values.shape
+    # Sums of a few thousand terms, each rounded once: far below what float32 sums would give.
+    assert (np.abs(actual.cpu().numpy() - values) <= 1e-14 * sizes).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_case(backend, case):
+    (a, b), lags = images(case, device=backend.device)
+    check(lag_sums(a, b, lags), a, b, lags)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_type_is_summed_in_float64(backend, dtype):
+    (a, b), lags = images("channels", dtype, backend.device)
+    check(lag_sums(a, b, lags), a, b, lags)
+    check(lag_sums(a.double(), b, lags), a, b, lags)
+
+
+def test_any_strides(backend):
+    (a, b), lags = images("channels", device=backend.device)
+    transposed = a.transpose(2, 3).contiguous().transpose(2, 3)
+    last = b.to(memory_format=torch.channels_last)
+    check(lag_sums(transposed, last, lags), a, b, lags)
+    constant = a.new_ones(1).expand_as(a)
+    check(lag_sums(constant, b, lags), constant, b, lags)
+    H, W = b.shape[-2:]
+    inner = b[:, :, : H - lags[0] + 1, : W - lags[1] + 1]
+    check(lag_sums(inner, b, lags), inner, b, lags)
+
+
+@pytest.mark.parametrize("splits", [1, 2, 5, 1000])
+def test_every_split(kernel_backend, splits):
+    from tricorr.ops import lag_launch
+
+    (a, b), lags = images("rows_leave_a_split_over", device=kernel_backend.device)
+    out = a.new_empty(1, 2, *lags)
+    for call in lag_launch.lag_sums_calls(a, b, out, splits):
+        call.run(a.device)
+    check(out, a, b, lags)
+
+
+def test_offsets_beyond_32_bits(kernel_backend):
+    from tricorr.ops import lag_launch
+
+    # Only the first and last row of this tensor are touched; the memory between is never written.
+    rows = torch.zeros(2**31 + 64, dtype=torch.uint8, device=kernel_backend.device)
+    a = rows.as_strided((1, 1, 2, 8), (1, 1, 2**31, 1))
+    a.fill_(3)
+    out = torch.empty(1, 1, 1, 1, dtype=torch.float64, device=a.device)
+    call, *_ = lag_launch.lag_sums_calls(a, a, out, 1)
+    assert call.arguments["WIDE"]
+    call.run(a.device)
+    assert out.item() == 16 * 9
+
+
+def test_a_split_is_worth_its_partial():
+    pytest.importorskip("triton")
+    from tricorr.ops.lag_launch import split_rows
+
+    large, small = (torch.empty(1, 1, n, n, device="meta") for n in (4096, 20))
+    assert split_rows(large, large, (3, 3), 132) == 176  # times three programs: four for each
+    assert split_rows(small, small, (3, 3), 132) == 1
+    assert split_rows(large, large, (31, 61), 132) == 3
+
+
+def test_too_many_programs_are_refused():
+    pytest.importorskip("triton")
+    from tricorr.ops.lag_launch import lag_sums_calls
+
+    a = torch.empty(1, 2**16, 1, 1, device="meta")
+    with pytest.raises(ArgumentError, match="the call needs 4294967296 programs"):
+        next(lag_sums_calls(a, a, torch.empty(2**16, 2**16, 1, 1, device="meta"), 1))
+
+
+def test_nothing_there(backend):
+    a = torch.empty(0, 2, 3, 4, device=backend.device)
+    assert lag_sums(a, torch.empty(0, 1, 4, 5, device=backend.device), (2, 2)).sum() == 0
