@@ -95,9 +95,10 @@ def read_image(path: StrPath, *, grey: bool = False, double: bool = False) -> Pi
 
 def brightness(array: NDArray[Any], double: bool) -> tuple[NDArray[Any], float]:
     """Numbers of a file as floats, and which of them became 1.0."""
-    dtype = np.float64 if double and array.dtype.name == "float64" else np.float32
     white = WHITE.get(array.dtype.name, 1.0)
-    return array.astype(dtype) / dtype(white), white
+    if double and array.dtype.name == "float64":
+        return array.astype(np.float64), white
+    return array.astype(np.float32) / np.float32(white), white
 
 
 def channels_first(pixels: NDArray[Any], grey: bool, path: StrPath) -> torch.Tensor:

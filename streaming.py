@@ -76,11 +76,13 @@ def accumulate(
         for name, source in given
         if source is not None
     }
-    P, Q = _output_extent(sums.settings, images["x"])
+    P, Q = output_extent(sums.settings, images["x"])
     top_row: torch.Tensor | None = None
     with Reporter(0, progress).over(None, total=P * Q, unit="pixel") as bar:
         for block in row_blocks(sums.settings, images, rows):
             tensors = {n: block[n].to(device) for n in images}
+            dtype = torch.promote_types(tensors["x"].dtype, tensors["y"].dtype)
+            tensors |= {n: tensors[n].to(dtype) for n in ("x", "y")}
             sums.update(**{**block, **tensors})
             bar.update(block["y"].shape[-2] * block["y"].shape[-1])
             first = block["x"][..., :1, :]
@@ -103,8 +105,8 @@ def row_blocks(
         images: "x" and "y" and, optionally, "mask", "input_mask" and "weights".
         rows: output rows of a block; by default as many as make 4 million pixels.
     """
-    P, Q = _output_extent(settings, images["x"])
-    row, column = _fitted_origin(settings, images["x"], images["y"], (P, Q))
+    P, Q = output_extent(settings, images["x"])
+    row, column = fitted_origin(settings, images["x"], images["y"], (P, Q))
     for name, like in (("mask", "y"), ("input_mask", "x"), ("weights", "y")):
         if name in images and images[name].extent != images[like].extent:
             expected, got = _size(images[like]), _size(images[name])
@@ -126,13 +128,14 @@ def row_blocks(
         yield block
 
 
-def _output_extent(settings: Settings, x: ImageRows) -> Pair:
+def output_extent(settings: Settings, x: ImageRows) -> Pair:
+    """(P, Q), the size of what a kernel makes of x."""
     border = settings.padding or ((0, 0), (0, 0))
     g = geometry_of((1, 1, *x.extent), (1, 1, *settings.window), padding=border)
     return g.P, g.Q
 
 
-def _fitted_origin(settings: Settings, x: ImageRows, y: ImageRows, extent: Pair) -> Pair:
+def fitted_origin(settings: Settings, x: ImageRows, y: ImageRows, extent: Pair) -> Pair:
     """Where in y the part begins that full windows predict; y may have the size of x."""
     if y.extent == extent:
         return 0, 0

@@ -14,6 +14,7 @@ import tricorr
 
 ROOT = Path(__file__).resolve().parent.parent
 
+COMMAND_LINE = ("cli", "commands", "demo", "doctor", "learn_command", "learn_options")
 # What each part may import besides itself and the standard library. cli with its commands and perf
 # are on top and may import anything.
 ALLOWED = {
@@ -69,7 +70,7 @@ MODULES = sorted(
     path.relative_to(ROOT)
     for pattern in ("*.py", "kernels/**/*.py", "ops/**/*.py", "autograd/**/*.py")
     for path in ROOT.glob(pattern)
-    if path.stem not in ("cli", "commands", "doctor")
+    if path.stem not in COMMAND_LINE
 )
 
 
