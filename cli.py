@@ -24,6 +24,7 @@ from .commands import (
 from .demo import demo
 from .doctor import doctor
 from .learn_command import learn
+from .teaching import figures
 
 FILTERS = ("sobel", "scharr", "prewitt", "laplacian", "book")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -216,6 +217,15 @@ def parser() -> Parser:
         description="Versions, devices, what runs where, and a small case checked against\n"
         "float64. Exit code 1 if that check fails.",
     )
+
+    sub = command(
+        "figures",
+        figures,
+        help="draw the figures of the textbook page",
+        description="Draw the figures of docs/textbook.md from what is computed: the window over\n"
+        "an image, gradient descent on two weights, and a receptive field.",
+    )
+    sub.add_argument("-o", "--output", default=".", metavar="DIR", help="where they go (here)")
 
     sub = command(
         "demo",

@@ -150,7 +150,8 @@ def _whole(args: argparse.Namespace, device: torch.device) -> LearnedKernel | Ke
         write_image(args.residual, residual)
     if args.plot:
         mask = options["mask"][0] if "mask" in options else None
-        _draw(args.plot, found, x[0], y[0], found.predict(x[0]), _blanked(residual, y[0], mask))
+        shown = _blanked(y[0], mask), found.predict(x[0]), _blanked(residual, mask)
+        _draw(args.plot, found, x[0], *shown)
     return found
 
 
@@ -214,18 +215,18 @@ def _draw_middle(args: argparse.Namespace, found: LearnedKernel, sums: KernelAcc
     if args.mask:
         mask = open_rows(args.mask[0], grey=True).read(row + top, row + bottom)
         mask = mask[:, column + left : column + right]
-    residual = _blanked(prediction - y.to(prediction), y, mask)
-    _draw(args.plot, found, x, y, prediction, residual)
+    residual = _blanked(prediction - y.to(prediction), mask)
+    _draw(args.plot, found, x, _blanked(y, mask), prediction, residual)
 
 
-def _blanked(residual: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The residual with NaN where a mask leaves y out; y may have a border that was not fitted."""
+def _blanked(image: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The image with NaN where a mask is zero; it may lack a border that the mask has."""
     if mask is None:
-        return residual
-    top, left = ((whole - part) // 2 for whole, part in zip(y.shape, residual.shape, strict=True))
-    P, Q = residual.shape
-    kept = mask.expand(y.shape)[top : top + P, left : left + Q] != 0
-    return residual.masked_fill(~kept, math.nan)
+        return image
+    H, W = image.shape
+    top, left = mask.shape[0] - H, mask.shape[1] - W
+    kept = mask[top // 2 : top // 2 + H, left // 2 : left // 2 + W] != 0
+    return image.masked_fill(~kept, math.nan)
 
 
 def _draw(path: str, found: LearnedKernel | KernelField, *images: torch.Tensor) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Signed numbers, zero in the middle; told apart by people who do not tell red from green.
 SIGNED = "RdBu_r"
+#: Where there are no numbers, as under a mask.
+BLANK = "#c8d8b0"
 #: Elements of a kernel up to which each is written into its cell.
 MOST_CELLS = 121
 
@@ -134,7 +136,7 @@ def plot_edges(image: torch.Tensor, response: torch.Tensor, title: str) -> Figur
         title: what the response is.
     """
     H, W = image.shape
-    figure = _figure(11.0, 0.5 + 5.2 * min(1.6, max(0.3, H / W)))
+    figure = new_figure(11.0, 0.5 + 5.2 * min(1.6, max(0.3, H / W)))
     left, right = figure.subplots(1, 2)
     _grey(left, image, f"image, {_size(image)}", *_range(image))
     if float(response.min()) < 0:
@@ -158,7 +160,7 @@ def plot_features(image: torch.Tensor, filters: torch.Tensor, maps: torch.Tensor
     columns = min(3, count)
     rows = math.ceil(count / columns)
     H, W = image.shape
-    figure = _figure(4.2 * (columns + 1), 0.6 + rows * max(2.2, min(6.0, 3.9 * H / W)))
+    figure = new_figure(4.2 * (columns + 1), 0.6 + rows * max(2.2, min(6.0, 3.9 * H / W)))
     grid = figure.add_gridspec(rows, columns + 1)
     panel = figure.add_subplot(grid[0, 0])
     _grey(panel, image, f"image, {_size(image)}", *_range(image))
@@ -212,7 +214,8 @@ def save_figure(path: StrPath, figure: Figure, *, dpi: int = 110) -> None:
         figure.savefig(temporary, dpi=dpi)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
     with needs("plots"):
         from matplotlib.figure import Figure
     # Not through pyplot: no window, no global state, and Agg unless the file's name says otherwise.
@@ -223,7 +226,7 @@ def _panels(columns: int, x: torch.Tensor) -> tuple[Figure, Any, Any]:
     """A figure and its two rows of panels: for images shaped as x, and for the rest."""
     shape = min(1.6, max(0.5, x.shape[0] / x.shape[1]))
     heights = [3.2 * shape + 0.4, 3.2 * max(0.9, shape) + 0.7]
-    figure = _figure(3.9 * columns, sum(heights))
+    figure = new_figure(3.9 * columns, sum(heights))
     top, bottom = figure.subplots(2, columns, height_ratios=heights)
     return figure, top, bottom
 
@@ -237,6 +240,7 @@ def _images(panels: Any, x: torch.Tensor, y: torch.Tensor, prediction: torch.Ten
 
 
 def _grey(panel: Axes, image: torch.Tensor, title: str, low: float, high: float) -> None:
+    panel.set_facecolor(BLANK)
     panel.imshow(_array(image), cmap="gray", vmin=low, vmax=high)
     _bare(panel, title)
 
@@ -247,6 +251,7 @@ def _signed(panel: Axes, image: torch.Tensor, title: str) -> None:
     largest = float(known.max(initial=0.0))
     limit = (float(np.quantile(known, 0.999)) if known.size else 0.0) or largest or 1.0
     extend = "both" if largest > limit else "neither"
+    panel.set_facecolor(BLANK)
     drawn = panel.imshow(array, cmap=SIGNED, vmin=-limit, vmax=limit)
     _bar(panel, drawn, extend=extend)
     _bare(panel, title)
@@ -287,7 +292,10 @@ def _loss_curve(panel: Axes, losses: list[float], solver: str) -> None:
         "normal": "normal equations",
     }.get(solver, solver)
     panel.set_title(f"loss, {name}", fontsize=10)
-    panel.set_xlabel("step", fontsize=9)
+    if solver == "normal":  # which takes no steps
+        panel.set_xticks([0, 1], labels=["start", "solved"])
+    else:
+        panel.set_xlabel("step", fontsize=9)
     panel.set_ylabel("sum of squared errors", fontsize=9)
     panel.grid(alpha=0.3)
     panel.set_box_aspect(0.9)
@@ -314,7 +322,7 @@ def _range(*images: torch.Tensor) -> tuple[float, float]:
         return 0.0, 1.0
     if values.min() >= 0 and 0.1 < values.max() <= 1:
         return 0.0, 1.0
-    low, high = (float(v) for v in np.quantile(values, (0.002, 0.998)))
+    low, high = (float(v) for v in np.quantile(values, (0.005, 0.99)))
     return (low, high) if low < high else (float(values.min()), float(values.max()))
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import doctest
 import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from tricorr import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,6 +26,9 @@ MODULES = [
     "autograd.filter_kernels",
     "streaming",
 ]
+# Pages whose commands are run too, in order, after the Python that makes their files.
+GUIDES = ("large_images.md", "motion_blur.md", "star_fields.md", "unknown_filter.md")
+NEEDED = {"motion_blur.md": ["skimage"], "unknown_filter.md": ["PIL", "skimage"]}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
 
 pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
@@ -37,17 +43,26 @@ def run(test: doctest.DocTest) -> int:
 
 
 def test_the_guides_have_examples(backend):
-    assert {"README.md", "textbook.md"} <= {page.name for page in WITH_EXAMPLES}
+    assert {"README.md", "textbook.md", *GUIDES} <= {page.name for page in WITH_EXAMPLES}
 
 
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=[page.name for page in WITH_EXAMPLES])
-def test_examples_of_a_page(page, backend):
+def test_examples_of_a_page(page, backend, tmp_path, monkeypatch, capsys):
+    for library in NEEDED.get(page.name, []):
+        pytest.importorskip(library)
+    monkeypatch.chdir(tmp_path)
     source = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", source, re.DOTALL | re.MULTILINE)
     examples = "\n".join(blocks)
     parser = doctest.DocTestParser()
     ran = run(parser.get_doctest(examples, {}, page.name, str(page), 0))
     assert ran >= source.count("\n>>> ")
+    if page.name in GUIDES:
+        pytest.importorskip("matplotlib")
+        commands = re.findall(r"^tricorr (.*)$", source, re.MULTILINE)
+        assert commands
+        for command in commands:
+            assert cli.main(shlex.split(command)) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -14,7 +14,7 @@ import tricorr
 
 ROOT = Path(__file__).resolve().parent.parent
 
-COMMAND_LINE = ("cli", "commands", "demo", "doctor", "learn_command", "learn_options")
+COMMAND_LINE = ("cli", "commands", "demo", "doctor", "learn_command", "learn_options", "teaching")
 # What each part may import besides itself and the standard library. cli with its commands and perf
 # are on top and may import anything.
 ALLOWED = {
