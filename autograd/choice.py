@@ -22,13 +22,13 @@ class Task:
     """The arguments of learn_kernel that are not images, checked, but for the solver.
 
     Attributes:
-        plain: whether the images are (H, W).
+        ranks: how many dimensions the images of each pair have.
         single: whether there is one pair, and not a list.
         dtype: of the fit.
     """
 
     settings: Settings
-    plain: bool
+    ranks: list[int]
     single: bool
     dtype: torch.dtype
     constraints: Constraints
@@ -39,6 +39,11 @@ class Task:
     initial: torch.Tensor | None
     log_every: int
     progress: bool | None
+
+    @property
+    def plain(self) -> bool:
+        """Whether all images are (H, W), and the kernel (R, S)."""
+        return all(rank == 2 for rank in self.ranks)
 
 
 def chosen_solver(task: Task, unknowns: int, weighted: bool) -> tuple[str, str, Any]:

@@ -21,7 +21,7 @@ from .pairs import ImagePair
 from .problem import Point, Problem, from_flat
 from .quality import quality_of
 from .robust import LOSSES, reweighted
-from .solve import solve, with_sum
+from .solve import solve, squared_error, with_sum
 
 #: Most multiply-adds spent on the normal matrix only to examine an answer, about a second on one
 #: core, and most unknowns.
@@ -61,18 +61,21 @@ def learn(task: Task, pairs: list[ImagePair]) -> LearnedKernel:
         reason = f"{reason}; {fits} weighted fits for loss={task.loss!r}"
     found = fit(problem)
     residual = problem.residual(found.point)
-    loss = found.loss if found.loss is not None else problem.loss(residual, found.point)
+    errors = problem.squared(residual)
+    loss = found.loss
+    if loss is None:
+        loss = float(errors.sum()) + problem.penalty(found.point)
     sums = found.sums or _examined(problem)
     quality = quality_of(
         sums,
         task.constraints,
         found.point.flat(),
-        problem.squared(residual),
+        errors,
         problem.weight_shape,
         [(r, pair.weights) for r, pair in zip(residual, problem.pairs, strict=True)],
-        exact=name in ("normal", "cg"),
+        exact=name == "normal" or (name == "cg" and task.steps is None),
     )
-    shown_residual = [r[(0,) * (2 if task.plain else 0)] for r in residual]
+    shown_residual = [r[(0,) * (4 - n)] for r, n in zip(residual, task.ranks, strict=True)]
     return LearnedKernel.of(
         found.point,
         task.settings,
@@ -105,7 +108,7 @@ def _by_normal_matrix(task: Task, problem: Problem, start: Point) -> _Found:
         sums = gather(problem.pairs, problem.background, report=bar.update)
     theta = solve(sums, task.constraints, start.flat())
     point = from_flat(theta, problem.weight_shape, problem.like)
-    before = problem.loss(problem.residual(start), start)
+    before = float(squared_error(sums, start.flat()).sum()) + problem.penalty(start)
     return _Found(point, [before], sums)
 
 

@@ -172,11 +172,13 @@ def _task(given: dict[str, Any]) -> tuple[Task, list[ImagePair]]:
     x, y = given["x"], given["y"]
     single = not isinstance(x, Sequence)
     pairs = as_pairs(settings, x, y, given["mask"], given["input_mask"], given["weights"])
-    images = [x, y] if single else [*x, *y]
+    if callable(given["loss"]) and given["weights"] is not None:
+        raise ArgumentError("weights count squared errors: a function as loss takes masks only")
+    images = [x, y] if single else [*x, *y]  # those of all pairs first, then their targets
     geometry = pairs[0].geometry
     task = Task(
         settings=settings,
-        plain=images[0].dim() == 2,
+        ranks=[image.dim() for image in images[: len(pairs)]],
         single=single,
         dtype=_dtype(images),
         constraints=as_constraints(

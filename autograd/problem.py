@@ -139,8 +139,13 @@ class Problem:
 
     def loss(self, residual: list[torch.Tensor], point: Point) -> float:
         """What is minimised, in float64."""
-        loss = float(self.squared(residual).sum())
-        return loss + self.ridge * float(point.weight.double().square().sum()) * (self.ridge > 0)
+        return float(self.squared(residual).sum()) + self.penalty(point)
+
+    def penalty(self, point: Point) -> float:
+        """ridge * sum weight^2."""
+        if not self.ridge:
+            return 0.0
+        return self.ridge * float(point.weight.double().square().sum())
 
     def gradient(self, residual: list[torch.Tensor], point: Point) -> Point:
         """Half the gradient of the loss: A^T (weights * residual) + ridge * weight."""
@@ -180,7 +185,7 @@ class Problem:
         return estimate
 
     def _pieces(self, pair: ImagePair) -> list[ImagePair]:
-        if pair.x.device.type != "cpu":
+        if pair.x.device.type != "cpu" or pair.x.dtype != torch.float64:
             return [pair]
         g = pair.geometry
         return list(pair.blocks(max(1, UNFOLDED_ELEMENTS // max(1, g.C * g.R * g.S))))

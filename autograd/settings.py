@@ -83,7 +83,7 @@ def as_constraints(elements: int, ridge: Any, nonnegative: bool, sum_to: Any) ->
     for name, value in (("ridge", ridge), ("sum_to", 0 if sum_to is None else sum_to)):
         if isinstance(value, bool) or not isinstance(value, Real):
             raise ArgumentTypeError(f"{name} must be a number, got {shown(value)}")
-        if not abs(value) < float("inf"):
+        if not abs(float(value)) < float("inf"):
             raise ArgumentError(f"{name} must be finite, got {value}")
     if ridge < 0:
         raise ArgumentError(f"ridge must not be negative, got {ridge}")

@@ -15,7 +15,7 @@ from . import backend
 from .geometry import Pair
 
 #: On a CPU, elements of the chunks that are written out at a time: they should stay in a cache.
-CHUNK_ELEMENTS = 2**19
+CHUNK_ELEMENTS = 2**18
 
 
 def lag_sums(a: torch.Tensor, b: torch.Tensor, lags: Pair) -> torch.Tensor:

@@ -14,8 +14,8 @@ CASES = {
     "more_lags_than_pixels": (1, 1, 1, 2, 3, 5, 19),
     "lags_leave_a_tile_over": (1, 1, 1, 4, 9, 2, 11),
     "columns_leave_a_tile_over": (1, 1, 1, 3, 259, 2, 2),
-    "channels": (2, 3, 2, 5, 6, 3, 4),
-    "rows_leave_a_split_over": (3, 1, 2, 23, 5, 2, 3),
+    "channels": (2, 2, 1, 3, 6, 2, 4),
+    "rows_leave_a_split_over": (2, 1, 1, 11, 5, 2, 3),
 }
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
 
@@ -80,7 +80,7 @@ def test_every_split(kernel_backend, splits):
     from tricorr.ops import lag_launch
 
     (a, b), lags = images("rows_leave_a_split_over", device=kernel_backend.device)
-    out = a.new_empty(1, 2, *lags)
+    out = a.new_empty(1, 1, *lags)
     for call in lag_launch.lag_sums_calls(a, b, out, splits):
         call.run(a.device)
     check(out, a, b, lags)

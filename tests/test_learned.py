@@ -211,6 +211,7 @@ def test_a_kernel_for_each_tile(backend, padding, mode, tmp_path):
     assert (found.rows, found.columns) == (rows, edges)
     torch.testing.assert_close(found.weight, weights)
     torch.testing.assert_close(found.predict(x), y)
+    assert found.residual.shape == y.shape
     assert float(found.residual.abs().max()) < 1e-9
     assert found.rms < 1e-9
     found.save(tmp_path / "field.npz")
@@ -229,6 +230,7 @@ def test_tiles_share_options_and_the_span_of_the_background(backend):
         y[0, 3, 4], mask[3, 4] = torch.nan, False
     found = learn_kernel_field(xs, ys, (3, 2), (2, 1), background=1, mask=masks)
     torch.testing.assert_close(found.weight, torch.ones(2, 1, 1, 2, 3, 2, dtype=DOUBLE))
+    assert [r.shape for r in found.residual] == [y.shape for y in ys]
     slopes = [row[0].background[0] for row in found.kernels]
     torch.testing.assert_close(slopes[0], slopes[1])
     torch.testing.assert_close(found.predict(xs[0])[0, 4:], ys[0][0, 4:])

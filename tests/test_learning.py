@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from least_squares import design_matrix
+from least_squares import best, columns, design_matrix
 
 import tricorr
 from tricorr import ArgumentError, corr2d, learn_kernel
@@ -255,3 +255,29 @@ def test_unknown_file_type_is_refused(backend, textbook, tmp_path):
     found = learn_kernel(*textbook, (1, 2), steps=1)
     with pytest.raises(ArgumentError, match=r"saved as .npy, .npz or .fits, got 'kernel.txt'"):
         found.save(tmp_path / "kernel.txt")
+
+
+@pytest.mark.parametrize("counted", ["all", "mask", "nonnegative"])
+def test_normal_equations_on_every_backend(backend, counted):
+    x = torch.randn(1, 2, 7, 8, dtype=torch.float64)
+    y = torch.randn(1, 2, 6, 6, dtype=torch.float64)
+    mask = torch.rand(6, 6) > 0.2 if counted == "mask" else torch.ones(6, 6)
+    theta = best(design_matrix(x, (2, 3), order=1), columns(y), mask.double().reshape(-1, 1))
+    found = learn_kernel(
+        x.to(backend.device),
+        y.to(backend.device),
+        (2, 3),
+        background=1,
+        mask=mask.to(backend.device) if counted == "mask" else None,
+        nonnegative=counted == "nonnegative",
+    )
+    assert found.solver == "normal"
+    if counted == "nonnegative":
+        assert float(found.weight.min()) == 0
+    else:
+        torch.testing.assert_close(found.weight.cpu().flatten(1), theta[:12].T)
+        torch.testing.assert_close(found.background.cpu(), theta[12:].T)
+    torch.testing.assert_close(
+        found.predict(x.to(backend.device)) - y.to(backend.device), found.residual
+    )
+    assert found.quality.standard_error.shape == found.weight.shape

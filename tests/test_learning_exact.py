@@ -96,6 +96,14 @@ def test_groups(backend, solver, groups, masked):
     torch.testing.assert_close(found.predict(x) - y, found.residual)
 
 
+def test_images_with_channels_alone_keep_their_form(backend):
+    x, y = images(N=1, C=2, K=3)
+    found, batch = learn_kernel(x[0], y[0], (3, 2)), learn_kernel(x, y, (3, 2))
+    assert found.residual.shape == y.shape[1:]
+    torch.testing.assert_close(found.residual, batch.residual[0])
+    torch.testing.assert_close(found.predict(x[0]) - y[0], found.residual)
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 def test_padding_modes(backend, solver, mode):
@@ -356,6 +364,7 @@ IMAGE, TARGET = torch.rand(6, 8), torch.rand(4, 6)
         ({"padding": 6, "padding_mode": "reflect"}, "can pad a height of 6 by at most 5"),
         ({"mask": torch.ones(3, 6)}, r"mask must have the shape of its image \(1, 1, 4, 6\)"),
         ({"mask": [TARGET]}, "mask must be a torch.Tensor"),
+        ({"weights": TARGET, "loss": F.l1_loss}, "a function as loss takes masks only"),
         ({"weights": -TARGET}, "weights must be finite and not negative"),
         ({"input_mask": torch.ones(4, 6)}, r"input_mask must have the shape of its image"),
     ],
