@@ -6,23 +6,25 @@ import argparse
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from . import __version__
+from . import __version__, learn_options
 from .commands import (
     Outcome,
     UsageError,
-    demo,
     edges,
     explain,
     features,
-    learn,
     reason,
     receptive_field,
 )
+from .demo import demo
 from .doctor import doctor
+from .learn_command import learn
+from .teaching import figures
 
 FILTERS = ("sobel", "scharr", "prewitt", "laplacian", "book")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -43,8 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes them from the command line.
 
     Returns:
-        The exit code: 0, 1 if doctor's self-check failed, 2 after an error, 130 after Ctrl-C.
+        The exit code: 0, 1 if doctor's self-check failed, 2 after an error, 130 after Ctrl-C
+        (and 143 after SIGTERM, by SystemExit).
     """
+    if arguments is None:
+        # `kill` must leave as little behind as Ctrl-C does: temporary files are removed on the way.
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         args = parser().parse_args(arguments)
         outcome: Outcome = args.run(args)
@@ -63,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tricorr: error: {reason(error)}", file=sys.stderr)
         return 2
     return outcome.exit_code
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def parser() -> Parser:
@@ -118,46 +128,10 @@ def parser() -> Parser:
         "learn",
         learn,
         help="the kernel between two images",
-        description="Find the kernel whose cross-correlation with INPUT is nearest to TARGET in\n"
-        "squared error. TARGET has INPUT's size, or that size less the window, plus one.",
-        epilog="examples:\n"
-        "  tricorr learn sharp.png blurred.png --kernel-size 5 5 --solver cg -o kernel.npy\n"
-        "  tricorr learn before.tif after.tif --kernel-size 3 --bias --plot fit.png\n"
-        "  tricorr learn x.npy y.npy --kernel-size 1 2 --steps 10 --step-size 3e-2 --log-every 2",
+        description=learn_options.DESCRIPTION,
+        epilog=learn_options.EXAMPLES,
     )
-    sub.add_argument("input", metavar="INPUT", help="an image; colours are taken as Rec. 709 luma")
-    sub.add_argument("target", metavar="TARGET", help="the same image, filtered")
-    sub.add_argument(
-        "--kernel-size",
-        required=True,
-        nargs="+",
-        type=int,
-        metavar=("ROWS", "COLUMNS"),
-        help="of the window, in pixels; one number for a square",
-    )
-    sub.add_argument("-o", "--output", metavar="KERNEL", help="the kernel, as .npy or .npz")
-    sub.add_argument(
-        "--plot", metavar="PICTURE", help="a summary of the fit, as .png, .pdf or .svg"
-    )
-    sub.add_argument(
-        "--solver",
-        choices=("gd", "cg"),
-        default="gd",
-        help="gradient descent as in the textbook (default), or conjugate gradients: exact, faster",
-    )
-    sub.add_argument(
-        "--steps", type=int, metavar="N", help="default: 200 for gd, one per unknown for cg"
-    )
-    sub.add_argument(
-        "--step-size",
-        type=float,
-        metavar="F",
-        help="of gd, on the summed squared error; default: half of the largest that converges",
-    )
-    sub.add_argument("--bias", action="store_true", help="learn a constant too")
-    sub.add_argument(
-        "--log-every", type=int, default=0, metavar="N", help="print the loss every N steps"
-    )
+    learn_options.add_arguments(sub)
     _add_device(sub)
 
     sub = command(
@@ -183,12 +157,18 @@ def parser() -> Parser:
         receptive_field,
         help="how much of the input a stack of layers sees",
         description="The region of the input that one output element sees, through all LAYERs,\n"
-        "first one first: WINDOW[,stride=S][,padding=P][,dilation=D]; 3 means 3x3.",
+        "first one first: WINDOW[,stride=S][,padding=P][,dilation=D]; 3 means 3x3.\n"
+        "Or of a torch module: a file or an importable module and what in it makes one, after a\n"
+        "colon; or a .pt file that torch.save wrote. Their code is run: only files you trust.",
         epilog="examples:\n"
         "  tricorr receptive-field 2 2\n"
-        "  tricorr receptive-field 7,stride=2,padding=3 3,stride=2 3x1,dilation=2",
+        "  tricorr receptive-field 7,stride=2,padding=3 3,stride=2 3x1,dilation=2\n"
+        "  tricorr receptive-field model.py:make_net\n"
+        "  tricorr receptive-field model.pt",
     )
-    sub.add_argument("layers", nargs="+", metavar="LAYER", help="such as 3 or 7x7,dilation=2")
+    sub.add_argument(
+        "layers", nargs="+", metavar="LAYER", help="such as 3 or 7x7,dilation=2; or one MODULE"
+    )
 
     sub = command(
         "explain",
@@ -237,6 +217,15 @@ def parser() -> Parser:
         description="Versions, devices, what runs where, and a small case checked against\n"
         "float64. Exit code 1 if that check fails.",
     )
+
+    sub = command(
+        "figures",
+        figures,
+        help="draw the figures of the textbook page",
+        description="Draw the figures of docs/textbook.md from what is computed: the window over\n"
+        "an image, gradient descent on two weights, and a receptive field.",
+    )
+    sub.add_argument("-o", "--output", default=".", metavar="DIR", help="where they go (here)")
 
     sub = command(
         "demo",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 LUMA = (0.2126, 0.7152, 0.0722)
 #: Integer types that are pictures: their largest value is white, 1.0. Other numbers are kept.
 WHITE = {"uint8": 255.0, "uint16": 65535.0}
+#: The first eight bytes of every FITS file.
+FITS_START = b"SIMPLE  "
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Picture:
     """An image file as it was read.
 
     Attributes:
-        pixels: float32, (H, W) if grey, else (C, H, W).
+        pixels: float32 (or float64, if asked for), (H, W) if grey, else (C, H, W).
         kind: what the file holds, for people: "8-bit RGB JPEG".
         white: the number in the file that is 1.0 in `pixels`: 255, 65535, or 1.
         notes: what was left out or changed on the way, in sentences.
@@ -41,18 +45,20 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
-def read_image(path: StrPath, *, grey: bool = False) -> Picture:
+def read_image(path: StrPath, *, grey: bool = False, double: bool = False) -> Picture:
     """An image of any usual format, or a NumPy array, as a float32 tensor.
 
-    8-bit and 16-bit images are brought to [0, 1], with no change of gamma; floats and wider
-    integers keep their values. The camera's orientation (EXIF) is applied, palettes are looked up,
-    CMYK and the like become RGB, transparent pixels are laid over white. Of several pages the first
-    is read.
+    8-bit and 16-bit images are brought to [0, 1], with no change of gamma; floats, wider integers
+    and all of FITS keep their values. The camera's orientation (EXIF) is applied, palettes are
+    looked up, CMYK and the like become RGB, transparent pixels are laid over white. Of several
+    pages the first is read.
 
     Args:
-        path: an image that Pillow or tifffile reads, or a .npy file that holds (H, W), (C, H, W) or
-            (H, W, 3 or 4) numbers.
+        path: an image that Pillow or tifffile reads, a FITS file (its first image; row 0 is the
+            first in the file, which astronomers draw at the bottom), or a .npy file that holds
+            (H, W), (C, H, W) or (H, W, 3 or 4) numbers.
         grey: whether colours become Rec. 709 luma, computed on the values as they are stored.
+        double: whether float64 numbers stay what they are.
 
     Raises:
         OSError: the file is missing or may not be read.
@@ -68,6 +74,8 @@ def read_image(path: StrPath, *, grey: bool = False) -> Picture:
     try:
         if is_array:
             array, kind, notes = _from_numpy(path)
+        elif start == FITS_START:
+            is_array, (array, kind, notes) = True, _from_fits(path)
         else:
             array, kind, notes = _from_pillow(path)
     except (ArgumentError, ModuleNotFoundError):
@@ -79,21 +87,36 @@ def read_image(path: StrPath, *, grey: bool = False) -> Picture:
         raise ArgumentError(f"cannot read {path}: {_one_line(error)}") from error
     if array.size == 0:
         raise ArgumentError(f"cannot read {path}: it has no pixels (shape {array.shape})")
+    pixels, white = brightness(array, double)
+    if pixels.ndim == 3 and not is_array:
+        pixels = _without_alpha(pixels, notes)
+    return Picture(channels_first(pixels, grey, path), kind, white, tuple(notes))
+
+
+def brightness(array: NDArray[Any], double: bool) -> tuple[NDArray[Any], float]:
+    """Numbers of a file as floats, and which of them became 1.0."""
     white = WHITE.get(array.dtype.name, 1.0)
-    pixels = array.astype(np.float32) / np.float32(white)
-    if pixels.ndim == 3:  # (H, W, C)
-        if not is_array:
-            pixels = _without_alpha(pixels, notes)
-        if grey and pixels.shape[2] == 3:
-            pixels = pixels @ np.array(LUMA, np.float32)
-        elif grey and pixels.shape[2] > 1:
-            raise ArgumentError(
-                f"cannot read {path} as one grey image: it has {pixels.shape[2]} channels"
-            )
+    if double and array.dtype.name == "float64":
+        return array.astype(np.float64), white
+    return array.astype(np.float32) / np.float32(white), white
+
+
+def channels_first(pixels: NDArray[Any], grey: bool, path: StrPath) -> torch.Tensor:
+    """(H, W) or (H, W, C) as (H, W) or (C, H, W); colours as luma if `grey`.
+
+    Raises:
+        ArgumentError: `grey`, and channels that are no colours.
+    """
+    if pixels.ndim == 3 and grey and pixels.shape[2] == 3:
+        pixels = pixels @ np.array(LUMA, pixels.dtype)
+    elif pixels.ndim == 3 and grey and pixels.shape[2] > 1:
+        raise ArgumentError(
+            f"cannot read {path} as one grey image: it has {pixels.shape[2]} channels"
+        )
     if pixels.ndim == 3:
         pixels = pixels.transpose(2, 0, 1)
         pixels = pixels[0] if len(pixels) == 1 else pixels
-    return Picture(torch.from_numpy(np.ascontiguousarray(pixels)), kind, white, tuple(notes))
+    return torch.from_numpy(np.ascontiguousarray(pixels))
 
 
 def check_image_name(path: StrPath) -> None:
@@ -153,6 +176,15 @@ def write_image(path: StrPath, pixels: torch.Tensor) -> None:
 
 def _from_numpy(path: Path) -> tuple[NDArray[Any], str, list[str]]:
     array = np.load(path, allow_pickle=False)
+    return as_rows(array, path), f"{array.dtype} array {array.shape}", []
+
+
+def as_rows(array: NDArray[Any], path: StrPath) -> NDArray[Any]:
+    """(H, W) or (C, H, W) numbers as (H, W) or (H, W, C), which (H, W, 3 or 4) are taken for.
+
+    Raises:
+        ArgumentError: another shape, or no numbers.
+    """
     shape = array.shape
     if array.dtype == bool:
         array = array.astype(np.uint8) * np.uint8(255)
@@ -160,9 +192,45 @@ def _from_numpy(path: Path) -> tuple[NDArray[Any], str, list[str]]:
         raise ArgumentError(f"cannot read {path}: {array.dtype} numbers are no brightness")
     if array.ndim not in (2, 3):
         raise ArgumentError(f"cannot read {path}: expected (H, W) or (C, H, W), got shape {shape}")
-    if array.ndim == 3 and not (shape[2] in (3, 4) and shape[0] > 4):
+    if array.ndim == 3 and not is_channels_last(shape):
         array = array.transpose(1, 2, 0)
-    return array, f"{array.dtype} array {shape}", []
+    return array
+
+
+def is_channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether an array is (H, W, 3 or 4), and not (C, H, W)."""
+    return len(shape) == 3 and shape[2] in (3, 4) and shape[0] > 4
+
+
+def _from_fits(path: Path) -> tuple[NDArray[Any], str, list[str]]:
+    with open_fits(path) as image:
+        array = fits_numbers(image[...])
+    return as_rows(array, path), f"{array.dtype} FITS {array.shape}", []
+
+
+def fits_numbers(array: NDArray[Any]) -> NDArray[Any]:
+    """Counts stay counts: integers as floats of the same value, and none of them is white."""
+    return array if array.dtype.kind == "f" else array.astype(np.float32)
+
+
+@contextmanager
+def open_fits(path: StrPath) -> Iterator[Any]:
+    """The first image of a FITS file, sliced as an array is and read no sooner.
+
+    Raises:
+        ArgumentError: it holds none.
+        ModuleNotFoundError: astropy is not installed.
+    """
+    with needs("fits"):
+        from astropy.io import fits
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of headers that break the standard a little
+        with fits.open(path, memmap=False) as units:
+            for unit in units:
+                if unit.is_image and unit.shape:
+                    yield unit.section
+                    return
+    raise ArgumentError(f"cannot read {path}: it holds no image")
 
 
 def _from_pillow(path: Path) -> tuple[NDArray[Any], str, list[str]]:
@@ -235,33 +303,44 @@ def _from_tifffile(path: Path) -> tuple[NDArray[Any], str, list[str]]:
         if len(file.pages) > 1:
             notes.append(f"only the first of {len(file.pages)} images was read")
         page = file.pages.first
-        turned = page.tags.get("Orientation")
-        if turned is not None and turned.value != 1:
-            raise ArgumentError(
-                f"cannot read {path}: orientation {int(turned.value)} of a TIFF with more than 8 "
-                "bits is not supported; turn the image first"
-            )
-        photometric = tifffile.PHOTOMETRIC(page.photometric).name
-        if photometric not in ("MINISBLACK", "MINISWHITE", "RGB"):
-            raise ArgumentError(
-                f"cannot read {path}: a TIFF with more than 8 bits must be grey or RGB, "
-                f"not {photometric}"
-            )
+        photometric = checked_page(page, path)
         array = page.asarray()
-        axes = page.axes
-    if axes == "SYX":
-        array, axes = array.transpose(1, 2, 0), "YXS"
-    if axes not in ("YX", "YXS"):
-        raise ArgumentError(f"cannot read {path}: it is no plane of pixels (axes {axes})")
-    if array.dtype.kind not in "uif":
-        raise ArgumentError(f"cannot read {path}: {array.dtype} numbers are no brightness")
+        if page.axes == "SYX":
+            array = array.transpose(1, 2, 0)
     if photometric == "MINISWHITE" and array.dtype.kind == "u":
         array = np.iinfo(array.dtype).max - array
     colours = "RGB" if photometric == "RGB" else "grey"
     return array, f"{array.dtype} {colours} TIFF", notes
 
 
-def _without_alpha(pixels: NDArray[np.float32], notes: list[str]) -> NDArray[np.float32]:
+def checked_page(page: Any, path: StrPath) -> str:
+    """How a page of a TIFF that tifffile opened is to be looked at: MINISBLACK, MINISWHITE or RGB.
+
+    Raises:
+        ArgumentError: in another way, or it is no plane of numbers.
+    """
+    import tifffile
+
+    turned = page.tags.get("Orientation")
+    if turned is not None and turned.value != 1:
+        raise ArgumentError(
+            f"cannot read {path}: orientation {int(turned.value)} of a TIFF with more than 8 "
+            "bits is not supported; turn the image first"
+        )
+    photometric = tifffile.PHOTOMETRIC(page.photometric).name
+    if photometric not in ("MINISBLACK", "MINISWHITE", "RGB"):
+        raise ArgumentError(
+            f"cannot read {path}: a TIFF with more than 8 bits must be grey or RGB, "
+            f"not {photometric}"
+        )
+    if page.axes not in ("YX", "YXS", "SYX"):
+        raise ArgumentError(f"cannot read {path}: it is no plane of pixels (axes {page.axes})")
+    if page.dtype.kind not in "uif":
+        raise ArgumentError(f"cannot read {path}: {page.dtype} numbers are no brightness")
+    return photometric
+
+
+def _without_alpha(pixels: NDArray[Any], notes: list[str]) -> NDArray[Any]:
     """Grey or RGB of (H, W, 2) or (H, W, 4), over white where it is transparent."""
     if pixels.shape[2] not in (2, 4):
         return pixels

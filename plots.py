@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .autograd.learned import LearnedKernel
+from .autograd.learned import KernelField, LearnedKernel
 from .extras import needs
 from .files import StrPath, replacing
 from .ops import ArgumentError
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Signed numbers, zero in the middle; told apart by people who do not tell red from green.
 SIGNED = "RdBu_r"
+#: Where there are no numbers, as under a mask.
+BLANK = "#c8d8b0"
 #: Elements of a kernel up to which each is written into its cell.
 MOST_CELLS = 121
 
@@ -52,17 +54,33 @@ def plot_learned(
             f"a picture is drawn of one plane, got x of shape {tuple(x.shape)} and a kernel of "
             f"shape {tuple(learned.weight.shape)}"
         )
-    columns = 3 if true is None else 4
-    shape = min(1.6, max(0.5, x.shape[0] / x.shape[1]))  # of the images' panels
-    heights = [3.2 * shape + 0.4, 3.2 * max(0.9, shape) + 0.7]
-    figure = _figure(3.9 * columns, sum(heights))
-    top, bottom = figure.subplots(2, columns, height_ratios=heights)
     prediction = learned.predict(x.to(learned.weight))
-    low, high = _range(x, y)
-    images = [("input", x), ("target", y), ("prediction", prediction)]
-    for panel, (title, image) in zip(top, images, strict=False):
-        _grey(panel, image, f"{title}, {_size(image)}", low, high)
-    _signed(bottom[0], learned.residual, f"prediction - target, RMS {learned.rms:.2g}")
+    return plot_fit(x, y, learned, prediction=prediction, residual=learned.residual, true=true)
+
+
+def plot_fit(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    learned: LearnedKernel,
+    *,
+    prediction: torch.Tensor,
+    residual: torch.Tensor,
+    true: torch.Tensor | None = None,
+) -> Figure:
+    """`plot_learned` of images for which the fit is known already, or of a part of them.
+
+    Args:
+        x: (H, W).
+        y: (H, W) or (P, Q).
+        learned: of a plain kernel.
+        prediction: (P, Q).
+        residual: (P, Q); NaN is left blank.
+        true: as for plot_learned.
+    """
+    columns = 3 if true is None else 4
+    figure, top, bottom = _panels(columns, x)
+    _images(top, x, y, prediction)
+    _signed(bottom[0], residual, f"prediction - target, RMS {learned.rms:.2g}")
     shown = [("learned kernel", learned.weight)]
     if true is not None:
         shown.append(("true kernel", true))
@@ -76,6 +94,39 @@ def plot_learned(
     return figure
 
 
+def plot_field(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    field: KernelField,
+    *,
+    prediction: torch.Tensor,
+    residual: torch.Tensor,
+) -> Figure:
+    """A summary of a fit tile by tile: images, residual, every tile's kernel and error.
+
+    Args:
+        x: (H, W).
+        y: (H, W) or (P, Q).
+        field: of plain kernels.
+        prediction: (P, Q).
+        residual: (P, Q); NaN is left blank.
+    """
+    figure, top, bottom = _panels(3, x)
+    _images(top, x, y, prediction)
+    _signed(bottom[0], residual, f"prediction - target, RMS {field.rms:.2g}")
+    weight = _array(field.weight)
+    rows, columns, R, S = weight.shape
+    gaps = np.full((rows * (R + 1) - 1, columns * (S + 1) - 1), np.nan)
+    for i, j in np.ndindex(rows, columns):
+        gaps[i * (R + 1) : i * (R + 1) + R, j * (S + 1) : j * (S + 1) + S] = weight[i, j]
+    _signed(bottom[1], torch.from_numpy(gaps), f"kernels of {rows} x {columns} tiles")
+    errors = np.array([[kernel.rms for kernel in row] for row in field.kernels])
+    drawn = bottom[2].imshow(errors, cmap="magma", vmin=0, interpolation="none")
+    _bar(bottom[2], drawn)
+    _bare(bottom[2], "RMS error of each tile")
+    return figure
+
+
 def plot_edges(image: torch.Tensor, response: torch.Tensor, title: str) -> Figure:
     """An image beside its edges, a gradient's magnitude or a signed response.
 
@@ -85,7 +136,7 @@ def plot_edges(image: torch.Tensor, response: torch.Tensor, title: str) -> Figur
         title: what the response is.
     """
     H, W = image.shape
-    figure = _figure(11.0, 0.5 + 5.2 * min(1.6, max(0.3, H / W)))
+    figure = new_figure(11.0, 0.5 + 5.2 * min(1.6, max(0.3, H / W)))
     left, right = figure.subplots(1, 2)
     _grey(left, image, f"image, {_size(image)}", *_range(image))
     if float(response.min()) < 0:
@@ -109,7 +160,7 @@ def plot_features(image: torch.Tensor, filters: torch.Tensor, maps: torch.Tensor
     columns = min(3, count)
     rows = math.ceil(count / columns)
     H, W = image.shape
-    figure = _figure(4.2 * (columns + 1), 0.6 + rows * max(2.2, min(6.0, 3.9 * H / W)))
+    figure = new_figure(4.2 * (columns + 1), 0.6 + rows * max(2.2, min(6.0, 3.9 * H / W)))
     grid = figure.add_gridspec(rows, columns + 1)
     panel = figure.add_subplot(grid[0, 0])
     _grey(panel, image, f"image, {_size(image)}", *_range(image))
@@ -163,22 +214,44 @@ def save_figure(path: StrPath, figure: Figure, *, dpi: int = 110) -> None:
         figure.savefig(temporary, dpi=dpi)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
     with needs("plots"):
         from matplotlib.figure import Figure
     # Not through pyplot: no window, no global state, and Agg unless the file's name says otherwise.
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _panels(columns: int, x: torch.Tensor) -> tuple[Figure, Any, Any]:
+    """A figure and its two rows of panels: for images shaped as x, and for the rest."""
+    shape = min(1.6, max(0.5, x.shape[0] / x.shape[1]))
+    heights = [3.2 * shape + 0.4, 3.2 * max(0.9, shape) + 0.7]
+    figure = new_figure(3.9 * columns, sum(heights))
+    top, bottom = figure.subplots(2, columns, height_ratios=heights)
+    return figure, top, bottom
+
+
+def _images(panels: Any, x: torch.Tensor, y: torch.Tensor, prediction: torch.Tensor) -> None:
+    """Input, target and prediction in one grey scale."""
+    low, high = _range(x, y)
+    images = [("input", x), ("target", y), ("prediction", prediction)]
+    for panel, (title, image) in zip(panels, images, strict=False):
+        _grey(panel, image, f"{title}, {_size(image)}", low, high)
+
+
 def _grey(panel: Axes, image: torch.Tensor, title: str, low: float, high: float) -> None:
+    panel.set_facecolor(BLANK)
     panel.imshow(_array(image), cmap="gray", vmin=low, vmax=high)
     _bare(panel, title)
 
 
 def _signed(panel: Axes, image: torch.Tensor, title: str) -> None:
     array = _array(image)
-    limit = float(np.quantile(np.abs(array), 0.999)) or float(np.abs(array).max()) or 1.0
-    extend = "both" if np.abs(array).max() > limit else "neither"
+    known = np.abs(array[np.isfinite(array)])
+    largest = float(known.max(initial=0.0))
+    limit = (float(np.quantile(known, 0.999)) if known.size else 0.0) or largest or 1.0
+    extend = "both" if largest > limit else "neither"
+    panel.set_facecolor(BLANK)
     drawn = panel.imshow(array, cmap=SIGNED, vmin=-limit, vmax=limit)
     _bar(panel, drawn, extend=extend)
     _bare(panel, title)
@@ -213,9 +286,16 @@ def _loss_curve(panel: Axes, losses: list[float], solver: str) -> None:
     shown[shown <= 0] = np.nan  # an exact fit has no place on a logarithmic axis
     panel.plot(shown, color="#0072b2", marker="." if len(losses) <= 60 else None)
     panel.set_yscale("log")
-    name = {"gd": "gradient descent", "cg": "conjugate gradients"}.get(solver, solver)
+    name = {
+        "gd": "gradient descent",
+        "cg": "conjugate gradients",
+        "normal": "normal equations",
+    }.get(solver, solver)
     panel.set_title(f"loss, {name}", fontsize=10)
-    panel.set_xlabel("step", fontsize=9)
+    if solver == "normal":  # which takes no steps
+        panel.set_xticks([0, 1], labels=["start", "solved"])
+    else:
+        panel.set_xlabel("step", fontsize=9)
     panel.set_ylabel("sum of squared errors", fontsize=9)
     panel.grid(alpha=0.3)
     panel.set_box_aspect(0.9)
@@ -235,10 +315,15 @@ def _bare(panel: Axes, title: str) -> None:
 
 
 def _range(*images: torch.Tensor) -> tuple[float, float]:
-    """One grey scale for several images: [0, 1] if that holds them, else from least to most."""
-    low = min(float(image.min()) for image in images)
-    high = max(float(image.max()) for image in images)
-    return (0.0, 1.0) if low >= 0 and 0.1 < high <= 1 else (low, high)
+    """One grey scale for several images: [0, 1] if that holds them, else without a few extremes."""
+    values = np.concatenate([_array(image).ravel() for image in images])
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 1.0
+    if values.min() >= 0 and 0.1 < values.max() <= 1:
+        return 0.0, 1.0
+    low, high = (float(v) for v in np.quantile(values, (0.005, 0.99)))
+    return (low, high) if low < high else (float(values.min()), float(values.max()))
 
 
 def _size(image: torch.Tensor) -> str:

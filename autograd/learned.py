@@ -196,7 +196,7 @@ class LearnedKernel:
             ArgumentError: another ending.
             ModuleNotFoundError: .fits without astropy.
         """
-        suffix = _suffix(path)
+        suffix = check_kernel_name(path)
         with replacing(path) as temporary:
             if suffix == ".npy":
                 np.save(temporary, self.weight.numpy(force=True))
@@ -347,7 +347,7 @@ class KernelField:
             ArgumentError: another ending.
             ModuleNotFoundError: .fits without astropy.
         """
-        suffix = _suffix(path)
+        suffix = check_kernel_name(path)
         arrays = {"weight": self.weight.numpy(force=True)}
         if self.bias is not None:
             arrays["bias"] = self.bias.numpy(force=True)
@@ -368,7 +368,12 @@ class KernelField:
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
 
-def _suffix(path: StrPath) -> str:
+def check_kernel_name(path: StrPath) -> str:
+    """The ending of a name that a kernel may be saved under.
+
+    Raises:
+        ArgumentError: it ends in something else.
+    """
     name = str(path)
     for suffix in KERNEL_SUFFIXES:
         if name.endswith(suffix):

@@ -17,6 +17,8 @@ COMMANDS = {
     "all": ("bench", "measure every row there is time for, the most valuable first"),
     "workloads": ("workloads", "list what is measured"),
     "learn": ("learning_bench", "time learn_kernel against the eager PyTorch loop"),
+    "ways": ("learning_ways", "time and memory of every way to a kernel"),
+    "stream": ("learning_stream", "learn a kernel from images larger than memory"),
     "startup": ("startup", "time the import and the first call, in fresh processes"),
     "host": ("host", "time what a call costs the host, layer by layer"),
     "report": ("report", "turn rows into tables and plots"),

@@ -72,7 +72,8 @@ class Row:
         copy_gbps, matmul_tflops: those ceilings, measured in the same run: a copy, bytes read and
             written; a matrix product in the row's dtype and precision.
         host_us: host time to issue a call.
-        peak_bytes: device memory that a call needs besides its inputs.
+        peak_bytes: memory of the device (for "cpu", of the process) that a call needs besides its
+            inputs.
         error: largest deviation from float64, over the root mean square of the truth.
         error_bound: what it may be.
         steps: of a learning loop.

@@ -1,5 +1,6 @@
 """What every test gets: a backend, a seed, poisoned memory, and a count of its tier at the end."""
 
+import json
 import os
 import random
 import zlib
@@ -144,3 +145,57 @@ def pytest_terminal_summary(terminalreporter):
             counts[tier, outcome] for outcome in ("passed", "failed", "skipped")
         )
         terminalreporter.line(f"{tier:12}{passed:6} passed{failed:6} failed{skipped:6} skipped")
+
+
+@pytest.fixture
+def run(backend, capsys, tmp_path, monkeypatch):
+    """Runs a command in an empty directory; gives back (exit code, stdout, stderr)."""
+    from tricorr import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def succeeds(run):
+    def succeeds(*arguments):
+        code, out, err = run(*arguments)
+        assert code == 0, err
+        return out
+
+    return succeeds
+
+
+@pytest.fixture
+def prints_json(run):
+    def prints_json(*arguments):
+        code, out, err = run(*arguments, "--json")
+        assert code == 0, err
+
+        def no_constant(name):
+            raise AssertionError(f"{name} is not JSON")
+
+        return json.loads(out, parse_constant=no_constant)
+
+    return prints_json
+
+
+@pytest.fixture
+def fails(run):
+    """Runs a command that must fail in one line, and gives that line back."""
+
+    def fails(*arguments):
+        code, out, err = run(*arguments)
+        assert (code, out) == (2, "")
+        assert err.endswith("\n")
+        assert len(err.splitlines()) == 1
+        assert err.startswith("tricorr: error: ")
+        assert "bug" not in err
+        return err
+
+    return fails

@@ -21,58 +21,6 @@ SMALLEST_PICTURE = (600, 300)
 
 
 @pytest.fixture
-def run(backend, capsys, tmp_path, monkeypatch):
-    """Runs a command in an empty directory; gives back (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def succeeds(run):
-    def succeeds(*arguments):
-        code, out, err = run(*arguments)
-        assert code == 0, err
-        return out
-
-    return succeeds
-
-
-@pytest.fixture
-def prints_json(run):
-    def prints_json(*arguments):
-        code, out, err = run(*arguments, "--json")
-        assert code == 0, err
-
-        def no_constant(name):
-            raise AssertionError(f"{name} is not JSON")
-
-        return json.loads(out, parse_constant=no_constant)
-
-    return prints_json
-
-
-@pytest.fixture
-def fails(run):
-    """Runs a command that must fail in one line, and gives that line back."""
-
-    def fails(*arguments):
-        code, out, err = run(*arguments)
-        assert (code, out) == (2, "")
-        assert err.endswith("\n")
-        assert len(err.splitlines()) == 1
-        assert err.startswith("tricorr: error: ")
-        assert "bug" not in err
-        return err
-
-    return fails
-
-
-@pytest.fixture
 def photo(tmp_path):
     """A 40 x 50 image in a directory of its own."""
     directory = tmp_path / "images"
@@ -326,7 +274,7 @@ def test_demo(run, tmp_path):
         ),
         (
             ["learn", "photo.png", "photo.png", "--kernel-size", "3", "-o", "k.txt"],
-            "a kernel is saved as .npy or .npz, got 'k.txt'",
+            "a kernel is saved as .npy, .npz or .fits, got 'k.txt'",
         ),
         (["features", "photo.png", "-o", "out.npy"], "out.npy is no picture name"),
         (["features", "photo.png", "-o", "out.png", "--size", "8"], "size must be odd"),
@@ -409,9 +357,17 @@ def test_interrupted(run, monkeypatch):
     assert run("doctor") == (130, "", "tricorr: interrupted\n")
 
 
+def test_figures(prints_json, tmp_path):
+    found = prints_json("figures", "-o", "drawn")
+    names = ["correlation.png", "descent.png", "receptive-field.png"]
+    assert found["pictures"] == [f"drawn/{name}" for name in names]
+    for name in names:
+        assert_is_picture(tmp_path / "drawn" / name)
+
+
 @pytest.mark.parametrize(
     "command",
-    [None, "edges", "learn", "features", "receptive-field", "explain", "doctor", "demo"],
+    [None, "edges", "learn", "features", "receptive-field", "explain", "doctor", "figures", "demo"],
 )
 def test_help(backend, capsys, command):
     with pytest.raises(SystemExit) as left:
@@ -419,7 +375,7 @@ def test_help(backend, capsys, command):
     assert left.value.code == 0
     out = capsys.readouterr().out
     assert out.startswith(f"usage: tricorr {command or ''}".rstrip())
-    assert "example" in out or command in ("doctor", "demo")
+    assert "example" in out or command in ("doctor", "figures", "demo")
     assert max(map(len, out.splitlines())) <= 110
 
 

@@ -8,7 +8,7 @@ import torch
 
 from tricorr.ops import Geometry, reference
 from tricorr.perf import __main__ as command
-from tricorr.perf import bench, learning_bench, rows
+from tricorr.perf import bench, learning_bench, learning_stream, learning_ways, resident, rows
 from tricorr.perf.correctness import truth_of
 from tricorr.perf.machine import Ceilings, Machine
 from tricorr.perf.measure import (
@@ -435,3 +435,60 @@ def test_gpu_timer(backend):
         sample = timer.sampler(x.clone, cache, seconds, host)
         assert 1e-5 < quantile([sample() for _ in range(5)], 0.5) < 1e-2
     timer.recover()
+
+
+WAYS_SESSION = Session(CpuTimer(), FACTS, PROVIDERS)
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+@pytest.mark.parametrize("way", list(learning_ways.WAYS))
+def test_every_way_to_a_kernel_does_what_it_says(backend, way):
+    if way == "scipy-lstsq":
+        pytest.importorskip("scipy")
+    x, y, true = learning_ways.images(80, 3, "cpu")
+    assert y.shape == (78, 78)
+    found = learning_ways.WAYS[way](x, y, 3)
+    assert found.shape == (3, 3)
+    error = float((found - true).abs().max() / true.abs().max())
+    if way in ("tricorr-normal", "tricorr-cg", "scipy-lstsq"):
+        assert error < 1e-5
+    elif way == "fft-division":
+        assert 1e-4 < error < 0.2  # the border is not periodic
+    else:
+        loop = learning_ways.WAYS["pytorch-loop"](x, y, 3)
+        torch.testing.assert_close(found, loop, rtol=0.15, atol=0.15)
+        assert error < 1
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_a_way_is_a_row(backend, monkeypatch):
+    row = rows.validate(learning_ways.run(WAYS_SESSION, "tricorr-normal", 64, 3, 120.0))
+    assert (row.status, row.workload, row.kind) == ("ok", "ways-64x64-3x3", "cpu")
+    assert row.error < 1e-5
+    assert row.peak_bytes is not None
+    slow = rows.validate(learning_ways.run(WAYS_SESSION, "tricorr-cg", 64, 3, 0.01))
+    assert (slow.status, slow.note.split(";")[0]) == ("failed", "stopped after 0.01 s")
+    monkeypatch.setattr(learning_ways, "_available", lambda: 1e6)
+    large = rows.validate(learning_ways.run(WAYS_SESSION, "scipy-lstsq", 512, 31, 120.0))
+    assert (large.status, large.note.split(":")[0]) == ("failed", "not run")
+    found = {"seconds": 1.0, "peak": 5, "error": 0.5, "device": "cpu"}
+    monkeypatch.setattr(learning_ways, "_fresh", lambda *_: found)
+    wrong = rows.validate(learning_ways.run(WAYS_SESSION, "fft-division", 64, 3, 120.0))
+    assert (wrong.status, wrong.ms, wrong.peak_bytes) == ("wrong", None, 5)
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+@pytest.mark.parametrize("size", [40, 300])
+def test_learning_from_disk_is_a_row_and_leaves_no_files(backend, tmp_path, size):
+    row = rows.validate(learning_stream.run(WAYS_SESSION, size, 5, tmp_path, progress=False))
+    assert (row.status, row.workload) == ("ok", f"stream-{size}x{size}-5x5")
+    assert row.error < 1e-5
+    assert not list(tmp_path.iterdir())
+
+
+def test_resident_memory_is_seen():
+    before = resident.start()
+    held = bytearray(b"x") * (64 * 2**20)
+    assert len(held) <= resident.peak(before) < 2 * len(held)
+    del held
+    assert resident.peak(resident.start()) < 16 * 2**20
