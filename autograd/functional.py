@@ -271,6 +271,7 @@ def corr2d_input_grad(
     dilation: Any = 1,
     groups: int = 1,
     *,
+    padding_mode: str = "zeros",
     precision: str | None = None,
 ) -> torch.Tensor:
     """Gradient of `corr2d` with respect to its input; arguments as torch.nn.grad.conv2d_input.
@@ -281,7 +282,7 @@ def corr2d_input_grad(
         input_size: (N, C, H, W).
         weight: (K, C/groups, R, S) or (N, K, C/groups, R, S).
         grad_output: (N, K, P, Q), the dtype of the weight.
-        stride, padding, dilation, groups, precision: as for `corr2d`.
+        stride, padding, dilation, groups, padding_mode, precision: as for `corr2d`.
 
     Returns:
         dx (N, C, H, W). Differentiable in weight and grad_output.
@@ -300,6 +301,7 @@ def corr2d_input_grad(
         padding,
         dilation,
         groups,
+        padding_mode,
     )
     return input_gradient(grad_output, weight, geometry, _precision(weight, precision))
 
@@ -314,6 +316,7 @@ def corr2d_weight_grad(
     dilation: Any = 1,
     groups: int = 1,
     *,
+    padding_mode: str = "zeros",
     precision: str | None = None,
 ) -> torch.Tensor:
     """Gradient of `corr2d` with respect to its weight; arguments as torch.nn.grad.conv2d_weight.
@@ -324,7 +327,7 @@ def corr2d_weight_grad(
         input: (N, C, H, W); uint8 images are allowed.
         weight_size: (K, C/groups, R, S), or (N, K, C/groups, R, S) for a gradient per sample.
         grad_output: (N, K, P, Q).
-        stride, padding, dilation, groups, precision: as for `corr2d`.
+        stride, padding, dilation, groups, padding_mode, precision: as for `corr2d`.
 
     Returns:
         dw of `weight_size`, in the dtype of grad_output. Differentiable in input and grad_output.
@@ -343,6 +346,7 @@ def corr2d_weight_grad(
         padding,
         dilation,
         groups,
+        padding_mode,
     )
     return weight_gradient(input, grad_output, geometry, _precision(grad_output, precision))
 
@@ -497,6 +501,7 @@ def _gradient_geometry(
     padding: Any,
     dilation: Any,
     groups: Any,
+    padding_mode: str,
 ) -> Geometry:
     if len(x_size) != 4 or len(weight_size) not in (4, 5):
         raise ArgumentError(
@@ -512,6 +517,7 @@ def _gradient_geometry(
         as_padding(padding, window, step, spread),
         spread,
         as_integer("groups", groups),
+        padding_mode=padding_mode,
     )
     if tuple(grad_output.shape) != geometry.y_shape:
         raise ArgumentError(

@@ -24,6 +24,12 @@ torch.set_num_threads(1)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TIERS = ("interpreter", "cuda", "cpu", "aot", "host")
+#: Tests that are other projects' cases run on our operators, by a part of their names.
+THEIRS = {
+    "PyTorch OpInfo and ModuleInfo": "test_opinfo.py",
+    "torch.library.opcheck": "test_opcheck",
+    "ONNX node tests": "test_onnx.py",
+}
 
 try:
     from hypothesis import HealthCheck, settings
@@ -145,6 +151,11 @@ def pytest_terminal_summary(terminalreporter):
             counts[tier, outcome] for outcome in ("passed", "failed", "skipped")
         )
         terminalreporter.line(f"{tier:12}{passed:6} passed{failed:6} failed{skipped:6} skipped")
+    passed = [report.nodeid for report in terminalreporter.stats.get("passed", [])]
+    theirs = {whose: sum(part in nodeid for nodeid in passed) for whose, part in THEIRS.items()}
+    if any(theirs.values()):
+        found = ", ".join(f"{count} {whose}" for whose, count in theirs.items())
+        terminalreporter.line(f"of these, other projects' own cases: {found}")
 
 
 @pytest.fixture

@@ -386,3 +386,15 @@ def test_operators_are_closed_under_differentiation(tensors):
         ]
     )
     torch.testing.assert_close(products, products[:1].expand(3), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_gradient_functions_know_padding_modes(tensors, mode):
+    x, weight = tensors((2, 2, 4, 5), (3, 2, 3, 3))
+    options = {"padding": 1, "padding_mode": mode}
+    y = tricorr.corr2d(x, weight, **options)
+    dy = direction(y)
+    dx, dw = torch.autograd.grad(y, (x, weight), dy)
+    assert torch.equal(tricorr.corr2d_input_grad(x.shape, weight, dy, **options), dx)
+    assert torch.equal(tricorr.corr2d_weight_grad(x, weight.shape, dy, **options), dw)
