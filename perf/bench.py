@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from tqdm import tqdm
 
 from ..ops import backend
 from . import learning_bench, rows
@@ -346,7 +345,8 @@ def main(options: argparse.Namespace) -> int:
         kind, suites=options.suite, ops=options.op, dtypes=options.dtype, providers=chosen
     )
     if not tasks:
-        raise BenchError("nothing to measure: no workload passes the filters")
+        why = "" if kind == "gpu" else "; with no GPU only float32 is measured"
+        raise BenchError(f"nothing to measure: no workload passes the filters{why}")
     if options.list:
         for task in tasks:
             print(f"{task.rank:6.2f}  {task}")
@@ -422,16 +422,17 @@ def _measure(
     start = time.monotonic()
     try:
         worker.hello(max(30.0, seconds))
-        bar = tqdm(total=len(tasks), unit="job", disable=None)
+        bar = _bar(len(tasks))
         shown = -LINE_SECONDS
 
         def show(task: Task, left: int, remaining: float) -> None:
             nonlocal shown
-            bar.n = len(tasks) - left
-            bar.set_description(str(task))
-            bar.set_postfix_str(f"{remaining / 60:.1f} min left")
             now = time.monotonic()
-            if bar.disable and now - shown >= LINE_SECONDS:  # not on a terminal: a line at times
+            if bar is not None:
+                bar.n = len(tasks) - left
+                bar.set_description(str(task))
+                bar.set_postfix_str(f"{remaining / 60:.1f} min left")
+            elif now - shown >= LINE_SECONDS:
                 shown = now
                 print(f"{left} jobs and {remaining / 60:.1f} min left: {task}", flush=True)
 
@@ -440,12 +441,23 @@ def _measure(
         try:
             run.all(tasks)
         finally:
-            bar.close()
+            if bar is not None:
+                bar.close()
         return run.left
     except WorkerError as error:
         raise BenchError(f"the measuring process did not start: {error}") from error
     finally:
         worker.close()
+
+
+def _bar(total: int) -> Any:
+    """A progress bar; None where there is no terminal or no tqdm, and lines are printed instead."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        return None
+    bar = tqdm(total=total, unit="job", disable=None)
+    return None if bar.disable else bar
 
 
 def _summary(measured: Sequence[Row], left: int) -> str:

@@ -7,10 +7,12 @@ few, and many at the border) are computed from their definition, without any lib
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 
 from .providers import Problem
 
@@ -25,6 +27,15 @@ WGRAD_DRAWS = 48
 WGRAD_BUDGET = {"cuda": 2**29, "cpu": 2**23}
 
 
+#: As `corr2d` names them, in the tensor's own precision.
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "none": lambda y: y,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
+
+
 @dataclass(frozen=True)
 class Truth:
     """Elements of a result.
@@ -34,22 +45,26 @@ class Truth:
         values: in float64.
         terms: products that one element sums.
         shape: of the whole result.
+        roundings: to the result's dtype, that a library may do on the way.
     """
 
     at: Coordinates
     values: torch.Tensor
     terms: int
     shape: tuple[int, ...]
+    roundings: int = 1
 
     def bound(self, dtype: torch.dtype, precision: str) -> float:
         """What `error` may be.
 
-        A rounding of the result, the loss of TF32's short operands, and float32 sums whose errors
+        A rounding of the result (two where an activation follows, which most libraries apply to a
+        rounded sum), the loss of TF32's short operands, and float32 sums whose errors
         add up as a random walk, with a factor 8 for the worst of many elements. A single missing
         tap is far above it: about one over the root of the taps.
         """
         sums = torch.finfo(torch.float32).eps * math.sqrt(self.terms)
-        return 8 * (torch.finfo(dtype).eps + sums + 2.0**-10 * (precision == "tf32"))
+        rounding = self.roundings * torch.finfo(dtype).eps
+        return 8 * (rounding + sums + 2.0**-10 * (precision == "tf32"))
 
     def error(self, result: torch.Tensor) -> float:
         """Largest deviation over the root mean square of the truth; inf for NaN or a bad shape."""
@@ -69,7 +84,11 @@ def truth_of(problem: Problem) -> Truth:
     if problem.op == "fprop":
         terms = g.group_C * g.R * g.S
         at = _draw(g.y_shape, terms, random)
-        return Truth(at, _fprop_at(problem, at), terms + (problem.bias is not None), g.y_shape)
+        roundings = 1 + (problem.workload.activation != "none")
+        terms += problem.bias is not None
+        return Truth(at, _fprop_at(problem, at), terms, g.y_shape, roundings)
+    if g.padding_mode != "zeros":
+        raise NotImplementedError("gradients are checked under zero padding only")
     if problem.op == "dgrad":
         terms = g.group_K * g.R * g.S
         at = _draw(g.x_shape, terms, random)
@@ -110,14 +129,16 @@ def _random_coordinates(
 def _fprop_at(problem: Problem, at: Coordinates) -> torch.Tensor:
     g, x = problem.geometry, problem.x
     n, k, p, q = at
-    h, row_is = _taps(p, g.stride[0], g.padding[0][0], g.dilation[0], g.R, g.H)
-    w, column_is = _taps(q, g.stride[1], g.padding[1][0], g.dilation[1], g.S, g.W)
+    h, row_is = _taps(p, g.stride[0], g.padding[0][0], g.dilation[0], g.R, g.H, g.padding_mode)
+    w, column_is = _taps(q, g.stride[1], g.padding[1][0], g.dilation[1], g.S, g.W, g.padding_mode)
     c = (k // g.group_K * g.group_C)[:, None] + torch.arange(g.group_C, device=x.device)
     patch = _grid(x, n, c, h, w).double()  # (draws, C/groups, R, S)
     patch *= row_is[:, None, :, None] & column_is[:, None, None, :]
     weight = problem.weight[n, k] if g.per_sample else problem.weight[k]
     y = (patch * weight.double()).sum((1, 2, 3))
-    return y if problem.bias is None else y + problem.bias[k].double()
+    if problem.bias is not None:
+        y = y + problem.bias[k].double()
+    return _ACTIVATIONS[problem.workload.activation](y)
 
 
 def _dgrad_at(problem: Problem, at: Coordinates) -> torch.Tensor:
@@ -151,11 +172,16 @@ def _wgrad_at(problem: Problem, at: Coordinates) -> torch.Tensor:
 
 
 def _taps(
-    out: torch.Tensor, stride: int, pad: int, dilation: int, window: int, extent: int
+    out: torch.Tensor, stride: int, pad: int, dilation: int, window: int, extent: int, mode: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(draws, window): the input coordinate under every tap, and whether it is inside."""
+    """(draws, window): the input coordinate that every tap shows, and whether it shows one."""
     at = (out * stride - pad)[:, None] + torch.arange(window, device=out.device) * dilation
-    return at.clamp(0, extent - 1), (at >= 0) & (at < extent)
+    inside = (at >= 0) & (at < extent)
+    if mode == "reflect":
+        at = (extent - 1) - ((extent - 1) - at.abs()).abs()
+    elif mode == "circular":
+        at = at % extent
+    return at.clamp(0, extent - 1), inside | (mode != "zeros")
 
 
 def _sources(

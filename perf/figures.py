@@ -160,7 +160,7 @@ def scaling_figure(machine: Machine, label: str) -> Figure | None:
         if workload is None or workload.suite != "images" or case.ours.op != "fprop":
             continue
         g = workload.geometry
-        if (g.C, g.K) != (1, 1) or case.ours.dtype != "float32":
+        if (g.C, g.K) != (1, 1) or case.ours.dtype != "float32" or g.padding_mode != "zeros":
             continue
         pixels = g.N * g.P * g.Q
         if (g.R, g.S) == (3, 3) or workload.name.startswith("images-6x8"):

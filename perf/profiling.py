@@ -248,7 +248,7 @@ def main(options: argparse.Namespace) -> int:
     try:
         workload, device = find(options.workload), device_named(options.device)
     except KeyError as error:
-        print(f"no workload is called {error}; `python -m tricorr.perf predict` lists them")
+        print(f"no workload is called {error}; `python -m tricorr.perf workloads` lists them")
         return 2
     except ArgumentError as error:
         print(error)

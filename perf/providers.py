@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -81,7 +83,8 @@ def make_problem(
         weight = normal((1, 1, g.R, g.S)).expand(g.weight_shape)
     else:
         weight = normal(g.weight_shape)
-    bias = normal((g.K,)) if workload.bias else None
+    # As large as the sums, so that a result without it is wrong at once.
+    bias = normal((g.K,)) * (g.group_C * g.R * g.S) ** 0.5 if workload.bias else None
     # fprop does not read dy: it need not take memory.
     dy = torch.empty((), device=device, dtype=other) if op == "fprop" else normal(g.y_shape)
     return Problem(workload, op, dtype, format, x, weight, bias, dy)
@@ -114,7 +117,11 @@ class Provider:
 
 
 def configure(dtype: str, device: str) -> None:
-    """PyTorch's settings for peers: cuDNN's search on, TF32 as the row says."""
+    """PyTorch's settings for the peers of a job: cuDNN's search on, TF32 as the row says."""
+    if "torch._dynamo" in sys.modules:
+        # A job has one shape: what was compiled for others must not count towards Dynamo's limit.
+        # Not in between, or what is compiled for one format would be again after the other's.
+        torch._dynamo.reset()
     if device == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = dtype == "tf32"
@@ -130,7 +137,10 @@ def _ours(problem: Problem) -> Call:
         plane = weight[0, 0]
         return lambda: functional.corr2d(x, plane, None, *steps[:3], precision=precision)
     if op == "fprop":
-        return lambda: functional.corr2d(x, weight, bias, *steps, precision=precision)
+        mode, activation = g.padding_mode, problem.workload.activation
+        return lambda: functional.corr2d(
+            x, weight, bias, *steps, padding_mode=mode, activation=activation, precision=precision
+        )
     if op == "wgrad":
         shape = g.weight_shape
         return lambda: functional.corr2d_weight_grad(x, shape, dy, *steps, precision=precision)
@@ -144,28 +154,41 @@ def _ours(problem: Problem) -> Call:
     return lambda: functional.corr2d_input_grad(shape, weight, dy, *steps, precision=precision)
 
 
+#: PyTorch's names of padding modes, and its activations, in place where there is such a one.
+_TORCH_MODES = {"zeros": "constant"} | {m: m for m in ("reflect", "replicate", "circular")}
+_TORCH_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
+    "none": None,
+    "relu": torch.relu_,
+    "gelu": F.gelu,
+    "silu": partial(F.silu, inplace=True),
+}
+
+
 def _torch_function(problem: Problem) -> tuple[Callable[..., torch.Tensor], tuple[Any, ...]]:
     """PyTorch's way to do it, as a function and its tensors."""
     g = problem.geometry
     (top, bottom), (left, right) = g.padding
-    uneven = top != bottom or left != right
-    padding = (0, 0) if uneven else (top, left)
+    # PyTorch's convolution pads evenly with zeros; all else is a padded copy.
+    copied = top != bottom or left != right or g.padding_mode != "zeros"
+    padding = (0, 0) if copied else (top, left)
     stride, dilation, groups = g.stride, g.dilation, g.groups
     if problem.op == "fprop":
         dtype = problem.weight.dtype
         weight = problem.weight.contiguous() if problem.workload.shared else problem.weight
         if g.per_sample:
             weight, groups = weight.flatten(0, 1), groups * g.N
+        per_sample, shape, mode = g.per_sample, g.y_shape, _TORCH_MODES[g.padding_mode]
+        activate = _TORCH_ACTIVATIONS[problem.workload.activation]
 
         def fprop(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
             x = x.to(dtype)
-            if uneven:
-                x = F.pad(x, (left, right, top, bottom))
-            if g.per_sample:
-                flat = x.reshape(1, -1, *x.shape[2:])
-                y = F.conv2d(flat, weight, bias, stride, padding, dilation, groups)
-                return y.view(g.y_shape)
-            return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+            if copied:
+                x = F.pad(x, (left, right, top, bottom), mode)
+            if per_sample:
+                x = x.reshape(1, -1, *x.shape[2:])
+            y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+            y = y.view(shape) if per_sample else y
+            return y if activate is None else activate(y)
 
         return fprop, (problem.x, weight, problem.bias)
     if "transposed" in problem.workload.tags:
@@ -199,9 +222,14 @@ def _pytorch(problem: Problem) -> Call:
     return lambda: function(*tensors)
 
 
+def _plainly_padded(g: Geometry) -> bool:
+    """Zeros, as many before as after."""
+    return g.padding_mode == "zeros" and all(before == after for before, after in g.padding)
+
+
 def _torch_supports(workload: Workload, op: str, dtype: str, device: str) -> str | None:
     g = workload.geometry
-    if op != "fprop" and (g.per_sample or any(a != b for a, b in g.padding)):
+    if op != "fprop" and (g.per_sample or not _plainly_padded(g)):
         return "one call of PyTorch cannot: a filter per sample or uneven padding in a gradient"
     if op == "wgrad" and dtype == "uint8":
         return "gradients are of floats"
@@ -211,7 +239,6 @@ def _torch_supports(workload: Workload, op: str, dtype: str, device: str) -> str
 def _compiled(mode: str) -> Callable[[Problem], Call]:
     def build(problem: Problem) -> Call:
         function, tensors = _torch_function(problem)
-        torch._dynamo.reset()  # one shape, one graph: no limit on recompilations is met
         compiled = torch.compile(function, mode=mode, dynamic=False, fullgraph=True)
         return lambda: compiled(*tensors)
 
@@ -266,8 +293,10 @@ def _flaggems_supports(workload: Workload, op: str, dtype: str, device: str) -> 
     g = workload.geometry
     if op != "fprop":
         return "its backward computes both gradients in one call"
-    if dtype == "uint8" or g.per_sample or any(a != b for a, b in g.padding):
-        return "no bytes, no filter per sample, no uneven padding"
+    if dtype == "uint8" or g.per_sample or not _plainly_padded(g):
+        return "no bytes, no filter per sample, no padding but zeros on both sides"
+    if workload.activation != "none":
+        return "no activation"
     return None
 
 
@@ -275,8 +304,8 @@ def _kornia(problem: Problem) -> Call:
     from kornia.filters import filter2d
 
     x, dtype = problem.x, problem.weight.dtype
-    kernel = problem.weight[0]
-    return lambda: filter2d(x.to(dtype), kernel, border_type="constant", padding="same")
+    kernel, border = problem.weight[0], _TORCH_MODES[problem.geometry.padding_mode]
+    return lambda: filter2d(x.to(dtype), kernel, border_type=border, padding="same")
 
 
 def _one_filter(workload: Workload, op: str, dtype: str, device: str) -> str | None:
@@ -296,7 +325,8 @@ def _on_cpu(workload: Workload, op: str, dtype: str, device: str) -> str | None:
 
 def _padded_planes(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     (top, bottom), (left, right) = problem.geometry.padding
-    planes = F.pad(problem.x, (left, right, top, bottom)).flatten(0, 1).numpy()
+    mode = _TORCH_MODES[problem.geometry.padding_mode]
+    planes = F.pad(problem.x, (left, right, top, bottom), mode).flatten(0, 1).numpy()
     return planes, problem.weight[0, 0].numpy()
 
 

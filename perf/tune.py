@@ -389,7 +389,8 @@ def call_of(problem: Problem, plan: Plan | None = None) -> Callable[[], torch.Te
 
     p, g = problem, problem.geometry
     if p.op == "fprop":
-        return lambda: launch.fprop(p.x, p.weight, p.bias, g, p.precision, plan=plan)
+        activation = p.workload.activation
+        return lambda: launch.fprop(p.x, p.weight, p.bias, g, p.precision, activation, plan)
     if p.op == "dgrad":
         return lambda: launch.dgrad(p.dy, p.weight, g, p.precision, plan=plan)
     return lambda: launch.wgrad(p.x, p.dy, g, p.precision, plan=plan)
@@ -485,7 +486,7 @@ def main(options: argparse.Namespace) -> int:
         workloads = [find(name) for name in options.workloads]
         device = device_named(options.device)
     except KeyError as error:
-        print(f"no workload is called {error}; `python -m tricorr.perf predict` lists them")
+        print(f"no workload is called {error}; `python -m tricorr.perf workloads` lists them")
         return 2
     except ArgumentError as error:
         print(error)

@@ -32,9 +32,10 @@ class Workload:
         dtypes: as in a row, the most interesting first.
         ops: the operators to measure, each alone.
         bias: whether fprop adds one.
+        activation: what fprop applies after it, as `corr2d` names it.
         shared: all planes share one filter: the weight is (1, 1, R, S), expanded over groups.
         tags: "dense", "depthwise", "grouped", "pointwise", "image", "transposed", "per_sample",
-            "scaled".
+            "padding_mode", "epilogue", "scaled".
         priority: 0 is measured first.
     """
 
@@ -44,6 +45,7 @@ class Workload:
     dtypes: tuple[str, ...]
     ops: tuple[str, ...] = OPS
     bias: bool = False
+    activation: str = "none"
     shared: bool = False
     tags: tuple[str, ...] = ()
     priority: int = 1
@@ -141,7 +143,9 @@ def _image(
     ops: tuple[str, ...] = ("fprop",),
     shared: bool = False,
 ) -> Workload:
-    tags = ("image", "per_sample") if geometry.per_sample else ("image",)
+    tags = ["image"]
+    tags += ["per_sample"] * geometry.per_sample
+    tags += ["padding_mode"] * (geometry.padding_mode != "zeros")
     return Workload(
         f"images-{name}",
         "images",
@@ -149,7 +153,7 @@ def _image(
         dtypes,
         ops,
         shared=shared,
-        tags=tags,
+        tags=tuple(tags),
         priority=priority,
     )
 
@@ -209,10 +213,24 @@ def _transposed(
     )
 
 
-def _filter(size: int, R: int, S: int) -> Geometry:
+def _epilogue(shape: tuple[int, ...], activation: str, priority: int) -> Workload:
+    """A layer's forward pass with its bias and activation, shape as for `_conv`."""
+    layer = _conv("epilogue", shape, _DENSE, priority)
+    return replace(
+        layer,
+        name=f"{layer.name}-{activation}",
+        dtypes=("bfloat16", "float16"),
+        ops=("fprop",),
+        bias=True,
+        activation=activation,
+        tags=(*layer.tags, "epilogue"),
+    )
+
+
+def _filter(size: int, R: int, S: int, padding_mode: str = "zeros") -> Geometry:
     """One image under a window that keeps its size; an even window has its odd zero at the end."""
     pads = ((R - 1) // 2, R // 2), ((S - 1) // 2, S // 2)
-    return Geometry(1, 1, size, size, 1, R, S, padding=pads)
+    return Geometry(1, 1, size, size, 1, R, S, padding=pads, padding_mode=padding_mode)
 
 
 _SAME = ((1, 1), (1, 1))
@@ -264,14 +282,24 @@ WORKLOADS: tuple[Workload, ...] = (
         1,
         shared=True,
     ),
+    # Padding modes, beside the same with zeros above.
+    _image("4096-3x3-reflect", _filter(4096, 3, 3, "reflect"), 0, dtypes=_IMAGES[:2]),
+    _image("4096-7x7-reflect", _filter(4096, 7, 7, "reflect"), 0, dtypes=_IMAGES[:2]),
+    _image("4096-3x3-replicate", _filter(4096, 3, 3, "replicate"), 1, dtypes=_IMAGES[:2]),
+    _image("4096-3x3-circular", _filter(4096, 3, 3, "circular"), 1, dtypes=_IMAGES[:2]),
     _image("1024-3x3-two", Geometry(1, 1, 1024, 1024, 2, 3, 3, padding=_SAME), 1),
     _image(
         "64x3x512-5x5-per-sample",
         Geometry(64, 3, 512, 512, 3, 5, 5, padding=((2, 2), (2, 2)), groups=3, per_sample=True),
-        1,
+        0,
         dtypes=("float32", "bfloat16"),
     ),
     _image("6x8-1x2", Geometry(1, 1, 6, 8, 1, 1, 2), 0, dtypes=("float32",), ops=OPS),
+    # Layers whole: what a library without an epilogue writes and reads once more.
+    _epilogue((32, 64, 56, 56, 64, 3, 3, 1, 1, 1), "relu", 0),
+    _epilogue((64, 96, 56, 56, 384, 1, 1, 1, 0, 1), "gelu", 0),
+    _epilogue((32, 256, 14, 14, 256, 3, 3, 1, 1, 1), "relu", 1),
+    _epilogue((2, 320, 64, 64, 320, 3, 3, 1, 1, 1), "silu", 1),
     _kernelbench("50", (256, 3, 224, 224), 96, (11, 11), stride=4, padding=(2, 2), bias=True),
     _kernelbench("55", (8, 64, 512, 1024), 128, (3, 3)),
     _kernelbench("56", (8, 64, 512, 256), 128, (5, 7)),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tricorr import ops
-from tricorr.perf import workloads
+from tricorr.perf import providers, workloads
 from tricorr.perf.correctness import truth_of
 from tricorr.perf.providers import PROVIDERS, TENSOR_DTYPES, make_problem
 from tricorr.perf.workloads import WORKLOADS
@@ -28,6 +28,7 @@ def test_names_are_unique():
         "sd-unet",
         "replknet",
         "images",
+        "epilogue",
         "kernelbench",
         "odd",
     )
@@ -36,9 +37,8 @@ def test_names_are_unique():
 @ALL
 def test_output_is_pytorchs(workload):
     g = workload.geometry
-    assert ops.geometry_of(
-        g.x_shape, g.weight_shape, g.stride, g.padding, g.dilation, g.groups
-    ) == replace(g, flip=False)
+    shapes, steps = (g.x_shape, g.weight_shape), (g.stride, g.padding, g.dilation, g.groups)
+    assert ops.geometry_of(*shapes, *steps, padding_mode=g.padding_mode) == g
     (top, bottom), (left, right) = g.padding
     if "transposed" in workload.tags:
         shape = (g.K, g.group_C, g.R, g.S)
@@ -60,6 +60,10 @@ def test_what_it_says_of_itself(workload):
     assert set(workload.ops) <= set(workloads.OPS)
     assert workload.ops
     assert workloads.find(workload.name) is workload
+    if workload.bias or workload.activation != "none" or workload.geometry.padding_mode != "zeros":
+        assert workload.ops == ("fprop",)  # the truth knows no others
+    assert ("padding_mode" in workload.tags) == (workload.geometry.padding_mode != "zeros")
+    assert ("epilogue" in workload.tags) == (workload.activation != "none")
     if workload.shared:
         assert workload.ops == ("fprop",)
         assert workload.geometry.group_C == 1
@@ -70,13 +74,8 @@ def test_small_version_has_the_same_structure(workload):
     g, small = workload.geometry, workload.scaled()
     s = small.geometry
     assert workloads.find(small.name) == small
-    assert (s.R, s.S, s.stride, s.padding, s.dilation) == (
-        g.R,
-        g.S,
-        g.stride,
-        g.padding,
-        g.dilation,
-    )
+    kept = ("R", "S", "stride", "padding", "dilation", "per_sample", "padding_mode")
+    assert [getattr(s, name) for name in kept] == [getattr(g, name) for name in kept]
     assert (s.groups > 1, s.group_C > 1, s.group_K > 1) == (
         g.groups > 1,
         g.group_C > 1,
@@ -101,3 +100,42 @@ def test_small_version_runs_right(workload, backend):
             assert truth.error(theirs) <= truth.bound(result.dtype, "ieee")
             scale = theirs.abs().max().item()
             torch.testing.assert_close(result, theirs, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("name", ["images-4096-3x3-reflect", "epilogue-64x56x56-64-3x3-relu"])
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_a_forgotten_mode_bias_or_activation_is_wrong(name, backend):
+    small = workloads.find(name).scaled(200_000)
+    problem = make_problem(small, "fprop", "bfloat16", "NCHW", backend.device)
+    truth = truth_of(problem)
+    zeros = replace(small, geometry=small.geometry.without_padding_mode())
+    spoilt = [
+        replace(problem, workload=zeros),
+        replace(problem, bias=None),
+        replace(problem, workload=replace(small, activation="none")),
+    ]
+    changed = 0
+    for other in spoilt:
+        if (other.workload, other.bias) == (problem.workload, problem.bias):
+            continue
+        changed += 1
+        result = PROVIDERS[0].prepare(other)()
+        assert truth.error(result) > truth.bound(result.dtype, "ieee")
+    assert changed == (2 if small.bias else 1)
+
+
+@pytest.mark.parametrize("name", ["images-64x3x512-5x5-per-sample", "images-4096-3x3-circular"])
+def test_peers_are_one_graph_for_a_compiler(name):
+    problem = make_problem(workloads.find(name).scaled(50_000), "fprop", "float32", "NCHW", "cpu")
+    function, tensors = providers._torch_function(problem)
+    compiled = torch.compile(function, backend="eager", dynamic=False, fullgraph=True)
+    torch.testing.assert_close(compiled(*tensors), function(*tensors), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+def test_activations_of_peers_are_one_graph_for_a_compiler(activation):
+    layer = replace(workloads.find("epilogue-64x56x56-64-3x3-relu"), activation=activation)
+    problem = make_problem(layer.scaled(50_000), "fprop", "float32", "NCHW", "cpu")
+    function, tensors = providers._torch_function(problem)
+    compiled = torch.compile(function, backend="eager", dynamic=False, fullgraph=True)
+    torch.testing.assert_close(compiled(*tensors), function(*tensors), rtol=0, atol=0)
