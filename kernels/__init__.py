@@ -1,25 +1,32 @@
 """What runs on the GPU: Triton device code and nothing else. Importing this imports triton."""
 
+from triton.tools.tensor_descriptor import TensorDescriptor
+
 from .dgrad_frame_gemm import dgrad_frame_gemm
 from .dgrad_frame_stencil import dgrad_frame_stencil
 from .dgrad_gemm import dgrad_gemm
 from .dgrad_stencil import dgrad_stencil
+from .dgrad_tma import dgrad_tma
 from .fprop_gemm import fprop_gemm
 from .fprop_rows import fprop_rows
 from .fprop_stencil import fprop_stencil
+from .fprop_tma import fprop_tma
 from .sum_partials import sum_partials
 from .wgrad_gemm import wgrad_gemm
 from .wgrad_rows import wgrad_rows
 from .wgrad_stencil import wgrad_stencil
 
 __all__ = [
+    "TensorDescriptor",
     "dgrad_frame_gemm",
     "dgrad_frame_stencil",
     "dgrad_gemm",
     "dgrad_stencil",
+    "dgrad_tma",
     "fprop_gemm",
     "fprop_rows",
     "fprop_stencil",
+    "fprop_tma",
     "sum_partials",
     "wgrad_gemm",
     "wgrad_rows",

@@ -7,6 +7,8 @@ coordinate (a scalar or a vector), a word is a tensor tile. `x_stride_h` is a st
 `STRIDE_H` the convolution's step. `w` is only ever the width coordinate; the filter is `weight`.
 """
 
+import math
+
 import triton
 import triton.language as tl
 
@@ -164,3 +166,31 @@ def as_block(scalar):
 def next_digit(number, base):
     """(number % base, number // base): program ids are mixed-radix numbers, fastest digit first."""
     return number % base, number // base
+
+
+@triton.constexpr_function
+def tap_step(STRIDE, DIL):
+    """Every how many taps (*) comes to the same phase, h % STRIDE, again."""
+    return STRIDE // math.gcd(STRIDE, DIL)
+
+
+@triton.jit
+def phase_taps(
+    phase, TAPS: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr
+):
+    """The taps through which outputs p read inputs of one phase: h = phase + STRIDE * j.
+
+    By (*), j = p + shift through the first of these taps. Each next one is `step` taps further and
+    reads j + step_j. There may be no such taps.
+
+    Returns (first tap, number of taps, shift, step, step_j).
+    """
+    step: tl.constexpr = tap_step(STRIDE, DIL)
+    first = 0
+    if STRIDE > 1:
+        first = TAPS
+        for i in tl.static_range(min(step, TAPS)):
+            tap = min(step, TAPS) - 1 - i
+            first = tl.where((tap * DIL - PAD - phase) % STRIDE == 0, tap, first)
+    shift = (first * DIL - PAD - phase) // STRIDE  # exact where there are taps
+    return first, tl.cdiv(TAPS - first, step), shift, step, DIL * step // STRIDE

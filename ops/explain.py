@@ -11,7 +11,7 @@ from . import backend
 from .errors import ArgumentError
 from .facts import device_of, layout_of
 from .geometry import Geometry
-from .plan import DEVICES, Device, GemmTile, Plan, plan_dgrad, plan_fprop, plan_wgrad
+from .plan import DEVICES, Device, Plan, plan_dgrad, plan_fprop, plan_wgrad
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,10 @@ def _bound(
     if device is None or plan is None or device.bandwidth is None:
         return None, None
     unit = "fma"
-    if isinstance(plan.tile, GemmTile) and dtype in (torch.float16, torch.bfloat16):
+    multiplies_matrices = plan.family in ("gemm", "tma")
+    if multiplies_matrices and dtype in (torch.float16, torch.bfloat16):
         unit = "half"
-    elif isinstance(plan.tile, GemmTile) and dtype == torch.float32 and precision != "ieee":
+    elif multiplies_matrices and dtype == torch.float32 and precision != "ieee":
         unit = "tf32"
     rate = device.flops_per_second.get("float64" if dtype == torch.float64 else unit)
     if rate is None:

@@ -121,6 +121,16 @@ class Geometry:
         """Floating-point operations: two for each multiply-accumulate."""
         return 2 * self.macs
 
+    @property
+    def steps(self) -> tuple[Pair, Pair]:
+        """(stride, dilation) with 1 for what means nothing: a step of one output or of one tap.
+
+        So huge values stay out of the kernels' arithmetic.
+        """
+        stride = (self.stride[0] if self.P > 1 else 1, self.stride[1] if self.Q > 1 else 1)
+        dilation = (self.dilation[0] if self.R > 1 else 1, self.dilation[1] if self.S > 1 else 1)
+        return stride, dilation
+
     def without_padding_mode(self) -> Geometry:
         """The same with zeros in the padding."""
         return replace(self, padding_mode="zeros") if self.padding_mode != "zeros" else self

@@ -19,7 +19,9 @@ from . import backend
 from .facts import NARROW_LIMIT, device_of, layout_of
 from .formats import empty_in_format
 from .geometry import Geometry
+from .launch_tma import dgrad_descriptors, fprop_descriptors
 from .plan import Plan, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
+from .plan_tma import TmaTile
 
 # Triton's interpreter patches triton.language while it runs, so it takes one launch at a time.
 _INTERPRETER_LOCK = threading.RLock()
@@ -114,6 +116,9 @@ def fprop_call(
     activation: str = "none",
 ) -> Call:
     """The launch that fills y."""
+    descriptors = {}
+    if isinstance(plan.tile, TmaTile):
+        descriptors = fprop_descriptors(x, weight, geometry, plan.tile)
     weight, weight_strides = _weight_walk(weight, geometry)
     return _call(
         plan,
@@ -128,6 +133,7 @@ def fprop_call(
         **_strides("weight", "nkcrs", weight_strides),
         bias_stride=0 if bias is None else bias.stride(0),
         **_strides("y", "nkpq", y.stride()),
+        **descriptors,
     )
 
 
@@ -142,6 +148,9 @@ def dgrad_call(
     """The launch that fills dx, or its frame, see Geometry.hole, where the plan is for that."""
     if plan.family == "rows":
         return fprop_call(dy, weight, bias, dx, geometry.without_padding_mode().adjoint(), plan)
+    descriptors = {}
+    if isinstance(plan.tile, TmaTile):
+        descriptors = dgrad_descriptors(dy, weight, geometry, plan.tile)
     pixels = geometry.frame_pixels if plan.op == "dgrad_frame" else geometry.H * geometry.W
     weight, weight_strides = _weight_walk(weight, geometry)
     return _call(
@@ -156,6 +165,7 @@ def dgrad_call(
         **_strides("weight", "nkcrs", weight_strides),
         bias_stride=0 if bias is None else bias.stride(0),
         **_strides("dx", "nchw", dx.stride()),
+        **descriptors,
     )
 
 
@@ -216,11 +226,9 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
     blocks = {name: value for name, value in vars(tile).items() if name.startswith("BLOCK")}
     (pad_h, pad_bottom), (pad_w, pad_right) = geometry.padding
     (first_h, last_h), (first_w, last_w) = geometry.hole
-    # A step of one position, and the distance between taps of a window of one, mean nothing.
-    # Writing them as 1 keeps huge values out of the kernels' arithmetic.
-    stride_h, stride_w = geometry.stride
-    dil_h, dil_w = geometry.dilation
+    (stride_h, stride_w), (dil_h, dil_w) = geometry.steps
     arguments |= {
+        "N": geometry.N,
         "H": geometry.H,
         "W": geometry.W,
         "P": geometry.P,
@@ -232,8 +240,8 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
         "GROUP_K": geometry.group_K,
         "R": geometry.R,
         "S": geometry.S,
-        "STRIDE_H": stride_h if geometry.P > 1 else 1,
-        "STRIDE_W": stride_w if geometry.Q > 1 else 1,
+        "STRIDE_H": stride_h,
+        "STRIDE_W": stride_w,
         "PAD_H": pad_h,
         "PAD_W": pad_w,
         "PAD_BOTTOM": pad_bottom,
@@ -243,8 +251,8 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
         "FIRST_W": first_w,
         "LAST_W": last_w,
         "MODE": geometry.padding_mode,
-        "DIL_H": dil_h if geometry.R > 1 else 1,
-        "DIL_W": dil_w if geometry.S > 1 else 1,
+        "DIL_H": dil_h,
+        "DIL_W": dil_w,
         "SPLITS": plan.splits,
         "SPLIT_PIXELS": plan.split_pixels,
         "SPLIT_STRIPS": plan.split_strips,

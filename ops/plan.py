@@ -16,6 +16,14 @@ import torch
 
 from .errors import ArgumentError
 from .geometry import Geometry
+from .plan_tma import (
+    TmaTile,
+    fits_tma,
+    is_legal_tma,
+    shared_bytes_tma,
+    tma_programs,
+    tma_tile,
+)
 from .tuned import key_of, tuned_for
 
 
@@ -88,10 +96,12 @@ class Layout:
     Attributes:
         channels_last: neighbouring channels are neighbours in memory.
         wide: some offset or pixel count needs 64 bits.
+        descriptors: tensor descriptors can describe x and y, see formats.fits_descriptor.
     """
 
     channels_last: bool = False
     wide: bool = False
+    descriptors: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,7 @@ class RowsTile:
     num_stages: int = 2
 
 
-Tile: TypeAlias = GemmTile | StencilTile | RowsTile
+Tile: TypeAlias = GemmTile | StencilTile | RowsTile | TmaTile
 
 #: For each kind of product, tiles from the largest down, the last one for few columns. The largest
 #: that fills the device is taken: it reads each input the fewest times. None has been tuned on a
@@ -203,6 +213,15 @@ MAX_WORKSPACE = 64 * 2**20
 MAX_GRID = 2**31 - 1
 
 
+#: Kernel families by the type of their tiles.
+FAMILIES: dict[type, str] = {
+    GemmTile: "gemm",
+    StencilTile: "stencil",
+    RowsTile: "rows",
+    TmaTile: "tma",
+}
+
+
 @dataclass(frozen=True)
 class Plan:
     """One operator's kernel and how it is launched.
@@ -233,8 +252,8 @@ class Plan:
 
     @property
     def family(self) -> str:
-        """The kernel family: gemm, stencil or rows."""
-        return {GemmTile: "gemm", StencilTile: "stencil", RowsTile: "rows"}[type(self.tile)]
+        """The kernel family: gemm, stencil, rows or tma."""
+        return FAMILIES[type(self.tile)]
 
     @property
     def kernel(self) -> str:
@@ -354,7 +373,7 @@ def plan_with_tile(
     if op == "dgrad":
         geometry = geometry.without_padding_mode()
     grid = _programs(op, geometry, tile)
-    precision = precision if isinstance(tile, GemmTile) else "ieee"
+    precision = precision if isinstance(tile, GemmTile | TmaTile) else "ieee"
     split_pixels = split_strips = 0
     if op == "wgrad" and isinstance(tile, RowsTile):
         strips = _strips(geometry, tile)
@@ -362,7 +381,7 @@ def plan_with_tile(
         splits = max(1, _cdiv(strips, split_strips))
         grid *= splits
     elif op == "wgrad":
-        assert not isinstance(tile, RowsTile)
+        assert isinstance(tile, GemmTile | StencilTile)
         _, pixels = _pixels(op, geometry)
         step = tile.BLOCK_K if isinstance(tile, GemmTile) else tile.BLOCK_M
         split_pixels = _cdiv(_cdiv(max(1, pixels), max(1, splits)), step) * step
@@ -403,6 +422,17 @@ def _plan_pixels(
         rows = _rows_tile(op, geometry, dtype, layout, device)
         direct = rows or _stencil_tile(channels, pixels, layout)
         return plan_with_tile(op, geometry, direct, wide=layout.wide)
+    precise = _precision(dtype, precision, device)
+    if box := tma_tile(
+        op,
+        geometry,
+        dtype,
+        precise,
+        device.arch,
+        device.multiprocessors,
+        layout.descriptors,
+    ):
+        return plan_with_tile(op, geometry, box, wide=layout.wide, precision=precise)
     product = _product(dtype, precision, device)
     tiles = GEMM_TILES[product]
     fits = [tile for tile in tiles if tile.BLOCK_N <= max(columns, tiles[-1].BLOCK_N)]
@@ -415,7 +445,7 @@ def _plan_pixels(
         geometry,
         tile,
         wide=layout.wide,
-        precision=_precision(dtype, precision, device),
+        precision=precise,
         one_tap=takes_one_tap(op, geometry, tile),
     )
 
@@ -437,6 +467,10 @@ def _tuned_plan(
     if found is None:
         return None
     tile = tile_of(found.tile)
+    if isinstance(tile, TmaTile) and not is_legal_tma(
+        op, geometry, dtype, precision, device.arch, layout.descriptors
+    ):
+        return None  # its key says nothing of alignment
     return plan_with_tile(
         op,
         geometry,
@@ -490,6 +524,8 @@ SMALLEST = Limits(255, 64 * 1024)
 
 def shared_bytes(tile: Tile, dtype: torch.dtype, arch: str) -> int:
     """About what a program holds in shared memory: the operands of every stage of its pipeline."""
+    if isinstance(tile, TmaTile):
+        return shared_bytes_tma(tile, dtype)
     if not isinstance(tile, GemmTile):
         return 0
     # Triton's pipeline keeps one stage of AMD's in registers.
@@ -522,6 +558,8 @@ def is_legal(
     if tile.num_stages < 1 or threads > 1024:
         return False
     words = 2 if dtype == torch.float64 else 1
+    if isinstance(tile, TmaTile):
+        return fits_tma(tile, dtype, limits.registers, limits.shared)
     if isinstance(tile, RowsTile):
         # A thread keeps at least three rows of sums or of dy, and three shifts of an input row.
         held = tile.BLOCK_Q * tile.BLOCK_C / threads
@@ -546,6 +584,8 @@ def is_legal(
 
 def _programs(op: str, geometry: Geometry, tile: Tile) -> int:
     """How many programs cover all results, a weight gradient's before it is split."""
+    if isinstance(tile, TmaTile):
+        return tma_programs(op, geometry, tile)
     if isinstance(tile, RowsTile):
         if op == "wgrad":
             return (geometry.N if geometry.per_sample else 1) * _cdiv(geometry.K, tile.BLOCK_C)

@@ -34,8 +34,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..ops.geometry import Geometry
 from ..ops.launch import SUM_TILE, Call
 from ..ops.plan import GemmTile, RowsTile
+from ..ops.plan_tma import TmaTile
 from .configurations import TARGETS, Configuration, Target, configurations
 
 #: The recorded table.
@@ -221,6 +223,11 @@ def problems(configuration: Configuration, target: Target, built: Build) -> list
         found.append(f"{built.shared} bytes of shared memory, more than {target.shared}")
     if built.opcodes and configuration.wants_mma(target) and not built.count("mma"):
         found.append("no matrix instructions")
+    if built.opcodes and isinstance(configuration.plan.tile, TmaTile):
+        if not built.opcodes.get("UTMALDG"):
+            found.append("no loads through tensor descriptors")
+        if built.opcodes.get("LDSM") or built.opcodes.get("HMMA"):
+            found.append("operands of matrix instructions go through registers")
     return found
 
 
@@ -317,8 +324,9 @@ def _work_of_a_program(configuration: Configuration) -> tuple[int, int]:
     tile, taps = plan.tile, geometry.R * geometry.S
     if configuration.kernel == "sum_partials":
         return SUM_TILE[1], plan.splits * SUM_TILE[1]
-    if isinstance(tile, GemmTile):
-        outputs = tile.BLOCK_M * tile.BLOCK_N
+    if isinstance(tile, GemmTile | TmaTile):
+        rows = tile.pixels if isinstance(tile, TmaTile) else tile.BLOCK_M
+        outputs = rows * tile.BLOCK_N
         return outputs, outputs * _steps(configuration) * tile.BLOCK_K
     blocks = {name: size for name, size in vars(tile).items() if name.startswith("BLOCK")}
     if plan.op == "wgrad" and isinstance(tile, RowsTile):
@@ -332,13 +340,21 @@ def _work_of_a_program(configuration: Configuration) -> tuple[int, int]:
 def _steps(configuration: Configuration) -> int:
     """Steps of a GEMM's reduction in one program, as its kernel counts them."""
     plan, geometry = configuration.plan, configuration.geometry
-    if not isinstance(plan.tile, GemmTile):
+    if not isinstance(plan.tile, GemmTile | TmaTile):
         raise TypeError(f"{configuration.name} is no GEMM")
     block, taps = plan.tile.BLOCK_K, geometry.R * geometry.S
     if plan.op == "wgrad":
         return -(-plan.split_pixels // block)
     reduced = geometry.group_C if plan.op == "fprop" else geometry.group_K
+    if isinstance(plan.tile, TmaTile):
+        # Of an input gradient, on average: its phases have different taps.
+        return max(1, round(taps / _phases(plan.op, geometry)) * -(-reduced // block))
     return taps * -(-reduced // block) if plan.one_tap else -(-taps * reduced // block)
+
+
+def _phases(op: str, geometry: Geometry) -> int:
+    """Phases among which the pixels of an input gradient, and its taps, are dealt out."""
+    return math.prod(geometry.steps[0]) if op == "dgrad" else 1
 
 
 #: What the recorded table holds: every kernel, tile and kind of product of the target that is tuned

@@ -33,6 +33,7 @@ from ..ops.plan import (
     plan_with_tile,
     tile_of,
 )
+from ..ops.plan_tma import ARCHITECTURES, TMA_SHAPES, TmaTile, box_of, channel_block, pixel_planes
 from ..ops.tuned import tuned_for
 
 
@@ -214,6 +215,23 @@ FRAME_CASES = {
     ),
 }
 
+#: For kernels that load through tensor descriptors: one loop, a loop for each phase of the input or
+#: programs for each of the gradient's, and offsets of 64 bits with everything that is not simple.
+TMA_CASES = {
+    "dense": Case(
+        Geometry(32, 256, 56, 56, 256, 3, 3, padding=_SAME), channels_last=True, bias=True
+    ),
+    "strided": Case(
+        Geometry(32, 128, 56, 56, 128, 3, 3, stride=(2, 2), padding=_SAME), channels_last=True
+    ),
+    "odd": Case(
+        Geometry(311, 128, 1031, 1033, 128, 3, 3, groups=2, **_ODD),
+        channels_last=True,
+        bias=True,
+        activation="silu",
+    ),
+}
+
 #: dtype and precision of the products in GEMM_TILES.
 PRODUCTS: dict[str, tuple[tuple[torch.dtype, str], ...]] = {
     "half": ((torch.bfloat16, "ieee"), (torch.float16, "ieee")),
@@ -233,7 +251,7 @@ class Configuration:
     Attributes:
         kernel: its name.
         product: the row of GEMM_TILES, "" for kernels that are no GEMM.
-        case: a name in GEMM_CASES, STENCIL_CASES, ROWS_CASES or FRAME_CASES.
+        case: a name in GEMM_CASES, STENCIL_CASES, ROWS_CASES, TMA_CASES or FRAME_CASES.
         arguments: what that name stands for.
         plan: what the planner decides.
         dtype: of all tensors, but uint8 is only x's and the others are float32 then.
@@ -330,6 +348,7 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
                 for dtype in dtypes:
                     yield _configuration(op, "", case, stencil, dtype, "ieee")
     yield from _rows(target, thin)
+    yield from _tma(target, thin)
     yield from _frames(target, thin)
     yield from _tuned(target)
     yield from _sums()
@@ -350,6 +369,33 @@ def _rows(target: Target, thin: bool) -> Iterator[Configuration]:
                 plan = planner(case.geometry, weights, Layout(wide=case.wide), target.device)
                 if plan.family == "rows":
                     yield Configuration(plan.kernel, "", name, case, plan, dtype)
+
+
+def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
+    """Kernels that load through tensor descriptors, with every shape of tile."""
+    if target.device.arch not in ARCHITECTURES:
+        return
+    turn = ARCHITECTURES.index(target.device.arch)
+    for i, op in enumerate(("fprop", "dgrad")):
+        for product in ("half", "tf32"):
+            for j, (block_n, pixels, warps, stages) in enumerate(TMA_SHAPES):
+                cases, types = list(TMA_CASES), PRODUCTS[product]
+                if thin:
+                    if (i + j + turn + (product == "tf32")) % 2:
+                        continue  # the other architecture has it
+                    cases = [cases[(i + j // 2 + turn) % len(cases)]]
+                    types = (types[j % len(types)],)
+                for name in cases:
+                    case = TMA_CASES[name]
+                    geometry = _geometry(op, case)
+                    for dtype, precision in types:
+                        box = box_of(pixel_planes(op, geometry), pixels)
+                        block_k = channel_block(op, geometry, dtype)
+                        tile = TmaTile(*box, block_n, block_k, warps, stages)
+                        plan = plan_with_tile(
+                            op, geometry, tile, wide=case.wide, precision=precision
+                        )
+                        yield Configuration(plan.kernel, product, name, case, plan, dtype)
 
 
 def _frames(target: Target, thin: bool) -> Iterator[Configuration]:
