@@ -15,6 +15,7 @@ from .sum_partials import sum_partials
 from .wgrad_gemm import wgrad_gemm
 from .wgrad_rows import wgrad_rows
 from .wgrad_stencil import wgrad_stencil
+from .wgrad_tma import wgrad_tma
 
 __all__ = [
     "TensorDescriptor",
@@ -31,4 +32,5 @@ __all__ = [
     "wgrad_gemm",
     "wgrad_rows",
     "wgrad_stencil",
+    "wgrad_tma",
 ]

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .fprop_tma import add_taps_tma, box_pixels
-from .indexing import next_digit, phase_taps, widen
+from .indexing import next_digit, phase_taps, phases, widen
 
 
 @triton.jit
@@ -34,8 +34,8 @@ def dgrad_tma(
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tile_n, program = next_digit(tl.program_id(0), tl.cdiv(GROUP_C, BLOCK_N))
-    phase_w, program = next_digit(program, tl.minimum(STRIDE_W, W))
-    phase_h, program = next_digit(program, tl.minimum(STRIDE_H, H))
+    phase_w, program = next_digit(program, phases(STRIDE_W, W))
+    phase_h, program = next_digit(program, phases(STRIDE_H, H))
     tile_w, program = next_digit(program, tl.cdiv(tl.cdiv(W, STRIDE_W), BLOCK_Q))
     tile_h, program = next_digit(program, tl.cdiv(tl.cdiv(H, STRIDE_H), BLOCK_P))
     tile_i, group = next_digit(program, tl.cdiv(N, BLOCK_I))

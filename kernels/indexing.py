@@ -116,10 +116,7 @@ def split_pixel(index, HEIGHT, WIDTH):
 
 
 @triton.jit
-def split_reduction(
-    step, lane, CHANNELS, R: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
-    ONE_TAP: tl.constexpr,
-):  # fmt: skip
+def split_reduction(step, lane, CHANNELS, R, S, BLOCK: tl.constexpr, ONE_TAP: tl.constexpr):
     """(r, s, channel, valid) of reduction element `lane` in `step`.
 
     ONE_TAP: a step covers BLOCK channels of one tap, so r and s are scalars. Otherwise it covers
@@ -139,9 +136,7 @@ def split_reduction(
 
 
 @triton.jit
-def reduction_steps(
-    CHANNELS, R: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr, ONE_TAP: tl.constexpr
-):
+def reduction_steps(CHANNELS, R, S, BLOCK: tl.constexpr, ONE_TAP: tl.constexpr):
     """How many steps `split_reduction` needs to cover R * S * CHANNELS elements."""
     if ONE_TAP:
         return R * S * tl.cdiv(CHANNELS, BLOCK)
@@ -166,6 +161,14 @@ def as_block(scalar):
 def next_digit(number, base):
     """(number % base, number // base): program ids are mixed-radix numbers, fastest digit first."""
     return number % base, number // base
+
+
+@triton.jit
+def phases(STRIDE: tl.constexpr, EXTENT):
+    """How many phases, h % STRIDE, the inputs h < EXTENT have."""
+    if STRIDE == 1:
+        return 1
+    return tl.minimum(STRIDE, EXTENT)
 
 
 @triton.constexpr_function

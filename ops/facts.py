@@ -27,7 +27,7 @@ def layout_of(geometry: Geometry, x: torch.Tensor, weight: torch.Tensor, y: torc
     return Layout(
         channels_last=suggests_channels_last(x) or suggests_channels_last(y),
         wide=largest > NARROW_LIMIT,
-        descriptors=fits_descriptor(x) and fits_descriptor(y),
+        descriptors=x.dtype == y.dtype and fits_descriptor(x) and fits_descriptor(y),
     )
 
 

@@ -131,6 +131,21 @@ class Geometry:
         dilation = (self.dilation[0] if self.R > 1 else 1, self.dilation[1] if self.S > 1 else 1)
         return stride, dilation
 
+    @property
+    def phases(self) -> Pair:
+        """How many phases, (h % stride, w % stride), the pixels of the input have.
+
+        Outputs reach the pixels of one phase through the same taps, and no others.
+        """
+        (stride_h, stride_w), _ = self.steps
+        return min(stride_h, self.H), min(stride_w, self.W)
+
+    @property
+    def phase_shape(self) -> tuple[int, int, int]:
+        """(N, rows, columns) of the largest phase of the input."""
+        (stride_h, stride_w), _ = self.steps
+        return self.N, -(-self.H // stride_h), -(-self.W // stride_w)
+
     def without_padding_mode(self) -> Geometry:
         """The same with zeros in the padding."""
         return replace(self, padding_mode="zeros") if self.padding_mode != "zeros" else self

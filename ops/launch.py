@@ -19,7 +19,7 @@ from . import backend
 from .facts import NARROW_LIMIT, device_of, layout_of
 from .formats import empty_in_format
 from .geometry import Geometry
-from .launch_tma import dgrad_descriptors, fprop_descriptors
+from .launch_tma import dgrad_descriptors, fprop_descriptors, wgrad_descriptors
 from .plan import Plan, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
 from .plan_tma import TmaTile
 
@@ -179,6 +179,9 @@ def wgrad_calls(
         target = dw.new_empty((plan.splits, *geometry.weight_shape), dtype=partial_dtype)
     one_part = target if plan.splits == 1 else target[0]
     walk, dw_strides = _weight_walk(one_part, geometry)
+    descriptors = {}
+    if isinstance(plan.tile, TmaTile):
+        descriptors = wgrad_descriptors(x, dy, geometry, plan.tile)
     yield _call(
         plan,
         geometry,
@@ -190,6 +193,7 @@ def wgrad_calls(
         **_strides("dy", "nkpq", dy.stride()),
         dw_stride_split=dw.numel() if plan.splits > 1 else 0,
         **_strides("dw", "nkcrs", dw_strides),
+        **descriptors,
     )
     if plan.splits > 1:
         yield sum_partials_call(target, dw, plan.splits)
@@ -256,6 +260,7 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
         "SPLITS": plan.splits,
         "SPLIT_PIXELS": plan.split_pixels,
         "SPLIT_STRIPS": plan.split_strips,
+        "SPLIT_BOXES": plan.split_strips,
         "WIDE": plan.wide,
         "PRECISION": plan.precision,
         "ONE_TAP": plan.one_tap,

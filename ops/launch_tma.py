@@ -18,14 +18,8 @@ def fprop_descriptors(
     x: torch.Tensor, weight: torch.Tensor, geometry: Geometry, tile: TmaTile
 ) -> dict[str, Any]:
     """What fprop_tma takes beside what every fprop kernel does."""
-    (stride_h, stride_w), _ = geometry.steps
-    arguments: dict[str, Any] = {"FLIP": geometry.flip}
-    for i in range(MAX_PHASES):
-        arguments |= {f"x{i}_desc": None, f"PHASE{i}": -1}
-    for i, (a, b) in enumerate(phases_with_taps(geometry)):
-        phase = x[:, :, a::stride_h, b::stride_w]
-        arguments[f"x{i}_desc"] = _pixels_descriptor(phase, tile)
-        arguments[f"PHASE{i}"] = a * stride_w + b
+    arguments = _phase_descriptors(x, geometry, tile, tile.BLOCK_K)
+    arguments["FLIP"] = geometry.flip
     rows = _rows(weight.permute(0, 2, 3, 1))  # [K, (r, s, c)]
     arguments["weight_desc"] = _describe(rows, [tile.BLOCK_N, tile.BLOCK_K])
     return arguments
@@ -46,14 +40,37 @@ def dgrad_descriptors(
     return {
         "FLIP": geometry.flip,
         "CROSSWISE": crosswise,
-        "dy_desc": _pixels_descriptor(dy, tile),
+        "dy_desc": _pixels_descriptor(dy, tile, tile.BLOCK_K),
         "weight_desc": _describe(rows, block),
     }
 
 
-def _pixels_descriptor(pixels: torch.Tensor, tile: TmaTile) -> TensorDescriptor:
-    """Of boxes of (N, C, H, W), which formats.fits_descriptor."""
-    block = [tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q, tile.BLOCK_K]
+def wgrad_descriptors(
+    x: torch.Tensor, dy: torch.Tensor, geometry: Geometry, tile: TmaTile
+) -> dict[str, Any]:
+    """What wgrad_tma takes beside what every wgrad kernel does."""
+    arguments = _phase_descriptors(x, geometry, tile, tile.BLOCK_N)
+    return arguments | {"dy_desc": _pixels_descriptor(dy, tile, tile.BLOCK_K)}
+
+
+def _phase_descriptors(
+    x: torch.Tensor, geometry: Geometry, tile: TmaTile, channels: int
+) -> dict[str, Any]:
+    """A descriptor for each phase of x that a tap reads, None for the others a kernel takes."""
+    (stride_h, stride_w), _ = geometry.steps
+    arguments: dict[str, Any] = {}
+    for i in range(MAX_PHASES):
+        arguments |= {f"x{i}_desc": None, f"PHASE{i}": -1}
+    for i, (a, b) in enumerate(phases_with_taps(geometry)):
+        phase = x[:, :, a::stride_h, b::stride_w]
+        arguments[f"x{i}_desc"] = _pixels_descriptor(phase, tile, channels)
+        arguments[f"PHASE{i}"] = a * stride_w + b
+    return arguments
+
+
+def _pixels_descriptor(pixels: torch.Tensor, tile: TmaTile, channels: int) -> TensorDescriptor:
+    """Of boxes of (N, C, H, W), which formats.fits_descriptor, with so many channels."""
+    block = [tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q, channels]
     return _describe(pixels.permute(0, 2, 3, 1), block)
 
 

@@ -8,6 +8,7 @@ before is data of the package (tuned.py).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, get_args
@@ -18,6 +19,7 @@ from .errors import ArgumentError
 from .geometry import Geometry
 from .plan_tma import (
     TmaTile,
+    boxes,
     fits_tma,
     is_legal_tma,
     shared_bytes_tma,
@@ -96,7 +98,8 @@ class Layout:
     Attributes:
         channels_last: neighbouring channels are neighbours in memory.
         wide: some offset or pixel count needs 64 bits.
-        descriptors: tensor descriptors can describe x and y, see formats.fits_descriptor.
+        descriptors: tensor descriptors can describe x and y, which have one dtype, see
+            formats.fits_descriptor.
     """
 
     channels_last: bool = False
@@ -168,8 +171,9 @@ GEMM_TILES: dict[str, tuple[GemmTile, ...]] = {
     ),
 }
 
-#: For 64-bit offsets, two registers each, where a reduction or columns run through several taps and
-#: every element has its own: most tiles above spill there, none does with 16 results a thread.
+#: Where a reduction or columns run through several taps, so that every element has offsets of its
+#: own, and those have 64 bits, two registers each, or taps are counted at run time, as those of an
+#: input gradient's phase are: most tiles above spill there, none does with 16 results a thread.
 WIDE_GEMM_TILES: dict[str, GemmTile] = {
     "half": GemmTile(64, 64, 32, num_warps=8, num_stages=3),
     "tf32": GemmTile(64, 64, 32, num_warps=8, num_stages=3),
@@ -235,7 +239,7 @@ class Plan:
         one_tap: a reduction step of a GEMM covers channels of a single tap.
         splits: parts that a weight gradient's pixels are cut into.
         split_pixels: pixels of one part.
-        split_strips: strips of one part, for a rows kernel.
+        split_strips: strips of one part, for a rows kernel, or boxes, for a tma kernel.
         interior: a rows kernel has code without masks for the tiles inside the image.
     """
 
@@ -318,7 +322,11 @@ def plan_wgrad(
     _, pixels = _pixels("wgrad", geometry)
     columns = geometry.group_C * geometry.R * geometry.S
     tile: Tile
-    if min(geometry.group_K, columns) >= GEMM_MIN:
+    precise = _precision(dtype, precision, device)
+    facts = device.arch, device.multiprocessors, layout.descriptors
+    if box := tma_tile("wgrad", geometry, dtype, precise, *facts):
+        tile = box
+    elif min(geometry.group_K, columns) >= GEMM_MIN:
         # The long side of a tile lies along the pixels in the other operators; here rows are
         # filters, and splits fill the device, so the size of the tile does not depend on it.
         product = _product(dtype, precision, device)
@@ -331,7 +339,7 @@ def plan_wgrad(
     splits = min(
         _cdiv(4 * device.multiprocessors, max(1, _programs("wgrad", geometry, tile))),
         _cdiv(_strips(geometry, tile), MIN_SPLIT_STRIPS)
-        if isinstance(tile, RowsTile)
+        if isinstance(tile, RowsTile | TmaTile)
         else _cdiv(pixels, MIN_SPLIT_PIXELS),
         MAX_WORKSPACE // max(1, partial_bytes),
     )
@@ -340,7 +348,7 @@ def plan_wgrad(
         geometry,
         tile,
         wide=layout.wide,
-        precision=_precision(dtype, precision, device),
+        precision=precise,
         splits=splits,
     )
 
@@ -375,7 +383,7 @@ def plan_with_tile(
     grid = _programs(op, geometry, tile)
     precision = precision if isinstance(tile, GemmTile | TmaTile) else "ieee"
     split_pixels = split_strips = 0
-    if op == "wgrad" and isinstance(tile, RowsTile):
+    if op == "wgrad" and isinstance(tile, RowsTile | TmaTile):
         strips = _strips(geometry, tile)
         split_strips = _cdiv(max(1, strips), max(1, splits))
         splits = max(1, _cdiv(strips, split_strips))
@@ -423,14 +431,13 @@ def _plan_pixels(
         direct = rows or _stencil_tile(channels, pixels, layout)
         return plan_with_tile(op, geometry, direct, wide=layout.wide)
     precise = _precision(dtype, precision, device)
+    facts = device.arch, device.multiprocessors, layout.descriptors
     if box := tma_tile(
         op,
         geometry,
         dtype,
         precise,
-        device.arch,
-        device.multiprocessors,
-        layout.descriptors,
+        *facts,
     ):
         return plan_with_tile(op, geometry, box, wide=layout.wide, precision=precise)
     product = _product(dtype, precision, device)
@@ -438,7 +445,8 @@ def _plan_pixels(
     fits = [tile for tile in tiles if tile.BLOCK_N <= max(columns, tiles[-1].BLOCK_N)]
     enough = 2 * device.multiprocessors
     tile = next((t for t in fits if _programs(op, geometry, t) >= enough), fits[-1])
-    if layout.wide and reduced < tile.BLOCK_K:
+    by_phases = op == "dgrad" and math.prod(geometry.phases) > 1
+    if (layout.wide or by_phases) and reduced < tile.BLOCK_K:
         tile = WIDE_GEMM_TILES[product]
     return plan_with_tile(
         op,
@@ -600,6 +608,10 @@ def _programs(op: str, geometry: Geometry, tile: Tile) -> int:
         return batches * per_channel * _cdiv(channels, tile.BLOCK_C)
     columns = channels // geometry.groups
     rows, columns = (columns, taps) if op == "wgrad" else (pixels, columns)
+    if op == "dgrad":  # each phase has programs of its own
+        samples, *plane = geometry.phase_shape
+        rows = math.prod(plane) * (1 if geometry.per_sample else samples)
+        batches *= math.prod(geometry.phases)
     return batches * geometry.groups * _cdiv(rows, tile.BLOCK_M) * _cdiv(columns, tile.BLOCK_N)
 
 
@@ -611,8 +623,10 @@ def _pixels(op: str, geometry: Geometry) -> tuple[int, int]:
     return (geometry.N, extent) if geometry.per_sample else (1, geometry.N * extent)
 
 
-def _strips(geometry: Geometry, tile: RowsTile) -> int:
+def _strips(geometry: Geometry, tile: RowsTile | TmaTile) -> int:
     """Tiles of output rows and columns of one problem, that a weight gradient runs over."""
+    if isinstance(tile, TmaTile):
+        return boxes(geometry, tile)
     samples = 1 if geometry.per_sample else geometry.N
     return samples * _cdiv(geometry.P, tile.BLOCK_P) * _cdiv(geometry.Q, tile.BLOCK_Q)
 

@@ -27,6 +27,9 @@ MAX_COORDINATE = 2**29
 MAX_BOX = 256
 #: Most of the pixels of all boxes that may lie outside of the planes: beyond, pointers waste less.
 MAX_OVERHANG = 0.5
+#: Filters and channels of a program of a weight gradient, and pixels of its box.
+GRADIENT_BLOCKS = (128, 64)
+GRADIENT_PIXELS = 64
 #: Bytes of summed channels that one step loads for a pixel: the widest row that is swizzled.
 ROW_BYTES = 128
 
@@ -40,7 +43,8 @@ class TmaTile:
         BLOCK_P: rows of the box.
         BLOCK_Q: columns of the box.
         BLOCK_N: channels of the result.
-        BLOCK_K: channels that one step of the loop sums.
+        BLOCK_K: channels that one step of the loop sums; of a weight gradient, which sums the
+            pixels of a box instead, the filters.
         num_warps, num_stages: as Triton takes them.
     """
 
@@ -81,7 +85,9 @@ def is_legal_tma(
         arch: as in Device.
         descriptors: as in Layout.
     """
-    if op not in ("fprop", "dgrad") or arch not in ARCHITECTURES or not descriptors:
+    if op not in ("fprop", "dgrad", "wgrad") or arch not in ARCHITECTURES or not descriptors:
+        return False
+    if op == "wgrad" and not multiplies_crosswise(dtype):
         return False
     g = geometry
     if g.per_sample or g.padding_mode != "zeros":
@@ -120,9 +126,11 @@ def channel_block(op: str, geometry: Geometry, dtype: torch.dtype) -> int:
     """Summed channels of one step; 0 where none is right.
 
     A step may overhang the channels only where both operands are zero there: not into another
-    group, nor into the weight's next tap.
+    group, nor into the weight's next tap. A weight gradient sums pixels: any number will do.
     """
     g = geometry
+    if op == "wgrad":
+        return GRADIENT_BLOCKS[-1] if min(g.group_C, g.group_K) >= 16 else 0
     summed, results = (g.group_C, g.group_K) if op == "fprop" else (g.group_K, g.group_C)
     most = ROW_BYTES // dtype.itemsize
     if min(summed, results) < 16:
@@ -158,6 +166,8 @@ def tma_tile(
     """The tile for a call; None where it is not legal, or boxes would mostly overhang."""
     if not is_legal_tma(op, geometry, dtype, precision, arch, descriptors):
         return None
+    if op == "wgrad":
+        return _gradient_tile(geometry)
     block_k = channel_block(op, geometry, dtype)
     results = geometry.group_K if op == "fprop" else geometry.group_C
     planes = pixel_planes(op, geometry)
@@ -175,15 +185,47 @@ def tma_tile(
     return chosen
 
 
-def tma_programs(op: str, geometry: Geometry, tile: TmaTile) -> int:
-    """How many programs cover all results."""
+def _gradient_tile(geometry: Geometry) -> TmaTile | None:
+    """The tile of a weight gradient, whose boxes may overhang the batch, but not a plane."""
+    g = geometry
+    box = whole_box((g.N, g.P, g.Q), GRADIENT_PIXELS)
+    if covered((g.N, 1, 1), (box[0], 1, 1)) * (1 - MAX_OVERHANG) > g.N:
+        return None
+    block_n, block_k = (
+        next((b for b in GRADIENT_BLOCKS if b <= channels), GRADIENT_BLOCKS[-1])
+        for channels in (g.group_C, g.group_K)
+    )
+    warps = 8 if block_n * block_k == GRADIENT_BLOCKS[0] ** 2 else 4
+    return TmaTile(*box, block_n, block_k, warps, num_stages=4)
+
+
+def whole_box(planes: tuple[int, int, int], pixels: int) -> tuple[int, int, int]:
+    """(images, rows, columns) of the box with the fewest images that divides rows and columns."""
+    _, rows, columns = planes
+    most_rows, most_columns = rows & -rows, columns & -columns  # powers of two that divide them
+    box_columns = min(most_columns, pixels)
+    box_rows = min(most_rows, pixels // box_columns)
+    return pixels // (box_rows * box_columns), box_rows, box_columns
+
+
+def boxes(geometry: Geometry, tile: TmaTile) -> int:
+    """Boxes of pixels of dy, that a weight gradient runs over."""
     box = (tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q)
-    boxes = covered(pixel_planes(op, geometry), box) // tile.pixels
+    return covered((geometry.N, geometry.P, geometry.Q), box) // tile.pixels
+
+
+def tma_programs(op: str, geometry: Geometry, tile: TmaTile) -> int:
+    """How many programs cover all results, a weight gradient's before it is split."""
+    if op == "wgrad":
+        g = geometry
+        tiles = -(-g.group_K // tile.BLOCK_K) * -(-g.group_C // tile.BLOCK_N)
+        return g.groups * g.R * g.S * tiles
+    box = (tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q)
+    programs = covered(pixel_planes(op, geometry), box) // tile.pixels
     if op == "dgrad":  # each phase has boxes of its own
-        (stride_h, stride_w), _ = geometry.steps
-        boxes *= min(stride_h, geometry.H) * min(stride_w, geometry.W)
+        programs *= math.prod(geometry.phases)
     results = geometry.group_K if op == "fprop" else geometry.group_C
-    return boxes * geometry.groups * -(-results // tile.BLOCK_N)
+    return programs * geometry.groups * -(-results // tile.BLOCK_N)
 
 
 def covered(planes: tuple[int, int, int], box: tuple[int, int, int]) -> int:
@@ -213,10 +255,7 @@ def box_of(planes: tuple[int, int, int], pixels: int) -> tuple[int, int, int]:
 def pixel_planes(op: str, geometry: Geometry) -> tuple[int, int, int]:
     """(images, rows, columns) of the pixels that boxes cover: of y, or of one phase of dx."""
     g = geometry
-    if op == "fprop":
-        return g.N, g.P, g.Q
-    (stride_h, stride_w), _ = g.steps
-    return g.N, -(-g.H // stride_h), -(-g.W // stride_w)
+    return (g.N, g.P, g.Q) if op == "fprop" else g.phase_shape
 
 
 def _power_of_two(number: int) -> int:

@@ -34,7 +34,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..ops.geometry import Geometry
 from ..ops.launch import SUM_TILE, Call
 from ..ops.plan import GemmTile, RowsTile
 from ..ops.plan_tma import TmaTile
@@ -346,15 +345,10 @@ def _steps(configuration: Configuration) -> int:
     if plan.op == "wgrad":
         return -(-plan.split_pixels // block)
     reduced = geometry.group_C if plan.op == "fprop" else geometry.group_K
-    if isinstance(plan.tile, TmaTile):
-        # Of an input gradient, on average: its phases have different taps.
-        return max(1, round(taps / _phases(plan.op, geometry)) * -(-reduced // block))
-    return taps * -(-reduced // block) if plan.one_tap else -(-taps * reduced // block)
-
-
-def _phases(op: str, geometry: Geometry) -> int:
-    """Phases among which the pixels of an input gradient, and its taps, are dealt out."""
-    return math.prod(geometry.steps[0]) if op == "dgrad" else 1
+    if plan.op == "dgrad":  # on average: taps are dealt out among the phases
+        taps = max(1, round(taps / math.prod(geometry.phases)))
+    one_tap = plan.one_tap or isinstance(plan.tile, TmaTile)
+    return taps * -(-reduced // block) if one_tap else -(-taps * reduced // block)
 
 
 #: What the recorded table holds: every kernel, tile and kind of product of the target that is tuned

@@ -120,6 +120,7 @@ GEMM_CASES = {
     ),
     "pointwise": Case(Geometry(64, 128, 1024, 1024, 256, 1, 1), one_tap=True),
     "stem": Case(Geometry(8, 3, 224, 224, 64, 7, 7, stride=(2, 2), padding=((3, 3), (3, 3)))),
+    "few": Case(Geometry(8, 3, 112, 112, 64, 3, 3, padding=_SAME)),
     "odd": Case(
         Geometry(
             311, 14, 1031, 1033, 34, 3, 3, groups=2, per_sample=True, padding_mode="reflect", **_ODD
@@ -331,6 +332,8 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
                 if thin:
                     if cases[-1] == "odd" and (i + row + turn) % len(OPS):
                         continue  # slow to compile: one operator for each target
+                    if cases == ["stem"] and (row + turn) % len(TARGETS):
+                        continue
                     cases = [cases[(i + j + turn) % len(cases)]]
                     chosen = (types[(j + turn) % len(types)],)
                 for case in cases:
@@ -428,8 +431,11 @@ def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:
             yield tile, ["dense", "stem"]
         yield WIDE_GEMM_TILES[product], ["pointwise", "odd"]
         return
+    # Few channels: the forward operator takes any step, the input gradient with one takes phases.
     for tile in GEMM_TILES[product]:
-        yield tile, ["dense", "pointwise", "stem"]
+        yield tile, ["dense", "pointwise", "stem" if op == "fprop" else "few"]
+    if op == "dgrad":
+        yield WIDE_GEMM_TILES[product], ["stem"]
     yield WIDE_GEMM_TILES[product], ["odd"]
 
 

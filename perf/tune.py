@@ -44,10 +44,11 @@ from ..ops.plan import (
     plan_with_tile,
     takes_one_tap,
 )
+from ..ops.plan_tma import TmaTile, box_of, pixel_planes
 from ..ops.tuned import file_of, key_of
 from .machine import Clocks
 from .measure import GpuTimer, Timer, quantile
-from .model import PRODUCTS, is_wide, predict
+from .model import PRODUCTS, dense_layout, predict
 from .providers import Problem, make_problem
 from .workloads import OPS, Workload, find
 
@@ -92,7 +93,8 @@ class Job:
 
     @property
     def layout(self) -> Layout:
-        return Layout(self.channels_last, is_wide(self.workload.geometry))
+        dtype, _ = PRODUCTS[self.dtype]
+        return dense_layout(self.workload.geometry, dtype, self.channels_last)
 
     def table_plan(self, device: Device) -> Plan:
         """What the tables say, whatever was tuned before."""
@@ -204,6 +206,15 @@ def candidates(job: Job, device: Device) -> list[Plan]:
             StencilTile(m, c, warps)
             for m, c, warps in sizes
             if 128 <= m * c <= 4096 and c < 2 * channels
+        )
+    elif isinstance(tile_of_table, TmaTile):
+        planes = pixel_planes(job.op, geometry)
+        tiles = (
+            TmaTile(*box_of(planes, pixels), n, k, warps, stages)
+            for n, pixels, k, warps, stages in itertools.product(
+                (64, 128, 256), (64, 128, 256), (16, 32, 64), (4, 8), (2, 3, 4)
+            )
+            if tile_of_table.BLOCK_K % k == 0
         )
     else:
         channels = geometry.K * (1 if job.op == "wgrad" else geometry.N)

@@ -9,7 +9,7 @@ from closeness import check, operands, run
 
 from tricorr.ops import geometry_of
 from tricorr.ops.facts import layout_of
-from tricorr.ops.plan import DEVICES, Layout, plan_dgrad, plan_fprop, plan_with_tile
+from tricorr.ops.plan import DEVICES, Layout, plan_dgrad, plan_fprop, plan_wgrad, plan_with_tile
 from tricorr.ops.plan_tma import (
     TmaTile,
     box_of,
@@ -17,6 +17,7 @@ from tricorr.ops.plan_tma import (
     covered,
     is_legal_tma,
     phases_with_taps,
+    whole_box,
 )
 
 
@@ -91,6 +92,46 @@ def test_sixteen_bits_and_any_weight(kernel_backend, op, dtype):
     assert torch.equal(run(op, copied, geometry, launch, plan=plan), actual)
 
 
+#: Boxes that divide the planes of y, and hold more images than are left.
+GRADIENTS = {
+    "leftovers": (_case((3, 24, 6, 8), 40, (3, 3), padding=_SAME), (2, 2, 4)),
+    "one_pixel_boxes": (_case((9, 16, 3, 5), 16, (2, 1), padding=((1, 0), (0, 0))), (16, 1, 1)),
+    "dilated_flipped": (
+        _case((2, 16, 8, 6), 16, (2, 3), padding=_SAME, dilation=(3, 2), flip=True),
+        (4, 1, 4),
+    ),
+    "groups": (_case((2, 48, 4, 4), 32, (2, 2), padding=((0, 1), (1, 0)), groups=2), (1, 4, 4)),
+    "strided": (_case((3, 16, 8, 9), 16, (3, 3), (2, 2), ((1, 1), (1, 0))), (2, 2, 4)),
+    "phases_without_taps": (_case((2, 16, 8, 12), 16, (1, 1), (2, 3)), (1, 4, 4)),
+    "unread_pixels": (_case((2, 16, 7, 7), 16, (2, 2), (3, 3)), (4, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("splits", [1, 2, 100])
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_weight_gradient(kernel_backend, name, splits):
+    from tricorr.ops import launch
+
+    geometry, box = GRADIENTS[name]
+    dtype = [torch.float16, torch.bfloat16][splits % 2]
+    assert is_legal_tma("wgrad", geometry, dtype, "ieee", "90", descriptors=True)
+    args = operands("wgrad", *tensors(geometry, dtype, kernel_backend.device))
+    plan = plan_with_tile("wgrad", geometry, TmaTile(*box, 16, 32, 4, 2), splits=splits)
+    plan = replace(plan, wide=splits == 2)
+    actual = run("wgrad", in_channels_last(args), geometry, launch, plan=plan)
+    check("wgrad", args, geometry, actual=actual)
+
+
+def test_pixels_that_no_window_reads_do_not_count(kernel_backend):
+    from tricorr.ops import launch
+
+    geometry, box = GRADIENTS["unread_pixels"]
+    x, _, _, dy = tensors(geometry, torch.float16, kernel_backend.device)
+    x[:, :, 2::3], x[:, :, -1] = float("nan"), float("nan")
+    plan = plan_with_tile("wgrad", geometry, TmaTile(*box, 16, 16, 4, 2))
+    assert launch.wgrad(*in_channels_last([x, dy]), geometry, plan=plan).isfinite().all()
+
+
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
 def test_a_sum_of_channels_may_overhang_where_nothing_follows(kernel_backend, op):
     geometry = GEOMETRIES["pointwise_overhanging_channels"]
@@ -114,7 +155,7 @@ def test_activations_come_before_the_rounding(kernel_backend):
 def test_the_planner_takes_descriptors_where_it_can():
     geometry = _case((32, 256, 14, 14), 256, (3, 3), padding=_SAME)
     layout = Layout(channels_last=True, descriptors=True)
-    for planner in (plan_fprop, plan_dgrad):
+    for planner in (plan_fprop, plan_dgrad, plan_wgrad):
         for name, family in {
             "h200": "tma",
             "b200": "tma",
@@ -157,11 +198,19 @@ def test_descriptors_need_steps_of_sixteen_bytes():
     assert not layout_of(geometry, x, weight, y).descriptors
     x, y = in_channels_last([x, y])
     assert layout_of(geometry, x, weight, y).descriptors
+    assert not layout_of(geometry, x.byte(), weight, y).descriptors
     wide = torch.randn(2, 8, 8, 68).half().permute(0, 3, 1, 2)
     flat = torch.randn(2 * 64 * 8 * 8 + 1).half()
     shifted = flat[1:].view(2, 8, 8, 64).permute(0, 3, 1, 2)
     for view in (wide[:, :64], shifted, x[:1].expand(2, -1, -1, -1)):
         assert not layout_of(geometry, view, weight, y).descriptors
+
+
+def test_boxes_of_a_weight_gradient_divide_the_planes():
+    for planes in ((32, 56, 56), (32, 14, 14), (32, 7, 7), (3, 12, 5)):
+        box = whole_box(planes, 64)
+        assert box[0] * box[1] * box[2] == 64
+        assert planes[1] % box[1] == planes[2] % box[2] == 0
 
 
 @pytest.mark.parametrize("pixels", [128, 256])
