@@ -22,7 +22,6 @@ from .plan_tma import (
     boxes,
     fits_tma,
     is_legal_tma,
-    shared_bytes_tma,
     tma_programs,
     tma_tile,
 )
@@ -476,9 +475,9 @@ def _tuned_plan(
         return None
     tile = tile_of(found.tile)
     if isinstance(tile, TmaTile) and not is_legal_tma(
-        op, geometry, dtype, precision, device.arch, layout.descriptors
+        op, geometry, dtype, precision, device.arch, layout.descriptors, tile
     ):
-        return None  # its key says nothing of alignment
+        return None  # its key says nothing of alignment, nor what divides a plane
     return plan_with_tile(
         op,
         geometry,
@@ -532,8 +531,6 @@ SMALLEST = Limits(255, 64 * 1024)
 
 def shared_bytes(tile: Tile, dtype: torch.dtype, arch: str) -> int:
     """About what a program holds in shared memory: the operands of every stage of its pipeline."""
-    if isinstance(tile, TmaTile):
-        return shared_bytes_tma(tile, dtype)
     if not isinstance(tile, GemmTile):
         return 0
     # Triton's pipeline keeps one stage of AMD's in registers.
@@ -567,7 +564,7 @@ def is_legal(
         return False
     words = 2 if dtype == torch.float64 else 1
     if isinstance(tile, TmaTile):
-        return fits_tma(tile, dtype, limits.registers, limits.shared)
+        return fits_tma(op, tile, dtype, limits.registers, limits.shared)
     if isinstance(tile, RowsTile):
         # A thread keeps at least three rows of sums or of dy, and three shifts of an input row.
         held = tile.BLOCK_Q * tile.BLOCK_C / threads

@@ -27,9 +27,6 @@ MAX_COORDINATE = 2**29
 MAX_BOX = 256
 #: Most of the pixels of all boxes that may lie outside of the planes: beyond, pointers waste less.
 MAX_OVERHANG = 0.5
-#: Filters and channels of a program of a weight gradient, and pixels of its box.
-GRADIENT_BLOCKS = (128, 64)
-GRADIENT_PIXELS = 64
 #: Bytes of summed channels that one step loads for a pixel: the widest row that is swizzled.
 ROW_BYTES = 128
 
@@ -70,10 +67,24 @@ TMA_SHAPES = (
     (64, 256, 8, 4),
     (64, 128, 4, 4),
 )
+#: (channels, filters, num_warps, num_stages) of a weight gradient, with a box of so many pixels.
+TMA_GRADIENT_SHAPES = (
+    (128, 128, 8, 4),
+    (128, 64, 4, 4),
+    (64, 128, 4, 4),
+    (64, 64, 4, 4),
+)
+GRADIENT_PIXELS = 64
 
 
 def is_legal_tma(
-    op: str, geometry: Geometry, dtype: torch.dtype, precision: str, arch: str, descriptors: bool
+    op: str,
+    geometry: Geometry,
+    dtype: torch.dtype,
+    precision: str,
+    arch: str,
+    descriptors: bool,
+    tile: TmaTile | None = None,
 ) -> bool:
     """Whether a kernel of this family can compute `op`: what it takes is described in kernels/.
 
@@ -84,6 +95,7 @@ def is_legal_tma(
         precision: how float32 is multiplied.
         arch: as in Device.
         descriptors: as in Layout.
+        tile: that it would have; without one, whether there is any.
     """
     if op not in ("fprop", "dgrad", "wgrad") or arch not in ARCHITECTURES or not descriptors:
         return False
@@ -100,7 +112,12 @@ def is_legal_tma(
     # Rows of the weight's matrix and of pixels start at multiples of 16 bytes.
     if any(channels * dtype.itemsize % 16 for channels in (g.group_C, g.group_K)):
         return False
-    if not channel_block(op, g, dtype):
+    block = channel_block(op, g, dtype)
+    if not block:
+        return False
+    if tile and op == "wgrad" and (g.P % tile.BLOCK_P or g.Q % tile.BLOCK_Q):
+        return False
+    if tile and op != "wgrad" and block % tile.BLOCK_K:
         return False
     stride, dilation = g.steps
     reach = (
@@ -130,7 +147,7 @@ def channel_block(op: str, geometry: Geometry, dtype: torch.dtype) -> int:
     """
     g = geometry
     if op == "wgrad":
-        return GRADIENT_BLOCKS[-1] if min(g.group_C, g.group_K) >= 16 else 0
+        return GRADIENT_PIXELS if min(g.group_C, g.group_K) >= 16 else 0
     summed, results = (g.group_C, g.group_K) if op == "fprop" else (g.group_K, g.group_C)
     most = ROW_BYTES // dtype.itemsize
     if min(summed, results) < 16:
@@ -166,37 +183,35 @@ def tma_tile(
     """The tile for a call; None where it is not legal, or boxes would mostly overhang."""
     if not is_legal_tma(op, geometry, dtype, precision, arch, descriptors):
         return None
-    if op == "wgrad":
-        return _gradient_tile(geometry)
-    block_k = channel_block(op, geometry, dtype)
-    results = geometry.group_K if op == "fprop" else geometry.group_C
-    planes = pixel_planes(op, geometry)
+    g, planes = geometry, pixel_planes(op, geometry)
     chosen = None
-    for block_n, pixels, warps, stages in TMA_SHAPES:
-        if block_n > max(64, _power_of_two(results)):
+    for shape in TMA_GRADIENT_SHAPES if op == "wgrad" else TMA_SHAPES:
+        tile = shaped_tile(op, g, dtype, shape)
+        results = g.group_K if op == "fprop" else g.group_C
+        if tile.BLOCK_N > max(64, _power_of_two(results)):
             continue
-        box = box_of(planes, pixels)
-        tile = TmaTile(*box, block_n, block_k, warps, stages)
+        if op == "wgrad" and tile.BLOCK_K > max(64, _power_of_two(g.group_K)):
+            continue
+        box = (tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q)
         if covered(planes, box) * (1 - MAX_OVERHANG) > math.prod(planes):
             continue
         chosen = tile
-        if tma_programs(op, geometry, tile) >= multiprocessors:
+        # Splits let any weight gradient fill the device.
+        if op == "wgrad" or tma_programs(op, g, tile) >= multiprocessors:
             break
     return chosen
 
 
-def _gradient_tile(geometry: Geometry) -> TmaTile | None:
-    """The tile of a weight gradient, whose boxes may overhang the batch, but not a plane."""
-    g = geometry
-    box = whole_box((g.N, g.P, g.Q), GRADIENT_PIXELS)
-    if covered((g.N, 1, 1), (box[0], 1, 1)) * (1 - MAX_OVERHANG) > g.N:
-        return None
-    block_n, block_k = (
-        next((b for b in GRADIENT_BLOCKS if b <= channels), GRADIENT_BLOCKS[-1])
-        for channels in (g.group_C, g.group_K)
-    )
-    warps = 8 if block_n * block_k == GRADIENT_BLOCKS[0] ** 2 else 4
-    return TmaTile(*box, block_n, block_k, warps, num_stages=4)
+def shaped_tile(
+    op: str, geometry: Geometry, dtype: torch.dtype, shape: tuple[int, int, int, int]
+) -> TmaTile:
+    """The tile of one of TMA_SHAPES, or of TMA_GRADIENT_SHAPES, with the best box."""
+    block_n, size, warps, stages = shape
+    planes = pixel_planes(op, geometry)
+    if op == "wgrad":
+        return TmaTile(*whole_box(planes, GRADIENT_PIXELS), block_n, size, warps, stages)
+    block_k = channel_block(op, geometry, dtype)
+    return TmaTile(*box_of(planes, size), block_n, block_k, warps, stages)
 
 
 def whole_box(planes: tuple[int, int, int], pixels: int) -> tuple[int, int, int]:
@@ -253,9 +268,9 @@ def box_of(planes: tuple[int, int, int], pixels: int) -> tuple[int, int, int]:
 
 
 def pixel_planes(op: str, geometry: Geometry) -> tuple[int, int, int]:
-    """(images, rows, columns) of the pixels that boxes cover: of y, or of one phase of dx."""
+    """(images, rows, columns) of the pixels that boxes cover: of y or dy, or of a phase of dx."""
     g = geometry
-    return (g.N, g.P, g.Q) if op == "fprop" else g.phase_shape
+    return g.phase_shape if op == "dgrad" else (g.N, g.P, g.Q)
 
 
 def _power_of_two(number: int) -> int:
@@ -263,12 +278,17 @@ def _power_of_two(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
 
 
-def fits_tma(tile: TmaTile, dtype: torch.dtype, registers: int, shared: int) -> bool:
+def fits_tma(op: str, tile: TmaTile, dtype: torch.dtype, registers: int, shared: int) -> bool:
     """Whether a program has room, by count: for its sums, and for the boxes of every stage."""
-    sums = tile.BLOCK_N * tile.pixels / (32 * tile.num_warps)
-    return 1 <= sums <= registers // 2 and shared_bytes_tma(tile, dtype) <= shared
+    columns = tile.BLOCK_K if op == "wgrad" else tile.pixels
+    sums = tile.BLOCK_N * columns / (32 * tile.num_warps)
+    return 1 <= sums <= registers // 2 and shared_bytes_tma(op, tile, dtype) <= shared
 
 
-def shared_bytes_tma(tile: TmaTile, dtype: torch.dtype) -> int:
+def shared_bytes_tma(op: str, tile: TmaTile, dtype: torch.dtype) -> int:
     """About what a program holds in shared memory: the operands of every stage of its pipeline."""
-    return (tile.BLOCK_N + tile.pixels) * tile.BLOCK_K * dtype.itemsize * tile.num_stages
+    if op == "wgrad":
+        elements = (tile.BLOCK_N + tile.BLOCK_K) * tile.pixels
+    else:
+        elements = (tile.BLOCK_N + tile.pixels) * tile.BLOCK_K
+    return elements * dtype.itemsize * tile.num_stages

@@ -225,7 +225,9 @@ def problems(configuration: Configuration, target: Target, built: Build) -> list
     if built.opcodes and isinstance(configuration.plan.tile, TmaTile):
         if not built.opcodes.get("UTMALDG"):
             found.append("no loads through tensor descriptors")
-        if built.opcodes.get("LDSM") or built.opcodes.get("HMMA"):
+        # A weight gradient's left operand, a box, does: Triton keeps only a plain matrix in place.
+        through = ("HMMA",) if configuration.plan.op == "wgrad" else ("HMMA", "LDSM")
+        if any(map(built.opcodes.get, through)):
             found.append("operands of matrix instructions go through registers")
     return found
 
@@ -323,9 +325,12 @@ def _work_of_a_program(configuration: Configuration) -> tuple[int, int]:
     tile, taps = plan.tile, geometry.R * geometry.S
     if configuration.kernel == "sum_partials":
         return SUM_TILE[1], plan.splits * SUM_TILE[1]
-    if isinstance(tile, GemmTile | TmaTile):
-        rows = tile.pixels if isinstance(tile, TmaTile) else tile.BLOCK_M
-        outputs = rows * tile.BLOCK_N
+    if isinstance(tile, TmaTile):
+        wgrad = plan.op == "wgrad"
+        outputs = tile.BLOCK_N * (tile.BLOCK_K if wgrad else tile.pixels)
+        return outputs, outputs * _steps(configuration) * (tile.pixels if wgrad else tile.BLOCK_K)
+    if isinstance(tile, GemmTile):
+        outputs = tile.BLOCK_M * tile.BLOCK_N
         return outputs, outputs * _steps(configuration) * tile.BLOCK_K
     blocks = {name: size for name, size in vars(tile).items() if name.startswith("BLOCK")}
     if plan.op == "wgrad" and isinstance(tile, RowsTile):
@@ -343,7 +348,7 @@ def _steps(configuration: Configuration) -> int:
         raise TypeError(f"{configuration.name} is no GEMM")
     block, taps = plan.tile.BLOCK_K, geometry.R * geometry.S
     if plan.op == "wgrad":
-        return -(-plan.split_pixels // block)
+        return plan.split_strips or -(-plan.split_pixels // block)
     reduced = geometry.group_C if plan.op == "fprop" else geometry.group_K
     if plan.op == "dgrad":  # on average: taps are dealt out among the phases
         taps = max(1, round(taps / math.prod(geometry.phases)))

@@ -33,7 +33,7 @@ from ..ops.plan import (
     plan_with_tile,
     tile_of,
 )
-from ..ops.plan_tma import ARCHITECTURES, TMA_SHAPES, TmaTile, box_of, channel_block, pixel_planes
+from ..ops.plan_tma import ARCHITECTURES, TMA_GRADIENT_SHAPES, TMA_SHAPES, shaped_tile
 from ..ops.tuned import tuned_for
 
 
@@ -379,26 +379,28 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
     if target.device.arch not in ARCHITECTURES:
         return
     turn = ARCHITECTURES.index(target.device.arch)
-    for i, op in enumerate(("fprop", "dgrad")):
-        for product in ("half", "tf32"):
-            for j, (block_n, pixels, warps, stages) in enumerate(TMA_SHAPES):
-                cases, types = list(TMA_CASES), PRODUCTS[product]
-                if thin:
-                    if (i + j + turn + (product == "tf32")) % 2:
-                        continue  # the other architecture has it
-                    cases = [cases[(i + j // 2 + turn) % len(cases)]]
-                    types = (types[j % len(types)],)
-                for name in cases:
-                    case = TMA_CASES[name]
-                    geometry = _geometry(op, case)
-                    for dtype, precision in types:
-                        box = box_of(pixel_planes(op, geometry), pixels)
-                        block_k = channel_block(op, geometry, dtype)
-                        tile = TmaTile(*box, block_n, block_k, warps, stages)
-                        plan = plan_with_tile(
-                            op, geometry, tile, wide=case.wide, precision=precision
-                        )
-                        yield Configuration(plan.kernel, product, name, case, plan, dtype)
+    # Every shape of tile of an operator and kind of product; thin, each architecture has half.
+    jobs = [(op, product) for op in ("fprop", "dgrad") for product in ("half", "tf32")]
+    for i, (op, product) in enumerate([*jobs, ("wgrad", "half")]):
+        for j, shape in enumerate(TMA_GRADIENT_SHAPES if op == "wgrad" else TMA_SHAPES):
+            cases, types = list(TMA_CASES), PRODUCTS[product]
+            if thin:
+                if (i + j + turn) % 2:
+                    continue
+                cases = [cases[(i + j // 2 + turn) % len(cases)]]
+                types = (types[j % len(types)],)
+            for name in cases:
+                case, geometry = TMA_CASES[name], _geometry(op, TMA_CASES[name])
+                for dtype, precision in types:
+                    plan = plan_with_tile(
+                        op,
+                        geometry,
+                        shaped_tile(op, geometry, dtype, shape),
+                        wide=case.wide,
+                        precision=precision,
+                        splits=2 if case.bias else 1,
+                    )
+                    yield Configuration(plan.kernel, product, name, case, plan, dtype)
 
 
 def _frames(target: Target, thin: bool) -> Iterator[Configuration]:

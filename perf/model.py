@@ -224,6 +224,11 @@ def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
     taps = g.R * g.S
     if plan.op == "dgrad" and isinstance(tile, GemmTile | TmaTile):
         taps = taps / math.prod(g.phases)  # on average: they are dealt out among the phases
+    if isinstance(tile, TmaTile) and plan.op == "wgrad":
+        boxes = plan.grid * plan.split_strips * tile.pixels
+        return _Work(
+            boxes * (tile.BLOCK_N + tile.BLOCK_K) * itemsize, boxes * tile.BLOCK_N * tile.BLOCK_K
+        )
     if isinstance(tile, TmaTile):
         steps = taps * -(-(g.group_C if plan.op == "fprop" else g.group_K) // tile.BLOCK_K)
         rows = tile.pixels + tile.BLOCK_N

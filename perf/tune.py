@@ -44,7 +44,7 @@ from ..ops.plan import (
     plan_with_tile,
     takes_one_tap,
 )
-from ..ops.plan_tma import TmaTile, box_of, pixel_planes
+from ..ops.plan_tma import TmaTile, box_of, pixel_planes, whole_box
 from ..ops.tuned import file_of, key_of
 from .machine import Clocks
 from .measure import GpuTimer, Timer, quantile
@@ -208,14 +208,7 @@ def candidates(job: Job, device: Device) -> list[Plan]:
             if 128 <= m * c <= 4096 and c < 2 * channels
         )
     elif isinstance(tile_of_table, TmaTile):
-        planes = pixel_planes(job.op, geometry)
-        tiles = (
-            TmaTile(*box_of(planes, pixels), n, k, warps, stages)
-            for n, pixels, k, warps, stages in itertools.product(
-                (64, 128, 256), (64, 128, 256), (16, 32, 64), (4, 8), (2, 3, 4)
-            )
-            if tile_of_table.BLOCK_K % k == 0
-        )
+        tiles = _tma_tiles(job, tile_of_table)
     else:
         channels = geometry.K * (1 if job.op == "wgrad" else geometry.N)
         blocks = itertools.product(
@@ -241,6 +234,18 @@ def candidates(job: Job, device: Device) -> list[Plan]:
             if plan != base:
                 plans.setdefault(plan, _cost(job, plan, base, device))
     return sorted(plans, key=lambda plan: plans[plan])
+
+
+def _tma_tiles(job: Job, tile_of_table: TmaTile) -> Iterator[TmaTile]:
+    """Other boxes and blocks: summed channels may be fewer than the table's, which divide them."""
+    geometry, wgrad = job.workload.geometry, job.op == "wgrad"
+    planes = pixel_planes(job.op, geometry)
+    for pixels, n, k, warps, stages in itertools.product(
+        (32, 64, 128, 256), (32, 64, 128, 256), (16, 32, 64, 128), (4, 8), (2, 3, 4)
+    ):
+        if wgrad or tile_of_table.BLOCK_K % k == 0:
+            box = whole_box(planes, pixels) if wgrad else box_of(planes, pixels)
+            yield TmaTile(*box, n, k, warps, stages)
 
 
 def _cost(job: Job, plan: Plan, base: Plan, device: Device) -> float:

@@ -170,7 +170,8 @@ def _key(plan, dtype):
 
 def _shape(plan):
     tile = plan.tile
-    return plan.op, tile.BLOCK_N, tile.pixels, tile.num_warps, tile.num_stages, plan.precision
+    size = tile.BLOCK_K if plan.op == "wgrad" else tile.pixels
+    return plan.op, tile.BLOCK_N, size, tile.num_warps, tile.num_stages, plan.precision
 
 
 @pytest.mark.parametrize("name", TARGETS)

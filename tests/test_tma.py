@@ -68,7 +68,7 @@ def forced(op, geometry, tile, device, dtype=torch.float32, precision="tf32", **
     args = operands(op, *tensors(geometry, dtype, device))
     image, weight, *rest = in_channels_last(args)
     name = op.removesuffix("_bias")
-    assert is_legal_tma(name, geometry, dtype, precision, "90", descriptors=True)
+    assert is_legal_tma(name, geometry, dtype, precision, "90", True, tile)
     plan = replace(plan_with_tile(name, geometry, tile, precision=precision), **changes)
     actual = run(op, [image, weight, *rest], geometry, launch, plan=plan)
     assert actual.is_contiguous(memory_format=torch.channels_last)
@@ -114,9 +114,10 @@ def test_weight_gradient(kernel_backend, name, splits):
 
     geometry, box = GRADIENTS[name]
     dtype = [torch.float16, torch.bfloat16][splits % 2]
-    assert is_legal_tma("wgrad", geometry, dtype, "ieee", "90", descriptors=True)
+    tile = TmaTile(*box, 16, 32, 4, 2)
+    assert is_legal_tma("wgrad", geometry, dtype, "ieee", "90", True, tile)
     args = operands("wgrad", *tensors(geometry, dtype, kernel_backend.device))
-    plan = plan_with_tile("wgrad", geometry, TmaTile(*box, 16, 32, 4, 2), splits=splits)
+    plan = plan_with_tile("wgrad", geometry, tile, splits=splits)
     plan = replace(plan, wide=splits == 2)
     actual = run("wgrad", in_channels_last(args), geometry, launch, plan=plan)
     check("wgrad", args, geometry, actual=actual)
@@ -190,6 +191,19 @@ def test_the_rest_is_for_pointers(changes):
     geometry = replace(_case((2, 64, 8, 8), 64, (3, 3), padding=_SAME), **changes[1])
     assert geometry.P > 0
     assert not is_legal_tma("fprop", geometry, torch.bfloat16, "ieee", "90", descriptors=True)
+
+
+def test_a_tile_of_another_problem_is_refused():
+    geometry = _case((2, 48, 9, 8), 64, (3, 3), padding=_SAME)
+
+    def legal(op, tile):
+        return is_legal_tma(op, geometry, torch.bfloat16, "ieee", "90", True, tile)
+
+    assert legal("fprop", TmaTile(2, 8, 8, 64, 16, 4, 4))
+    assert not legal("fprop", TmaTile(2, 8, 8, 64, 32, 4, 4)), "32 of 48 channels, twice"
+    assert legal("dgrad", TmaTile(2, 8, 8, 64, 64, 4, 4))
+    assert legal("wgrad", TmaTile(8, 1, 8, 64, 64, 4, 4))
+    assert not legal("wgrad", TmaTile(1, 8, 8, 64, 64, 4, 4)), "8 of 9 rows"
 
 
 def test_descriptors_need_steps_of_sixteen_bytes():
