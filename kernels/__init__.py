@@ -1,37 +1,46 @@
 """What runs on the GPU: Triton device code and nothing else. Importing this imports triton."""
 
+from triton.tools.tensor_descriptor import TensorDescriptor
+
 from .build_bands import build_bands
 from .dgrad_frame_gemm import dgrad_frame_gemm
 from .dgrad_frame_stencil import dgrad_frame_stencil
 from .dgrad_gemm import dgrad_gemm
 from .dgrad_rows import dgrad_rows
 from .dgrad_stencil import dgrad_stencil
+from .dgrad_tma import dgrad_tma
 from .fprop_banded import fprop_banded
 from .fprop_gemm import fprop_gemm
 from .fprop_rows import fprop_rows
 from .fprop_stencil import fprop_stencil
+from .fprop_tma import fprop_tma
 from .lag_sums import lag_sums
 from .sum_partials import sum_partials
 from .wgrad_banded import wgrad_banded
 from .wgrad_gemm import wgrad_gemm
 from .wgrad_rows import wgrad_rows
 from .wgrad_stencil import wgrad_stencil
+from .wgrad_tma import wgrad_tma
 
 __all__ = [
+    "TensorDescriptor",
     "build_bands",
     "dgrad_frame_gemm",
     "dgrad_frame_stencil",
     "dgrad_gemm",
     "dgrad_rows",
     "dgrad_stencil",
+    "dgrad_tma",
     "fprop_banded",
     "fprop_gemm",
     "fprop_rows",
     "fprop_stencil",
+    "fprop_tma",
     "lag_sums",
     "sum_partials",
     "wgrad_banded",
     "wgrad_gemm",
     "wgrad_rows",
     "wgrad_stencil",
+    "wgrad_tma",
 ]

@@ -7,6 +7,8 @@ coordinate (a scalar or a vector), a word is a tensor tile. `x_stride_h` is a st
 `STRIDE_H` the convolution's step. `w` is only ever the width coordinate; the filter is `weight`.
 """
 
+import math
+
 import triton
 import triton.language as tl
 
@@ -114,10 +116,7 @@ def split_pixel(index, HEIGHT, WIDTH):
 
 
 @triton.jit
-def split_reduction(
-    step, lane, CHANNELS, R: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
-    ONE_TAP: tl.constexpr,
-):  # fmt: skip
+def split_reduction(step, lane, CHANNELS, R, S, BLOCK: tl.constexpr, ONE_TAP: tl.constexpr):
     """(r, s, channel, valid) of reduction element `lane` in `step`.
 
     ONE_TAP: a step covers BLOCK channels of one tap, so r and s are scalars. Otherwise it covers
@@ -137,9 +136,7 @@ def split_reduction(
 
 
 @triton.jit
-def reduction_steps(
-    CHANNELS, R: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr, ONE_TAP: tl.constexpr
-):
+def reduction_steps(CHANNELS, R, S, BLOCK: tl.constexpr, ONE_TAP: tl.constexpr):
     """How many steps `split_reduction` needs to cover R * S * CHANNELS elements."""
     if ONE_TAP:
         return R * S * tl.cdiv(CHANNELS, BLOCK)
@@ -170,3 +167,39 @@ def next_digit(number, base):
 def round_down(number, BASE: tl.constexpr):
     """`number`, of which the host knows that BASE divides it: so the compiler sees that too."""
     return number // BASE * BASE
+
+
+@triton.jit
+def phases(STRIDE: tl.constexpr, EXTENT):
+    """How many phases, h % STRIDE, the inputs h < EXTENT have."""
+    if STRIDE == 1:
+        return 1
+    return tl.minimum(STRIDE, EXTENT)
+
+
+@triton.constexpr_function
+def tap_step(STRIDE, DIL):
+    """Every how many taps (*) comes to the same phase, h % STRIDE, again."""
+    return STRIDE // math.gcd(STRIDE, DIL)
+
+
+@triton.jit
+def phase_taps(
+    phase, TAPS: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr
+):
+    """The taps through which outputs p read inputs of one phase: h = phase + STRIDE * j.
+
+    By (*), j = p + shift through the first of these taps. Each next one is `step` taps further and
+    reads j + step_j. There may be no such taps.
+
+    Returns (first tap, number of taps, shift, step, step_j).
+    """
+    step: tl.constexpr = tap_step(STRIDE, DIL)
+    first = 0
+    if STRIDE > 1:
+        first = TAPS
+        for i in tl.static_range(min(step, TAPS)):
+            tap = min(step, TAPS) - 1 - i
+            first = tl.where((tap * DIL - PAD - phase) % STRIDE == 0, tap, first)
+    shift = (first * DIL - PAD - phase) // STRIDE  # exact where there are taps
+    return first, tl.cdiv(TAPS - first, step), shift, step, DIL * step // STRIDE

@@ -127,7 +127,7 @@ def _bound(
 ) -> tuple[str | None, float | None]:
     if device is None or plan is None or device.bandwidth is None:
         return None, None
-    unit, on_matrix_unit = "fma", plan.family in ("gemm", "banded")
+    unit, on_matrix_unit = "fma", plan.family in ("gemm", "tma", "banded")
     if on_matrix_unit and dtype in (torch.float16, torch.bfloat16):
         unit = "half"
     elif on_matrix_unit and dtype == torch.float32 and precision != "ieee":

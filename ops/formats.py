@@ -26,6 +26,21 @@ def suggests_channels_last(tensor: torch.Tensor) -> bool:
     return True
 
 
+def fits_descriptor(tensor: torch.Tensor) -> bool:
+    """Whether a tensor descriptor can describe (N, C, H, W) with its channels innermost.
+
+    It needs neighbouring channels in memory, and steps of 16 bytes between everything else.
+    """
+    if tensor.stride(1) != 1:
+        return False
+    step = 16 // tensor.itemsize
+    return tensor.data_ptr() % 16 == 0 and all(
+        tensor.stride(axis) % step == 0 and tensor.stride(axis) > 0
+        for axis in (0, 2, 3)
+        if tensor.shape[axis] > 1
+    )
+
+
 def empty_in_format(shape: Sequence[int], dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
     """An uninitialised 4-D tensor on the device and in the memory format of `like`."""
     channels_last = suggests_channels_last(like)

@@ -121,6 +121,19 @@ class Geometry:
         """Floating-point operations: two for each multiply-accumulate."""
         return 2 * self.macs
 
+    @property
+    def phases(self) -> Pair:
+        """How many phases, (h % stride, w % stride), the pixels of the input have.
+
+        Outputs reach the pixels of one phase through the same taps, and no others.
+        """
+        return min(self.steps(0)[0], self.H), min(self.steps(1)[0], self.W)
+
+    @property
+    def phase_shape(self) -> tuple[int, int, int]:
+        """(N, rows, columns) of the largest phase of the input."""
+        return self.N, -(-self.H // self.steps(0)[0]), -(-self.W // self.steps(1)[0])
+
     def without_padding_mode(self) -> Geometry:
         """The same with zeros in the padding."""
         return replace(self, padding_mode="zeros") if self.padding_mode != "zeros" else self

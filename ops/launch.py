@@ -28,7 +28,9 @@ from .bands import (
 from .facts import NARROW_LIMIT, device_of, layout_of
 from .formats import empty_in_format
 from .geometry import Geometry
+from .launch_tma import dgrad_descriptors, fprop_descriptors, wgrad_descriptors
 from .plan import Plan, Tile, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
+from .plan_tma import TmaTile
 
 # Triton's interpreter patches triton.language while it runs, so it takes one launch at a time.
 _INTERPRETER_LOCK = threading.RLock()
@@ -131,6 +133,9 @@ def fprop_call(
     """The launch that fills y."""
     if isinstance(plan.tile, BandedTile):
         return _fprop_banded_call(x, weight, bias, y, geometry, plan, plan.tile, activation)
+    descriptors = {}
+    if isinstance(plan.tile, TmaTile):
+        descriptors = fprop_descriptors(x, weight, geometry, plan.tile)
     weight, weight_strides = _weight_walk(weight, geometry)
     return _call(
         plan,
@@ -146,6 +151,7 @@ def fprop_call(
         weight_stride_g=geometry.group_K * weight_strides[1],
         bias_stride=0 if bias is None else bias.stride(0),
         **_strides("y", "nkpq", y.stride()),
+        **descriptors,
     )
 
 
@@ -163,6 +169,9 @@ def dgrad_call(
         if isinstance(plan.tile, BandedTile):
             return _fprop_banded_call(dy, weight, bias, dx, turned, plan, plan.tile, "none")
         return _turned_call(dy, weight, bias, dx, geometry, turned, plan)
+    descriptors = {}
+    if isinstance(plan.tile, TmaTile):
+        descriptors = dgrad_descriptors(dy, weight, geometry, plan.tile)
     pixels = geometry.frame_pixels if plan.op == "dgrad_frame" else geometry.H * geometry.W
     weight, weight_strides = _weight_walk(weight, geometry)
     return _call(
@@ -178,6 +187,7 @@ def dgrad_call(
         weight_stride_g=geometry.group_K * weight_strides[1],
         bias_stride=0 if bias is None else bias.stride(0),
         **_strides("dx", "nchw", dx.stride()),
+        **descriptors,
     )
 
 
@@ -218,6 +228,9 @@ def wgrad_calls(
         target = dw.new_empty((plan.partials, *geometry.weight_shape), dtype=partial_dtype)
     one_part = target if plan.partials == 1 else target[0]
     walk, dw_strides = _weight_walk(one_part, geometry)
+    descriptors = {}
+    if isinstance(plan.tile, TmaTile):
+        descriptors = wgrad_descriptors(x, dy, geometry, plan.tile)
     yield _call(
         plan,
         geometry,
@@ -231,6 +244,7 @@ def wgrad_calls(
         **_strides("dw", "nkcrs", dw_strides),
         **_band_arguments(x, dy, geometry, plan.tile),
         dw_stride_g=geometry.group_K * dw_strides[1],
+        **descriptors,
     )
     if plan.partials > 1:
         yield sum_partials_call(target, dw, plan.partials)
@@ -360,6 +374,7 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
     (hole_top, hole_bottom), (hole_left, hole_right) = geometry.hole
     (stride_h, dil_h), (stride_w, dil_w) = geometry.steps(0), geometry.steps(1)
     arguments |= {
+        "N": geometry.N,
         "H": geometry.H,
         "W": geometry.W,
         "P": geometry.P,
@@ -387,6 +402,7 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
         "SPLITS": plan.splits,
         "SPLIT_PIXELS": plan.split_pixels,
         "SPLIT_STRIPS": plan.split_strips,
+        "SPLIT_BOXES": plan.split_strips,
         "WIDE": plan.wide,
         "PRECISION": plan.precision,
         "ONE_TAP": plan.one_tap,

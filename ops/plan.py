@@ -36,6 +36,14 @@ from .plan_rows import (
     rows_strips,
     rows_tile,
 )
+from .plan_tma import (
+    TmaTile,
+    boxes,
+    fits_tma,
+    is_legal_tma,
+    tma_programs,
+    tma_tile,
+)
 from .tuned import key_of, tuned_for
 
 
@@ -108,10 +116,13 @@ class Layout:
     Attributes:
         channels_last: neighbouring channels are neighbours in memory.
         wide: some offset or pixel count needs 64 bits.
+        descriptors: tensor descriptors can describe x and y, which have one dtype, see
+            formats.fits_descriptor.
     """
 
     channels_last: bool = False
     wide: bool = False
+    descriptors: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,7 @@ class StencilTile:
     num_stages: int = 2
 
 
-Tile: TypeAlias = GemmTile | StencilTile | RowsTile | BandedTile | BandedGradTile
+Tile: TypeAlias = GemmTile | StencilTile | RowsTile | BandedTile | BandedGradTile | TmaTile
 
 #: By the type of a plan's tile.
 FAMILIES: dict[type[Tile], str] = {
@@ -144,6 +155,7 @@ FAMILIES: dict[type[Tile], str] = {
     RowsTile: "rows",
     BandedTile: "banded",
     BandedGradTile: "banded",
+    TmaTile: "tma",
 }
 
 #: For each kind of product, tiles from the largest down, the last one for few columns. The largest
@@ -176,8 +188,9 @@ GEMM_TILES: dict[str, tuple[GemmTile, ...]] = {
     ),
 }
 
-#: For 64-bit offsets, two registers each, where a reduction or columns run through several taps and
-#: every element has its own: most tiles above spill there, none does with 16 results a thread.
+#: Where a reduction or columns run through several taps, so that every element has offsets of its
+#: own, and those have 64 bits, two registers each, or taps are counted at run time, as those of an
+#: input gradient's phase are: most tiles above spill there, none does with 16 results a thread.
 WIDE_GEMM_TILES: dict[str, GemmTile] = {
     "half": GemmTile(64, 64, 32, num_warps=8, num_stages=3),
     "tf32": GemmTile(64, 64, 32, num_warps=8, num_stages=3),
@@ -251,7 +264,7 @@ class Plan:
         one_tap: a reduction step of a GEMM covers channels of a single tap.
         splits: parts that a weight gradient's pixels are cut into.
         split_pixels: pixels of one part.
-        split_strips: strips of one part, for a rows or a banded kernel.
+        split_strips: strips of one part, for a rows or a banded kernel, or boxes, for a tma kernel.
         interior: which tiles of a rows kernel run without masks: "none", "some" or "all".
         turned: an input gradient runs as a forward correlation, see Geometry.adjoint.
     """
@@ -270,7 +283,7 @@ class Plan:
 
     @property
     def family(self) -> str:
-        """The kernel family: gemm, stencil, rows or banded."""
+        """The kernel family: gemm, tma, stencil, rows or banded."""
         return FAMILIES[type(self.tile)]
 
     @property
@@ -339,7 +352,11 @@ def plan_wgrad(
     _, pixels = _pixels("wgrad", geometry)
     columns = geometry.group_C * geometry.R * geometry.S
     tile: Tile
-    if min(geometry.group_K, columns) >= GEMM_MIN:
+    precise = _precision(dtype, precision, device)
+    facts = device.arch, device.multiprocessors, layout.descriptors
+    if box := tma_tile("wgrad", geometry, dtype, precise, *facts):
+        tile = box
+    elif min(geometry.group_K, columns) >= GEMM_MIN:
         # The long side of a tile lies along the pixels in the other operators; here rows are
         # filters, and splits fill the device, so the size of the tile does not depend on it.
         product = _product(dtype, precision, device)
@@ -364,7 +381,7 @@ def plan_wgrad(
         geometry,
         tile,
         wide=layout.wide,
-        precision=_precision(dtype, precision, device),
+        precision=precise,
         splits=splits,
     )
 
@@ -397,10 +414,10 @@ def plan_with_tile(
     if op == "dgrad":
         geometry = geometry.without_padding_mode()
     grid = _programs(op, geometry, tile)
-    if not isinstance(tile, GemmTile | BandedTile | BandedGradTile):
+    if not isinstance(tile, GemmTile | TmaTile | BandedTile | BandedGradTile):
         precision = "ieee"
     split_pixels = split_strips = 0
-    if op == "wgrad" and isinstance(tile, RowsTile | BandedGradTile):
+    if op == "wgrad" and isinstance(tile, RowsTile | TmaTile | BandedGradTile):
         strips = _strips(geometry, tile)
         split_strips = cdiv(max(1, strips), max(1, splits))
         splits = max(1, cdiv(strips, split_strips))
@@ -452,19 +469,30 @@ def _plan_pixels(
         )
         precision = _precision(dtype, precision, device)
         return plan_with_tile(op, geometry, direct, wide=layout.wide, precision=precision)
+    precise = _precision(dtype, precision, device)
+    facts = device.arch, device.multiprocessors, layout.descriptors
+    if box := tma_tile(
+        op,
+        geometry,
+        dtype,
+        precise,
+        *facts,
+    ):
+        return plan_with_tile(op, geometry, box, wide=layout.wide, precision=precise)
     product = _product(dtype, precision, device)
     tiles = GEMM_TILES[product]
     fits = [tile for tile in tiles if tile.BLOCK_N <= max(columns, tiles[-1].BLOCK_N)]
     enough = 2 * device.multiprocessors
     tile = next((t for t in fits if _programs(op, geometry, t) >= enough), fits[-1])
-    if layout.wide and reduced < tile.BLOCK_K:
+    by_phases = op == "dgrad" and math.prod(geometry.phases) > 1
+    if (layout.wide or by_phases) and reduced < tile.BLOCK_K:
         tile = WIDE_GEMM_TILES[product]
     return plan_with_tile(
         op,
         geometry,
         tile,
         wide=layout.wide,
-        precision=_precision(dtype, precision, device),
+        precision=precise,
         one_tap=takes_one_tap(op, geometry, tile),
     )
 
@@ -486,6 +514,10 @@ def _tuned_plan(
     if found is None:
         return None
     tile = tile_of(found.tile)
+    if isinstance(tile, TmaTile) and not is_legal_tma(
+        op, geometry, dtype, precision, device.arch, layout.descriptors, tile
+    ):
+        return None  # its key says nothing of alignment, nor what divides a plane
     return plan_with_tile(
         op,
         geometry,
@@ -579,6 +611,8 @@ def is_legal(
     if tile.num_stages < 1 or threads > 1024:
         return False
     words = 2 if dtype == torch.float64 else 1
+    if isinstance(tile, TmaTile):
+        return fits_tma(op, tile, dtype, limits.registers, limits.shared)
     if isinstance(tile, RowsTile):
         # A thread keeps at least three rows of sums or of dy, and three shifts of an input row.
         held = tile.BLOCK_Q // tile.LANE_Q * tile.BLOCK_C / threads
@@ -606,6 +640,8 @@ def _programs(op: str, geometry: Geometry, tile: Tile) -> int:
     """How many programs cover all results, a weight gradient's before it is split."""
     if isinstance(tile, BandedTile | BandedGradTile):
         return banded_programs(geometry.adjoint() if op == "dgrad" else geometry, tile)
+    if isinstance(tile, TmaTile):
+        return tma_programs(op, geometry, tile)
     if isinstance(tile, RowsTile):
         return rows_programs(op, geometry, tile)
     batches, pixels = _pixels(op, geometry)
@@ -616,6 +652,10 @@ def _programs(op: str, geometry: Geometry, tile: Tile) -> int:
         return batches * per_channel * cdiv(channels, tile.BLOCK_C)
     columns = channels // geometry.groups
     rows, columns = (columns, taps) if op == "wgrad" else (pixels, columns)
+    if op == "dgrad":  # each phase has programs of its own
+        samples, *plane = geometry.phase_shape
+        rows = math.prod(plane) * (1 if geometry.per_sample else samples)
+        batches *= math.prod(geometry.phases)
     return batches * geometry.groups * cdiv(rows, tile.BLOCK_M) * cdiv(columns, tile.BLOCK_N)
 
 
@@ -627,8 +667,10 @@ def _pixels(op: str, geometry: Geometry) -> tuple[int, int]:
     return (geometry.N, extent) if geometry.per_sample else (1, geometry.N * extent)
 
 
-def _strips(geometry: Geometry, tile: RowsTile | BandedGradTile) -> int:
-    """Strips of one problem that a weight gradient runs over."""
+def _strips(geometry: Geometry, tile: RowsTile | TmaTile | BandedGradTile) -> int:
+    """Strips, or boxes, of one problem that a weight gradient runs over."""
+    if isinstance(tile, TmaTile):
+        return boxes(geometry, tile)
     if isinstance(tile, BandedGradTile):
         return grad_strips(geometry, tile)
     return rows_strips(geometry, tile)
@@ -638,6 +680,8 @@ def _most_splits(geometry: Geometry, tile: Tile, pixels: int) -> int:
     """The most parts of a weight gradient that are worth a reduction of their own."""
     if isinstance(tile, BandedGradTile):
         return cdiv(grad_strips(geometry, tile), MIN_SPLIT_STRIPS)
+    if isinstance(tile, TmaTile):
+        return cdiv(boxes(geometry, tile), MIN_SPLIT_STRIPS)
     if isinstance(tile, RowsTile):
         return rows_strips(geometry, tile)
     return cdiv(pixels, MIN_SPLIT_PIXELS)

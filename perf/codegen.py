@@ -40,6 +40,7 @@ from ..ops.bands import BandedGradTile, BandedTile, banded_steps
 from ..ops.launch import BANDS_BLOCK, SUM_TILE, Call
 from ..ops.plan import GemmTile
 from ..ops.plan_rows import RowsTile, rows_work
+from ..ops.plan_tma import TmaTile
 from .configurations import TARGETS, Configuration, Target, configurations
 
 #: The recorded table.
@@ -225,6 +226,13 @@ def problems(configuration: Configuration, target: Target, built: Build) -> list
         found.append(f"{built.shared} bytes of shared memory, more than {target.shared}")
     if built.opcodes and configuration.wants_mma(target) and not built.count("mma"):
         found.append("no matrix instructions")
+    if built.opcodes and isinstance(configuration.plan.tile, TmaTile):
+        if not built.opcodes.get("UTMALDG"):
+            found.append("no loads through tensor descriptors")
+        # A weight gradient's left operand, a box, does: Triton keeps only a plain matrix in place.
+        through = ("HMMA",) if configuration.plan.op == "wgrad" else ("HMMA", "LDSM")
+        if any(map(built.opcodes.get, through)):
+            found.append("operands of matrix instructions go through registers")
     return found
 
 
@@ -334,6 +342,10 @@ def _work_of_a_program(configuration: Configuration) -> tuple[int, int]:
         m, n, k = tile.gemm
         outputs = tile.BLOCK_R * tile.BLOCK_I if isinstance(tile, BandedGradTile) else m * n
         return outputs, m * n * k * _steps(configuration)
+    if isinstance(tile, TmaTile):
+        wgrad = plan.op == "wgrad"
+        outputs = tile.BLOCK_N * (tile.BLOCK_K if wgrad else tile.pixels)
+        return outputs, outputs * _steps(configuration) * (tile.pixels if wgrad else tile.BLOCK_K)
     if isinstance(tile, GemmTile):
         outputs = tile.BLOCK_M * tile.BLOCK_N
         return outputs, outputs * _steps(configuration) * tile.BLOCK_K
@@ -352,13 +364,16 @@ def _steps(configuration: Configuration) -> int:
     plan, geometry = configuration.plan, configuration.geometry
     if isinstance(plan.tile, BandedTile | BandedGradTile):
         return plan.split_strips or banded_steps(geometry, plan.tile)
-    if not isinstance(plan.tile, GemmTile):
+    if not isinstance(plan.tile, GemmTile | TmaTile):
         raise TypeError(f"{configuration.name} is no GEMM")
     block, taps = plan.tile.BLOCK_K, geometry.R * geometry.S
     if plan.op == "wgrad":
-        return -(-plan.split_pixels // block)
+        return plan.split_strips or -(-plan.split_pixels // block)
     reduced = geometry.group_C if plan.op == "fprop" else geometry.group_K
-    return taps * -(-reduced // block) if plan.one_tap else -(-taps * reduced // block)
+    if plan.op == "dgrad":  # on average: taps are dealt out among the phases
+        taps = max(1, round(taps / math.prod(geometry.phases)))
+    one_tap = plan.one_tap or isinstance(plan.tile, TmaTile)
+    return taps * -(-reduced // block) if one_tap else -(-taps * reduced // block)
 
 
 #: What the recorded table holds: every kernel, tile and kind of product of the target that is tuned

@@ -39,6 +39,7 @@ from ..ops.plan import (
     plan_with_tile,
     tile_of,
 )
+from ..ops.plan_tma import ARCHITECTURES, TMA_GRADIENT_SHAPES, TMA_SHAPES, shaped_tile
 from ..ops.tuned import tuned_for
 
 
@@ -125,6 +126,7 @@ GEMM_CASES = {
     ),
     "pointwise": Case(Geometry(64, 128, 1024, 1024, 256, 1, 1), one_tap=True),
     "stem": Case(Geometry(8, 3, 224, 224, 64, 7, 7, stride=(2, 2), padding=((3, 3), (3, 3)))),
+    "few": Case(Geometry(8, 3, 112, 112, 64, 3, 3, padding=_SAME)),
     "odd": Case(
         Geometry(
             311, 14, 1031, 1033, 34, 3, 3, groups=2, per_sample=True, padding_mode="reflect", **_ODD
@@ -248,6 +250,23 @@ BANDED_CASES = {
     ),
 }  # fmt: skip
 
+#: For kernels that load through tensor descriptors: one loop, a loop for each phase of the input or
+#: programs for each of the gradient's, and offsets of 64 bits with everything that is not simple.
+TMA_CASES = {
+    "dense": Case(
+        Geometry(32, 256, 56, 56, 256, 3, 3, padding=_SAME), channels_last=True, bias=True
+    ),
+    "strided": Case(
+        Geometry(32, 128, 56, 56, 128, 3, 3, stride=(2, 2), padding=_SAME), channels_last=True
+    ),
+    "odd": Case(
+        Geometry(311, 128, 1031, 1033, 128, 3, 3, groups=2, **_ODD),
+        channels_last=True,
+        bias=True,
+        activation="silu",
+    ),
+}
+
 #: dtype and precision of the products in GEMM_TILES.
 PRODUCTS: dict[str, tuple[tuple[torch.dtype, str], ...]] = {
     "half": ((torch.bfloat16, "ieee"), (torch.float16, "ieee")),
@@ -353,6 +372,8 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
                 if thin:
                     if cases[-1] == "odd" and (i + row + turn) % len(OPS):
                         continue  # slow to compile: one operator for each target
+                    if cases == ["stem"] and (row + turn) % len(TARGETS):
+                        continue
                     cases = [cases[(i + j + turn) % len(cases)]]
                     chosen = (types[(j + turn) % len(types)],)
                 for case in cases:
@@ -370,6 +391,7 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
                 for dtype in dtypes:
                     yield _configuration(op, "", case, stencil, dtype, "ieee")
     yield from _rows(target, thin)
+    yield from _tma(target, thin)
     yield from _frames(target, thin)
     yield from _banded(target, thin)
     yield from _tuned(target)
@@ -399,6 +421,35 @@ def _rows(target: Target, thin: bool) -> Iterator[Configuration]:
                 if plan.interior == "some" and not thin:
                     alone = replace(plan, interior="all")
                     yield Configuration(plan.kernel, "", f"{name}-interior", case, alone, dtype)
+
+
+def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
+    """Kernels that load through tensor descriptors, with every shape of tile."""
+    if target.device.arch not in ARCHITECTURES:
+        return
+    turn = ARCHITECTURES.index(target.device.arch)
+    # Every shape of tile of an operator and kind of product; thin, each architecture has half.
+    jobs = [(op, product) for op in ("fprop", "dgrad") for product in ("half", "tf32")]
+    for i, (op, product) in enumerate([*jobs, ("wgrad", "half")]):
+        for j, shape in enumerate(TMA_GRADIENT_SHAPES if op == "wgrad" else TMA_SHAPES):
+            cases, types = list(TMA_CASES), PRODUCTS[product]
+            if thin:
+                if (i + j + turn) % 2:
+                    continue
+                cases = [cases[(i + j // 2 + turn) % len(cases)]]
+                types = (types[j % len(types)],)
+            for name in cases:
+                case, geometry = TMA_CASES[name], _geometry(op, TMA_CASES[name])
+                for dtype, precision in types:
+                    plan = plan_with_tile(
+                        op,
+                        geometry,
+                        shaped_tile(op, geometry, dtype, shape),
+                        wide=case.wide,
+                        precision=precision,
+                        splits=2 if case.bias else 1,
+                    )
+                    yield Configuration(plan.kernel, product, name, case, plan, dtype)
 
 
 def _frames(target: Target, thin: bool) -> Iterator[Configuration]:
@@ -456,8 +507,11 @@ def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:
             yield tile, ["dense", "stem"]
         yield WIDE_GEMM_TILES[product], ["pointwise", "odd"]
         return
+    # Few channels: the forward operator takes any step, the input gradient with one takes phases.
     for tile in GEMM_TILES[product]:
-        yield tile, ["dense", "pointwise", "stem"]
+        yield tile, ["dense", "pointwise", "stem" if op == "fprop" else "few"]
+    if op == "dgrad":
+        yield WIDE_GEMM_TILES[product], ["stem"]
     yield WIDE_GEMM_TILES[product], ["odd"]
 
 

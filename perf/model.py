@@ -49,6 +49,7 @@ from ..ops.plan import (
     plan_wgrad,
 )
 from ..ops.plan_rows import RowsTile, rows_work
+from ..ops.plan_tma import TmaTile
 from .workloads import OPS, SUITES, Workload, select
 
 _PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
@@ -136,7 +137,7 @@ def predict(
         raise ValueError(f"the rates of {device.name} are not known")
     operand = torch.float32 if dtype == torch.uint8 else dtype
     plan = plan or _PLANNERS[op](
-        geometry, operand, Layout(channels_last, is_wide(geometry)), device, precision
+        geometry, operand, dense_layout(geometry, dtype, channels_last), device, precision
     )
     x_bytes = operand.itemsize if op == "dgrad" else dtype.itemsize
     sizes = {
@@ -198,16 +199,16 @@ def predict(
     )
 
 
-def is_wide(geometry: Geometry) -> bool:
-    """Whether dense tensors of this geometry need 64-bit offsets."""
-    return (
-        max(
-            geometry.x_numel,
-            geometry.y_numel,
-            geometry.weight_numel,
-            geometry.N * geometry.H * geometry.W,
-        )
-        > NARROW_LIMIT
+def dense_layout(geometry: Geometry, x_dtype: torch.dtype, channels_last: bool) -> Layout:
+    """The layout of dense tensors of this geometry, as facts.layout_of finds it."""
+    g = geometry
+    step = 16 // x_dtype.itemsize
+    return Layout(
+        channels_last,
+        wide=max(g.x_numel, g.y_numel, g.weight_numel, g.N * g.H * g.W) > NARROW_LIMIT,
+        descriptors=(
+            channels_last and x_dtype != torch.uint8 and g.C % step == 0 and g.K % step == 0
+        ),
     )
 
 
@@ -227,7 +228,21 @@ def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
     """Counted as the kernels loop; masked lanes do arithmetic, and are counted as loads too."""
     g, tile = geometry, plan.tile
     first = itemsize if plan.op == "dgrad" else x_bytes
-    taps = g.R * g.S
+    taps: float = g.R * g.S
+    if plan.op == "dgrad" and isinstance(tile, GemmTile | TmaTile):
+        taps = taps / math.prod(g.phases)  # on average: they are dealt out among the phases
+    if isinstance(tile, TmaTile) and plan.op == "wgrad":
+        boxes = plan.grid * plan.split_strips * tile.pixels
+        return _Work(
+            boxes * (tile.BLOCK_N + tile.BLOCK_K) * itemsize, boxes * tile.BLOCK_N * tile.BLOCK_K
+        )
+    if isinstance(tile, TmaTile):
+        steps = taps * -(-(g.group_C if plan.op == "fprop" else g.group_K) // tile.BLOCK_K)
+        rows = tile.pixels + tile.BLOCK_N
+        return _Work(
+            round(plan.grid * steps * tile.BLOCK_K * rows * itemsize),
+            round(plan.grid * steps * tile.BLOCK_K * tile.pixels * tile.BLOCK_N),
+        )
     if isinstance(tile, GemmTile):
         if plan.op == "wgrad":
             steps = -(-plan.split_pixels // tile.BLOCK_K)
@@ -238,8 +253,8 @@ def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
             steps = one_tap if plan.one_tap else -(-taps * reduced // tile.BLOCK_K)
             bytes_a_step = tile.BLOCK_K * (tile.BLOCK_M * first + tile.BLOCK_N * itemsize)
         return _Work(
-            plan.grid * steps * bytes_a_step,
-            plan.grid * steps * tile.BLOCK_M * tile.BLOCK_N * tile.BLOCK_K,
+            round(plan.grid * steps * bytes_a_step),
+            round(plan.grid * steps * tile.BLOCK_M * tile.BLOCK_N * tile.BLOCK_K),
         )
     if isinstance(tile, BandedTile | BandedGradTile):
         turned = g.adjoint() if plan.op == "dgrad" else g
@@ -296,7 +311,7 @@ def _unit(plan: Plan, dtype: torch.dtype) -> str:
     """Which of a device's rates the plan's kernel runs at."""
     if dtype == torch.float64:
         return "float64"
-    if plan.family not in ("gemm", "banded"):
+    if plan.family not in ("gemm", "tma", "banded"):
         return "fma"
     if dtype in (torch.float16, torch.bfloat16):
         return "half"

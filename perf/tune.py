@@ -44,10 +44,11 @@ from ..ops.plan import (
     plan_with_tile,
     takes_one_tap,
 )
+from ..ops.plan_tma import TmaTile, box_of, pixel_planes, whole_box
 from ..ops.tuned import file_of, key_of
 from .machine import Clocks
 from .measure import GpuTimer, Timer, quantile
-from .model import PRODUCTS, is_wide, predict
+from .model import PRODUCTS, dense_layout, predict
 from .providers import Problem, make_problem
 from .workloads import OPS, Workload, find
 
@@ -92,7 +93,8 @@ class Job:
 
     @property
     def layout(self) -> Layout:
-        return Layout(self.channels_last, is_wide(self.workload.geometry))
+        dtype, _ = PRODUCTS[self.dtype]
+        return dense_layout(self.workload.geometry, dtype, self.channels_last)
 
     def table_plan(self, device: Device) -> Plan:
         """What the tables say, whatever was tuned before."""
@@ -218,6 +220,8 @@ def candidates(job: Job, device: Device) -> list[Plan]:
             for r, i, step, warps, stages in steps
             if step >= width and r < 2 * geometry.R
         )
+    elif isinstance(tile_of_table, TmaTile):
+        tiles = _tma_tiles(job, tile_of_table)
     else:
         channels = geometry.groups * (1 if job.op == "wgrad" else geometry.N)
         blocks = itertools.product(
@@ -249,6 +253,18 @@ def candidates(job: Job, device: Device) -> list[Plan]:
             if plan != base:
                 plans.setdefault(plan, _cost(job, plan, base, device))
     return sorted(plans, key=lambda plan: plans[plan])
+
+
+def _tma_tiles(job: Job, tile_of_table: TmaTile) -> Iterator[TmaTile]:
+    """Other boxes and blocks: summed channels may be fewer than the table's, which divide them."""
+    geometry, wgrad = job.workload.geometry, job.op == "wgrad"
+    planes = pixel_planes(job.op, geometry)
+    for pixels, n, k, warps, stages in itertools.product(
+        (32, 64, 128, 256), (32, 64, 128, 256), (16, 32, 64, 128), (4, 8), (2, 3, 4)
+    ):
+        if wgrad or tile_of_table.BLOCK_K % k == 0:
+            box = whole_box(planes, pixels) if wgrad else box_of(planes, pixels)
+            yield TmaTile(*box, n, k, warps, stages)
 
 
 def _cost(job: Job, plan: Plan, base: Plan, device: Device) -> float:

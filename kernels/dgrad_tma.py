@@ -1,0 +1,70 @@
+"""Input gradient as an implicit GEMM whose operands come through tensor descriptors.
+
+    dx[n,c,h,w] = bias[c] + sum_{k,r,s} dy[n,k,p,q] * weight[k,c,r,s]
+    over the (p,r), (q,s) with h = p * STRIDE_H - PAD_H + r * DIL_H, w likewise
+
+    GEMM_M = pixels (n,h,w) of one phase    GEMM_N = channels c of one group
+    GEMM_K = (k blocks, r, s, k), over the taps that reach the phase
+
+The pixels of phase (a, b), dx[:, :, a::STRIDE_H, b::STRIDE_W], are reached through the same taps,
+and through one tap a box of them by a box of dy: no product with a zero between the strides. The
+rest is as in fprop_tma. CROSSWISE: the weight is a matrix (k, (r,s,c)) that is multiplied with its
+axes exchanged, which only 16-bit operands can be; otherwise it is (c, (r,s,k)).
+"""
+
+import triton
+import triton.language as tl
+
+from .fprop_tma import add_taps_tma, box_pixels
+from .indexing import next_digit, phase_taps, phases, widen
+
+
+@triton.jit
+def dgrad_tma(
+    dy_desc, weight_desc, bias_ptr, dx_ptr,
+    N, H, W, GROUPS, GROUP_C, GROUP_K,
+    bias_stride,
+    dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w,
+    R: tl.constexpr, S: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr,
+    FLIP: tl.constexpr, CROSSWISE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    tile_n, program = next_digit(tl.program_id(0), tl.cdiv(GROUP_C, BLOCK_N))
+    phase_w, program = next_digit(program, phases(STRIDE_W, W))
+    phase_h, program = next_digit(program, phases(STRIDE_H, H))
+    tile_w, program = next_digit(program, tl.cdiv(tl.cdiv(W, STRIDE_W), BLOCK_Q))
+    tile_h, program = next_digit(program, tl.cdiv(tl.cdiv(H, STRIDE_H), BLOCK_P))
+    tile_i, group = next_digit(program, tl.cdiv(N, BLOCK_I))
+    corner = (tile_i * BLOCK_I, tile_h * BLOCK_P, tile_w * BLOCK_Q)
+    n, row, column = corner
+    c, k = tile_n * BLOCK_N, group * GROUP_K
+
+    first_r, taps_r, shift_h, step_r, step_h = phase_taps(phase_h, R, STRIDE_H, PAD_H, DIL_H)
+    first_s, taps_s, shift_w, step_s, step_w = phase_taps(phase_w, S, STRIDE_W, PAD_W, DIL_W)
+    acc = tl.zeros([BLOCK_N, BLOCK_I * BLOCK_P * BLOCK_Q], tl.float32)
+    if CROSSWISE:
+        weight_row, weight_column, TAP_COLUMNS = k, c, GROUP_C
+    else:
+        weight_row, weight_column, TAP_COLUMNS = group * GROUP_C + c, 0, GROUP_K
+    acc = add_taps_tma(
+        acc, dy_desc, weight_desc, n, row - shift_h, column - shift_w, k,
+        weight_row, weight_column, GROUP_K, TAP_COLUMNS,
+        first_r, taps_r, step_r, -step_h, first_s, taps_s, step_s, -step_w,
+        R, S, FLIP, CROSSWISE, PRECISION, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+
+    group_c = c + tl.arange(0, BLOCK_N)[:, None]  # [BLOCK_N, 1]
+    c = widen(group * GROUP_C + group_c, WIDE)
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + c * bias_stride, mask=group_c < GROUP_C, other=0.0)
+    n, h, w = box_pixels(corner, BLOCK_I, BLOCK_P, BLOCK_Q, WIDE)  # [1, pixels]
+    h, w = phase_h + h * STRIDE_H, phase_w + w * STRIDE_W
+    tl.store(
+        dx_ptr + n * dx_stride_n + c * dx_stride_c + h * dx_stride_h + w * dx_stride_w,
+        acc.to(dx_ptr.dtype.element_ty),
+        mask=(group_c < GROUP_C) & (n < N) & (h < H) & (w < W),
+    )

@@ -1,0 +1,249 @@
+"""Kernels that load through tensor descriptors: every kind of step, box and channel block."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import tensors
+from closeness import check, operands, run
+
+from tricorr.ops import geometry_of
+from tricorr.ops.facts import layout_of
+from tricorr.ops.plan import DEVICES, Layout, plan_dgrad, plan_fprop, plan_wgrad, plan_with_tile
+from tricorr.ops.plan_tma import (
+    TmaTile,
+    box_of,
+    channel_block,
+    covered,
+    is_legal_tma,
+    phases_with_taps,
+    whole_box,
+)
+
+
+def _case(x, k, window, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1, **more):
+    return geometry_of(x, (k, x[1] // groups, *window), stride, padding, dilation, groups, **more)
+
+
+_SAME = ((1, 1), (1, 1))
+#: Several boxes along every axis, the last of each with pixels, images or channels left over.
+GEOMETRIES = {
+    "leftovers": _case((3, 32, 9, 5), 48, (3, 3), padding=_SAME),
+    "pointwise_overhanging_channels": _case((2, 24, 5, 6), 40, (1, 1)),
+    "asymmetric_padding": _case((1, 16, 6, 9), 16, (2, 3), padding=((0, 3), (2, 1))),
+    "negative_padding": _case((1, 16, 8, 7), 16, (3, 2), padding=((-1, 2), (1, -2))),
+    "dilated": _case((1, 16, 9, 8), 16, (3, 2), padding=_SAME, dilation=(2, 3)),
+    "flipped": _case((2, 16, 5, 6), 32, (2, 3), padding=((0, 1), (2, 0)), flip=True),
+    "groups": _case((2, 32, 5, 4), 64, (2, 2), padding=_SAME, groups=2),
+    "stride_2": _case((2, 16, 9, 8), 16, (3, 3), (2, 2), _SAME),
+    "stride_2_groups_flipped": _case((1, 32, 9, 8), 96, (3, 2), (2, 2), _SAME, groups=2, flip=True),
+    "stride_2_pixels_left_over": _case((1, 16, 8, 9), 16, (2, 2), (2, 2)),
+    "one_axis_strided": _case((1, 16, 9, 8), 16, (3, 3), (1, 3), _SAME),
+    "phases_without_taps": _case((2, 16, 9, 10), 32, (1, 1), (3, 2)),
+    "stride_gt_window_padded": _case((1, 16, 10, 11), 16, (1, 2), (4, 3), ((1, 0), (2, 1))),
+    "dilation_shares_a_phase": _case((1, 16, 12, 11), 16, (3, 2), (2, 2), _SAME, (2, 4)),
+    "dilation_and_stride_prime": _case((1, 16, 13, 12), 16, (3, 2), (2, 2), _SAME, (3, 1)),
+    "one_output": _case((3, 16, 4, 3), 16, (4, 3), (2, 2)),
+}
+#: Only for the input gradient: the forward kernel has descriptors for four phases.
+NINE_PHASES = {"stride_3": _case((1, 16, 8, 7), 16, (4, 3), (3, 3), _SAME)}
+TILES = [TmaTile(1, 8, 4, 32, 16, 4, 2), TmaTile(2, 4, 8, 16, 16, 4, 2)]
+CASES = [
+    pytest.param(op, geometry, turn % 2, id=f"{op}-{name}")
+    for op in ("fprop_bias", "dgrad")
+    for turn, (name, geometry) in enumerate(
+        (GEOMETRIES | (NINE_PHASES if op == "dgrad" else {})).items()
+    )
+]
+
+
+def in_channels_last(args):
+    return [t.to(memory_format=torch.channels_last) if t is not None and t.dim() == 4 else t
+            for t in args]  # fmt: skip
+
+
+def forced(op, geometry, tile, device, dtype=torch.float32, precision="tf32", **changes):
+    from tricorr.ops import launch
+
+    args = operands(op, *tensors(geometry, dtype, device))
+    image, weight, *rest = in_channels_last(args)
+    name = op.removesuffix("_bias")
+    assert is_legal_tma(name, geometry, dtype, precision, "90", True, tile)
+    plan = replace(plan_with_tile(name, geometry, tile, precision=precision), **changes)
+    actual = run(op, [image, weight, *rest], geometry, launch, plan=plan)
+    assert actual.is_contiguous(memory_format=torch.channels_last)
+    check(op, args, geometry, actual=actual, precision=precision)
+    return actual, plan, (image, weight, *rest)
+
+
+@pytest.mark.parametrize(("op", "geometry", "turn"), CASES)
+def test_every_window_and_step(kernel_backend, op, geometry, turn):
+    forced(op, geometry, TILES[turn], kernel_backend.device, wide=turn == 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
+def test_sixteen_bits_and_any_weight(kernel_backend, op, dtype):
+    from tricorr.ops import launch
+
+    geometry = GEOMETRIES["stride_2_groups_flipped"]
+    actual, plan, args = forced(op, geometry, TILES[0], kernel_backend.device, dtype, "ieee")
+    copied = [args[0], args[1].contiguous(), *args[2:]]  # a weight in no form for a descriptor
+    assert torch.equal(run(op, copied, geometry, launch, plan=plan), actual)
+
+
+#: Boxes that divide the planes of y, and hold more images than are left.
+GRADIENTS = {
+    "leftovers": (_case((3, 24, 6, 8), 40, (3, 3), padding=_SAME), (2, 2, 4)),
+    "one_pixel_boxes": (_case((9, 16, 3, 5), 16, (2, 1), padding=((1, 0), (0, 0))), (16, 1, 1)),
+    "dilated_flipped": (
+        _case((2, 16, 8, 6), 16, (2, 3), padding=_SAME, dilation=(3, 2), flip=True),
+        (4, 1, 4),
+    ),
+    "groups": (_case((2, 48, 4, 4), 32, (2, 2), padding=((0, 1), (1, 0)), groups=2), (1, 4, 4)),
+    "strided": (_case((3, 16, 8, 9), 16, (3, 3), (2, 2), ((1, 1), (1, 0))), (2, 2, 4)),
+    "phases_without_taps": (_case((2, 16, 8, 12), 16, (1, 1), (2, 3)), (1, 4, 4)),
+    "unread_pixels": (_case((2, 16, 7, 7), 16, (2, 2), (3, 3)), (4, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("splits", [1, 2, 100])
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_weight_gradient(kernel_backend, name, splits):
+    from tricorr.ops import launch
+
+    geometry, box = GRADIENTS[name]
+    dtype = [torch.float16, torch.bfloat16][splits % 2]
+    tile = TmaTile(*box, 16, 32, 4, 2)
+    assert is_legal_tma("wgrad", geometry, dtype, "ieee", "90", True, tile)
+    args = operands("wgrad", *tensors(geometry, dtype, kernel_backend.device))
+    plan = plan_with_tile("wgrad", geometry, tile, splits=splits)
+    plan = replace(plan, wide=splits == 2)
+    actual = run("wgrad", in_channels_last(args), geometry, launch, plan=plan)
+    check("wgrad", args, geometry, actual=actual)
+
+
+def test_pixels_that_no_window_reads_do_not_count(kernel_backend):
+    from tricorr.ops import launch
+
+    geometry, box = GRADIENTS["unread_pixels"]
+    x, _, _, dy = tensors(geometry, torch.float16, kernel_backend.device)
+    x[:, :, 2::3], x[:, :, -1] = float("nan"), float("nan")
+    plan = plan_with_tile("wgrad", geometry, TmaTile(*box, 16, 16, 4, 2))
+    assert launch.wgrad(*in_channels_last([x, dy]), geometry, plan=plan).isfinite().all()
+
+
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
+def test_a_sum_of_channels_may_overhang_where_nothing_follows(kernel_backend, op):
+    geometry = GEOMETRIES["pointwise_overhanging_channels"]
+    assert channel_block(op.removesuffix("_bias"), geometry, torch.float32) == 32
+    tile = TmaTile(1, 4, 4, 16, 32, 4, 2)
+    forced(op, geometry, tile, kernel_backend.device)
+
+
+def test_activations_come_before_the_rounding(kernel_backend):
+    from tricorr.ops import launch
+
+    geometry = GEOMETRIES["pointwise_overhanging_channels"]
+    x, weight, bias, _ = tensors(geometry, torch.float16, kernel_backend.device)
+    x, weight = in_channels_last([x, weight])
+    plan = plan_with_tile("fprop", geometry, TmaTile(1, 4, 8, 32, 32, 4, 2))
+    linear = launch.fprop(x, weight, bias, geometry, plan=plan)
+    actual = launch.fprop(x, weight, bias, geometry, activation="relu", plan=plan)
+    assert torch.equal(actual, linear.relu())
+
+
+def test_the_planner_takes_descriptors_where_it_can():
+    geometry = _case((32, 256, 14, 14), 256, (3, 3), padding=_SAME)
+    layout = Layout(channels_last=True, descriptors=True)
+    for planner in (plan_fprop, plan_dgrad, plan_wgrad):
+        for name, family in {
+            "h200": "tma",
+            "b200": "tma",
+            "a100": "gemm",
+            "mi300x": "gemm",
+        }.items():
+            plan = planner(geometry, torch.bfloat16, layout, DEVICES[name])
+            assert plan.family == family
+            assert plan.kernel == f"{plan.op}_{family}"
+        pointers = Layout(channels_last=True)
+        assert planner(geometry, torch.bfloat16, pointers, DEVICES["h200"]).family == "gemm"
+        for precision in ("ieee", "tf32x3"):
+            plan = planner(geometry, torch.float32, layout, DEVICES["h200"], precision)
+            assert plan.family == "gemm"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    {
+        "few_channels": {"C": 8},
+        "channels_of_no_16_bytes": {"C": 36},
+        "taps_follow_what_overhangs": {"C": 40},
+        "nine_phases": {"stride": (3, 3)},
+        "no_pixels_in_a_phase": {"H": 1, "stride": (2, 1), "padding": ((3, 3), (1, 1))},
+        "coordinates_past_32_bits": {"padding": ((2**29, 2**29), (1, 1)), "stride": (2**28, 1)},
+        "per_sample": {"per_sample": True},
+        "mode": {"padding_mode": "reflect"},
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_the_rest_is_for_pointers(changes):
+    geometry = replace(_case((2, 64, 8, 8), 64, (3, 3), padding=_SAME), **changes[1])
+    assert geometry.P > 0
+    assert not is_legal_tma("fprop", geometry, torch.bfloat16, "ieee", "90", descriptors=True)
+
+
+def test_a_tile_of_another_problem_is_refused():
+    geometry = _case((2, 48, 9, 8), 64, (3, 3), padding=_SAME)
+
+    def legal(op, tile):
+        return is_legal_tma(op, geometry, torch.bfloat16, "ieee", "90", True, tile)
+
+    assert legal("fprop", TmaTile(2, 8, 8, 64, 16, 4, 4))
+    assert not legal("fprop", TmaTile(2, 8, 8, 64, 32, 4, 4)), "32 of 48 channels, twice"
+    assert legal("dgrad", TmaTile(2, 8, 8, 64, 64, 4, 4))
+    assert legal("wgrad", TmaTile(8, 1, 8, 64, 64, 4, 4))
+    assert not legal("wgrad", TmaTile(1, 8, 8, 64, 64, 4, 4)), "8 of 9 rows"
+
+
+def test_descriptors_need_steps_of_sixteen_bytes():
+    geometry = _case((2, 64, 8, 8), 64, (3, 3), padding=_SAME)
+    x, weight, _, y = tensors(geometry, torch.float16)
+    assert not layout_of(geometry, x, weight, y).descriptors
+    x, y = in_channels_last([x, y])
+    assert layout_of(geometry, x, weight, y).descriptors
+    assert not layout_of(geometry, x.byte(), weight, y).descriptors
+    wide = torch.randn(2, 8, 8, 68).half().permute(0, 3, 1, 2)
+    flat = torch.randn(2 * 64 * 8 * 8 + 1).half()
+    shifted = flat[1:].view(2, 8, 8, 64).permute(0, 3, 1, 2)
+    for view in (wide[:, :64], shifted, x[:1].expand(2, -1, -1, -1)):
+        assert not layout_of(geometry, view, weight, y).descriptors
+
+
+def test_boxes_of_a_weight_gradient_divide_the_planes():
+    for planes in ((32, 56, 56), (32, 14, 14), (32, 7, 7), (3, 12, 5)):
+        box = whole_box(planes, 64)
+        assert box[0] * box[1] * box[2] == 64
+        assert planes[1] % box[1] == planes[2] % box[2] == 0
+
+
+@pytest.mark.parametrize("pixels", [128, 256])
+@pytest.mark.parametrize(
+    ("planes", "most"), [((32, 56, 56), 1.0), ((32, 14, 14), 1.15), ((32, 7, 7), 1.15)]
+)
+def test_boxes_of_small_planes_hold_several_images(planes, most, pixels):
+    box = box_of(planes, pixels)
+    assert box[0] * box[1] * box[2] == pixels
+    assert covered(planes, box) <= most * 32 * planes[1] * planes[2]
+
+
+def test_phases_with_taps_are_those_that_a_tap_reads():
+    for geometry in GEOMETRIES.values():
+        g = geometry
+        stride, dilation = zip(g.steps(0), g.steps(1), strict=True)
+        read = {
+            ((r * dilation[0] - g.padding[0][0]) % stride[0],
+             (s * dilation[1] - g.padding[1][0]) % stride[1])
+            for r in range(g.R) for s in range(g.S)
+        }  # fmt: skip
+        assert set(phases_with_taps(g)) == read
