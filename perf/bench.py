@@ -121,7 +121,8 @@ def tasks_of(
             for i, name in enumerate(learning_bench.names(kind)):
                 found.append(Task({"workload": name, "op": "learn"}, None, 0.3 + i / 4))
         if (not ops or "startup" in ops) and (not suites or "startup" in suites):
-            found.append(Task({"workload": "startup", "op": "startup"}, None, 1.2))
+            # After the first of every suite, before the second dtypes and the compilers.
+            found.append(Task({"workload": "startup", "op": "startup"}, None, 0.95))
     return sorted(found, key=lambda task: task.rank)
 
 

@@ -141,8 +141,8 @@ def _answer(process: subprocess.Popen[str], count: int) -> list[str] | None:
         process.kill()
         process.communicate()
         return None
-    values = [value.strip() for value in out.strip().splitlines()[0].split(",")] if out else []
-    return values if process.returncode == 0 and len(values) == count else None
+    values = [value.strip() for value in out.strip().partition("\n")[0].split(",")]
+    return values if process.returncode == 0 and len(values) == count and any(values) else None
 
 
 class Clocks:

@@ -1,5 +1,6 @@
 """Measuring: known delays give known ratios, a wrong result has no time, a crash is one row."""
 
+import argparse
 import dataclasses
 import math
 
@@ -407,6 +408,7 @@ def test_learning_is_timed_beside_the_loop(backend):
         (["all", "--minutes", "0"], "--minutes must be positive"),
         (["all", "--suite", "odd", "--op", "learn"], "nothing to measure"),
         (["all", "--checkout", "nowhere"], "has no perf/worker.py"),
+        (["predict", "--suite", "odd", "--dtype", "float64"], "no workload of these suites"),
     ],
 )
 def test_an_error_is_one_line(arguments, said, capsys):
@@ -435,3 +437,10 @@ def test_gpu_timer(backend):
         sample = timer.sampler(x.clone, cache, seconds, host)
         assert 1e-5 < quantile([sample() for _ in range(5)], 0.5) < 1e-2
     timer.recover()
+
+
+def test_an_unknown_size_of_learning_is_refused(capsys, monkeypatch):
+    session = argparse.Namespace(machine=FACTS)
+    monkeypatch.setattr(bench, "local_session", lambda: session)
+    assert command.main(["learn", "--size", "64", "-1"]) == 2
+    assert "--size must be of 64, 256, 512 on a cpu, got -1" in capsys.readouterr().err
