@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import time
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from tricorr.perf import bench, learning_bench, rows
 from tricorr.perf.correctness import truth_of
 from tricorr.perf.machine import Ceilings, Machine
 from tricorr.perf.measure import (
+    LEAST,
+    MOST,
     CpuTimer,
     GpuTimer,
     Job,
@@ -444,3 +447,8 @@ def test_an_unknown_size_of_learning_is_refused(capsys, monkeypatch):
     monkeypatch.setattr(bench, "local_session", lambda: session)
     assert command.main(["learn", "--size", "64", "-1"]) == 2
     assert "--size must be of 64, 256, 512 on a cpu, got -1" in capsys.readouterr().err
+
+
+def test_a_wrong_estimate_does_not_hold_up_the_run():
+    taken = interleave({"slow": lambda: time.sleep(0.01) or 0.01}, {"slow": 1e-6}, budget=0.001)
+    assert len(taken["slow"]) == LEAST < MOST
