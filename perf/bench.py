@@ -370,7 +370,12 @@ def main(options: argparse.Namespace) -> int:
             # A second checkout gets half of the time.
             share = seconds / (len(workers) - number)
             members = chosen if number == 0 else chosen[:1]
-            left = _measure(worker, members, writer, recorded, tasks, share)
+            try:
+                left = _measure(worker, members, writer, recorded, tasks, share)
+            except KeyboardInterrupt:
+                file = options.out / rows.FILE
+                print(f"\nstopped: {len(recorded)} rows are in {file}; the same command goes on")
+                return 130
             print(_summary(recorded[before:], len(left)))
             before = len(recorded)
     if options.compare:

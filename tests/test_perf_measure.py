@@ -452,3 +452,14 @@ def test_an_unknown_size_of_learning_is_refused(capsys, monkeypatch):
 def test_a_wrong_estimate_does_not_hold_up_the_run():
     taken = interleave({"slow": lambda: time.sleep(0.01) or 0.01}, {"slow": 1e-6}, budget=0.001)
     assert len(taken["slow"]) == LEAST < MOST
+
+
+def test_a_run_that_is_interrupted_says_how_to_go_on(capsys, monkeypatch, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "_measure", interrupted)
+    arguments = ["all", "--suite", "odd", "--out", str(tmp_path)]
+    assert command.main(arguments) == 130
+    assert "stopped: 0 rows are in" in capsys.readouterr().out
+    assert rows.read(tmp_path) == []
