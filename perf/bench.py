@@ -121,7 +121,8 @@ def tasks_of(
             for i, name in enumerate(learning_bench.names(kind)):
                 found.append(Task({"workload": name, "op": "learn"}, None, 0.3 + i / 4))
         if (not ops or "startup" in ops) and (not suites or "startup" in suites):
-            found.append(Task({"workload": "startup", "op": "startup"}, None, 1.2))
+            # After the first of every suite, before the second dtypes and the compilers.
+            found.append(Task({"workload": "startup", "op": "startup"}, None, 0.95))
     return sorted(found, key=lambda task: task.rank)
 
 
@@ -369,7 +370,12 @@ def main(options: argparse.Namespace) -> int:
             # A second checkout gets half of the time.
             share = seconds / (len(workers) - number)
             members = chosen if number == 0 else chosen[:1]
-            left = _measure(worker, members, writer, recorded, tasks, share)
+            try:
+                left = _measure(worker, members, writer, recorded, tasks, share)
+            except KeyboardInterrupt:
+                file = options.out / rows.FILE
+                print(f"\nstopped: {len(recorded)} rows are in {file}; the same command goes on")
+                return 130
             print(_summary(recorded[before:], len(left)))
             before = len(recorded)
     if options.compare:

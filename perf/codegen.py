@@ -558,10 +558,16 @@ def main(options: argparse.Namespace) -> int:
     if unknown:
         print(f"unknown target {', '.join(sorted(unknown))}: of {', '.join(TARGETS)}")
         return 2
+    try:
+        re.compile(options.k)
+    except re.error as error:
+        raise ValueError(f"-k must be a regular expression, got {options.k!r}: {error}") from error
     names = options.targets or list(TARGETS)
     if options.check:
         return compare(options.check, options.k, names)
-    jobs = chosen([TARGETS[name] for name in names], options.k, options.sample)
+    jobs = list(chosen([TARGETS[name] for name in names], options.k, options.sample))
+    if not jobs:
+        raise ValueError(f"no configuration matches {options.k}")
     if options.list:
         print("\n".join(f"{target.name:7} {configuration.name}" for configuration, target in jobs))
         return 0

@@ -171,6 +171,10 @@ def main(options: argparse.Namespace) -> int:
 
     session = local_session()
     kind = session.machine.kind
+    sizes = {_sizes(name)[0] for name in names(kind)}
+    if unknown := set(options.size or ()) - sizes:
+        known = ", ".join(map(str, sorted(sizes)))
+        raise ValueError(f"--size must be of {known} on a {kind}, got {min(unknown)}")
     print(f"learning a kernel, {kind}: {session.machine.device}")
     print(f"{'workload':32} {'provider':14} {'steps':>5} {'ms':>10} {'steps/s':>10}  times ours")
     for name in names(kind):

@@ -86,7 +86,8 @@ def _cpu_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' * (threads > 1)}"
 
 
 @cache
@@ -141,8 +142,8 @@ def _answer(process: subprocess.Popen[str], count: int) -> list[str] | None:
         process.kill()
         process.communicate()
         return None
-    values = [value.strip() for value in out.strip().splitlines()[0].split(",")] if out else []
-    return values if process.returncode == 0 and len(values) == count else None
+    values = [value.strip() for value in out.strip().partition("\n")[0].split(",")]
+    return values if process.returncode == 0 and len(values) == count and any(values) else None
 
 
 class Clocks:

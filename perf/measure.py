@@ -27,6 +27,8 @@ from .workloads import Workload
 BUDGET = 0.25
 #: Turns that are taken at least and at most.
 LEAST, MOST = 5, 50
+#: Times its budget that a job may take, if its estimates were wrong.
+OVERRUN = 8
 #: A turn that takes longer than this is long enough for three of them to tell.
 LONG_TURN = 0.5
 
@@ -246,13 +248,17 @@ def interleave(
     Args:
         samplers: each takes one sample, in seconds.
         seconds: an estimate for each, from which the number of turns follows.
-        budget: seconds for all turns together.
+        budget: seconds for all turns together, as far as the estimates hold.
         on_error: is told of an exception.
     """
     turn = sum(seconds[name] for name in samplers)
     turns = max(3 if turn > LONG_TURN else LEAST, _repeats(budget, turn, MOST))
     samples: dict[K, list[float]] = {name: [] for name in samplers}
-    for _ in range(turns):
+    start = time.monotonic()
+    for taken in range(turns):
+        # The estimates may be far off: they do not decide alone how long a job takes.
+        if taken >= LEAST and time.monotonic() - start > OVERRUN * budget:
+            break
         for name in list(samples):
             try:
                 samples[name].append(samplers[name]())

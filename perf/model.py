@@ -28,6 +28,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
@@ -44,6 +46,7 @@ from ..ops.plan import (
     GemmTile,
     Layout,
     Plan,
+    StencilTile,
     plan_dgrad,
     plan_fprop,
     plan_wgrad,
@@ -60,6 +63,10 @@ L2_BYTES = {"80": 40e6, "90": 50e6, "100": 126e6, "gfx942": 256e6}
 FMA_LANES = {"80": 64, "90": 128, "100": 128, "gfx942": 128}
 #: Bytes that L1 of one multiprocessor delivers in a clock.
 L1_BYTES = {"80": 128, "90": 128, "100": 128, "gfx942": 64}
+
+
+class UnknownPlanError(ValueError):
+    """A plan of a family that the model has no arithmetic for."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,9 @@ def predict(
         plan: instead of the planner's.
         name: of the workload.
         suite: of the workload.
+
+    Raises:
+        UnknownPlanError: the plan's kernel is of a family that the model does not know.
     """
     if device.bandwidth is None:
         raise ValueError(f"the rates of {device.name} are not known")
@@ -205,10 +215,23 @@ def dense_layout(geometry: Geometry, x_dtype: torch.dtype, channels_last: bool) 
     step = 16 // x_dtype.itemsize
     return Layout(
         channels_last,
-        wide=max(g.x_numel, g.y_numel, g.weight_numel, g.N * g.H * g.W) > NARROW_LIMIT,
+        is_wide(g),
         descriptors=(
             channels_last and x_dtype != torch.uint8 and g.C % step == 0 and g.K % step == 0
         ),
+    )
+
+
+def is_wide(geometry: Geometry) -> bool:
+    """Whether dense tensors of this geometry need 64-bit offsets."""
+    return (
+        max(
+            geometry.x_numel,
+            geometry.y_numel,
+            geometry.weight_numel,
+            geometry.N * geometry.H * geometry.W,
+        )
+        > NARROW_LIMIT
     )
 
 
@@ -270,6 +293,8 @@ def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
             dy = tile.BLOCK_P * tile.BLOCK_Q * tile.BLOCK_C * tile.BLOCK_K
             read, strips = work.loads * x_bytes + dy * itemsize, plan.split_strips
         return _Work(plan.grid * strips * read, plan.grid * strips * work.macs)
+    if not isinstance(tile, StencilTile):
+        raise UnknownPlanError(f"the model does not know {plan.kernel}")
     lanes = blocks["BLOCK_M"] * blocks["BLOCK_C"]
     if plan.op == "wgrad":  # one tap of BLOCK_C filters
         steps = -(-plan.split_pixels // blocks["BLOCK_M"])
@@ -349,24 +374,39 @@ def predict_workloads(
     device: Device,
     ops: Iterable[str] = OPS,
     dtypes: Iterable[str] = (),
+    unknown: list[str] | None = None,
 ) -> Iterator[Prediction]:
-    """Every operator and format of the workloads, in each one's first dtype if none is named."""
+    """Every operator and format of the workloads, in each one's first dtype if none is named.
+
+    Args:
+        workloads: to predict.
+        device: to plan for.
+        ops: only these.
+        dtypes: these instead of each one's first.
+        unknown: takes why there is none for a plan that the model does not know; None raises.
+    """
     ops, dtypes = set(ops), list(dtypes)
     for workload in workloads:
         for dtype in [d for d in workload.dtypes if d in dtypes] if dtypes else workload.dtypes[:1]:
             for op in (op for op in workload.ops if op in ops):
                 for memory_format in workload.formats:
                     tensor_dtype, precision = PRODUCTS[dtype]
-                    found = predict(
-                        workload.geometry,
-                        op,
-                        tensor_dtype,
-                        device,
-                        channels_last=memory_format == "channels_last",
-                        precision=precision,
-                        name=workload.name,
-                        suite=workload.suite,
-                    )
+                    try:
+                        found = predict(
+                            workload.geometry,
+                            op,
+                            tensor_dtype,
+                            device,
+                            channels_last=memory_format == "channels_last",
+                            precision=precision,
+                            name=workload.name,
+                            suite=workload.suite,
+                        )
+                    except UnknownPlanError as error:
+                        if unknown is None:
+                            raise
+                        unknown.append(str(error))
+                        continue
                     yield replace(found, dtype=dtype)
 
 
@@ -386,7 +426,14 @@ def main(options: argparse.Namespace) -> int:
     except ArgumentError as error:
         print(error)
         return 2
-    found = list(predict_workloads(select(options.suite), device, options.op or OPS, options.dtype))
+    unknown: list[str] = []
+    workloads = select(options.suite)
+    ops = options.op or OPS
+    found = list(predict_workloads(workloads, device, ops, options.dtype, unknown))
+    if not found and not unknown:
+        raise ValueError("no workload of these suites has such an operator and dtype")
+    for line, cases in Counter(unknown).items():
+        print(f"{line}: {cases} cases are left out", file=sys.stderr)
     if options.json:
         print("\n".join(json.dumps(asdict(p)) for p in found))
         return 0

@@ -26,6 +26,7 @@ from ..ops import ArgumentError
 from ..ops.explain import device_named
 from ..ops.plan import DEVICES, Device
 from .model import PRODUCTS, Prediction, predict
+from .worker import child_environment
 from .workloads import FORMATS, OPS, Workload, find
 
 #: Our name -> Nsight Compute's.
@@ -211,7 +212,9 @@ def run_ncu(child: list[str], kernel: str) -> tuple[int, str]:
     metrics = list(ASKED)
     while True:
         line = command(child, kernel, metrics)
-        run = subprocess.run(line, capture_output=True, text=True, check=False)
+        run = subprocess.run(
+            line, capture_output=True, text=True, check=False, env=child_environment()
+        )
         printed = run.stdout + run.stderr
         lines = [text for text in printed.splitlines() if "find metric" in text.lower()]
         unknown = {metric for metric in metrics if any(metric in text for text in lines)}

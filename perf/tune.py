@@ -44,11 +44,12 @@ from ..ops.plan import (
     plan_with_tile,
     takes_one_tap,
 )
+from ..ops.plan_rows import RowsTile
 from ..ops.plan_tma import TmaTile, box_of, pixel_planes, whole_box
 from ..ops.tuned import file_of, key_of
 from .machine import Clocks
 from .measure import GpuTimer, Timer, quantile
-from .model import PRODUCTS, dense_layout, predict
+from .model import PRODUCTS, UnknownPlanError, dense_layout, predict
 from .providers import Problem, make_problem
 from .workloads import OPS, Workload, find
 
@@ -178,11 +179,14 @@ def jobs_of(
 
 
 def candidates(job: Job, device: Device) -> list[Plan]:
-    """The legal plans of the table's kernel family but the table's own, the most likely first."""
+    """The legal plans of the table's kernel family but the table's own, the most likely first.
+
+    There are none for a family whose tiles this module has no list of.
+    """
     base = job.table_plan(device)
     geometry = job.workload.geometry
     tile_of_table = base.tile
-    tiles: Iterator[Tile]
+    tiles: Iterator[Tile] = iter(())
     if isinstance(tile_of_table, GemmTile):
         taps = geometry.group_C * geometry.R * geometry.S
         rows, columns = {
@@ -222,7 +226,7 @@ def candidates(job: Job, device: Device) -> list[Plan]:
         )
     elif isinstance(tile_of_table, TmaTile):
         tiles = _tma_tiles(job, tile_of_table)
-    else:
+    elif isinstance(tile_of_table, RowsTile):
         channels = geometry.groups * (1 if job.op == "wgrad" else geometry.N)
         blocks = itertools.product(
             (8, 16, 32, 64), [2**i for i in range(3, 11)], [2**i for i in range(8)], (1, 2, 4, 8)
@@ -275,15 +279,18 @@ def _cost(job: Job, plan: Plan, base: Plan, device: Device) -> float:
     if device.bandwidth is None:
         return distance
     dtype = PRODUCTS[job.dtype][0]
-    predicted = predict(
-        job.workload.geometry,
-        job.op,
-        dtype,
-        device,
-        channels_last=job.channels_last,
-        precision=job.precision,
-        plan=plan,
-    )
+    try:
+        predicted = predict(
+            job.workload.geometry,
+            job.op,
+            dtype,
+            device,
+            channels_last=job.channels_last,
+            precision=job.precision,
+            plan=plan,
+        )
+    except UnknownPlanError:
+        return distance
     return predicted.predicted_us * (1 + 0.02 * distance)
 
 
@@ -544,7 +551,8 @@ def _list(jobs: list[Job], device: Device) -> None:
     for job in jobs:
         base = job.table_plan(device)
         plans = candidates(job, device)
-        print(f"\n{job}: {len(plans)} legal plans of {base.kernel}; the table has {describe(base)}")
+        count = len(plans) or "no"
+        print(f"\n{job}: {count} legal plans of {base.kernel}; the table has {describe(base)}")
         for plan in plans[:5]:
             print(f"  {describe(plan)}")
 

@@ -365,7 +365,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     for workload in select(options.suite):
         item = workload.scaled() if options.small else workload
-        kinds = f"{','.join(item.ops)} {','.join(item.dtypes)}"
+        kinds = f"{','.join(item.ops)} {','.join(item.dtypes)}" + " with bias" * item.bias
+        kinds += f" and {item.activation}" * (item.activation != "none")
         print(f"{item.name:44} {item.priority} {item.geometry.flops / 1e9:9.3f} GFLOP  {kinds}")
         print(f"    {item.geometry}")
     return 0

@@ -196,3 +196,13 @@ def test_unknown_targets_are_refused():
     ran = run("sm_1")
     assert ran.returncode == 2
     assert "unknown target sm_1" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [("nothing_is_called_so", "no configuration matches"), ("[", "must be a regular expression")],
+)
+def test_a_pattern_that_finds_nothing_is_refused(pattern, said):
+    found = run("-k", pattern, "--list")
+    assert found.returncode
+    assert said in found.stderr

@@ -1,7 +1,9 @@
 """Measuring: known delays give known ratios, a wrong result has no time, a crash is one row."""
 
+import argparse
 import dataclasses
 import math
+import time
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from tricorr.perf import bench, learning_bench, learning_stream, learning_ways, 
 from tricorr.perf.correctness import truth_of
 from tricorr.perf.machine import Ceilings, Machine
 from tricorr.perf.measure import (
+    LEAST,
+    MOST,
     CpuTimer,
     GpuTimer,
     Job,
@@ -407,6 +411,7 @@ def test_learning_is_timed_beside_the_loop(backend):
         (["all", "--minutes", "0"], "--minutes must be positive"),
         (["all", "--suite", "odd", "--op", "learn"], "nothing to measure"),
         (["all", "--checkout", "nowhere"], "has no perf/worker.py"),
+        (["predict", "--suite", "odd", "--dtype", "float64"], "no workload of these suites"),
     ],
 )
 def test_an_error_is_one_line(arguments, said, capsys):
@@ -492,3 +497,26 @@ def test_resident_memory_is_seen():
     assert len(held) <= resident.peak(before) < 2 * len(held)
     del held
     assert resident.peak(resident.start()) < 16 * 2**20
+
+
+def test_an_unknown_size_of_learning_is_refused(capsys, monkeypatch):
+    session = argparse.Namespace(machine=FACTS)
+    monkeypatch.setattr(bench, "local_session", lambda: session)
+    assert command.main(["learn", "--size", "64", "-1"]) == 2
+    assert "--size must be of 64, 256, 512 on a cpu, got -1" in capsys.readouterr().err
+
+
+def test_a_wrong_estimate_does_not_hold_up_the_run():
+    taken = interleave({"slow": lambda: time.sleep(0.01) or 0.01}, {"slow": 1e-6}, budget=0.001)
+    assert len(taken["slow"]) == LEAST < MOST
+
+
+def test_a_run_that_is_interrupted_says_how_to_go_on(capsys, monkeypatch, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "_measure", interrupted)
+    arguments = ["all", "--suite", "odd", "--out", str(tmp_path)]
+    assert command.main(arguments) == 130
+    assert "stopped: 0 rows are in" in capsys.readouterr().out
+    assert rows.read(tmp_path) == []

@@ -5,14 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from tricorr.ops import geometry_of
 from tricorr.ops.bands import BandedTile
-from tricorr.ops.plan import DEVICES, INTERPRETER, GemmTile, StencilTile, plan_with_tile
+from tricorr.ops.plan import (
+    DEVICES,
+    FAMILIES,
+    INTERPRETER,
+    GemmTile,
+    StencilTile,
+    plan_fprop,
+    plan_with_tile,
+)
 from tricorr.perf import model
 from tricorr.perf.workloads import OPS, SUITES, WORKLOADS
 
@@ -136,3 +144,24 @@ def test_json_is_one_prediction_a_line_and_can_be_narrowed(capsys):
     assert {p["op"] for p in found} == {"wgrad"} <= set(OPS)
     assert {p["dtype"] for p in found} == {"tf32"}
     assert run("--device", "abacus") == 2
+
+
+def test_a_plan_of_an_unknown_family_is_left_out_and_counted(capsys, monkeypatch):
+    @dataclass(frozen=True)
+    class Tile:
+        num_warps: int = 4
+        num_stages: int = 2
+
+    known = plan_fprop
+
+    def planner(geometry, *arguments):
+        plan = known(geometry, *arguments)
+        return replace(plan, tile=Tile()) if geometry.dilation[0] > 1 else plan
+
+    monkeypatch.setitem(FAMILIES, Tile, "new")
+    monkeypatch.setitem(model._PLANNERS, "fprop", planner)
+    assert run("--suite", "odd", "--op", "fprop") == 0
+    said = capsys.readouterr()
+    assert said.err == "the model does not know fprop_new: 2 cases are left out\n"
+    assert "fprop_gemm" in said.out
+    assert "fprop_new" not in said.out

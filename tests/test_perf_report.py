@@ -229,3 +229,23 @@ def test_a_section_is_replaced_between_markers_or_under_its_heading():
     assert report.with_section(by_heading, section) == by_heading
     with pytest.raises(ValueError, match="no heading"):
         report.with_section("# a\n", section)
+
+
+def test_a_padding_mode_is_held_against_zeros_in_its_own_dtype():
+    image = {"suite": "images", "copy_gbps": 1.0, "gbps": 1.0}
+    zeros, mode = "images-4096-3x3", "images-4096-3x3-reflect"
+    (machine,) = report.machines(
+        [
+            row(ms=2.0, workload=zeros, dtype="float32", **image),
+            row(ms=1.0, workload=zeros, **image),
+            row(ms=2.2, workload=mode, dtype="float32", **image),
+            row("pytorch", 5.5, workload=mode, dtype="float32", ratio_to=2.5, **image),
+            row(ms=9.0, workload="images-4096-7x7-reflect", **image),  # without its like
+        ]
+    )
+    assert report.times_over_zeros(machine.cases()) == [pytest.approx(1.1)]
+    found = {(v.regime, v.asked_text): v for v in report.verdicts(machine)}
+    assert found["padding modes", "at most 1.02"].outcome == "**missed**"
+    assert found["padding modes", "2"].measured == pytest.approx(2.5)
+    assert found["padding modes", "2"].outcome == "met"
+    assert found["bias and activation in the epilogue", "1.15"].outcome == "not measured"

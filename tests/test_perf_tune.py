@@ -288,3 +288,9 @@ def test_classes_of_problems_are_by_powers_of_two():
     text = tuned.problem_of(geometry)
     expected = "C64 K64 groups 1 window 3x3 stride 1x1 dilation 1x1 NPQ 2^5x2^6x2^6"
     assert text == expected
+
+
+def test_tiles_of_an_unknown_family_are_not_searched(monkeypatch):
+    table = DENSE.table_plan(DEVICE)
+    monkeypatch.setattr(Job, "table_plan", lambda job, device: replace(table, tile=object()))
+    assert tune.candidates(DENSE, DEVICE) == []
