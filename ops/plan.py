@@ -335,8 +335,10 @@ def plan_wgrad(
         rows = _rows_tile("wgrad", geometry, dtype, layout, device)
         tile = rows or _stencil_tile(geometry.K, pixels, layout)
     partial_bytes = geometry.weight_numel * (8 if dtype == torch.float64 else 4)
+    # Programs of a tma kernel fill the shared memory of a multiprocessor one or two at a time.
+    side_by_side = 2 if isinstance(tile, TmaTile) else 4
     splits = min(
-        _cdiv(4 * device.multiprocessors, max(1, _programs("wgrad", geometry, tile))),
+        _cdiv(side_by_side * device.multiprocessors, max(1, _programs("wgrad", geometry, tile))),
         _cdiv(_strips(geometry, tile), MIN_SPLIT_STRIPS)
         if isinstance(tile, RowsTile | TmaTile)
         else _cdiv(pixels, MIN_SPLIT_PIXELS),

@@ -281,7 +281,7 @@ def _spilled(
         # The programs that read the same pixels have neighbouring ids. If they are more than a
         # wave and their pixels do not stay in L2, every wave of them reads those again.
         batches = geometry.N if geometry.per_sample else 1
-        if isinstance(plan.tile, GemmTile):
+        if isinstance(plan.tile, GemmTile | TmaTile):
             sharers = plan.grid // (plan.splits * geometry.groups * batches)
         else:
             sharers = geometry.R * geometry.S * geometry.group_C
