@@ -31,13 +31,15 @@ def fits_descriptor(tensor: torch.Tensor) -> bool:
 
     It needs neighbouring channels in memory, and steps of 16 bytes between everything else.
     """
-    if tensor.stride(1) != 1:
+    n, c, h, w = tensor.stride()
+    if c != 1 or tensor.data_ptr() % 16:
         return False
+    N, _, H, W = tensor.shape
     step = 16 // tensor.itemsize
-    return tensor.data_ptr() % 16 == 0 and all(
-        tensor.stride(axis) % step == 0 and tensor.stride(axis) > 0
-        for axis in (0, 2, 3)
-        if tensor.shape[axis] > 1
+    return (
+        (N == 1 or (n > 0 and n % step == 0))
+        and (H == 1 or (h > 0 and h % step == 0))
+        and (W == 1 or (w > 0 and w % step == 0))
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..kernels import TensorDescriptor
-from .geometry import Geometry
+from .geometry import Geometry, Pair
 from .plan_tma import MAX_PHASES, TmaTile, multiplies_crosswise, phases_with_taps
 
 
@@ -20,8 +20,7 @@ def fprop_descriptors(
     """What fprop_tma takes beside what every fprop kernel does."""
     arguments = _phase_descriptors(x, geometry, tile, tile.BLOCK_K)
     arguments["FLIP"] = geometry.flip
-    rows = _rows(weight.permute(0, 2, 3, 1))  # [K, (r, s, c)]
-    arguments["weight_desc"] = _describe(rows, [tile.BLOCK_N, tile.BLOCK_K])
+    arguments["weight_desc"] = _rows_descriptor(weight, [tile.BLOCK_N, tile.BLOCK_K])
     return arguments
 
 
@@ -30,18 +29,16 @@ def dgrad_descriptors(
 ) -> dict[str, Any]:
     """What dgrad_tma takes beside what every dgrad kernel does."""
     crosswise = multiplies_crosswise(weight.dtype)
-    block = [tile.BLOCK_N, tile.BLOCK_K]
-    if crosswise:
-        rows = _rows(weight.permute(0, 2, 3, 1))  # [K, (r, s, c)]
-        block.reverse()
-    else:
-        grouped = weight.unflatten(0, (geometry.groups, geometry.group_K))
-        rows = _rows(grouped.permute(0, 2, 3, 4, 1).flatten(0, 1))  # [C, (r, s, k)]
+    if crosswise:  # [K, (r, s, c)]
+        matrix = _rows_descriptor(weight, [tile.BLOCK_K, tile.BLOCK_N])
+    else:  # [C, (r, s, k)]
+        turned = weight.unflatten(0, (geometry.groups, geometry.group_K)).transpose(1, 2)
+        matrix = _rows_descriptor(turned.flatten(0, 1), [tile.BLOCK_N, tile.BLOCK_K])
     return {
         "FLIP": geometry.flip,
         "CROSSWISE": crosswise,
         "dy_desc": _pixels_descriptor(dy, tile, tile.BLOCK_K),
-        "weight_desc": _describe(rows, block),
+        "weight_desc": matrix,
     }
 
 
@@ -62,38 +59,53 @@ def _phase_descriptors(
     for i in range(MAX_PHASES):
         arguments |= {f"x{i}_desc": None, f"PHASE{i}": -1}
     for i, (a, b) in enumerate(phases_with_taps(geometry)):
-        phase = x[:, :, a::stride_h, b::stride_w]
-        arguments[f"x{i}_desc"] = _pixels_descriptor(phase, tile, channels)
+        arguments[f"x{i}_desc"] = _pixels_descriptor(
+            x, tile, channels, (a, b), (stride_h, stride_w)
+        )
         arguments[f"PHASE{i}"] = a * stride_w + b
     return arguments
 
 
-def _pixels_descriptor(pixels: torch.Tensor, tile: TmaTile, channels: int) -> TensorDescriptor:
-    """Of boxes of (N, C, H, W), which formats.fits_descriptor, with so many channels."""
+def _pixels_descriptor(
+    pixels: torch.Tensor,
+    tile: TmaTile,
+    channels: int,
+    phase: Pair = (0, 0),
+    stride: Pair = (1, 1),
+) -> TensorDescriptor:
+    """Of boxes of one phase of (N, C, H, W), which formats.fits_descriptor, with so many channels.
+
+    Written without views of the tensor where it can be: each takes the host microseconds.
+    """
+    n, c, h, w = pixels.shape
+    stride_n, _, stride_h, stride_w = pixels.stride()
+    if phase != (0, 0):
+        pixels = pixels[:, :, phase[0] :, phase[1] :]
+    sizes = [n, -(-(h - phase[0]) // stride[0]), -(-(w - phase[1]) // stride[1]), c]
+    strides = [stride_n, stride_h * stride[0], stride_w * stride[1], 1]
+    for axis in (2, 1, 0):  # a step along one element may be anything but a descriptor's
+        if sizes[axis] == 1:
+            strides[axis] = sizes[axis + 1] * strides[axis + 1]
     block = [tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q, channels]
-    return _describe(pixels.permute(0, 2, 3, 1), block)
+    return TensorDescriptor(pixels, sizes, strides, block)
 
 
-def _rows(weight: torch.Tensor) -> torch.Tensor:
-    """A weight (rows, R, S, channels) as a matrix of its rows.
+def _rows_descriptor(weight: torch.Tensor, block: list[int]) -> TensorDescriptor:
+    """Of a weight (rows, channels, R, S) as a matrix: its rows, and columns (r, s, channel).
 
     One with its channels innermost, as channels_last has it, is used as it stands, and so is a 1x1
     window in either format. Any other is copied, its bytes read and written once a call. The copy
     is never kept: an update of the weight in place must not be missed.
     """
-    row_bytes = weight.stride(0) * weight.itemsize
-    if weight[0].is_contiguous() and row_bytes % 16 == 0 and weight.data_ptr() % 16 == 0:
-        return weight.flatten(1)
-    return weight.clone(memory_format=torch.contiguous_format).flatten(1)
-
-
-def _describe(tensor: torch.Tensor, block: list[int]) -> TensorDescriptor:
-    """A descriptor of a tensor whose last axis is contiguous.
-
-    The step along an axis of one element may be anything; a descriptor wants multiples of 16 bytes.
-    """
-    sizes, strides = list(tensor.shape), list(tensor.stride())
-    for axis in reversed(range(tensor.dim() - 1)):
-        if sizes[axis] == 1:
-            strides[axis] = sizes[axis + 1] * strides[axis + 1]
-    return TensorDescriptor(tensor, sizes, strides, block)
+    rows, channels, R, S = weight.shape
+    step, *steps = weight.stride()
+    dense = (1, S * channels, channels)
+    matrix = weight
+    if (
+        any(a != b for a, b, n in zip(steps, dense, (channels, R, S), strict=True) if n > 1)
+        or step * weight.itemsize % 16
+        or weight.data_ptr() % 16
+    ):
+        matrix = weight.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+        step = R * S * channels
+    return TensorDescriptor(matrix, [rows, R * S * channels], [step, 1], block)

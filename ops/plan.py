@@ -371,8 +371,10 @@ def plan_wgrad(
     partial_bytes = geometry.weight_numel * (8 if dtype == torch.float64 else 4)
     if isinstance(tile, BandedGradTile):
         partial_bytes *= COLUMN_STEP
+    # Programs of a tma kernel fill the shared memory of a multiprocessor one or two at a time.
+    side_by_side = 2 if isinstance(tile, TmaTile) else 4
     splits = min(
-        cdiv(4 * device.multiprocessors, max(1, _programs("wgrad", geometry, tile))),
+        cdiv(side_by_side * device.multiprocessors, max(1, _programs("wgrad", geometry, tile))),
         _most_splits(geometry, tile, pixels),
         MAX_WORKSPACE // max(1, partial_bytes),
     )
@@ -467,6 +469,8 @@ def _plan_pixels(
             or _banded_tile(op, geometry, dtype, layout, device, precision)
             or _stencil_tile(channels, pixels, layout)
         )
+        if op == "dgrad_frame":  # two loops around the sum leave no registers for more a thread
+            direct = replace(direct, num_warps=8)
         precision = _precision(dtype, precision, device)
         return plan_with_tile(op, geometry, direct, wide=layout.wide, precision=precision)
     precise = _precision(dtype, precision, device)

@@ -60,8 +60,8 @@ class TmaTile:
         return self.BLOCK_I * self.BLOCK_P * self.BLOCK_Q
 
 
-#: (channels of the result, pixels, num_warps, num_stages), largest first. The largest that fills
-#: the device is taken: it reads each input the fewest times.
+#: (channels of the result, pixels, num_warps, num_stages), largest first: those read each input the
+#: fewest times. A smaller one is taken where it leaves a tenth less to the busiest multiprocessor.
 TMA_SHAPES = (
     (128, 256, 8, 3),
     (128, 128, 8, 4),
@@ -185,22 +185,22 @@ def tma_tile(
     if not is_legal_tma(op, geometry, dtype, precision, arch, descriptors):
         return None
     g, planes = geometry, pixel_planes(op, geometry)
-    chosen = None
-    for shape in TMA_GRADIENT_SHAPES if op == "wgrad" else TMA_SHAPES:
-        tile = shaped_tile(op, g, dtype, shape)
-        results = g.group_K if op == "fprop" else g.group_C
-        if tile.BLOCK_N > max(64, power_of_two(results)):
-            continue
-        if op == "wgrad" and tile.BLOCK_K > max(64, power_of_two(g.group_K)):
-            continue
-        box = (tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q)
-        if covered(planes, box) * (1 - MAX_OVERHANG) > math.prod(planes):
-            continue
-        chosen = tile
-        # Splits let any weight gradient fill the device.
-        if op == "wgrad" or tma_programs(op, g, tile) >= multiprocessors:
-            break
-    return chosen
+    results, summed = (g.group_K, g.group_C) if op == "fprop" else (g.group_C, g.group_K)
+    tiles = [
+        tile
+        for shape in (TMA_GRADIENT_SHAPES if op == "wgrad" else TMA_SHAPES)
+        if (tile := shaped_tile(op, g, dtype, shape)).BLOCK_N <= max(64, power_of_two(results))
+        and (op != "wgrad" or tile.BLOCK_K <= max(64, power_of_two(summed)))
+        and tile.pixels >= 16
+        and covered(planes, (tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q)) * (1 - MAX_OVERHANG)
+        <= math.prod(planes)
+    ]
+    if op == "wgrad":  # splits let any tile fill the device
+        return next(iter(tiles), None)
+    # What the busiest multiprocessor multiplies; smaller tiles load more for it.
+    costs = [-(-tma_programs(op, g, t) // multiprocessors) * t.BLOCK_N * t.pixels for t in tiles]
+    least = min(costs, default=0)
+    return next((t for t, cost in zip(tiles, costs, strict=True) if cost <= 1.1 * least), None)
 
 
 def shaped_tile(
@@ -216,12 +216,16 @@ def shaped_tile(
 
 
 def whole_box(planes: tuple[int, int, int], pixels: int) -> tuple[int, int, int]:
-    """(images, rows, columns) of the box with the fewest images that divides rows and columns."""
-    _, rows, columns = planes
+    """(images, rows, columns) of a box that divides rows and columns, of `pixels` at most.
+
+    As many rows and columns as can be, and no more images than there are, up to a power of two.
+    """
+    images, rows, columns = planes
     most_rows, most_columns = rows & -rows, columns & -columns  # powers of two that divide them
     box_columns = min(most_columns, pixels)
     box_rows = min(most_rows, pixels // box_columns)
-    return pixels // (box_rows * box_columns), box_rows, box_columns
+    box_images = min(power_of_two(images), pixels // (box_rows * box_columns))
+    return box_images, box_rows, box_columns
 
 
 def boxes(geometry: Geometry, tile: TmaTile) -> int:

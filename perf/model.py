@@ -251,16 +251,16 @@ def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
     """Counted as the kernels loop; masked lanes do arithmetic, and are counted as loads too."""
     g, tile = geometry, plan.tile
     first = itemsize if plan.op == "dgrad" else x_bytes
-    taps: float = g.R * g.S
-    if plan.op == "dgrad" and isinstance(tile, GemmTile | TmaTile):
-        taps = taps / math.prod(g.phases)  # on average: they are dealt out among the phases
+    taps = g.R * g.S
+    # Those of an input gradient are dealt out among the phases: on average.
+    reached = taps / math.prod(g.phases) if plan.op == "dgrad" else taps
     if isinstance(tile, TmaTile) and plan.op == "wgrad":
         boxes = plan.grid * plan.split_strips * tile.pixels
         return _Work(
             boxes * (tile.BLOCK_N + tile.BLOCK_K) * itemsize, boxes * tile.BLOCK_N * tile.BLOCK_K
         )
     if isinstance(tile, TmaTile):
-        steps = taps * -(-(g.group_C if plan.op == "fprop" else g.group_K) // tile.BLOCK_K)
+        steps = reached * -(-(g.group_C if plan.op == "fprop" else g.group_K) // tile.BLOCK_K)
         rows = tile.pixels + tile.BLOCK_N
         return _Work(
             round(plan.grid * steps * tile.BLOCK_K * rows * itemsize),
@@ -272,8 +272,8 @@ def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
             bytes_a_step = tile.BLOCK_K * (tile.BLOCK_M * itemsize + tile.BLOCK_N * x_bytes)
         else:
             reduced = g.group_C if plan.op == "fprop" else g.group_K
-            one_tap = taps * -(-reduced // tile.BLOCK_K)
-            steps = one_tap if plan.one_tap else -(-taps * reduced // tile.BLOCK_K)
+            one_tap = reached * -(-reduced // tile.BLOCK_K)
+            steps = one_tap if plan.one_tap else -(-reached * reduced // tile.BLOCK_K)
             bytes_a_step = tile.BLOCK_K * (tile.BLOCK_M * first + tile.BLOCK_N * itemsize)
         return _Work(
             round(plan.grid * steps * bytes_a_step),
@@ -318,7 +318,7 @@ def _spilled(
         # The programs that read the same pixels have neighbouring ids. If they are more than a
         # wave and their pixels do not stay in L2, every wave of them reads those again.
         batches = geometry.N if geometry.per_sample else 1
-        if isinstance(plan.tile, GemmTile | BandedGradTile):
+        if isinstance(plan.tile, GemmTile | TmaTile | BandedGradTile):
             sharers = plan.grid // (plan.splits * geometry.groups * batches)
         else:
             sharers = geometry.R * geometry.S * geometry.group_C

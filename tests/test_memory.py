@@ -23,6 +23,7 @@ from tricorr.ops import geometry_of
 from tricorr.ops.bands import BandedGradTile, BandedTile
 from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, GemmTile, plan_with_tile
 from tricorr.ops.plan_rows import RowsTile
+from tricorr.ops.plan_tma import TmaTile
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and mprotect")
 
@@ -150,6 +151,32 @@ def test_no_kernel_leaves_its_tensors(op, name, at_end, monkeypatch):
         for plan in plans:
             result = run(op, args, geometry, launch, plan=plan)
             assert result.isfinite().all()
+
+    assert signal_of_child(work) == 0
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("at_end", [True, False], ids=["end", "start"])
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
+def test_no_descriptor_leaves_its_tensor(op, at_end, monkeypatch):
+    from tricorr.ops import launch
+
+    geometry = geometry_of((3, 16, 6, 9), (24, 16, 3, 2), (2, 1), ((2, 1), (1, 0)))
+    tile = TmaTile(*((2, 1, 1) if op == "wgrad" else (2, 4, 8)), 32, 16, 4, 2)
+
+    def guarded_last(shape):
+        n, c, h, w = shape
+        return guarded(torch.randn(n, h, w, c).half(), at_end).permute(0, 3, 1, 2)
+
+    x, weight, y = map(guarded_last, (geometry.x_shape, geometry.weight_shape, geometry.y_shape))
+    args = operands(op, x, weight, guarded(torch.randn(geometry.K).half(), at_end), y)
+    plan = plan_with_tile(op.removesuffix("_bias"), geometry, tile)
+    monkeypatch.setattr(
+        launch, "empty_in_format", lambda shape, dtype, like: guarded_last(shape).zero_()
+    )
+
+    def work():
+        assert run(op, args, geometry, launch, plan=plan).isfinite().all()
 
     assert signal_of_child(work) == 0
 

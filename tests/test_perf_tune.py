@@ -144,7 +144,7 @@ def test_the_planner_takes_what_was_written_and_only_for_its_key(directory):
     tables = DENSE.table_plan(DEVICE).tile
     assert planned(replace(geometry, H=2 * geometry.H)).tile != target.tile
     assert planned(dtype=torch.float16).tile == tables
-    assert planned(layout=Layout()).tile != target.tile
+    assert planned(layout=Layout()).family == "gemm", "pointers have tiles of their own"
     assert planned(layout=Layout(channels_last=True, wide=True)).tile != target.tile
     assert planned(device=DEVICES["h200"]).tile == tables
     assert plan.plan_dgrad(geometry, torch.bfloat16, last, DEVICE).tile == tables

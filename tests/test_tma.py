@@ -221,10 +221,26 @@ def test_descriptors_need_steps_of_sixteen_bytes():
 
 
 def test_boxes_of_a_weight_gradient_divide_the_planes():
-    for planes in ((32, 56, 56), (32, 14, 14), (32, 7, 7), (3, 12, 5)):
-        box = whole_box(planes, 64)
-        assert box[0] * box[1] * box[2] == 64
-        assert planes[1] % box[1] == planes[2] % box[2] == 0
+    expected = {
+        (32, 56, 56): (1, 8, 8),
+        (32, 14, 14): (16, 2, 2),
+        (32, 7, 7): (32, 1, 1),
+        (3, 12, 5): (4, 4, 1),
+        (2, 64, 64): (1, 1, 64),
+    }
+    assert {planes: whole_box(planes, 64) for planes in expected} == expected
+
+
+def test_a_smaller_tile_is_taken_where_the_device_has_less_to_do():
+    layout = Layout(channels_last=True, descriptors=True)
+    many, few = (
+        _case((n, 320, 64, 64), k, (3, 3), padding=_SAME) for n, k in ((64, 256), (2, 320))
+    )
+    large, small = (
+        plan_fprop(g, torch.bfloat16, layout, DEVICES["h200"]).tile for g in (many, few)
+    )
+    assert (large.BLOCK_N, large.pixels) == (128, 256)
+    assert (small.BLOCK_N, small.pixels) == (64, 128)
 
 
 @pytest.mark.parametrize("pixels", [128, 256])
