@@ -469,8 +469,10 @@ def _plan_pixels(
             or _banded_tile(op, geometry, dtype, layout, device, precision)
             or _stencil_tile(channels, pixels, layout)
         )
-        if op == "dgrad_frame":  # two loops around the sum leave no registers for more a thread
-            direct = replace(direct, num_warps=8)
+        if op == "dgrad_frame":  # two loops around the sum leave registers for fewer pixels
+            assert isinstance(direct, StencilTile)
+            fewer = 4 if dtype == torch.float64 else 2
+            direct = replace(direct, BLOCK_M=direct.BLOCK_M // fewer)
         precision = _precision(dtype, precision, device)
         return plan_with_tile(op, geometry, direct, wide=layout.wide, precision=precision)
     precise = _precision(dtype, precision, device)

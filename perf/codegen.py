@@ -393,6 +393,7 @@ SAMPLE = {
     r"| ^(fprop|wgrad)_banded-half-(128x8x16x64|32x64x1x64)-bfloat16-image31$"
     r"| ^(fprop|wgrad)_banded-tf32-(128x8x16|16x64x1)x32-float32-image31$"
     r"| ^dgrad_frame_(gemm-half|stencil)-\S+-bfloat16-(dense|image)$"
+    r"| ^[fdw](prop|grad)_tma-half-\S+-bfloat16-dense$"
     r"| ^sum_partials-float32-narrow$",
     "sm_80": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",
     "sm_100": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",
