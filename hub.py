@@ -32,7 +32,13 @@ BACKENDS = ("cpu", "cuda", "rocm")
 VERSION = 0
 
 #: Modules whose names in tricorr's __init__.py are the kernel's API.
-API = ("autograd.functional", "autograd.modules", "autograd.receptive_field", "ops.errors")
+API = (
+    "autograd.convert",
+    "autograd.functional",
+    "autograd.modules",
+    "autograd.receptive_field",
+    "ops.errors",
+)
 LAYERS = "autograd.stateless"
 
 _OPERATOR_NAMES = (

@@ -12,7 +12,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from .. import kernels
@@ -437,8 +436,10 @@ def _weight_walk(weight: torch.Tensor, geometry: Geometry) -> tuple[torch.Tensor
 
 @contextmanager
 def _interpreter() -> Iterator[None]:
-    # A GPU does not warn of infinities.
-    with _INTERPRETER_LOCK, np.errstate(all="ignore"):
+    from triton.runtime import interpreter
+
+    # A GPU does not warn of infinities; NumPy, which computes there, would.
+    with _INTERPRETER_LOCK, interpreter.np.errstate(all="ignore"):
         yield
 
 

@@ -348,8 +348,6 @@ def refusals():
     geometry, everywhere = ops.geometry_of(x.shape, weight.shape), sharded(weight, mesh, WHOLE)
     with pytest.raises(tricorr.ArgumentTypeError, match="y is a plain tensor"):
         ops.dgrad(torch.randn(2, 4, 6, 6), everywhere, geometry)
-    with pytest.raises(NotImplementedError, match="reflection_pad2d"):  # PyTorch's, see the docs
-        tricorr.corr2d(image, everywhere, padding=1, padding_mode="reflect")
     other = init_device_mesh("cpu", (2, 2))
     with pytest.raises(tricorr.ArgumentError, match="DTensors of one mesh"):
         tricorr.corr2d(image, distribute_tensor(weight, other, [WHOLE, WHOLE]))
