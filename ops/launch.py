@@ -6,6 +6,7 @@ Importing this imports triton: only registration.py does so, when a call needs a
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -436,10 +437,8 @@ def _weight_walk(weight: torch.Tensor, geometry: Geometry) -> tuple[torch.Tensor
 
 @contextmanager
 def _interpreter() -> Iterator[None]:
-    from triton.runtime import interpreter
-
-    # A GPU does not warn of infinities; NumPy, which computes there, would.
-    with _INTERPRETER_LOCK, interpreter.np.errstate(all="ignore"):
+    # A GPU does not warn of infinities; NumPy, with which the interpreter computes, would.
+    with _INTERPRETER_LOCK, sys.modules["numpy"].errstate(all="ignore"):
         yield
 
 
