@@ -6,7 +6,9 @@ filter bank per sample: here the padding is copied, the window is flipped, sampl
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,23 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
 }
 
+_Operator = TypeVar("_Operator", bound=Callable[..., torch.Tensor])
 
+
+def _without_autocast(operator: _Operator) -> _Operator:
+    """Our tensors have the types they should have: autocast would pad them in float32."""
+
+    @functools.wraps(operator)
+    def plain(first: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if not torch._C._is_any_autocast_enabled():
+            return operator(first, *rest)
+        with torch.autocast(first.device.type, enabled=False):
+            return operator(first, *rest)
+
+    return plain  # type: ignore[return-value]
+
+
+@_without_autocast
 def fprop(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -60,6 +78,7 @@ def fprop(
     return result if result.stride() == y.stride() else y.copy_(result)
 
 
+@_without_autocast
 def dgrad(
     dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -80,6 +99,7 @@ def dgrad(
     return dx.copy_(result if bias is None else result + bias.view(-1, 1, 1))
 
 
+@_without_autocast
 def wgrad(x: torch.Tensor, dy: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """dw, shaped as the weight; see registration.wgrad."""
     dw = dy.new_empty(geometry.weight_shape)

@@ -2,9 +2,8 @@
 
 Going through the dispatcher to a Python implementation takes the host several times as long as all
 else here. A call may skip it when its tensors are plain ones below autograd and nobody listens:
-no dispatch mode (FakeTensorMode, FlopCounterMode, ...), no tracer, no profiler, and no autocast of
-what PyTorch's own convolution on CPU calls. Signatures are those of registration.py, whose operators
-end here too.
+no dispatch mode (FakeTensorMode, FlopCounterMode, ...), no tracer and no profiler. Signatures are
+those of registration.py, whose operators end here too.
 """
 
 from __future__ import annotations
@@ -20,13 +19,11 @@ from .geometry import Geometry
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
-def only_the_device_sees(first: torch.Tensor, *others: torch.Tensor | None) -> bool:
+def only_the_device_sees(*tensors: torch.Tensor | None) -> bool:
     """Whether a call with these tensors, below autograd, may skip the dispatcher."""
-    for tensor in (first, *others):
+    for tensor in tensors:
         if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_meta):
             return False
-    if torch._C._is_any_autocast_enabled() and not backend.runs_kernels(first.device):
-        return False
     return not (
         torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state()
