@@ -39,6 +39,8 @@ class RowsTile:
 
 #: Largest window of a rows kernel along one axis.
 MAX_WINDOW = 7
+#: Largest stride and dilation: the rows and columns between are unrolled, if only to be left out.
+MAX_STEP = 64
 #: Most channels of a group that are summed over: they are unrolled.
 MAX_REDUCED = 8
 #: Most output rows that are open beside the one that is finished next.
@@ -83,6 +85,8 @@ def has_rows_kernel(op: str, geometry: Geometry) -> bool:
     """Whether a rows kernel can compute `op`, in some type and layout."""
     g = geometry
     if op == "dgrad_frame" or max(g.R, g.S) > MAX_WINDOW or min(g.y_numel, g.group_C) == 0:
+        return False
+    if max(*g.steps(0), *g.steps(1)) > MAX_STEP:
         return False
     if op == "dgrad" and g.stride != (1, 1) and min(g.padding[0][0], g.padding[1][0]) < 0:
         return False
