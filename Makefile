@@ -9,7 +9,7 @@ CORES   := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 WORKERS := $(shell [ $(CORES) -gt 4 ] && echo 4 || echo $(CORES))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format typecheck docs clean
+.PHONY: help demo test  test-all lint format typecheck docs clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -18,7 +18,10 @@ demo: $(VENV)/.installed ## learn a kernel from a photograph; leaves a picture
 	@$(BIN)/python -m tricorr demo $(ARGS)
 
 # The script and not `python -m pytest`, which would put the root on sys.path and with it `kernels`, `ops`, ...
-test: $(VENV)/.installed ## run the tests; ARGS='-k geometry' narrows them
+test: $(VENV)/.installed ## run the tests but the slow ones; ARGS='-k geometry' narrows them
+	@$(BIN)/pytest -n $(WORKERS) -m 'not slow' $(ARGS)
+
+test-all: $(VENV)/.installed ## run the tests marked slow too
 	@$(BIN)/pytest -n $(WORKERS) $(ARGS)
 
 lint: $(VENV)/.lint typecheck ## check style, formatting and types
