@@ -19,6 +19,11 @@ if not torch.cuda.is_available():
 # cuBLAS is repeatable only with this, and complains otherwise; the peers in GPU tests use it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import faster_interpreter
+
+    faster_interpreter.install()
+
 # Tests run many tiny operators, in several processes: with more threads they wait for each other.
 torch.set_num_threads(1)
 

@@ -200,9 +200,10 @@ def test_fits_images_and_kernels(prints_json, images, tmp_path):
 
 # Stops half-way through the first file that NumPy writes, and says that it is there.
 HALF_WAY = """
-import sys, time
+import signal, sys, time
 import numpy
 from tricorr.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` starts it ignored
 def save(path, array, **options):
     with open(path, "wb") as file:
         file.write(b"half of a kernel")
