@@ -8,14 +8,15 @@
 
 The pixels of phase (a, b), dx[:, :, a::STRIDE_H, b::STRIDE_W], are reached through the same taps,
 and through one tap a box of them by a box of dy: no product with a zero between the strides. The
-rest is as in fprop_tma. CROSSWISE: the weight is a matrix (k, (r,s,c)) that is multiplied with its
-axes exchanged, which only 16-bit operands can be; otherwise it is (c, (r,s,k)).
+rest is as in fprop_tma, IN_PLANES of dy too, whatever the strides. CROSSWISE: the weight is a
+matrix (k, (r,s,c)) that is multiplied with its axes exchanged, which only 16-bit operands can be;
+otherwise it is (c, (r,s,k)).
 """
 
 import triton
 import triton.language as tl
 
-from .fprop_tma import add_taps_tma, box_pixels
+from .fprop_tma import add_taps_tma, box_pixels, no_sums
 from .indexing import next_digit, phase_taps, phases, widen
 
 
@@ -29,7 +30,8 @@ def dgrad_tma(
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    FLIP: tl.constexpr, CROSSWISE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    FLIP: tl.constexpr, IN_PLANES: tl.constexpr, CROSSWISE: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -45,26 +47,28 @@ def dgrad_tma(
 
     first_r, taps_r, shift_h, step_r, step_h = phase_taps(phase_h, R, STRIDE_H, PAD_H, DIL_H)
     first_s, taps_s, shift_w, step_s, step_w = phase_taps(phase_w, S, STRIDE_W, PAD_W, DIL_W)
-    acc = tl.zeros([BLOCK_N, BLOCK_I * BLOCK_P * BLOCK_Q], tl.float32)
+    accs = no_sums(IN_PLANES, BLOCK_I, BLOCK_P, BLOCK_Q, BLOCK_N)
     if CROSSWISE:
         weight_row, weight_column, TAP_COLUMNS = k, c, GROUP_C
     else:
         weight_row, weight_column, TAP_COLUMNS = group * GROUP_C + c, 0, GROUP_K
-    acc = add_taps_tma(
-        acc, dy_desc, weight_desc, n, row - shift_h, column - shift_w, k,
+    accs = add_taps_tma(
+        accs, dy_desc, weight_desc, n, row - shift_h, column - shift_w, k,
         weight_row, weight_column, GROUP_K, TAP_COLUMNS,
         first_r, taps_r, step_r, -step_h, first_s, taps_s, step_s, -step_w,
-        R, S, FLIP, CROSSWISE, PRECISION, BLOCK_N, BLOCK_K,
+        R, S, FLIP, IN_PLANES, CROSSWISE, PRECISION, BLOCK_K,
     )  # fmt: skip
 
     group_c = c + tl.arange(0, BLOCK_N)[:, None]  # [BLOCK_N, 1]
     c = widen(group * GROUP_C + group_c, WIDE)
+    bias = 0.0
     if bias_ptr is not None:
-        acc += tl.load(bias_ptr + c * bias_stride, mask=group_c < GROUP_C, other=0.0)
-    n, h, w = box_pixels(corner, BLOCK_I, BLOCK_P, BLOCK_Q, WIDE)  # [1, pixels]
-    h, w = phase_h + h * STRIDE_H, phase_w + w * STRIDE_W
-    tl.store(
-        dx_ptr + n * dx_stride_n + c * dx_stride_c + h * dx_stride_h + w * dx_stride_w,
-        acc.to(dx_ptr.dtype.element_ty),
-        mask=(group_c < GROUP_C) & (n < N) & (h < H) & (w < W),
-    )
+        bias = tl.load(bias_ptr + c * bias_stride, mask=group_c < GROUP_C, other=0.0)
+    for i in tl.static_range(len(accs)):
+        n, h, w = box_pixels(corner, i, len(accs), BLOCK_I, BLOCK_P, BLOCK_Q, WIDE)  # [1, pixels]
+        h, w = phase_h + h * STRIDE_H, phase_w + w * STRIDE_W
+        tl.store(
+            dx_ptr + n * dx_stride_n + c * dx_stride_c + h * dx_stride_h + w * dx_stride_w,
+            (accs[i] + bias).to(dx_ptr.dtype.element_ty),
+            mask=(group_c < GROUP_C) & (n < N) & (h < H) & (w < W),
+        )

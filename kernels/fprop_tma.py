@@ -8,8 +8,12 @@
 Through one tap, a box of BLOCK_I x BLOCK_P x BLOCK_Q outputs reads every STRIDE-th row and column
 of x: a box of phase x[:, :, a::STRIDE_H, b::STRIDE_W], which has a descriptor of its own. PHASEi is
 a * STRIDE_W + b of xi_desc, or -1. What lies outside of the image, also at negative coordinates,
-is filled with zeros by the hardware. Pixels are the columns of the sums, acc [filters, pixels]: so
-both operands are multiplied from shared memory. Sums in float32.
+is filled with zeros by the hardware. Pixels are the columns of the sums, [filters, pixels]: so both
+operands are multiplied from shared memory. Sums in float32.
+
+x is (N, H, W, C) in memory, and a box one operand [pixels, channels]; or, IN_PLANES, it is
+(N, C, H, W), columns are not strided, and a box is an operand [channels, BLOCK_Q] for each of its
+rows: they have sums of their own, and share what is loaded of the weight.
 """
 
 import triton
@@ -30,7 +34,8 @@ def fprop_tma(
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr,
     PHASE0: tl.constexpr, PHASE1: tl.constexpr, PHASE2: tl.constexpr, PHASE3: tl.constexpr,
-    FLIP: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, ACTIVATION: tl.constexpr,
+    FLIP: tl.constexpr, IN_PLANES: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, ACTIVATION: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -41,50 +46,66 @@ def fprop_tma(
     corner = (tile_i * BLOCK_I, tile_p * BLOCK_P, tile_q * BLOCK_Q)
     c, k = group * GROUP_C, group * GROUP_K + tile_n * BLOCK_N
 
-    acc = tl.zeros([BLOCK_N, BLOCK_I * BLOCK_P * BLOCK_Q], tl.float32)
-    acc = add_phase(
-        acc, x0_desc, weight_desc, corner, c, k, GROUP_C, R, S, STRIDE_H, STRIDE_W,
-        PAD_H, PAD_W, DIL_H, DIL_W, PHASE0, FLIP, PRECISION, BLOCK_N, BLOCK_K,
+    accs = no_sums(IN_PLANES, BLOCK_I, BLOCK_P, BLOCK_Q, BLOCK_N)
+    accs = add_phase(
+        accs, x0_desc, weight_desc, corner, c, k, GROUP_C, R, S, STRIDE_H, STRIDE_W,
+        PAD_H, PAD_W, DIL_H, DIL_W, PHASE0, FLIP, IN_PLANES, PRECISION, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     if PHASE1 >= 0:
-        acc = add_phase(
-            acc, x1_desc, weight_desc, corner, c, k, GROUP_C, R, S, STRIDE_H, STRIDE_W,
-            PAD_H, PAD_W, DIL_H, DIL_W, PHASE1, FLIP, PRECISION, BLOCK_N, BLOCK_K,
+        accs = add_phase(
+            accs, x1_desc, weight_desc, corner, c, k, GROUP_C, R, S, STRIDE_H, STRIDE_W,
+            PAD_H, PAD_W, DIL_H, DIL_W, PHASE1, FLIP, IN_PLANES, PRECISION, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     if PHASE2 >= 0:
-        acc = add_phase(
-            acc, x2_desc, weight_desc, corner, c, k, GROUP_C, R, S, STRIDE_H, STRIDE_W,
-            PAD_H, PAD_W, DIL_H, DIL_W, PHASE2, FLIP, PRECISION, BLOCK_N, BLOCK_K,
+        accs = add_phase(
+            accs, x2_desc, weight_desc, corner, c, k, GROUP_C, R, S, STRIDE_H, STRIDE_W,
+            PAD_H, PAD_W, DIL_H, DIL_W, PHASE2, FLIP, IN_PLANES, PRECISION, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     if PHASE3 >= 0:
-        acc = add_phase(
-            acc, x3_desc, weight_desc, corner, c, k, GROUP_C, R, S, STRIDE_H, STRIDE_W,
-            PAD_H, PAD_W, DIL_H, DIL_W, PHASE3, FLIP, PRECISION, BLOCK_N, BLOCK_K,
+        accs = add_phase(
+            accs, x3_desc, weight_desc, corner, c, k, GROUP_C, R, S, STRIDE_H, STRIDE_W,
+            PAD_H, PAD_W, DIL_H, DIL_W, PHASE3, FLIP, IN_PLANES, PRECISION, BLOCK_N, BLOCK_K,
         )  # fmt: skip
 
     group_k = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]  # [BLOCK_N, 1]
     k = widen(group * GROUP_K + group_k, WIDE)
+    bias = 0.0
     if bias_ptr is not None:
-        acc += tl.load(bias_ptr + k * bias_stride, mask=group_k < GROUP_K, other=0.0)
-    n, p, q = box_pixels(corner, BLOCK_I, BLOCK_P, BLOCK_Q, WIDE)  # [1, pixels]
-    tl.store(
-        y_ptr + n * y_stride_n + k * y_stride_k + p * y_stride_p + q * y_stride_q,
-        activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty),
-        mask=(group_k < GROUP_K) & (n < N) & (p < P) & (q < Q),
-    )
+        bias = tl.load(bias_ptr + k * bias_stride, mask=group_k < GROUP_K, other=0.0)
+    for i in tl.static_range(len(accs)):
+        n, p, q = box_pixels(corner, i, len(accs), BLOCK_I, BLOCK_P, BLOCK_Q, WIDE)  # [1, pixels]
+        tl.store(
+            y_ptr + n * y_stride_n + k * y_stride_k + p * y_stride_p + q * y_stride_q,
+            activate(accs[i] + bias, ACTIVATION).to(y_ptr.dtype.element_ty),
+            mask=(group_k < GROUP_K) & (n < N) & (p < P) & (q < Q),
+        )
+
+
+@triton.jit
+def no_sums(
+    IN_PLANES: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """A tuple of zeros: of [BLOCK_N, pixels] for a box, or of [BLOCK_N, BLOCK_Q] for each row."""
+    parts: tl.constexpr = BLOCK_P if IN_PLANES else 1
+    tl.static_assert(not IN_PLANES or BLOCK_I == 1, "rows of several planes are no operand")
+    zeros = ()
+    for _ in tl.static_range(parts):
+        zeros += (tl.zeros([BLOCK_N, BLOCK_I * BLOCK_P * BLOCK_Q // parts], tl.float32),)
+    return zeros
 
 
 @triton.jit
 def add_phase(
-    acc, x_desc, weight_desc, corner, c, k, GROUP_C,
+    accs, x_desc, weight_desc, corner, c, k, GROUP_C,
     R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    PHASE: tl.constexpr, FLIP: tl.constexpr, PRECISION: tl.constexpr,
+    PHASE: tl.constexpr, FLIP: tl.constexpr, IN_PLANES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """acc [BLOCK_N, pixels] plus what the taps bring that read one phase of x."""
+    """The sums of a box plus what the taps bring that read one phase of x."""
     first_r, taps_r, shift_h, step_r, step_h = phase_taps(
         PHASE // STRIDE_W, R, STRIDE_H, PAD_H, DIL_H
     )
@@ -93,27 +114,27 @@ def add_phase(
     )
     n, p, q = corner
     return add_taps_tma(
-        acc, x_desc, weight_desc, n, p + shift_h, q + shift_w, c, k, 0, GROUP_C, GROUP_C,
+        accs, x_desc, weight_desc, n, p + shift_h, q + shift_w, c, k, 0, GROUP_C, GROUP_C,
         first_r, taps_r, step_r, step_h, first_s, taps_s, step_s, step_w,
-        R, S, FLIP, False, PRECISION, BLOCK_N, BLOCK_K,
+        R, S, FLIP, IN_PLANES, False, PRECISION, BLOCK_K,
     )  # fmt: skip
 
 
 @triton.jit
 def add_taps_tma(
-    acc, image_desc, weight_desc, n, row, column, channel, weight_row, weight_column,
+    accs, image_desc, weight_desc, n, row, column, channel, weight_row, weight_column,
     CHANNELS, TAP_COLUMNS,
     first_r, taps_r, step_r, step_row, first_s, taps_s, step_s, step_column,
     R: tl.constexpr, S: tl.constexpr,
-    FLIP: tl.constexpr, CROSSWISE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    FLIP: tl.constexpr, IN_PLANES: tl.constexpr, CROSSWISE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """acc [BLOCK_N, pixels] plus the image's boxes times the weight, tap by tap.
+    """The sums of a box, see no_sums, plus the image's boxes times the weight, tap by tap.
 
     Tap (i, j) of taps_r x taps_s is tap (first_r + i * step_r, ...) of the window, and reads the
     box whose corner is (row + i * step_row, ...) through CHANNELS channels from `channel` on. The
     weight is a matrix with TAP_COLUMNS columns for each tap of the window. Its rows are those of
-    acc and its columns the summed channels, or, CROSSWISE, the other way round.
+    the sums and its columns the summed channels, or, CROSSWISE, the other way round.
     """
     taps = taps_r * taps_s
     # Taps are innermost: their boxes overlap, and all but the first find them in L2.
@@ -122,24 +143,31 @@ def add_taps_tma(
         r, s, summed = first_r + i * step_r, first_s + j * step_s, step // taps * BLOCK_K
         if FLIP:
             r, s = R - 1 - r, S - 1 - s
-        image = image_desc.load(
-            [n, row + i * step_row, column + j * step_column, channel + summed]
-        ).reshape(acc.shape[1], BLOCK_K)  # [pixels, BLOCK_K]
         first_column = (r * S + s) * TAP_COLUMNS + weight_column
         if CROSSWISE:
             weight = weight_desc.load([weight_row + summed, first_column]).T
         else:
             weight = weight_desc.load([weight_row, first_column + summed])  # [BLOCK_N, BLOCK_K]
-        acc = tl.dot(weight, image.T, acc, input_precision=PRECISION)
-    return acc
+        h, w, c = row + i * step_row, column + j * step_column, channel + summed
+        added = ()
+        for part in tl.static_range(len(accs)):
+            if IN_PLANES:
+                image = image_desc.load([n, c, h + part, w]).reshape(BLOCK_K, accs[part].shape[1])
+            else:
+                image = image_desc.load([n, h, w, c]).reshape(accs[part].shape[1], BLOCK_K).T
+            added += (tl.dot(weight, image, accs[part], input_precision=PRECISION),)
+        accs = added
+    return accs
 
 
 @triton.jit
 def box_pixels(
-    corner, BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, WIDE: tl.constexpr
-):
-    """(image, row, column) [1, pixels] of the pixels of a box, columns fastest."""
-    index = widen(tl.arange(0, BLOCK_I * BLOCK_P * BLOCK_Q)[None, :], WIDE)
+    corner, part, parts: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """(image, row, column) [1, pixels] of the pixels of one of a box's parts, columns fastest."""
+    PIXELS: tl.constexpr = BLOCK_I * BLOCK_P * BLOCK_Q // parts
+    index = widen(part * PIXELS + tl.arange(0, PIXELS)[None, :], WIDE)
     image, row, column = corner
     return (
         image + index // (BLOCK_P * BLOCK_Q),

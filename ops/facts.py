@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from .formats import fits_descriptor, suggests_channels_last
+from .formats import boxes_of, suggests_channels_last
 from .geometry import Geometry
 from .plan import INTERPRETER, Device, Layout
 
@@ -27,7 +27,8 @@ def layout_of(geometry: Geometry, x: torch.Tensor, weight: torch.Tensor, y: torc
     return Layout(
         channels_last=suggests_channels_last(x) or suggests_channels_last(y),
         wide=largest > NARROW_LIMIT,
-        descriptors=x.dtype == y.dtype and fits_descriptor(x) and fits_descriptor(y),
+        x_boxes=boxes_of(x) if x.dtype == y.dtype else "",
+        y_boxes=boxes_of(y) if x.dtype == y.dtype else "",
     )
 
 

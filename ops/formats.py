@@ -26,21 +26,25 @@ def suggests_channels_last(tensor: torch.Tensor) -> bool:
     return True
 
 
-def fits_descriptor(tensor: torch.Tensor) -> bool:
-    """Whether a tensor descriptor can describe (N, C, H, W) with its channels innermost.
+def boxes_of(tensor: torch.Tensor) -> str:
+    """As what boxes a tensor descriptor can describe (N, C, H, W), which needs steps of 16 bytes.
 
-    It needs neighbouring channels in memory, and steps of 16 bytes between everything else.
+    Returns "pixels" with their channels innermost, "planes" of contiguous rows, or "" for neither.
     """
+    if tensor.data_ptr() % 16:
+        return ""
     n, c, h, w = tensor.stride()
-    if c != 1 or tensor.data_ptr() % 16:
-        return False
-    N, _, H, W = tensor.shape
+    N, C, H, W = tensor.shape
     step = 16 // tensor.itemsize
-    return (
-        (N == 1 or (n > 0 and n % step == 0))
-        and (H == 1 or (h > 0 and h % step == 0))
-        and (W == 1 or (w > 0 and w % step == 0))
-    )
+    if (N > 1 and not _is_step(n, step)) or (H > 1 and not _is_step(h, step)):
+        return ""
+    if c == 1 and (W == 1 or _is_step(w, step)):
+        return "pixels"
+    return "planes" if w == 1 and (C == 1 or _is_step(c, step)) else ""
+
+
+def _is_step(stride: int, step: int) -> bool:
+    return stride > 0 and stride % step == 0
 
 
 def empty_in_format(shape: Sequence[int], dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..kernels import TensorDescriptor
+from .formats import boxes_of
 from .geometry import Geometry, Pair
 from .plan_tma import MAX_PHASES, TmaTile, multiplies_crosswise, phases_with_taps
 
@@ -37,7 +38,8 @@ def dgrad_descriptors(
     return {
         "FLIP": geometry.flip,
         "CROSSWISE": crosswise,
-        "dy_desc": _pixels_descriptor(dy, tile, tile.BLOCK_K),
+        "IN_PLANES": boxes_of(dy) == "planes",
+        "dy_desc": _boxes_descriptor(dy, tile, tile.BLOCK_K),
         "weight_desc": matrix,
     }
 
@@ -47,7 +49,7 @@ def wgrad_descriptors(
 ) -> dict[str, Any]:
     """What wgrad_tma takes beside what every wgrad kernel does."""
     arguments = _phase_descriptors(x, geometry, tile, tile.BLOCK_N)
-    return arguments | {"dy_desc": _pixels_descriptor(dy, tile, tile.BLOCK_K)}
+    return arguments | {"dy_desc": _boxes_descriptor(dy, tile, tile.BLOCK_K)}
 
 
 def _phase_descriptors(
@@ -55,39 +57,45 @@ def _phase_descriptors(
 ) -> dict[str, Any]:
     """A descriptor for each phase of x that a tap reads, None for the others a kernel takes."""
     (stride_h, _), (stride_w, _) = geometry.steps(0), geometry.steps(1)
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {"IN_PLANES": boxes_of(x) == "planes"}
     for i in range(MAX_PHASES):
         arguments |= {f"x{i}_desc": None, f"PHASE{i}": -1}
     for i, (a, b) in enumerate(phases_with_taps(geometry)):
-        arguments[f"x{i}_desc"] = _pixels_descriptor(
-            x, tile, channels, (a, b), (stride_h, stride_w)
-        )
+        arguments[f"x{i}_desc"] = _boxes_descriptor(x, tile, channels, (a, b), (stride_h, stride_w))
         arguments[f"PHASE{i}"] = a * stride_w + b
     return arguments
 
 
-def _pixels_descriptor(
-    pixels: torch.Tensor,
+def _boxes_descriptor(
+    image: torch.Tensor,
     tile: TmaTile,
     channels: int,
     phase: Pair = (0, 0),
     stride: Pair = (1, 1),
 ) -> TensorDescriptor:
-    """Of boxes of one phase of (N, C, H, W), which formats.fits_descriptor, with so many channels.
+    """Of boxes of one phase of (N, C, H, W), with so many channels, as formats.boxes_of says.
 
     Written without views of the tensor where it can be: each takes the host microseconds.
     """
-    n, c, h, w = pixels.shape
-    stride_n, _, stride_h, stride_w = pixels.stride()
+    n, c, h, w = image.shape
+    stride_n, stride_c, stride_h, stride_w = image.stride()
+    planes = boxes_of(image) == "planes"
     if phase != (0, 0):
-        pixels = pixels[:, :, phase[0] :, phase[1] :]
-    sizes = [n, -(-(h - phase[0]) // stride[0]), -(-(w - phase[1]) // stride[1]), c]
-    strides = [stride_n, stride_h * stride[0], stride_w * stride[1], 1]
+        image = image[:, :, phase[0] :, phase[1] :]
+    rows, columns = (-(-(e - a) // step) for e, a, step in zip((h, w), phase, stride, strict=True))
+    if planes:
+        sizes = [n, c, rows, columns]
+        strides = [stride_n, stride_c, stride_h * stride[0], 1]
+        # A step of the loop multiplies one row of pixels; kernels load the others of a box alone.
+        block = [1, channels, 1, tile.BLOCK_Q]
+    else:
+        sizes = [n, rows, columns, c]
+        strides = [stride_n, stride_h * stride[0], stride_w * stride[1], 1]
+        block = [tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q, channels]
     for axis in (2, 1, 0):  # a step along one element may be anything but a descriptor's
         if sizes[axis] == 1:
             strides[axis] = sizes[axis + 1] * strides[axis + 1]
-    block = [tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q, channels]
-    return TensorDescriptor(pixels, sizes, strides, block)
+    return TensorDescriptor(image, sizes, strides, block)
 
 
 def _rows_descriptor(weight: torch.Tensor, block: list[int]) -> TensorDescriptor:

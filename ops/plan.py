@@ -116,13 +116,21 @@ class Layout:
     Attributes:
         channels_last: neighbouring channels are neighbours in memory.
         wide: some offset or pixel count needs 64 bits.
-        descriptors: tensor descriptors can describe x and y, which have one dtype, see
-            formats.fits_descriptor.
+        x_boxes: as what boxes a tensor descriptor can describe x, see formats.boxes_of; "" if x
+            and y are not of one dtype.
+        y_boxes: the same of y.
     """
 
     channels_last: bool = False
     wide: bool = False
-    descriptors: bool = False
+    x_boxes: str = ""
+    y_boxes: str = ""
+
+    def boxes(self, op: str) -> str:
+        """The boxes of all tensors that `op` reads, "" if they are not of one kind."""
+        if op == "wgrad":
+            return self.x_boxes if self.x_boxes == self.y_boxes else ""
+        return self.x_boxes if op == "fprop" else self.y_boxes
 
 
 @dataclass(frozen=True)
@@ -353,7 +361,7 @@ def plan_wgrad(
     columns = geometry.group_C * geometry.R * geometry.S
     tile: Tile
     precise = _precision(dtype, precision, device)
-    facts = device.arch, device.multiprocessors, layout.descriptors
+    facts = device.arch, device.multiprocessors, layout.boxes("wgrad")
     if box := tma_tile("wgrad", geometry, dtype, precise, *facts):
         tile = box
     elif min(geometry.group_K, columns) >= GEMM_MIN:
@@ -476,7 +484,7 @@ def _plan_pixels(
         precision = _precision(dtype, precision, device)
         return plan_with_tile(op, geometry, direct, wide=layout.wide, precision=precision)
     precise = _precision(dtype, precision, device)
-    facts = device.arch, device.multiprocessors, layout.descriptors
+    facts = device.arch, device.multiprocessors, layout.boxes(op)
     if box := tma_tile(
         op,
         geometry,
@@ -521,7 +529,7 @@ def _tuned_plan(
         return None
     tile = tile_of(found.tile)
     if isinstance(tile, TmaTile) and not is_legal_tma(
-        op, geometry, dtype, precision, device.arch, layout.descriptors, tile
+        op, geometry, dtype, precision, device.arch, layout.boxes(op), tile
     ):
         return None  # its key says nothing of alignment, nor what divides a plane
     return plan_with_tile(
@@ -610,7 +618,7 @@ def is_legal(
     if any(
         value < 1 or value & (value - 1)
         for name, value in vars(tile).items()
-        if name not in ("num_stages", "BLOCK_P", "BLOCK_K", "STEP_P")
+        if name not in ("num_stages", "BLOCK_P", "BLOCK_K", "STEP_P", "BLOCK_S")
     ):
         return False
     threads = tile.num_warps * limits.lanes

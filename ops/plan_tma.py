@@ -26,10 +26,15 @@ MAX_PHASES = 4
 MAX_COORDINATE = 2**29
 #: Elements of a box along one axis, by the hardware.
 MAX_BOX = 256
-#: Most of the pixels of all boxes that may lie outside of the planes: beyond, pointers waste less.
-MAX_OVERHANG = 0.5
+#: Most of the pixels of all boxes that may lie outside of the image: beyond, pointers waste less.
+#: Short rows of planes are slow besides: a matrix unit reads the weight again for each.
+MAX_OVERHANG = {"pixels": 0.5, "planes": 0.25}
 #: Bytes of summed channels that one step loads for a pixel: the widest row that is swizzled.
 ROW_BYTES = 128
+#: Rows of a box of planes: each has sums of its own, and their code is written out.
+MAX_PLANE_ROWS = 4
+#: Taps of a weight gradient whose sums a program keeps side by side.
+MAX_TAPS = 3
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class TmaTile:
         BLOCK_N: channels of the result.
         BLOCK_K: channels that one step of the loop sums; of a weight gradient, which sums the
             pixels of a box instead, the filters.
+        BLOCK_S: taps of a weight gradient that share what is loaded of dy.
         num_warps, num_stages: as Triton takes them.
     """
 
@@ -53,6 +59,7 @@ class TmaTile:
     BLOCK_K: int
     num_warps: int
     num_stages: int
+    BLOCK_S: int = 1
 
     @property
     def pixels(self) -> int:
@@ -68,14 +75,21 @@ TMA_SHAPES = (
     (64, 256, 8, 4),
     (64, 128, 4, 4),
 )
-#: (channels, filters, num_warps, num_stages) of a weight gradient, with a box of so many pixels.
-TMA_GRADIENT_SHAPES = (
-    (128, 128, 8, 4),
-    (128, 64, 4, 4),
-    (64, 128, 4, 4),
-    (64, 64, 4, 4),
-)
-GRADIENT_PIXELS = 64
+#: (channels, filters, num_warps, num_stages) of a weight gradient. Three taps side by side read
+#: (3 * 64 + 128) rows for what 128 x 128 reads (128 + 128) of twice: 0.6 of the bytes. So they are
+#: taken wherever there are taps to share.
+TMA_GRADIENT_SHAPES: dict[bool, tuple[tuple[int, int, int, int], ...]] = {
+    True: (
+        (64, 128, 8, 4),
+        (64, 64, 4, 4),
+    ),
+    False: (
+        (128, 128, 8, 4),
+        (128, 64, 4, 4),
+        (64, 128, 4, 4),
+        (64, 64, 4, 4),
+    ),
+}
 
 
 def is_legal_tma(
@@ -84,7 +98,7 @@ def is_legal_tma(
     dtype: torch.dtype,
     precision: str,
     arch: str,
-    descriptors: bool,
+    boxes: str,
     tile: TmaTile | None = None,
 ) -> bool:
     """Whether a kernel of this family can compute `op`: what it takes is described in kernels/.
@@ -95,14 +109,19 @@ def is_legal_tma(
         dtype: of all tensors.
         precision: how float32 is multiplied.
         arch: as in Device.
-        descriptors: as in Layout.
+        boxes: as Layout.boxes gives them.
         tile: that it would have; without one, whether there is any.
     """
-    if op not in ("fprop", "dgrad", "wgrad") or arch not in ARCHITECTURES or not descriptors:
+    if op not in ("fprop", "dgrad", "wgrad") or arch not in ARCHITECTURES or not boxes:
         return False
-    if op == "wgrad" and not multiplies_crosswise(dtype):
+    g, planes = geometry, boxes == "planes"
+    # Rows of planes are pixels of one channel: what a weight gradient sums, and the others do not.
+    if planes == (op != "wgrad") and not multiplies_crosswise(dtype):
         return False
-    g = geometry
+    if planes and op != "dgrad" and g.steps(1)[0] > 1:
+        return False  # a descriptor's innermost step is one element
+    if planes and op == "wgrad" and min(g.padding[1]) < 0:
+        return False  # what is cut off beside a row need not be finite, and would be multiplied
     if g.per_sample or g.padding_mode != "zeros":
         return False
     if dtype not in (torch.float16, torch.bfloat16) and (dtype, precision) != (
@@ -116,7 +135,11 @@ def is_legal_tma(
     block = channel_block(op, g, dtype)
     if not block:
         return False
-    if tile and op == "wgrad" and (g.P % tile.BLOCK_P or g.Q % tile.BLOCK_Q):
+    if tile and planes and (tile.BLOCK_I > 1 or tile.BLOCK_P > (op == "wgrad" or MAX_PLANE_ROWS)):
+        return False
+    if tile and op == "wgrad" and not planes and (g.P % tile.BLOCK_P or g.Q % tile.BLOCK_Q):
+        return False
+    if tile and tile.BLOCK_S > (1 if op != "wgrad" or g.steps(1)[0] > 1 else g.S):
         return False
     if tile and op != "wgrad" and block % tile.BLOCK_K:
         return False
@@ -141,14 +164,14 @@ def multiplies_crosswise(dtype: torch.dtype) -> bool:
 
 
 def channel_block(op: str, geometry: Geometry, dtype: torch.dtype) -> int:
-    """Summed channels of one step; 0 where none is right.
+    """Summed channels of one step, or pixels of a weight gradient's; 0 where none is right.
 
     A step may overhang the channels only where both operands are zero there: not into another
     group, nor into the weight's next tap. A weight gradient sums pixels: any number will do.
     """
     g = geometry
     if op == "wgrad":
-        return GRADIENT_PIXELS if min(g.group_C, g.group_K) >= 16 else 0
+        return ROW_BYTES // dtype.itemsize if min(g.group_C, g.group_K) >= 16 else 0
     summed, results = (g.group_C, g.group_K) if op == "fprop" else (g.group_K, g.group_C)
     most = ROW_BYTES // dtype.itemsize
     if min(summed, results) < 16:
@@ -179,22 +202,24 @@ def tma_tile(
     precision: str,
     arch: str,
     multiprocessors: int,
-    descriptors: bool,
+    boxes: str,
 ) -> TmaTile | None:
     """The tile for a call; None where it is not legal, or boxes would mostly overhang."""
-    if not is_legal_tma(op, geometry, dtype, precision, arch, descriptors):
+    if not is_legal_tma(op, geometry, dtype, precision, arch, boxes):
         return None
     g, planes = geometry, pixel_planes(op, geometry)
     results, summed = (g.group_K, g.group_C) if op == "fprop" else (g.group_C, g.group_K)
-    tiles = [
-        tile
-        for shape in (TMA_GRADIENT_SHAPES if op == "wgrad" else TMA_SHAPES)
-        if (tile := shaped_tile(op, g, dtype, shape)).BLOCK_N <= max(64, power_of_two(results))
-        and (op != "wgrad" or tile.BLOCK_K <= max(64, power_of_two(summed)))
-        and tile.pixels >= 16
-        and covered(planes, (tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q)) * (1 - MAX_OVERHANG)
-        <= math.prod(planes)
-    ]
+    tiles = []
+    for shape in shapes(op, g):
+        tile = shaped_tile(op, g, dtype, shape, boxes)
+        loaded = covered(planes, (tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q))
+        if (
+            tile.BLOCK_N <= max(64, power_of_two(results))
+            and (op != "wgrad" or tile.BLOCK_K <= max(64, power_of_two(summed)))
+            and tile.pixels >= 16
+            and loaded * (1 - MAX_OVERHANG[boxes]) <= math.prod(planes)
+        ):
+            tiles.append(tile)
     if op == "wgrad":  # splits let any tile fill the device
         return next(iter(tiles), None)
     # What the busiest multiprocessor multiplies; smaller tiles load more for it.
@@ -203,16 +228,38 @@ def tma_tile(
     return next((t for t, cost in zip(tiles, costs, strict=True) if cost <= 1.1 * least), None)
 
 
+def shapes(op: str, geometry: Geometry) -> tuple[tuple[int, int, int, int], ...]:
+    """The rows of TMA_SHAPES or TMA_GRADIENT_SHAPES that are for a call."""
+    return TMA_GRADIENT_SHAPES[taps_of(geometry) > 1] if op == "wgrad" else TMA_SHAPES
+
+
 def shaped_tile(
-    op: str, geometry: Geometry, dtype: torch.dtype, shape: tuple[int, int, int, int]
+    op: str, geometry: Geometry, dtype: torch.dtype, shape: tuple[int, int, int, int], boxes: str
 ) -> TmaTile:
     """The tile of one of TMA_SHAPES, or of TMA_GRADIENT_SHAPES, with the best box."""
     block_n, size, warps, stages = shape
-    planes = pixel_planes(op, geometry)
+    planes, block_k = pixel_planes(op, geometry), channel_block(op, geometry, dtype)
     if op == "wgrad":
-        return TmaTile(*whole_box(planes, GRADIENT_PIXELS), block_n, size, warps, stages)
-    block_k = channel_block(op, geometry, dtype)
-    return TmaTile(*box_of(planes, size), block_n, block_k, warps, stages)
+        box = (1, 1, block_k) if boxes == "planes" else whole_box(planes, block_k)
+        return TmaTile(*box, block_n, size, warps, stages, taps_of(geometry))
+    box = plane_box(planes, size) if boxes == "planes" else box_of(planes, size)
+    return TmaTile(*box, block_n, block_k, warps, stages)
+
+
+def taps_of(geometry: Geometry) -> int:
+    """Taps that a program of a weight gradient sums side by side: a divisor of those of a row."""
+    if geometry.steps(1)[0] > 1:
+        return 1
+    return next(taps for taps in range(MAX_TAPS, 0, -1) if geometry.S % taps == 0)
+
+
+def plane_box(planes: tuple[int, int, int], pixels: int) -> tuple[int, int, int]:
+    """(1, rows, columns), powers of two, of a box of planes that overhangs least.
+
+    Of boxes that overhang as little, that with the longest rows: few products of large operands.
+    """
+    boxes = [(1, rows, pixels // rows) for rows in (1, 2, 4) if rows <= MAX_PLANE_ROWS]
+    return min(boxes, key=lambda box: (covered(planes, box), box[1]))
 
 
 def whole_box(planes: tuple[int, int, int], pixels: int) -> tuple[int, int, int]:
@@ -239,7 +286,7 @@ def tma_programs(op: str, geometry: Geometry, tile: TmaTile) -> int:
     if op == "wgrad":
         g = geometry
         tiles = -(-g.group_K // tile.BLOCK_K) * -(-g.group_C // tile.BLOCK_N)
-        return g.groups * g.R * g.S * tiles
+        return g.groups * g.R * -(-g.S // tile.BLOCK_S) * tiles
     box = (tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q)
     programs = covered(pixel_planes(op, geometry), box) // tile.pixels
     if op == "dgrad":  # each phase has boxes of its own
@@ -280,7 +327,7 @@ def pixel_planes(op: str, geometry: Geometry) -> tuple[int, int, int]:
 
 def fits_tma(op: str, tile: TmaTile, dtype: torch.dtype, registers: int, shared: int) -> bool:
     """Whether a program has room, by count: for its sums, and for the boxes of every stage."""
-    columns = tile.BLOCK_K if op == "wgrad" else tile.pixels
+    columns = tile.BLOCK_K * tile.BLOCK_S if op == "wgrad" else tile.pixels
     sums = tile.BLOCK_N * columns / (32 * tile.num_warps)
     return 1 <= sums <= registers // 2 and shared_bytes_tma(op, tile, dtype) <= shared
 
@@ -288,7 +335,7 @@ def fits_tma(op: str, tile: TmaTile, dtype: torch.dtype, registers: int, shared:
 def shared_bytes_tma(op: str, tile: TmaTile, dtype: torch.dtype) -> int:
     """About what a program holds in shared memory: the operands of every stage of its pipeline."""
     if op == "wgrad":
-        elements = (tile.BLOCK_N + tile.BLOCK_K) * tile.pixels
+        elements = (tile.BLOCK_N * tile.BLOCK_S + tile.BLOCK_K) * tile.pixels
     else:
         elements = (tile.BLOCK_N + tile.pixels) * tile.BLOCK_K
     return elements * dtype.itemsize * tile.num_stages

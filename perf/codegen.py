@@ -344,7 +344,7 @@ def _work_of_a_program(configuration: Configuration) -> tuple[int, int]:
         return outputs, m * n * k * _steps(configuration)
     if isinstance(tile, TmaTile):
         wgrad = plan.op == "wgrad"
-        outputs = tile.BLOCK_N * (tile.BLOCK_K if wgrad else tile.pixels)
+        outputs = tile.BLOCK_N * (tile.BLOCK_K * tile.BLOCK_S if wgrad else tile.pixels)
         return outputs, outputs * _steps(configuration) * (tile.pixels if wgrad else tile.BLOCK_K)
     if isinstance(tile, GemmTile):
         outputs = tile.BLOCK_M * tile.BLOCK_N
@@ -394,6 +394,7 @@ SAMPLE = {
     r"| ^(fprop|wgrad)_banded-tf32-(128x8x16|16x64x1)x32-float32-image31$"
     r"| ^dgrad_frame_(gemm-half|stencil)-\S+-bfloat16-(dense|image)$"
     r"| ^[fdw](prop|grad)_tma-half-\S+-bfloat16-dense$"
+    r"| ^[fdw](prop|grad)_tma-half-\S+x(128x64x1|64x128x3)-bfloat16-planes$"
     r"| ^sum_partials-float32-narrow$",
     "sm_80": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",
     "sm_100": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",

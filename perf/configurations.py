@@ -39,7 +39,14 @@ from ..ops.plan import (
     plan_with_tile,
     tile_of,
 )
-from ..ops.plan_tma import ARCHITECTURES, TMA_GRADIENT_SHAPES, TMA_SHAPES, shaped_tile
+from ..ops.plan_tma import (
+    ARCHITECTURES,
+    TMA_GRADIENT_SHAPES,
+    TMA_SHAPES,
+    is_legal_tma,
+    shaped_tile,
+    shapes,
+)
 from ..ops.tuned import tuned_for
 
 
@@ -259,6 +266,7 @@ TMA_CASES = {
     "strided": Case(
         Geometry(32, 128, 56, 56, 128, 3, 3, stride=(2, 2), padding=_SAME), channels_last=True
     ),
+    "planes": Case(Geometry(32, 256, 56, 56, 256, 3, 3, padding=_SAME), bias=True),
     "odd": Case(
         Geometry(311, 128, 1031, 1033, 128, 3, 3, groups=2, **_ODD),
         channels_last=True,
@@ -429,12 +437,14 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
         return
     turn = ARCHITECTURES.index(target.device.arch)
     # Every shape of tile of an operator and kind of product; thin, each architecture has half.
-    jobs = [(op, product) for op in ("fprop", "dgrad") for product in ("half", "tf32")]
-    for i, (op, product) in enumerate([*jobs, ("wgrad", "half")]):
-        for j, shape in enumerate(TMA_GRADIENT_SHAPES if op == "wgrad" else TMA_SHAPES):
-            cases, types = list(TMA_CASES), PRODUCTS[product]
+    jobs = [(op, product) for op in OPS for product in ("half", "tf32")]
+    for i, (op, product) in enumerate(jobs):
+        tables = TMA_GRADIENT_SHAPES.values() if op == "wgrad" else (TMA_SHAPES,)
+        for j, shape in enumerate(dict.fromkeys(shape for table in tables for shape in table)):
+            types = PRODUCTS[product]
+            cases = [n for n in TMA_CASES if _takes_boxes(op, n, shape, *types[0])]
             if thin:
-                if (i + j + turn) % 2:
+                if (i + j + turn) % 2 or not cases:
                     continue
                 cases = [cases[(i + j // 2 + turn) % len(cases)]]
                 types = (types[j % len(types)],)
@@ -444,12 +454,25 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
                     plan = plan_with_tile(
                         op,
                         geometry,
-                        shaped_tile(op, geometry, dtype, shape),
+                        shaped_tile(op, geometry, dtype, shape, _boxes_of(case)),
                         wide=case.wide,
                         precision=precision,
                         splits=2 if case.bias else 1,
                     )
                     yield Configuration(plan.kernel, product, name, case, plan, dtype)
+
+
+def _takes_boxes(
+    op: str, name: str, shape: tuple[int, ...], dtype: torch.dtype, precision: str
+) -> bool:
+    case = TMA_CASES[name]
+    geometry = _geometry(op, case)
+    legal = is_legal_tma(op, geometry, dtype, precision, ARCHITECTURES[0], _boxes_of(case))
+    return legal and shape in shapes(op, geometry)
+
+
+def _boxes_of(case: Case) -> str:
+    return "pixels" if case.channels_last else "planes"
 
 
 def _frames(target: Target, thin: bool) -> Iterator[Configuration]:

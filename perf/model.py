@@ -212,14 +212,24 @@ def predict(
 def dense_layout(geometry: Geometry, x_dtype: torch.dtype, channels_last: bool) -> Layout:
     """The layout of dense tensors of this geometry, as facts.layout_of finds it."""
     g = geometry
-    step = 16 // x_dtype.itemsize
     return Layout(
         channels_last,
         is_wide(g),
-        descriptors=(
-            channels_last and x_dtype != torch.uint8 and g.C % step == 0 and g.K % step == 0
-        ),
+        x_boxes=_dense_boxes(g.C, (g.H, g.W), x_dtype, channels_last),
+        y_boxes=_dense_boxes(g.K, (g.P, g.Q), x_dtype, channels_last),
     )
+
+
+def _dense_boxes(
+    channels: int, plane: tuple[int, int], dtype: torch.dtype, channels_last: bool
+) -> str:
+    """As formats.boxes_of says of a dense image of several samples; x and y are of one dtype."""
+    step, (height, width) = 16 // dtype.itemsize, plane
+    if dtype == torch.uint8:
+        return ""
+    if channels_last or height == width == 1:
+        return "" if channels % step else "pixels"
+    return "" if width % step else "planes"
 
 
 def is_wide(geometry: Geometry) -> bool:
@@ -257,7 +267,8 @@ def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
     if isinstance(tile, TmaTile) and plan.op == "wgrad":
         boxes = plan.grid * plan.split_strips * tile.pixels
         return _Work(
-            boxes * (tile.BLOCK_N + tile.BLOCK_K) * itemsize, boxes * tile.BLOCK_N * tile.BLOCK_K
+            boxes * (tile.BLOCK_N * tile.BLOCK_S + tile.BLOCK_K) * itemsize,
+            boxes * tile.BLOCK_N * tile.BLOCK_S * tile.BLOCK_K,
         )
     if isinstance(tile, TmaTile):
         steps = reached * -(-(g.group_C if plan.op == "fprop" else g.group_K) // tile.BLOCK_K)

@@ -45,7 +45,7 @@ from ..ops.plan import (
     takes_one_tap,
 )
 from ..ops.plan_rows import RowsTile
-from ..ops.plan_tma import TmaTile, box_of, pixel_planes, whole_box
+from ..ops.plan_tma import TmaTile, box_of, pixel_planes, plane_box, taps_of, whole_box
 from ..ops.tuned import file_of, key_of
 from .machine import Clocks
 from .measure import GpuTimer, Timer, quantile
@@ -261,13 +261,17 @@ def candidates(job: Job, device: Device) -> list[Plan]:
 
 def _tma_tiles(job: Job, tile_of_table: TmaTile) -> Iterator[TmaTile]:
     """Other boxes and blocks: summed channels may be fewer than the table's, which divide them."""
-    geometry, wgrad = job.workload.geometry, job.op == "wgrad"
-    planes = pixel_planes(job.op, geometry)
+    geometry, boxes = job.workload.geometry, job.layout.boxes(job.op)
+    planes, wgrad = pixel_planes(job.op, geometry), job.op == "wgrad"
     for pixels, n, k, warps, stages in itertools.product(
         (32, 64, 128, 256), (32, 64, 128, 256), (16, 32, 64, 128), (4, 8), (2, 3, 4)
     ):
-        if wgrad or tile_of_table.BLOCK_K % k == 0:
-            box = whole_box(planes, pixels) if wgrad else box_of(planes, pixels)
+        if wgrad:
+            box = (1, 1, pixels) if boxes == "planes" else whole_box(planes, pixels)
+            for taps in {1, taps_of(geometry)}:
+                yield TmaTile(*box, n, k, warps, stages, taps)
+        elif tile_of_table.BLOCK_K % k == 0:
+            box = plane_box(planes, pixels) if boxes == "planes" else box_of(planes, pixels)
             yield TmaTile(*box, n, k, warps, stages)
 
 

@@ -20,9 +20,9 @@ if not torch.cuda.is_available():
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 if os.environ.get("TRITON_INTERPRET") == "1":
-    import faster_interpreter
+    import interpreter
 
-    faster_interpreter.install()
+    interpreter.install()
 
 # Tests run many tiny operators, in several processes: with more threads they wait for each other.
 torch.set_num_threads(1)

@@ -133,7 +133,7 @@ def test_the_planner_takes_what_was_written_and_only_for_its_key(directory):
 
     geometry = DENSE.workload.geometry
     forget()
-    last = Layout(channels_last=True, descriptors=True)
+    last = Layout(channels_last=True, x_boxes="pixels", y_boxes="pixels")
 
     def planned(geometry=geometry, dtype=torch.bfloat16, layout=last, device=DEVICE):
         return plan.plan_fprop(geometry, dtype, layout, device)
@@ -277,7 +277,7 @@ def test_without_a_gpu_the_command_lists_what_it_would_try(capsys, monkeypatch, 
     assert run(DENSE.workload.name, "--op", "fprop", "--dtype", "bfloat16") == 0
     text = capsys.readouterr().out
     assert "nothing is timed and nothing is written" in text
-    assert "legal plans of fprop_gemm" in text
+    assert "legal plans of fprop_tma" in text
     assert run("nothing") == 2
     assert run("images-4096-7x7", "--op", "wgrad") == 2
     assert not list(directory.iterdir())

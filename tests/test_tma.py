@@ -9,6 +9,7 @@ from closeness import check, operands, run
 
 from tricorr.ops import geometry_of
 from tricorr.ops.facts import layout_of
+from tricorr.ops.formats import boxes_of
 from tricorr.ops.plan import DEVICES, Layout, plan_dgrad, plan_fprop, plan_wgrad, plan_with_tile
 from tricorr.ops.plan_tma import (
     TmaTile,
@@ -17,6 +18,8 @@ from tricorr.ops.plan_tma import (
     covered,
     is_legal_tma,
     phases_with_taps,
+    plane_box,
+    taps_of,
     whole_box,
 )
 
@@ -26,6 +29,7 @@ def _case(x, k, window, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1)
 
 
 _SAME = ((1, 1), (1, 1))
+PIXELS = Layout(channels_last=True, x_boxes="pixels", y_boxes="pixels")
 #: Several boxes along every axis, the last of each with pixels, images or channels left over.
 GEOMETRIES = {
     "leftovers": _case((3, 32, 9, 5), 48, (3, 3), padding=_SAME),
@@ -47,6 +51,7 @@ GEOMETRIES = {
 }
 #: Only for the input gradient: the forward kernel has descriptors for four phases.
 NINE_PHASES = {"stride_3": _case((1, 16, 8, 7), 16, (4, 3), (3, 3), _SAME)}
+FORMATS = {"pixels": torch.channels_last, "planes": torch.contiguous_format}
 TILES = [TmaTile(1, 8, 4, 32, 16, 4, 2), TmaTile(2, 4, 8, 16, 16, 4, 2)]
 CASES = [
     pytest.param(op, geometry, turn % 2, id=f"{op}-{name}")
@@ -62,18 +67,23 @@ def in_channels_last(args):
             for t in args]  # fmt: skip
 
 
-def forced(op, geometry, tile, device, dtype=torch.float32, precision="tf32", **changes):
+def forced(
+    op, geometry, tile, device, dtype=torch.float32, precision="tf32", boxes="pixels", **changes
+):
     from tricorr.ops import launch
 
     args = operands(op, *tensors(geometry, dtype, device))
-    image, weight, *rest = in_channels_last(args)
+    given = in_channels_last(args) if boxes == "pixels" else args
     name = op.removesuffix("_bias")
-    assert is_legal_tma(name, geometry, dtype, precision, "90", True, tile)
+    read = given[:2] if op == "wgrad" else given[:1]
+    assert all(boxes_of(image) == boxes for image in read)
+    assert is_legal_tma(name, geometry, dtype, precision, "90", boxes, tile)
     plan = replace(plan_with_tile(name, geometry, tile, precision=precision), **changes)
-    actual = run(op, [image, weight, *rest], geometry, launch, plan=plan)
-    assert actual.is_contiguous(memory_format=torch.channels_last)
+    actual = run(op, given, geometry, launch, plan=plan)
     check(op, args, geometry, actual=actual, precision=precision)
-    return actual, plan, (image, weight, *rest)
+    if op != "wgrad":
+        assert actual.is_contiguous(memory_format=FORMATS[boxes])
+    return actual, plan, given
 
 
 @pytest.mark.parametrize(("op", "geometry", "turn"), CASES)
@@ -90,6 +100,52 @@ def test_sixteen_bits_and_any_weight(kernel_backend, op, dtype):
     actual, plan, args = forced(op, geometry, TILES[0], kernel_backend.device, dtype, "ieee")
     copied = [args[0], args[1].contiguous(), *args[2:]]  # a weight in no form for a descriptor
     assert torch.equal(run(op, copied, geometry, launch, plan=plan), actual)
+
+
+#: Of 16 bits: rows of x and of dy are multiples of 16 bytes.
+PLANES = {
+    "leftovers": _case((2, 32, 5, 24), 48, (3, 3), padding=_SAME),
+    "asymmetric_padding": _case((1, 16, 6, 16), 16, (2, 3), padding=((0, 3), (2, 0))),
+    "negative_padding": _case((1, 16, 8, 24), 16, (3, 1), padding=((-1, 2), (-3, -5))),
+    "dilated": _case((1, 16, 9, 16), 16, (3, 2), padding=((1, 1), (1, 2)), dilation=(2, 3)),
+    "flipped": _case((2, 16, 5, 8), 32, (2, 3), padding=((0, 1), (1, 1)), flip=True),
+    "groups": _case((2, 32, 5, 8), 64, (2, 3), padding=_SAME, groups=2),
+    "rows_strided": _case((2, 16, 9, 8), 16, (3, 3), (2, 1), _SAME),
+    "rows_strided_flipped": _case((1, 32, 9, 8), 96, (3, 3), (2, 1), _SAME, groups=2, flip=True),
+    "rows_of_no_phase": _case((2, 16, 9, 8), 32, (1, 3), (3, 1), _SAME),
+    "pointwise": _case((2, 24, 3, 8), 40, (1, 1)),
+}
+PLANE_CASES = {
+    "fprop_bias": PLANES,
+    "dgrad": PLANES
+    | {
+        "both_strided": _case((2, 16, 7, 15), 16, (3, 3), (2, 2), _SAME),
+        "columns_without_taps": _case((1, 16, 3, 22), 16, (2, 1), (1, 3)),
+    },
+    "wgrad": {name: g for name, g in PLANES.items() if min(g.padding[1]) >= 0},
+}
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "turn"),
+    [(op, name, turn) for op, cases in PLANE_CASES.items() for turn, name in enumerate(cases)],
+)
+def test_planes_need_no_transposed_copy(kernel_backend, op, name, turn):
+    geometry = PLANE_CASES[op][name]
+    dtype = [torch.float16, torch.bfloat16][turn % 2]
+    if op == "wgrad":
+        tile = TmaTile(1, 1, [16, 32][turn % 2], 16, 32, 4, 2, BLOCK_S=geometry.S)
+    else:
+        block = channel_block(op.removesuffix("_bias"), geometry, dtype)
+        tile = TmaTile(1, [2, 4][turn % 2], 16, 32, min(block, 16), 4, 2)
+    changes = {"wide": turn % 3 == 0}
+    forced(op, geometry, tile, kernel_backend.device, dtype, "ieee", "planes", **changes)
+
+
+def test_planes_give_a_weight_gradient_in_tf32(kernel_backend):
+    tile = TmaTile(1, 1, 16, 32, 16, 4, 2, BLOCK_S=2)
+    geometry = PLANES["asymmetric_padding"]
+    forced("wgrad", geometry, tile, kernel_backend.device, boxes="planes")
 
 
 #: Boxes that divide the planes of y, and hold more images than are left.
@@ -114,8 +170,9 @@ def test_weight_gradient(kernel_backend, name, splits):
 
     geometry, box = GRADIENTS[name]
     dtype = [torch.float16, torch.bfloat16][splits % 2]
-    tile = TmaTile(*box, 16, 32, 4, 2)
-    assert is_legal_tma("wgrad", geometry, dtype, "ieee", "90", True, tile)
+    taps = taps_of(geometry) if splits != 2 else 1
+    tile = TmaTile(*box, 16, 32, 4, 2, taps)
+    assert is_legal_tma("wgrad", geometry, dtype, "ieee", "90", "pixels", tile)
     args = operands("wgrad", *tensors(geometry, dtype, kernel_backend.device))
     plan = plan_with_tile("wgrad", geometry, tile, splits=splits)
     plan = replace(plan, wide=splits == 2)
@@ -155,7 +212,7 @@ def test_activations_come_before_the_rounding(kernel_backend):
 
 def test_the_planner_takes_descriptors_where_it_can():
     geometry = _case((32, 256, 14, 14), 256, (3, 3), padding=_SAME)
-    layout = Layout(channels_last=True, descriptors=True)
+    layout = PIXELS
     for planner in (plan_fprop, plan_dgrad, plan_wgrad):
         for name, family in {
             "h200": "tma",
@@ -171,6 +228,42 @@ def test_the_planner_takes_descriptors_where_it_can():
         for precision in ("ieee", "tf32x3"):
             plan = planner(geometry, torch.float32, layout, DEVICES["h200"], precision)
             assert plan.family == "gemm"
+
+
+def test_the_planner_takes_planes_where_rows_are_long():
+    layout = Layout(x_boxes="planes", y_boxes="planes")
+
+    def families(size, stride=(1, 1), dtype=torch.bfloat16, layout=layout):
+        geometry = _case((32, 256, size, size), 256, (3, 3), stride, padding=_SAME)
+        return [planner(geometry, dtype, layout, DEVICES["h200"], "tf32").family
+                for planner in (plan_fprop, plan_dgrad, plan_wgrad)]  # fmt: skip
+
+    assert families(56) == ["tma"] * 3
+    assert families(56, (2, 1)) == ["tma"] * 3
+    assert families(64, (1, 2)) == ["gemm", "tma", "gemm"], "no descriptor steps over pixels"
+    assert families(16) == ["gemm"] * 3, "half of a box of 32 columns"
+    assert families(56, dtype=torch.float32) == ["gemm", "gemm", "tma"]
+    mixed = Layout(x_boxes="planes", y_boxes="")
+    assert families(56, layout=mixed) == ["tma", "gemm", "gemm"]
+
+
+def test_a_box_of_planes_has_the_longest_rows_that_waste_nothing():
+    expected = {56: (1, 4, 64), 64: (1, 4, 64), 128: (1, 2, 128), 512: (1, 1, 256)}
+    assert {w: plane_box((8, 64, w), 256) for w in expected} == expected
+
+
+def test_what_is_not_finite_stays_in_its_channel(kernel_backend):
+    """Boxes of planes overhang rows: there, a tap that does not read a pixel multiplies it by 0."""
+    from tricorr.ops import launch
+
+    geometry = PLANES["leftovers"]
+    x, _, _, dy = tensors(geometry, torch.float16, kernel_backend.device)
+    x[0, 3, :, -1] = float("nan")
+    plan = plan_with_tile("wgrad", geometry, TmaTile(1, 1, 16, 16, 32, 4, 2, BLOCK_S=3))
+    dw = launch.wgrad(x, dy, geometry, plan=plan)
+    assert dw[:, 3, :, 1:].isnan().all()
+    assert dw[:, :3].isfinite().all()
+    assert dw[:, 4:].isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -190,14 +283,14 @@ def test_the_planner_takes_descriptors_where_it_can():
 def test_the_rest_is_for_pointers(changes):
     geometry = replace(_case((2, 64, 8, 8), 64, (3, 3), padding=_SAME), **changes[1])
     assert geometry.P > 0
-    assert not is_legal_tma("fprop", geometry, torch.bfloat16, "ieee", "90", descriptors=True)
+    assert not is_legal_tma("fprop", geometry, torch.bfloat16, "ieee", "90", "pixels")
 
 
 def test_a_tile_of_another_problem_is_refused():
     geometry = _case((2, 48, 9, 8), 64, (3, 3), padding=_SAME)
 
     def legal(op, tile):
-        return is_legal_tma(op, geometry, torch.bfloat16, "ieee", "90", True, tile)
+        return is_legal_tma(op, geometry, torch.bfloat16, "ieee", "90", "pixels", tile)
 
     assert legal("fprop", TmaTile(2, 8, 8, 64, 16, 4, 4))
     assert not legal("fprop", TmaTile(2, 8, 8, 64, 32, 4, 4)), "32 of 48 channels, twice"
@@ -209,15 +302,32 @@ def test_a_tile_of_another_problem_is_refused():
 def test_descriptors_need_steps_of_sixteen_bytes():
     geometry = _case((2, 64, 8, 8), 64, (3, 3), padding=_SAME)
     x, weight, _, y = tensors(geometry, torch.float16)
-    assert not layout_of(geometry, x, weight, y).descriptors
-    x, y = in_channels_last([x, y])
-    assert layout_of(geometry, x, weight, y).descriptors
-    assert not layout_of(geometry, x.byte(), weight, y).descriptors
-    wide = torch.randn(2, 8, 8, 68).half().permute(0, 3, 1, 2)
+
+    def kinds(x, y=y):
+        layout = layout_of(geometry, x, weight, y)
+        return layout.x_boxes, layout.y_boxes
+
+    assert kinds(x) == ("planes", "planes")
+    last, y = in_channels_last([x, y])
+    assert kinds(last, y) == ("pixels", "pixels")
+    assert kinds(x, y) == ("planes", "pixels")
+    assert kinds(x.byte(), y) == ("", "")
+    wide = torch.randn(2, 8, 8, 68).half()
     flat = torch.randn(2 * 64 * 8 * 8 + 1).half()
-    shifted = flat[1:].view(2, 8, 8, 64).permute(0, 3, 1, 2)
-    for view in (wide[:, :64], shifted, x[:1].expand(2, -1, -1, -1)):
-        assert not layout_of(geometry, view, weight, y).descriptors
+    shifted = flat[1:].view(2, 8, 8, 64)
+    for view in (
+        wide.permute(0, 3, 1, 2)[:, :64],
+        shifted.permute(0, 3, 1, 2),
+        shifted,
+        wide[..., :64],
+        last[:1].expand(2, -1, -1, -1),
+        x[:, :1].expand(-1, 64, -1, -1),
+    ):
+        assert boxes_of(view) == ""  # fmt: skip
+    assert boxes_of(x[:, :, :, ::2]) == "", "columns apart"
+    assert boxes_of(x[:, 2:9, 1::2]) == "planes", "whole rows, whichever"
+    assert boxes_of(x[:1, :, :1].expand(3, -1, -1, -1)) == ""
+    assert boxes_of(torch.randn(4, 8, 1, 1)) == "pixels", "planes of one pixel are pixels"
 
 
 def test_boxes_of_a_weight_gradient_divide_the_planes():
@@ -232,7 +342,7 @@ def test_boxes_of_a_weight_gradient_divide_the_planes():
 
 
 def test_a_smaller_tile_is_taken_where_the_device_has_less_to_do():
-    layout = Layout(channels_last=True, descriptors=True)
+    layout = PIXELS
     many, few = (
         _case((n, 320, 64, 64), k, (3, 3), padding=_SAME) for n, k in ((64, 256), (2, 320))
     )
