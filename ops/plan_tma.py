@@ -20,6 +20,9 @@ from .integers import power_of_two
 
 #: Device.arch of the devices that these kernels are built and planned for.
 ARCHITECTURES = ("90", "100")
+#: Where rows of planes are multiplied from shared memory: for sm_100, Triton takes the sums of
+#: several rows through registers. Weight gradients have boxes of one row.
+PLANE_ARCHITECTURES = ("90",)
 #: Descriptors of x that a kernel takes, one for each phase that has taps.
 MAX_PHASES = 4
 #: Coordinates of a descriptor have 32 bits: what is added up to one stays well below.
@@ -117,6 +120,8 @@ def is_legal_tma(
     g, planes = geometry, boxes == "planes"
     # Rows of planes are pixels of one channel: what a weight gradient sums, and the others do not.
     if planes == (op != "wgrad") and not multiplies_crosswise(dtype):
+        return False
+    if planes and op != "wgrad" and arch not in PLANE_ARCHITECTURES:
         return False
     if planes and op != "dgrad" and g.steps(1)[0] > 1:
         return False  # a descriptor's innermost step is one element

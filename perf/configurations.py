@@ -267,6 +267,7 @@ TMA_CASES = {
         Geometry(32, 128, 56, 56, 128, 3, 3, stride=(2, 2), padding=_SAME), channels_last=True
     ),
     "planes": Case(Geometry(32, 256, 56, 56, 256, 3, 3, padding=_SAME), bias=True),
+    "pointwise": Case(Geometry(32, 256, 56, 56, 256, 1, 1), bias=True, activation="relu"),
     "odd": Case(
         Geometry(311, 128, 1031, 1033, 128, 3, 3, groups=2, **_ODD),
         channels_last=True,
@@ -442,7 +443,7 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
         tables = TMA_GRADIENT_SHAPES.values() if op == "wgrad" else (TMA_SHAPES,)
         for j, shape in enumerate(dict.fromkeys(shape for table in tables for shape in table)):
             types = PRODUCTS[product]
-            cases = [n for n in TMA_CASES if _takes_boxes(op, n, shape, *types[0])]
+            cases = [n for n in TMA_CASES if _takes_boxes(op, n, shape, *types[0], target)]
             if thin:
                 if (i + j + turn) % 2 or not cases:
                     continue
@@ -463,11 +464,11 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
 
 
 def _takes_boxes(
-    op: str, name: str, shape: tuple[int, ...], dtype: torch.dtype, precision: str
+    op: str, name: str, shape: tuple[int, ...], dtype: torch.dtype, precision: str, target: Target
 ) -> bool:
     case = TMA_CASES[name]
-    geometry = _geometry(op, case)
-    legal = is_legal_tma(op, geometry, dtype, precision, ARCHITECTURES[0], _boxes_of(case))
+    geometry, arch = _geometry(op, case), target.device.arch
+    legal = is_legal_tma(op, geometry, dtype, precision, arch, _boxes_of(case))
     return legal and shape in shapes(op, geometry)
 
 
