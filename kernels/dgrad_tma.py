@@ -30,45 +30,54 @@ def dgrad_tma(
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    FLIP: tl.constexpr, IN_PLANES: tl.constexpr, CROSSWISE: tl.constexpr, WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    FLIP: tl.constexpr, IN_PLANES: tl.constexpr, CROSSWISE: tl.constexpr, FLATTEN: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    tile_n, program = next_digit(tl.program_id(0), tl.cdiv(GROUP_C, BLOCK_N))
-    phase_w, program = next_digit(program, phases(STRIDE_W, W))
-    phase_h, program = next_digit(program, phases(STRIDE_H, H))
-    tile_w, program = next_digit(program, tl.cdiv(tl.cdiv(W, STRIDE_W), BLOCK_Q))
-    tile_h, program = next_digit(program, tl.cdiv(tl.cdiv(H, STRIDE_H), BLOCK_P))
-    tile_i, group = next_digit(program, tl.cdiv(N, BLOCK_I))
-    corner = (tile_i * BLOCK_I, tile_h * BLOCK_P, tile_w * BLOCK_Q)
-    n, row, column = corner
-    c, k = tile_n * BLOCK_N, group * GROUP_K
+    tiles = tl.cdiv(GROUP_C, BLOCK_N) * phases(STRIDE_H, H) * phases(STRIDE_W, W) * GROUPS
+    tiles *= tl.cdiv(tl.cdiv(W, STRIDE_W), BLOCK_Q) * tl.cdiv(tl.cdiv(H, STRIDE_H), BLOCK_P)
+    tiles *= tl.cdiv(N, BLOCK_I)
+    first, last, step = tl.program_id(0), tl.program_id(0) + 1, 1
+    if FLATTEN:
+        last, step = tiles, tl.num_programs(0)
+    for tile in tl.range(first, last, step, flatten=FLATTEN):
+        tile_n, program = next_digit(tile, tl.cdiv(GROUP_C, BLOCK_N))
+        phase_w, program = next_digit(program, phases(STRIDE_W, W))
+        phase_h, program = next_digit(program, phases(STRIDE_H, H))
+        tile_w, program = next_digit(program, tl.cdiv(tl.cdiv(W, STRIDE_W), BLOCK_Q))
+        tile_h, program = next_digit(program, tl.cdiv(tl.cdiv(H, STRIDE_H), BLOCK_P))
+        tile_i, group = next_digit(program, tl.cdiv(N, BLOCK_I))
+        corner = (tile_i * BLOCK_I, tile_h * BLOCK_P, tile_w * BLOCK_Q)
+        n, row, column = corner
+        c, k = tile_n * BLOCK_N, group * GROUP_K
 
-    first_r, taps_r, shift_h, step_r, step_h = phase_taps(phase_h, R, STRIDE_H, PAD_H, DIL_H)
-    first_s, taps_s, shift_w, step_s, step_w = phase_taps(phase_w, S, STRIDE_W, PAD_W, DIL_W)
-    accs = no_sums(IN_PLANES, BLOCK_I, BLOCK_P, BLOCK_Q, BLOCK_N)
-    if CROSSWISE:
-        weight_row, weight_column, TAP_COLUMNS = k, c, GROUP_C
-    else:
-        weight_row, weight_column, TAP_COLUMNS = group * GROUP_C + c, 0, GROUP_K
-    accs = add_taps_tma(
-        accs, dy_desc, weight_desc, n, row - shift_h, column - shift_w, k,
-        weight_row, weight_column, GROUP_K, TAP_COLUMNS,
-        first_r, taps_r, step_r, -step_h, first_s, taps_s, step_s, -step_w,
-        R, S, FLIP, IN_PLANES, CROSSWISE, PRECISION, BLOCK_K,
-    )  # fmt: skip
+        first_r, taps_r, shift_h, step_r, step_h = phase_taps(phase_h, R, STRIDE_H, PAD_H, DIL_H)
+        first_s, taps_s, shift_w, step_s, step_w = phase_taps(phase_w, S, STRIDE_W, PAD_W, DIL_W)
+        accs = no_sums(IN_PLANES, BLOCK_I, BLOCK_P, BLOCK_Q, BLOCK_N)
+        if CROSSWISE:
+            weight_row, weight_column, TAP_COLUMNS = k, c, GROUP_C
+        else:
+            weight_row, weight_column, TAP_COLUMNS = group * GROUP_C + c, 0, GROUP_K
+        accs = add_taps_tma(
+            accs, dy_desc, weight_desc, n, row - shift_h, column - shift_w, k,
+            weight_row, weight_column, GROUP_K, TAP_COLUMNS,
+            first_r, taps_r, step_r, -step_h, first_s, taps_s, step_s, -step_w,
+            R, S, FLIP, IN_PLANES, CROSSWISE, PRECISION, BLOCK_K,
+        )  # fmt: skip
 
-    group_c = c + tl.arange(0, BLOCK_N)[:, None]  # [BLOCK_N, 1]
-    c = widen(group * GROUP_C + group_c, WIDE)
-    bias = 0.0
-    if bias_ptr is not None:
-        bias = tl.load(bias_ptr + c * bias_stride, mask=group_c < GROUP_C, other=0.0)
-    for i in tl.static_range(len(accs)):
-        n, h, w = box_pixels(corner, i, len(accs), BLOCK_I, BLOCK_P, BLOCK_Q, WIDE)  # [1, pixels]
-        h, w = phase_h + h * STRIDE_H, phase_w + w * STRIDE_W
-        tl.store(
-            dx_ptr + n * dx_stride_n + c * dx_stride_c + h * dx_stride_h + w * dx_stride_w,
-            (accs[i] + bias).to(dx_ptr.dtype.element_ty),
-            mask=(group_c < GROUP_C) & (n < N) & (h < H) & (w < W),
-        )
+        group_c = c + tl.arange(0, BLOCK_N)[:, None]  # [BLOCK_N, 1]
+        c = widen(group * GROUP_C + group_c, WIDE)
+        bias = 0.0
+        if bias_ptr is not None:
+            bias = tl.load(bias_ptr + c * bias_stride, mask=group_c < GROUP_C, other=0.0)
+        for i in tl.static_range(len(accs)):
+            n, h, w = box_pixels(
+                corner, i, len(accs), BLOCK_I, BLOCK_P, BLOCK_Q, WIDE
+            )  # [1, pixels]
+            h, w = phase_h + h * STRIDE_H, phase_w + w * STRIDE_W
+            tl.store(
+                dx_ptr + n * dx_stride_n + c * dx_stride_c + h * dx_stride_h + w * dx_stride_w,
+                (accs[i] + bias).to(dx_ptr.dtype.element_ty),
+                mask=(group_c < GROUP_C) & (n < N) & (h < H) & (w < W),
+            )

@@ -14,6 +14,9 @@ operands are multiplied from shared memory. Sums in float32.
 x is (N, H, W, C) in memory, and a box one operand [pixels, channels]; or, IN_PLANES, it is
 (N, C, H, W), columns are not strided, and a box is an operand [channels, BLOCK_Q] for each of its
 rows: they have sums of their own, and share what is loaded of the weight.
+
+A program owns every num_programs-th box. FLATTEN, where there are more boxes than programs and one
+phase: both loops become one, so that loads of the next box overlap the end of the last.
 """
 
 import triton
@@ -34,51 +37,59 @@ def fprop_tma(
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr,
     PHASE0: tl.constexpr, PHASE1: tl.constexpr, PHASE2: tl.constexpr, PHASE3: tl.constexpr,
-    FLIP: tl.constexpr, IN_PLANES: tl.constexpr, WIDE: tl.constexpr,
+    FLIP: tl.constexpr, IN_PLANES: tl.constexpr, FLATTEN: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, ACTIVATION: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    tile_n, program = next_digit(tl.program_id(0), tl.cdiv(GROUP_K, BLOCK_N))
-    tile_q, program = next_digit(program, tl.cdiv(Q, BLOCK_Q))
-    tile_p, program = next_digit(program, tl.cdiv(P, BLOCK_P))
-    tile_i, group = next_digit(program, tl.cdiv(N, BLOCK_I))
-    corner = (tile_i * BLOCK_I, tile_p * BLOCK_P, tile_q * BLOCK_Q)
-    c, k = group * GROUP_C, group * GROUP_K + tile_n * BLOCK_N
+    tiles = tl.cdiv(GROUP_K, BLOCK_N) * tl.cdiv(Q, BLOCK_Q) * tl.cdiv(P, BLOCK_P)
+    tiles *= tl.cdiv(N, BLOCK_I) * GROUPS
+    first, last, step = tl.program_id(0), tl.program_id(0) + 1, 1
+    if FLATTEN:
+        last, step = tiles, tl.num_programs(0)
+    for tile in tl.range(first, last, step, flatten=FLATTEN):
+        tile_n, program = next_digit(tile, tl.cdiv(GROUP_K, BLOCK_N))
+        tile_q, program = next_digit(program, tl.cdiv(Q, BLOCK_Q))
+        tile_p, program = next_digit(program, tl.cdiv(P, BLOCK_P))
+        tile_i, group = next_digit(program, tl.cdiv(N, BLOCK_I))
+        corner = (tile_i * BLOCK_I, tile_p * BLOCK_P, tile_q * BLOCK_Q)
+        c, k = group * GROUP_C, group * GROUP_K + tile_n * BLOCK_N
 
-    accs = no_sums(IN_PLANES, BLOCK_I, BLOCK_P, BLOCK_Q, BLOCK_N)
-    accs = add_phase(
-        accs, x0_desc, weight_desc, corner, c, k, GROUP_C, R, S, STRIDE_H, STRIDE_W,
-        PAD_H, PAD_W, DIL_H, DIL_W, PHASE0, FLIP, IN_PLANES, PRECISION, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
-    if PHASE1 >= 0:
+        accs = no_sums(IN_PLANES, BLOCK_I, BLOCK_P, BLOCK_Q, BLOCK_N)
         accs = add_phase(
-            accs, x1_desc, weight_desc, corner, c, k, GROUP_C, R, S, STRIDE_H, STRIDE_W,
-            PAD_H, PAD_W, DIL_H, DIL_W, PHASE1, FLIP, IN_PLANES, PRECISION, BLOCK_N, BLOCK_K,
+            accs, x0_desc, weight_desc, corner, c, k, GROUP_C, R, S, STRIDE_H, STRIDE_W,
+            PAD_H, PAD_W, DIL_H, DIL_W, PHASE0, FLIP, IN_PLANES, PRECISION, BLOCK_N, BLOCK_K,
         )  # fmt: skip
-    if PHASE2 >= 0:
-        accs = add_phase(
-            accs, x2_desc, weight_desc, corner, c, k, GROUP_C, R, S, STRIDE_H, STRIDE_W,
-            PAD_H, PAD_W, DIL_H, DIL_W, PHASE2, FLIP, IN_PLANES, PRECISION, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-    if PHASE3 >= 0:
-        accs = add_phase(
-            accs, x3_desc, weight_desc, corner, c, k, GROUP_C, R, S, STRIDE_H, STRIDE_W,
-            PAD_H, PAD_W, DIL_H, DIL_W, PHASE3, FLIP, IN_PLANES, PRECISION, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
+        if PHASE1 >= 0:
+            accs = add_phase(
+                accs, x1_desc, weight_desc, corner, c, k, GROUP_C, R, S, STRIDE_H, STRIDE_W,
+                PAD_H, PAD_W, DIL_H, DIL_W, PHASE1, FLIP, IN_PLANES, PRECISION, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+        if PHASE2 >= 0:
+            accs = add_phase(
+                accs, x2_desc, weight_desc, corner, c, k, GROUP_C, R, S, STRIDE_H, STRIDE_W,
+                PAD_H, PAD_W, DIL_H, DIL_W, PHASE2, FLIP, IN_PLANES, PRECISION, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+        if PHASE3 >= 0:
+            accs = add_phase(
+                accs, x3_desc, weight_desc, corner, c, k, GROUP_C, R, S, STRIDE_H, STRIDE_W,
+                PAD_H, PAD_W, DIL_H, DIL_W, PHASE3, FLIP, IN_PLANES, PRECISION, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
 
-    group_k = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]  # [BLOCK_N, 1]
-    k = widen(group * GROUP_K + group_k, WIDE)
-    bias = 0.0
-    if bias_ptr is not None:
-        bias = tl.load(bias_ptr + k * bias_stride, mask=group_k < GROUP_K, other=0.0)
-    for i in tl.static_range(len(accs)):
-        n, p, q = box_pixels(corner, i, len(accs), BLOCK_I, BLOCK_P, BLOCK_Q, WIDE)  # [1, pixels]
-        tl.store(
-            y_ptr + n * y_stride_n + k * y_stride_k + p * y_stride_p + q * y_stride_q,
-            activate(accs[i] + bias, ACTIVATION).to(y_ptr.dtype.element_ty),
-            mask=(group_k < GROUP_K) & (n < N) & (p < P) & (q < Q),
-        )
+        group_k = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]  # [BLOCK_N, 1]
+        k = widen(group * GROUP_K + group_k, WIDE)
+        bias = 0.0
+        if bias_ptr is not None:
+            bias = tl.load(bias_ptr + k * bias_stride, mask=group_k < GROUP_K, other=0.0)
+        for i in tl.static_range(len(accs)):
+            n, p, q = box_pixels(
+                corner, i, len(accs), BLOCK_I, BLOCK_P, BLOCK_Q, WIDE
+            )  # [1, pixels]
+            tl.store(
+                y_ptr + n * y_stride_n + k * y_stride_k + p * y_stride_p + q * y_stride_q,
+                activate(accs[i] + bias, ACTIVATION).to(y_ptr.dtype.element_ty),
+                mask=(group_k < GROUP_K) & (n < N) & (p < P) & (q < Q),
+            )
 
 
 @triton.jit

@@ -20,7 +20,7 @@ def fprop_descriptors(
 ) -> dict[str, Any]:
     """What fprop_tma takes beside what every fprop kernel does."""
     arguments = _phase_descriptors(x, geometry, tile, tile.BLOCK_K)
-    arguments["FLIP"] = geometry.flip
+    arguments |= {"FLIP": geometry.flip, "FLATTEN": tile.programs > 0}
     arguments["weight_desc"] = _rows_descriptor(weight, [tile.BLOCK_N, tile.BLOCK_K])
     return arguments
 
@@ -37,6 +37,7 @@ def dgrad_descriptors(
         matrix = _rows_descriptor(turned.flatten(0, 1), [tile.BLOCK_N, tile.BLOCK_K])
     return {
         "FLIP": geometry.flip,
+        "FLATTEN": tile.programs > 0,
         "CROSSWISE": crosswise,
         "IN_PLANES": boxes_of(dy) == "planes",
         "dy_desc": _boxes_descriptor(dy, tile, tile.BLOCK_K),

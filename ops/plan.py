@@ -361,7 +361,7 @@ def plan_wgrad(
     columns = geometry.group_C * geometry.R * geometry.S
     tile: Tile
     precise = _precision(dtype, precision, device)
-    facts = device.arch, device.multiprocessors, layout.boxes("wgrad")
+    facts = device.arch, device.multiprocessors, _shared(device), layout.boxes("wgrad")
     if box := tma_tile("wgrad", geometry, dtype, precise, *facts):
         tile = box
     elif min(geometry.group_K, columns) >= GEMM_MIN:
@@ -424,6 +424,8 @@ def plan_with_tile(
     if op == "dgrad":
         geometry = geometry.without_padding_mode()
     grid = _programs(op, geometry, tile)
+    if isinstance(tile, TmaTile) and tile.programs:
+        grid = min(grid, tile.programs)
     if not isinstance(tile, GemmTile | TmaTile | BandedTile | BandedGradTile):
         precision = "ieee"
     split_pixels = split_strips = 0
@@ -484,7 +486,7 @@ def _plan_pixels(
         precision = _precision(dtype, precision, device)
         return plan_with_tile(op, geometry, direct, wide=layout.wide, precision=precision)
     precise = _precision(dtype, precision, device)
-    facts = device.arch, device.multiprocessors, layout.boxes(op)
+    facts = device.arch, device.multiprocessors, _shared(device), layout.boxes(op)
     if box := tma_tile(
         op,
         geometry,
@@ -583,6 +585,10 @@ LIMITS = {
 SMALLEST = Limits(255, 64 * 1024)
 
 
+def _shared(device: Device) -> int:
+    return LIMITS.get(device.arch, SMALLEST).shared
+
+
 def shared_bytes(tile: Tile, dtype: torch.dtype, arch: str) -> int:
     """About what a program holds in shared memory: the operands of every stage of its pipeline."""
     if not isinstance(tile, GemmTile | BandedTile | BandedGradTile):
@@ -618,7 +624,7 @@ def is_legal(
     if any(
         value < 1 or value & (value - 1)
         for name, value in vars(tile).items()
-        if name not in ("num_stages", "BLOCK_P", "BLOCK_K", "STEP_P", "BLOCK_S")
+        if name not in ("num_stages", "BLOCK_P", "BLOCK_K", "STEP_P", "BLOCK_S", "programs")
     ):
         return False
     threads = tile.num_warps * limits.lanes
@@ -763,7 +769,7 @@ def _banded_tile(
 def banded_tiles(op: str, product: str, wide: bool, device: Device) -> list[AnyBandedTile]:
     """The tiles that an operator may be planned with on a device, for one kind of product."""
     dtype = torch.float16 if product == "half" else torch.float32
-    shared = LIMITS.get(device.arch, SMALLEST).shared
+    shared = _shared(device)
     tiles: list[AnyBandedTile] = []
     if op == "wgrad":
         tiles += BANDED_GRAD_TILES[product]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -52,6 +52,8 @@ class TmaTile:
         BLOCK_K: channels that one step of the loop sums; of a weight gradient, which sums the
             pixels of a box instead, the filters.
         BLOCK_S: taps of a weight gradient that share what is loaded of dy.
+        programs: that deal out all boxes among them, each of its boxes in one loop; 0 for a program
+            for each box.
         num_warps, num_stages: as Triton takes them.
     """
 
@@ -63,6 +65,7 @@ class TmaTile:
     num_warps: int
     num_stages: int
     BLOCK_S: int = 1
+    programs: int = 0
 
     @property
     def pixels(self) -> int:
@@ -144,6 +147,8 @@ def is_legal_tma(
         return False
     if tile and op == "wgrad" and not planes and (g.P % tile.BLOCK_P or g.Q % tile.BLOCK_Q):
         return False
+    if tile and tile.programs and not sums_in_one_loop(op, geometry):
+        return False
     if tile and tile.BLOCK_S > (1 if op != "wgrad" or g.steps(1)[0] > 1 else g.S):
         return False
     if tile and op != "wgrad" and block % tile.BLOCK_K:
@@ -161,6 +166,13 @@ def is_legal_tma(
         return True
     phases = phases_with_taps(g)
     return len(phases) <= MAX_PHASES and all(a < g.H and b < g.W for a, b in phases)
+
+
+def sums_in_one_loop(op: str, geometry: Geometry) -> bool:
+    """Whether a box is one loop, of the same steps for all: such a loop can go on to the next."""
+    if op == "fprop":
+        return len(phases_with_taps(geometry)) == 1
+    return op == "dgrad" and math.prod(geometry.phases) == 1
 
 
 def multiplies_crosswise(dtype: torch.dtype) -> bool:
@@ -207,6 +219,7 @@ def tma_tile(
     precision: str,
     arch: str,
     multiprocessors: int,
+    shared: int,
     boxes: str,
 ) -> TmaTile | None:
     """The tile for a call; None where it is not legal, or boxes would mostly overhang."""
@@ -230,7 +243,11 @@ def tma_tile(
     # What the busiest multiprocessor multiplies; smaller tiles load more for it.
     costs = [-(-tma_programs(op, g, t) // multiprocessors) * t.BLOCK_N * t.pixels for t in tiles]
     least = min(costs, default=0)
-    return next((t for t, cost in zip(tiles, costs, strict=True) if cost <= 1.1 * least), None)
+    best = next((t for t, cost in zip(tiles, costs, strict=True) if cost <= 1.1 * least), None)
+    if best is None or not sums_in_one_loop(op, g):
+        return best
+    resident = multiprocessors * side_by_side(op, best, dtype, shared)
+    return replace(best, programs=resident) if tma_programs(op, g, best) > resident else best
 
 
 def shapes(op: str, geometry: Geometry) -> tuple[tuple[int, int, int, int], ...]:
@@ -335,6 +352,11 @@ def fits_tma(op: str, tile: TmaTile, dtype: torch.dtype, registers: int, shared:
     columns = tile.BLOCK_K * tile.BLOCK_S if op == "wgrad" else tile.pixels
     sums = tile.BLOCK_N * columns / (32 * tile.num_warps)
     return 1 <= sums <= registers // 2 and shared_bytes_tma(op, tile, dtype) <= shared
+
+
+def side_by_side(op: str, tile: TmaTile, dtype: torch.dtype, shared: int) -> int:
+    """Programs that have room on a multiprocessor together, in so much shared memory."""
+    return max(1, shared // shared_bytes_tma(op, tile, dtype))
 
 
 def shared_bytes_tma(op: str, tile: TmaTile, dtype: torch.dtype) -> int:

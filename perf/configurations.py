@@ -43,9 +43,11 @@ from ..ops.plan_tma import (
     ARCHITECTURES,
     TMA_GRADIENT_SHAPES,
     TMA_SHAPES,
+    TmaTile,
     is_legal_tma,
     shaped_tile,
     shapes,
+    sums_in_one_loop,
 )
 from ..ops.tuned import tuned_for
 
@@ -441,35 +443,61 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
     jobs = [(op, product) for op in OPS for product in ("half", "tf32")]
     for i, (op, product) in enumerate(jobs):
         tables = TMA_GRADIENT_SHAPES.values() if op == "wgrad" else (TMA_SHAPES,)
-        for j, shape in enumerate(dict.fromkeys(shape for table in tables for shape in table)):
+        rows = [(table, shape) for table in tables for shape in table]
+        for j, (table, shape) in enumerate(rows):
+            if thin and (i + j + turn) % 2:
+                continue
             types = PRODUCTS[product]
-            cases = [n for n in TMA_CASES if _takes_boxes(op, n, shape, *types[0], target)]
+            cases = [n for n in TMA_CASES if _takes_boxes(op, n, table, *types[0], target)]
+            loops = [n for n in cases if sums_in_one_loop(op, _geometry(op, TMA_CASES[n]))]
             if thin:
-                if (i + j + turn) % 2 or not cases:
-                    continue
-                cases = [cases[(i + j // 2 + turn) % len(cases)]]
                 types = (types[j % len(types)],)
+                pick = i + j // 2 + turn
+                cases, loops = ([n[pick % len(n)]] if n else [] for n in (cases, loops))
             for name in cases:
-                case, geometry = TMA_CASES[name], _geometry(op, TMA_CASES[name])
                 for dtype, precision in types:
-                    plan = plan_with_tile(
-                        op,
-                        geometry,
-                        shaped_tile(op, geometry, dtype, shape, _boxes_of(case)),
-                        wide=case.wide,
-                        precision=precision,
-                        splits=2 if case.bias else 1,
-                    )
-                    yield Configuration(plan.kernel, product, name, case, plan, dtype)
+                    yield _tma_configuration(op, product, name, shape, dtype, precision)
+            for name in loops:
+                for dtype, precision in types:
+                    made = _tma_configuration(op, product, name, shape, dtype, precision)
+                    assert isinstance(made.plan.tile, TmaTile)
+                    tile = replace(made.plan.tile, programs=target.device.multiprocessors)
+                    plan = replace(made.plan, tile=tile, grid=tile.programs)
+                    yield replace(made, plan=plan, case=f"{name}-loop")
+
+
+def _tma_configuration(
+    op: str,
+    product: str,
+    name: str,
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    precision: str,
+) -> Configuration:
+    case, geometry = TMA_CASES[name], _geometry(op, TMA_CASES[name])
+    plan = plan_with_tile(
+        op,
+        geometry,
+        shaped_tile(op, geometry, dtype, shape, _boxes_of(case)),
+        wide=case.wide,
+        precision=precision,
+        splits=2 if case.bias else 1,
+    )
+    return Configuration(plan.kernel, product, name, case, plan, dtype)
 
 
 def _takes_boxes(
-    op: str, name: str, shape: tuple[int, ...], dtype: torch.dtype, precision: str, target: Target
+    op: str,
+    name: str,
+    table: tuple[tuple[int, int, int, int], ...],
+    dtype: torch.dtype,
+    precision: str,
+    target: Target,
 ) -> bool:
     case = TMA_CASES[name]
     geometry, arch = _geometry(op, case), target.device.arch
     legal = is_legal_tma(op, geometry, dtype, precision, arch, _boxes_of(case))
-    return legal and shape in shapes(op, geometry)
+    return legal and shapes(op, geometry) == table
 
 
 def _boxes_of(case: Case) -> str:

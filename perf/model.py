@@ -52,7 +52,7 @@ from ..ops.plan import (
     plan_wgrad,
 )
 from ..ops.plan_rows import RowsTile, rows_work
-from ..ops.plan_tma import TmaTile
+from ..ops.plan_tma import TmaTile, tma_programs
 from .workloads import OPS, SUITES, Workload, select
 
 _PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
@@ -272,10 +272,10 @@ def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
         )
     if isinstance(tile, TmaTile):
         steps = reached * -(-(g.group_C if plan.op == "fprop" else g.group_K) // tile.BLOCK_K)
-        rows = tile.pixels + tile.BLOCK_N
+        rows, boxes = tile.pixels + tile.BLOCK_N, tma_programs(plan.op, g, tile)
         return _Work(
-            round(plan.grid * steps * tile.BLOCK_K * rows * itemsize),
-            round(plan.grid * steps * tile.BLOCK_K * tile.pixels * tile.BLOCK_N),
+            round(boxes * steps * tile.BLOCK_K * rows * itemsize),
+            round(boxes * steps * tile.BLOCK_K * tile.pixels * tile.BLOCK_N),
         )
     if isinstance(tile, GemmTile):
         if plan.op == "wgrad":

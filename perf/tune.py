@@ -273,12 +273,16 @@ def _tma_tiles(job: Job, tile_of_table: TmaTile) -> Iterator[TmaTile]:
         elif tile_of_table.BLOCK_K % k == 0:
             box = plane_box(planes, pixels) if boxes == "planes" else box_of(planes, pixels)
             yield TmaTile(*box, n, k, warps, stages)
+            if tile_of_table.programs:
+                yield TmaTile(*box, n, k, warps, stages, programs=tile_of_table.programs)
 
 
 def _cost(job: Job, plan: Plan, base: Plan, device: Device) -> float:
     """The model's microseconds, and a little more for every doubling away from the table's tile."""
     distance = sum(
-        abs(math.log2(value / vars(base.tile)[name])) for name, value in vars(plan.tile).items()
+        abs(math.log2(value / vars(base.tile)[name]))
+        for name, value in vars(plan.tile).items()
+        if name != "programs"
     )
     if device.bandwidth is None:
         return distance

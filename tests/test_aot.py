@@ -187,7 +187,9 @@ def _every_banded():
 def _shape(plan):
     tile = plan.tile
     size = tile.BLOCK_K if plan.op == "wgrad" else tile.pixels
-    return plan.op, tile.BLOCK_N, size, tile.num_warps, tile.num_stages, plan.precision
+    # Three taps hold more than two.
+    shape = tile.BLOCK_N, size, tile.BLOCK_S > 1, tile.num_warps, tile.num_stages
+    return plan.op, *shape, tile.programs > 0, plan.precision
 
 
 @pytest.mark.parametrize("name", TARGETS)

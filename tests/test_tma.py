@@ -91,6 +91,33 @@ def test_every_window_and_step(kernel_backend, op, geometry, turn):
     forced(op, geometry, TILES[turn], kernel_backend.device, wide=turn == 1)
 
 
+@pytest.mark.parametrize("name", ["leftovers", "groups"])
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
+def test_programs_deal_out_the_boxes(kernel_backend, op, name):
+    from tricorr.ops import launch
+
+    geometry, tile = GEOMETRIES[name], TILES[1]
+    one_each, plan, args = forced(op, geometry, tile, kernel_backend.device)
+    assert plan.grid > 3
+    few = plan_with_tile(plan.op, geometry, replace(tile, programs=3), precision="tf32")
+    assert few.grid == 3
+    assert torch.equal(run(op, args, geometry, launch, plan=few), one_each)
+
+
+def test_boxes_are_dealt_out_where_there_are_more_than_run_side_by_side():
+    def plans(n, window, stride):
+        geometry = _case((n, 256, 56, 56), 256, window, stride, padding=_SAME)
+        return [planner(geometry, torch.bfloat16, PIXELS, DEVICES["h200"])
+                for planner in (plan_fprop, plan_dgrad, plan_wgrad)]  # fmt: skip
+
+    fprop, dgrad, wgrad = plans(32, (3, 3), (1, 1))
+    assert fprop.grid == dgrad.grid == DEVICES["h200"].multiprocessors
+    assert wgrad.tile.programs == 0
+    assert all(plan.tile.programs == 0 for plan in plans(1, (3, 3), (1, 1)))
+    assert all(plan.tile.programs == 0 for plan in plans(32, (3, 3), (2, 2)))
+    assert [plan.tile.programs > 0 for plan in plans(32, (1, 1), (2, 2))] == [True, False, False]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
 def test_sixteen_bits_and_any_weight(kernel_backend, op, dtype):
