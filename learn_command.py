@@ -266,9 +266,9 @@ def _quality_in_words(quality: Quality) -> list[str]:
         f"{100 * quality.reblur_error:.3g} % of the target's own variation"
     ]
     if quality.robust is not None and quality.largest is not None:
-        lines[0] += f"; {quality.robust:.3g} without outliers, {quality.largest:.3g} at most"
+        lines[0] += f"; {quality.robust:.3g} by the median, {quality.largest:.3g} at most"
     errors = quality.standard_error
-    if errors is not None and bool(errors.isfinite().all()):
+    if errors is not None and bool(errors.isfinite().all()) and quality.converged:
         lines.append(f"each element is known to {float(errors.max()):.2g} (one standard error)")
     if quality.condition is not None and quality.condition < math.inf:
         ratio = math.sqrt(quality.condition)
@@ -296,7 +296,8 @@ def _as_data(found: LearnedKernel | KernelField) -> dict[str, Any]:
         }
     quality, errors = found.quality, found.quality.standard_error
     plain = errors[0, 0].tolist() if errors is not None else None
-    names = ("pixels", "reblur_error", "mean", "robust", "largest", "unknowns", "rank", "noise")
+    names = ["pixels", "reblur_error", "mean", "robust", "largest", "unknowns", "rank", "noise"]
+    names += ["excess", "converged"]
     return {
         "weight": found.weight.tolist(),
         "bias": None if found.bias is None else float(found.bias),

@@ -114,7 +114,7 @@ def gaussian_window(sigma: float | torch.Tensor, size: int) -> torch.Tensor:
         size: of the window; even ones have their centre between two pixels.
 
     Returns:
-        (*sigma.shape, size), float64, where sigma is.
+        A tensor of shape sigma.shape + (size,), float64, where sigma is.
 
     Example:
         >>> gaussian_window(0.0, 4)

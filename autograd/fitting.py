@@ -73,7 +73,7 @@ def learn(task: Task, pairs: list[ImagePair]) -> LearnedKernel:
         errors,
         problem.weight_shape,
         [(r, pair.weights) for r, pair in zip(residual, problem.pairs, strict=True)],
-        exact=name == "normal" or (name == "cg" and task.steps is None),
+        exact=None if callable(task.loss) else name == "normal",
     )
     shown_residual = [r[(0,) * (4 - n)] for r, n in zip(residual, task.ranks, strict=True)]
     return LearnedKernel.of(

@@ -412,7 +412,7 @@ def _apply(
     )
     check_activation(activation)
     y = correlate(x, bank, bias, geometry, _precision(bank, precision), activation or "none")
-    if weight.dim() == 2:
+    if weight.dim() == 2 and y.shape[:2] != input.shape[:-2]:
         return y.reshape(*input.shape[:-2], geometry.P, geometry.Q)
     return y if input.dim() == 4 else y.squeeze(0)
 

@@ -24,6 +24,11 @@ class Quality:
         pixels: how many target values were fitted: those whose weight is not zero.
         weight_sum: the sum of their weights.
         squared_error: weighted sum of squared errors.
+        excess: how far the loss, with the ridge, is above the least possible; None where the loss
+            is a function, or that was not examined.
+        farthest: the largest distance of an element from the best kernel's, as excess.
+        converged: False where that is more than noise explains: the steps ended too early, and the
+            standard errors are not all that is wrong with the kernel.
         rms: root of the weighted mean squared error, in the units of y.
         reblur_error: RMS error over the RMS of y about its mean: 0 for an exact fit, 1 for a
             kernel that says no more than a constant does.
@@ -50,6 +55,9 @@ class Quality:
     pixels: int
     weight_sum: float
     squared_error: float
+    excess: float | None
+    farthest: float | None
+    converged: bool
     rms: float
     reblur_error: float
     mean: float | None
@@ -78,7 +86,7 @@ def quality_of(
     error: torch.Tensor,
     weight_shape: tuple[int, ...],
     residual: list[tuple[torch.Tensor, torch.Tensor | None]],
-    exact: bool,
+    exact: bool | None,
 ) -> Quality:
     """The quality of an answer.
 
@@ -89,7 +97,8 @@ def quality_of(
         error: (K,), the (weighted) sum of squared errors of each filter.
         weight_shape: (K, C/groups, R, S).
         residual: prediction minus target and weights of each pair; empty after streaming.
-        exact: whether theta is the best answer, not one on the way there.
+        exact: whether theta is the best answer, not one on the way there; None if it is, or is on
+            the way to, the best by a loss other than squared error.
     """
     examined = len(sums.gram) > 0
     free = theta.shape[1] - (constraints.sum_to is not None)
@@ -103,6 +112,9 @@ def quality_of(
         pixels=int(sums.pixels.sum()),
         weight_sum=weight,
         squared_error=total,
+        excess=0.0 if exact else None,
+        farthest=0.0 if exact else None,
+        converged=True,
         rms=(total / weight) ** 0.5 if weight else 0.0,
         reblur_error=_ratio(total, float(spread.clamp(min=0).sum())) ** 0.5,
         **_statistics(residual),
@@ -129,7 +141,34 @@ def quality_of(
         standard_error=errors[:, :elements].reshape(weight_shape),
         background_error=errors[:, elements:] if errors.shape[1] > elements else None,
     )
-    return replace(found, notes=_notes(found, sums, theta, weight_shape, exact))
+    if exact is False:
+        precision = residual[0][0].dtype if residual else torch.float64
+        found = _compared_with_the_best(found, sums, constraints, theta, precision)
+    notes = _notes(found, sums, theta, weight_shape) if exact is not None else []
+    return replace(found, notes=notes)
+
+
+def _compared_with_the_best(
+    found: Quality,
+    sums: Sums,
+    constraints: Constraints,
+    theta: torch.Tensor,
+    precision: torch.dtype,
+) -> Quality:
+    """With what steps towards the least loss have left undone."""
+    normals = [Normal(gram, constraints) for gram in sums.gram]
+    per_gram = len(theta) // len(normals)
+    excess = farthest = 0.0
+    for k, at in enumerate(theta.to(sums.gram)):
+        normal = normals[k // per_gram]
+        change = (normal.minimum(sums.moments[k], at) - at) / normal.scale
+        excess += float(change @ normal.gram @ change)
+        farthest = max(farthest, float(change[: constraints.elements].abs().max()))
+    # One standard error in each unknown is a loss of noise^2; below the other there is rounding.
+    chance = found.unknowns * len(theta) * found.noise**2
+    rounding = torch.finfo(precision).eps * float(sums.squares.sum())
+    converged = excess <= max(chance, rounding)
+    return replace(found, excess=excess, farthest=farthest, converged=converged)
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -183,13 +222,17 @@ def _notes(
     sums: Sums,
     theta: torch.Tensor,
     weight_shape: tuple[int, ...],
-    exact: bool,
 ) -> list[str]:
-    if found.undetermined:
-        return [_undetermined_note(found, sums)]
+    notes = [_undetermined_note(found, sums)] if found.undetermined else []
+    if not found.converged:
+        notes.append(
+            f"the steps ended before they converged: the loss is {found.excess:.3g} above the "
+            f"least possible, and elements are up to {found.farthest:.2g} from where it is (more "
+            "steps, or solver='normal', would help)"
+        )
+    if notes:
+        return notes
     assert found.standard_error is not None
-    if not exact:
-        return []
     elements = weight_shape[1] * weight_shape[2] * weight_shape[3]
     weight = theta[:, :elements].reshape(weight_shape).abs()
     largest = float(weight.max())

@@ -143,6 +143,12 @@ def test_progress_has_loss_and_time_left(run, images):
     assert run(*PAIR, "--steps", 60, "--no-progress")[2] == ""
 
 
+def test_standard_errors_are_not_claimed_of_steps_that_ended_early(run, images):
+    _, out, _ = run(*PAIR, "--steps", 2)
+    assert "note: the steps ended before they converged" in out
+    assert "each element is known to" not in out
+
+
 def test_residual_and_quality_in_words(run, images, tmp_path):
     code, out, _ = run(*PAIR, "--residual", "left.npy", "--plot", "fit.svg", "-o", "k.npz")
     assert code == 0

@@ -248,11 +248,14 @@ def test_any_leading_dimensions(backend, name, planes):
 
 
 @on_cpu
-@pytest.mark.parametrize("name", ["sobel", "gaussian", "unsharp", "log_gabor"])
-@pytest.mark.parametrize("layout", ["channels_last", "pixels", "sliced", "transposed"])
+@pytest.mark.parametrize(
+    "name", ["sobel", "gaussian", "gaussian_two_passes", "unsharp", "log_gabor"]
+)
+@pytest.mark.parametrize("layout", ["channels_last", "one_image", "pixels", "sliced", "transposed"])
 def test_any_strides(backend, name, layout):
     image = {
         "channels_last": lambda: torch.rand(2, 12, 10, 3).permute(0, 3, 1, 2),
+        "one_image": lambda: torch.rand(1, 12, 10, 3).permute(0, 3, 1, 2),
         "pixels": lambda: torch.rand(12, 10, 3).permute(2, 0, 1),  # as NumPy holds colours
         "sliced": lambda: torch.rand(2, 4, 12, 20)[:, 1:, :, ::2],
         "transposed": lambda: torch.rand(2, 3, 10, 12).mT,
@@ -260,7 +263,7 @@ def test_any_strides(backend, name, layout):
     result = EVERY[name](image.to(backend.device))
     expected = EVERY[name](image.contiguous().to(backend.device))
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
-    if name not in MAPS and layout in ("channels_last", "pixels"):
+    if name not in MAPS and layout in ("channels_last", "one_image", "pixels"):
         assert result.movedim(-3, -1).is_contiguous()
 
 

@@ -14,6 +14,7 @@ from tricorr import (
     ArgumentError,
     ArgumentTypeError,
     Conv2D,
+    KernelAccumulator,
     corr2d,
     learn_kernel,
     learn_kernel_field,
@@ -81,6 +82,34 @@ def test_directions_that_images_do_not_determine_are_named(backend):
         assert float((change - change.mean()).abs().max()) < 1e-6
     assert found.quality.standard_error.isinf().all()
     assert found.condition == float("inf")
+
+
+@pytest.mark.parametrize("ridge", [0.0, 3.0])
+def test_steps_that_ended_early_say_how_far_they_came(backend, ridge):
+    x, y = noisy(noise=0.01)
+    best = learn_kernel(x, y, (3, 2), bias=True, ridge=ridge)
+    assert (best.quality.excess, best.quality.farthest, best.quality.converged) == (0, 0, True)
+    early = learn_kernel(x, y, (3, 2), bias=True, ridge=ridge, steps=5)
+    assert early.quality.excess == pytest.approx(early.loss - best.loss)
+    away = float((early.weight - best.weight).abs().max())
+    assert early.quality.farthest == pytest.approx(away)
+    assert not early.quality.converged
+    assert f"elements are up to {away:.2g} from where it is" in early.notes[0]
+    late = learn_kernel(x, y, (3, 2), bias=True, ridge=ridge, steps=300)
+    assert (late.quality.converged, late.notes) == (True, [])
+    assert late.quality.farthest < float(best.quality.standard_error.max())
+    sums = KernelAccumulator((3, 2), bias=True).update(x, y).solve("gd", steps=5, ridge=ridge)
+    assert sums.quality.farthest == pytest.approx(away, rel=1e-3)  # the steps differ by 1e-5
+    other = learn_kernel(x, y, (3, 2), bias=True, loss=F.huber_loss, steps=3)
+    assert (other.quality.excess, other.quality.converged, other.notes) == (None, True, [])
+
+
+@pytest.mark.parametrize("solver", ["cg", "gd"])
+def test_rounding_is_not_taken_for_steps_that_ended_early(backend, solver):
+    x = torch.randn(16, 16)
+    y = corr2d(x, torch.randn(3, 3))
+    found = learn_kernel(x, y, 3, solver=solver, steps=100)
+    assert (found.quality.converged, found.notes) == (True, [])
 
 
 def test_a_window_too_large_is_said_in_words(backend):

@@ -36,7 +36,9 @@ def test_textbook_curve_is_exact(backend, textbook):
     assert found.max_step_size == pytest.approx(1 / 30, rel=1e-5)
     assert found.condition == pytest.approx(5)
     assert found.undetermined == 0
-    assert found.notes == []
+    assert found.quality.excess == pytest.approx(12 * 0.64**20, rel=1e-3)
+    assert found.quality.farthest == pytest.approx(0.64**10, rel=1e-3)
+    assert "the steps ended before they converged: the loss is 0.0016 above" in found.notes[0]
 
 
 @on_cpu
