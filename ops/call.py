@@ -16,6 +16,7 @@ from . import backend
 
 # Triton's interpreter patches triton.language while it runs, so it takes one launch at a time.
 _INTERPRETER_LOCK = threading.RLock()
+_HERE = nullcontext()
 
 #: What a kernel is given for a tensor: itself, a place in it, a descriptor of it.
 Pointer: TypeAlias = Callable[[torch.Tensor], Any]
@@ -157,7 +158,7 @@ def _launch_of(call: Call, tensors: Sequence[torch.Tensor | None]) -> _Launch | 
         index = _index_of(tensor, tensors)
         if index is None:
             return None
-        offset = tensor.storage_offset()  # a stand-in begins where its storage does
+        offset = int(tensor.storage_offset())  # a stand-in begins where its storage does
         pointer = _at(offset) if offset else None
         if described:
             pointer = _described(argument, pointer)
@@ -204,4 +205,4 @@ def _on_device(device: torch.device) -> Any:
         return _interpreter()
     if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
         return torch.cuda.device(device)
-    return nullcontext()
+    return _HERE

@@ -50,8 +50,8 @@ def fprop(
     layout = layout_of(geometry, x, weight, y)
     chosen = plan or plan_fprop(geometry, weight.dtype, layout, device_of(x), precision)
 
-    def calls(*tensors: Any) -> Iterator[Call]:
-        yield fprop_call(*tensors, geometry, chosen, activation)
+    def calls(x: Any, weight: Any, bias: Any, y: Any) -> Iterator[Call]:
+        yield fprop_call(x, weight, bias, y, geometry, chosen, activation)
 
     return _run(None if plan else key, [x, weight, bias], y, calls)
 
@@ -75,10 +75,10 @@ def dgrad(
     chosen = plan or plan_dgrad(geometry, dy.dtype, layout, device_of(dy), precision)
     frame = plan_dgrad_frame(geometry, dy.dtype, layout, device_of(dy), precision)
 
-    def calls(*tensors: Any) -> Iterator[Call]:
-        yield dgrad_call(*tensors, geometry, chosen)
+    def calls(dy: Any, weight: Any, bias: Any, dx: Any) -> Iterator[Call]:
+        yield dgrad_call(dy, weight, bias, dx, geometry, chosen)
         if frame:
-            yield dgrad_call(*tensors, geometry, frame)
+            yield dgrad_call(dy, weight, bias, dx, geometry, frame)
 
     return _run(None if plan else key, [dy, weight, bias], dx, calls)
 
@@ -100,8 +100,8 @@ def wgrad(
     layout = layout_of(geometry, x, dw, dy)
     chosen = plan or plan_wgrad(geometry, dy.dtype, layout, device_of(x), precision)
 
-    def calls(*tensors: Any) -> Iterator[Call]:
-        return wgrad_calls(*tensors, geometry, chosen)
+    def calls(x: Any, dy: Any, dw: Any) -> Iterator[Call]:
+        return wgrad_calls(x, dy, dw, geometry, chosen)
 
     return _run(None if plan else key, [x, dy], dw, calls)
 
