@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._functorch.utils import unwrap_dead_wrappers
+from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
 from .. import ops
@@ -83,9 +83,11 @@ def _is_unwatched(*tensors: torch.Tensor | None) -> bool:
     """Whether no derivative and no batch can depend on the call: Function.apply is not cheap."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
-    if not torch.is_grad_enabled():
-        return True
-    return not any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return False
+    return True
 
 
 def bias_gradient(dy: torch.Tensor) -> torch.Tensor:
@@ -181,8 +183,18 @@ class _Function(torch.autograd.Function):
         """As Function.apply, which works the arguments' defaults out at every call."""
         if torch._C._are_functorch_transforms_active():
             return super().apply(*args)
+        # As the interpreter finds classes: tensors that outlived a transform are Tensors.
+        alive = [unwrap_if_dead(arg) if type(arg) is torch.Tensor else arg for arg in args]
         quick: Any = super(torch.autograd.Function, cls)
-        return quick.apply(*unwrap_dead_wrappers(args))
+        return quick.apply(*alive)
+
+
+def _save(ctx: Any, *tensors: torch.Tensor | None) -> None:
+    """For the derivatives of the call: the forward one is taken at once, or never."""
+    ctx.save_for_backward(*tensors)
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(*tensors)
+    ctx.set_materialize_grads(False)
 
 
 class CrossCorrelation2D(_Function):
@@ -203,10 +215,7 @@ class CrossCorrelation2D(_Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         x, weight, bias, ctx.geometry, ctx.precision, ctx.activation = inputs
-        saved = (x, weight) if ctx.activation == "none" else (x, weight, bias, output)
-        ctx.save_for_backward(*saved)
-        ctx.save_for_forward(*saved)
-        ctx.set_materialize_grads(False)
+        _save(ctx, *((x, weight) if ctx.activation == "none" else (x, weight, bias, output)))
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
@@ -282,9 +291,7 @@ class InputGradient2D(_Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         dy, weight, _, ctx.geometry, ctx.precision = inputs
-        ctx.save_for_backward(dy, weight)
-        ctx.save_for_forward(dy, weight)
-        ctx.set_materialize_grads(False)
+        _save(ctx, dy, weight)
 
     @staticmethod
     def backward(ctx: Any, ddx: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
@@ -347,9 +354,7 @@ class WeightGradient2D(_Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         x, dy, ctx.geometry, ctx.precision = inputs
-        ctx.save_for_backward(x, dy)
-        ctx.save_for_forward(x, dy)
-        ctx.set_materialize_grads(False)
+        _save(ctx, x, dy)
 
     @staticmethod
     def backward(ctx: Any, ddw: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:

@@ -20,7 +20,7 @@ from ..ops import (
     as_shape,
     shown,
 )
-from ..ops.checks import check_activation, check_precision, check_tensors
+from ..ops.checks import are_alike, check_activation, check_precision, check_tensors
 from ..ops.explain import Explanation, device_named
 from ..ops.explain import explain as explain_call
 from .function import correlate, input_gradient, weight_gradient
@@ -41,7 +41,6 @@ def _overridable(function: _Function) -> _Function:
     return checked  # type: ignore[return-value]
 
 
-@_overridable
 def corr2d(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -101,6 +100,21 @@ def corr2d(
         tensor([[19., 25.],
                 [37., 43.]])
     """
+    if has_torch_function_variadic(input, weight, bias):
+        return handle_torch_function(
+            corr2d,
+            (input, weight, bias),
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode=padding_mode,
+            activation=activation,
+            precision=precision,
+        )
     return _apply(
         input,
         weight,
@@ -112,11 +126,10 @@ def corr2d(
         padding_mode,
         activation,
         precision,
-        flip=False,
+        False,
     )
 
 
-@_overridable
 def convolve2d(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -142,6 +155,21 @@ def convolve2d(
         >>> torch.equal(convolve2d(X, K), corr2d(X, K.flip(0, 1)))
         True
     """
+    if has_torch_function_variadic(input, weight, bias):
+        return handle_torch_function(
+            convolve2d,
+            (input, weight, bias),
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode=padding_mode,
+            activation=activation,
+            precision=precision,
+        )
     return _apply(
         input,
         weight,
@@ -153,7 +181,7 @@ def convolve2d(
         padding_mode,
         activation,
         precision,
-        flip=True,
+        True,
     )
 
 
@@ -410,8 +438,11 @@ def _apply(
     x, bank, bias, geometry = _prepare(
         input, weight, bias, stride, padding, dilation, groups, padding_mode, precision, flip
     )
-    check_activation(activation)
-    y = correlate(x, bank, bias, geometry, _precision(bank, precision), activation or "none")
+    if activation is None:
+        activation = "none"
+    else:
+        check_activation(activation)
+    y = correlate(x, bank, bias, geometry, _precision(bank, precision), activation)
     if weight.dim() == 2 and y.shape[:2] != input.shape[:-2]:
         return y.reshape(*input.shape[:-2], geometry.P, geometry.Q)
     return y if input.dim() == 4 else y.squeeze(0)
@@ -430,15 +461,19 @@ def _prepare(
     flip: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, Geometry]:
     """Validated: x (N, C, H, W), a weight of four or five dimensions, bias (K,), their geometry."""
-    input, weight, bias = _autocast(input, weight, bias)
-    check_tensors(images=("input",), input=input, weight=weight, bias=bias)
-    check_precision(precision)
+    if torch._C._is_any_autocast_enabled():
+        input, weight, bias = _autocast(input, weight, bias)
+    if not (are_alike(input, weight) if bias is None else are_alike(input, weight, bias)):
+        check_tensors(images=("input",), input=input, weight=weight, bias=bias)
+    if precision is not None:
+        check_precision(precision)
     x, bank, groups = _four_dimensional(input, weight, as_integer("groups", groups))
+    x_shape, bank_shape = x.shape, bank.shape
     step, spread = as_pair("stride", stride), as_pair("dilation", dilation)
-    border = as_padding(padding, (bank.shape[-2], bank.shape[-1]), step, spread)
+    border = as_padding(padding, bank_shape[-2:], step, spread)
     geometry = ops.geometry_of(
-        (x.shape[0], x.shape[1], x.shape[2], x.shape[3]),
-        tuple(bank.shape),
+        x_shape,
+        bank_shape,
         step,
         border,
         spread,
@@ -461,6 +496,8 @@ def _four_dimensional(
     input: torch.Tensor, weight: torch.Tensor, groups: int
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """x (N, C, H, W), a weight of four or five dimensions, groups: the forms of the table."""
+    if weight.dim() == input.dim() == 4:
+        return input, weight, groups
     if weight.dim() == 2 and input.dim() >= 2:
         if groups != 1:
             raise ArgumentError(
@@ -473,8 +510,8 @@ def _four_dimensional(
             return input, weight.expand(C, 1, *weight.shape), C
         planes = input.reshape(-1, 1, *input.shape[-2:]) if input.numel() else _no_planes(input)
         return planes, weight[None, None], 1
-    if weight.dim() == 4 and input.dim() in (3, 4):
-        return (input if input.dim() == 4 else input.unsqueeze(0)), weight, groups
+    if weight.dim() == 4 and input.dim() == 3:
+        return input.unsqueeze(0), weight, groups
     if weight.dim() == 5 and input.dim() == 4:
         return input, weight, groups
     raise ArgumentError(
@@ -528,7 +565,7 @@ def _gradient_geometry(
 
 
 def _check_bias(bias: torch.Tensor | None, filters: int, weight: torch.Tensor) -> None:
-    if bias is not None and tuple(bias.shape) != (filters,):
+    if bias is not None and bias.shape != (filters,):
         raise ArgumentError(
             f"bias must have shape ({filters},) for a weight of shape {_shape(weight)}, "
             f"got {_shape(bias)}"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from .errors import ArgumentError, ArgumentTypeError, shown
 
-FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+FLOAT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+_STRIDED = torch.strided
 PRECISIONS = ("ieee", "tf32", "tf32x3")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -29,7 +29,7 @@ def check_tensors(bias: Any = None, images: tuple[str, ...] = (), **tensors: Any
         ArgumentTypeError: names the argument, what was expected and what came.
     """
     given = tensors if bias is None else {**tensors, "bias": bias}
-    if _are_alike(given.values()):
+    if are_alike(*given.values()):
         return
     for name, tensor in given.items():
         _check_dense(name, tensor)
@@ -49,11 +49,13 @@ def check_tensors(bias: Any = None, images: tuple[str, ...] = (), **tensors: Any
         raise ArgumentTypeError(f"{_words(given)} must be on the same device, got {devices}")
 
 
-def _are_alike(tensors: Iterable[Any]) -> bool:
+def are_alike(*tensors: Any) -> bool:
     """Whether these are plain dense tensors of one float dtype on one device: nearly always."""
     dtype = device = None
     for tensor in tensors:
-        if type(tensor) not in _PLAIN or tensor.layout is not torch.strided or tensor.is_nested:
+        if type(tensor) not in _PLAIN:
+            return False
+        if tensor.layout is not _STRIDED or tensor.is_nested:
             return False
         if dtype is None:
             dtype, device = tensor.dtype, tensor.device

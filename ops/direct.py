@@ -1,9 +1,10 @@
 """The three operators without PyTorch's dispatcher, for calls that only the device has to see.
 
 Going through the dispatcher to a Python implementation takes the host several times as long as all
-else here. A call may skip it when its tensors are plain ones below autograd and nobody listens:
-no dispatch mode (FakeTensorMode, FlopCounterMode, ...), no tracer and no profiler. Signatures are
-those of registration.py, whose operators end here too.
+else here. A call may skip it when its tensors are plain ones below autograd, whose memory says
+what they are (that of a negated view or of a tangent that is all zero does not), and nobody
+listens: no dispatch mode (FakeTensorMode, FlopCounterMode, ...), no tracer and no profiler.
+Signatures are those of registration.py, whose operators end here too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 def only_the_device_sees(*tensors: torch.Tensor | None) -> bool:
     """Whether a call with these tensors, below autograd, may skip the dispatcher."""
     for tensor in tensors:
-        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_meta):
+        if tensor is None:
+            continue
+        if type(tensor) not in _PLAIN or tensor.is_meta:
+            return False
+        if tensor.is_neg() or tensor._is_zerotensor():
             return False
     return not (
         torch._C._len_torch_dispatch_stack()

@@ -210,7 +210,7 @@ class Geometry:
 
 
 def geometry_of(
-    x_shape: tuple[int, int, int, int],
+    x_shape: tuple[int, ...],
     weight_shape: tuple[int, ...],
     stride: Pair = (1, 1),
     padding: tuple[Pair, Pair] = ((0, 0), (0, 0)),
@@ -245,7 +245,7 @@ def geometry_of(
 
 
 def _validated_geometry(
-    x_shape: tuple[int, int, int, int],
+    x_shape: tuple[int, ...],
     weight_shape: tuple[int, ...],
     stride: Pair,
     padding: tuple[Pair, Pair],
@@ -395,7 +395,7 @@ def as_shape(name: str, value: Any) -> tuple[int, ...]:
 
 
 def as_padding(
-    value: Any, window: Pair = (1, 1), stride: Pair = (1, 1), dilation: Pair = (1, 1)
+    value: Any, window: Sequence[int] = (1, 1), stride: Pair = (1, 1), dilation: Pair = (1, 1)
 ) -> tuple[Pair, Pair]:
     """Any accepted padding as ((top, bottom), (left, right)).
 
@@ -408,6 +408,10 @@ def as_padding(
     """
     if type(value) is int and value >= 0:
         return (value, value), (value, value)
+    if type(value) is tuple and len(value) == 2:
+        h, w = value
+        if type(h) is type(w) is int and h >= 0 and w >= 0:
+            return (h, h), (w, w)
     if isinstance(value, str):
         if value == "valid":
             return (0, 0), (0, 0)

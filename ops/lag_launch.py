@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import torch
 
 from .. import kernels
+from .call import Call
 from .errors import ArgumentError
 from .facts import NARROW_LIMIT, _last_offset, device_of
 from .geometry import Pair
-from .launch import Call, sum_partials_call
+from .launch import sum_partials_call
 from .plan import MAX_GRID
 
 #: (lags, columns) of a program: float64 sums of 16 for each of 128 threads.

@@ -6,11 +6,8 @@ Importing this imports triton: only registration.py does so, when a call needs a
 from __future__ import annotations
 
 import math
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,39 +22,13 @@ from .bands import (
     bands_shape,
     rows_read,
 )
+from .call import Call, facts_of, prepare, prepared
 from .facts import NARROW_LIMIT, device_of, layout_of
 from .formats import empty_in_format
 from .geometry import Geometry
 from .launch_tma import dgrad_descriptors, fprop_descriptors, wgrad_descriptors
 from .plan import Plan, Tile, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
 from .plan_tma import TmaTile
-
-# Triton's interpreter patches triton.language while it runs, so it takes one launch at a time.
-_INTERPRETER_LOCK = threading.RLock()
-
-
-@dataclass(frozen=True)
-class Call:
-    """One kernel launch: everything that Triton is given, so that tests can build it instead."""
-
-    kernel: Any
-    grid: int
-    arguments: dict[str, Any]
-    num_warps: int
-    num_stages: int
-    first: Call | None = None
-
-    def run(self, device: torch.device) -> None:
-        """Launches the kernel on `device`, which holds the tensors among the arguments.
-
-        What this launch reads may have to be made by another one, `first`.
-        """
-        if self.first is not None:
-            self.first.run(device)
-        with _on_device(device):
-            self.kernel[(self.grid,)](
-                **self.arguments, num_warps=self.num_warps, num_stages=self.num_stages
-            )
 
 
 def fprop(
@@ -70,14 +41,19 @@ def fprop(
     plan: Plan | None = None,
 ) -> torch.Tensor:
     """y (N, K, P, Q) by a Triton kernel; see registration.fprop. `plan` replaces the planner's."""
+    key = ("fprop", geometry, precision, activation, facts_of(x), facts_of(weight), facts_of(bias))
+    if plan is None and (ready := prepared(key)):
+        return ready.run((x, weight, bias), x.device)
     y = empty_in_format(geometry.y_shape, weight.dtype, like=x)
     if y.numel() == 0:
         return y
     layout = layout_of(geometry, x, weight, y)
-    plan = plan or plan_fprop(geometry, weight.dtype, layout, device_of(x), precision)
-    (x, weight, bias), result = _interpretable([x, weight, bias], y)
-    fprop_call(x, weight, bias, result, geometry, plan, activation).run(x.device)
-    return y if result is y else y.copy_(result)
+    chosen = plan or plan_fprop(geometry, weight.dtype, layout, device_of(x), precision)
+
+    def calls(x: Any, weight: Any, bias: Any, y: Any) -> Iterator[Call]:
+        yield fprop_call(x, weight, bias, y, geometry, chosen, activation)
+
+    return _run(None if plan else key, [x, weight, bias], y, calls)
 
 
 def dgrad(
@@ -89,17 +65,22 @@ def dgrad(
     plan: Plan | None = None,
 ) -> torch.Tensor:
     """dx (N, C, H, W) by a Triton kernel; see registration.dgrad. `plan` replaces the planner's."""
+    key = ("dgrad", geometry, precision, facts_of(dy), facts_of(weight), facts_of(bias))
+    if plan is None and (ready := prepared(key)):
+        return ready.run((dy, weight, bias), dy.device)
     dx = empty_in_format(geometry.x_shape, dy.dtype, like=dy)
     if dx.numel() == 0:
         return dx
     layout = layout_of(geometry, dx, weight, dy)
-    plan = plan or plan_dgrad(geometry, dy.dtype, layout, device_of(dy), precision)
+    chosen = plan or plan_dgrad(geometry, dy.dtype, layout, device_of(dy), precision)
     frame = plan_dgrad_frame(geometry, dy.dtype, layout, device_of(dy), precision)
-    (dy, weight, bias), result = _interpretable([dy, weight, bias], dx)
-    dgrad_call(dy, weight, bias, result, geometry, plan).run(dy.device)
-    if frame:
-        dgrad_call(dy, weight, bias, result, geometry, frame).run(dy.device)
-    return dx if result is dx else dx.copy_(result)
+
+    def calls(dy: Any, weight: Any, bias: Any, dx: Any) -> Iterator[Call]:
+        yield dgrad_call(dy, weight, bias, dx, geometry, chosen)
+        if frame:
+            yield dgrad_call(dy, weight, bias, dx, geometry, frame)
+
+    return _run(None if plan else key, [dy, weight, bias], dx, calls)
 
 
 def wgrad(
@@ -110,15 +91,37 @@ def wgrad(
     plan: Plan | None = None,
 ) -> torch.Tensor:
     """dw, shaped as the weight, by Triton kernels; see registration.wgrad."""
+    key = ("wgrad", geometry, precision, facts_of(x), facts_of(dy))
+    if plan is None and (ready := prepared(key)):
+        return ready.run((x, dy), x.device)
     dw = dy.new_empty(geometry.weight_shape)
     if dw.numel() == 0:
         return dw
     layout = layout_of(geometry, x, dw, dy)
-    plan = plan or plan_wgrad(geometry, dy.dtype, layout, device_of(x), precision)
-    (x, dy), result = _interpretable([x, dy], dw)
-    for call in wgrad_calls(x, dy, result, geometry, plan):
-        call.run(x.device)
-    return dw if result is dw else dw.copy_(result)
+    chosen = plan or plan_wgrad(geometry, dy.dtype, layout, device_of(x), precision)
+
+    def calls(x: Any, dy: Any, dw: Any) -> Iterator[Call]:
+        return wgrad_calls(x, dy, dw, geometry, chosen)
+
+    return _run(None if plan else key, [x, dy], dw, calls)
+
+
+def _run(
+    key: Any,
+    operands: list[torch.Tensor | None],
+    result: torch.Tensor,
+    calls: Callable[..., Iterable[Call]],
+) -> torch.Tensor:
+    """The result, filled by the calls; these are prepared for the next time unless key is None."""
+    device = result.device
+    given, target = _interpretable(operands, result)
+    for call in calls(*given, target):
+        call.run(device)
+    if target is not result:
+        return result.copy_(target)
+    if key is not None:
+        prepare(key, tuple(operands), result, calls)
+    return result
 
 
 def fprop_call(
@@ -231,7 +234,7 @@ def wgrad_calls(
     descriptors = {}
     if isinstance(plan.tile, TmaTile):
         descriptors = wgrad_descriptors(x, dy, geometry, plan.tile)
-    yield _call(
+    call = _call(
         plan,
         geometry,
         PIXELS=geometry.P * geometry.Q * _samples(geometry),
@@ -246,7 +249,10 @@ def wgrad_calls(
         dw_stride_g=geometry.group_K * dw_strides[1],
         **descriptors,
     )
-    if plan.partials > 1:
+    if plan.partials == 1:
+        yield call
+    else:
+        yield replace(call, scratch=target)
         yield sum_partials_call(target, dw, plan.partials)
 
 
@@ -275,7 +281,8 @@ def _fprop_banded_call(
         **_strides("y", "nkpq", y.stride()),
         **_band_arguments(x, y, geometry, tile),
     )
-    return replace(call, first=build_bands_call(weight, bands, geometry, tile, plan.wide))
+    first = build_bands_call(weight, bands, geometry, tile, plan.wide)
+    return replace(call, first=first, scratch=bands)
 
 
 #: Elements of the bands that one program of build_bands writes.
@@ -433,22 +440,6 @@ def _weight_walk(weight: torch.Tensor, geometry: Geometry) -> tuple[torch.Tensor
         weight = weight[..., geometry.R - 1 :, geometry.S - 1 :]
         strides = (*strides[:3], -strides[3], -strides[4])
     return weight, strides
-
-
-@contextmanager
-def _interpreter() -> Iterator[None]:
-    # A GPU does not warn of infinities; NumPy, with which the interpreter computes, would.
-    with _INTERPRETER_LOCK, sys.modules["numpy"].errstate(all="ignore"):
-        yield
-
-
-def _on_device(device: torch.device) -> Any:
-    """Triton launches on the current device: make that the tensors' device."""
-    if backend.INTERPRET:
-        return _interpreter()
-    if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
-        return torch.cuda.device(device)
-    return nullcontext()
 
 
 def _interpretable(tensors: list[Any], result: torch.Tensor) -> tuple[list[Any], torch.Tensor]:

@@ -130,7 +130,7 @@ def _geometry(
 ) -> Geometry:
     top, bottom, left, right = padding
     return geometry_of(
-        tuple(x_shape),  # type: ignore[arg-type]  # four, as the schema's callers ensure
+        tuple(x_shape),
         tuple(weight_shape),
         (stride[0], stride[1]),
         ((top, bottom), (left, right)),

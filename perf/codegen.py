@@ -37,7 +37,8 @@ from pathlib import Path
 from typing import Any
 
 from ..ops.bands import BandedGradTile, BandedTile, banded_steps
-from ..ops.launch import BANDS_BLOCK, SUM_TILE, Call
+from ..ops.call import Call
+from ..ops.launch import BANDS_BLOCK, SUM_TILE
 from ..ops.plan import GemmTile
 from ..ops.plan_rows import RowsTile, rows_work
 from ..ops.plan_tma import TmaTile

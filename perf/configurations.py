@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from ..ops.bands import AnyBandedTile, BandedGradTile, BandedTile
+from ..ops.call import Call
 from ..ops.facts import NARROW_LIMIT
 from ..ops.geometry import Geometry
 from ..ops.lag_launch import lag_sums_calls
-from ..ops.launch import Call, dgrad_call, fprop_call, wgrad_calls
+from ..ops.launch import dgrad_call, fprop_call, wgrad_calls
 from ..ops.plan import (
     BANDED_GRAD_TILES,
     BANDED_TILES,

@@ -1,10 +1,13 @@
-"""What a call costs the host: Python's share of it, with the work itself left out.
+"""What a call costs the host: Python's share of it, with the kernels themselves left out.
 
-The operators are replaced by an empty allocation of their result, so what remains is arguments,
-geometry, autograd and dispatch: on a GPU this runs beside the device, on a CPU before the work.
-PyTorch's own call is timed whole, on an image small enough for its work not to matter. "autograd",
-"corr2d" and "Conv2D" each have the one before in their path; the registered operator, which they
-call only where a compiler traces them, stands beside. Medians of repeated runs, taken in turns.
+Calls take the way that they take on a GPU, down to the line that launches, where a kernel stands
+that does nothing. What remains is arguments, geometry, autograd, allocation and what a launch is
+given; Triton's own launcher and the driver come on top of that. PyTorch's own call is timed whole,
+on CPU, on an image small enough for its work not to matter: on a GPU its launches add to it too.
+"launch", "autograd", "corr2d" and "Conv2D" each have the one before in their path; the registered
+operator, which they call only where a compiler traces them, stands beside, and so does a launch
+that has not been prepared (ops/call.py): what the first call of its kind pays. Each number is the
+least of repeated runs, taken in turns: what else the machine does only ever adds.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ import argparse
 import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from statistics import median
 from typing import Any
 
 import torch
@@ -22,46 +24,66 @@ import torch.nn.functional as F
 from ..autograd.function import correlate
 from ..autograd.functional import corr2d
 from ..autograd.modules import Conv2D
-from ..ops import Geometry, direct, geometry_of, registration
+from ..ops import direct, geometry_of, registration
 from ..ops.formats import empty_in_format
+from ..ops.plan import INTERPRETER, Layout, plan_fprop
 
 #: Calls that are timed together, and how often in turns.
 CALLS, REPEATS = 1000, 15
 
 
+class _Unlaunched:
+    """A kernel that takes everything and does nothing."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.arg_names = kernel.arg_names
+
+    def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+        return self._launch
+
+    def _launch(self, *arguments: Any, **options: Any) -> None:
+        pass
+
+
 @contextmanager
 def without_work() -> Iterator[None]:
-    """Operators that allocate their result and leave it at that."""
+    """Operators that do all but run their kernels."""
+    from .. import kernels
+    from ..ops import launch
+    from ..ops.call import forget_prepared
+
+    names = [name for name in kernels.__all__ if hasattr(getattr(kernels, name), "arg_names")]
+    real = {name: getattr(kernels, name) for name in names}
     fprop = direct.fprop
-
-    def stub(
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        geometry: Geometry,
-        precision: str = "ieee",
-        activation: str = "none",
-    ) -> torch.Tensor:
-        return empty_in_format(geometry.y_shape, weight.dtype, like=x)
-
-    direct.fprop = stub
+    for name, kernel in real.items():
+        setattr(kernels, name, _Unlaunched(kernel))
+    direct.fprop = launch.fprop
+    forget_prepared()
     try:
         yield
     finally:
         direct.fprop = fprop
+        for name, kernel in real.items():
+            setattr(kernels, name, kernel)
+        forget_prepared()
 
 
 def paths() -> dict[str, Callable[[], Any]]:
     """Calls by name, from PyTorch's to each layer of ours."""
+    from ..ops import launch
+
     x = torch.rand(1, 1, 6, 8)
     weight, learned = torch.rand(1, 1, 1, 2), torch.rand(1, 1, 1, 2, requires_grad=True)
     geometry = geometry_of((1, 1, 6, 8), (1, 1, 1, 2))
+    plan = plan_fprop(geometry, x.dtype, Layout(), INTERPRETER)
     theirs, ours = torch.nn.Conv2d(1, 1, (1, 2)), Conv2D(1, 1, (1, 2))
     return {
         "F.conv2d": lambda: F.conv2d(x, weight),
         "F.conv2d, with gradients": lambda: F.conv2d(x, learned),
         "nn.Conv2d, with gradients": lambda: theirs(x),
         "allocation": lambda: empty_in_format(geometry.y_shape, x.dtype, like=x),
+        "launch": lambda: direct.fprop(x, weight, None, geometry),
+        "launch, not prepared": lambda: launch.fprop(x, weight, None, geometry, plan=plan),
         "registered operator": lambda: registration.fprop(x, weight, None, geometry),
         "autograd": lambda: correlate(x, weight, None, geometry, "ieee"),
         "autograd, with gradients": lambda: correlate(x, learned, None, geometry, "ieee"),
@@ -72,7 +94,7 @@ def paths() -> dict[str, Callable[[], Any]]:
 
 
 def measure(calls: int = CALLS, repeats: int = REPEATS) -> dict[str, float]:
-    """Median microseconds of one call, by path."""
+    """Microseconds of one call, by path."""
     with without_work():
         timers = {name: timeit.Timer(call) for name, call in paths().items()}
         found: dict[str, list[float]] = {name: [] for name in timers}
@@ -81,7 +103,7 @@ def measure(calls: int = CALLS, repeats: int = REPEATS) -> dict[str, float]:
         for _ in range(repeats):
             for name, timer in timers.items():
                 found[name].append(timer.timeit(calls) / calls * 1e6)
-    return {name: median(times) for name, times in found.items()}
+    return {name: min(times) for name, times in found.items()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +122,7 @@ def main(options: argparse.Namespace) -> int:
         found = measure(options.calls, options.repeats)
     finally:
         torch.set_num_threads(threads)
-    print("host time of one call on this CPU, the work of our operators left out")
+    print("host time of one call on this CPU, our kernels left out")
     for name, microseconds in found.items():
         peer = "F.conv2d, with gradients" if "with" in name else "F.conv2d"
         peer = "nn.Conv2d, with gradients" if name.startswith("Conv2D") else peer

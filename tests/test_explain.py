@@ -48,6 +48,7 @@ def test_without_a_device_the_cpu_convolution_is_named():
 
 def test_the_plan_told_is_the_plan_run(kernel_backend, monkeypatch):
     from tricorr.ops import launch
+    from tricorr.ops.call import forget_prepared
 
     x = torch.randn(1, 2, 6, 6, device=kernel_backend.device)
     weight = torch.randn(3, 2, 3, 3, device=kernel_backend.device)
@@ -60,8 +61,9 @@ def test_the_plan_told_is_the_plan_run(kernel_backend, monkeypatch):
         return build(*arguments)
 
     monkeypatch.setattr(launch, "fprop_call", recorded)
+    forget_prepared()
     corr2d(x, weight, padding=1)
-    assert ran == [told]
+    assert set(ran) == {told}
 
 
 def test_unknown_device_is_refused_with_the_known_ones():

@@ -1,0 +1,195 @@
+"""Calls that are built once and pointed at other tensors: the same results, nothing kept."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from cases import tensors
+from closeness import OPS, check, operands, run
+
+from tricorr.ops import geometry_of
+from tricorr.ops.plan import (
+    DEVICES,
+    FAMILIES,
+    INTERPRETER,
+    Layout,
+    plan_dgrad,
+    plan_fprop,
+    plan_wgrad,
+)
+
+_SAME = ((1, 1), (1, 1))
+DEPTHWISE = geometry_of((2, 4, 9, 7), (4, 1, 3, 3), padding=_SAME, groups=4)
+# What each family is planned for, as the device says that is planned for. The interpreter's has
+# four multiprocessors: weight gradients are split into partial sums there.
+CALLS = {
+    "gemm": (geometry_of((2, 16, 4, 5), (16, 16, 2, 2), (1, 2), ((1, 0), (1, 0))), INTERPRETER),
+    "rows": (DEPTHWISE, INTERPRETER),
+    "stencil": (geometry_of((2, 3, 9, 7), (3, 1, 3, 3), (2, 2), groups=3), INTERPRETER),
+    "banded": (geometry_of((1, 1, 40, 40), (1, 1, 31, 31)), INTERPRETER),
+    "flipped": (geometry_of((2, 3, 9, 7), (4, 3, 2, 3), padding=_SAME, flip=True), INTERPRETER),
+    "framed": (
+        geometry_of((1, 2, 7, 7), (2, 2, 3, 3), padding=_SAME, padding_mode="reflect"),
+        INTERPRETER,
+    ),
+    "tma": (geometry_of((1, 16, 8, 8), (16, 16, 3, 3), padding=_SAME), DEVICES["h200"]),
+    "strided_tma": (geometry_of((1, 16, 16, 16), (16, 16, 2, 2), (2, 2)), DEVICES["h200"]),
+    "per_sample": (geometry_of((2, 3, 6, 6), (2, 4, 3, 2, 2)), INTERPRETER),
+}
+#: float16 and channels_last.
+HALF = {"banded", "tma", "strided_tma"}
+
+
+def _recorded(function, names):
+    def recorded(*args):
+        names.append(function.__name__)
+        return function(*args)
+
+    return recorded
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """Names of the calls that are built from here on, with nothing prepared before."""
+    from tricorr.ops import launch
+    from tricorr.ops.call import forget_prepared
+
+    forget_prepared()
+    names = []
+    for name in ("fprop_call", "dgrad_call", "wgrad_calls"):
+        build = getattr(launch, name)
+        monkeypatch.setattr(launch, name, _recorded(build, names))
+    yield names
+    forget_prepared()
+
+
+@pytest.fixture
+def launch(kernel_backend, monkeypatch):
+    """The module, planning for the device that `plan_for` is given if there is no other."""
+    from tricorr.ops import launch
+
+    def plan_for(device):
+        if kernel_backend.device == "cpu":
+            monkeypatch.setattr(launch, "device_of", lambda tensor: device)
+
+    monkeypatch.setattr(launch, "plan_for", plan_for, raising=False)
+    return launch
+
+
+def drawn(op, geometry, on, half=False):
+    """New operands of `op`, channels_last in half precision, which descriptors need."""
+    made = tensors(geometry, torch.float16 if half else torch.float32, on)
+    if half:
+        made = [t.to(memory_format=torch.channels_last) if t.dim() == 4 else t for t in made]
+    return operands(op, *made)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("name", CALLS)
+def test_a_prepared_call_reads_its_own_tensors(name, op, launch, built, kernel_backend):
+    from tricorr.ops.call import forget_prepared
+
+    geometry, device = CALLS[name]
+    launch.plan_for(device)
+    how = kernel_backend.device, name in HALF
+    run(op, drawn(op, geometry, *how), geometry, launch)
+    args = drawn(op, geometry, *how)
+    built.clear()
+    again = run(op, args, geometry, launch)
+    assert not built
+    check(op, args, geometry, actual=again)
+    forget_prepared()
+    plain = run(op, args, geometry, launch)
+    assert built
+    assert again.stride() == plain.stride()
+    assert torch.equal(again, plain)
+
+
+def test_what_is_planned_above():
+    """Every family, with and without what a prepared call has to make: scratch, views, frames."""
+    families = {}
+    for name, (g, device) in CALLS.items():
+        layout = Layout(channels_last=name in HALF, descriptors=name in HALF)
+        dtype = torch.float16 if name in HALF else torch.float32
+        for planner in (plan_fprop, plan_dgrad, plan_wgrad):
+            families.setdefault(name, []).append(planner(g, dtype, layout, device, "ieee"))
+    assert {p.family for plans in families.values() for p in plans} == set(FAMILIES.values())
+    assert any(plans[2].partials > 1 for plans in families.values())
+    assert families["rows"][1].turned
+
+
+def test_a_tensor_that_is_two_operands_is_told_apart_later(launch, built, kernel_backend):
+    geometry = geometry_of((2, 2, 3, 3), (2, 2, 3, 3), padding=_SAME)
+    one = torch.randn(2, 2, 3, 3, device=kernel_backend.device)
+    other, another = torch.randn_like(one), torch.randn_like(one)
+    for args in ((one, one, None), (other, another, None)):
+        check("fprop", args, geometry, actual=launch.fprop(*args, geometry))
+    assert len(built) == 2  # with the tensors, and with stand-ins
+
+
+def test_tensors_that_start_elsewhere_are_not_prepared_for(launch, built, kernel_backend):
+    one, weight = tensors(DEPTHWISE, torch.float32, kernel_backend.device)[:2]
+    storage = torch.randn(one.numel() + 1, device=kernel_backend.device)
+    shifted = storage[1:].view(one.shape)
+    launch.fprop(one, weight, None, DEPTHWISE)
+    built.clear()
+    for _ in range(2):
+        y = launch.fprop(shifted, weight, None, DEPTHWISE)
+        check("fprop", (shifted, weight, None), DEPTHWISE, actual=y)
+    assert len(built) == 2
+
+
+def test_weights_that_are_copied_are_copied_at_every_call(launch, built, kernel_backend):
+    """A descriptor's copy of a contiguous weight would miss what an optimiser writes to it."""
+    geometry, device = CALLS["tma"]
+    launch.plan_for(device)
+    x, weight, bias = drawn("fprop_bias", geometry, kernel_backend.device, half=True)
+    weight = weight.contiguous()
+    for _ in range(3):
+        weight.mul_(-0.5)
+        y = launch.fprop(x, weight, bias, geometry)
+        check("fprop_bias", (x, weight, bias), geometry, actual=y)
+
+
+def test_no_tensor_is_kept(launch, kernel_backend):
+    args = drawn("fprop", DEPTHWISE, kernel_backend.device)
+    for _ in range(2):
+        result = launch.fprop(*args, DEPTHWISE)
+    kept = [weakref.ref(t) for t in (*args[:2], result)]
+    del args, result
+    gc.collect()
+    assert all(ref() is None for ref in kept)
+
+
+def test_what_is_prepared_is_bounded(launch, built, kernel_backend, monkeypatch):
+    from tricorr.ops import call
+
+    monkeypatch.setattr(call, "MAX_PREPARED", 2)
+    for width in (3, 4, 5, 3):
+        geometry = geometry_of((1, 1, 3, width), (1, 1, 2, 2))
+        x, weight = tensors(geometry, torch.float32, kernel_backend.device)[:2]
+        launch.fprop(x, weight, None, geometry)
+        assert 1 <= len(call._PREPARED) <= 2
+
+
+def test_another_call_is_not_taken_for_a_prepared_one(launch, built, kernel_backend):
+    """Each differs from the first in one thing that a launch depends on."""
+    geometry = geometry_of((2, 2, 4, 4), (2, 2, 3, 3), padding=_SAME)
+    x, weight, bias = tensors(geometry, torch.float32, kernel_backend.device)[:3]
+    flipped = geometry_of((2, 2, 4, 4), (2, 2, 3, 3), padding=_SAME, flip=True)
+    several = [
+        ((x, weight, bias), geometry),
+        ((x, weight, None), geometry),
+        ((x, weight, bias), flipped),
+        ((x.transpose(2, 3), weight, bias), geometry),
+        ((x, weight.transpose(2, 3), bias), geometry),
+        ((x, weight, torch.randn(4, device=x.device)[::2]), geometry),
+        ((x.double(), weight.double(), bias.double()), geometry),
+        ((x.byte(), weight, bias), geometry),
+    ]
+    for args, one in several * 2:
+        check("fprop_bias", args, one, actual=launch.fprop(*args, one))
+    for _ in range(2):
+        y = launch.fprop(x, weight, bias, geometry, activation="relu")
+        assert torch.equal(y, launch.fprop(x, weight, bias, geometry).relu())
