@@ -5,6 +5,9 @@
 
     GEMM_M = filters k of one group    GEMM_N = (r,s,c)    GEMM_K = pixels (n,p,q)
 
+The block of x has its pixels along PIXEL_AXIS, see fprop_gemm, and is multiplied transposed where
+that is the last. With ONE_TAP all columns of a tile belong to one tap.
+
 Sums in float32 (float64 for float64). Split i sums pixels [i * SPLIT_PIXELS, (i+1) * SPLIT_PIXELS)
 and stores at `i * dw_stride_split`: a partial for sum_partials, or dw itself when there is one
 split. A bank per sample is a batch of GEMMs, each over the pixels (p,q) of its own sample.
@@ -13,7 +16,18 @@ split. A bank per sample is a batch of GEMMs, each over the pixels (p,q) of its 
 import triton
 import triton.language as tl
 
-from .indexing import input_coordinate, next_digit, split_pixel, split_reduction, widen
+from .indexing import (
+    align_strides,
+    along,
+    fold,
+    is_inside,
+    next_digit,
+    next_pixel,
+    next_tile,
+    round_down,
+    split_pixel,
+    widen,
+)
 
 
 @triton.jit
@@ -27,48 +41,82 @@ def wgrad_gemm(
     R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    PAD_BOTTOM: tl.constexpr, PAD_RIGHT: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
+    PIXEL_AXIS: tl.constexpr, X_ALIGN: tl.constexpr, Y_ALIGN: tl.constexpr,
+    ONE_TAP: tl.constexpr, AHEAD: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    Q_ALIGN: tl.constexpr = Y_ALIGN if PIXEL_AXIS == 1 else 1
+    if PIXEL_AXIS == 0:
+        GROUP_C, GROUP_K = round_down(GROUP_C, X_ALIGN), round_down(GROUP_K, Y_ALIGN)
+    x_stride_n, x_stride_c, x_stride_h, x_stride_w = align_strides(
+        x_stride_n, x_stride_c, x_stride_h, x_stride_w, PIXEL_AXIS, X_ALIGN
+    )
+    dy_stride_n, dy_stride_k, dy_stride_p, dy_stride_q = align_strides(
+        dy_stride_n, dy_stride_k, dy_stride_p, dy_stride_q, PIXEL_AXIS, Y_ALIGN
+    )
+
     program = widen(tl.program_id(0), WIDE)
-    tile_m, program = next_digit(program, tl.cdiv(GROUP_K, BLOCK_M))
-    tile_n, program = next_digit(program, tl.cdiv(GROUP_C * R * S, BLOCK_N))
+    tiles_m, tiles_n = tl.cdiv(GROUP_K, BLOCK_M), tl.cdiv(GROUP_C * R * S, BLOCK_N)
+    tile_m, tile_n, program = next_tile(program, tiles_m, tiles_n)
     split, program = next_digit(program, SPLITS)
     group, batch = next_digit(program, GROUPS)
 
-    group_k = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]  # [BLOCK_M, 1]
+    group_k = tile_m * BLOCK_M + along(0, BLOCK_M)
     k = group * GROUP_K + group_k
-    lane = tl.arange(0, BLOCK_N)[None, :]
-    r, s, c, c_valid = split_reduction(tile_n, lane, GROUP_C, R, S, BLOCK_N, False)  # [1, BLOCK_N]
+    lane = along(1 - PIXEL_AXIS, BLOCK_N)
+    first = tile_n * BLOCK_N
+    if ONE_TAP:
+        tap, c = first // GROUP_C, first % GROUP_C + lane
+        c_valid = True
+    else:
+        tap, c = (first + lane) // GROUP_C, (first + lane) % GROUP_C
+        c_valid = tap < R * S
+    r, s = tap // S, tap % S
     x_base = x_ptr + (group * GROUP_C + c) * x_stride_c
+    LINEAR: tl.constexpr = MODE == "zeros"
+    if LINEAR:
+        x_base += r * DIL_H * x_stride_h + s * DIL_W * x_stride_w
     dy_base = dy_ptr + k * dy_stride_k
-    first = split * SPLIT_PIXELS
-    last = tl.minimum(first + SPLIT_PIXELS, PIXELS)
+    start = split * SPLIT_PIXELS
+    last = round_down(tl.minimum(start + SPLIT_PIXELS, PIXELS), Q_ALIGN)
+    PADDED: tl.constexpr = max(PAD_H, PAD_W, PAD_BOTTOM, PAD_RIGHT) > 0
 
     ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
     acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
-    for i in range(tl.cdiv(SPLIT_PIXELS, BLOCK_K)):
-        start = first + widen(i, WIDE) * BLOCK_K
-        m = start + tl.arange(0, BLOCK_K)[None, :]  # [1, BLOCK_K]
-        n, p, q = split_pixel(m, P, Q)
+    dy_m, x_m = start + along(1, BLOCK_K), start + along(PIXEL_AXIS, BLOCK_K)
+    dy_n, dy_p, dy_q = split_pixel(dy_m, P, Q)
+    x_n, x_p, x_q = split_pixel(x_m, P, Q)
+    for _ in range(tl.cdiv(SPLIT_PIXELS, BLOCK_K)):
         dy = tl.load(
-            dy_base + (batch + n) * dy_stride_n + p * dy_stride_p + q * dy_stride_q,
-            mask=(group_k < GROUP_K) & (m < last),
+            dy_base + ((batch + dy_n) * dy_stride_n + dy_p * dy_stride_p + dy_q * dy_stride_q),
+            mask=(group_k < GROUP_K) & (dy_m < last),
             other=0.0,
         )  # [BLOCK_M, BLOCK_K]
-
-        m = start + tl.arange(0, BLOCK_K)[:, None]  # [BLOCK_K, 1]
-        n, p, q = split_pixel(m, P, Q)
-        h, h_inside = input_coordinate(p, r, STRIDE_H, PAD_H, DIL_H, H, MODE)
-        w, w_inside = input_coordinate(q, s, STRIDE_W, PAD_W, DIL_W, W, MODE)
+        h, w = x_p * STRIDE_H - PAD_H, x_q * STRIDE_W - PAD_W
+        valid = (x_m < last) & c_valid
+        if not LINEAR:
+            h, h_inside = fold(h + r * DIL_H, H, MODE)
+            w, w_inside = fold(w + s * DIL_W, W, MODE)
+            valid &= h_inside & w_inside
+        elif PADDED:
+            valid &= is_inside(h + r * DIL_H, H) & is_inside(w + s * DIL_W, W)
         x = tl.load(
-            x_base + (batch + n) * x_stride_n + h * x_stride_h + w * x_stride_w,
-            mask=(m < last) & h_inside & w_inside & c_valid,
+            x_base + ((batch + x_n) * x_stride_n + h * x_stride_h + w * x_stride_w),
+            mask=valid,
             other=0.0,
-        )  # [BLOCK_K, BLOCK_N]
-        acc = tl.dot(dy, x.to(dy.dtype), acc, input_precision=PRECISION, out_dtype=ACC)
+        ).to(dy.dtype)  # [BLOCK_K, BLOCK_N] or its transpose
+        acc = tl.dot(dy, x.T if PIXEL_AXIS == 1 else x, acc, input_precision=PRECISION, out_dtype=ACC)
+        dy_m += BLOCK_K
+        x_m += BLOCK_K
+        dy_n, dy_p, dy_q = next_pixel(dy_n, dy_p, dy_q, P, Q, BLOCK_K)
+        x_n, x_p, x_q = next_pixel(x_n, x_p, x_q, P, Q, BLOCK_K)
 
+    if PIXEL_AXIS == 1:  # so far columns were rows
+        tap, c = (first + along(1, BLOCK_N)) // GROUP_C, (first + along(1, BLOCK_N)) % GROUP_C
+        r, s = tap // S, tap % S
     tl.store(
         dw_ptr
         + split * dw_stride_split
@@ -78,5 +126,5 @@ def wgrad_gemm(
         + r * dw_stride_r
         + s * dw_stride_s,
         acc.to(dw_ptr.dtype.element_ty),
-        mask=(group_k < GROUP_K) & c_valid,
+        mask=(group_k < GROUP_K) & (tap < R * S),
     )
