@@ -137,14 +137,14 @@ def add_taps_gemm(
     r, s, c = split_reduction(0, lane, S, FLAT, WIDE, BLOCK_K)
     if AHEAD:
         image = load_tap(
-            image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS, R,
+            image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS, R, S,
             row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
             DIVIDE_H, DIVIDE_W, MODE, CHECKED, FLAT, EVEN, AHEAD,
         )  # fmt: skip
     for i in range(reduction_steps(CHANNELS, R, S, BLOCK_K, FLAT)):
         if not AHEAD:
             image = load_tap(
-                image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS, R,
+                image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS, R, S,
                 row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
                 DIVIDE_H, DIVIDE_W, MODE, CHECKED, FLAT, EVEN, AHEAD,
             )  # fmt: skip
@@ -157,12 +157,12 @@ def add_taps_gemm(
         else:
             r, s, c = split_reduction(i, weight_lane, S, FLAT, WIDE, BLOCK_K)
             offset = c * weight_stride_c + r * weight_stride_r + s * weight_stride_s
-            valid &= r < R
+            valid &= s < S
             r, s, c = split_reduction(i + 1, lane, S, FLAT, WIDE, BLOCK_K)
         weight = tl.load(weight_ptr + offset + filter, mask=valid, other=0.0)
         if AHEAD:
             next_image = load_tap(
-                image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS, R,
+                image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS, R, S,
                 row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
                 DIVIDE_H, DIVIDE_W, MODE, CHECKED, FLAT, EVEN, AHEAD,
             )  # fmt: skip
@@ -178,7 +178,7 @@ def add_taps_gemm(
 
 @triton.jit
 def load_tap(
-    image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS, R,
+    image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS, R, S,
     row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
     DIVIDE_H: tl.constexpr, DIVIDE_W: tl.constexpr, MODE: tl.constexpr, CHECKED: tl.constexpr,
     FLAT: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr,
@@ -205,7 +205,7 @@ def load_tap(
         offset = c * image_stride_c + h * image_stride_h + w * image_stride_w
         valid &= h_inside & w_inside
     if FLAT is not None:
-        valid &= r < R
+        valid &= (s < S) & (r < R) if AHEAD else s < S
     elif not EVEN:
         valid &= c + lane < CHANNELS
     elif AHEAD:

@@ -43,10 +43,12 @@ def fold(coordinate, EXTENT, MODE: tl.constexpr):
 
 @triton.jit
 def is_inside(coordinate, EXTENT):
-    """0 <= coordinate < EXTENT, by one comparison: what is negative is large without its sign."""
-    if coordinate.dtype.primitive_bitwidth == 64:
-        return coordinate.to(tl.uint64, bitcast=True) < EXTENT
-    return coordinate.to(tl.uint32, bitcast=True) < EXTENT
+    """0 <= coordinate < EXTENT by one comparison: without its sign, what is negative is large."""
+    if coordinate.dtype == tl.int64:
+        inside = tl.cast(coordinate, tl.uint64) < tl.cast(EXTENT, tl.uint64)
+    else:
+        inside = tl.cast(coordinate, tl.uint32) < tl.cast(EXTENT, tl.uint32)
+    return inside
 
 
 @triton.jit
@@ -141,21 +143,26 @@ def next_pixel(n, row, column, HEIGHT, WIDTH, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def split_reduction(
-    step, lane, S, FLAT: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
-):
+def in_pieces(offset, PIECE: tl.constexpr):
+    """Offsets [1, BLOCK], of which the compiler now sees that PIECE of them follow one another."""
+    return tl.max_contiguous(tl.multiple_of(offset, [1, PIECE]), [1, PIECE])
+
+
+@triton.jit
+def split_reduction(step, lane, S, FLAT: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     """(r, s, channel) of what a step of a reduction sums.
 
     FLAT is None: the first tap and channel of the first step, scalars; next_step finds the others.
-    Otherwise FLAT is the number of channels, and a step covers BLOCK elements of (r, s, channel)
-    flattened, which wastes nothing on few channels: these are of element `lane`.
+    Otherwise FLAT is the number of channels, and a step covers BLOCK elements of a row (s, channel)
+    of the window: these are of element `lane`. Where BLOCK covers the row, s and the channel are
+    the same in all steps.
     """
     if FLAT is None:
         r, s, channel = widen(0, WIDE), widen(0, WIDE), widen(0, WIDE)
     else:
-        index = widen(step, WIDE) * BLOCK + lane
-        tap = index // FLAT
-        r, s, channel = tap // S, tap % S, index % FLAT
+        row_steps = tl.cdiv(S * FLAT, BLOCK)
+        index = widen(step % row_steps, WIDE) * BLOCK + lane
+        r, s, channel = widen(step // row_steps, WIDE), index // FLAT, index % FLAT
     return r, s, channel
 
 
@@ -180,7 +187,7 @@ def reduction_steps(CHANNELS, R, S, BLOCK: tl.constexpr, FLAT: tl.constexpr):
     """How many steps of BLOCK cover R * S * CHANNELS elements; no step has two taps but if FLAT."""
     if FLAT is None:
         return R * S * tl.cdiv(CHANNELS, BLOCK)
-    return tl.cdiv(R * S * CHANNELS, BLOCK)
+    return R * tl.cdiv(S * CHANNELS, BLOCK)
 
 
 @triton.jit

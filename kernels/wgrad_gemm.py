@@ -20,6 +20,7 @@ from .indexing import (
     align_strides,
     along,
     fold,
+    in_pieces,
     is_inside,
     next_digit,
     next_pixel,
@@ -48,7 +49,10 @@ def wgrad_gemm(
     WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    Q_ALIGN: tl.constexpr = Y_ALIGN if PIXEL_AXIS == 1 else 1
+    PADDED: tl.constexpr = PAD_H != 0 or PAD_W != 0 or PAD_BOTTOM != 0 or PAD_RIGHT != 0
+    # Pixels that follow one another in memory. Taps and padding move those of x out of line.
+    Y_PIECE: tl.constexpr = Y_ALIGN if PIXEL_AXIS == 1 else 1
+    X_PIECE: tl.constexpr = X_ALIGN if PIXEL_AXIS == 1 and R * S * STRIDE_H * STRIDE_W == 1 and not PADDED else 1
     if PIXEL_AXIS == 0:
         GROUP_C, GROUP_K = round_down(GROUP_C, X_ALIGN), round_down(GROUP_K, Y_ALIGN)
     x_stride_n, x_stride_c, x_stride_h, x_stride_w = align_strides(
@@ -66,57 +70,63 @@ def wgrad_gemm(
 
     group_k = tile_m * BLOCK_M + along(0, BLOCK_M)
     k = group * GROUP_K + group_k
-    lane = along(1 - PIXEL_AXIS, BLOCK_N)
-    first = tile_n * BLOCK_N
-    if ONE_TAP:
-        tap, c = first // GROUP_C, first % GROUP_C + lane
-        c_valid = True
-    else:
-        tap, c = (first + lane) // GROUP_C, (first + lane) % GROUP_C
-        c_valid = tap < R * S
+    tap, c = split_column(tile_n, along(1 - PIXEL_AXIS, BLOCK_N), GROUP_C, ONE_TAP, BLOCK_N)
     r, s = tap // S, tap % S
     x_base = x_ptr + (group * GROUP_C + c) * x_stride_c
-    LINEAR: tl.constexpr = MODE == "zeros"
-    if LINEAR:
+    if MODE == "zeros":
         x_base += r * DIL_H * x_stride_h + s * DIL_W * x_stride_w
     dy_base = dy_ptr + k * dy_stride_k
-    start = split * SPLIT_PIXELS
-    last = round_down(tl.minimum(start + SPLIT_PIXELS, PIXELS), Q_ALIGN)
-    PADDED: tl.constexpr = max(PAD_H, PAD_W, PAD_BOTTOM, PAD_RIGHT) > 0
+    k_valid, c_valid = group_k < GROUP_K, tap < R * S
 
     ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
     acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
-    dy_m, x_m = start + along(1, BLOCK_K), start + along(PIXEL_AXIS, BLOCK_K)
+    first = split * SPLIT_PIXELS
+    last = round_down(tl.minimum(first + SPLIT_PIXELS, PIXELS), Y_PIECE)
+    # The pixels of either block, of which the compiler keeps one if they lie along one axis.
+    dy_m, x_m = first + along(1, BLOCK_K), first + along(PIXEL_AXIS, BLOCK_K)
     dy_n, dy_p, dy_q = split_pixel(dy_m, P, Q)
     x_n, x_p, x_q = split_pixel(x_m, P, Q)
-    for _ in range(tl.cdiv(SPLIT_PIXELS, BLOCK_K)):
-        dy = tl.load(
-            dy_base + ((batch + dy_n) * dy_stride_n + dy_p * dy_stride_p + dy_q * dy_stride_q),
-            mask=(group_k < GROUP_K) & (dy_m < last),
-            other=0.0,
-        )  # [BLOCK_M, BLOCK_K]
-        h, w = x_p * STRIDE_H - PAD_H, x_q * STRIDE_W - PAD_W
-        valid = (x_m < last) & c_valid
-        if not LINEAR:
-            h, h_inside = fold(h + r * DIL_H, H, MODE)
-            w, w_inside = fold(w + s * DIL_W, W, MODE)
-            valid &= h_inside & w_inside
-        elif PADDED:
-            valid &= is_inside(h + r * DIL_H, H) & is_inside(w + s * DIL_W, W)
-        x = tl.load(
-            x_base + ((batch + x_n) * x_stride_n + h * x_stride_h + w * x_stride_w),
-            mask=valid,
-            other=0.0,
-        ).to(dy.dtype)  # [BLOCK_K, BLOCK_N] or its transpose
-        acc = tl.dot(dy, x.T if PIXEL_AXIS == 1 else x, acc, input_precision=PRECISION, out_dtype=ACC)
-        dy_m += BLOCK_K
-        x_m += BLOCK_K
-        dy_n, dy_p, dy_q = next_pixel(dy_n, dy_p, dy_q, P, Q, BLOCK_K)
-        x_n, x_p, x_q = next_pixel(x_n, x_p, x_q, P, Q, BLOCK_K)
+    if AHEAD:  # as in add_taps_gemm of fprop_gemm
+        dy = load_dy(
+            dy_base, batch + dy_n, dy_p, dy_q, k_valid & (dy_m < last),
+            dy_stride_n, dy_stride_p, dy_stride_q, Y_PIECE,
+        )  # fmt: skip
+        x = load_x(
+            x_base, batch + x_n, x_p, x_q, (x_m < last) & c_valid, r, s, H, W,
+            x_stride_n, x_stride_h, x_stride_w,
+            STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W, MODE, PADDED, X_PIECE,
+        )  # fmt: skip
+    for i in range(tl.cdiv(SPLIT_PIXELS, BLOCK_K)):
+        if AHEAD:
+            dy_m += BLOCK_K
+            x_m += BLOCK_K
+            dy_n, dy_p, dy_q = next_pixel(dy_n, dy_p, dy_q, P, Q, BLOCK_K)
+            x_n, x_p, x_q = next_pixel(x_n, x_p, x_q, P, Q, BLOCK_K)
+        next_dy = load_dy(
+            dy_base, batch + dy_n, dy_p, dy_q, k_valid & (dy_m < last),
+            dy_stride_n, dy_stride_p, dy_stride_q, Y_PIECE,
+        )  # fmt: skip
+        next_x = load_x(
+            x_base, batch + x_n, x_p, x_q, (x_m < last) & c_valid, r, s, H, W,
+            x_stride_n, x_stride_h, x_stride_w,
+            STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W, MODE, PADDED, X_PIECE,
+        )  # fmt: skip
+        if not AHEAD:
+            dy, x = next_dy, next_x
+            dy_m += BLOCK_K
+            x_m += BLOCK_K
+            dy_n, dy_p, dy_q = next_pixel(dy_n, dy_p, dy_q, P, Q, BLOCK_K)
+            x_n, x_p, x_q = next_pixel(x_n, x_p, x_q, P, Q, BLOCK_K)
+        columns = x.to(dy.dtype)  # [BLOCK_K, BLOCK_N] or its transpose
+        if PIXEL_AXIS == 1:
+            columns = columns.T
+        acc = tl.dot(dy, columns, acc, input_precision=PRECISION, out_dtype=ACC)
+        if AHEAD:
+            dy, x = next_dy, next_x
 
-    if PIXEL_AXIS == 1:  # so far columns were rows
-        tap, c = (first + along(1, BLOCK_N)) // GROUP_C, (first + along(1, BLOCK_N)) % GROUP_C
-        r, s = tap // S, tap % S
+    # Again, along the last axis.
+    tap, c = split_column(tile_n, along(1, BLOCK_N), GROUP_C, ONE_TAP, BLOCK_N)
+    r, s = tap // S, tap % S
     tl.store(
         dw_ptr
         + split * dw_stride_split
@@ -128,3 +138,50 @@ def wgrad_gemm(
         acc.to(dw_ptr.dtype.element_ty),
         mask=(group_k < GROUP_K) & (tap < R * S),
     )
+
+
+@triton.jit
+def split_column(
+    tile, lane, GROUP_C, ONE_TAP: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """(tap, c) of a column (r,s,c)."""
+    if ONE_TAP:
+        tiles = GROUP_C // BLOCK_N  # of one tap
+        tap, c = tile // tiles, tile % tiles * BLOCK_N + lane
+    else:
+        index = tile * BLOCK_N + lane
+        tap, c = index // GROUP_C, index % GROUP_C
+    return tap, c
+
+
+@triton.jit
+def load_dy(
+    dy_base, n, p, q, valid, dy_stride_n, dy_stride_p, dy_stride_q, ALIGN: tl.constexpr
+):  # fmt: skip
+    """[BLOCK_M, BLOCK_K]"""
+    offset = n * dy_stride_n + p * dy_stride_p + q * dy_stride_q
+    if ALIGN > 1:
+        offset = in_pieces(offset, ALIGN)
+    return tl.load(dy_base + offset, mask=valid, other=0.0)
+
+
+@triton.jit
+def load_x(
+    x_base, n, p, q, valid, r, s, H, W, x_stride_n, x_stride_h, x_stride_w,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr, PADDED: tl.constexpr,
+    ALIGN: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK_K, BLOCK_N] or its transpose."""
+    h, w = p * STRIDE_H - PAD_H, q * STRIDE_W - PAD_W
+    if MODE != "zeros":
+        h, h_inside = fold(h + r * DIL_H, H, MODE)
+        w, w_inside = fold(w + s * DIL_W, W, MODE)
+        valid &= h_inside & w_inside
+    elif PADDED:
+        valid &= is_inside(h + r * DIL_H, H) & is_inside(w + s * DIL_W, W)
+    offset = n * x_stride_n + h * x_stride_h + w * x_stride_w
+    if ALIGN > 1:
+        offset = in_pieces(offset, ALIGN)
+    return tl.load(x_base + offset, mask=valid, other=0.0)

@@ -456,7 +456,7 @@ def _planes_as_rows(
     g = geometry
     if (
         not isinstance(plan.tile, GemmTile)
-        or (g.R, g.S, g.stride, g.padding) != (1, 1, (1, 1), ((0, 0), (0, 0)))
+        or not _is_point(g)
         or any(t.stride(2) != g.W * t.stride(3) for t in images)
     ):
         return geometry, images
@@ -465,6 +465,12 @@ def _planes_as_rows(
         for t in images
     ]
     return replace(g, H=1, W=g.H * g.W), rows
+
+
+def _is_point(geometry: Geometry) -> bool:
+    """Whether every output is made of one pixel, at the same place."""
+    g = geometry
+    return (g.R, g.S, g.stride, g.padding) == (1, 1, (1, 1), ((0, 0), (0, 0)))
 
 
 def _gemm_arguments(
@@ -480,8 +486,9 @@ def _gemm_arguments(
         aligned = _alignment(x, 1, geometry.group_C), _alignment(y, 1, geometry.group_K)
     else:
         aligned = _alignment(x, 3, geometry.W), _alignment(y, 3, geometry.Q)
-    # A tap moves the pixels of a row by one: only where there is none do they stay in pieces.
-    together = aligned[read is y] if pixel_axis == 0 or geometry.R * geometry.S == 1 else 1
+    # A window moves pixels out of line by one, and a step leaves some out.
+    together = aligned[read is y] if pixel_axis == 0 or _is_point(geometry) else 1
+    one_tap = geometry.group_C % tile.BLOCK_N == 0  # of a weight gradient
     return {
         "PIXEL_AXIS": pixel_axis,
         "X_ALIGN": aligned[0],
@@ -489,8 +496,9 @@ def _gemm_arguments(
         "Y_ALIGN": aligned[1],
         "FLAT": None if plan.one_tap else channels,
         "EVEN": channels % tile.BLOCK_K == 0,
-        "ONE_TAP": geometry.group_C % tile.BLOCK_N == 0,
-        "AHEAD": read.itemsize * together < 4,
+        "ONE_TAP": one_tap,
+        # With taps that differ in a tile, Triton 3.7 loads such a block without coalescing.
+        "AHEAD": read.itemsize * together < 4 and (plan.op != "wgrad" or one_tap),
     }
 
 
