@@ -15,8 +15,8 @@ Sums in float32 (float64 for float64).
 import triton
 import triton.language as tl
 
-from .dgrad_gemm import add_taps_gemm
-from .indexing import images, next_digit, split_frame, unfold, widen
+from .fprop_gemm import add_taps_gemm
+from .indexing import along, images, next_digit, next_tile, split_frame, unfold, widen
 
 
 @triton.jit
@@ -32,28 +32,23 @@ def dgrad_frame_gemm(
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     PAD_BOTTOM: tl.constexpr, PAD_RIGHT: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr, ONE_TAP: tl.constexpr,
+    PIXEL_AXIS: tl.constexpr, FLAT: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     program = widen(tl.program_id(0), WIDE)
-    tile_n, program = next_digit(program, tl.cdiv(GROUP_C, BLOCK_N))
-    tile_m, program = next_digit(program, tl.cdiv(PIXELS, BLOCK_M))
+    tiles_m, tiles_n = tl.cdiv(PIXELS, BLOCK_M), tl.cdiv(GROUP_C, BLOCK_N)
+    tile_m, tile_n, program = next_tile(program, tiles_m, tiles_n)
     group, batch = next_digit(program, GROUPS)
 
-    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]  # [BLOCK_M, 1]
+    m = tile_m * BLOCK_M + along(PIXEL_AXIS, BLOCK_M)
     n, h, w = split_frame(m, H, W, HOLE_TOP, HOLE_BOTTOM, HOLE_LEFT, HOLE_RIGHT)
     n += batch
-    group_c = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]  # [1, BLOCK_N]
-    dy_base = dy_ptr + n * dy_stride_n + group * GROUP_K * dy_stride_k
-    weight_base = (
-        weight_ptr
-        + batch * weight_stride_n
-        + group * GROUP_K * weight_stride_k
-        + group_c * weight_stride_c
-    )
+    group_c = tile_n * BLOCK_N + along(1 - PIXEL_AXIS, BLOCK_N)
+    weight_base = weight_ptr + batch * weight_stride_n + group * GROUP_K * weight_stride_k
 
     ACC: tl.constexpr = tl.float64 if weight_ptr.dtype.element_ty == tl.float64 else tl.float32
-    acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+    acc = tl.zeros((m + group_c).shape, ACC)
     for i in range(images(PAD_H, PAD_BOTTOM, MODE)):
         shown_h, h_exists = unfold(h, widen(i, WIDE), H, PAD_H, PAD_BOTTOM, MODE)
         for j in range(images(PAD_W, PAD_RIGHT, MODE)):
@@ -61,12 +56,15 @@ def dgrad_frame_gemm(
             exists = (m < PIXELS) & h_exists & w_exists
             if tl.max(exists.to(tl.int32)) > 0:
                 acc = add_taps_gemm(
-                    acc, shown_h, shown_w, exists, group_c < GROUP_C,
-                    dy_base, weight_base, P, Q, GROUP_K,
+                    acc,
+                    dy_ptr + group * GROUP_K * dy_stride_k, n * dy_stride_n,
+                    shown_h + PAD_H, shown_w + PAD_W, exists,
+                    weight_base, group_c * weight_stride_c, group_c < GROUP_C,
+                    P, Q, GROUP_K, R, S, -DIL_H, -DIL_W,
                     dy_stride_k, dy_stride_p, dy_stride_q,
                     weight_stride_k, weight_stride_r, weight_stride_s,
-                    R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W,
-                    WIDE, PRECISION, ONE_TAP, BLOCK_K,
+                    STRIDE_H, STRIDE_W, "zeros", True, R * S == 1,
+                    PIXEL_AXIS, FLAT, EVEN, AHEAD, WIDE, PRECISION, BLOCK_K,
                 )  # fmt: skip
 
     c = group * GROUP_C + group_c

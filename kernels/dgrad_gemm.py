@@ -9,20 +9,23 @@
 The pixels h = phase + STRIDE_H * row of a phase are reached through the same taps, as if by an
 input gradient of stride 1 with only those: nothing is multiplied by the zeros between strides.
 
-Sums in float32 (float64 for float64). A bank per sample is a batch of GEMMs, as in fprop_gemm.
+Sums in float32 (float64 for float64). A bank per sample is a batch of GEMMs, as in fprop_gemm,
+which also says what PIXEL_AXIS is.
 """
 
 import triton
 import triton.language as tl
 
+from .fprop_gemm import add_taps_gemm
 from .indexing import (
+    align_strides,
+    along,
     next_digit,
-    output_coordinate,
+    next_tile,
     phase_taps,
     phases,
-    reduction_steps,
+    round_down,
     split_pixel,
-    split_reduction,
     widen,
 )
 
@@ -39,44 +42,60 @@ def dgrad_gemm(
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr, ONE_TAP: tl.constexpr,
+    PIXEL_AXIS: tl.constexpr,
+    X_ALIGN: tl.constexpr, WEIGHT_ALIGN: tl.constexpr, Y_ALIGN: tl.constexpr,
+    FLAT: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    if PIXEL_AXIS == 0:
+        GROUP_C, GROUP_K = round_down(GROUP_C, X_ALIGN), round_down(GROUP_K, Y_ALIGN)
+    else:
+        W = round_down(W, X_ALIGN)
+    dy_stride_n, dy_stride_k, dy_stride_p, dy_stride_q = align_strides(
+        dy_stride_n, dy_stride_k, dy_stride_p, dy_stride_q, PIXEL_AXIS, Y_ALIGN
+    )
+    dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w = align_strides(
+        dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w, PIXEL_AXIS, X_ALIGN
+    )
+    weight_stride_k = round_down(weight_stride_k, WEIGHT_ALIGN)
+    weight_stride_r = round_down(weight_stride_r, WEIGHT_ALIGN)
+    weight_stride_s = round_down(weight_stride_s, WEIGHT_ALIGN)
+
     program = widen(tl.program_id(0), WIDE)
-    tile_n, program = next_digit(program, tl.cdiv(GROUP_C, BLOCK_N))
     phase_w, program = next_digit(program, phases(STRIDE_W, W))
     phase_h, program = next_digit(program, phases(STRIDE_H, H))
     largest = SAMPLES * tl.cdiv(H, STRIDE_H) * tl.cdiv(W, STRIDE_W)
-    tile_m, program = next_digit(program, tl.cdiv(largest, BLOCK_M))
+    tiles_m, tiles_n = tl.cdiv(largest, BLOCK_M), tl.cdiv(GROUP_C, BLOCK_N)
+    tile_m, tile_n, program = next_tile(program, tiles_m, tiles_n)
     group, batch = next_digit(program, GROUPS)
 
-    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]  # [BLOCK_M, 1]
+    CHECKED: tl.constexpr = R * S * STRIDE_H * STRIDE_W != 1 or PAD_H != 0 or PAD_W != 0
+    m = tile_m * BLOCK_M + along(PIXEL_AXIS, BLOCK_M)
     rows, columns = tl.cdiv(H - phase_h, STRIDE_H), tl.cdiv(W - phase_w, STRIDE_W)
     exists = m < SAMPLES * rows * columns
     n, row, column = split_pixel(m, rows, columns)
     n += batch
-    group_c = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]  # [1, BLOCK_N]
+    group_c = tile_n * BLOCK_N + along(1 - PIXEL_AXIS, BLOCK_N)
     first_r, taps_r, shift_h, step_r, step_h = phase_taps(phase_h, R, STRIDE_H, PAD_H, DIL_H)
     first_s, taps_s, shift_w, step_s, step_w = phase_taps(phase_w, S, STRIDE_W, PAD_W, DIL_W)
-    dy_base = dy_ptr + n * dy_stride_n + group * GROUP_K * dy_stride_k
     weight_base = (
         weight_ptr
         + batch * weight_stride_n
         + group * GROUP_K * weight_stride_k
-        + group_c * weight_stride_c
         + widen(first_r, WIDE) * weight_stride_r
         + widen(first_s, WIDE) * weight_stride_s
     )
 
     ACC: tl.constexpr = tl.float64 if weight_ptr.dtype.element_ty == tl.float64 else tl.float32
-    acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     acc = add_taps_gemm(
-        acc, row - shift_h, column - shift_w, exists, group_c < GROUP_C,
-        dy_base, weight_base, P, Q, GROUP_K,
+        tl.zeros((m + group_c).shape, ACC),
+        dy_ptr + group * GROUP_K * dy_stride_k, n * dy_stride_n, row - shift_h, column - shift_w, exists,
+        weight_base, group_c * weight_stride_c, group_c < GROUP_C,
+        P, Q, GROUP_K, taps_r, taps_s, -step_h, -step_w,
         dy_stride_k, dy_stride_p, dy_stride_q,
         weight_stride_k, weight_stride_r * step_r, weight_stride_s * step_s,
-        taps_r, taps_s, 1, 1, 0, 0, step_h, step_w,
-        WIDE, PRECISION, ONE_TAP, BLOCK_K,
+        1, 1, "zeros", CHECKED, R * S == 1, PIXEL_AXIS, FLAT, EVEN, AHEAD, WIDE, PRECISION, BLOCK_K,
     )  # fmt: skip
 
     h, w = phase_h + row * STRIDE_H, phase_w + column * STRIDE_W
@@ -88,38 +107,3 @@ def dgrad_gemm(
         acc.to(dx_ptr.dtype.element_ty),
         mask=exists & (group_c < GROUP_C),
     )
-
-
-@triton.jit
-def add_taps_gemm(
-    acc, h, w, pixel_valid, c_valid, dy_base, weight_base, P, Q, GROUP_K,
-    dy_stride_k, dy_stride_p, dy_stride_q,
-    weight_stride_k, weight_stride_r, weight_stride_s,
-    R, S,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr, ONE_TAP: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """acc [BLOCK_M, BLOCK_N] plus what the taps bring to the pixels (h, w) [BLOCK_M, 1]."""
-    for i in range(reduction_steps(GROUP_K, R, S, BLOCK_K, ONE_TAP)):
-        step = widen(i, WIDE)
-        lane = tl.arange(0, BLOCK_K)[None, :]
-        r, s, k, k_valid = split_reduction(step, lane, GROUP_K, R, S, BLOCK_K, ONE_TAP)
-        p, p_inside = output_coordinate(h, r, STRIDE_H, PAD_H, DIL_H, P)
-        q, q_inside = output_coordinate(w, s, STRIDE_W, PAD_W, DIL_W, Q)
-        dy = tl.load(
-            dy_base + k * dy_stride_k + p * dy_stride_p + q * dy_stride_q,
-            mask=pixel_valid & p_inside & q_inside & k_valid,
-            other=0.0,
-        )  # [BLOCK_M, BLOCK_K]
-
-        lane = tl.arange(0, BLOCK_K)[:, None]
-        r, s, k, k_valid = split_reduction(step, lane, GROUP_K, R, S, BLOCK_K, ONE_TAP)
-        weight = tl.load(
-            weight_base + k * weight_stride_k + r * weight_stride_r + s * weight_stride_s,
-            mask=c_valid & k_valid,
-            other=0.0,
-        )  # [BLOCK_K, BLOCK_N]
-        acc = tl.dot(dy, weight, acc, input_precision=PRECISION, out_dtype=acc.dtype)
-    return acc

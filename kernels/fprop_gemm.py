@@ -1,9 +1,12 @@
-"""Forward as an implicit GEMM on the matrix units.
+"""Forward as an implicit GEMM on the matrix units, its operands loaded through pointers.
 
     y[n,k,p,q] = act(bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s])
     h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
     GEMM_M = pixels (n,p,q)    GEMM_N = filters k of one group    GEMM_K = (r,s,c)
+
+Pixels lie along PIXEL_AXIS of every block: along the last, whose elements neighbouring threads
+load, where they are neighbours in memory, and along the first where channels are.
 
 Sums in float32 (float64 for float64). A bank per sample is a batch of GEMMs whose pixels are
 (p,q) of one sample; otherwise the batch has one member and `weight_stride_n` is not used.
@@ -14,9 +17,16 @@ import triton.language as tl
 
 from .epilogue import activate
 from .indexing import (
-    input_coordinate,
+    align_strides,
+    along,
+    divide,
+    fold,
+    is_inside,
     next_digit,
+    next_step,
+    next_tile,
     reduction_steps,
+    round_down,
     split_pixel,
     split_reduction,
     widen,
@@ -34,45 +44,53 @@ def fprop_gemm(
     R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    PAD_BOTTOM: tl.constexpr, PAD_RIGHT: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr, ONE_TAP: tl.constexpr, ACTIVATION: tl.constexpr,
+    PIXEL_AXIS: tl.constexpr,
+    X_ALIGN: tl.constexpr, WEIGHT_ALIGN: tl.constexpr, Y_ALIGN: tl.constexpr,
+    FLAT: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr, ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    if PIXEL_AXIS == 0:
+        GROUP_C, GROUP_K = round_down(GROUP_C, X_ALIGN), round_down(GROUP_K, Y_ALIGN)
+    else:
+        Q, PIXELS = round_down(Q, Y_ALIGN), round_down(PIXELS, Y_ALIGN)
+    x_stride_n, x_stride_c, x_stride_h, x_stride_w = align_strides(
+        x_stride_n, x_stride_c, x_stride_h, x_stride_w, PIXEL_AXIS, X_ALIGN
+    )
+    y_stride_n, y_stride_k, y_stride_p, y_stride_q = align_strides(
+        y_stride_n, y_stride_k, y_stride_p, y_stride_q, PIXEL_AXIS, Y_ALIGN
+    )
+    weight_stride_k = round_down(weight_stride_k, WEIGHT_ALIGN)
+    weight_stride_r = round_down(weight_stride_r, WEIGHT_ALIGN)
+    weight_stride_s = round_down(weight_stride_s, WEIGHT_ALIGN)
+
     program = widen(tl.program_id(0), WIDE)
-    tile_n, program = next_digit(program, tl.cdiv(GROUP_K, BLOCK_N))
-    tile_m, program = next_digit(program, tl.cdiv(PIXELS, BLOCK_M))
+    tiles_m, tiles_n = tl.cdiv(PIXELS, BLOCK_M), tl.cdiv(GROUP_K, BLOCK_N)
+    tile_m, tile_n, program = next_tile(program, tiles_m, tiles_n)
     group, batch = next_digit(program, GROUPS)
 
-    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]  # [BLOCK_M, 1]
-    n, p, q = split_pixel(m, P, Q)
+    PADDED: tl.constexpr = max(PAD_H, PAD_W, PAD_BOTTOM, PAD_RIGHT) > 0
+    m = tile_m * BLOCK_M + along(PIXEL_AXIS, BLOCK_M)
+    # With padding every load has a mask anyway: lanes past the end read what the last pixel does.
+    n, p, q = split_pixel(tl.minimum(m, PIXELS - 1) if PADDED else m, P, Q)
     n += batch
-    group_k = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]  # [1, BLOCK_N]
+    h, w = p * STRIDE_H - PAD_H, q * STRIDE_W - PAD_W  # through the first tap
+    group_k = tile_n * BLOCK_N + along(1 - PIXEL_AXIS, BLOCK_N)
     k = group * GROUP_K + group_k
-    x_base = x_ptr + n * x_stride_n + group * GROUP_C * x_stride_c
-    weight_base = weight_ptr + batch * weight_stride_n + k * weight_stride_k
+    known_k = group * GROUP_K + tl.minimum(group_k, GROUP_K - 1)
 
     ACC: tl.constexpr = tl.float64 if weight_ptr.dtype.element_ty == tl.float64 else tl.float32
-    acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
-    for i in range(reduction_steps(GROUP_C, R, S, BLOCK_K, ONE_TAP)):
-        step = widen(i, WIDE)
-        lane = tl.arange(0, BLOCK_K)[None, :]
-        r, s, c, c_valid = split_reduction(step, lane, GROUP_C, R, S, BLOCK_K, ONE_TAP)
-        h, h_inside = input_coordinate(p, r, STRIDE_H, PAD_H, DIL_H, H, MODE)
-        w, w_inside = input_coordinate(q, s, STRIDE_W, PAD_W, DIL_W, W, MODE)
-        x = tl.load(
-            x_base + c * x_stride_c + h * x_stride_h + w * x_stride_w,
-            mask=(m < PIXELS) & h_inside & w_inside & c_valid,
-            other=0.0,
-        )  # [BLOCK_M, BLOCK_K]
-
-        lane = tl.arange(0, BLOCK_K)[:, None]
-        r, s, c, c_valid = split_reduction(step, lane, GROUP_C, R, S, BLOCK_K, ONE_TAP)
-        weight = tl.load(
-            weight_base + c * weight_stride_c + r * weight_stride_r + s * weight_stride_s,
-            mask=(group_k < GROUP_K) & c_valid,
-            other=0.0,
-        )  # [BLOCK_K, BLOCK_N]
-        acc = tl.dot(x.to(weight.dtype), weight, acc, input_precision=PRECISION, out_dtype=ACC)
+    pixel_valid = True if PADDED else m < PIXELS
+    acc = add_taps_gemm(
+        tl.zeros((m + group_k).shape, ACC),
+        x_ptr + group * GROUP_C * x_stride_c, n * x_stride_n, h, w, pixel_valid,
+        weight_ptr + batch * weight_stride_n, known_k * weight_stride_k, True,
+        H, W, GROUP_C, R, S, DIL_H, DIL_W,
+        x_stride_c, x_stride_h, x_stride_w, weight_stride_c, weight_stride_r, weight_stride_s,
+        1, 1, MODE, PADDED, R * S == 1, PIXEL_AXIS, FLAT, EVEN, AHEAD, WIDE, PRECISION, BLOCK_K,
+    )  # fmt: skip
 
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + k * bias_stride, mask=group_k < GROUP_K, other=0.0)
@@ -81,3 +99,113 @@ def fprop_gemm(
         activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty),
         mask=(m < PIXELS) & (group_k < GROUP_K),
     )
+
+
+@triton.jit
+def add_taps_gemm(
+    acc,
+    image_ptr, pixel, row, column, pixel_valid,
+    weight_ptr, filter, filter_valid,
+    ROWS, COLUMNS, CHANNELS, R, S, row_step, column_step,
+    image_stride_c, image_stride_h, image_stride_w,
+    weight_stride_c, weight_stride_r, weight_stride_s,
+    DIVIDE_H: tl.constexpr, DIVIDE_W: tl.constexpr, MODE: tl.constexpr, CHECKED: tl.constexpr,
+    POINT: tl.constexpr, PIXEL_AXIS: tl.constexpr,
+    FLAT: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """acc plus the image times the weight, over all taps and summed channels.
+
+    Tap (r,s) reads the image at (row + r * row_step) / DIVIDE_H, where that is a whole number, and
+    a column likewise. `pixel` and `filter` are offsets of what does not depend on the tap.
+
+    What depends on pixels and lanes is found before the loop; a step adds one scalar to it, that
+    of its tap and first channel. If FLAT, the number of channels, is not None, a step covers
+    BLOCK_K elements of (r,s,channel) flattened, and a vector takes the place of the scalar.
+
+    AHEAD: the image is loaded a step ahead into registers, because it comes in pieces too small
+    for the copies to shared memory that Triton's pipeline is made of.
+    """
+    lane, weight_lane = along(1 - PIXEL_AXIS, BLOCK_K), along(PIXEL_AXIS, BLOCK_K)
+    LINEAR: tl.constexpr = MODE == "zeros" and DIVIDE_H * DIVIDE_W == 1
+    if LINEAR:
+        pixel += row * image_stride_h + column * image_stride_w
+    if FLAT is None:
+        pixel += lane * image_stride_c
+        filter += weight_lane * weight_stride_c
+
+    r, s, c = split_reduction(0, lane, S, FLAT, WIDE, BLOCK_K)
+    if AHEAD:
+        image = load_tap(
+            image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS, R, S,
+            row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
+            DIVIDE_H, DIVIDE_W, MODE, CHECKED, FLAT, EVEN, AHEAD,
+        )  # fmt: skip
+    for i in range(reduction_steps(CHANNELS, R, S, BLOCK_K, FLAT)):
+        if not AHEAD:
+            image = load_tap(
+                image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS, R, S,
+                row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
+                DIVIDE_H, DIVIDE_W, MODE, CHECKED, FLAT, EVEN, AHEAD,
+            )  # fmt: skip
+        valid = filter_valid
+        if FLAT is None:
+            offset = c * weight_stride_c + r * weight_stride_r + s * weight_stride_s
+            if not EVEN:
+                valid &= c + weight_lane < CHANNELS
+            r, s, c = next_step(r, s, c, R, S, POINT, BLOCK_K)
+        else:
+            r, s, c = split_reduction(i, weight_lane, S, FLAT, WIDE, BLOCK_K)
+            offset = c * weight_stride_c + r * weight_stride_r + s * weight_stride_s
+            valid &= s < S
+            r, s, c = split_reduction(i + 1, lane, S, FLAT, WIDE, BLOCK_K)
+        weight = tl.load(weight_ptr + offset + filter, mask=valid, other=0.0)
+        if AHEAD:
+            next_image = load_tap(
+                image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS, R, S,
+                row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
+                DIVIDE_H, DIVIDE_W, MODE, CHECKED, FLAT, EVEN, AHEAD,
+            )  # fmt: skip
+        image = image.to(weight.dtype)
+        if PIXEL_AXIS == 0:
+            acc = tl.dot(image, weight, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+        else:
+            acc = tl.dot(weight, image, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+        if AHEAD:
+            image = next_image
+    return acc
+
+
+@triton.jit
+def load_tap(
+    image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS, R, S,
+    row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
+    DIVIDE_H: tl.constexpr, DIVIDE_W: tl.constexpr, MODE: tl.constexpr, CHECKED: tl.constexpr,
+    FLAT: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK_M, BLOCK_K] or its transpose: what the pixels read in one step of add_taps_gemm."""
+    valid = pixel_valid
+    if MODE == "zeros" and DIVIDE_H * DIVIDE_W == 1:
+        offset = (
+            c * image_stride_c + r * row_step * image_stride_h + s * column_step * image_stride_w
+        )
+        if CHECKED:
+            valid &= is_inside(row + r * row_step, ROWS)
+            valid &= is_inside(column + s * column_step, COLUMNS)
+    else:
+        h, w = row + r * row_step, column + s * column_step
+        if MODE == "zeros":
+            h, h_inside = divide(h, DIVIDE_H, ROWS)
+            w, w_inside = divide(w, DIVIDE_W, COLUMNS)
+        else:
+            h, h_inside = fold(h, ROWS, MODE)
+            w, w_inside = fold(w, COLUMNS, MODE)
+        offset = c * image_stride_c + h * image_stride_h + w * image_stride_w
+        valid &= h_inside & w_inside
+    if FLAT is not None:
+        valid &= (s < S) & (r < R) if AHEAD else s < S
+    elif not EVEN:
+        valid &= c + lane < CHANNELS
+    elif AHEAD:
+        valid &= c < CHANNELS
+    return tl.load(image_ptr + offset + pixel, mask=valid, other=0.0)

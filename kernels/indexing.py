@@ -42,6 +42,16 @@ def fold(coordinate, EXTENT, MODE: tl.constexpr):
 
 
 @triton.jit
+def is_inside(coordinate, EXTENT):
+    """0 <= coordinate < EXTENT by one comparison: without its sign, what is negative is large."""
+    if coordinate.dtype == tl.int64:
+        inside = tl.cast(coordinate, tl.uint64) < tl.cast(EXTENT, tl.uint64)
+    else:
+        inside = tl.cast(coordinate, tl.uint32) < tl.cast(EXTENT, tl.uint32)
+    return inside
+
+
+@triton.jit
 def unfold(
     coordinate, image, EXTENT, BEFORE: tl.constexpr, AFTER: tl.constexpr, MODE: tl.constexpr
 ):
@@ -99,12 +109,17 @@ def split_frame(index, H, W, HOLE_TOP, HOLE_BOTTOM, HOLE_LEFT, HOLE_RIGHT):
 @triton.jit
 def output_coordinate(inp, tap, STRIDE: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr, EXTENT):
     """(*) solved for the output: which output reads `inp` through `tap`, and whether one does."""
-    scaled = inp + PAD - tap * DIL
+    return divide(inp + PAD - tap * DIL, STRIDE, EXTENT)
+
+
+@triton.jit
+def divide(scaled, STRIDE: tl.constexpr, EXTENT):
+    """scaled / STRIDE, and whether that is a whole coordinate inside the image."""
     coordinate = scaled // STRIDE
-    reads = (scaled >= 0) & (coordinate < EXTENT)
+    inside = (scaled >= 0) & (coordinate < EXTENT)
     if STRIDE > 1:
-        reads &= coordinate * STRIDE == scaled
-    return coordinate, reads
+        inside &= coordinate * STRIDE == scaled
+    return coordinate, inside
 
 
 @triton.jit
@@ -116,31 +131,63 @@ def split_pixel(index, HEIGHT, WIDTH):
 
 
 @triton.jit
-def split_reduction(step, lane, CHANNELS, R, S, BLOCK: tl.constexpr, ONE_TAP: tl.constexpr):
-    """(r, s, channel, valid) of reduction element `lane` in `step`.
-
-    ONE_TAP: a step covers BLOCK channels of one tap, so r and s are scalars. Otherwise it covers
-    BLOCK elements of the flattened (r, s, channel), which wastes nothing on few channels.
-    """
-    if ONE_TAP:
-        blocks = tl.cdiv(CHANNELS, BLOCK)
-        tap = step // blocks
-        channel = (step % blocks) * BLOCK + lane
-        valid = channel < CHANNELS
-    else:
-        index = step * BLOCK + lane
-        tap = index // CHANNELS
-        channel = index % CHANNELS
-        valid = tap < R * S
-    return tap // S, tap % S, channel, valid
+def next_pixel(n, row, column, HEIGHT, WIDTH, BLOCK: tl.constexpr):
+    """What split_pixel gives for the index plus BLOCK: additions and carries, but no divisions."""
+    column += BLOCK % WIDTH
+    carry = column >= WIDTH
+    column -= tl.where(carry, WIDTH, 0)
+    row += BLOCK // WIDTH % HEIGHT + tl.where(carry, 1, 0)
+    carry = row >= HEIGHT
+    row -= tl.where(carry, HEIGHT, 0)
+    return n + BLOCK // WIDTH // HEIGHT + tl.where(carry, 1, 0), row, column
 
 
 @triton.jit
-def reduction_steps(CHANNELS, R, S, BLOCK: tl.constexpr, ONE_TAP: tl.constexpr):
-    """How many steps `split_reduction` needs to cover R * S * CHANNELS elements."""
-    if ONE_TAP:
+def in_pieces(offset, PIECE: tl.constexpr):
+    """Offsets [1, BLOCK], of which the compiler now sees that PIECE of them follow one another."""
+    return tl.max_contiguous(tl.multiple_of(offset, [1, PIECE]), [1, PIECE])
+
+
+@triton.jit
+def split_reduction(step, lane, S, FLAT: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """(r, s, channel) of what a step of a reduction sums.
+
+    FLAT is None: the first tap and channel of the first step, scalars; next_step finds the others.
+    Otherwise FLAT is the number of channels, and a step covers BLOCK elements of a row (s, channel)
+    of the window: these are of element `lane`. Where BLOCK covers the row, s and the channel are
+    the same in all steps.
+    """
+    if FLAT is None:
+        r, s, channel = widen(0, WIDE), widen(0, WIDE), widen(0, WIDE)
+    else:
+        row_steps = tl.cdiv(S * FLAT, BLOCK)
+        index = widen(step % row_steps, WIDE) * BLOCK + lane
+        r, s, channel = widen(step // row_steps, WIDE), index // FLAT, index % FLAT
+    return r, s, channel
+
+
+@triton.jit
+def next_step(r, s, channel, R, S, POINT: tl.constexpr, BLOCK: tl.constexpr):
+    """The tap and the first channel of the next step, of those that cover BLOCK channels of a tap.
+
+    Taps are innermost: what they read overlaps, and all but the first find it in a cache. POINT
+    says that there is but one, and the compiler, for which it stays a constant.
+    """
+    if POINT:
+        return r, s, channel + BLOCK
+    s += 1
+    r += tl.where(s < S, 0, 1)
+    s = tl.where(s < S, s, 0)
+    channel += tl.where(r < R, 0, BLOCK)
+    return tl.where(r < R, r, 0), s, channel
+
+
+@triton.jit
+def reduction_steps(CHANNELS, R, S, BLOCK: tl.constexpr, FLAT: tl.constexpr):
+    """How many steps of BLOCK cover R * S * CHANNELS elements; no step has two taps but if FLAT."""
+    if FLAT is None:
         return R * S * tl.cdiv(CHANNELS, BLOCK)
-    return tl.cdiv(R * S * CHANNELS, BLOCK)
+    return R * tl.cdiv(S * CHANNELS, BLOCK)
 
 
 @triton.jit
@@ -163,10 +210,40 @@ def next_digit(number, base):
     return number % base, number // base
 
 
+#: Tiles of rows that share a tile of columns before the next one begins.
+TILE_GROUP = tl.constexpr(8)
+
+
+@triton.jit
+def next_tile(number, tiles_m, tiles_n):
+    """(tile_m, tile_n, number // (tiles_m * tiles_n)), in an order that L2 likes."""
+    index, number = next_digit(number, tiles_m * tiles_n)
+    first = index // (TILE_GROUP * tiles_n) * TILE_GROUP
+    height = tl.minimum(tiles_m - first, TILE_GROUP)
+    index -= first * tiles_n
+    return first + index % height, index // height, number
+
+
+@triton.jit
+def along(AXIS: tl.constexpr, SIZE: tl.constexpr):
+    """0, 1, ... SIZE - 1 along one axis of two."""
+    return tl.expand_dims(tl.arange(0, SIZE), 1 - AXIS)
+
+
 @triton.jit
 def round_down(number, BASE: tl.constexpr):
     """`number`, of which the host knows that BASE divides it: so the compiler sees that too."""
     return number // BASE * BASE
+
+
+@triton.jit
+def align_strides(n, c, h, w, PIXEL_AXIS: tl.constexpr, ALIGN: tl.constexpr):
+    """An image's strides, of which the compiler now sees that ALIGN divides all but the innermost."""
+    if PIXEL_AXIS == 0:
+        w = round_down(w, ALIGN)
+    else:
+        c = round_down(c, ALIGN)
+    return round_down(n, ALIGN), c, round_down(h, ALIGN), w
 
 
 @triton.jit

@@ -6,7 +6,7 @@ Importing this imports triton: only registration.py does so, when a call needs a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from .facts import NARROW_LIMIT, device_of, layout_of
 from .formats import empty_in_format
 from .geometry import Geometry
 from .launch_tma import dgrad_descriptors, fprop_descriptors, wgrad_descriptors
-from .plan import Plan, Tile, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
+from .plan import GemmTile, Plan, Tile, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
 from .plan_tma import TmaTile
 
 
@@ -139,6 +139,9 @@ def fprop_call(
     descriptors = {}
     if isinstance(plan.tile, TmaTile):
         descriptors = fprop_descriptors(x, weight, geometry, plan.tile)
+    weight = _packed(weight, plan)
+    geometry, (x, y) = _planes_as_rows(geometry, plan, x, y)
+    gemm = _gemm_arguments(x, weight, y, geometry, plan)
     weight, weight_strides = _weight_walk(weight, geometry)
     return _call(
         plan,
@@ -155,6 +158,7 @@ def fprop_call(
         bias_stride=0 if bias is None else bias.stride(0),
         **_strides("y", "nkpq", y.stride()),
         **descriptors,
+        **gemm,
     )
 
 
@@ -175,6 +179,9 @@ def dgrad_call(
     descriptors = {}
     if isinstance(plan.tile, TmaTile):
         descriptors = dgrad_descriptors(dy, weight, geometry, plan.tile)
+    weight = _packed(weight, plan)
+    geometry, (dx, dy) = _planes_as_rows(geometry, plan, dx, dy)
+    gemm = _gemm_arguments(dx, weight, dy, geometry, plan)
     pixels = geometry.frame_pixels if plan.op == "dgrad_frame" else geometry.H * geometry.W
     weight, weight_strides = _weight_walk(weight, geometry)
     return _call(
@@ -191,6 +198,7 @@ def dgrad_call(
         bias_stride=0 if bias is None else bias.stride(0),
         **_strides("dx", "nchw", dx.stride()),
         **descriptors,
+        **gemm,
     )
 
 
@@ -234,6 +242,7 @@ def wgrad_calls(
     descriptors = {}
     if isinstance(plan.tile, TmaTile):
         descriptors = wgrad_descriptors(x, dy, geometry, plan.tile)
+    geometry, (x, dy) = _planes_as_rows(geometry, plan, x, dy)
     call = _call(
         plan,
         geometry,
@@ -246,6 +255,7 @@ def wgrad_calls(
         dw_stride_split=dw.numel() if plan.partials > 1 else 0,
         **_strides("dw", "nkcrs", dw_strides),
         **_band_arguments(x, dy, geometry, plan.tile),
+        **_gemm_arguments(x, walk, dy, geometry, plan),
         dw_stride_g=geometry.group_K * dw_strides[1],
         **descriptors,
     )
@@ -334,18 +344,18 @@ def _band_arguments(
         "COLUMN_GROUP": COLUMN_STEP,
         "FIRST_ROW": first_row,
         "ROWS": max(1, rows),
-        "X_ALIGN": _alignment(x),
-        "Y_ALIGN": _alignment(y),
+        "X_ALIGN": math.gcd(COLUMN_STEP, _alignment(x, 3, geometry.W)),
+        "Y_ALIGN": math.gcd(COLUMN_STEP, _alignment(y, 3, geometry.Q)),
     }
 
 
-def _alignment(image: torch.Tensor) -> int:
-    """Elements, of a column step and of 16 bytes at most, that rows of (N, C, H, W) start on."""
-    width = image.shape[-1]
-    if image.data_ptr() % 16 or (image.stride(-1) != 1 and width > 1):
+def _alignment(tensor: torch.Tensor, axis: int, extent: int) -> int:
+    """Elements, of 16 bytes at most, in which pieces of `extent` along the innermost axis come."""
+    if tensor.data_ptr() % 16 or (tensor.stride(axis) != 1 and tensor.shape[axis] > 1):
         return 1
-    outer = [s for n, s in zip(image.shape[:-1], image.stride()[:-1], strict=True) if n > 1]
-    return math.gcd(COLUMN_STEP, max(1, 16 // image.itemsize), width, *outer)
+    steps = [s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1]
+    steps.remove(1) if tensor.shape[axis] > 1 else None
+    return math.gcd(max(1, 16 // tensor.itemsize), extent, *steps)
 
 
 def sum_partials_call(partials: torch.Tensor, out: torch.Tensor, splits: int) -> Call:
@@ -412,7 +422,6 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
         "SPLIT_BOXES": plan.split_strips,
         "WIDE": plan.wide,
         "PRECISION": plan.precision,
-        "ONE_TAP": plan.one_tap,
         "INTERIOR": plan.interior,
         **extents,
     }
@@ -428,6 +437,81 @@ def _samples(geometry: Geometry) -> int:
 
 def _strides(name: str, axes: str, strides: tuple[int, ...]) -> dict[str, int]:
     return {f"{name}_stride_{axis}": s for axis, s in zip(axes, strides, strict=True)}
+
+
+def _packed(weight: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """The weight with its channels innermost where a GEMM reads it so: a copy, unless it is so.
+
+    A copy is never kept: an update of the weight in place must not be missed. A bank per sample is
+    as it is: it is not read again and again by programs with other pixels.
+    """
+    if not isinstance(plan.tile, GemmTile) or weight.dim() == 5:
+        return weight
+    if weight.stride(1) == 1 or weight.shape[1] == 1:
+        return weight
+    K, C, R, S = weight.shape
+    return weight.new_empty((K, R, S, C)).permute(0, 3, 1, 2).copy_(weight)
+
+
+def _planes_as_rows(
+    geometry: Geometry, plan: Plan, *images: torch.Tensor
+) -> tuple[Geometry, Sequence[torch.Tensor]]:
+    """The same with a plane as one row, where a GEMM's window of 1x1 does not tell them apart.
+
+    A row of so many pixels can be read and written in pieces of 16 bytes more often.
+    """
+    g = geometry
+    if (
+        not isinstance(plan.tile, GemmTile)
+        or not _is_point(g)
+        or any(t.stride(2) != g.W * t.stride(3) for t in images)
+    ):
+        return geometry, images
+    rows = [
+        t.as_strided((*t.shape[:2], 1, g.H * g.W), (*t.stride()[:2], 0, t.stride(3)))
+        for t in images
+    ]
+    return replace(g, H=1, W=g.H * g.W), rows
+
+
+def _is_point(geometry: Geometry) -> bool:
+    """Whether every output is made of one pixel, at the same place."""
+    g = geometry
+    return (g.R, g.S, g.stride, g.padding) == (1, 1, (1, 1), ((0, 0), (0, 0)))
+
+
+def _gemm_arguments(
+    x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, geometry: Geometry, plan: Plan
+) -> dict[str, Any]:
+    """What a GEMM is told of its tensors in memory; weight strides (k, c, r, s) end its shape."""
+    tile = plan.tile
+    if not isinstance(tile, GemmTile):
+        return {}
+    read, channels = (y, geometry.group_K) if plan.op.startswith("dgrad") else (x, geometry.group_C)
+    pixel_axis = int(_step(read, 3) < _step(read, 1))
+    if pixel_axis == 0:
+        aligned = _alignment(x, 1, geometry.group_C), _alignment(y, 1, geometry.group_K)
+    else:
+        aligned = _alignment(x, 3, geometry.W), _alignment(y, 3, geometry.Q)
+    # A window moves pixels out of line by one, and a step leaves some out.
+    together = aligned[read is y] if pixel_axis == 0 or _is_point(geometry) else 1
+    one_tap = geometry.group_C % tile.BLOCK_N == 0  # of a weight gradient
+    return {
+        "PIXEL_AXIS": pixel_axis,
+        "X_ALIGN": aligned[0],
+        "WEIGHT_ALIGN": _alignment(weight, -3, geometry.group_C),
+        "Y_ALIGN": aligned[1],
+        "FLAT": None if plan.one_tap else channels,
+        "EVEN": channels % tile.BLOCK_K == 0,
+        "ONE_TAP": one_tap,
+        # With taps that differ in a tile, Triton 3.7 loads such a block without coalescing.
+        "AHEAD": read.itemsize * together < 4 and (plan.op != "wgrad" or one_tap),
+    }
+
+
+def _step(image: torch.Tensor, axis: int) -> float:
+    """Elements from one to the next along an axis; there is no next one along an extent of one."""
+    return image.stride(axis) if image.shape[axis] > 1 else math.inf
 
 
 def _weight_walk(weight: torch.Tensor, geometry: Geometry) -> tuple[torch.Tensor, tuple[int, ...]]:
