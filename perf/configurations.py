@@ -14,24 +14,19 @@ from typing import Any
 import torch
 
 from ..ops.bands import AnyBandedTile, BandedGradTile, BandedTile
+from ..ops.devices import DEVICES, LIMITS, Device
 from ..ops.facts import NARROW_LIMIT
 from ..ops.geometry import Geometry
 from ..ops.lag_launch import lag_sums_calls
 from ..ops.launch import Call, dgrad_call, fprop_call, wgrad_calls
 from ..ops.plan import (
-    BANDED_GRAD_TILES,
-    BANDED_TILES,
-    DEVICES,
     GEMM_TILES,
-    LIMITS,
     STENCIL_TILES,
     WIDE_GEMM_TILES,
-    Device,
     GemmTile,
     Layout,
     Plan,
     Tile,
-    banded_tiles,
     plan_dgrad,
     plan_dgrad_frame,
     plan_fprop,
@@ -39,6 +34,7 @@ from ..ops.plan import (
     plan_with_tile,
     tile_of,
 )
+from ..ops.plan_banded import BANDED_GRAD_TILES, BANDED_TILES, banded_tiles
 from ..ops.plan_tma import ARCHITECTURES, TMA_GRADIENT_SHAPES, TMA_SHAPES, shaped_tile
 from ..ops.tuned import tuned_for
 

@@ -14,11 +14,8 @@ from ..ops.plan_rows import RowsTile
 from ..ops.plan_tma import TmaTile, box_of, pixel_planes, whole_box
 
 
-def tiles_like(op: str, geometry: Geometry, tile: Tile) -> Iterator[Tile]:
-    """Tiles of the family of `tile`, whether or not they are legal.
-
-    There are none for a family that this module has no list of.
-    """
+def tiles_like(op: str, geometry: Geometry, tile: object) -> Iterator[Tile]:
+    """Tiles of the family of `tile`, whether or not they are legal; none of an unknown family."""
     if isinstance(tile, GemmTile):
         return _gemm_tiles(op, geometry)
     if isinstance(tile, StencilTile):

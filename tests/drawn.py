@@ -11,7 +11,7 @@ import hypothesis
 import torch
 from hypothesis import strategies as st
 
-from tricorr.ops import Geometry, geometry_of, plan
+from tricorr.ops import Geometry, geometry_of, plan, plan_banded
 from tricorr.ops.plan import Layout, Plan, is_legal, plan_with_tile
 from tricorr.ops.plan_rows import has_rows_kernel, is_turned, rows_tile
 from tricorr.ops.plan_tma import TMA_GRADIENT_SHAPES, TMA_SHAPES, is_legal_tma, shaped_tile
@@ -123,7 +123,7 @@ def table_tiles(op, family, geometry, product, dtype, layout, device):
         tile = rows_tile(op, geometry, dtype, layout, device)
         return [tile] if tile else []
     if family == "banded":
-        return plan.banded_tiles(op, product, layout.wide, device)
+        return plan_banded.banded_tiles(op, product, layout.wide, device)
     shapes = TMA_GRADIENT_SHAPES if op == "wgrad" else TMA_SHAPES
     return [shaped_tile(op, geometry, dtype, shape) for shape in shapes]
 
@@ -132,7 +132,7 @@ def has_kernel(op, family, geometry, dtype, precision, device):
     if family == "rows":
         return has_rows_kernel(op, geometry)
     if family == "banded":
-        return plan.has_banded_kernel(op, geometry, dtype, precision)
+        return plan_banded.has_banded_kernel(op, geometry, dtype, precision)
     return family != "tma" or is_legal_tma(op, geometry, dtype, precision, device.arch, True)
 
 
