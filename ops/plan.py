@@ -31,6 +31,7 @@ from .errors import ArgumentError
 from .geometry import Geometry
 from .integers import cdiv
 from .plan_banded import banded_tile, has_banded_kernel
+from .plan_cost import cheapest
 from .plan_rows import (
     RowsTile,
     interior_tiles,
@@ -45,7 +46,7 @@ from .plan_tma import (
     fits_tma,
     is_legal_tma,
     tma_programs,
-    tma_tile,
+    tma_tiles,
 )
 from .tuned import key_of, tuned_for
 
@@ -201,6 +202,17 @@ class Plan:
         return f"{'fprop' if self.turned else self.op}_{self.family}"
 
     @property
+    def gemm(self) -> tuple[int, int, int]:
+        """(M, N, K) of one pass of the loop of a kernel that multiplies matrices."""
+        tile = self.tile
+        if isinstance(tile, TmaTile):
+            if self.op == "wgrad":
+                return tile.BLOCK_K, tile.BLOCK_N, tile.pixels
+            return tile.BLOCK_N, tile.pixels, tile.BLOCK_K
+        assert isinstance(tile, GemmTile | BandedTile | BandedGradTile)
+        return _gemm_of(tile)
+
+    @property
     def partials(self) -> int:
         """Results of a weight gradient that sum_partials adds up; 1 if there is nothing to add."""
         return self.splits * (COLUMN_STEP if isinstance(self.tile, BandedGradTile) else 1)
@@ -258,42 +270,49 @@ def plan_wgrad(
     """The weight-gradient plan: rows are filters, columns (r, s, c), the reduction pixels."""
     if found := _tuned_plan("wgrad", geometry, dtype, layout, device, precision):
         return found
-    _, pixels = _pixels("wgrad", geometry)
-    columns = geometry.group_C * geometry.R * geometry.S
-    tile: Tile
     precise = _precision(dtype, precision, device)
-    facts = device.arch, device.multiprocessors, layout.descriptors
-    if box := tma_tile("wgrad", geometry, dtype, precise, *facts):
-        tile = box
-    elif min(geometry.group_K, columns) >= GEMM_MIN:
+    columns = geometry.group_C * geometry.R * geometry.S
+    tiles: list[Tile]
+    if min(geometry.group_K, columns) >= GEMM_MIN:
         # The long side of a tile lies along the pixels in the other operators; here rows are
-        # filters, and splits fill the device, so the size of the tile does not depend on it.
+        # filters: the table's last tile, for few columns, is not for it.
         product = _product(dtype, precision, device)
-        tiles = (WIDE_GEMM_TILES[product],) * 2 if layout.wide else GEMM_TILES[product]
-        tile = tiles[0] if min(geometry.group_K, columns) >= tiles[0].BLOCK_N else tiles[1]
+        tiles = [WIDE_GEMM_TILES[product]] if layout.wide else [*GEMM_TILES[product][:2]]
+        found = layout.descriptors
+        tiles += tma_tiles("wgrad", geometry, dtype, precise, device.arch, found)
     else:
-        tile = (
+        _, pixels = _pixels("wgrad", geometry)
+        tiles = [
             rows_tile("wgrad", geometry, dtype, layout, device)
             or _banded_tile("wgrad", geometry, dtype, layout, device, precision)
             or _stencil_tile(geometry.K, pixels, layout)
+        ]
+    plans = [
+        plan_with_tile(
+            "wgrad",
+            geometry,
+            tile,
+            wide=layout.wide,
+            precision=precise,
+            splits=_splits(geometry, tile, dtype, device),
         )
+        for tile in tiles
+    ]
+    return cheapest(plans, geometry, dtype, device)
+
+
+def _splits(geometry: Geometry, tile: Tile, dtype: torch.dtype, device: Device) -> int:
+    """Parts of a weight gradient's pixels that fill the device, as many as are worth it."""
+    _, pixels = _pixels("wgrad", geometry)
     partial_bytes = geometry.weight_numel * (8 if dtype == torch.float64 else 4)
     if isinstance(tile, BandedGradTile):
         partial_bytes *= COLUMN_STEP
     # Programs of a tma kernel fill the shared memory of a multiprocessor one or two at a time.
     side_by_side = 2 if isinstance(tile, TmaTile) else 4
-    splits = min(
+    return min(
         cdiv(side_by_side * device.multiprocessors, max(1, _programs("wgrad", geometry, tile))),
         _most_splits(geometry, tile, pixels),
         MAX_WORKSPACE // max(1, partial_bytes),
-    )
-    return plan_with_tile(
-        "wgrad",
-        geometry,
-        tile,
-        wide=layout.wide,
-        precision=precise,
-        splits=splits,
     )
 
 
@@ -385,31 +404,28 @@ def _plan_pixels(
         precision = _precision(dtype, precision, device)
         return plan_with_tile(op, geometry, direct, wide=layout.wide, precision=precision)
     precise = _precision(dtype, precision, device)
-    facts = device.arch, device.multiprocessors, layout.descriptors
-    if box := tma_tile(
-        op,
-        geometry,
-        dtype,
-        precise,
-        *facts,
-    ):
-        return plan_with_tile(op, geometry, box, wide=layout.wide, precision=precise)
     product = _product(dtype, precision, device)
-    tiles = GEMM_TILES[product]
-    fits = [tile for tile in tiles if tile.BLOCK_N <= max(columns, tiles[-1].BLOCK_N)]
-    enough = 2 * device.multiprocessors
-    tile = next((t for t in fits if _programs(op, geometry, t) >= enough), fits[-1])
     by_phases = op == "dgrad" and math.prod(geometry.phases) > 1
-    if (layout.wide or by_phases) and reduced < tile.BLOCK_K:
-        tile = WIDE_GEMM_TILES[product]
-    return plan_with_tile(
-        op,
-        geometry,
-        tile,
-        wide=layout.wide,
-        precision=precise,
-        one_tap=takes_one_tap(op, geometry, tile),
-    )
+    # Two loops around the sums of a frame, which has few pixels, leave registers for few of them.
+    table = GEMM_TILES[product][-1:] if op == "dgrad_frame" else GEMM_TILES[product]
+    tiles: list[Tile] = [
+        tile for tile in table if not (layout.wide or by_phases) or reduced >= tile.BLOCK_K
+    ]
+    if len(tiles) < len(table):
+        tiles.append(WIDE_GEMM_TILES[product])
+    tiles += tma_tiles(op, geometry, dtype, precise, device.arch, layout.descriptors)
+    plans = [
+        plan_with_tile(
+            op,
+            geometry,
+            tile,
+            wide=layout.wide,
+            precision=precise,
+            one_tap=takes_one_tap(op, geometry, tile),
+        )
+        for tile in tiles
+    ]
+    return cheapest(plans, geometry, dtype, device)
 
 
 def _tuned_plan(

@@ -61,7 +61,7 @@ class TmaTile:
 
 
 #: (channels of the result, pixels, num_warps, num_stages), largest first: those read each input the
-#: fewest times. A smaller one is taken where it leaves a tenth less to the busiest multiprocessor.
+#: fewest times.
 TMA_SHAPES = (
     (128, 256, 8, 3),
     (128, 128, 8, 4),
@@ -172,21 +172,20 @@ def phases_with_taps(geometry: Geometry) -> tuple[Pair, ...]:
     return tuple(itertools.product(rows, columns))
 
 
-def tma_tile(
+def tma_tiles(
     op: str,
     geometry: Geometry,
     dtype: torch.dtype,
     precision: str,
     arch: str,
-    multiprocessors: int,
     descriptors: bool,
-) -> TmaTile | None:
-    """The tile for a call; None where it is not legal, or boxes would mostly overhang."""
+) -> list[TmaTile]:
+    """Tiles that a call may have; none where it is not legal, or boxes would mostly overhang."""
     if not is_legal_tma(op, geometry, dtype, precision, arch, descriptors):
-        return None
+        return []
     g, planes = geometry, pixel_planes(op, geometry)
     results, summed = (g.group_K, g.group_C) if op == "fprop" else (g.group_C, g.group_K)
-    tiles = [
+    return [
         tile
         for shape in (TMA_GRADIENT_SHAPES if op == "wgrad" else TMA_SHAPES)
         if (tile := shaped_tile(op, g, dtype, shape)).BLOCK_N <= max(64, power_of_two(results))
@@ -195,12 +194,6 @@ def tma_tile(
         and covered(planes, (tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q)) * (1 - MAX_OVERHANG)
         <= math.prod(planes)
     ]
-    if op == "wgrad":  # splits let any tile fill the device
-        return next(iter(tiles), None)
-    # What the busiest multiprocessor multiplies; smaller tiles load more for it.
-    costs = [-(-tma_programs(op, g, t) // multiprocessors) * t.BLOCK_N * t.pixels for t in tiles]
-    least = min(costs, default=0)
-    return next((t for t, cost in zip(tiles, costs, strict=True) if cost <= 1.1 * least), None)
 
 
 def shaped_tile(
