@@ -160,7 +160,8 @@ def code_of(
     Fitted to perf/results/codegen.json for sm_90, whose entries a test holds these against: a
     pass of a pointer kernel addresses and loads every element of its operands that a thread has,
     which takes five times as many instructions where each has a tap of its own (`flat`); a pass
-    through descriptors takes as many whatever its size.
+    through descriptors takes as many whatever its size, and so
+    nearly does one of a banded kernel.
     """
     m, n, k = gemm
     sums, elements = m * n / threads, (m + n) * k / threads
@@ -168,6 +169,8 @@ def code_of(
         if op == "wgrad":
             return Code(173, 500 + 11 * sums, sums + 60)
         return Code(100, 450 + 3 * sums, sums + 28)
+    if family == "banded":
+        return Code(300 if op == "wgrad" else 180, 900, 120)
     loop = 120 + (25 if flat else 5) * elements
     if op == "wgrad" and precision == "tf32":
         loop += 5 * elements
