@@ -42,6 +42,11 @@ L2_PORT = 64
 REGISTERS, THREADS = 2**16, 2048
 
 
+#: Lane instructions of a stencil for one tap of one output, by machine code for sm_90: fprop and
+#: dgrad 12 to 15, wgrad 32 to 40 (perf/results/codegen.json).
+STENCIL_LANES = {"fprop": 12, "dgrad": 12, "wgrad": 32}
+
+
 @dataclass(frozen=True)
 class Rates:
     """What one multiprocessor gets done in a clock, and how long that is.

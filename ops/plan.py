@@ -30,6 +30,7 @@ from .devices import Device as Device
 from .errors import ArgumentError
 from .geometry import Geometry
 from .integers import cdiv
+from .model import STENCIL_LANES
 from .plan_banded import banded_tile, has_banded_kernel
 from .plan_cost import cheapest
 from .plan_rows import (
@@ -271,22 +272,17 @@ def plan_wgrad(
     if found := _tuned_plan("wgrad", geometry, dtype, layout, device, precision):
         return found
     precise = _precision(dtype, precision, device)
-    columns = geometry.group_C * geometry.R * geometry.S
-    tiles: list[Tile]
-    if min(geometry.group_K, columns) >= GEMM_MIN:
-        # The long side of a tile lies along the pixels in the other operators; here rows are
-        # filters: the table's last tile, for few columns, is not for it.
-        product = _product(dtype, precision, device)
-        tiles = [WIDE_GEMM_TILES[product]] if layout.wide else [*GEMM_TILES[product][:2]]
-        found = layout.descriptors
-        tiles += tma_tiles("wgrad", geometry, dtype, precise, device.arch, found)
+    # The long side of a tile lies along the pixels in the other operators; here rows are filters:
+    # the table's last tile, for few columns, is not for it.
+    product = _product(dtype, precision, device)
+    tiles: list[Tile] = [WIDE_GEMM_TILES[product]]
+    if not layout.wide:
+        tiles = [*GEMM_TILES[product][:2]]
+    if min(geometry.group_K, geometry.group_C * geometry.R * geometry.S) >= GEMM_MIN:
+        tiles += tma_tiles("wgrad", geometry, dtype, precise, device.arch, layout.descriptors)
     else:
-        _, pixels = _pixels("wgrad", geometry)
-        tiles = [
-            rows_tile("wgrad", geometry, dtype, layout, device)
-            or _banded_tile("wgrad", geometry, dtype, layout, device, precision)
-            or _stencil_tile(geometry.K, pixels, layout)
-        ]
+        direct = _direct_tile("wgrad", geometry, dtype, layout, device, precision, geometry.K)
+        tiles = [direct, *tiles] if isinstance(direct, StencilTile) else [direct]
     plans = [
         plan_with_tile(
             "wgrad",
@@ -389,31 +385,18 @@ def _plan_pixels(
     """The plan of fprop or dgrad, which differ in what is a column and what is reduced."""
     if found := _tuned_plan(op, geometry, dtype, layout, device, precision):
         return found
-    columns = channels // geometry.groups
-    if min(columns, reduced * geometry.R * geometry.S) < GEMM_MIN:
-        _, pixels = _pixels(op, geometry)
-        direct = (
-            rows_tile(op, geometry, dtype, layout, device)
-            or _banded_tile(op, geometry, dtype, layout, device, precision)
-            or _stencil_tile(channels, pixels, layout)
-        )
-        if op == "dgrad_frame":  # two loops around the sum leave registers for fewer pixels
-            assert isinstance(direct, StencilTile)
-            fewer = 4 if dtype == torch.float64 else 2
-            direct = replace(direct, BLOCK_M=direct.BLOCK_M // fewer)
-        precision = _precision(dtype, precision, device)
-        return plan_with_tile(op, geometry, direct, wide=layout.wide, precision=precision)
     precise = _precision(dtype, precision, device)
-    product = _product(dtype, precision, device)
-    by_phases = op == "dgrad" and math.prod(geometry.phases) > 1
-    # Two loops around the sums of a frame, which has few pixels, leave registers for few of them.
-    table = GEMM_TILES[product][-1:] if op == "dgrad_frame" else GEMM_TILES[product]
-    tiles: list[Tile] = [
-        tile for tile in table if not (layout.wide or by_phases) or reduced >= tile.BLOCK_K
-    ]
-    if len(tiles) < len(table):
-        tiles.append(WIDE_GEMM_TILES[product])
-    tiles += tma_tiles(op, geometry, dtype, precise, device.arch, layout.descriptors)
+    gemms = _gemm_tiles(op, geometry, _product(dtype, precision, device), layout)
+    tiles: list[Tile] = [*gemms]
+    columns = channels // geometry.groups
+    if min(columns, reduced * geometry.R * geometry.S) >= GEMM_MIN:
+        tiles += tma_tiles(op, geometry, dtype, precise, device.arch, layout.descriptors)
+    else:
+        direct = _direct_tile(op, geometry, dtype, layout, device, precision, channels)
+        fewest = min(gemms, key=lambda tile: tile.BLOCK_N)
+        # Of a matrix unit most multiplies zeros, but a stencil walks through all that is summed.
+        walks = isinstance(direct, StencilTile) and reduced >= fewest.BLOCK_K
+        tiles = [direct, fewest] if walks else [direct]
     plans = [
         plan_with_tile(
             op,
@@ -426,6 +409,42 @@ def _plan_pixels(
         for tile in tiles
     ]
     return cheapest(plans, geometry, dtype, device)
+
+
+def _gemm_tiles(op: str, geometry: Geometry, product: str, layout: Layout) -> list[GemmTile]:
+    """The tiles of a GEMM that computes fprop or dgrad through pointers."""
+    table = GEMM_TILES[product]
+    if op == "dgrad_frame":  # has few pixels, and two loops that take registers
+        table = table[-1:]
+    by_phases = op == "dgrad" and math.prod(geometry.phases) > 1
+    if not (layout.wide or by_phases):
+        return [*table]
+    reduced = geometry.group_C if op == "fprop" else geometry.group_K
+    tiles = [tile for tile in table if reduced >= tile.BLOCK_K]
+    return tiles if len(tiles) == len(table) else [*tiles, WIDE_GEMM_TILES[product]]
+
+
+def _direct_tile(
+    op: str,
+    geometry: Geometry,
+    dtype: torch.dtype,
+    layout: Layout,
+    device: Device,
+    precision: str,
+    channels: int,
+) -> Tile:
+    """The tile for few channels: of rows kernels, else of banded ones, else of a stencil."""
+    _, pixels = _pixels(op, geometry)
+    direct = (
+        rows_tile(op, geometry, dtype, layout, device)
+        or _banded_tile(op, geometry, dtype, layout, device, precision)
+        or _stencil_tile(channels, pixels, layout)
+    )
+    if op == "dgrad_frame":  # two loops around the sum leave registers for fewer pixels
+        assert isinstance(direct, StencilTile)
+        fewer = 4 if dtype == torch.float64 else 2
+        direct = replace(direct, BLOCK_M=direct.BLOCK_M // fewer)
+    return direct
 
 
 def _tuned_plan(
@@ -601,11 +620,6 @@ def _banded_tile(
         return None
     most = _stencil_cost(op, geometry, layout, device)
     return banded_tile(op, geometry, dtype, layout, device, precise, most)
-
-
-#: Lane instructions of a stencil for one tap of one output, by machine code for sm_90: fprop and
-#: dgrad 12 to 15, wgrad 32 to 40 (perf/results/codegen.json).
-STENCIL_LANES = {"fprop": 12, "dgrad": 12, "wgrad": 32}
 
 
 def _stencil_cost(op: str, geometry: Geometry, layout: Layout, device: Device) -> float:

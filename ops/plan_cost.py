@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .devices import Device
+from .devices import LIMITS, SMALLEST, Device
 from .geometry import Geometry
 from .integers import cdiv
-from .model import Code, Work, code_of, gemm_work, reread_bytes, times_of
+from .model import (
+    STENCIL_LANES,
+    THREADS,
+    Code,
+    Work,
+    code_of,
+    gemm_work,
+    reread_bytes,
+    times_of,
+)
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -19,24 +28,31 @@ if TYPE_CHECKING:
 #: Plans that take so much longer than the fastest are as good to the model: it is no better than
 #: its rates. Of those the one is taken that keeps all units together busy for the shortest time.
 CLOSE = 1.1
+#: A stencil is left for a matrix unit that mostly multiplies zeros only where that takes so much
+#: less of its time that the model may be as wrong.
+MARGIN = 0.5
 #: The two tensors that an operator reads, the one with pixels first.
 READ = {"fprop": ("x", "weight"), "dgrad": ("y", "weight"), "wgrad": ("x", "y")}
 
 
 def cheapest(plans: Sequence[Plan], geometry: Geometry, dtype: torch.dtype, device: Device) -> Plan:
-    """The one of several plans of GEMMs that the model expects to be done first."""
+    """The one of several plans of GEMMs and stencils that the model expects to be done first."""
     if len(plans) == 1:
         return plans[0]
     times = {
-        plan: times_of(gemm_plan_work(plan, geometry, dtype, dtype.itemsize, device), device)
+        plan: times_of(plan_work(plan, geometry, dtype, dtype.itemsize, device), device)
         for plan in plans
     }
+    if plans[0].family == "stencil":
+        plan = min(times, key=lambda plan: times[plan].predicted)
+        gains = times[plan].predicted < MARGIN * times[plans[0]].predicted
+        return plan if gains else plans[0]
     least = min(time.predicted for time in times.values())
     close = [plan for plan, time in times.items() if time.predicted <= CLOSE * least]
     return min(close, key=lambda plan: times[plan].busy)
 
 
-def gemm_plan_work(
+def plan_work(
     plan: Plan,
     geometry: Geometry,
     dtype: torch.dtype,
@@ -44,7 +60,7 @@ def gemm_plan_work(
     device: Device,
     code: Code | None = None,
 ) -> Work:
-    """What a plan of a gemm or tma kernel asks of a device.
+    """What a plan of a gemm, tma or stencil kernel asks of a device.
 
     Args:
         plan: of the launch.
@@ -54,7 +70,10 @@ def gemm_plan_work(
         device: to run on.
         code: of a program, where it was counted.
     """
-    gemm, threads = plan.gemm, 32 * plan.tile.num_warps * (2 if device.arch[:3] == "gfx" else 1)
+    threads = LIMITS.get(device.arch, SMALLEST).lanes * plan.tile.num_warps
+    if plan.family == "stencil":
+        return _stencil_work(plan, geometry, dtype, x_bytes, threads, device)
+    gemm = plan.gemm
     unit = unit_of(dtype, plan.precision)
     itemsize = dtype.itemsize
     if code is None:
@@ -79,6 +98,42 @@ def gemm_plan_work(
         code,
         device,
         partial_bytes(plan, geometry, itemsize),
+    )
+
+
+def _stencil_work(
+    plan: Plan, geometry: Geometry, dtype: torch.dtype, x_bytes: int, threads: int, device: Device
+) -> Work:
+    """Every tap of every channel that is summed loads its pixel through L1.
+
+    From L2 comes, of each row of the window, what the taps of it overlap in.
+    """
+    g, itemsize = geometry, dtype.itemsize
+    blocks = vars(plan.tile)
+    m, c = blocks["BLOCK_M"], blocks["BLOCK_C"]
+    if plan.op == "wgrad":
+        macs = cdiv(plan.split_pixels, m) * m * c
+        loads = fresh = macs * (x_bytes + itemsize)
+    else:
+        first = x_bytes if plan.op == "fprop" else itemsize
+        summed = g.group_C if plan.op == "fprop" else g.group_K
+        macs = g.R * g.S * summed * m * c
+        loads = macs * first + g.R * g.S * summed * c * itemsize
+        row = min(m * g.stride[1] + (g.S - 1) * g.dilation[1], m * g.S)
+        fresh = g.R * row * c * summed * first
+    between = partial_bytes(plan, g, itemsize)
+    return Work(
+        plan.grid,
+        threads,
+        device_bytes(plan, g, x_bytes, itemsize, device),
+        fresh,
+        loads,
+        macs,
+        "float64" if dtype == torch.float64 else "fma",
+        STENCIL_LANES[plan.op[:5]] * macs / threads,
+        THREADS // 2 // threads,
+        2 if between else 1,
+        between,
     )
 
 
@@ -109,7 +164,7 @@ def device_bytes(
     batches = g.N if g.per_sample else 1
     sharers = g.R * g.S * g.group_C
     if plan.family in ("gemm", "tma", "banded"):
-        sharers = plan.grid // (plan.splits * g.groups * batches)
+        sharers = plan.grid // max(1, plan.splits * g.groups * batches)
     moved += reread_bytes(plan.op, first, second, plan.grid, sharers, device)
     return moved + partial_bytes(plan, g, itemsize)  # are written
 

@@ -49,7 +49,6 @@ from ..ops.model import (
     times_of,
 )
 from ..ops.plan import (
-    STENCIL_LANES,
     GemmTile,
     Layout,
     Plan,
@@ -58,7 +57,7 @@ from ..ops.plan import (
     plan_fprop,
     plan_wgrad,
 )
-from ..ops.plan_cost import READ, device_bytes, gemm_plan_work, partial_bytes, unit_of
+from ..ops.plan_cost import READ, device_bytes, partial_bytes, plan_work, unit_of
 from ..ops.plan_rows import RowsTile, rows_work
 from ..ops.plan_tma import TmaTile
 from .workloads import OPS, SUITES, Workload, select
@@ -317,8 +316,8 @@ def _launch(
 ) -> Work:
     """The plan's launch, and those that prepare or finish it."""
     g, tile, itemsize = geometry, plan.tile, dtype.itemsize
-    if isinstance(tile, GemmTile | TmaTile):
-        return gemm_plan_work(plan, g, dtype, x_bytes, device, code)
+    if isinstance(tile, GemmTile | TmaTile | StencilTile):
+        return plan_work(plan, g, dtype, x_bytes, device, code)
     moved = device_bytes(plan, g, x_bytes, itemsize, device)
     between = partial_bytes(plan, g, itemsize)
     threads = LIMITS[device.arch].lanes * tile.num_warps
@@ -348,10 +347,8 @@ def _launch(
         )
     programs = max(1, plan.grid)
     macs = asked.macs / programs
-    if isinstance(tile, RowsTile):
-        loads, instructions = _rows_work(plan, g, tile, first, itemsize, code)
-    else:
-        loads, instructions = _stencil_work(plan, g, tile, macs, first, itemsize)
+    assert isinstance(tile, RowsTile)
+    loads, instructions = _rows_work(plan, g, tile, first, itemsize, code)
     return Work(
         plan.grid,
         threads,
@@ -387,19 +384,6 @@ def _rows_work(
     mac, output = INSTRUCTIONS["fprop" if plan.turned else plan.op]
     masked = MASKED if plan.interior == "none" else 1.0
     return loads, masked * (mac * work.macs * strips + output * work.outputs)
-
-
-def _stencil_work(
-    plan: Plan, geometry: Geometry, tile: StencilTile, macs: float, first: int, itemsize: int
-) -> tuple[float, float]:
-    """(bytes from L2, lane instructions) of a program of a stencil."""
-    g = geometry
-    if plan.op == "wgrad":
-        return macs * (first + itemsize), STENCIL_LANES["wgrad"] * macs
-    reduced = g.group_C if plan.op == "fprop" else g.group_K
-    row = tile.BLOCK_M * g.stride[1] + (g.S - 1) * g.dilation[1]
-    pixels = min(g.R * row, g.R * g.S * tile.BLOCK_M) * tile.BLOCK_C * reduced
-    return pixels * first, STENCIL_LANES[plan.op] * macs
 
 
 @functools.cache
