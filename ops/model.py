@@ -177,8 +177,8 @@ def code_of(
     if family == "banded":
         return Code(300 if op == "wgrad" else 180, 900, 120)
     loop = 120 + (25 if flat else 5) * elements
-    if op == "wgrad" and precision == "tf32":
-        loop += 5 * elements
+    if op == "wgrad" and precision in ("tf32", "float64"):
+        loop += 200
     if precision == "tf32x3":  # both halves of every operand are made in registers
         loop += 18 * elements
     if precision == "fma":

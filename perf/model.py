@@ -549,24 +549,23 @@ def table(predictions: Iterable[Prediction]) -> Iterator[str]:
     for p, formats in merged.items():
         if p.suite != suite:
             yield (
-                f"{p.suite:32} op    dtype    format        kernel        tile                 "
-                "   min MB moved MB  loads  waste fill    dram      l2  shared   arith   issue "
-                "latency        us bound       roofline"
+                f"{p.suite:24} op    dtype    format        kernel        tile                    "
+                "moved MB  waste fill  dram    l2 share arith issue laten       us bound      "
+                "roofline"
             )
         suite = p.suite
+        units = ("dram", "l2", "shared", "arithmetic", "issue", "latency")
+        seconds = [getattr(p, f"{unit}_us") for unit in units]
+        times = " ".join(f"{us:5.0f}" if us >= 100 else f"{us:5.1f}" for us in seconds)
         yield (
-            f"{p.workload.removeprefix(p.suite + '-'):32} {p.op:5} {p.dtype:8} "
-            f"{'both' if len(formats) > 1 else formats[0]:13} {p.kernel:13} {p.tile:20} "
-            f"{p.compulsory_bytes / 1e6:9.3g} {p.device_bytes / 1e6:8.3g} {p.reread:6.3g} "
-            f"{p.waste:6.3g} {p.fill:4.2f} {p.dram_us:7.3g} {p.l2_us:7.3g} {p.shared_us:7.3g} "
-            f"{p.arithmetic_us:7.3g} {p.issue_us:7.3g} {p.latency_us:7.3g} "
-            f"{p.predicted_us:9.4g} {p.bound:10} "
-            f"{p.roofline_fraction:9.1%}"
+            f"{p.workload.removeprefix(p.suite + '-'):24} {p.op:5} {p.dtype:8} "
+            f"{'both' if len(formats) > 1 else formats[0]:13} {p.kernel:13} {p.tile:23} "
+            f"{p.device_bytes / 1e6:8.3g} {p.waste:6.3g} {p.fill:4.2f} {times} "
+            f"{p.predicted_us:8.4g} {p.bound:10} {p.roofline_fraction:7.1%}"
         )
     yield (
-        "\nmin MB: each tensor moved once. moved MB: what L2 cannot keep and partial sums added. "
-        "loads: bytes asked of L1\nover bytes of the operands. waste: multiply-adds done over "
-        "needed. fill: share of multiprocessors at work.\ndram to latency: microseconds of each "
-        "unit. us, bound: the slowest's and the launch's, and which. roofline: the problem's own "
-        "bound over us."
+        "\nmoved MB: each tensor once, what L2 cannot keep and partial sums. waste: multiply-adds "
+        "done over needed.\nfill: share of multiprocessors at work. dram to latency: microseconds "
+        "of each unit. us, bound: the slowest's and\nthe launch's, and which. roofline: the "
+        "problem's own bound over us."
     )
