@@ -417,7 +417,7 @@ def _predicted() -> Iterator[str]:
         "Where a measured row is far from its line here, an assumption is wrong."
     )
     yield ""
-    yield "| workload | op | dtype | format | kernel | tile | us | slowest unit | waste | roofline |"
+    yield "| workload | op | dtype | format | kernel | tile | us | slowest | waste | roofline |"
     yield "|---|---|---|---|---|---|---:|---|---:|---:|"
     for entry in table["entries"]:
         yield (
