@@ -78,6 +78,7 @@ def add_taps_stencil(
     """acc [BLOCK_C, BLOCK_M] plus what the taps bring to the pixels (h, w) [1, BLOCK_M]."""
     for group_k in range(GROUP_K):
         k = widen(group_k, WIDE)
+        part = tl.zeros_like(acc)
         for i in range(R):
             r = widen(i, WIDE)
             p, p_inside = output_coordinate(h, r, STRIDE_H, PAD_H, DIL_H, P)
@@ -94,5 +95,6 @@ def add_taps_stencil(
                     mask=c_valid,
                     other=0.0,
                 )  # [BLOCK_C, 1]
-                acc += dy.to(acc.dtype) * weight.to(acc.dtype)
+                part += dy.to(acc.dtype) * weight.to(acc.dtype)
+        acc += part
     return acc

@@ -46,6 +46,7 @@ def fprop_stencil(
     acc = tl.zeros([BLOCK_C, BLOCK_M], ACC)
     for group_c in range(GROUP_C):
         c = widen(group_c, WIDE)
+        part = tl.zeros([BLOCK_C, BLOCK_M], ACC)
         for i in range(R):
             r = widen(i, WIDE)
             h, h_inside = input_coordinate(p, r, STRIDE_H, PAD_H, DIL_H, H, MODE)
@@ -62,7 +63,8 @@ def fprop_stencil(
                     mask=k < K,
                     other=0.0,
                 )  # [BLOCK_C, 1]
-                acc += x.to(ACC) * weight.to(ACC)
+                part += x.to(ACC) * weight.to(ACC)
+        acc += part
 
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + k * bias_stride, mask=k < K, other=0.0)

@@ -13,6 +13,7 @@ import torch
 
 from ..kernels import TensorDescriptor
 from . import backend
+from .formats import channels_innermost
 
 # Triton's interpreter patches triton.language while it runs, so it takes one launch at a time.
 _INTERPRETER_LOCK = threading.RLock()
@@ -34,6 +35,8 @@ class Call:
     first: Call | None = None
     #: Memory of this call and the one before or after, which the earlier of them fills.
     scratch: torch.Tensor | None = None
+    #: A copy of an operand with its channels innermost, and the operand.
+    packed: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def run(self, device: torch.device) -> None:
         """Launches the kernel on `device`, which holds the tensors among the arguments.
@@ -156,10 +159,12 @@ def _launch_of(call: Call, tensors: Sequence[torch.Tensor | None]) -> _Launch | 
         if not isinstance(tensor, torch.Tensor):
             continue
         index = _index_of(tensor, tensors)
-        if index is None:
-            return None
         offset = int(tensor.storage_offset())  # a stand-in begins where its storage does
         pointer = _at(offset) if offset else None
+        if index is None and call.packed and _index_of(tensor, call.packed[:1]) == 0:
+            index, pointer = _index_of(call.packed[1], tensors), _of_a_copy(pointer)
+        if index is None:
+            return None
         if described:
             pointer = _described(argument, pointer)
         arguments[place] = None
@@ -180,6 +185,13 @@ def _index_of(view: torch.Tensor, tensors: Sequence[torch.Tensor | None]) -> int
 def _at(offset: int) -> Pointer:
     """A pointer so many elements behind the first: of a tensor, Triton takes where it begins."""
     return lambda tensor: tensor.as_strided((), (), tensor.storage_offset() + offset)
+
+
+def _of_a_copy(pointer: Pointer | None) -> Pointer:
+    """`pointer`, of a copy with its channels innermost that is made for each launch."""
+    if pointer is None:
+        return channels_innermost
+    return lambda weight: pointer(channels_innermost(weight))
 
 
 def _described(descriptor: TensorDescriptor, pointer: Pointer | None) -> Pointer:

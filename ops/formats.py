@@ -47,6 +47,15 @@ def _is_step(stride: int, step: int) -> bool:
     return stride > 0 and stride % step == 0
 
 
+def channels_innermost(weight: torch.Tensor) -> torch.Tensor:
+    """A copy of (K, C, R, S) whose memory is (K, R, S, C).
+
+    It is never kept for another call: an update of the weight in place must not be missed.
+    """
+    K, C, R, S = weight.shape
+    return weight.new_empty((K, R, S, C)).permute(0, 3, 1, 2).copy_(weight)
+
+
 def empty_in_format(shape: Sequence[int], dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
     """An uninitialised 4-D tensor on the device and in the memory format of `like`."""
     channels_last = suggests_channels_last(like)

@@ -24,9 +24,9 @@ from .bands import (
 )
 from .call import Call, facts_of, prepare, prepared
 from .facts import NARROW_LIMIT, device_of, layout_of
-from .formats import empty_in_format
+from .formats import channels_innermost, empty_in_format
 from .geometry import Geometry
-from .launch_tma import dgrad_descriptors, fprop_descriptors, wgrad_descriptors
+from .launch_tma import dgrad_descriptors, fprop_descriptors, is_matrix, wgrad_descriptors
 from .plan import GemmTile, Plan, Tile, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
 from .plan_tma import TmaTile
 
@@ -136,14 +136,14 @@ def fprop_call(
     """The launch that fills y."""
     if isinstance(plan.tile, BandedTile):
         return _fprop_banded_call(x, weight, bias, y, geometry, plan, plan.tile, activation)
-    descriptors = {}
+    source, weight, descriptors = weight, _packed(weight, plan), {}
     if isinstance(plan.tile, TmaTile):
         descriptors = fprop_descriptors(x, weight, geometry, plan.tile)
-    weight = _packed(weight, plan)
     geometry, (x, y) = _planes_as_rows(geometry, plan, x, y)
+    packed = None if weight is source else (weight, source)
     gemm = _gemm_arguments(x, weight, y, geometry, plan)
     weight, weight_strides = _weight_walk(weight, geometry)
-    return _call(
+    call = _call(
         plan,
         geometry,
         PIXELS=geometry.P * geometry.Q * _samples(geometry),
@@ -160,6 +160,7 @@ def fprop_call(
         **descriptors,
         **gemm,
     )
+    return replace(call, packed=packed) if packed else call
 
 
 def dgrad_call(
@@ -176,15 +177,15 @@ def dgrad_call(
         if isinstance(plan.tile, BandedTile):
             return _fprop_banded_call(dy, weight, bias, dx, turned, plan, plan.tile, "none")
         return _turned_call(dy, weight, bias, dx, geometry, turned, plan)
-    descriptors = {}
+    source, weight, descriptors = weight, _packed(weight, plan), {}
     if isinstance(plan.tile, TmaTile):
         descriptors = dgrad_descriptors(dy, weight, geometry, plan.tile)
-    weight = _packed(weight, plan)
     geometry, (dx, dy) = _planes_as_rows(geometry, plan, dx, dy)
+    packed = None if weight is source else (weight, source)
     gemm = _gemm_arguments(dx, weight, dy, geometry, plan)
     pixels = geometry.frame_pixels if plan.op == "dgrad_frame" else geometry.H * geometry.W
     weight, weight_strides = _weight_walk(weight, geometry)
-    return _call(
+    call = _call(
         plan,
         geometry,
         PIXELS=pixels * _samples(geometry),
@@ -200,6 +201,7 @@ def dgrad_call(
         **descriptors,
         **gemm,
     )
+    return replace(call, packed=packed) if packed else call
 
 
 def _turned_call(
@@ -440,17 +442,17 @@ def _strides(name: str, axes: str, strides: tuple[int, ...]) -> dict[str, int]:
 
 
 def _packed(weight: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """The weight with its channels innermost where a GEMM reads it so: a copy, unless it is so.
+    """The weight with its channels innermost where a kernel reads it so: a copy, unless it is so.
 
-    A copy is never kept: an update of the weight in place must not be missed. A bank per sample is
-    as it is: it is not read again and again by programs with other pixels.
+    A bank per sample is as it is: it is not read again and again by programs with other pixels.
     """
+    if isinstance(plan.tile, TmaTile):
+        return weight if is_matrix(weight) else channels_innermost(weight)
     if not isinstance(plan.tile, GemmTile) or weight.dim() == 5:
         return weight
     if weight.stride(1) == 1 or weight.shape[1] == 1:
         return weight
-    K, C, R, S = weight.shape
-    return weight.new_empty((K, R, S, C)).permute(0, 3, 1, 2).copy_(weight)
+    return channels_innermost(weight)
 
 
 def _planes_as_rows(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..kernels import TensorDescriptor
-from .formats import boxes_of
+from .formats import boxes_of, channels_innermost
 from .geometry import Geometry, Pair
 from .plan_tma import MAX_PHASES, TmaTile, multiplies_crosswise, phases_with_taps
 
@@ -34,7 +34,8 @@ def dgrad_descriptors(
         matrix = _rows_descriptor(weight, [tile.BLOCK_K, tile.BLOCK_N])
     else:  # [C, (r, s, k)]
         turned = weight.unflatten(0, (geometry.groups, geometry.group_K)).transpose(1, 2)
-        matrix = _rows_descriptor(turned.flatten(0, 1), [tile.BLOCK_N, tile.BLOCK_K])
+        matrix = channels_innermost(turned.flatten(0, 1))
+        matrix = _rows_descriptor(matrix, [tile.BLOCK_N, tile.BLOCK_K])
     return {
         "FLIP": geometry.flip,
         "FLATTEN": tile.programs > 0,
@@ -99,22 +100,26 @@ def _boxes_descriptor(
     return TensorDescriptor(image, sizes, strides, block)
 
 
-def _rows_descriptor(weight: torch.Tensor, block: list[int]) -> TensorDescriptor:
-    """Of a weight (rows, channels, R, S) as a matrix: its rows, and columns (r, s, channel).
+def is_matrix(weight: torch.Tensor) -> bool:
+    """Whether a descriptor describes (rows, channels, R, S) as a matrix (rows, (R, S, channels)).
 
-    One with its channels innermost, as channels_last has it, is used as it stands, and so is a 1x1
-    window in either format. Any other is copied, its bytes read and written once a call. The copy
-    is never kept: an update of the weight in place must not be missed.
+    It does one with its channels innermost, as channels_last has it, and a 1x1 window in either
+    format.
     """
-    rows, channels, R, S = weight.shape
+    _, channels, R, S = weight.shape
     step, *steps = weight.stride()
     dense = (1, S * channels, channels)
-    matrix = weight
-    if (
-        any(a != b for a, b, n in zip(steps, dense, (channels, R, S), strict=True) if n > 1)
-        or step * weight.itemsize % 16
-        or weight.data_ptr() % 16
-    ):
-        matrix = weight.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
-        step = R * S * channels
-    return TensorDescriptor(matrix, [rows, R * S * channels], [step, 1], block)
+    return (
+        all(a == b for a, b, n in zip(steps, dense, (channels, R, S), strict=True) if n > 1)
+        and step * weight.itemsize % 16 == 0
+        and weight.data_ptr() % 16 == 0
+    )
+
+
+def _rows_descriptor(weight: torch.Tensor, block: list[int]) -> TensorDescriptor:
+    """Of a weight (rows, channels, R, S) that is_matrix, as that."""
+    rows, channels, R, S = weight.shape
+    columns = R * S * channels
+    return TensorDescriptor(
+        weight, [rows, columns], [weight.stride(0) if rows > 1 else columns, 1], block
+    )

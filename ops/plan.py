@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias, get_args
 
 import torch
@@ -21,13 +21,18 @@ from .bands import (
     BandedGradTile,
     BandedTile,
     banded_programs,
-    banded_steps,
-    bands_shape,
     grad_strips,
 )
+from .devices import DEVICES as DEVICES
+from .devices import INTERPRETER as INTERPRETER
+from .devices import LIMITS, MAX_WORKSPACE, SMALLEST, pipeline_bytes
+from .devices import Device as Device
 from .errors import ArgumentError
 from .geometry import Geometry
-from .integers import cdiv, power_of_two
+from .integers import cdiv
+from .model import STENCIL_LANES
+from .plan_banded import banded_tile, has_banded_kernel
+from .plan_cost import cheapest
 from .plan_rows import (
     RowsTile,
     interior_tiles,
@@ -39,74 +44,13 @@ from .plan_rows import (
 from .plan_tma import (
     TmaTile,
     boxes,
+    dealt_out,
     fits_tma,
     is_legal_tma,
     tma_programs,
-    tma_tile,
+    tma_tiles,
 )
 from .tuned import key_of, tuned_for
-
-
-@dataclass(frozen=True)
-class Device:
-    """What the planner knows of a device.
-
-    Attributes:
-        name: for people.
-        arch: compute capability times ten ("90"), a gfx name, or "interpreter".
-        multiprocessors: how many programs run side by side, at least.
-        bandwidth: bytes per second of device memory by the datasheet; None if not known here.
-        flops_per_second: by the datasheet and without sparsity, for "fma" (float32), "float64",
-            "tf32" and "half" (16-bit) products. Only explain() reads the last two.
-    """
-
-    name: str
-    arch: str
-    multiprocessors: int
-    bandwidth: float | None = None
-    flops_per_second: Mapping[str, float] = field(default_factory=dict, hash=False)
-
-
-INTERPRETER = Device("Triton interpreter", "interpreter", 4)
-
-#: Devices that can be planned for without having one. Datasheet numbers: leads, not measurements.
-DEVICES = {
-    "a100": Device(
-        "NVIDIA A100 80GB",
-        "80",
-        108,
-        2.04e12,
-        {"fma": 19.5e12, "float64": 19.5e12, "tf32": 156e12, "half": 312e12},
-    ),
-    "h100": Device(
-        "NVIDIA H100 SXM",
-        "90",
-        132,
-        3.35e12,
-        {"fma": 67e12, "float64": 67e12, "tf32": 495e12, "half": 990e12},
-    ),
-    "h200": Device(
-        "NVIDIA H200",
-        "90",
-        132,
-        4.8e12,
-        {"fma": 67e12, "float64": 67e12, "tf32": 495e12, "half": 990e12},
-    ),
-    "b200": Device(
-        "NVIDIA B200",
-        "100",
-        148,
-        8e12,
-        {"fma": 80e12, "float64": 40e12, "tf32": 1.1e15, "half": 2.25e15},
-    ),
-    "mi300x": Device(
-        "AMD MI300X",
-        "gfx942",
-        304,
-        5.3e12,
-        {"fma": 163e12, "float64": 163e12, "tf32": 654e12, "half": 1.31e15},
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -219,42 +163,10 @@ STENCIL_TILES: tuple[StencilTile, ...] = (
 #: Strips that a split of a weight gradient sums at least, to make its last reduction worth it.
 MIN_SPLIT_STRIPS = 4
 
-#: For each kind of product, tiles of banded kernels. The one that loads the least is taken.
-BANDED_TILES: dict[str, tuple[BandedTile, ...]] = {
-    "half": (
-        BandedTile(128, 8, 16, 64, num_warps=8, num_stages=3),
-        BandedTile(64, 8, 16, 64, num_warps=8, num_stages=3),
-        BandedTile(32, 8, 8, 64, num_warps=4, num_stages=3),
-    ),
-    "tf32": (
-        BandedTile(128, 8, 16, 32, num_warps=8, num_stages=3),
-        BandedTile(32, 8, 8, 32, num_warps=4, num_stages=3),
-    ),
-    "tf32x3": (
-        BandedTile(128, 8, 8, 32, num_warps=8, num_stages=2),
-        BandedTile(64, 8, 8, 32, num_warps=8, num_stages=2),
-    ),
-}
-#: The same of their weight gradients. BLOCK_H and BLOCK_W here are for wide images: what a step
-#: covers is as wide as the image needs.
-BANDED_GRAD_TILES: dict[str, tuple[BandedGradTile, ...]] = {
-    "half": (
-        BandedGradTile(32, 64, 1, 64, num_warps=8, num_stages=3),
-        BandedGradTile(16, 32, 1, 64, num_warps=4, num_stages=3),
-    ),
-    "tf32": (
-        BandedGradTile(16, 64, 1, 32, num_warps=4, num_stages=3),
-        BandedGradTile(16, 32, 1, 32, num_warps=4, num_stages=3),
-    ),
-    "tf32x3": (BandedGradTile(16, 32, 1, 32, num_warps=4, num_stages=2),),
-}
-
 #: A matrix unit works on 16 x 16; with fewer channels than that most of it would multiply zeros.
 GEMM_MIN = 16
 #: A split of a weight gradient sums at least this many pixels, so that partials stay few.
 MIN_SPLIT_PIXELS = 1024
-#: Most bytes that partials of a weight gradient may take.
-MAX_WORKSPACE = 64 * 2**20
 #: The largest grid that CUDA and HIP launch along the first axis.
 MAX_GRID = 2**31 - 1
 
@@ -298,6 +210,17 @@ class Plan:
     def kernel(self) -> str:
         """The name of the kernel, which is also the name of its file in kernels/."""
         return f"{'fprop' if self.turned else self.op}_{self.family}"
+
+    @property
+    def gemm(self) -> tuple[int, int, int]:
+        """(M, N, K) of one pass of the loop of a kernel that multiplies matrices."""
+        tile = self.tile
+        if isinstance(tile, TmaTile):
+            if self.op == "wgrad":
+                return tile.BLOCK_K, tile.BLOCK_N * tile.BLOCK_S, tile.pixels
+            return tile.BLOCK_N, tile.pixels, tile.BLOCK_K
+        assert isinstance(tile, GemmTile | BandedTile | BandedGradTile)
+        return _gemm_of(tile)
 
     @property
     def partials(self) -> int:
@@ -357,42 +280,44 @@ def plan_wgrad(
     """The weight-gradient plan: rows are filters, columns (r, s, c), the reduction pixels."""
     if found := _tuned_plan("wgrad", geometry, dtype, layout, device, precision):
         return found
-    _, pixels = _pixels("wgrad", geometry)
-    columns = geometry.group_C * geometry.R * geometry.S
-    tile: Tile
     precise = _precision(dtype, precision, device)
-    facts = device.arch, device.multiprocessors, _shared(device), layout.boxes("wgrad")
-    if box := tma_tile("wgrad", geometry, dtype, precise, *facts):
-        tile = box
-    elif min(geometry.group_K, columns) >= GEMM_MIN:
-        # The long side of a tile lies along the pixels in the other operators; here rows are
-        # filters, and splits fill the device, so the size of the tile does not depend on it.
-        product = _product(dtype, precision, device)
-        tiles = (WIDE_GEMM_TILES[product],) * 2 if layout.wide else GEMM_TILES[product]
-        tile = tiles[0] if min(geometry.group_K, columns) >= tiles[0].BLOCK_N else tiles[1]
+    # The long side of a tile lies along the pixels in the other operators; here rows are filters:
+    # the table's last tile, for few columns, is not for it.
+    product = _product(dtype, precision, device)
+    tiles: list[Tile] = [WIDE_GEMM_TILES[product]]
+    if not layout.wide:
+        tiles = [*GEMM_TILES[product][:2]]
+    if min(geometry.group_K, geometry.group_C * geometry.R * geometry.S) >= GEMM_MIN:
+        tiles += tma_tiles("wgrad", geometry, dtype, precise, device.arch, layout.boxes("wgrad"))
     else:
-        tile = (
-            rows_tile("wgrad", geometry, dtype, layout, device)
-            or _banded_tile("wgrad", geometry, dtype, layout, device, precision)
-            or _stencil_tile(geometry.K, pixels, layout)
+        direct = _direct_tile("wgrad", geometry, dtype, layout, device, precision, geometry.K)
+        tiles = [direct, *tiles] if isinstance(direct, StencilTile) else [direct]
+    plans = [
+        plan_with_tile(
+            "wgrad",
+            geometry,
+            tile,
+            wide=layout.wide,
+            precision=precise,
+            splits=_splits(geometry, tile, dtype, device),
         )
+        for tile in tiles
+    ]
+    return cheapest(plans, geometry, dtype, device)
+
+
+def _splits(geometry: Geometry, tile: Tile, dtype: torch.dtype, device: Device) -> int:
+    """Parts of a weight gradient's pixels that fill the device, as many as are worth it."""
+    _, pixels = _pixels("wgrad", geometry)
     partial_bytes = geometry.weight_numel * (8 if dtype == torch.float64 else 4)
     if isinstance(tile, BandedGradTile):
         partial_bytes *= COLUMN_STEP
     # Programs of a tma kernel fill the shared memory of a multiprocessor one or two at a time.
     side_by_side = 2 if isinstance(tile, TmaTile) else 4
-    splits = min(
+    return min(
         cdiv(side_by_side * device.multiprocessors, max(1, _programs("wgrad", geometry, tile))),
         _most_splits(geometry, tile, pixels),
         MAX_WORKSPACE // max(1, partial_bytes),
-    )
-    return plan_with_tile(
-        "wgrad",
-        geometry,
-        tile,
-        wide=layout.wide,
-        precision=precise,
-        splits=splits,
     )
 
 
@@ -471,46 +396,71 @@ def _plan_pixels(
     """The plan of fprop or dgrad, which differ in what is a column and what is reduced."""
     if found := _tuned_plan(op, geometry, dtype, layout, device, precision):
         return found
-    columns = channels // geometry.groups
-    if min(columns, reduced * geometry.R * geometry.S) < GEMM_MIN:
-        _, pixels = _pixels(op, geometry)
-        direct = (
-            rows_tile(op, geometry, dtype, layout, device)
-            or _banded_tile(op, geometry, dtype, layout, device, precision)
-            or _stencil_tile(channels, pixels, layout)
-        )
-        if op == "dgrad_frame":  # two loops around the sum leave registers for fewer pixels
-            assert isinstance(direct, StencilTile)
-            fewer = 4 if dtype == torch.float64 else 2
-            direct = replace(direct, BLOCK_M=direct.BLOCK_M // fewer)
-        precision = _precision(dtype, precision, device)
-        return plan_with_tile(op, geometry, direct, wide=layout.wide, precision=precision)
     precise = _precision(dtype, precision, device)
-    facts = device.arch, device.multiprocessors, _shared(device), layout.boxes(op)
-    if box := tma_tile(
-        op,
-        geometry,
-        dtype,
-        precise,
-        *facts,
-    ):
-        return plan_with_tile(op, geometry, box, wide=layout.wide, precision=precise)
-    product = _product(dtype, precision, device)
-    tiles = GEMM_TILES[product]
-    fits = [tile for tile in tiles if tile.BLOCK_N <= max(columns, tiles[-1].BLOCK_N)]
-    enough = 2 * device.multiprocessors
-    tile = next((t for t in fits if _programs(op, geometry, t) >= enough), fits[-1])
+    gemms = _gemm_tiles(op, geometry, _product(dtype, precision, device), layout)
+    tiles: list[Tile] = [*gemms]
+    columns = channels // geometry.groups
+    if min(columns, reduced * geometry.R * geometry.S) >= GEMM_MIN:
+        tiles += tma_tiles(op, geometry, dtype, precise, device.arch, layout.boxes(op))
+    else:
+        direct = _direct_tile(op, geometry, dtype, layout, device, precision, channels)
+        fewest = min(gemms, key=lambda tile: tile.BLOCK_N)
+        # Of a matrix unit most multiplies zeros, but a stencil walks through all that is summed.
+        walks = isinstance(direct, StencilTile) and reduced >= fewest.BLOCK_K
+        tiles = [direct, fewest] if walks else [direct]
+    plans = [
+        plan_with_tile(
+            op,
+            geometry,
+            tile,
+            wide=layout.wide,
+            precision=precise,
+            one_tap=takes_one_tap(op, geometry, tile),
+        )
+        for tile in tiles
+    ]
+    best = cheapest(plans, geometry, dtype, device)
+    if not isinstance(best.tile, TmaTile):
+        return best
+    shared = LIMITS.get(device.arch, SMALLEST).shared
+    tile = dealt_out(op, geometry, best.tile, dtype, device.multiprocessors, shared)
+    return replace(best, tile=tile, grid=tile.programs or best.grid)
+
+
+def _gemm_tiles(op: str, geometry: Geometry, product: str, layout: Layout) -> list[GemmTile]:
+    """The tiles of a GEMM that computes fprop or dgrad through pointers."""
+    table = GEMM_TILES[product]
+    if op == "dgrad_frame":  # has few pixels, and two loops that take registers
+        table = table[-1:]
     by_phases = op == "dgrad" and math.prod(geometry.phases) > 1
-    if (layout.wide or by_phases) and reduced < tile.BLOCK_K:
-        tile = WIDE_GEMM_TILES[product]
-    return plan_with_tile(
-        op,
-        geometry,
-        tile,
-        wide=layout.wide,
-        precision=precise,
-        one_tap=takes_one_tap(op, geometry, tile),
+    if not (layout.wide or by_phases):
+        return [*table]
+    reduced = geometry.group_C if op == "fprop" else geometry.group_K
+    tiles = [tile for tile in table if reduced >= tile.BLOCK_K]
+    return tiles if len(tiles) == len(table) else [*tiles, WIDE_GEMM_TILES[product]]
+
+
+def _direct_tile(
+    op: str,
+    geometry: Geometry,
+    dtype: torch.dtype,
+    layout: Layout,
+    device: Device,
+    precision: str,
+    channels: int,
+) -> Tile:
+    """The tile for few channels: of rows kernels, else of banded ones, else of a stencil."""
+    _, pixels = _pixels(op, geometry)
+    direct = (
+        rows_tile(op, geometry, dtype, layout, device)
+        or _banded_tile(op, geometry, dtype, layout, device, precision)
+        or _stencil_tile(channels, pixels, layout)
     )
+    if op == "dgrad_frame":  # two loops around the sum leave registers for fewer pixels
+        assert isinstance(direct, StencilTile)
+        fewer = 4 if dtype == torch.float64 else 2
+        direct = replace(direct, BLOCK_M=direct.BLOCK_M // fewer)
+    return direct
 
 
 def _tuned_plan(
@@ -557,46 +507,11 @@ def takes_one_tap(op: str, geometry: Geometry, tile: Tile) -> bool:
     return (geometry.group_C if op == "fprop" else geometry.group_K) >= tile.BLOCK_K
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one program may use on an architecture.
-
-    Attributes:
-        registers: of one thread.
-        shared: bytes of shared memory (LDS).
-        lanes: threads of a warp.
-    """
-
-    registers: int
-    shared: int
-    lanes: int = 32
-
-
-#: By Device.arch. An architecture that is not here gets the smallest of them.
-LIMITS = {
-    "80": Limits(255, 163 * 1024),
-    "86": Limits(255, 99 * 1024),
-    "89": Limits(255, 99 * 1024),
-    "90": Limits(255, 227 * 1024),
-    "100": Limits(255, 227 * 1024),
-    "120": Limits(255, 99 * 1024),
-    "gfx942": Limits(512, 64 * 1024, lanes=64),
-}
-SMALLEST = Limits(255, 64 * 1024)
-
-
-def _shared(device: Device) -> int:
-    return LIMITS.get(device.arch, SMALLEST).shared
-
-
 def shared_bytes(tile: Tile, dtype: torch.dtype, arch: str) -> int:
     """About what a program holds in shared memory: the operands of every stage of its pipeline."""
     if not isinstance(tile, GemmTile | BandedTile | BandedGradTile):
         return 0
-    m, n, k = _gemm_of(tile)
-    # Triton's pipeline keeps one stage of AMD's in registers.
-    stages = max(1, tile.num_stages - arch.startswith("gfx"))
-    return (m + n) * k * dtype.itemsize * stages
+    return pipeline_bytes(_gemm_of(tile), dtype.itemsize, tile.num_stages, arch)
 
 
 def _gemm_of(tile: GemmTile | AnyBandedTile) -> tuple[int, int, int]:
@@ -707,32 +622,6 @@ def _most_splits(geometry: Geometry, tile: Tile, pixels: int) -> int:
     return cdiv(pixels, MIN_SPLIT_PIXELS)
 
 
-#: Reading a byte from L2 takes a H200 as long as issuing so many instructions of one lane: 132
-#: multiprocessors issue 29.6e12 a second (128 lanes at 1.75 GHz), L2 delivers about 5.5e12 bytes.
-#: Neither is measured here. A banded kernel issues 1.3 to 1.6 for a byte, by machine code for
-#: sm_90, and a matrix unit multiplies 15 to 60 pairs meanwhile: L2 is what it waits for.
-LANES_PER_BYTE = 5.4
-#: Bytes that L2 delivers for a number whose neighbours in memory are not wanted.
-SECTOR = 32
-#: Lane instructions for a number that is loaded alone, by the same machine code.
-LANES_PER_NUMBER = 25
-#: Lane instructions of a banded kernel outside of its loop, for one output: its start and its end.
-BANDED_LANES = 50
-#: Lane instructions of a stencil for one tap of one output, by machine code for sm_90: fprop and
-#: dgrad 12 to 15, wgrad 32 to 40 (perf/results/codegen.json).
-STENCIL_LANES = {"fprop": 12, "dgrad": 12, "wgrad": 32}
-
-
-def has_banded_kernel(op: str, geometry: Geometry, dtype: torch.dtype, precision: str) -> bool:
-    """Whether a banded kernel can compute `op`, in any layout."""
-    g = geometry
-    if op == "dgrad_frame" or g.group_C != 1 or g.stride != (1, 1) or g.dilation != (1, 1):
-        return False
-    if dtype.itemsize > 2 and (dtype != torch.float32 or precision == "ieee"):
-        return False
-    return op != "dgrad" or g.group_K == 1
-
-
 def _banded_tile(
     op: str,
     geometry: Geometry,
@@ -741,77 +630,12 @@ def _banded_tile(
     device: Device,
     precision: str,
 ) -> AnyBandedTile | None:
-    """The tile of a banded kernel; None where a stencil is expected to take no longer.
-
-    Of two kernels whose arithmetic hides behind what feeds it, the cheaper to feed is taken: a
-    stencil issues a dozen instructions for every tap, a banded kernel reads (BLOCK_P + R - 1) *
-    COLUMNS * (1 / BLOCK_M + 1 / BLOCK_N) numbers from L2 for every output. Rows kernels hold
-    windows of up to 7x7, and are asked first: their instruction or two for a tap are as cheap as
-    the band of a 7x7, 116 lane instructions for an output in 16 bits. Every square window above is
-    banded; on large images a 1xN is from 8 taps in 16 bits, from 12 or 13 in float32.
-    """
-    product = _product(dtype, precision, device)
-    if geometry.y_numel == 0 or not has_banded_kernel(
-        op, geometry, dtype, _precision(dtype, precision, device)
-    ):
+    """The tile of a banded kernel; None where a stencil is expected to take no longer."""
+    precise = _precision(dtype, precision, device)
+    if geometry.y_numel == 0 or not has_banded_kernel(op, geometry, dtype, precise):
         return None
-    g = geometry.adjoint() if op == "dgrad" else geometry
-    tiles = [
-        _fitted(tile, g) if isinstance(tile, BandedGradTile) else tile
-        for tile in banded_tiles(op, product, layout.wide, device)
-        if isinstance(tile, BandedGradTile) or _workspace(g, tile, dtype) <= MAX_WORKSPACE
-    ]
-    costs = {tile: _banded_cost(g, tile, dtype, layout, device) for tile in tiles}
-    best = min(tiles, key=lambda tile: costs[tile], default=None)
-    return best if best and costs[best] < _stencil_cost(op, geometry, layout, device) else None
-
-
-def banded_tiles(op: str, product: str, wide: bool, device: Device) -> list[AnyBandedTile]:
-    """The tiles that an operator may be planned with on a device, for one kind of product."""
-    dtype = torch.float16 if product == "half" else torch.float32
-    shared = _shared(device)
-    tiles: list[AnyBandedTile] = []
-    if op == "wgrad":
-        tiles += BANDED_GRAD_TILES[product]
-    else:
-        # With 64 sums a thread and a 64-bit place in y for each, the largest of the others spill.
-        tiles += [tile for tile in BANDED_TILES[product] if tile.BLOCK_M <= 64 or not wide]
-    return [tile for tile in tiles if shared_bytes(tile, dtype, device.arch) <= shared]
-
-
-def _workspace(geometry: Geometry, tile: BandedTile, dtype: torch.dtype) -> int:
-    """Bytes of the bands of all filters."""
-    return math.prod(bands_shape(geometry, tile)) * dtype.itemsize
-
-
-def _fitted(tile: BandedGradTile, geometry: Geometry) -> BandedGradTile:
-    """The tile with steps as wide as the image, and so much higher if it is narrow."""
-    step = tile.BLOCK_H * tile.BLOCK_W
-    width = min(step, power_of_two(cdiv(geometry.Q, COLUMN_STEP)))
-    return replace(tile, BLOCK_H=step // width, BLOCK_W=width)
-
-
-def _banded_cost(
-    geometry: Geometry, tile: AnyBandedTile, dtype: torch.dtype, layout: Layout, device: Device
-) -> float:
-    """Lane instructions for one output, waiting for L2 counted as instructions.
-
-    What a multiprocessor without a program could have done in the time is counted, too.
-    """
-    g = geometry
-    m, n, k = tile.gemm
-    banded = pixel = dtype.itemsize * LANES_PER_BYTE
-    if layout.channels_last:
-        pixel = SECTOR * LANES_PER_BYTE
-    elif g.W % COLUMN_STEP or g.Q % COLUMN_STEP or g.padding_mode != "zeros":
-        pixel = max(pixel, LANES_PER_NUMBER)
-    programs = banded_programs(g, tile)
-    if isinstance(tile, BandedTile):  # a weight gradient is split until the device is full
-        programs = cdiv(programs, device.multiprocessors) * device.multiprocessors
-    else:
-        banded = pixel  # both operands are images
-    loads = programs * k * banded_steps(g, tile)
-    return loads * (m * pixel + n * banded) / g.y_numel + BANDED_LANES
+    most = _stencil_cost(op, geometry, layout, device)
+    return banded_tile(op, geometry, dtype, layout, device, precise, most)
 
 
 def _stencil_cost(op: str, geometry: Geometry, layout: Layout, device: Device) -> float:

@@ -11,7 +11,8 @@ from .geometry import Geometry
 from .integers import cdiv, power_of_two
 
 if TYPE_CHECKING:
-    from .plan import Device, Layout
+    from .devices import Device
+    from .plan import Layout
 
 
 @dataclass(frozen=True)

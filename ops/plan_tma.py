@@ -74,7 +74,7 @@ class TmaTile:
 
 
 #: (channels of the result, pixels, num_warps, num_stages), largest first: those read each input the
-#: fewest times. A smaller one is taken where it leaves a tenth less to the busiest multiprocessor.
+#: fewest times.
 TMA_SHAPES = (
     (128, 256, 8, 3),
     (128, 128, 8, 4),
@@ -212,19 +212,17 @@ def phases_with_taps(geometry: Geometry) -> tuple[Pair, ...]:
     return tuple(itertools.product(rows, columns))
 
 
-def tma_tile(
+def tma_tiles(
     op: str,
     geometry: Geometry,
     dtype: torch.dtype,
     precision: str,
     arch: str,
-    multiprocessors: int,
-    shared: int,
     boxes: str,
-) -> TmaTile | None:
-    """The tile for a call; None where it is not legal, or boxes would mostly overhang."""
+) -> list[TmaTile]:
+    """Tiles that a call may have; none where it is not legal, or boxes would mostly overhang."""
     if not is_legal_tma(op, geometry, dtype, precision, arch, boxes):
-        return None
+        return []
     g, planes = geometry, pixel_planes(op, geometry)
     results, summed = (g.group_K, g.group_C) if op == "fprop" else (g.group_C, g.group_K)
     tiles = []
@@ -238,16 +236,23 @@ def tma_tile(
             and loaded * (1 - MAX_OVERHANG[boxes]) <= math.prod(planes)
         ):
             tiles.append(tile)
-    if op == "wgrad":  # splits let any tile fill the device
-        return next(iter(tiles), None)
-    # What the busiest multiprocessor multiplies; smaller tiles load more for it.
-    costs = [-(-tma_programs(op, g, t) // multiprocessors) * t.BLOCK_N * t.pixels for t in tiles]
-    least = min(costs, default=0)
-    best = next((t for t, cost in zip(tiles, costs, strict=True) if cost <= 1.1 * least), None)
-    if best is None or not sums_in_one_loop(op, g):
-        return best
-    resident = multiprocessors * side_by_side(op, best, dtype, shared)
-    return replace(best, programs=resident) if tma_programs(op, g, best) > resident else best
+    return tiles
+
+
+def dealt_out(
+    op: str,
+    geometry: Geometry,
+    tile: TmaTile,
+    dtype: torch.dtype,
+    multiprocessors: int,
+    shared: int,
+) -> TmaTile:
+    """The tile with as many programs as run at once, where there are more boxes than that."""
+    if not sums_in_one_loop(op, geometry):
+        return tile
+    # Bytes of shared memory decide how many run side by side on a multiprocessor.
+    resident = multiprocessors * max(1, shared // shared_bytes_tma(op, tile, dtype))
+    return replace(tile, programs=resident) if tma_programs(op, geometry, tile) > resident else tile
 
 
 def shapes(op: str, geometry: Geometry) -> tuple[tuple[int, int, int, int], ...]:
@@ -352,11 +357,6 @@ def fits_tma(op: str, tile: TmaTile, dtype: torch.dtype, registers: int, shared:
     columns = tile.BLOCK_K * tile.BLOCK_S if op == "wgrad" else tile.pixels
     sums = tile.BLOCK_N * columns / (32 * tile.num_warps)
     return 1 <= sums <= registers // 2 and shared_bytes_tma(op, tile, dtype) <= shared
-
-
-def side_by_side(op: str, tile: TmaTile, dtype: torch.dtype, shared: int) -> int:
-    """Programs that have room on a multiprocessor together, in so much shared memory."""
-    return max(1, shared // shared_bytes_tma(op, tile, dtype))
 
 
 def shared_bytes_tma(op: str, tile: TmaTile, dtype: torch.dtype) -> int:

@@ -15,24 +15,19 @@ import torch
 
 from ..ops.bands import AnyBandedTile, BandedGradTile, BandedTile
 from ..ops.call import Call
+from ..ops.devices import DEVICES, LIMITS, Device
 from ..ops.facts import NARROW_LIMIT
 from ..ops.geometry import Geometry
 from ..ops.lag_launch import lag_sums_calls
 from ..ops.launch import dgrad_call, fprop_call, wgrad_calls
 from ..ops.plan import (
-    BANDED_GRAD_TILES,
-    BANDED_TILES,
-    DEVICES,
     GEMM_TILES,
-    LIMITS,
     STENCIL_TILES,
     WIDE_GEMM_TILES,
-    Device,
     GemmTile,
     Layout,
     Plan,
     Tile,
-    banded_tiles,
     plan_dgrad,
     plan_dgrad_frame,
     plan_fprop,
@@ -40,6 +35,7 @@ from ..ops.plan import (
     plan_with_tile,
     tile_of,
 )
+from ..ops.plan_banded import BANDED_GRAD_TILES, BANDED_TILES, banded_tiles
 from ..ops.plan_tma import (
     ARCHITECTURES,
     TMA_GRADIENT_SHAPES,

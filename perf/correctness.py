@@ -72,7 +72,16 @@ class Truth:
             return math.inf
         if not all(bool(part.isfinite().all()) for part in result):
             return math.inf
-        deviation = (result[self.at].double() - self.values).abs().max()
+        return self._scaled((result[self.at].double() - self.values).abs().max())
+
+    def rms_error(self, result: torch.Tensor) -> float:
+        """Root mean square of the deviation over that of the truth, of a result of its shape.
+
+        Two libraries are compared by this one: their largest deviations are draws from a tail.
+        """
+        return self._scaled((result[self.at].double() - self.values).square().mean().sqrt())
+
+    def _scaled(self, deviation: torch.Tensor) -> float:
         scale = self.values.square().mean().sqrt()
         return float(deviation / scale) if float(scale) > 0 else float(deviation)
 

@@ -19,7 +19,7 @@ import torch
 
 from .correctness import Truth, truth_of
 from .machine import Ceilings, Clocks, Machine
-from .providers import OURS, TENSOR_DTYPES, Problem, Provider, configure, make_problem
+from .providers import OURS, PYTORCH, TENSOR_DTYPES, Problem, Provider, configure, make_problem
 from .rows import Row
 from .workloads import Workload
 
@@ -289,6 +289,7 @@ class Contender:
     call: Callable[[], torch.Tensor]
     error: float
     bound: float
+    rms: float = 0.0
     seconds: float = 0.0
     host: float | None = None
     peak: int | None = None
@@ -443,9 +444,9 @@ def _checked(provider: Provider, problem: Problem, truth: Truth) -> Contender:
     del poison
     result = call()
     error = truth.error(result)
-    return Contender(
-        provider.name, problem.format, call, error, truth.bound(result.dtype, problem.precision)
-    )
+    bound = truth.bound(result.dtype, problem.precision)
+    rms = truth.rms_error(result) if math.isfinite(error) else math.inf
+    return Contender(provider.name, problem.format, call, error, bound, rms)
 
 
 def _wrong(job: Job, session: Session, contender: Contender) -> Row:
@@ -491,6 +492,9 @@ def _timed(
     for name, taken in samples.items():
         ours = samples.get((OURS, name[1])) if name[0] != OURS else None
         numbers = _numbers(job, session, ready[name], taken, ours)
+        peer = ready.get((PYTORCH, name[1]))
+        if peer is not None and peer.rms > 0:
+            numbers["error_to"] = ready[name].rms / peer.rms
         rows.append(
             session.row(
                 job, *name, cache, status="ok", sm_clock=clock, throttle=throttle, **numbers

@@ -1,24 +1,19 @@
-"""What a plan costs by arithmetic alone: bytes, waste and time at datasheet rates, before any run.
+"""What every workload's plan costs by arithmetic: bytes, waste and time, before any run.
 
-    python -m tricorr.perf predict [--device h200] [--suite images] [--json]
+    python -m tricorr.perf predict [--device h200] [--suite images] [--json] [--record FILE]
 
-The model predicts; it claims nothing. It exists to be compared with rows: where a row is far from
-it, one of its assumptions is wrong, and which one says what to change. They are:
+The model predicts; it claims nothing, and nothing in it was measured. It exists to be compared with
+rows: where a row is far from it, one of its assumptions is wrong, and which one says what to
+change. ops/model.py has its arithmetic and its rates, by which the planner chooses among GEMMs;
+here the other families are counted too, and set beside the problem's own bound:
 
- - Three units overlap perfectly, and the slowest decides: device memory, the load path from L1, and
-   the arithmetic unit that the plan's kernel uses. Latency, launch, address arithmetic, masks and
-   instruction issue take no time, so a prediction is a bound from below for this plan, not for
-   the problem.
- - Rates are the datasheet's. L1 delivers 128 bytes a clock and multiprocessor (64 on CDNA), at the
-   clock the datasheet's float32 rate implies.
  - Every element that a program asks for comes through L1 once per use: nothing is shared between
-   programs there, and a stencil's taps each load their pixel. A pipelined GEMM loads each element
-   of its tiles once a step. Loads are assumed to be coalesced.
- - Programs start in the order of their ids, one per multiprocessor, in waves. What a wave
-   touches is in L2 for the next wave if both fit into half of it; otherwise an operand that
-   every wave wants is read from device memory again by every wave.
- - A last wave that is not full takes as long as a full one.
- - The roofline is the problem's, not the plan's: compulsory bytes at the memory rate or the
+   programs there, and a stencil's taps each load their pixel. Through L2 a program of few channels
+   reads each pixel of its tile once, with what its window overhangs; a pipelined GEMM loads each
+   element of its tiles once a step. Loads are assumed to be coalesced.
+ - Instructions are those of perf/results/codegen.json where that has the plan's code for sm_90,
+   else what ops/model.py, and INSTRUCTIONS here, fitted to it.
+ - The roofline is the problem's, not the plan's: compulsory bytes at the rate of a copy or the
    FLOPs at the rate of the fastest unit that multiplies this dtype at this precision, whichever
    takes longer. Predicted fraction = roofline time / predicted time.
 """
@@ -26,23 +21,34 @@ it, one of its assumptions is wrong, and which one says what to change. They are
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 
 from ..ops import ArgumentError
 from ..ops.bands import BandedGradTile, BandedTile, banded_steps, bands_shape
+from ..ops.devices import DEVICES, LIMITS, Device
 from ..ops.explain import device_named
 from ..ops.facts import NARROW_LIMIT
 from ..ops.geometry import Geometry
+from ..ops.model import (
+    THREADS,
+    Code,
+    Work,
+    arithmetic_rate,
+    code_of,
+    copy_rate,
+    gemm_work,
+    times_of,
+)
 from ..ops.plan import (
-    DEVICES,
-    Device,
     GemmTile,
     Layout,
     Plan,
@@ -51,18 +57,21 @@ from ..ops.plan import (
     plan_fprop,
     plan_wgrad,
 )
+from ..ops.plan_cost import READ, device_bytes, partial_bytes, plan_work, programs_of, unit_of
 from ..ops.plan_rows import RowsTile, rows_work
-from ..ops.plan_tma import TmaTile, tma_programs
+from ..ops.plan_tma import TmaTile
 from .workloads import OPS, SUITES, Workload, select
 
 _PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
 
-#: Bytes of the last cache that all multiprocessors share, by Device.arch; published.
-L2_BYTES = {"80": 40e6, "90": 50e6, "100": 126e6, "gfx942": 256e6}
-#: Float32 multiply-adds of one multiprocessor in a clock, as the datasheet's rate counts them.
-FMA_LANES = {"80": 64, "90": 128, "100": 128, "gfx942": 128}
-#: Bytes that L1 of one multiprocessor delivers in a clock.
-L1_BYTES = {"80": 128, "90": 128, "100": 128, "gfx942": 64}
+#: The recorded predictions, and the machine code that they are made of.
+TABLE = Path(__file__).parent / "results" / "predicted-h200.json"
+CODE = Path(__file__).parent / "results" / "codegen.json"
+#: Lane instructions of rows kernels, for a multiply-add and besides for an output: codegen.json has
+#: 0.5 to 2 of the former over its rows, twice as many in a weight gradient and four times in an
+#: input gradient with a stride. Masks on every load make them half as many again.
+INSTRUCTIONS = {"fprop": (1.25, 4.0), "dgrad": (4.0, 0.0), "wgrad": (2.0, 0.0)}
+MASKED = 1.5
 
 
 class UnknownPlanError(ValueError):
@@ -85,9 +94,12 @@ class Prediction:
         waste: multiply-adds that are done, padding of tiles and taps that do not exist included,
             over those that the result needs.
         fill: share of the multiprocessors' time in which they have a program.
-        memory_us, load_us, arithmetic_us: time of each unit.
-        predicted_us: the longest of these.
-        bound: which that is: "memory", "loads" or "arithmetic".
+        instructions: of all warps.
+        counted: the instructions of a pass are those of recorded machine code.
+        dram_us, l2_us, shared_us, arithmetic_us, issue_us, latency_us: as in ops/model.py, Times.
+        launch_us: start and end of the kernels, and what one reads of the one before.
+        predicted_us: the longest of the units, and launch_us.
+        bound: which unit that is.
         roofline_us: the problem's own bound.
         roofline_fraction: roofline_us / predicted_us.
     """
@@ -106,9 +118,15 @@ class Prediction:
     reread: float
     waste: float
     fill: float
-    memory_us: float
-    load_us: float
+    instructions: float
+    counted: bool
+    dram_us: float
+    l2_us: float
+    shared_us: float
     arithmetic_us: float
+    issue_us: float
+    latency_us: float
+    launch_us: float
     predicted_us: float
     bound: str
     roofline_us: float
@@ -150,40 +168,26 @@ def predict(
         geometry, operand, dense_layout(geometry, dtype, channels_last), device, precision
     )
     x_bytes = operand.itemsize if op == "dgrad" else dtype.itemsize
+    compulsory = geometry.compulsory_bytes(x_bytes, operand.itemsize, operand.itemsize)
+    asked = _work(plan, geometry, x_bytes, operand.itemsize)
+    code = recorded_code(plan, dtype) if device.arch == "90" else None
+    work = _launch(plan, geometry, operand, x_bytes, device, asked, code)
+    times = times_of(work, device)
+
+    sms = device.multiprocessors
+    programs = programs_of(plan, geometry)
+    waves = -(-programs // sms)
+    needed = 3 if precision == "tf32x3" and operand == torch.float32 else 1
+    # A banded plan may leave out taps that lie in the padding: nobody has to do those.
+    macs = min(geometry.macs, asked.macs)
+    fastest = arithmetic_rate(device, unit_of(operand, precision))
+    roofline = max(compulsory / copy_rate(device), needed * macs / fastest)
     sizes = {
         "x": geometry.x_numel * x_bytes,
         "weight": geometry.weight_numel * operand.itemsize,
         "y": geometry.y_numel * operand.itemsize,
     }
-    compulsory = geometry.compulsory_bytes(x_bytes, operand.itemsize, operand.itemsize)
-    work = _work(plan, geometry, x_bytes, operand.itemsize)
-
-    sms = device.multiprocessors
-    waves = -(-plan.grid // sms)
-    fill = plan.grid / (waves * sms) if plan.grid else 1.0
-    device_bytes = compulsory + _spilled(plan, geometry, sizes, waves, device)
-    if plan.partials > 1:  # partial sums are written and read
-        device_bytes += 2 * plan.partials * geometry.weight_numel * max(4, operand.itemsize)
-
-    if isinstance(plan.tile, BandedTile):  # bands are written and read
-        turned = geometry.adjoint() if op == "dgrad" else geometry
-        device_bytes += 2 * math.prod(bands_shape(turned, plan.tile)) * operand.itemsize
-
-    rate = device.flops_per_second[_unit(plan, operand)]
-    fastest = device.flops_per_second[_fastest_unit(operand, precision)]
-    clock = device.flops_per_second["fma"] / (2 * FMA_LANES[device.arch] * sms)
-    products = 3 if plan.precision == "tf32x3" else 1
-    times = {
-        "memory": device_bytes / device.bandwidth,
-        "loads": work.load_bytes / (L1_BYTES[device.arch] * sms * clock) / fill,
-        "arithmetic": 2 * products * work.macs / rate / fill,
-    }
-    bound = max(times, key=lambda unit: times[unit])
-    needed = 3 if precision == "tf32x3" and operand == torch.float32 else 1
-    # A banded plan may leave out taps that lie in the padding: nobody has to do those.
-    macs = min(geometry.macs, work.macs)
-    roofline = max(compulsory / device.bandwidth, needed * 2 * macs / fastest)
-    read = sizes[_READ[op][0]] + sizes[_READ[op][1]]
+    warps = work.threads / LIMITS[device.arch].lanes
     return Prediction(
         workload=name,
         suite=suite,
@@ -192,20 +196,20 @@ def predict(
         format="channels_last" if channels_last else "NCHW",
         kernel=plan.kernel,
         tile=_tile_name(plan),
-        programs=plan.grid,
+        programs=programs,
         compulsory_bytes=compulsory,
-        device_bytes=device_bytes,
-        load_bytes=work.load_bytes,
-        reread=work.load_bytes / max(1, read),
-        waste=work.macs / max(1, macs),
-        fill=fill,
-        memory_us=times["memory"] * 1e6,
-        load_us=times["loads"] * 1e6,
-        arithmetic_us=times["arithmetic"] * 1e6,
-        predicted_us=times[bound] * 1e6,
-        bound=bound,
+        device_bytes=round(work.dram_bytes + work.between_bytes),
+        load_bytes=asked.load_bytes,
+        reread=asked.load_bytes / max(1, sum(sizes[name] for name in READ[op])),
+        waste=asked.macs / max(1, macs),
+        fill=programs / (waves * sms) if programs else 1.0,
+        instructions=work.instructions * warps * programs,
+        counted=code is not None,
+        **{f"{unit}_us": seconds * 1e6 for unit, seconds in vars(times).items()},
+        predicted_us=times.predicted * 1e6,
+        bound=times.bound,
         roofline_us=roofline * 1e6,
-        roofline_fraction=roofline / times[bound] if times[bound] else 1.0,
+        roofline_fraction=roofline / times.predicted,
     )
 
 
@@ -245,19 +249,15 @@ def is_wide(geometry: Geometry) -> bool:
     )
 
 
-#: The two tensors that an operator reads.
-_READ = {"fprop": ("x", "weight"), "dgrad": ("y", "weight"), "wgrad": ("x", "y")}
-
-
 @dataclass(frozen=True)
-class _Work:
+class _Asked:
     """What all programs do together: bytes that they load, multiply-adds with all padding."""
 
     load_bytes: int
     macs: int
 
 
-def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
+def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Asked:
     """Counted as the kernels loop; masked lanes do arithmetic, and are counted as loads too."""
     g, tile = geometry, plan.tile
     first = itemsize if plan.op == "dgrad" else x_bytes
@@ -266,14 +266,14 @@ def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
     reached = taps / math.prod(g.phases) if plan.op == "dgrad" else taps
     if isinstance(tile, TmaTile) and plan.op == "wgrad":
         boxes = plan.grid * plan.split_strips * tile.pixels
-        return _Work(
+        return _Asked(
             boxes * (tile.BLOCK_N * tile.BLOCK_S + tile.BLOCK_K) * itemsize,
             boxes * tile.BLOCK_N * tile.BLOCK_S * tile.BLOCK_K,
         )
     if isinstance(tile, TmaTile):
         steps = reached * -(-(g.group_C if plan.op == "fprop" else g.group_K) // tile.BLOCK_K)
-        rows, boxes = tile.pixels + tile.BLOCK_N, tma_programs(plan.op, g, tile)
-        return _Work(
+        rows, boxes = tile.pixels + tile.BLOCK_N, programs_of(plan, g)
+        return _Asked(
             round(boxes * steps * tile.BLOCK_K * rows * itemsize),
             round(boxes * steps * tile.BLOCK_K * tile.pixels * tile.BLOCK_N),
         )
@@ -286,7 +286,7 @@ def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
             one_tap = reached * -(-reduced // tile.BLOCK_K)
             steps = one_tap if plan.one_tap else -(-reached * reduced // tile.BLOCK_K)
             bytes_a_step = tile.BLOCK_K * (tile.BLOCK_M * first + tile.BLOCK_N * itemsize)
-        return _Work(
+        return _Asked(
             round(plan.grid * steps * bytes_a_step),
             round(plan.grid * steps * tile.BLOCK_M * tile.BLOCK_N * tile.BLOCK_K),
         )
@@ -295,7 +295,7 @@ def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
         m, n, k = tile.gemm
         steps = plan.grid * k * (plan.split_strips or banded_steps(turned, tile))
         sizes = (itemsize, x_bytes) if plan.op == "wgrad" else (first, itemsize)
-        return _Work(steps * (m * sizes[0] + n * sizes[1]), steps * m * n)
+        return _Asked(steps * (m * sizes[0] + n * sizes[1]), steps * m * n)
     blocks = {name: size for name, size in vars(tile).items() if name.startswith("BLOCK")}
     if isinstance(tile, RowsTile):
         work = rows_work(plan.op, g, tile)
@@ -303,64 +303,132 @@ def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
         if plan.op == "wgrad":
             dy = tile.BLOCK_P * tile.BLOCK_Q * tile.BLOCK_C * tile.BLOCK_K
             read, strips = work.loads * x_bytes + dy * itemsize, plan.split_strips
-        return _Work(plan.grid * strips * read, plan.grid * strips * work.macs)
+        return _Asked(plan.grid * strips * read, plan.grid * strips * work.macs)
     if not isinstance(tile, StencilTile):
         raise UnknownPlanError(f"the model does not know {plan.kernel}")
     lanes = blocks["BLOCK_M"] * blocks["BLOCK_C"]
     if plan.op == "wgrad":  # one tap of BLOCK_C filters
         steps = -(-plan.split_pixels // blocks["BLOCK_M"])
-        return _Work(plan.grid * steps * lanes * (x_bytes + itemsize), plan.grid * steps * lanes)
+        return _Asked(plan.grid * steps * lanes * (x_bytes + itemsize), plan.grid * steps * lanes)
     steps = taps * (g.group_C if plan.op == "fprop" else g.group_K)
-    return _Work(
+    return _Asked(
         plan.grid * steps * (lanes * first + blocks["BLOCK_C"] * itemsize),
         plan.grid * steps * lanes,
     )
 
 
-def _spilled(
-    plan: Plan, geometry: Geometry, sizes: dict[str, int], waves: int, device: Device
-) -> int:
-    """Bytes read from device memory again because L2 did not keep them from wave to wave."""
-    if waves <= 1:
-        return 0
-    first, second = (sizes[name] for name in _READ[plan.op])
-    sms, room = device.multiprocessors, L2_BYTES[device.arch] / 2
+def _launch(
+    plan: Plan,
+    geometry: Geometry,
+    dtype: torch.dtype,
+    x_bytes: int,
+    device: Device,
+    asked: _Asked,
+    code: Code | None,
+) -> Work:
+    """The plan's launch, and those that prepare or finish it."""
+    g, tile, itemsize = geometry, plan.tile, dtype.itemsize
+    if isinstance(tile, GemmTile | TmaTile | StencilTile):
+        return plan_work(plan, g, dtype, x_bytes, device, code)
+    moved = device_bytes(plan, g, x_bytes, itemsize, device)
+    between = partial_bytes(plan, g, itemsize)
+    threads = LIMITS[device.arch].lanes * tile.num_warps
+    first = itemsize if plan.op == "dgrad" else x_bytes
+    unit = unit_of(dtype, plan.precision)
+    if isinstance(tile, BandedTile | BandedGradTile):
+        turned = g.adjoint() if plan.op == "dgrad" else g
+        if isinstance(tile, BandedTile):
+            between = math.prod(bands_shape(turned, tile)) * itemsize
+            moved += between
+        m, n, k = tile.gemm
+        itemsizes = (itemsize, x_bytes) if plan.op == "wgrad" else (first, itemsize)
+        return gemm_work(
+            "banded",
+            tile.gemm,
+            plan.split_strips or banded_steps(turned, tile),
+            plan.grid,
+            threads,
+            (m + n) * k * itemsize * tile.num_stages,
+            itemsizes,
+            unit,
+            3 if plan.precision == "tf32x3" else 1,
+            moved,
+            code or code_of("banded", plan.op, tile.gemm, threads, False, plan.precision),
+            device,
+            between,
+        )
+    programs = max(1, plan.grid)
+    macs = asked.macs / programs
+    assert isinstance(tile, RowsTile)
+    loads, instructions = _rows_work(plan, g, tile, first, itemsize, code)
+    return Work(
+        plan.grid,
+        threads,
+        moved,
+        loads,
+        asked.load_bytes / programs,
+        macs,
+        "float64" if dtype == torch.float64 else "fma",
+        instructions / threads,
+        THREADS // 2 // threads,
+        2 if between else 1,
+        between,
+    )
+
+
+def _rows_work(
+    plan: Plan, geometry: Geometry, tile: RowsTile, first: int, itemsize: int, code: Code | None
+) -> tuple[float, float]:
+    """(bytes from L2, lane instructions) of a program of a rows kernel."""
+    g, work = geometry, rows_work(plan.op, geometry, tile)
+    strips = plan.split_strips if plan.op == "wgrad" else 1
+    (stride, dilation), strided = g.steps(1), plan.op == "dgrad" and not plan.turned
+    window = min(g.S, (g.S - 1) * dilation + 1)
+    # Shifts of a row are loads from L1 of what L2 delivers once.
+    shifts = window if tile.LANE_Q == 1 or strided else (tile.LANE_Q - 1) * stride + window
+    fresh = 1 if strided else tile.LANE_Q * stride
+    loads = strips * work.loads * first * min(1.0, fresh / shifts)
     if plan.op == "wgrad":
-        # The programs that read the same pixels have neighbouring ids. If they are more than a
-        # wave and their pixels do not stay in L2, every wave of them reads those again.
-        batches = geometry.N if geometry.per_sample else 1
-        if isinstance(plan.tile, GemmTile | TmaTile | BandedGradTile):
-            sharers = plan.grid // (plan.splits * geometry.groups * batches)
-        else:
-            sharers = geometry.R * geometry.S * geometry.group_C
-        shared = (first + second) * sharers / plan.grid
-        if sharers <= sms or shared <= room:
-            return 0
-        return (-(-sharers // sms) - 1) * (first + second)
-    # Neighbouring programs share pixels, so those are read once; every wave wants all the weight.
-    if second + first / waves <= room:
-        return 0
-    return (waves - 1) * second
+        loads += strips * tile.BLOCK_P * tile.BLOCK_Q * tile.BLOCK_C * tile.BLOCK_K * itemsize
+    if code is not None:
+        threads = 32 * tile.num_warps
+        return loads, threads * (code.outside + code.loop * work.steps * strips)
+    mac, output = INSTRUCTIONS["fprop" if plan.turned else plan.op]
+    masked = MASKED if plan.interior == "none" else 1.0
+    return loads, masked * (mac * work.macs * strips + output * work.outputs)
 
 
-def _unit(plan: Plan, dtype: torch.dtype) -> str:
-    """Which of a device's rates the plan's kernel runs at."""
-    if dtype == torch.float64:
-        return "float64"
-    if plan.family not in ("gemm", "tma", "banded"):
-        return "fma"
-    if dtype in (torch.float16, torch.bfloat16):
-        return "half"
-    return "fma" if plan.precision == "ieee" else "tf32"
+@functools.cache
+def _codes() -> dict[tuple[str, int], Code]:
+    """What codegen.json has for sm_90, by the start of a configuration's name and by threads."""
+    found: dict[tuple[str, int], Code] = {}
+    if not CODE.exists():
+        return found
+    for entry in json.loads(CODE.read_text(encoding="utf-8"))["entries"]:
+        name, loop = entry["name"], entry["loop"]["all"]
+        if entry["target"] == "sm_90" and loop and not name.endswith("pointwise"):
+            start = name if name.endswith("stem") else name.rsplit("-", 1)[0]
+            start = start.removesuffix("-image3").removesuffix("-image5").removesuffix("-image7")
+            code = Code(loop, entry["instructions"] - loop, entry["registers"])
+            found.setdefault((start, entry["threads"]), code)
+    return found
 
 
-def _fastest_unit(dtype: torch.dtype, precision: str) -> str:
-    """Which rate the problem could run at."""
-    if dtype == torch.float64:
-        return "float64"
-    if dtype in (torch.float16, torch.bfloat16):
-        return "half"
-    return "fma" if precision == "ieee" else "tf32"
+def recorded_code(plan: Plan, dtype: torch.dtype) -> Code | None:
+    """The code of a plan's program on sm_90, where codegen.json has such a tile."""
+    tile = plan.tile
+    blocks = "x".join(str(v) for k, v in vars(tile).items() if k.startswith("BLOCK"))
+    product = ""
+    if plan.family in ("gemm", "tma", "banded"):
+        product = {2: "half", 8: "float64"}.get(dtype.itemsize, plan.precision)
+    if plan.family == "stencil":  # a whole window is one pass of some, one row of others
+        return None
+    half = dtype.itemsize == 2 and dtype.is_floating_point
+    name = "bfloat16" if half else str(dtype).removeprefix("torch.")
+    start = "-".join(filter(None, (plan.kernel, product, blocks, name)))
+    if plan.family == "gemm" and plan.op != "wgrad" and not plan.one_tap:
+        start += "-stem"
+    return _codes().get((start, 32 * tile.num_warps))
 
 
 def _tile_name(plan: Plan) -> str:
@@ -428,6 +496,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--op", action="append", default=[], choices=OPS)
     parser.add_argument("--dtype", action="append", default=[], choices=sorted(PRODUCTS))
     parser.add_argument("--json", action="store_true", help="one prediction a line")
+    parser.add_argument(
+        "--record", nargs="?", type=Path, const=TABLE, metavar="FILE", help=f"write {TABLE.name}"
+    )
 
 
 def main(options: argparse.Namespace) -> int:
@@ -437,6 +508,11 @@ def main(options: argparse.Namespace) -> int:
     except ArgumentError as error:
         print(error)
         return 2
+    if options.record is not None:
+        table_of_all = record()
+        options.record.write_text(table_of_all, encoding="utf-8")
+        print(f"{table_of_all.count('workload')} predictions in {options.record}")
+        return 0
     unknown: list[str] = []
     workloads = select(options.suite)
     ops = options.op or OPS
@@ -449,11 +525,31 @@ def main(options: argparse.Namespace) -> int:
         print("\n".join(json.dumps(asdict(p)) for p in found))
         return 0
     print(
-        f"Predicted for {device.name} from its datasheet; nothing is measured here.\n"
-        "A bound from below for these kernels: perf/model.py says what is left out.\n"
+        f"Predicted for {device.name} by a model, not measured.\n"
+        "ops/model.py says what is assumed, and what is left out.\n"
     )
     print("\n".join(table(found)))
     return 0
+
+
+#: What the recorded table has of a prediction.
+RECORDED = (
+    "workload", "op", "dtype", "format", "kernel", "tile", "programs", "waste", "fill", "counted",
+    "dram_us", "l2_us", "shared_us", "arithmetic_us", "issue_us", "latency_us", "launch_us",
+    "predicted_us", "bound", "roofline_us", "roofline_fraction",
+)  # fmt: skip
+
+
+def record() -> str:
+    """The recorded table: every workload on a H200, each number to four digits."""
+    lines = []
+    for prediction in predict_workloads(select(), DEVICES["h200"]):
+        values = {name: getattr(prediction, name) for name in RECORDED}
+        short = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}
+        lines.append(json.dumps(short))
+    note = "predicted by a model, not measured: python -m tricorr.perf predict --record"
+    body = ",\n".join(lines)
+    return f'{{"device": "{DEVICES["h200"].name}", "note": "{note}", "entries": [\n{body}\n]}}\n'
 
 
 def table(predictions: Iterable[Prediction]) -> Iterator[str]:
@@ -465,20 +561,23 @@ def table(predictions: Iterable[Prediction]) -> Iterator[str]:
     for p, formats in merged.items():
         if p.suite != suite:
             yield (
-                f"{p.suite:32} op    dtype    format        kernel        tile                 "
-                "   min MB moved MB  loads  waste fill        us bound       roofline"
+                f"{p.suite:24} op    dtype    format        kernel        tile                    "
+                "moved MB  waste fill  dram    l2 share arith issue laten       us bound      "
+                "roofline"
             )
         suite = p.suite
+        units = ("dram", "l2", "shared", "arithmetic", "issue", "latency")
+        seconds = [getattr(p, f"{unit}_us") for unit in units]
+        times = " ".join(f"{us:5.0f}" if us >= 100 else f"{us:5.1f}" for us in seconds)
         yield (
-            f"{p.workload.removeprefix(p.suite + '-'):32} {p.op:5} {p.dtype:8} "
-            f"{'both' if len(formats) > 1 else formats[0]:13} {p.kernel:13} {p.tile:20} "
-            f"{p.compulsory_bytes / 1e6:9.3g} {p.device_bytes / 1e6:8.3g} {p.reread:6.3g} "
-            f"{p.waste:6.3g} {p.fill:4.2f} {p.predicted_us:9.4g} {p.bound:10} "
-            f"{p.roofline_fraction:9.1%}"
+            f"{p.workload.removeprefix(p.suite + '-'):24} {p.op:5} {p.dtype:8} "
+            f"{'both' if len(formats) > 1 else formats[0]:13} {p.kernel:13} {p.tile:23} "
+            f"{p.device_bytes / 1e6:8.3g} {p.waste:6.3g} {p.fill:4.2f} {times} "
+            f"{p.predicted_us:8.4g} {p.bound:10} {p.roofline_fraction:7.1%}"
         )
     yield (
-        "\nmin MB: each tensor moved once. moved MB: what L2 cannot keep and partial sums added. "
-        "loads: bytes asked of L1\nover bytes of the operands. waste: multiply-adds done over "
-        "needed. fill: share of multiprocessors at work.\nus, bound: the slowest unit's time, and "
-        "which. roofline: the problem's own bound over us."
+        "\nmoved MB: each tensor once, what L2 cannot keep and partial sums. waste: multiply-adds "
+        "done over needed.\nfill: share of multiprocessors at work. dram to latency: microseconds "
+        "of each unit. us, bound: the slowest's and\nthe launch's, and which. roofline: the "
+        "problem's own bound over us."
     )

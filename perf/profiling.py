@@ -165,14 +165,16 @@ def boil_down(profile: Profile, expected: Prediction) -> Iterator[str]:
             yield f"  at {rate:,.0f} GB/s" + (f", {busy:.0f} % of its peak" if busy else "")
     if "l1_loads" in v:
         yield _against("loads from L1", v["l1_loads"] / 1e6, expected.load_bytes / 1e6, "MB")
+    if "instructions" in v:
+        yield _against("warp instructions", v["instructions"], expected.instructions, "issued")
     hits = [f"{n.upper()} {v[key]:.0f} %" for n in ("l1", "l2") if (key := f"{n}_hit") in v]
     if hits:
         yield f"{'hits':16} {', '.join(hits)}"
     units = {
         unit: v[key]
         for unit, key in (
-            ("memory", "dram_busy"),
-            ("loads", "l1_busy"),
+            ("dram", "dram_busy"),
+            ("shared", "l1_busy"),
             ("issue", "issue_busy"),
             ("fma", "fma_busy"),
             ("tensor", "tensor_busy"),

@@ -27,6 +27,8 @@ from .workloads import Workload
 Call: TypeAlias = Callable[[], torch.Tensor]
 
 OURS = "tricorr"
+#: PyTorch's own convolution, called as it is.
+PYTORCH = "pytorch"
 #: Dtypes of rows, as dtypes of the image and of the filters.
 TENSOR_DTYPES = {
     "bfloat16": (torch.bfloat16, torch.bfloat16),
@@ -357,7 +359,7 @@ def _numpy(problem: Problem) -> Call:
 #: All of them, ours first. A peer's reason to be unavailable becomes a row.
 PROVIDERS: tuple[Provider, ...] = (
     Provider(OURS, "core", _ours),
-    Provider("pytorch", "core", _pytorch, supports=_torch_supports),
+    Provider(PYTORCH, "core", _pytorch, supports=_torch_supports),
     Provider("kornia", "core", _kornia, _missing("kornia"), _one_filter, ("NCHW",)),
     Provider("flaggems", "core", _flaggems, _flaggems_missing, _flaggems_supports, ("NCHW",)),
     Provider("scipy", "core", _scipy, _missing("scipy"), _on_cpu, ("NCHW",)),

@@ -27,6 +27,7 @@ from .workloads import BY_NAME, Workload
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 TABLE = RESULTS / "codegen.json"
+PREDICTED = RESULTS / "predicted-h200.json"
 OURS = "tricorr"
 START, END = "<!-- performance -->", "<!-- /performance -->"
 #: Which cache state the tables compare in: the first that was measured.
@@ -368,6 +369,7 @@ def page(rows: list[Row], pictures: dict[tuple[str, str], list[tuple[str, str]]]
         lines += ["**Nothing here was measured on a GPU.**", ""]
     for machine in found:
         lines += _machine(machine, pictures.get((machine.kind, machine.device), []))
+    lines += _predicted()
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -400,6 +402,30 @@ def _machine(machine: Machine, pictures: list[tuple[str, str]]) -> Iterator[str]
         yield from _cases([case for case in cases if case.ours.suite == suite])
     yield from _others(machine)
     yield from _troubles(machine)
+
+
+def _predicted() -> Iterator[str]:
+    """The recorded predictions, those of dense and few-channelled workloads alike."""
+    if not PREDICTED.exists():
+        return
+    table = json.loads(PREDICTED.read_text(encoding="utf-8"))
+    yield f"## {table['device']}: predicted by a model, not measured"
+    yield ""
+    yield (
+        "What `ops/model.py` expects of the plans at the rates that it assumes; the planner "
+        "chooses among GEMMs by it. Roofline: the problem's own bound over the predicted time. "
+        "Where a measured row is far from its line here, an assumption is wrong."
+    )
+    yield ""
+    yield "| workload | op | dtype | format | kernel | tile | us | slowest | waste | roofline |"
+    yield "|---|---|---|---|---|---|---:|---|---:|---:|"
+    for entry in table["entries"]:
+        yield (
+            f"| {entry['workload']} | {entry['op']} | {entry['dtype']} | {entry['format']} | "
+            f"{entry['kernel']} | {entry['tile']} | {_number(entry['predicted_us'])} | "
+            f"{entry['bound']} | {entry['waste']:.2f} | {_percent(entry['roofline_fraction'])} |"
+        )
+    yield ""
 
 
 def _provenance(machine: Machine) -> str:

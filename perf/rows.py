@@ -76,6 +76,8 @@ class Row:
             inputs.
         error: largest deviation from float64, over the root mean square of the truth.
         error_bound: what it may be.
+        error_to: root mean square of the deviation from float64 over that of PyTorch's own
+            convolution in the same dtype and format; None where that did not run in the same job.
         steps: of a learning loop.
         sm_clock: MHz, while this was measured.
         throttle: why the clock was held back, as the driver's bit mask; "0x...0" is nothing.
@@ -116,6 +118,7 @@ class Row:
     peak_bytes: int | None = None
     error: float | None = None
     error_bound: float | None = None
+    error_to: float | None = None
     steps: int | None = None
     sm_clock: int | None = None
     throttle: str | None = None

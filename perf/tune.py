@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import json
 import math
 import time
@@ -27,15 +26,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from ..ops import ArgumentError
-from ..ops.bands import BandedGradTile, BandedTile
 from ..ops.explain import device_named
 from ..ops.plan import (
     DEVICES,
     Device,
-    GemmTile,
     Layout,
     Plan,
-    StencilTile,
     Tile,
     is_legal,
     plan_dgrad,
@@ -44,13 +40,12 @@ from ..ops.plan import (
     plan_with_tile,
     takes_one_tap,
 )
-from ..ops.plan_rows import RowsTile
-from ..ops.plan_tma import TmaTile, box_of, pixel_planes, plane_box, taps_of, whole_box
 from ..ops.tuned import file_of, key_of
 from .machine import Clocks
 from .measure import GpuTimer, Timer, quantile
 from .model import PRODUCTS, UnknownPlanError, dense_layout, predict
 from .providers import Problem, make_problem
+from .tiles import tiles_like
 from .workloads import OPS, Workload, find
 
 if TYPE_CHECKING:
@@ -184,66 +179,8 @@ def candidates(job: Job, device: Device) -> list[Plan]:
     There are none for a family whose tiles this module has no list of.
     """
     base = job.table_plan(device)
-    geometry = job.workload.geometry
-    tile_of_table = base.tile
-    tiles: Iterator[Tile] = iter(())
-    if isinstance(tile_of_table, GemmTile):
-        taps = geometry.group_C * geometry.R * geometry.S
-        rows, columns = {
-            "fprop": (math.inf, geometry.group_K),
-            "dgrad": (math.inf, geometry.group_C),
-            "wgrad": (geometry.group_K, taps),
-        }[job.op]
-        tiles = (
-            GemmTile(*t)
-            for t in itertools.product(
-                (32, 64, 128, 256), (16, 32, 64, 128, 256), (16, 32, 64, 128), (4, 8), (2, 3, 4)
-            )
-            if t[0] < 2 * max(rows, 32) and t[1] < 2 * max(columns, 16)
-        )
-    elif isinstance(tile_of_table, StencilTile):
-        channels = geometry.C if job.op == "dgrad" else geometry.K
-        sizes = itertools.product(
-            [2**i for i in range(3, 12)], [2**i for i in range(8)], (1, 2, 4, 8)
-        )
-        tiles = (
-            StencilTile(m, c, warps)
-            for m, c, warps in sizes
-            if 128 <= m * c <= 4096 and c < 2 * channels
-        )
-    elif isinstance(tile_of_table, BandedTile):
-        extents = itertools.product(
-            (16, 32, 64, 128, 256), (2, 4, 8, 16), (8, 16, 32), (16, 32, 64), (4, 8), (2, 3, 4)
-        )
-        tiles = (BandedTile(*t) for t in extents)
-    elif isinstance(tile_of_table, BandedGradTile):
-        width = tile_of_table.BLOCK_W
-        steps = itertools.product((4, 8, 16, 32), (16, 32, 64, 128), (16, 32, 64), (4, 8), (2, 3))
-        tiles = (
-            BandedGradTile(r, i, step // width, width, warps, stages)
-            for r, i, step, warps, stages in steps
-            if step >= width and r < 2 * geometry.R
-        )
-    elif isinstance(tile_of_table, TmaTile):
-        tiles = _tma_tiles(job, tile_of_table)
-    elif isinstance(tile_of_table, RowsTile):
-        channels = geometry.groups * (1 if job.op == "wgrad" else geometry.N)
-        blocks = itertools.product(
-            (8, 16, 32, 64), [2**i for i in range(3, 11)], [2**i for i in range(8)], (1, 2, 4, 8)
-        )
-        tiles = (
-            replace(
-                tile_of_table,
-                BLOCK_P=p,
-                BLOCK_Q=q * tile_of_table.LANE_Q,
-                BLOCK_C=c,
-                num_warps=warps,
-            )
-            for p, q, c, warps in blocks
-            if 128 <= q * c <= 1024 and c < 2 * channels
-        )
     plans: dict[Plan, float] = {}
-    for tile in tiles:
+    for tile in tiles_like(job.op, job.workload.geometry, base.tile, job.layout.boxes(job.op)):
         if not is_legal(job.op, tile, job.operand, device, job.precision):
             continue
         splits = [base.splits]
@@ -257,24 +194,6 @@ def candidates(job: Job, device: Device) -> list[Plan]:
             if plan != base:
                 plans.setdefault(plan, _cost(job, plan, base, device))
     return sorted(plans, key=lambda plan: plans[plan])
-
-
-def _tma_tiles(job: Job, tile_of_table: TmaTile) -> Iterator[TmaTile]:
-    """Other boxes and blocks: summed channels may be fewer than the table's, which divide them."""
-    geometry, boxes = job.workload.geometry, job.layout.boxes(job.op)
-    planes, wgrad = pixel_planes(job.op, geometry), job.op == "wgrad"
-    for pixels, n, k, warps, stages in itertools.product(
-        (32, 64, 128, 256), (32, 64, 128, 256), (16, 32, 64, 128), (4, 8), (2, 3, 4)
-    ):
-        if wgrad:
-            box = (1, 1, pixels) if boxes == "planes" else whole_box(planes, pixels)
-            for taps in {1, taps_of(geometry)}:
-                yield TmaTile(*box, n, k, warps, stages, taps)
-        elif tile_of_table.BLOCK_K % k == 0:
-            box = plane_box(planes, pixels) if boxes == "planes" else box_of(planes, pixels)
-            yield TmaTile(*box, n, k, warps, stages)
-            if tile_of_table.programs:
-                yield TmaTile(*box, n, k, warps, stages, programs=tile_of_table.programs)
 
 
 def _cost(job: Job, plan: Plan, base: Plan, device: Device) -> float:

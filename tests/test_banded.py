@@ -7,9 +7,10 @@ import torch
 from cases import DTYPES, tensors, whole_numbers
 from closeness import check, operands, run, to_numpy, truth
 
-from tricorr.ops import geometry_of, plan
+from tricorr.ops import geometry_of, plan, plan_banded
 from tricorr.ops.bands import COLUMN_STEP, BandedGradTile, BandedTile, band_of
 from tricorr.ops.plan import Layout, plan_with_tile
+from tricorr.ops.plan_banded import BANDED_GRAD_TILES, BANDED_TILES
 
 
 def image(H, W, R, S, padding=(0, 0), N=1, C=1, **more):
@@ -90,7 +91,10 @@ def test_weight_gradient_of_every_window_and_block(kernel_backend, name, splits)
     ("op", "product", "tile"),
     [
         pytest.param(op, product, tile, id=f"{op}-{product}-{i}")
-        for op, tables in (("fprop_bias", plan.BANDED_TILES), ("wgrad", plan.BANDED_GRAD_TILES))
+        for op, tables in (
+            ("fprop_bias", BANDED_TILES),
+            ("wgrad", BANDED_GRAD_TILES),
+        )
         for product, tiles in tables.items()
         for i, tile in enumerate(tiles)
     ],
@@ -223,7 +227,7 @@ def test_steps_and_gaps_are_not_banded(op):
 
 
 def test_bands_too_large_for_the_workspace_are_not_made(monkeypatch):
-    monkeypatch.setattr(plan, "MAX_WORKSPACE", 2**20)
+    monkeypatch.setattr(plan_banded, "MAX_WORKSPACE", 2**20)
     plan.plan_fprop.cache_clear()
     many = geometry_of((1, 512, 64, 64), (512, 1, 31, 31), groups=512)
     assert plan.plan_fprop(many, torch.float16, Layout(), H200).family == "stencil"
@@ -234,6 +238,6 @@ def test_bands_too_large_for_the_workspace_are_not_made(monkeypatch):
 
 @pytest.mark.parametrize("op", PLANNERS)
 @pytest.mark.parametrize("device", [plan.INTERPRETER, *plan.DEVICES.values()], ids=lambda d: d.arch)
-@pytest.mark.parametrize("product", plan.BANDED_TILES)
+@pytest.mark.parametrize("product", BANDED_TILES)
 def test_every_device_has_room_for_a_tile(op, device, product):
-    assert plan.banded_tiles(op, product, True, device)
+    assert plan_banded.banded_tiles(op, product, True, device)

@@ -150,6 +150,26 @@ def test_without_ours_there_is_no_ratio():
     assert found["peer"].ratio_to is None
 
 
+def test_errors_are_held_against_pytorchs_by_their_mean():
+    """tricorr is twice as far off as PyTorch everywhere, and the other not at all."""
+    clock = Clock()
+
+    def off(steps):
+        return lambda y: (y.double() + steps * 1e-3 * torch.sign(y.double())).float()
+
+    found = measured(
+        clock,
+        fake("tricorr", clock, 0.002, off(8e-3)),
+        fake("pytorch", clock, 0.002, off(4e-3)),
+        fake("other", clock, 0.002),
+    )
+    assert found["tricorr"].error_to == pytest.approx(2, rel=0.1)
+    assert found["pytorch"].error_to == 1
+    assert found["other"].error_to < 0.2
+    alone = measured(clock, fake("tricorr", clock, 0.002))
+    assert alone["tricorr"].error_to is None
+
+
 def raising(error, after):
     """Raises once it was called so many times."""
     calls = iter(range(10**6))

@@ -6,6 +6,7 @@ tests/data/rows.jsonl has the form of real results; every number in it is made u
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +135,14 @@ def test_every_table_is_one():
     for block in re.findall(r"(?:^\|.*\n)+", report.page(read(RECORDED), {}), re.MULTILINE):
         columns = {line.count("|") for line in block.splitlines()}
         assert len(columns) == 1, block
+
+
+def test_predictions_say_that_they_are_none_of_the_measurements():
+    page = report.page(read(RECORDED), {})
+    title = "## NVIDIA H200: predicted by a model, not measured"
+    _, predicted = page.split(title)
+    assert "resnet50-64x56x56-64-3x3 | dgrad | bfloat16 | channels_last" in predicted
+    assert predicted.count("\n|") == 2 + len(json.loads(report.PREDICTED.read_text())["entries"])
 
 
 def test_means_are_geometric():

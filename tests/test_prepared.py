@@ -110,7 +110,8 @@ def test_what_is_planned_above():
     """Every family, with and without what a prepared call has to make: scratch, views, frames."""
     families = {}
     for name, (g, device) in CALLS.items():
-        layout = Layout(channels_last=name in HALF, descriptors=name in HALF)
+        boxes = "pixels" if name in HALF else ""
+        layout = Layout(channels_last=name in HALF, x_boxes=boxes, y_boxes=boxes)
         dtype = torch.float16 if name in HALF else torch.float32
         for planner in (plan_fprop, plan_dgrad, plan_wgrad):
             families.setdefault(name, []).append(planner(g, dtype, layout, device, "ieee"))

@@ -1,0 +1,198 @@
+"""What property tests draw: geometries small enough for the interpreter, and plans to run them by.
+
+A plan is drawn as freely as the planner and the tuner together can choose: any tile of a family's
+tables or of the tuner's search, any split, both index widths, both ways of a reduction's steps.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import hypothesis
+import torch
+from hypothesis import strategies as st
+
+from tricorr.ops import Geometry, geometry_of, plan, plan_banded
+from tricorr.ops.plan import Layout, Plan, is_legal, plan_with_tile
+from tricorr.ops.plan_rows import has_rows_kernel, is_turned, rows_tile
+from tricorr.ops.plan_tma import is_legal_tma, shaped_tile, shapes
+from tricorr.perf.tiles import tiles_like
+
+FAMILIES = ("gemm", "stencil", "rows", "banded", "tma")
+#: (product, dtype, precision): the kinds of arithmetic that kernels are planned for.
+PRODUCTS = (
+    ("half", torch.float16, "ieee"),
+    ("half", torch.bfloat16, "ieee"),
+    ("tf32", torch.float32, "tf32"),
+    ("tf32x3", torch.float32, "tf32x3"),
+    ("ieee", torch.float32, "ieee"),
+    ("float64", torch.float64, "ieee"),
+)
+_MODES = {"zeros": 9, "replicate": 9, "reflect": -1, "circular": 0}
+#: Programs of a launch, and rows that one walks down, at most: interpreted ones take milliseconds.
+MOST_PROGRAMS, MOST_ROWS = 16, 16
+
+
+class Drawn(NamedTuple):
+    geometry: Geometry
+    plan: Plan
+    dtype: torch.dtype
+    precision: str
+    channels_last: bool
+
+
+@st.composite
+def axes(draw, window=3, stride=4, dilation=3):
+    """(extent, window, stride, padding, dilation) of one axis, the window inside the padding."""
+    taps, gap = draw(st.integers(1, window)), draw(st.integers(1, dilation))
+    padding = draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))
+    least = max(1, gap * (taps - 1) + 1 - sum(padding))
+    return (
+        draw(st.integers(least, least + 5)),
+        taps,
+        draw(st.integers(1, stride)),
+        padding,
+        gap,
+    )
+
+
+#: Either a few channels, for a stencil, or just enough for a matrix unit.
+FEW_OR_MANY = st.integers(1, 3) | st.integers(16, 18)
+
+
+@st.composite
+def geometries(
+    draw, C=FEW_OR_MANY, K=FEW_OR_MANY, least=0, groups=3, modes=tuple(_MODES), banks=True, **steps
+):
+    """A geometry with C and K channels in a group, drawn from these.
+
+    Args:
+        draw: by hypothesis.
+        C: strategy for the channels of a group.
+        K: the same of its filters.
+        least: the fewest samples.
+        groups: the most.
+        modes: of padding.
+        banks: whether there may be one for every sample.
+        steps: the largest window, stride and dilation, see axes.
+    """
+    (H, R, stride_h, rows, dil_h), (W, S, stride_w, columns, dil_w) = (
+        draw(axes(**steps)) for _ in "HW"
+    )
+    N, G = draw(st.integers(least, 3)), draw(st.integers(1, groups))
+    group_C, group_K = draw(C), draw(K)
+    # Two many-channelled sides of a stencil would be slow in the interpreter.
+    hypothesis.assume(group_C * group_K <= 18 or min(group_C, group_K) >= 16)
+    weight = (G * group_K, group_C, R, S)
+    fits = [m for m in modes if max(rows) <= H + _MODES[m] and max(columns) <= W + _MODES[m]]
+    return geometry_of(
+        (N, G * group_C, H, W),
+        (N, *weight) if banks and draw(st.booleans()) else weight,
+        (stride_h, stride_w),
+        (rows, columns),
+        (dil_h, dil_w),
+        G,
+        draw(st.booleans()),
+        draw(st.sampled_from(fits)),
+    )
+
+
+def geometries_of(op, family, dtype):
+    """Geometries that a family is likely to have a kernel for."""
+    few, one = st.integers(1, 3), st.just(1)
+    # An input gradient is planned as if padding were zeros; the frame has a plan of its own.
+    modes = ("zeros",) if op == "dgrad" or family == "tma" else tuple(_MODES)
+    if family == "rows":
+        return geometries(few, few, least=1, modes=modes)
+    if family == "banded":
+        most = one if op == "dgrad" else st.integers(1, 2)
+        return geometries(one, most, least=1, modes=modes, window=12, stride=1, dilation=1)
+    if family == "tma":
+        several = st.sampled_from([16, 24, 32, 48] if dtype.itemsize == 2 else [16, 20, 32])
+        steps = {"groups": 2, "stride": 2, "dilation": 2}
+        return geometries(several, several, least=1, modes=modes, banks=False, **steps)
+    return geometries(least=1, modes=modes)
+
+
+def table_tiles(op, family, geometry, product, dtype, layout, device):
+    """The tiles that the planner has for a family, as it would fit them to the geometry."""
+    if family == "gemm":
+        return [*plan.GEMM_TILES[product], plan.WIDE_GEMM_TILES[product]]
+    if family == "stencil":
+        return list(plan.STENCIL_TILES)
+    if family == "rows":
+        tile = rows_tile(op, geometry, dtype, layout, device)
+        return [tile] if tile else []
+    if family == "banded":
+        return plan_banded.banded_tiles(op, product, layout.wide, device)
+    return [shaped_tile(op, geometry, dtype, s, "pixels") for s in shapes(op, geometry)]
+
+
+def has_kernel(op, family, geometry, dtype, precision, device):
+    if family == "rows":
+        return has_rows_kernel(op, geometry)
+    if family == "banded":
+        return plan_banded.has_banded_kernel(op, geometry, dtype, precision)
+    return family != "tma" or is_legal_tma(op, geometry, dtype, precision, device.arch, "pixels")
+
+
+def products_of(op, family):
+    """The kinds of arithmetic of a family; those that are none to it count by their dtype."""
+    if family == "gemm":
+        return PRODUCTS
+    if family in ("stencil", "rows"):
+        return [kind for kind in PRODUCTS if kind[2] == "ieee"]
+    kinds = [kind for kind in PRODUCTS if kind[0] in ("half", "tf32", "tf32x3")]
+    if family == "banded":
+        return kinds
+    # Interpreted bfloat16 is widened to float32, whose weight the input gradient does not turn.
+    bfloat16 = [] if op == "dgrad" else kinds[1:2]
+    return kinds[:1] + bfloat16 + (kinds[2:3] if op != "wgrad" else [])
+
+
+@st.composite
+def calls(draw, op, family, device, search):
+    """A geometry and a plan of that family for it.
+
+    Args:
+        draw: by hypothesis.
+        op: "fprop", "dgrad" or "wgrad".
+        family: of kernels.
+        device: whose limits a tile keeps.
+        search: also tiles that only the tuner would try.
+    """
+    product, dtype, precision = draw(st.sampled_from(products_of(op, family)))
+    geometry = draw(geometries_of(op, family, dtype))
+    hypothesis.assume(has_kernel(op, family, geometry, dtype, precision, device))
+    channels_last = family == "tma" or draw(st.booleans())
+    boxes = "pixels" if family == "tma" else ""
+    layout = Layout(channels_last, draw(st.booleans()), boxes, boxes)
+    tiles = table_tiles(op, family, geometry, product, dtype, layout, device)
+    hypothesis.assume(tiles)
+    if search and draw(st.booleans()):
+        seed = draw(st.sampled_from(tiles))
+        tiles = list(tiles_like(op, geometry, seed, boxes))
+    tiles = [
+        tile
+        for tile in tiles
+        if is_legal(op, tile, dtype, device, precision)
+        and (family == "rows") * getattr(tile, "BLOCK_P", 0) <= MOST_ROWS
+        and (
+            family != "tma"
+            or is_legal_tma(op, geometry, dtype, precision, device.arch, "pixels", tile)
+        )
+    ]
+    hypothesis.assume(tiles)
+    found = plan_with_tile(
+        op,
+        geometry,
+        draw(st.sampled_from(tiles)),
+        wide=layout.wide,
+        precision=precision,
+        one_tap=family == "gemm" and op != "wgrad" and draw(st.booleans()),
+        splits=draw(st.sampled_from([1, 2, 100])) if op == "wgrad" else 1,
+    )
+    hypothesis.assume(found.grid <= MOST_PROGRAMS)
+    if family == "rows" and found.interior == "none" and draw(st.booleans()):
+        found = replace(found, interior="some")
+    assert found.turned == (family in ("rows", "banded") and is_turned(op, geometry))
+    return Drawn(geometry, found, dtype, precision, channels_last)

@@ -1,0 +1,145 @@
+"""Errors against float64, beside PyTorch's in the same dtype, for every workload scaled down.
+
+The length of the sums stays, or most of it: what is summed over is what an error depends on. Few
+pixels and few of the other channels remain. Both errors are root mean squares over all elements:
+of a few hundred elements the largest error is a draw from the tail, and the ratio of two such draws
+says little, while the root mean square of n elements is known to 1 / sqrt(2 n).
+
+The plans are those that the planner makes for a H200, so tiles and splits are what would run there.
+What the interpreter can show is the order of the sums, in what they are kept, and how often a
+result is rounded: float32 products are NumPy's, exact to a rounding, and 16-bit operands are summed
+in float32, as on a GPU; bfloat16 is widened before the launch and rounded once after it
+(ops/launch.py), so there it shows the order alone. It shows nothing of how matrix units cut, nor of
+TF32: the rows of perf have the same ratio of a GPU, `error_to`.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from cases import tensors
+from closeness import operands, run, to_numpy, truth
+
+from tricorr.ops import cpu
+from tricorr.ops.plan import (
+    DEVICES,
+    GEMM_TILES,
+    STENCIL_TILES,
+    Layout,
+    plan_dgrad,
+    plan_fprop,
+    plan_wgrad,
+    plan_with_tile,
+)
+from tricorr.ops.plan_banded import BANDED_GRAD_TILES
+from tricorr.ops.plan_rows import RowsTile
+from tricorr.ops.plan_tma import TmaTile
+from tricorr.perf.workloads import WORKLOADS
+
+PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
+#: Channels of a group that are not summed over and outputs along an axis; channels and pixels of
+#: a plane that are summed over, at most; rows and columns of a window that is not.
+OTHERS, OUTPUTS, MOST_TAPS = 16, 4, 9
+MOST_CHANNELS, MOST_PIXELS = 384, 256
+#: Our error over PyTorch's, at most. A quarter of a unit in the last place is about what rounding
+#: the exact result once leaves: below that no ratio counts.
+MOST = 2.0
+
+
+def small(geometry, op):
+    """One group, with the sums of `op` as long as they are where a test can wait for that."""
+    g = geometry
+    group_C, group_K = g.group_C, g.group_K
+    if op != "fprop":
+        group_C = OTHERS if group_C >= OTHERS else 1
+    if op != "dgrad":
+        group_K = OTHERS if group_K >= OTHERS else 1
+    if op == "wgrad":
+        g = replace(g, R=min(g.R, MOST_TAPS), S=min(g.S, MOST_TAPS))
+    # Few channels have more pixels: a root mean square needs some elements.
+    outputs = OUTPUTS * (1 if max(group_C, group_K) >= OTHERS else 2)
+    outputs = int(MOST_PIXELS**0.5) if op == "wgrad" else outputs
+    H, W = (
+        min(extent, max(1, dil * (window - 1) + 1 + stride * (outputs - 1) - sum(pad)))
+        for extent, window, stride, pad, dil in zip(
+            (g.H, g.W), (g.R, g.S), g.stride, g.padding, g.dilation, strict=True
+        )
+    )
+    N = min(g.N, 2) if g.per_sample or op == "wgrad" else 1
+    group_C, group_K = min(group_C, MOST_CHANNELS), min(group_K, MOST_CHANNELS)
+    return replace(g, N=N, C=group_C, K=group_K, H=H, W=W, groups=1)
+
+
+def _cases():
+    """(op, geometry, dtype, channels_last), each geometry once: types and formats by turns."""
+    seen = set()
+    for workload in WORKLOADS:
+        for op in workload.ops:
+            g = small(workload.geometry, op)
+            if (op, g) in seen:
+                continue
+            seen.add((op, g))
+            turn = len(seen)
+            # In 16 bits the last rounding is most of the error: float32 shows the sums.
+            halves = {0: [torch.bfloat16], 3: [torch.float16]}.get(turn % 6, [])
+            for dtype in (torch.float32, *halves):
+                name = f"{workload.name}-{op}-{str(dtype)[6:]}"
+                yield pytest.param(op, g, dtype, turn % 3 > 0, id=name)
+
+
+def rms_error(actual, exact):
+    return float(np.sqrt(np.mean((to_numpy(actual) - exact) ** 2)))
+
+
+@pytest.mark.parametrize("backend", ["interpreter"], indirect=True)
+@pytest.mark.parametrize(("op", "g", "dtype", "last"), list(_cases()))
+def test_our_error_is_at_most_twice_that_of_pytorch(backend, op, g, dtype, last):
+    from tricorr.ops import launch
+
+    made = tensors(g, dtype)
+    if last:
+        made = [
+            t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in made
+        ]
+    args = operands(op, *made)
+    aligned = last and all(channels * dtype.itemsize % 16 == 0 for channels in (g.C, g.K))
+    # Of bfloat16 that is widened a descriptor's input gradient reads another weight.
+    boxes = "pixels" if aligned and not (op == "dgrad" and dtype == torch.bfloat16) else ""
+    plan = PLANNERS[op](g, dtype, Layout(last, x_boxes=boxes, y_boxes=boxes), DEVICES["h200"])
+    exact = truth(op, args, g)
+    ours = rms_error(run(op, args, g, launch, plan=plan), exact)
+    theirs = rms_error(run(op, args, g, cpu), exact)
+    scale = float(np.sqrt(np.mean(exact**2)))
+    print(f"{ours / scale:.3g} {theirs / scale:.3g} {ours / max(theirs, 1e-30):.3f} {plan.kernel}")
+    assert ours <= MOST * theirs or ours <= torch.finfo(dtype).eps / 4 * scale
+
+
+#: One plan of every family that splits, of a window and channels that it takes.
+SPLIT = {
+    "gemm": ((2, 16, 8, 8), 16, 1, GEMM_TILES["half"][1]),
+    "tma": ((2, 16, 8, 8), 16, 1, TmaTile(1, 4, 4, 16, 16, 4, 2)),
+    "stencil": ((2, 2, 8, 8), 2, 2, STENCIL_TILES[2]),
+    "rows": ((2, 2, 8, 8), 2, 2, RowsTile(4, 8, 2)),
+    "banded": ((2, 2, 16, 32), 2, 2, replace(BANDED_GRAD_TILES["half"][1], BLOCK_H=16, BLOCK_W=4)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", SPLIT)
+def test_partial_sums_have_32_bits(family, dtype):
+    from tricorr.ops import geometry_of, launch
+
+    shape, K, groups, tile = SPLIT[family]
+    g = geometry_of(shape, (K, shape[1] // groups, 3, 3), padding=((1, 1), (1, 1)), groups=groups)
+    plan = plan_with_tile("wgrad", g, tile, splits=2)
+    assert plan.family == family
+    assert plan.splits == 2
+    x, weight, _, dy = (
+        t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+        for t in tensors(g, dtype)
+    )
+    first, second = launch.wgrad_calls(x, dy, torch.empty_like(weight), g, plan)
+    assert first.arguments["dw_ptr"].dtype == torch.float32
+    assert second.arguments["partials_ptr"].dtype == torch.float32
+    assert second.arguments["out_ptr"].dtype == dtype
