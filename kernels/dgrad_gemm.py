@@ -90,7 +90,8 @@ def dgrad_gemm(
     ACC: tl.constexpr = tl.float64 if weight_ptr.dtype.element_ty == tl.float64 else tl.float32
     acc = add_taps_gemm(
         tl.zeros((m + group_c).shape, ACC),
-        dy_ptr + group * GROUP_K * dy_stride_k, n * dy_stride_n, row - shift_h, column - shift_w, exists,
+        dy_ptr + group * GROUP_K * dy_stride_k, n * dy_stride_n,
+        row - shift_h, column - shift_w, exists,
         weight_base, group_c * weight_stride_c, group_c < GROUP_C,
         P, Q, GROUP_K, taps_r, taps_s, -step_h, -step_w,
         dy_stride_k, dy_stride_p, dy_stride_q,

@@ -52,7 +52,9 @@ def wgrad_gemm(
     PADDED: tl.constexpr = PAD_H != 0 or PAD_W != 0 or PAD_BOTTOM != 0 or PAD_RIGHT != 0
     # Pixels that follow one another in memory. Taps and padding move those of x out of line.
     Y_PIECE: tl.constexpr = Y_ALIGN if PIXEL_AXIS == 1 else 1
-    X_PIECE: tl.constexpr = X_ALIGN if PIXEL_AXIS == 1 and R * S * STRIDE_H * STRIDE_W == 1 and not PADDED else 1
+    X_PIECE: tl.constexpr = (
+        X_ALIGN if PIXEL_AXIS == 1 and R * S * STRIDE_H * STRIDE_W == 1 and not PADDED else 1
+    )
     if PIXEL_AXIS == 0:
         GROUP_C, GROUP_K = round_down(GROUP_C, X_ALIGN), round_down(GROUP_K, Y_ALIGN)
     x_stride_n, x_stride_c, x_stride_h, x_stride_w = align_strides(
@@ -96,7 +98,7 @@ def wgrad_gemm(
             x_stride_n, x_stride_h, x_stride_w,
             STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W, MODE, PADDED, X_PIECE,
         )  # fmt: skip
-    for i in range(tl.cdiv(SPLIT_PIXELS, BLOCK_K)):
+    for _ in range(tl.cdiv(SPLIT_PIXELS, BLOCK_K)):
         if AHEAD:
             dy_m += BLOCK_K
             x_m += BLOCK_K
@@ -141,9 +143,7 @@ def wgrad_gemm(
 
 
 @triton.jit
-def split_column(
-    tile, lane, GROUP_C, ONE_TAP: tl.constexpr, BLOCK_N: tl.constexpr
-):
+def split_column(tile, lane, GROUP_C, ONE_TAP: tl.constexpr, BLOCK_N: tl.constexpr):
     """(tap, c) of a column (r,s,c)."""
     if ONE_TAP:
         tiles = GROUP_C // BLOCK_N  # of one tap
@@ -158,7 +158,7 @@ def split_column(
 def load_dy(
     dy_base, n, p, q, valid, dy_stride_n, dy_stride_p, dy_stride_q, ALIGN: tl.constexpr
 ):  # fmt: skip
-    """[BLOCK_M, BLOCK_K]"""
+    """The block [BLOCK_M, BLOCK_K] of a step."""
     offset = n * dy_stride_n + p * dy_stride_p + q * dy_stride_q
     if ALIGN > 1:
         offset = in_pieces(offset, ALIGN)
@@ -173,7 +173,7 @@ def load_x(
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr, PADDED: tl.constexpr,
     ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_K, BLOCK_N] or its transpose."""
+    """The block [BLOCK_K, BLOCK_N] of a step, or its transpose."""
     h, w = p * STRIDE_H - PAD_H, q * STRIDE_W - PAD_W
     if MODE != "zeros":
         h, h_inside = fold(h + r * DIL_H, H, MODE)

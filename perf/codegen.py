@@ -370,10 +370,14 @@ def _steps(configuration: Configuration) -> int:
     if plan.op == "wgrad":
         return plan.split_strips or -(-plan.split_pixels // block)
     reduced = geometry.group_C if plan.op == "fprop" else geometry.group_K
-    if plan.op == "dgrad":  # on average: taps are dealt out among the phases
-        taps = max(1, round(taps / math.prod(geometry.phases)))
-    one_tap = plan.one_tap or isinstance(plan.tile, TmaTile)
-    return taps * -(-reduced // block) if one_tap else -(-taps * reduced // block)
+    # On average: an input gradient's taps are dealt out among the phases.
+    phases = math.prod(geometry.phases) if plan.op == "dgrad" else 1
+    if plan.one_tap or isinstance(plan.tile, TmaTile):
+        return max(1, round(taps / phases)) * -(-reduced // block)
+    rows, columns = geometry.R, -(-geometry.S // (geometry.phases[1] if phases > 1 else 1))
+    if phases > 1:
+        rows = -(-rows // geometry.phases[0])
+    return rows * -(-columns * reduced // block)
 
 
 #: What the recorded table holds: every kernel, tile and kind of product of the target that is tuned

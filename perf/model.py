@@ -272,8 +272,9 @@ def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
             bytes_a_step = tile.BLOCK_K * (tile.BLOCK_M * itemsize + tile.BLOCK_N * x_bytes)
         else:
             reduced = g.group_C if plan.op == "fprop" else g.group_K
-            one_tap = reached * -(-reduced // tile.BLOCK_K)
-            steps = one_tap if plan.one_tap else -(-reached * reduced // tile.BLOCK_K)
+            steps = reached * -(-reduced // tile.BLOCK_K)
+            if not plan.one_tap:  # a row of the window at a time, or what a phase has of it
+                steps = reached / g.S * -(-g.S * reduced // tile.BLOCK_K)
             bytes_a_step = tile.BLOCK_K * (tile.BLOCK_M * first + tile.BLOCK_N * itemsize)
         return _Work(
             round(plan.grid * steps * bytes_a_step),
