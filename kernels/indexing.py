@@ -148,35 +148,46 @@ def in_pieces(offset, PIECE: tl.constexpr):
     return tl.max_contiguous(tl.multiple_of(offset, [1, PIECE]), [1, PIECE])
 
 
+@triton.constexpr_function
+def rows_of_step(CHANNELS, MOST_S, BLOCK):
+    """How many rows (s, channel) of a window BLOCK elements cover, one at least."""
+    return max(1, BLOCK // (MOST_S * CHANNELS))
+
+
 @triton.jit
-def reduction_steps(CHANNELS, R, S, FLAT: tl.constexpr, BLOCK: tl.constexpr):
+def reduction_steps(
+    CHANNELS, R, S, FLAT: tl.constexpr, MOST_S: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     """How many steps sum CHANNELS through R * S taps: see first_step."""
     if FLAT is None:
         steps = R * S * tl.cdiv(CHANNELS, BLOCK)
     else:
-        steps = R * tl.cdiv(S * FLAT, BLOCK)
+        steps = tl.cdiv(R, rows_of_step(FLAT, MOST_S, BLOCK)) * tl.cdiv(MOST_S * FLAT, BLOCK)
     return steps
 
 
 @triton.jit
-def first_step(lane, S, FLAT: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+def first_step(
+    lane, R, FLAT: tl.constexpr, MOST_S: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
+):
     """(r, s, channel) of the first step of a reduction through taps and channels.
 
     If FLAT is None a step covers BLOCK channels of one tap. These are scalars, the channel the
     first of BLOCK. Otherwise FLAT is the number of channels, few, and a step covers BLOCK elements
-    (s, channel) of a row of the window: these are of element `lane`.
+    (r, s, channel) of the window, whole rows of it if it can: these are of element `lane`.
     """
     if FLAT is None:
         r, s, channel = widen(0, WIDE), widen(0, WIDE), widen(0, WIDE)
     else:
-        r, s, channel = split_step(0, lane, S, FLAT, WIDE, BLOCK)
+        r, s, channel = split_step(0, lane, R, FLAT, MOST_S, WIDE, BLOCK)
     return r, s, channel
 
 
 @triton.jit
 def next_step(
     step, r, s, channel, lane, R, S,
-    POINT: tl.constexpr, FLAT: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    POINT: tl.constexpr, FLAT: tl.constexpr, MOST_S: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """(r, s, channel) of the step after number `step`, of which they are given.
 
@@ -184,7 +195,7 @@ def next_step(
     there is one tap, and the compiler sees that r and s stay zero.
     """
     if FLAT is not None:
-        r, s, channel = split_step(step + 1, lane, S, FLAT, WIDE, BLOCK)
+        r, s, channel = split_step(step + 1, lane, R, FLAT, MOST_S, WIDE, BLOCK)
     elif POINT:
         channel += BLOCK
     else:
@@ -197,14 +208,26 @@ def next_step(
 
 
 @triton.jit
-def split_step(step, lane, S, FLAT: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """(r, s, channel) of element `lane` in a step that covers BLOCK of a row (s, channel).
+def split_step(
+    step, lane, R,
+    FLAT: tl.constexpr, MOST_S: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """(r, s, channel) of element `lane` in a step of BLOCK elements, see first_step.
 
-    If BLOCK covers the row, s and the channel are the same in all steps. s >= S past its end.
+    Rows have MOST_S taps, a constant; S or more of them, or R rows, say that there is no such
+    element. A step of whole rows has the same s and channels as any other: the compiler finds them
+    before the loop.
     """
-    row_steps = tl.cdiv(S * FLAT, BLOCK)
-    index = widen(step % row_steps, WIDE) * BLOCK + lane
-    return widen(step // row_steps, WIDE), index // FLAT, index % FLAT
+    row: tl.constexpr = MOST_S * FLAT
+    rows: tl.constexpr = rows_of_step(FLAT, MOST_S, BLOCK)
+    if rows > 1:
+        index = widen(lane, WIDE)
+        r = tl.where(index // row < rows, step * rows + index // row, R)
+        index %= row
+    else:
+        index = widen(step % tl.cdiv(row, BLOCK), WIDE) * BLOCK + lane
+        r = widen(step // tl.cdiv(row, BLOCK), WIDE)
+    return r, index // FLAT, index % FLAT
 
 
 @triton.jit

@@ -247,6 +247,12 @@ class _Work:
     macs: int
 
 
+def window_steps(rows: int, columns: int, channels: int, block: int) -> int:
+    """Steps of a GEMM through all taps of few channels, whole rows of the window if they fit."""
+    row = columns * channels
+    return -(-rows // max(1, block // row)) * -(-row // block)
+
+
 def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
     """Counted as the kernels loop; masked lanes do arithmetic, and are counted as loads too."""
     g, tile = geometry, plan.tile
@@ -273,8 +279,11 @@ def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Work:
         else:
             reduced = g.group_C if plan.op == "fprop" else g.group_K
             steps = reached * -(-reduced // tile.BLOCK_K)
-            if not plan.one_tap:  # a row of the window at a time, or what a phase has of it
-                steps = reached / g.S * -(-g.S * reduced // tile.BLOCK_K)
+            if not plan.one_tap:
+                phases_h, phases_w = g.phases if plan.op == "dgrad" else (1, 1)
+                steps = window_steps(
+                    -(-g.R // phases_h), -(-g.S // phases_w), reduced, tile.BLOCK_K
+                )
             bytes_a_step = tile.BLOCK_K * (tile.BLOCK_M * first + tile.BLOCK_N * itemsize)
         return _Work(
             round(plan.grid * steps * bytes_a_step),
