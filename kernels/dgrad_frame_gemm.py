@@ -64,7 +64,7 @@ def dgrad_frame_gemm(
                     dy_stride_k, dy_stride_p, dy_stride_q,
                     weight_stride_k, weight_stride_r, weight_stride_s,
                     STRIDE_H, STRIDE_W, "zeros", True, R * S == 1,
-                    PIXEL_AXIS, FLAT, EVEN, AHEAD, WIDE, PRECISION, BLOCK_K,
+                    PIXEL_AXIS, FLAT, S, EVEN, AHEAD, WIDE, PRECISION, BLOCK_K,
                 )  # fmt: skip
 
     c = group * GROUP_C + group_c

@@ -26,6 +26,7 @@ from .indexing import (
     phases,
     round_down,
     split_pixel,
+    tap_step,
     widen,
 )
 
@@ -79,6 +80,7 @@ def dgrad_gemm(
     group_c = tile_n * BLOCK_N + along(1 - PIXEL_AXIS, BLOCK_N)
     first_r, taps_r, shift_h, step_r, step_h = phase_taps(phase_h, R, STRIDE_H, PAD_H, DIL_H)
     first_s, taps_s, shift_w, step_s, step_w = phase_taps(phase_w, S, STRIDE_W, PAD_W, DIL_W)
+    MOST_S: tl.constexpr = tl.cdiv(S, tap_step(STRIDE_W, DIL_W))
     weight_base = (
         weight_ptr
         + batch * weight_stride_n
@@ -90,12 +92,14 @@ def dgrad_gemm(
     ACC: tl.constexpr = tl.float64 if weight_ptr.dtype.element_ty == tl.float64 else tl.float32
     acc = add_taps_gemm(
         tl.zeros((m + group_c).shape, ACC),
-        dy_ptr + group * GROUP_K * dy_stride_k, n * dy_stride_n, row - shift_h, column - shift_w, exists,
+        dy_ptr + group * GROUP_K * dy_stride_k, n * dy_stride_n,
+        row - shift_h, column - shift_w, exists,
         weight_base, group_c * weight_stride_c, group_c < GROUP_C,
         P, Q, GROUP_K, taps_r, taps_s, -step_h, -step_w,
         dy_stride_k, dy_stride_p, dy_stride_q,
         weight_stride_k, weight_stride_r * step_r, weight_stride_s * step_s,
-        1, 1, "zeros", CHECKED, R * S == 1, PIXEL_AXIS, FLAT, EVEN, AHEAD, WIDE, PRECISION, BLOCK_K,
+        1, 1, "zeros", CHECKED, R * S == 1, PIXEL_AXIS, FLAT, MOST_S, EVEN, AHEAD,
+        WIDE, PRECISION, BLOCK_K,
     )  # fmt: skip
 
     h, w = phase_h + row * STRIDE_H, phase_w + column * STRIDE_W

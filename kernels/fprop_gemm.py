@@ -20,6 +20,7 @@ from .indexing import (
     align_strides,
     along,
     divide,
+    first_step,
     fold,
     is_inside,
     next_digit,
@@ -28,7 +29,7 @@ from .indexing import (
     reduction_steps,
     round_down,
     split_pixel,
-    split_reduction,
+    split_step,
     widen,
 )
 
@@ -89,7 +90,7 @@ def fprop_gemm(
         weight_ptr + batch * weight_stride_n, known_k * weight_stride_k, True,
         H, W, GROUP_C, R, S, DIL_H, DIL_W,
         x_stride_c, x_stride_h, x_stride_w, weight_stride_c, weight_stride_r, weight_stride_s,
-        1, 1, MODE, PADDED, R * S == 1, PIXEL_AXIS, FLAT, EVEN, AHEAD, WIDE, PRECISION, BLOCK_K,
+        1, 1, MODE, PADDED, R * S == 1, PIXEL_AXIS, FLAT, S, EVEN, AHEAD, WIDE, PRECISION, BLOCK_K,
     )  # fmt: skip
 
     if bias_ptr is not None:
@@ -111,7 +112,7 @@ def add_taps_gemm(
     weight_stride_c, weight_stride_r, weight_stride_s,
     DIVIDE_H: tl.constexpr, DIVIDE_W: tl.constexpr, MODE: tl.constexpr, CHECKED: tl.constexpr,
     POINT: tl.constexpr, PIXEL_AXIS: tl.constexpr,
-    FLAT: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr,
+    FLAT: tl.constexpr, MOST_S: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """acc plus the image times the weight, over all taps and summed channels.
@@ -119,71 +120,80 @@ def add_taps_gemm(
     Tap (r,s) reads the image at (row + r * row_step) / DIVIDE_H, where that is a whole number, and
     a column likewise. `pixel` and `filter` are offsets of what does not depend on the tap.
 
-    What depends on pixels and lanes is found before the loop; a step adds one scalar to it, that
-    of its tap and first channel. If FLAT, the number of channels, is not None, a step covers
-    BLOCK_K elements of (r,s,channel) flattened, and a vector takes the place of the scalar.
+    What depends on pixels and lanes is found before the loop, a step adds to it one scalar for its
+    tap and first channel. There is an exception for few channels, FLAT of them if not None: a step
+    covers BLOCK_K elements (r,s,channel), and every lane has its own. MOST_S is a constant that S
+    is at most. EVEN says that BLOCK_K divides the channels, CHECKED that pixels may read outside
+    of the image, and POINT that there is one tap.
 
     AHEAD: the image is loaded a step ahead into registers, because it comes in pieces too small
     for the copies to shared memory that Triton's pipeline is made of.
     """
     lane, weight_lane = along(1 - PIXEL_AXIS, BLOCK_K), along(PIXEL_AXIS, BLOCK_K)
-    LINEAR: tl.constexpr = MODE == "zeros" and DIVIDE_H * DIVIDE_W == 1
-    if LINEAR:
+    if MODE == "zeros" and DIVIDE_H * DIVIDE_W == 1:
         pixel += row * image_stride_h + column * image_stride_w
     if FLAT is None:
         pixel += lane * image_stride_c
         filter += weight_lane * weight_stride_c
 
-    r, s, c = split_reduction(0, lane, S, FLAT, WIDE, BLOCK_K)
+    r, s, c = first_step(lane, R, FLAT, MOST_S, WIDE, BLOCK_K)
     if AHEAD:
-        image = load_tap(
-            image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS, R, S,
-            row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
+        image = load_step(
+            image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS,
+            R, S, row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
             DIVIDE_H, DIVIDE_W, MODE, CHECKED, FLAT, EVEN, AHEAD,
         )  # fmt: skip
-    for i in range(reduction_steps(CHANNELS, R, S, BLOCK_K, FLAT)):
-        if not AHEAD:
-            image = load_tap(
-                image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS, R, S,
-                row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
-                DIVIDE_H, DIVIDE_W, MODE, CHECKED, FLAT, EVEN, AHEAD,
-            )  # fmt: skip
-        valid = filter_valid
-        if FLAT is None:
-            offset = c * weight_stride_c + r * weight_stride_r + s * weight_stride_s
-            if not EVEN:
-                valid &= c + weight_lane < CHANNELS
-            r, s, c = next_step(r, s, c, R, S, POINT, BLOCK_K)
-        else:
-            r, s, c = split_reduction(i, weight_lane, S, FLAT, WIDE, BLOCK_K)
-            offset = c * weight_stride_c + r * weight_stride_r + s * weight_stride_s
-            valid &= s < S
-            r, s, c = split_reduction(i + 1, lane, S, FLAT, WIDE, BLOCK_K)
-        weight = tl.load(weight_ptr + offset + filter, mask=valid, other=0.0)
+    for i in range(reduction_steps(CHANNELS, R, S, FLAT, MOST_S, BLOCK_K)):
+        weight = load_weight(
+            weight_ptr, filter, filter_valid, i, r, s, c, weight_lane, CHANNELS, R, S,
+            weight_stride_c, weight_stride_r, weight_stride_s,
+            FLAT, MOST_S, EVEN, WIDE, BLOCK_K,
+        )  # fmt: skip
         if AHEAD:
-            next_image = load_tap(
-                image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS, R, S,
-                row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
-                DIVIDE_H, DIVIDE_W, MODE, CHECKED, FLAT, EVEN, AHEAD,
-            )  # fmt: skip
+            r, s, c = next_step(i, r, s, c, lane, R, S, POINT, FLAT, MOST_S, WIDE, BLOCK_K)
+        loaded = load_step(
+            image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS,
+            R, S, row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
+            DIVIDE_H, DIVIDE_W, MODE, CHECKED, FLAT, EVEN, AHEAD,
+        )  # fmt: skip
+        if not AHEAD:
+            image = loaded
+            r, s, c = next_step(i, r, s, c, lane, R, S, POINT, FLAT, MOST_S, WIDE, BLOCK_K)
         image = image.to(weight.dtype)
         if PIXEL_AXIS == 0:
             acc = tl.dot(image, weight, acc, input_precision=PRECISION, out_dtype=acc.dtype)
         else:
             acc = tl.dot(weight, image, acc, input_precision=PRECISION, out_dtype=acc.dtype)
         if AHEAD:
-            image = next_image
+            image = loaded
     return acc
 
 
 @triton.jit
-def load_tap(
-    image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS, R, S,
-    row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
+def load_weight(
+    weight_ptr, filter, valid, i, r, s, c, lane, CHANNELS, R, S,
+    weight_stride_c, weight_stride_r, weight_stride_s,
+    FLAT: tl.constexpr, MOST_S: tl.constexpr, EVEN: tl.constexpr,
+    WIDE: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK_K, BLOCK_N] or its transpose: the weight of step i of add_taps_gemm."""
+    if FLAT is not None:  # r, s and c are those of lanes along the image's axis
+        r, s, c = split_step(i, lane, R, FLAT, MOST_S, WIDE, BLOCK_K)
+        valid &= (r < R) & (s < S)
+    elif not EVEN:
+        valid &= c + lane < CHANNELS
+    offset = c * weight_stride_c + r * weight_stride_r + s * weight_stride_s
+    return tl.load(weight_ptr + offset + filter, mask=valid, other=0.0)
+
+
+@triton.jit
+def load_step(
+    image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS,
+    R, S, row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
     DIVIDE_H: tl.constexpr, DIVIDE_W: tl.constexpr, MODE: tl.constexpr, CHECKED: tl.constexpr,
     FLAT: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_M, BLOCK_K] or its transpose: what the pixels read in one step of add_taps_gemm."""
+    """[BLOCK_M, BLOCK_K] or its transpose: the image in the step of add_taps_gemm at (r,s,c)."""
     valid = pixel_valid
     if MODE == "zeros" and DIVIDE_H * DIVIDE_W == 1:
         offset = (
@@ -203,7 +213,7 @@ def load_tap(
         offset = c * image_stride_c + h * image_stride_h + w * image_stride_w
         valid &= h_inside & w_inside
     if FLAT is not None:
-        valid &= (s < S) & (r < R) if AHEAD else s < S
+        valid &= (r < R) & (s < S)
     elif not EVEN:
         valid &= c + lane < CHANNELS
     elif AHEAD:

@@ -98,7 +98,7 @@ def wgrad_gemm(
             x_stride_n, x_stride_h, x_stride_w,
             STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W, MODE, PADDED, X_PIECE,
         )  # fmt: skip
-    for i in range(tl.cdiv(SPLIT_PIXELS, BLOCK_K)):
+    for _ in range(tl.cdiv(SPLIT_PIXELS, BLOCK_K)):
         if AHEAD:
             dy_m += BLOCK_K
             x_m += BLOCK_K
@@ -158,7 +158,7 @@ def split_column(tile, lane, GROUP_C, ONE_TAP: tl.constexpr, BLOCK_N: tl.constex
 def load_dy(
     dy_base, n, p, q, valid, dy_stride_n, dy_stride_p, dy_stride_q, ALIGN: tl.constexpr
 ):  # fmt: skip
-    """[BLOCK_M, BLOCK_K]"""
+    """The block [BLOCK_M, BLOCK_K] of a step."""
     offset = n * dy_stride_n + p * dy_stride_p + q * dy_stride_q
     if ALIGN > 1:
         offset = in_pieces(offset, ALIGN)
@@ -173,7 +173,7 @@ def load_x(
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr, PADDED: tl.constexpr,
     ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_K, BLOCK_N] or its transpose."""
+    """The block [BLOCK_K, BLOCK_N] of a step, or its transpose."""
     h, w = p * STRIDE_H - PAD_H, q * STRIDE_W - PAD_W
     if MODE != "zeros":
         h, h_inside = fold(h + r * DIL_H, H, MODE)

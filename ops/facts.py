@@ -17,8 +17,12 @@ NARROW_LIMIT = 2**31 - 2**16
 def layout_of(geometry: Geometry, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> Layout:
     """What the planner needs to know of the tensors of one call (or of their gradients)."""
     (top, bottom), (left, right) = geometry.padding
+    # Kernels count from pixels in the padding, or from outputs beyond the image's end.
+    beyond_h = max(0, top) + max(0, bottom) + (geometry.R - 1) * geometry.steps(0)[1]
+    beyond_w = max(0, left) + max(0, right) + (geometry.S - 1) * geometry.steps(1)[1]
     largest = max(
-        *map(_last_offset, (x, weight, y)),
+        _last_offset(weight),
+        *(_last_offset(t) + beyond_h * t.stride(2) + beyond_w * t.stride(3) for t in (x, y)),
         geometry.H + top + bottom,
         geometry.W + left + right,
         geometry.N * geometry.H * geometry.W,

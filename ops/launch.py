@@ -490,7 +490,10 @@ def _gemm_arguments(
     if not isinstance(tile, GemmTile):
         return {}
     read, channels = (y, geometry.group_K) if plan.op.startswith("dgrad") else (x, geometry.group_C)
-    pixel_axis = int(_step(read, 3) < _step(read, 1))
+    flat = plan.op != "wgrad" and not plan.one_tap
+    # Single channels are gathered anyway: then a lane has a tap of its own, and pixels share it.
+    scattered = flat and _alignment(read, 1, channels) == 1
+    pixel_axis = int(scattered or _step(read, 3) < _step(read, 1))
     if pixel_axis == 0:
         aligned = _alignment(x, 1, geometry.group_C), _alignment(y, 1, geometry.group_K)
     else:
@@ -503,7 +506,7 @@ def _gemm_arguments(
         "X_ALIGN": aligned[0],
         "WEIGHT_ALIGN": _alignment(weight, -3, geometry.group_C),
         "Y_ALIGN": aligned[1],
-        "FLAT": None if plan.one_tap else channels,
+        "FLAT": channels if flat else None,
         "EVEN": channels % tile.BLOCK_K == 0,
         "ONE_TAP": one_tap,
         # With taps that differ in a tile, Triton 3.7 loads such a block without coalescing.

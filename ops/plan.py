@@ -111,15 +111,22 @@ FAMILIES: dict[type[Tile], str] = {
 }
 
 #: For each kind of product, tiles from the largest down, the last one for few columns. The largest
-#: that fills the device is taken: it reads each input the fewest times. None has been tuned on a
-#: GPU yet; each is checked ahead of time for spills on sm_80, sm_90, sm_100 and gfx942.
+#: that fills the device is taken: it reads each input the fewest times. By machine code for sm_90,
+#: a warp issues for 2048 multiply-adds in bf16 (4 cycles of a H100's matrix unit, 8 of an A100's)
+#: and channels_last 1.1 instructions with 128x256x64, 2.2 with 128x128x64, 3.9 with 128x64x32 and
+#: 6.3 with 64x64x32. None has been tuned on a GPU yet; each is checked ahead of time for spills on
+#: sm_80, sm_90, sm_100 and gfx942.
 GEMM_TILES: dict[str, tuple[GemmTile, ...]] = {
     "half": (
+        GemmTile(128, 256, 64, num_warps=8, num_stages=3),
+        GemmTile(128, 128, 64, num_warps=8, num_stages=3),
         GemmTile(128, 128, 32, num_warps=8, num_stages=3),
+        GemmTile(128, 64, 32, num_warps=4, num_stages=3),
         GemmTile(64, 64, 32, num_warps=4, num_stages=3),
         GemmTile(128, 32, 32, num_warps=4, num_stages=3),
     ),
     "tf32": (
+        GemmTile(128, 128, 32, num_warps=8, num_stages=3),
         GemmTile(128, 64, 32, num_warps=8, num_stages=3),
         GemmTile(64, 64, 32, num_warps=4, num_stages=3),
         GemmTile(128, 32, 32, num_warps=4, num_stages=3),
@@ -131,6 +138,7 @@ GEMM_TILES: dict[str, tuple[GemmTile, ...]] = {
     ),
     # No matrix unit multiplies float32 exactly: fused multiply-adds from registers.
     "ieee": (
+        GemmTile(128, 64, 16, num_warps=8, num_stages=2),
         GemmTile(64, 64, 16, num_warps=8, num_stages=2),
         GemmTile(64, 32, 16, num_warps=4, num_stages=2),
     ),
@@ -139,6 +147,29 @@ GEMM_TILES: dict[str, tuple[GemmTile, ...]] = {
         GemmTile(32, 32, 16, num_warps=4, num_stages=2),
     ),
 }
+
+#: The same of weight gradients: for many filters and columns, and for few. Rows are filters there,
+#: and splits fill the device, so the size of a tile does not depend on the pixels.
+GEMM_GRADIENT_TILES: dict[str, tuple[GemmTile, ...]] = {
+    "half": (
+        GemmTile(128, 128, 32, num_warps=8, num_stages=3),
+        GemmTile(64, 64, 32, num_warps=4, num_stages=3),
+    ),
+    "tf32": (
+        GemmTile(128, 64, 32, num_warps=8, num_stages=3),
+        GemmTile(64, 64, 32, num_warps=4, num_stages=3),
+    ),
+    "tf32x3": GEMM_TILES["tf32x3"],
+    "ieee": (
+        GemmTile(64, 64, 16, num_warps=8, num_stages=2),
+        GemmTile(64, 32, 16, num_warps=4, num_stages=2),
+    ),
+    "float64": GEMM_TILES["float64"],
+}
+
+#: Summed channels of a step that only channels_last loads: in 16 bits, where pixels are neighbours
+#: instead, every element passes through a register of its own, and more of them spill on sm_80.
+LONG_STEP = 64
 
 #: Where a reduction or columns run through several taps, so that every element has offsets of its
 #: own, and those have 64 bits, two registers each, or taps are counted at run time, as those of an
@@ -281,12 +312,10 @@ def plan_wgrad(
     if found := _tuned_plan("wgrad", geometry, dtype, layout, device, precision):
         return found
     precise = _precision(dtype, precision, device)
-    # The long side of a tile lies along the pixels in the other operators; here rows are filters:
-    # the table's last tile, for few columns, is not for it.
     product = _product(dtype, precision, device)
     tiles: list[Tile] = [WIDE_GEMM_TILES[product]]
     if not layout.wide:
-        tiles = [*GEMM_TILES[product][:2]]
+        tiles = [*GEMM_GRADIENT_TILES[product]]
     if min(geometry.group_K, geometry.group_C * geometry.R * geometry.S) >= GEMM_MIN:
         tiles += tma_tiles("wgrad", geometry, dtype, precise, device.arch, layout.boxes("wgrad"))
     else:
@@ -397,7 +426,7 @@ def _plan_pixels(
     if found := _tuned_plan(op, geometry, dtype, layout, device, precision):
         return found
     precise = _precision(dtype, precision, device)
-    gemms = _gemm_tiles(op, geometry, _product(dtype, precision, device), layout)
+    gemms = _gemm_tiles(op, geometry, _product(dtype, precision, device), layout, device)
     tiles: list[Tile] = [*gemms]
     columns = channels // geometry.groups
     if min(columns, reduced * geometry.R * geometry.S) >= GEMM_MIN:
@@ -427,15 +456,18 @@ def _plan_pixels(
     return replace(best, tile=tile, grid=tile.programs or best.grid)
 
 
-def _gemm_tiles(op: str, geometry: Geometry, product: str, layout: Layout) -> list[GemmTile]:
+def _gemm_tiles(
+    op: str, geometry: Geometry, product: str, layout: Layout, device: Device
+) -> list[GemmTile]:
     """The tiles of a GEMM that computes fprop or dgrad through pointers."""
-    table = GEMM_TILES[product]
+    reduced = geometry.group_C if op == "fprop" else geometry.group_K
+    long_steps = layout.channels_last and reduced % LONG_STEP == 0 and not layout.wide
+    table = [t for t in gemm_tiles(product, device) if long_steps or t.BLOCK_K < LONG_STEP]
     if op == "dgrad_frame":  # has few pixels, and two loops that take registers
         table = table[-1:]
     by_phases = op == "dgrad" and math.prod(geometry.phases) > 1
     if not (layout.wide or by_phases):
-        return [*table]
-    reduced = geometry.group_C if op == "fprop" else geometry.group_K
+        return table
     tiles = [tile for tile in table if reduced >= tile.BLOCK_K]
     return tiles if len(tiles) == len(table) else [*tiles, WIDE_GEMM_TILES[product]]
 
@@ -569,6 +601,17 @@ def is_legal(
         and sums + operands <= limits.registers
         and shared_bytes(tile, dtype, device.arch) <= limits.shared
     )
+
+
+def gemm_tiles(product: str, device: Device) -> list[GemmTile]:
+    """The tiles of GEMM_TILES whose operands a device has the shared memory for."""
+    dtype = _DTYPES.get(product, torch.float32)
+    shared = LIMITS.get(device.arch, SMALLEST).shared
+    return [t for t in GEMM_TILES[product] if shared_bytes(t, dtype, device.arch) <= shared]
+
+
+#: Of the rows of the tables that are not float32's.
+_DTYPES = {"half": torch.float16, "float64": torch.float64}
 
 
 def _programs(op: str, geometry: Geometry, tile: Tile) -> int:

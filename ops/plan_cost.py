@@ -154,7 +154,14 @@ def passes(plan: Plan, geometry: Geometry) -> float:
     summed = geometry.group_C if plan.op == "fprop" else geometry.group_K
     if plan.family == "tma" or plan.one_tap:
         return taps * cdiv(summed, k)
-    return -(-taps * summed // k)
+    rows, columns = geometry.phases if plan.op == "dgrad" else (1, 1)
+    return window_steps(cdiv(geometry.R, rows), cdiv(geometry.S, columns), summed, k)
+
+
+def window_steps(rows: int, columns: int, channels: int, block: int) -> int:
+    """Steps of a GEMM through all taps of few channels, whole rows of the window if they fit."""
+    row = columns * channels
+    return cdiv(rows, max(1, block // row)) * cdiv(row, block)
 
 
 def device_bytes(

@@ -40,6 +40,7 @@ from ..ops.bands import BandedGradTile, BandedTile, banded_steps
 from ..ops.call import Call
 from ..ops.launch import BANDS_BLOCK, SUM_TILE
 from ..ops.plan import GemmTile
+from ..ops.plan_cost import window_steps
 from ..ops.plan_rows import RowsTile, rows_work
 from ..ops.plan_tma import TmaTile
 from .configurations import TARGETS, Configuration, Target, configurations
@@ -212,7 +213,7 @@ def _hot_loop(instructions: Instructions) -> Instructions:
 #: ptxas parks a few values that only the code around the loop needs, to stay at a step (32, 80, 128
 #: registers) where more programs fit on a multiprocessor: that many bytes, outside the loop, are no
 #: shortage of registers.
-MAX_PARKED = 16
+MAX_PARKED = 24
 
 
 def problems(configuration: Configuration, target: Target, built: Build) -> list[str]:
@@ -371,17 +372,19 @@ def _steps(configuration: Configuration) -> int:
     if plan.op == "wgrad":
         return plan.split_strips or -(-plan.split_pixels // block)
     reduced = geometry.group_C if plan.op == "fprop" else geometry.group_K
-    if plan.op == "dgrad":  # on average: taps are dealt out among the phases
-        taps = max(1, round(taps / math.prod(geometry.phases)))
-    one_tap = plan.one_tap or isinstance(plan.tile, TmaTile)
-    return taps * -(-reduced // block) if one_tap else -(-taps * reduced // block)
+    # An input gradient's taps are dealt out among the phases: on average.
+    phases_h, phases_w = geometry.phases if plan.op == "dgrad" else (1, 1)
+    if plan.one_tap or isinstance(plan.tile, TmaTile):
+        return max(1, round(taps / (phases_h * phases_w))) * -(-reduced // block)
+    return window_steps(-(-geometry.R // phases_h), -(-geometry.S // phases_w), reduced, block)
 
 
 #: What the recorded table holds: every kernel, tile and kind of product of the target that is tuned
 #: for first, and a few on the others, so that a compiler that does well on one only is noticed.
 SAMPLE = {
     "sm_90": r"(?x) ^[fdw](prop|grad)_gemm-half-.*-bfloat16-dense$"
-    r"| ^fprop_gemm-half-128x128x32-bfloat16-(stem|pointwise)$"
+    r"| ^(fprop|wgrad)_gemm-half-128x128x32-bfloat16-(planes|pointwise)$"
+    r"| ^fprop_gemm-half-128x64x32-bfloat16-stem$"
     r"| ^\w+_gemm-(tf32|ieee|float64)-(128x64|64x64|64x32)x\d+-float\d+-dense$"
     r"| ^fprop_gemm-tf32x3-64x64x32-float32-dense$"
     r"| ^fprop_stencil-512x1-(float32|bfloat16|uint8)-image$"

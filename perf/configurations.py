@@ -21,13 +21,15 @@ from ..ops.geometry import Geometry
 from ..ops.lag_launch import lag_sums_calls
 from ..ops.launch import dgrad_call, fprop_call, wgrad_calls
 from ..ops.plan import (
-    GEMM_TILES,
+    GEMM_GRADIENT_TILES,
+    LONG_STEP,
     STENCIL_TILES,
     WIDE_GEMM_TILES,
     GemmTile,
     Layout,
     Plan,
     Tile,
+    gemm_tiles,
     plan_dgrad,
     plan_dgrad_frame,
     plan_fprop,
@@ -130,6 +132,7 @@ GEMM_CASES = {
         channels_last=True,
         bias=True,
     ),
+    "planes": Case(Geometry(8, 64, 56, 56, 64, 3, 3, padding=_SAME), one_tap=True, bias=True),
     "pointwise": Case(Geometry(64, 128, 1024, 1024, 256, 1, 1), one_tap=True),
     "stem": Case(Geometry(8, 3, 224, 224, 64, 7, 7, stride=(2, 2), padding=((3, 3), (3, 3)))),
     "few": Case(Geometry(8, 3, 112, 112, 64, 3, 3, padding=_SAME)),
@@ -375,7 +378,7 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
         for row, (product, types) in enumerate(PRODUCTS.items()):
             if product == "tf32x3" and target.is_amd:
                 continue  # planned as ieee
-            for j, (tile, cases) in enumerate(_gemm_tiles(op, product)):
+            for j, (tile, cases) in enumerate(_gemm_tiles(target, op, product)):
                 chosen = types
                 if thin:
                     if cases[-1] == "odd" and (i + row + turn) % len(OPS):
@@ -549,16 +552,19 @@ def _banded(target: Target, thin: bool) -> Iterator[Configuration]:
             yield from (replace(made, kernel="build_bands", product="") for made in found)
 
 
-def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:
+def _gemm_tiles(target: Target, op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:
     """The tiles that an operator may be planned with, each with the cases it is planned for."""
     if op == "wgrad":
-        for tile in GEMM_TILES[product][:2]:
-            yield tile, ["dense", "stem"]
+        for tile in GEMM_GRADIENT_TILES[product]:
+            yield tile, ["dense", "planes", "stem"]
         yield WIDE_GEMM_TILES[product], ["pointwise", "odd"]
         return
     # Few channels: the forward operator takes any step, the input gradient with one takes phases.
-    for tile in GEMM_TILES[product]:
-        yield tile, ["dense", "pointwise", "stem" if op == "fprop" else "few"]
+    for tile in gemm_tiles(product, target.device):
+        if tile.BLOCK_K >= LONG_STEP:
+            yield tile, ["dense"]
+        else:
+            yield tile, ["dense", "planes", "pointwise", "stem" if op == "fprop" else "few"]
     if op == "dgrad":
         yield WIDE_GEMM_TILES[product], ["stem"]
     yield WIDE_GEMM_TILES[product], ["odd"]
@@ -605,7 +611,7 @@ def _sums() -> Iterator[Configuration]:
     wide = Case(Geometry(8, 2**15, 56, 56, 2**16, 1, 1))
     for name, case in (("narrow", narrow), ("wide", wide)):
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-            plan = plan_with_tile("wgrad", case.geometry, GEMM_TILES["half"][0], splits=2)
+            plan = plan_with_tile("wgrad", case.geometry, GEMM_GRADIENT_TILES["half"][0], splits=2)
             yield Configuration("sum_partials", "", name, case, plan, dtype)
 
 

@@ -57,7 +57,15 @@ from ..ops.plan import (
     plan_fprop,
     plan_wgrad,
 )
-from ..ops.plan_cost import READ, device_bytes, partial_bytes, plan_work, programs_of, unit_of
+from ..ops.plan_cost import (
+    READ,
+    device_bytes,
+    partial_bytes,
+    plan_work,
+    programs_of,
+    unit_of,
+    window_steps,
+)
 from ..ops.plan_rows import RowsTile, rows_work
 from ..ops.plan_tma import TmaTile
 from .workloads import OPS, SUITES, Workload, select
@@ -283,8 +291,12 @@ def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Asked
             bytes_a_step = tile.BLOCK_K * (tile.BLOCK_M * itemsize + tile.BLOCK_N * x_bytes)
         else:
             reduced = g.group_C if plan.op == "fprop" else g.group_K
-            one_tap = reached * -(-reduced // tile.BLOCK_K)
-            steps = one_tap if plan.one_tap else -(-reached * reduced // tile.BLOCK_K)
+            steps = reached * -(-reduced // tile.BLOCK_K)
+            if not plan.one_tap:
+                phases_h, phases_w = g.phases if plan.op == "dgrad" else (1, 1)
+                steps = window_steps(
+                    -(-g.R // phases_h), -(-g.S // phases_w), reduced, tile.BLOCK_K
+                )
             bytes_a_step = tile.BLOCK_K * (tile.BLOCK_M * first + tile.BLOCK_N * itemsize)
         return _Asked(
             round(plan.grid * steps * bytes_a_step),

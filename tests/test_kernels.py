@@ -20,7 +20,13 @@ from closeness import (
 
 from tricorr import ops
 from tricorr.ops import geometry_of, reference
-from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, GemmTile, plan_with_tile
+from tricorr.ops.plan import (
+    GEMM_GRADIENT_TILES,
+    GEMM_TILES,
+    STENCIL_TILES,
+    GemmTile,
+    plan_with_tile,
+)
 
 GEMM_DTYPES = {
     "half": torch.float16,
@@ -32,6 +38,11 @@ GEMM_DTYPES = {
 GEMMS = [
     pytest.param(product, tile, id=f"{product}-{tile.BLOCK_M}x{tile.BLOCK_N}x{tile.BLOCK_K}")
     for product, tiles in GEMM_TILES.items()
+    for tile in tiles
+]
+GRADIENT_GEMMS = [
+    pytest.param(product, tile, id=f"{product}-{tile.BLOCK_M}x{tile.BLOCK_N}x{tile.BLOCK_K}")
+    for product, tiles in GEMM_GRADIENT_TILES.items()
     for tile in tiles
 ]
 STENCILS = [pytest.param(tile, id=f"{tile.BLOCK_M}x{tile.BLOCK_C}") for tile in STENCIL_TILES]
@@ -153,7 +164,7 @@ def test_every_gemm_tile(kernel_backend, op, product, tile, wide, one_tap):
     check_forced(op, tile, GEMM_DTYPES[product], kernel_backend.device, precision, choices=choices)
 
 
-@pytest.mark.parametrize(("product", "tile"), GEMMS)
+@pytest.mark.parametrize(("product", "tile"), GRADIENT_GEMMS)
 @pytest.mark.parametrize("wide", [False, True], ids=["int32", "int64"])
 def test_every_gemm_tile_of_wgrad(kernel_backend, product, tile, wide):
     precision = product if product in ("tf32", "tf32x3") else "ieee"

@@ -12,13 +12,14 @@ import torch
 from tricorr.ops import geometry_of, plan, tuned
 from tricorr.ops.plan import (
     DEVICES,
-    GEMM_TILES,
+    GEMM_GRADIENT_TILES,
     STENCIL_TILES,
     WIDE_GEMM_TILES,
     Device,
     GemmTile,
     Layout,
     StencilTile,
+    gemm_tiles,
     is_legal,
 )
 from tricorr.perf import tune
@@ -236,10 +237,12 @@ def test_no_file_and_no_name_mean_the_tables(directory):
 
 @pytest.mark.parametrize("name", DEVICES)
 def test_the_tables_are_legal_everywhere(name):
-    for product, tiles in GEMM_TILES.items():
+    for product, wide in WIDE_GEMM_TILES.items():
         dtype = DTYPES.get(product, torch.float32)
-        for tile in (*tiles, WIDE_GEMM_TILES[product]):
+        for tile in (*gemm_tiles(product, DEVICES[name]), wide):
             assert is_legal("fprop", tile, dtype, DEVICES[name], product), tile
+        for tile in GEMM_GRADIENT_TILES[product]:
+            assert is_legal("wgrad", tile, dtype, DEVICES[name], product), tile
     for tile in STENCIL_TILES:
         for dtype in (torch.bfloat16, torch.float32, torch.float64):
             assert is_legal("fprop", tile, dtype, DEVICES[name]), tile

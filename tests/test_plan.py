@@ -9,6 +9,7 @@ from cases import CASES, DTYPES
 from tricorr.ops import ArgumentError, geometry_of, plan, plan_rows
 from tricorr.ops.bands import BandedGradTile, BandedTile, grad_strips
 from tricorr.ops.plan import (
+    GEMM_GRADIENT_TILES,
     GEMM_TILES,
     STENCIL_TILES,
     WIDE_GEMM_TILES,
@@ -140,6 +141,7 @@ def test_a_window_too_large_to_unroll_takes_the_stencil_without_matrix_units():
 def test_plans_come_from_the_tables_print_and_hash(op, name):
     tiles = {tile for table in GEMM_TILES.values() for tile in table} | set(STENCIL_TILES)
     tiles |= set(WIDE_GEMM_TILES.values())
+    tiles |= {tile for table in GEMM_GRADIENT_TILES.values() for tile in table}
     for _, p in plans(op, ALL[name]):
         assert p.tile in tiles or p.family in ("rows", "banded")
         assert p in {p}
