@@ -1,6 +1,6 @@
 """Forward as an implicit GEMM whose operands come through tensor descriptors: sm_90 and later.
 
-    y[n,k,p,q] = act(bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s])
+    y[n,k,p,q] = act(bias[k] + residual[n,k,p,q] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s])
     h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
     GEMM_M = pixels (n,p,q)    GEMM_N = filters k of one group    GEMM_K = (c blocks, r, s, c)
@@ -15,15 +15,16 @@ both operands are multiplied from shared memory. Sums in float32.
 import triton
 import triton.language as tl
 
-from .epilogue import activate
+from .epilogue import activate, add_residual
 from .indexing import next_digit, phase_taps, widen
 
 
 @triton.jit
 def fprop_tma(
-    x0_desc, x1_desc, x2_desc, x3_desc, weight_desc, bias_ptr, y_ptr,
+    x0_desc, x1_desc, x2_desc, x3_desc, weight_desc, bias_ptr, residual_ptr, y_ptr,
     N, P, Q, GROUPS, GROUP_C, GROUP_K,
     bias_stride,
+    residual_stride_n, residual_stride_k, residual_stride_p, residual_stride_q,
     y_stride_n, y_stride_k, y_stride_p, y_stride_q,
     R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
@@ -67,10 +68,15 @@ def fprop_tma(
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + k * bias_stride, mask=group_k < GROUP_K, other=0.0)
     n, p, q = box_pixels(corner, BLOCK_I, BLOCK_P, BLOCK_Q, WIDE)  # [1, pixels]
+    exists = (group_k < GROUP_K) & (n < N) & (p < P) & (q < Q)
+    if residual_ptr is not None:
+        residual = residual_ptr + n * residual_stride_n + k * residual_stride_k
+        residual += p * residual_stride_p + q * residual_stride_q
+        acc = add_residual(acc, residual, exists)
     tl.store(
         y_ptr + n * y_stride_n + k * y_stride_k + p * y_stride_p + q * y_stride_q,
         activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty),
-        mask=(group_k < GROUP_K) & (n < N) & (p < P) & (q < Q),
+        mask=exists,
     )
 
 

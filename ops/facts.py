@@ -14,11 +14,18 @@ from .plan import INTERPRETER, Device, Layout
 NARROW_LIMIT = 2**31 - 2**16
 
 
-def layout_of(geometry: Geometry, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> Layout:
+def layout_of(
+    geometry: Geometry,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    y: torch.Tensor,
+    residual: torch.Tensor | None = None,
+) -> Layout:
     """What the planner needs to know of the tensors of one call (or of their gradients)."""
     (top, bottom), (left, right) = geometry.padding
     largest = max(
         *map(_last_offset, (x, weight, y)),
+        0 if residual is None else _last_offset(residual),
         geometry.H + top + bottom,
         geometry.W + left + right,
         geometry.N * geometry.H * geometry.W,
