@@ -135,14 +135,6 @@ def test_compiled_is_eager(backend):
     assert all(torch.allclose(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("activation", ["none", "gelu"])
-def test_opcheck(backend, activation):
-    g = geometry_of((2, 2, 4, 3), (4, 1, 2, 2), groups=2)
-    operands = [t.requires_grad_() for t in tensors(g, torch.float64, backend.device)]
-    steps = (g.stride, (0, 0, 0, 0), g.dilation, g.groups, g.flip, "zeros", "ieee")
-    torch.library.opcheck(torch.ops.tricorr.fprop.default, (*operands, activation, *steps))
-
-
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 @pytest.mark.parametrize(
     "dims", [(0, None, 0), (None, None, 1), (None, 0, None), (0, 0, 2), (0, None, None)], ids=str
