@@ -79,9 +79,8 @@ def fprop_gemm(
         acc += tl.load(bias_ptr + k * bias_stride, mask=group_k < GROUP_K, other=0.0)
     exists = (m < PIXELS) & (group_k < GROUP_K)
     if residual_ptr is not None:
-        residual = residual_ptr + n * residual_stride_n + k * residual_stride_k
-        residual += p * residual_stride_p + q * residual_stride_q
-        acc = add_residual(acc, residual, exists)
+        pixel = n * residual_stride_n + p * residual_stride_p + q * residual_stride_q
+        acc = add_residual(acc, residual_ptr + pixel + k * residual_stride_k, exists)
     tl.store(
         y_ptr + n * y_stride_n + k * y_stride_k + p * y_stride_p + q * y_stride_q,
         activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty),

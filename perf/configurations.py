@@ -261,7 +261,10 @@ BANDED_CASES = {
 #: programs for each of the gradient's, and offsets of 64 bits with everything that is not simple.
 TMA_CASES = {
     "dense": Case(
-        Geometry(32, 256, 56, 56, 256, 3, 3, padding=_SAME), channels_last=True, bias=True
+        Geometry(32, 256, 56, 56, 256, 3, 3, padding=_SAME),
+        channels_last=True,
+        bias=True,
+        residual=True,
     ),
     "strided": Case(
         Geometry(32, 128, 56, 56, 128, 3, 3, stride=(2, 2), padding=_SAME), channels_last=True
@@ -271,7 +274,6 @@ TMA_CASES = {
         channels_last=True,
         bias=True,
         activation="silu",
-        residual=True,
     ),
 }
 
