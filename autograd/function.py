@@ -6,7 +6,7 @@
 
 F is fprop, D dgrad, G wgrad. All three are bilinear, so this small set serves reverse mode,
 forward mode and any order of both. The bias is the weight of an extra channel whose pixels are all
-one: its gradient is G again.
+one: its gradient is G again. A residual is added to the sum: its gradient is that of the sum.
 
 Compilers trace the registered operators, whose derivatives are registered at the end of this file;
 eager mode and the transforms of torch.func run the autograd.Functions, which have forward-mode
@@ -35,13 +35,15 @@ def correlate(
     geometry: Geometry,
     precision: str,
     activation: str = "none",
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """fprop, differentiable in x, weight and bias."""
+    """fprop, differentiable in x, weight, bias and residual."""
     if _is_traced():
-        return ops.fprop(x, weight, bias, geometry, precision, activation)
-    if _is_unwatched(x, weight, bias):
-        return CrossCorrelation2D.forward(x, weight, bias, geometry, precision, activation)
-    return CrossCorrelation2D.apply(x, weight, bias, geometry, precision, activation)
+        return ops.fprop(x, weight, bias, geometry, precision, activation, residual)
+    arguments = (x, weight, bias, residual, geometry, precision, activation)
+    if _is_unwatched(x, weight, bias, residual):
+        return CrossCorrelation2D.forward(*arguments)
+    return CrossCorrelation2D.apply(*arguments)
 
 
 def input_gradient(
@@ -131,14 +133,18 @@ def _fprop_backward(
     precision: str,
     activation: str,
 ) -> tuple[torch.Tensor | None, ...]:
-    x, weight, bias, y = saved
+    x, weight, bias, residual, y = saved
     dz = through_activation(
-        activation, dy, y, lambda: correlate(x, weight, bias, geometry, precision)
+        activation,
+        dy,
+        y,
+        lambda: correlate(x, weight, bias, geometry, precision, residual=residual),
     )
     return (
         input_gradient(dz, weight, geometry, precision) if needs[0] else None,
         weight_gradient(x, dz, geometry, precision) if needs[1] else None,
         bias_gradient(dz) if needs[2] else None,
+        dz if needs[3] else None,
     )
 
 
@@ -198,30 +204,32 @@ def _save(ctx: Any, *tensors: torch.Tensor | None) -> None:
 
 
 class CrossCorrelation2D(_Function):
-    """y = fprop(x, weight, bias), activated."""
+    """y = fprop(x, weight, bias, residual), activated."""
 
     @staticmethod
     def forward(
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
         geometry: Geometry,
         precision: str,
         activation: str,
     ) -> torch.Tensor:
-        run = direct if direct.only_the_device_sees(x, weight, bias) else ops
-        return run.fprop(x, weight, bias, geometry, precision, activation)
+        run = direct if direct.only_the_device_sees(x, weight, bias, residual) else ops
+        return run.fprop(x, weight, bias, geometry, precision, activation, residual)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        x, weight, bias, ctx.geometry, ctx.precision, ctx.activation = inputs
-        _save(ctx, *((x, weight) if ctx.activation == "none" else (x, weight, bias, output)))
+        x, weight, bias, residual, ctx.geometry, ctx.precision, ctx.activation = inputs
+        plain = ctx.activation == "none"
+        _save(ctx, *((x, weight) if plain else (x, weight, bias, residual, output)))
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         if dy is None:
-            return None, None, None, None, None, None
-        saved = (*ctx.saved_tensors, None, None)[:4]
+            return None, None, None, None, None, None, None
+        saved = (*ctx.saved_tensors, None, None, None)[:5]
         needs = ctx.needs_input_grad
         grads = _fprop_backward(needs, saved, dy, ctx.geometry, ctx.precision, ctx.activation)
         return (*grads, None, None, None)
@@ -232,9 +240,10 @@ class CrossCorrelation2D(_Function):
         tx: torch.Tensor | None,
         tweight: torch.Tensor | None,
         tbias: torch.Tensor | None,
+        tresidual: torch.Tensor | None,
         *_: None,
     ) -> torch.Tensor | None:
-        x, weight, bias, y = (*ctx.saved_tensors, None, None)[:4]
+        x, weight, bias, residual, y = (*ctx.saved_tensors, None, None, None)[:5]
         geometry, precision = ctx.geometry, ctx.precision
         terms = []
         if tx is not None:
@@ -243,11 +252,16 @@ class CrossCorrelation2D(_Function):
             terms.append(correlate(x, tweight, None, geometry, precision))
         if tbias is not None:
             terms.append(tbias.view(-1, 1, 1).expand(geometry.y_shape))
+        if tresidual is not None:
+            terms.append(tresidual.clone())
         tz = _sum(terms)
         if tz is None:
             return None
         return through_activation(
-            ctx.activation, tz, y, lambda: correlate(x, weight, bias, geometry, precision)
+            ctx.activation,
+            tz,
+            y,
+            lambda: correlate(x, weight, bias, geometry, precision, residual=residual),
         )
 
     @staticmethod
@@ -257,10 +271,23 @@ class CrossCorrelation2D(_Function):
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
         geometry: Geometry,
         precision: str,
         activation: str,
     ) -> tuple[torch.Tensor, int]:
+        if residual is not None:  # added to rounded sums: it does not fold as images do
+            if any(dim is not None for dim in in_dims[:3]):
+                plain = (*in_dims[:3], None, None, None, None)
+                sums, dim = CrossCorrelation2D.vmap(
+                    info, plain, x, weight, bias, None, geometry, precision, "none"
+                )
+                sums = sums.movedim(dim, 0)
+            else:
+                sums = correlate(x, weight, bias, geometry, precision)
+            residual = residual if in_dims[3] is None else residual.movedim(in_dims[3], 0)
+            return ACTIVATION_FUNCTIONS[activation](sums + residual), 0
+
         def run(
             activation: str,
             x: torch.Tensor,
@@ -422,15 +449,15 @@ def _register(name: str, backward: Any) -> None:
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         ctx.geometry = ops.geometry_of_call(name, inputs)
-        ctx.rest = (inputs[-1], inputs[3]) if name == "fprop" else (inputs[-1],)
-        plain = name != "fprop" or inputs[3] == "none"
-        ctx.save_for_backward(*(inputs[:2] if plain else (*inputs[:3], output)))
+        ctx.rest = (inputs[-1], inputs[4]) if name == "fprop" else (inputs[-1],)
+        plain = name != "fprop" or inputs[4] == "none"
+        ctx.save_for_backward(*(inputs[:2] if plain else (*inputs[:4], output)))
         ctx.arguments = len(inputs)
 
     def gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved = ctx.saved_tensors
         if name == "fprop":
-            saved = (*saved, None, None)[:4]
+            saved = (*saved, None, None, None)[:5]
         grads = backward(ctx.needs_input_grad, saved, grad, ctx.geometry, *ctx.rest)
         return (*grads, *[None] * (ctx.arguments - len(grads)))
 

@@ -53,13 +53,15 @@ def corr2d(
     padding_mode: str = "zeros",
     activation: str | None = None,
     precision: str | None = None,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """2-D cross-correlation, what deep-learning frameworks call convolution.
 
-        y[n,k,p,q] = act(bias[k] + sum_{c,r,s} input[n,c,h,w] * weight[k,c,r,s])
+        y[n,k,p,q] = act(bias[k] + residual[n,k,p,q] + sum_{c,r,s} input[n,c,h,w] * weight[k,c,r,s])
         h = p * stride_h - pad_top + r * dilation_h        w likewise
 
-    Differentiable to any order in input, weight and bias. Bitwise repeatable on one device.
+    Differentiable to any order in input, weight, bias and residual. Bitwise repeatable on one
+    device.
 
     Args:
         input: (..., H, W); float16, bfloat16, float32 or float64, or uint8 images.
@@ -77,6 +79,8 @@ def corr2d(
             the sum before it is rounded to the output's dtype.
         precision: how float32 is multiplied on a GPU: "ieee", "tf32" or "tf32x3" (three tf32
             products, nearly exact). None follows `torch.backends.cudnn.conv.fp32_precision`.
+        residual: of the output's shape and dtype, any strides: added before the activation, as
+            the last block of a ResNet's branch wants it, and before the rounding.
 
     Returns:
         The output in the weight's dtype and the input's memory format. By the operands' forms:
@@ -100,10 +104,10 @@ def corr2d(
         tensor([[19., 25.],
                 [37., 43.]])
     """
-    if has_torch_function_variadic(input, weight, bias):
+    if has_torch_function_variadic(input, weight, bias, residual):
         return handle_torch_function(
             corr2d,
-            (input, weight, bias),
+            (input, weight, bias, residual),
             input,
             weight,
             bias,
@@ -114,6 +118,7 @@ def corr2d(
             padding_mode=padding_mode,
             activation=activation,
             precision=precision,
+            residual=residual,
         )
     return _apply(
         input,
@@ -126,6 +131,7 @@ def corr2d(
         padding_mode,
         activation,
         precision,
+        residual,
         False,
     )
 
@@ -142,10 +148,12 @@ def convolve2d(
     padding_mode: str = "zeros",
     activation: str | None = None,
     precision: str | None = None,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Strict 2-D convolution: `corr2d` with the kernel turned by 180 degrees.
 
-        y[n,k,p,q] = act(bias[k] + sum_{c,r,s} input[n,c,h,w] * weight[k,c,R-1-r,S-1-s])
+        y[n,k,p,q] = act(bias[k] + residual[n,k,p,q]
+                       + sum_{c,r,s} input[n,c,h,w] * weight[k,c,R-1-r,S-1-s])
 
     Arguments, result and errors are those of `corr2d`. No flipped copy of the kernel is made.
 
@@ -155,10 +163,10 @@ def convolve2d(
         >>> torch.equal(convolve2d(X, K), corr2d(X, K.flip(0, 1)))
         True
     """
-    if has_torch_function_variadic(input, weight, bias):
+    if has_torch_function_variadic(input, weight, bias, residual):
         return handle_torch_function(
             convolve2d,
-            (input, weight, bias),
+            (input, weight, bias, residual),
             input,
             weight,
             bias,
@@ -169,6 +177,7 @@ def convolve2d(
             padding_mode=padding_mode,
             activation=activation,
             precision=precision,
+            residual=residual,
         )
     return _apply(
         input,
@@ -181,6 +190,7 @@ def convolve2d(
         padding_mode,
         activation,
         precision,
+        residual,
         True,
     )
 
@@ -433,6 +443,7 @@ def _apply(
     padding_mode: str,
     activation: str | None,
     precision: str | None,
+    residual: torch.Tensor | None,
     flip: bool,
 ) -> torch.Tensor:
     x, bank, bias, geometry = _prepare(
@@ -442,7 +453,9 @@ def _apply(
         activation = "none"
     else:
         check_activation(activation)
-    y = correlate(x, bank, bias, geometry, _precision(bank, precision), activation)
+    if residual is not None:
+        residual = _residual(residual, input, weight, bank, geometry)
+    y = correlate(x, bank, bias, geometry, _precision(bank, precision), activation, residual)
     if weight.dim() == 2 and y.shape[:2] != input.shape[:-2]:
         return y.reshape(*input.shape[:-2], geometry.P, geometry.Q)
     return y if input.dim() == 4 else y.squeeze(0)
@@ -570,6 +583,27 @@ def _check_bias(bias: torch.Tensor | None, filters: int, weight: torch.Tensor) -
             f"bias must have shape ({filters},) for a weight of shape {_shape(weight)}, "
             f"got {_shape(bias)}"
         )
+
+
+def _residual(
+    residual: torch.Tensor,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bank: torch.Tensor,
+    geometry: Geometry,
+) -> torch.Tensor:
+    """Validated: (N, K, P, Q), of a residual that has the output's shape and dtype."""
+    (residual,) = _autocast(residual)
+    if not are_alike(bank, residual):
+        check_tensors(weight=bank, residual=residual)
+    _, *rest = geometry.y_shape
+    shape = (*input.shape[:-3], *rest) if weight.dim() != 2 else None
+    shape = shape or (*input.shape[:-2], geometry.P, geometry.Q)
+    if residual.shape != shape:
+        raise ArgumentError(
+            f"residual must have the output's shape {shape}, got {_shape(residual)}"
+        )
+    return residual.reshape(geometry.y_shape)
 
 
 def _autocast(*tensors: torch.Tensor | None) -> tuple[Any, ...]:

@@ -102,8 +102,23 @@ class Conv2D(nn.Conv2d):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
+    def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """As nn.Conv2d's, of any form that `corr2d` takes.
+
+        Args:
+            input: the image.
+            residual: as for `corr2d`: added before the activation.
+        """
+        if residual is None:
+            return self._conv_forward(input, self.weight, self.bias)
+        return self._conv_forward(input, self.weight, self.bias, residual)
+
     def _conv_forward(
-        self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+        self,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         return corr2d(
             input,
@@ -115,6 +130,7 @@ class Conv2D(nn.Conv2d):
             self.groups,
             padding_mode=self.padding_mode,
             activation=self.activation,
+            residual=residual,
         )
 
     def extra_repr(self) -> str:

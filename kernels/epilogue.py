@@ -1,4 +1,4 @@
-"""What happens to a sum between the last addition and the one rounding: the activation.
+"""What happens to a sum before the one rounding: a residual is added, then the activation.
 
     relu  max(z, 0)        gelu  z * (1 + erf(z / sqrt(2))) / 2
     relu6 min(max(z, 0), 6)        silu  z / (1 + exp(-z))
@@ -8,6 +8,12 @@ In the precision of the sum, float32 or float64. Not-a-number stays, as in PyTor
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def add_residual(z, residual_ptr, mask):
+    """A block of sums plus what lies at the pointers, in the dtype of the sums."""
+    return z + tl.load(residual_ptr, mask=mask, other=0.0).to(z.dtype)
 
 
 @triton.jit

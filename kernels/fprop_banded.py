@@ -1,7 +1,7 @@
 """Forward on the matrix units for one channel per group: a filter as a matrix with a band.
 
-    y[n,k,p,q] = act(bias[k] + sum_{r,s} x[n,c,h,w] * weight[k,0,r,s])        c = k // GROUP_K
-    h = p - PAD_H + r        w = q - PAD_W + s
+    y[n,k,p,q] = act(bias[k] + residual[n,k,p,q] + sum_{r,s} x[n,c,h,w] * weight[k,0,r,s])
+    c = k // GROUP_K        h = p - PAD_H + r        w = q - PAD_W + s
 
     GEMM_M = blocks of BLOCK_P x BLOCK_Q outputs, over planes (n) and their rows and columns
     GEMM_N = the outputs (p,q) of a block
@@ -30,16 +30,17 @@ here too: see Geometry.adjoint.
 import triton
 import triton.language as tl
 
-from .epilogue import activate
+from .epilogue import activate, add_residual
 from .indexing import input_coordinate, next_digit, round_down, widen
 
 
 @triton.jit
 def fprop_banded(
-    x_ptr, bands_ptr, bias_ptr, y_ptr,
+    x_ptr, bands_ptr, bias_ptr, residual_ptr, y_ptr,
     H, W, P, Q, SAMPLES, GROUPS, GROUP_K,
     x_stride_n, x_stride_c, x_stride_h, x_stride_w,
     bias_stride,
+    residual_stride_n, residual_stride_k, residual_stride_p, residual_stride_q,
     y_stride_n, y_stride_k, y_stride_p, y_stride_q,
     R: tl.constexpr,
     PAD_H: tl.constexpr, MODE: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -99,6 +100,10 @@ def fprop_banded(
     y_stride_p = round_down(y_stride_p, Y_ALIGN)
     y_base += p * y_stride_p + q * y_stride_q  # [BLOCK_M, 1]
     exists = (block_p < blocks_p) & (block_row < P - p) & (column < round_down(Q, Y_ALIGN) - q)
+    if residual_ptr is not None:
+        residual = residual_ptr + n * residual_stride_n + k * residual_stride_k
+        residual += (p + block_row) * residual_stride_p + (q + column) * residual_stride_q
+        acc = add_residual(acc, residual, exists)
     tl.store(
         y_base + (block_row * y_stride_p + column * y_stride_q),
         activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty),

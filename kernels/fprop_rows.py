@@ -1,7 +1,7 @@
 """Forward as a sliding set of output rows, for few channels per group: each input row read once.
 
-    y[n,k,p,q] = act(bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s])        c of k's group
-    h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
+    y[n,k,p,q] = act(bias[k] + residual[n,k,p,q] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s])
+    c of k's group        h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
 No GEMM view. A lane works on one plane, (n, group), for BLOCK_K of the group's filters, and on
 LANE_Q neighbouring columns; a tile is BLOCK_P rows and BLOCK_Q columns of BLOCK_C planes. It walks
@@ -19,19 +19,20 @@ here too: see Geometry.adjoint.
 import triton
 import triton.language as tl
 
-from .epilogue import activate
+from .epilogue import activate, add_residual
 from .indexing import as_block, fold, next_digit, widen
 from .rows import is_read, load_row, open_rows, tap_of
 
 
 @triton.jit
 def fprop_rows(
-    x_ptr, weight_ptr, bias_ptr, y_ptr,
+    x_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr,
     H, W, P, Q, PLANES, GROUPS, GROUP_K,
     x_stride_n, x_stride_c, x_stride_h, x_stride_w,
     weight_stride_n, weight_stride_g, weight_stride_k, weight_stride_c,
     weight_stride_r, weight_stride_s,
     bias_stride,
+    residual_stride_n, residual_stride_k, residual_stride_p, residual_stride_q,
     y_stride_n, y_stride_k, y_stride_p, y_stride_q,
     GROUP_C: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
@@ -74,6 +75,9 @@ def fprop_rows(
 
     x_base = x_ptr + n * x_stride_n + group * GROUP_C * x_stride_c
     y_base = y_ptr + n * y_stride_n + k * y_stride_k
+    residual_base = residual_ptr
+    if residual_ptr is not None:
+        residual_base += n * residual_stride_n + k * residual_stride_k
     h = p * STRIDE_H - PAD_H
     first_w = tile_q * BLOCK_Q * STRIDE_W - PAD_W
     STEPS: tl.constexpr = (BLOCK_P + open_rows(R, STRIDE_H, DIL_H) + STEP_P - 2) // STEP_P
@@ -90,6 +94,7 @@ def fprop_rows(
         _walk_down(
             x_base, weights, start, y_base, h, p, q, exists, H, W, P, Q,
             x_stride_c, x_stride_h, x_stride_w, y_stride_k, y_stride_p, y_stride_q,
+            residual_base, residual_stride_k, residual_stride_p, residual_stride_q,
             GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE,
             ACTIVATION, BLOCK_P, BLOCK_K, STEP_P, LANE_Q, STEPS, MASKED=False,
         )  # fmt: skip
@@ -97,6 +102,7 @@ def fprop_rows(
         _walk_down(
             x_base, weights, start, y_base, h, p, q, exists, H, W, P, Q,
             x_stride_c, x_stride_h, x_stride_w, y_stride_k, y_stride_p, y_stride_q,
+            residual_base, residual_stride_k, residual_stride_p, residual_stride_q,
             GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE,
             ACTIVATION, BLOCK_P, BLOCK_K, STEP_P, LANE_Q, STEPS, MASKED=True,
         )  # fmt: skip
@@ -106,6 +112,7 @@ def fprop_rows(
 def _walk_down(
     x_base, weights, start, y_base, h, p, q, exists, H, W, P, Q,
     x_stride_c, x_stride_h, x_stride_w, y_stride_k, y_stride_p, y_stride_q,
+    residual_base, residual_stride_k, residual_stride_p, residual_stride_q,
     GROUP_C: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -149,8 +156,13 @@ def _walk_down(
             for i in tl.static_range(BLOCK_K * LANE_Q):
                 column = q + i % LANE_Q
                 y_row = y_base + i // LANE_Q * y_stride_k + (p + oldest + done) * y_stride_p
-                y = activate(sums[done * BLOCK_K * LANE_Q + i], ACTIVATION)
-                y = y.to(y_base.dtype.element_ty)
+                y = sums[done * BLOCK_K * LANE_Q + i]
+                if residual_base is not None:
+                    residual = residual_base + i // LANE_Q * residual_stride_k
+                    residual += (p + oldest + done) * residual_stride_p
+                    residual += column * residual_stride_q
+                    y = add_residual(y, residual, wanted & (column < Q))
+                y = activate(y, ACTIVATION).to(y_base.dtype.element_ty)
                 if MASKED:
                     tl.store(y_row + column * y_stride_q, y, mask=wanted & (column < Q))
                 else:

@@ -1,6 +1,6 @@
 """Forward as a direct sum over the window, for few channels per group.
 
-    y[n,k,p,q] = act(bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s])
+    y[n,k,p,q] = act(bias[k] + residual[n,k,p,q] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s])
     h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
 No GEMM view: each output is its own dot product, one fused multiply-add per tap, so a single
@@ -11,17 +11,18 @@ groups) by BLOCK_M pixels (n,p,q). Sums in float32 (float64 for float64).
 import triton
 import triton.language as tl
 
-from .epilogue import activate
+from .epilogue import activate, add_residual
 from .indexing import input_coordinate, next_digit, split_pixel, widen
 
 
 @triton.jit
 def fprop_stencil(
-    x_ptr, weight_ptr, bias_ptr, y_ptr,
+    x_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr,
     H, W, P, Q, PIXELS, GROUPS, GROUP_C, GROUP_K,
     x_stride_n, x_stride_c, x_stride_h, x_stride_w,
     weight_stride_n, weight_stride_k, weight_stride_c, weight_stride_r, weight_stride_s,
     bias_stride,
+    residual_stride_n, residual_stride_k, residual_stride_p, residual_stride_q,
     y_stride_n, y_stride_k, y_stride_p, y_stride_q,
     R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
@@ -68,8 +69,12 @@ def fprop_stencil(
 
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + k * bias_stride, mask=k < K, other=0.0)
+    exists = (m < PIXELS) & (k < K)
+    if residual_ptr is not None:
+        pixel = n * residual_stride_n + p * residual_stride_p + q * residual_stride_q
+        acc = add_residual(acc, residual_ptr + pixel + k * residual_stride_k, exists)
     tl.store(
         y_ptr + n * y_stride_n + k * y_stride_k + p * y_stride_p + q * y_stride_q,
         activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty),
-        mask=(m < PIXELS) & (k < K),
+        mask=exists,
     )

@@ -1,6 +1,6 @@
 """Forward as an implicit GEMM whose operands come through tensor descriptors: sm_90 and later.
 
-    y[n,k,p,q] = act(bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s])
+    y[n,k,p,q] = act(bias[k] + residual[n,k,p,q] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s])
     h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
     GEMM_M = pixels (n,p,q)    GEMM_N = filters k of one group    GEMM_K = (c blocks, r, s, c)
@@ -22,15 +22,16 @@ phase: both loops become one, so that loads of the next box overlap the end of t
 import triton
 import triton.language as tl
 
-from .epilogue import activate
+from .epilogue import activate, add_residual
 from .indexing import next_digit, phase_taps, widen
 
 
 @triton.jit
 def fprop_tma(
-    x0_desc, x1_desc, x2_desc, x3_desc, weight_desc, bias_ptr, y_ptr,
+    x0_desc, x1_desc, x2_desc, x3_desc, weight_desc, bias_ptr, residual_ptr, y_ptr,
     N, P, Q, GROUPS, GROUP_C, GROUP_K,
     bias_stride,
+    residual_stride_n, residual_stride_k, residual_stride_p, residual_stride_q,
     y_stride_n, y_stride_k, y_stride_p, y_stride_q,
     R: tl.constexpr, S: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
@@ -82,13 +83,17 @@ def fprop_tma(
         if bias_ptr is not None:
             bias = tl.load(bias_ptr + k * bias_stride, mask=group_k < GROUP_K, other=0.0)
         for i in tl.static_range(len(accs)):
-            n, p, q = box_pixels(
-                corner, i, len(accs), BLOCK_I, BLOCK_P, BLOCK_Q, WIDE
-            )  # [1, pixels]
+            # [1, pixels]
+            n, p, q = box_pixels(corner, i, len(accs), BLOCK_I, BLOCK_P, BLOCK_Q, WIDE)
+            exists = (group_k < GROUP_K) & (n < N) & (p < P) & (q < Q)
+            acc = accs[i] + bias
+            if residual_ptr is not None:
+                pixel = n * residual_stride_n + p * residual_stride_p + q * residual_stride_q
+                acc = add_residual(acc, residual_ptr + pixel + k * residual_stride_k, exists)
             tl.store(
                 y_ptr + n * y_stride_n + k * y_stride_k + p * y_stride_p + q * y_stride_q,
-                activate(accs[i] + bias, ACTIVATION).to(y_ptr.dtype.element_ty),
-                mask=(group_k < GROUP_K) & (n < N) & (p < P) & (q < Q),
+                activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty),
+                mask=exists,
             )
 
 

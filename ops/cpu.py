@@ -48,12 +48,16 @@ def fprop(
     bias: torch.Tensor | None,
     geometry: Geometry,
     activation: str = "none",
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """y (N, K, P, Q); see registration.fprop."""
     y = empty_in_format(geometry.y_shape, weight.dtype, like=x)
     act = ACTIVATION_FUNCTIONS[activation]
     if geometry.macs == 0:
-        return y.copy_(act(bias.view(-1, 1, 1).expand_as(y))) if bias is not None else y.zero_()
+        y.zero_()
+        for term in (None if bias is None else bias.view(-1, 1, 1), residual):
+            y = y if term is None else y.add_(term)
+        return y.copy_(act(y))
     x, padding = _symmetric(x.to(weight.dtype), geometry)
     if geometry.flip:
         weight = weight.flip(-2, -1)
@@ -74,7 +78,7 @@ def fprop(
     )
     if geometry.per_sample:  # not a view: autograd would let nobody write to it in place
         result = torch.ops.aten._unsafe_view(result, y.shape)
-    result = act(result)
+    result = act(result if residual is None else result + residual)
     return result if result.stride() == y.stride() else y.copy_(result)
 
 

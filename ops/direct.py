@@ -43,11 +43,12 @@ def fprop(
     geometry: Geometry,
     precision: str = "ieee",
     activation: str = "none",
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """y by kernels, or by PyTorch's own convolution on CPU; see registration.fprop."""
     if backend.runs_kernels(x.device):
-        return _launch().fprop(x, weight, bias, geometry, precision, activation)
-    return cpu.fprop(x, weight, bias, geometry, activation)
+        return _launch().fprop(x, weight, bias, geometry, precision, activation, residual=residual)
+    return cpu.fprop(x, weight, bias, geometry, activation, residual)
 
 
 def dgrad(

@@ -14,7 +14,13 @@ from .plan import INTERPRETER, Device, Layout
 NARROW_LIMIT = 2**31 - 2**16
 
 
-def layout_of(geometry: Geometry, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> Layout:
+def layout_of(
+    geometry: Geometry,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    y: torch.Tensor,
+    residual: torch.Tensor | None = None,
+) -> Layout:
     """What the planner needs to know of the tensors of one call (or of their gradients)."""
     (top, bottom), (left, right) = geometry.padding
     # Kernels count from pixels in the padding, or from outputs beyond the image's end.
@@ -23,6 +29,7 @@ def layout_of(geometry: Geometry, x: torch.Tensor, weight: torch.Tensor, y: torc
     largest = max(
         _last_offset(weight),
         *(_last_offset(t) + beyond_h * t.stride(2) + beyond_w * t.stride(3) for t in (x, y)),
+        0 if residual is None else _last_offset(residual),
         geometry.H + top + bottom,
         geometry.W + left + right,
         geometry.N * geometry.H * geometry.W,

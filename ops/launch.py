@@ -39,21 +39,23 @@ def fprop(
     precision: str = "ieee",
     activation: str = "none",
     plan: Plan | None = None,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """y (N, K, P, Q) by a Triton kernel; see registration.fprop. `plan` replaces the planner's."""
-    key = ("fprop", geometry, precision, activation, facts_of(x), facts_of(weight), facts_of(bias))
+    operands = (x, weight, bias, residual)
+    key = ("fprop", geometry, precision, activation, *map(facts_of, operands))
     if plan is None and (ready := prepared(key)):
-        return ready.run((x, weight, bias), x.device)
+        return ready.run(operands, x.device)
     y = empty_in_format(geometry.y_shape, weight.dtype, like=x)
     if y.numel() == 0:
         return y
-    layout = layout_of(geometry, x, weight, y)
+    layout = layout_of(geometry, x, weight, y, residual)
     chosen = plan or plan_fprop(geometry, weight.dtype, layout, device_of(x), precision)
 
-    def calls(x: Any, weight: Any, bias: Any, y: Any) -> Iterator[Call]:
-        yield fprop_call(x, weight, bias, y, geometry, chosen, activation)
+    def calls(x: Any, weight: Any, bias: Any, residual: Any, y: Any) -> Iterator[Call]:
+        yield fprop_call(x, weight, bias, y, geometry, chosen, activation, residual)
 
-    return _run(None if plan else key, [x, weight, bias], y, calls)
+    return _run(None if plan else key, list(operands), y, calls)
 
 
 def dgrad(
@@ -132,14 +134,17 @@ def fprop_call(
     geometry: Geometry,
     plan: Plan,
     activation: str = "none",
+    residual: torch.Tensor | None = None,
 ) -> Call:
     """The launch that fills y."""
     if isinstance(plan.tile, BandedTile):
-        return _fprop_banded_call(x, weight, bias, y, geometry, plan, plan.tile, activation)
+        banded = plan.tile
+        return _fprop_banded_call(x, weight, bias, y, geometry, plan, banded, activation, residual)
     source, weight, descriptors = weight, _packed(weight, plan), {}
     if isinstance(plan.tile, TmaTile):
         descriptors = fprop_descriptors(x, weight, geometry, plan.tile)
-    geometry, (x, y) = _planes_as_rows(geometry, plan, x, y)
+    added = [] if residual is None else [residual]
+    geometry, (x, y, *added) = _planes_as_rows(geometry, plan, x, y, *added)
     packed = None if weight is source else (weight, source)
     gemm = _gemm_arguments(x, weight, y, geometry, plan)
     weight, weight_strides = _weight_walk(weight, geometry)
@@ -152,6 +157,7 @@ def fprop_call(
         bias_ptr=bias,
         y_ptr=y,
         ACTIVATION=activation,
+        **_residual(*added),
         **_strides("x", "nchw", x.stride()),
         **_strides("weight", "nkcrs", weight_strides),
         weight_stride_g=geometry.group_K * weight_strides[1],
@@ -175,7 +181,7 @@ def dgrad_call(
     if plan.turned:
         turned = geometry.without_padding_mode().adjoint()
         if isinstance(plan.tile, BandedTile):
-            return _fprop_banded_call(dy, weight, bias, dx, turned, plan, plan.tile, "none")
+            return _fprop_banded_call(dy, weight, bias, dx, turned, plan, plan.tile)
         return _turned_call(dy, weight, bias, dx, geometry, turned, plan)
     source, weight, descriptors = weight, _packed(weight, plan), {}
     if isinstance(plan.tile, TmaTile):
@@ -226,6 +232,7 @@ def _turned_call(
         **_strides("weight", "nkcrs", (n, c, k, r, s)),
         weight_stride_g=geometry.group_K * k,
         ACTIVATION="none",
+        **_residual(),
         bias_stride=0 if bias is None else bias.stride(0),
         **_strides("y", "nkpq", dx.stride()),
     )
@@ -276,7 +283,8 @@ def _fprop_banded_call(
     geometry: Geometry,
     plan: Plan,
     tile: BandedTile,
-    activation: str,
+    activation: str = "none",
+    residual: torch.Tensor | None = None,
 ) -> Call:
     """The launch that fills y from bands, and before it the one that makes them of the weight."""
     bands = weight.new_empty(bands_shape(geometry, tile))
@@ -288,6 +296,7 @@ def _fprop_banded_call(
         bias_ptr=bias,
         y_ptr=y,
         ACTIVATION=activation,
+        **_residual(residual),
         **_strides("x", "nchw", x.stride()),
         bias_stride=0 if bias is None else bias.stride(0),
         **_strides("y", "nkpq", y.stride()),
@@ -517,6 +526,12 @@ def _gemm_arguments(
 def _step(image: torch.Tensor, axis: int) -> float:
     """Elements from one to the next along an axis; there is no next one along an extent of one."""
     return image.stride(axis) if image.shape[axis] > 1 else math.inf
+
+
+def _residual(residual: torch.Tensor | None = None) -> dict[str, Any]:
+    """What a kernel is told of the tensor that it adds to its sums, (N, K, P, Q), or of none."""
+    strides = (0, 0, 0, 0) if residual is None else residual.stride()
+    return {"residual_ptr": residual, **_strides("residual", "nkpq", strides)}
 
 
 def _weight_walk(weight: torch.Tensor, geometry: Geometry) -> tuple[torch.Tensor, tuple[int, ...]]:

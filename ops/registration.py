@@ -22,7 +22,10 @@ _STEPS = (
     "int[] stride, int[] padding, int[] dilation, int groups, bool flip, str mode, str precision"
 )
 _LIBRARY = torch.library.Library("tricorr", "DEF")
-_LIBRARY.define(f"fprop(Tensor x, Tensor weight, Tensor? bias, str activation, {_STEPS}) -> Tensor")
+_LIBRARY.define(
+    "fprop(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, str activation, "
+    f"{_STEPS}) -> Tensor"
+)
 _LIBRARY.define(f"dgrad(Tensor dy, Tensor weight, Tensor? bias, SymInt[] size, {_STEPS}) -> Tensor")
 _LIBRARY.define(f"wgrad(Tensor x, Tensor dy, SymInt[] weight_shape, {_STEPS}) -> Tensor")
 
@@ -34,8 +37,11 @@ def fprop(
     geometry: Geometry,
     precision: str = "ieee",
     activation: str = "none",
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Forward: y[n,k,p,q] = act(bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s]).
+    """Forward: y = act(z), z[n,k,p,q] = bias[k] + residual[n,k,p,q] + the sum of products.
+
+        sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s]
 
     Args:
         x: (N, C, H, W), any strides; the weight's dtype, or uint8.
@@ -45,13 +51,17 @@ def fprop(
         geometry: of these shapes.
         precision: how float32 is multiplied: "ieee", "tf32" or "tf32x3".
         activation: "none", "relu", "relu6", "gelu" or "silu", applied before the rounding.
+        residual: (N, K, P, Q), any strides, in the weight's dtype, or None: added to the sums
+            before the activation and the rounding.
 
     Returns:
         y (N, K, P, Q) in the weight's dtype and the memory format of x. Sums are kept in float32
         (float64 for float64) and rounded once.
     """
     _learn_to_shard(x, weight)
-    return torch.ops.tricorr.fprop(x, weight, bias, activation, *_steps(geometry), precision)
+    return torch.ops.tricorr.fprop(
+        x, weight, bias, residual, activation, *_steps(geometry), precision
+    )
 
 
 def dgrad(
@@ -145,7 +155,7 @@ def geometry_of_call(name: str, arguments: Sequence[Any]) -> Geometry:
     """The geometry of a call of operator `name` with its registered arguments."""
     *operands, stride, padding, dilation, groups, flip, mode, _ = arguments
     if name == "fprop":
-        x, weight, _, _ = operands
+        x, weight, *_ = operands
         x_shape, weight_shape = x.shape, weight.shape
     elif name == "dgrad":
         dy, weight, _, size = operands
@@ -157,9 +167,9 @@ def geometry_of_call(name: str, arguments: Sequence[Any]) -> Geometry:
 
 
 def _fprop(*arguments: Any) -> torch.Tensor:
-    x, weight, bias, activation, *_, precision = arguments
+    x, weight, bias, residual, activation, *_, precision = arguments
     geometry = geometry_of_call("fprop", arguments)
-    return direct.fprop(x, weight, bias, geometry, precision, activation)
+    return direct.fprop(x, weight, bias, geometry, precision, activation, residual)
 
 
 def _dgrad(*arguments: Any) -> torch.Tensor:

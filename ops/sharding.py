@@ -123,8 +123,8 @@ def _operator(
     arguments = [*args, *rest]
     geometry = geometry_of_call(name, arguments)
     operands, bias = arguments[:2], None if name == "wgrad" else arguments[2]
-    activation = arguments[3] if name == "fprop" else "none"
-    mesh = _common_mesh(name, operands, bias)
+    residual, activation = arguments[3:5] if name == "fprop" else (None, "none")
+    mesh = _common_mesh(name, operands, bias=bias, residual=residual)
     splits = splits_of(name, operands, geometry)
     dims = [split.dim(_RESULT[name], geometry) for split in splits]
     placements = [
@@ -139,12 +139,15 @@ def _operator(
         if bias is not None:
             bias = _local(bias, [0 if dim == 1 else None for dim in dims])
             bias = bias if _adds_bias(mesh, placements) else None
+        if residual is not None:
+            residual = _local(residual, dims)
+            residual = residual if _adds_bias(mesh, placements) else None
         partial_sums = any(place.is_partial() for place in placements)
         now, later = ("none", activation) if partial_sums else (activation, "none")
         if mesh.get_coordinate() is None:  # this rank has no share
             result = operands[0].to_local().new_empty(0)
         else:
-            result = _share(name, tensors, bias, now, geometry, arguments, splits, mesh)
+            result = _share(name, tensors, bias, residual, now, geometry, arguments, splits, mesh)
         shares = _distributed(name, result, operands[0], geometry, mesh, placements)
         if later == "none":
             return shares
@@ -154,16 +157,15 @@ def _operator(
 
 
 def _adds_bias(mesh: DeviceMesh, placements: Sequence[Placement]) -> bool:
-    """Whether this rank adds the bias: of those with parts of one sum, the first."""
+    """Whether this rank adds bias and residual: of those with parts of one sum, the first."""
     coordinate = mesh.get_coordinate() or [0] * mesh.ndim
     return not any(i for i, place in zip(coordinate, placements, strict=True) if place.is_partial())
 
 
-def _common_mesh(name: str, operands: Sequence[Any], bias: Any) -> DeviceMesh:
+def _common_mesh(name: str, operands: Sequence[Any], **addends: Any) -> DeviceMesh:
     """The mesh of all of them."""
     given = dict(zip(_OPERANDS[name], operands, strict=True))
-    if bias is not None:
-        given["bias"] = bias
+    given |= {addend: value for addend, value in addends.items() if value is not None}
     for tensor, value in given.items():
         if not isinstance(value, DTensor):
             raise ArgumentTypeError(
@@ -186,6 +188,7 @@ def _share(
     name: str,
     tensors: dict[str, torch.Tensor],
     bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
     activation: str,
     geometry: Geometry,
     arguments: Sequence[Any],
@@ -208,6 +211,7 @@ def _share(
     if 0 in (*shapes["x"][2:], *shapes["y"][1:]):  # a share that the operators would refuse
         nothing = torch.zeros(shape, dtype=operands[1].dtype, device=operands[1].device)
         sums = nothing if bias is None else nothing + bias.view(-1, 1, 1)
+        sums = sums if residual is None else sums + residual
         return ACTIVATION_FUNCTIONS[activation](sums)
     stride, _, dilation, _, flip, mode, precision = arguments[-7:]
     steps = (stride, (*padding[0], *padding[1]), dilation, groups, flip, mode, precision)
@@ -215,7 +219,7 @@ def _share(
         return torch.ops.tricorr.wgrad(*operands, shape, *steps)
     if name == "dgrad":
         return torch.ops.tricorr.dgrad(*operands, bias, shape[2:], *steps)
-    return torch.ops.tricorr.fprop(*operands, bias, activation, *steps)
+    return torch.ops.tricorr.fprop(*operands, bias, residual, activation, *steps)
 
 
 def _shapes(

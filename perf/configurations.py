@@ -102,6 +102,7 @@ class Case:
         one_tap: whether a step of a GEMM covers channels of one tap.
         channels_last: memory format of x and y.
         bias: whether fprop adds one.
+        residual: whether it adds one, in the format of x and y.
         activation: what fprop does with the sum.
     """
 
@@ -110,6 +111,7 @@ class Case:
     channels_last: bool = False
     bias: bool = False
     activation: str = "none"
+    residual: bool = False
 
     @property
     def wide(self) -> bool:
@@ -143,6 +145,7 @@ GEMM_CASES = {
         channels_last=True,
         bias=True,
         activation="silu",
+        residual=True,
     ),
 }
 STENCIL_CASES = {
@@ -170,6 +173,7 @@ STENCIL_CASES = {
         channels_last=True,
         bias=True,
         activation="gelu",
+        residual=True,
     ),
 }
 
@@ -183,6 +187,7 @@ ROWS_CASES = {
         Geometry(64, 96, 56, 56, 96, 3, 3, padding=_SAME, groups=96, padding_mode="replicate"),
         bias=True,
         activation="relu6",
+        residual=True,
     ),
     "planes7": Case(Geometry(64, 96, 56, 56, 96, 7, 7, padding=((3, 3), (3, 3)), groups=96)),
     "strided": Case(Geometry(64, 96, 112, 112, 96, 3, 3, stride=(2, 2), padding=_SAME, groups=96)),
@@ -256,6 +261,7 @@ BANDED_CASES = {
         ),
         channels_last=True,
         bias=True,
+        residual=True,
     ),
 }  # fmt: skip
 
@@ -263,7 +269,10 @@ BANDED_CASES = {
 #: programs for each of the gradient's, and offsets of 64 bits with everything that is not simple.
 TMA_CASES = {
     "dense": Case(
-        Geometry(32, 256, 56, 56, 256, 3, 3, padding=_SAME), channels_last=True, bias=True
+        Geometry(32, 256, 56, 56, 256, 3, 3, padding=_SAME),
+        channels_last=True,
+        bias=True,
+        residual=True,
     ),
     "strided": Case(
         Geometry(32, 128, 56, 56, 128, 3, 3, stride=(2, 2), padding=_SAME), channels_last=True
@@ -343,7 +352,9 @@ class Configuration:
         weight = torch.empty(geometry.weight_shape, dtype=dtype, device="meta")
         if plan.op == "fprop":
             bias = weight.new_empty(geometry.K) if self.arguments.bias else None
-            call = fprop_call(x, weight, bias, y, geometry, plan, self.arguments.activation)
+            residual = torch.empty_like(y) if self.arguments.residual else None
+            activation = self.arguments.activation
+            call = fprop_call(x, weight, bias, y, geometry, plan, activation, residual)
             return call.first if call.first and self.kernel == "build_bands" else call
         if plan.op.startswith("dgrad"):
             return dgrad_call(y, weight, None, x, geometry, plan)

@@ -57,7 +57,7 @@ def without_work() -> Iterator[None]:
     fprop = direct.fprop
     for name, kernel in real.items():
         setattr(kernels, name, _Unlaunched(kernel))
-    direct.fprop = launch.fprop
+    direct.fprop = launch.fprop  # type: ignore[assignment]
     forget_prepared()
     try:
         yield

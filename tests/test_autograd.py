@@ -277,9 +277,9 @@ def leaf(tensor):
 
 
 OPERATORS = {
-    "fprop": lambda t, g: (t[0], t[1], t[2], "none"),
-    "fprop_without_bias": lambda t, g: (t[0], t[1], None, "none"),
-    "fprop_activated": lambda t, g: (t[0], t[1], t[2], "gelu"),
+    "fprop": lambda t, g: (t[0], t[1], t[2], None, "none"),
+    "fprop_without_bias": lambda t, g: (t[0], t[1], None, t[3], "none"),
+    "fprop_activated": lambda t, g: (t[0], t[1], t[2], t[3], "gelu"),
     "dgrad": lambda t, g: (t[3], t[1], None, (g.H, g.W)),
     "dgrad_with_bias": lambda t, g: (t[3], t[1], leaf(t[2][: g.C]), (g.H, g.W)),
     "wgrad": lambda t, g: (t[0], t[3], g.weight_shape),

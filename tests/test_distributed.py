@@ -123,16 +123,17 @@ def test_every_case_by_every_split(ranks):
 def activated(mesh_size, splits):
     mesh = DeviceMesh("cpu", list(range(mesh_size)))
     geometry = CASES["prime_sizes"]
-    x, weight, bias, _ = tensors(geometry, torch.float64, make=whole_numbers)
-    expected = ops.fprop(x, weight, bias, geometry, activation="relu6")
+    whole = tensors(geometry, torch.float64, make=whole_numbers)
+    x, weight, bias, residual = whole
+    expected = ops.fprop(x, weight, bias, geometry, activation="relu6", residual=residual)
     for split in splits:
         placements, _ = given(split, geometry)
-        shards = [sharded(t, mesh, p) for t, p in zip((x, weight, bias), placements, strict=False)]
-        result = ops.fprop(*shards, geometry, activation="relu6")
+        *shards, residual = (sharded(t, mesh, p) for t, p in zip(whole, placements, strict=True))
+        result = ops.fprop(*shards, geometry, activation="relu6", residual=residual)
         assert torch.equal(result.full_tensor(), expected), split
 
 
-def test_activations_wait_for_partial_sums(ranks):
+def test_residuals_and_activations_wait_for_partial_sums(ranks):
     ranks(activated, 4, ["batch", "rows", "filters", "channels"])
 
 

@@ -67,6 +67,7 @@ def test_a_tensor_with_a_torch_function_takes_the_call():
 
     x, weight = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2).as_subclass(Watched)
     named = {"padding_mode": "circular", "activation": "relu", "precision": "ieee"}
+    named["residual"] = None
     for function in (corr2d, convolve2d):
         taken = function(x, weight, None, 2, padding=1, groups=1, **named)
         assert taken == (function, (2, 1, 1, 1), named)

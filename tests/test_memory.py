@@ -124,6 +124,9 @@ def test_no_kernel_leaves_its_tensors(op, name, at_end, monkeypatch):
         tile = BandedGradTile(8, 16, 4, 2, 4, 1)
     shapes = (geometry.x_shape, geometry.weight_shape, (geometry.K,), geometry.y_shape)
     args = operands(op, *(guarded(torch.randn(shape), at_end) for shape in shapes))
+    more = {}
+    if op == "fprop_bias":
+        more["residual"] = guarded(torch.randn(geometry.y_shape), at_end)
     plans = [
         plan_with_tile(op.removesuffix("_bias"), geometry, tile, **choice)
         for choice in ([{"splits": 1}, {"splits": 2}] if op == "wgrad" else one_tap(tile))
@@ -149,7 +152,7 @@ def test_no_kernel_leaves_its_tensors(op, name, at_end, monkeypatch):
 
     def work():
         for plan in plans:
-            result = run(op, args, geometry, launch, plan=plan)
+            result = run(op, args, geometry, launch, plan=plan, **more)
             assert result.isfinite().all()
 
     assert signal_of_child(work) == 0
@@ -170,13 +173,14 @@ def test_no_descriptor_leaves_its_tensor(op, at_end, monkeypatch):
 
     x, weight, y = map(guarded_last, (geometry.x_shape, geometry.weight_shape, geometry.y_shape))
     args = operands(op, x, weight, guarded(torch.randn(geometry.K).half(), at_end), y)
+    more = {"residual": guarded_last(geometry.y_shape)} if op == "fprop_bias" else {}
     plan = plan_with_tile(op.removesuffix("_bias"), geometry, tile)
     monkeypatch.setattr(
         launch, "empty_in_format", lambda shape, dtype, like: guarded_last(shape).zero_()
     )
 
     def work():
-        assert run(op, args, geometry, launch, plan=plan).isfinite().all()
+        assert run(op, args, geometry, launch, plan=plan, **more).isfinite().all()
 
     assert signal_of_child(work) == 0
 

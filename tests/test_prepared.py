@@ -192,5 +192,8 @@ def test_another_call_is_not_taken_for_a_prepared_one(launch, built, kernel_back
     for args, one in several * 2:
         check("fprop_bias", args, one, actual=launch.fprop(*args, one))
     for _ in range(2):
+        residual = torch.randn_like(x)
+        y = launch.fprop(x, weight, None, geometry, residual=residual)
+        torch.testing.assert_close(y, launch.fprop(x, weight, None, geometry) + residual)
         y = launch.fprop(x, weight, bias, geometry, activation="relu")
         assert torch.equal(y, launch.fprop(x, weight, bias, geometry).relu())
