@@ -275,8 +275,9 @@ def _kernel(panel: Axes, weight: torch.Tensor, title: str, limit: float | None) 
             panel.text(s, r, text, ha="center", va="center", fontsize=size, color=colour)
     _bar(panel, drawn)
     panel.set_title(title, fontsize=10)
-    panel.set_xticks(range(array.shape[1]) if array.shape[1] <= 15 else [])
-    panel.set_yticks(range(array.shape[0]) if array.shape[0] <= 15 else [])
+    every = math.ceil(max(array.shape) / 12)  # more labels would touch each other
+    panel.set_xticks(range(0, array.shape[1], every))
+    panel.set_yticks(range(0, array.shape[0], every))
     panel.set_xlabel("column s", fontsize=9)
     panel.set_ylabel("row r", fontsize=9)
 
