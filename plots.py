@@ -232,10 +232,15 @@ def _panels(columns: int, x: torch.Tensor) -> tuple[Figure, Any, Any]:
 
 
 def _images(panels: Any, x: torch.Tensor, y: torch.Tensor, prediction: torch.Tensor) -> None:
-    """Input, target and prediction in one grey scale."""
-    low, high = _range(x, y)
-    images = [("input", x), ("target", y), ("prediction", prediction)]
-    for panel, (title, image) in zip(panels, images, strict=False):
+    """Input, target and prediction in one grey scale; the input in its own if they hide another."""
+    scale, of_x, of_y = _range(x, y), _range(x), _range(y)
+    if 3 * min(of_x[1] - of_x[0], of_y[1] - of_y[0]) < scale[1] - scale[0]:
+        scale = of_y
+        images = [("input, own scale", x, of_x)]
+    else:
+        images = [("input", x, scale)]
+    images += [("target", y, scale), ("prediction", prediction, scale)]
+    for panel, (title, image, (low, high)) in zip(panels, images, strict=False):
         _grey(panel, image, f"{title}, {_size(image)}", low, high)
 
 
@@ -275,8 +280,9 @@ def _kernel(panel: Axes, weight: torch.Tensor, title: str, limit: float | None) 
             panel.text(s, r, text, ha="center", va="center", fontsize=size, color=colour)
     _bar(panel, drawn)
     panel.set_title(title, fontsize=10)
-    panel.set_xticks(range(array.shape[1]) if array.shape[1] <= 15 else [])
-    panel.set_yticks(range(array.shape[0]) if array.shape[0] <= 15 else [])
+    every = math.ceil(max(array.shape) / 12)  # more labels would touch each other
+    panel.set_xticks(range(0, array.shape[1], every))
+    panel.set_yticks(range(0, array.shape[0], every))
     panel.set_xlabel("column s", fontsize=9)
     panel.set_ylabel("row r", fontsize=9)
 

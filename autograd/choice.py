@@ -50,7 +50,7 @@ def chosen_solver(task: Task, unknowns: int, weighted: bool) -> tuple[str, str, 
     """(name, why, what makes an optimiser): the rule that learn_kernel documents."""
     if callable(task.solver):
         made = getattr(task.solver, "func", task.solver)  # what a functools.partial is of
-        name = getattr(made, "__name__", type(made).__name__)
+        name = getattr(made, "__name__", type(made).__name__).replace("<lambda>", "optimiser")
         return name.lower(), "asked for", task.solver
     if not isinstance(task.solver, str):
         raise ArgumentTypeError(

@@ -47,7 +47,9 @@ class Quality:
             unknowns counted: sqrt(squared_error / (pixels - rank)).
         standard_error: shaped as the weight: one standard deviation of each element if the errors
             of y are independent, of equal size but for the weights, and nothing is held at zero;
-            inf where the images do not determine it.
+            inf where the images do not determine it. A robust loss's weights are taken as given:
+            with loss="tukey" the errors are a sixth too small, with "huber" too large where there
+            are strong outliers.
         background_error: (K, T), the same for the background's coefficients.
         notes: warnings in sentences.
     """

@@ -439,7 +439,8 @@ def _provenance(machine: Machine) -> str:
         parts += [f"cuDNN {every('cudnn')}", f"driver {every('driver')}"]
     days = sorted(row.time[:10] for row in machine.rows)
     parts.append(days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}")
-    parts.append(f"{machine.cache} cache")
+    if any(row.op in OPS for row in machine.rows):
+        parts.append(f"{machine.cache} cache")
     clocks = [row.sm_clock for row in machine.rows if row.sm_clock]
     if clocks:
         parts.append(f"SM clock {min(clocks)} to {max(clocks)} MHz")
@@ -531,8 +532,8 @@ def _others(machine: Machine) -> Iterator[str]:
             continue
         yield f"### {title}"
         yield ""
-        yield "| workload | provider | cache | ms | steps | ms a step | over ours |"
-        yield "|---|---|---|---:|---:|---:|---:|"
+        yield "| workload | provider | cache | ms | steps | ms a step | over ours | peak MB |"
+        yield "|---|---|---|---:|---:|---:|---:|---:|"
         for row in sorted(
             rows,
             key=lambda r: (
@@ -543,9 +544,11 @@ def _others(machine: Machine) -> Iterator[str]:
             ),
         ):
             step = None if not row.steps or row.ms is None else row.ms / row.steps
+            peak = None if row.peak_bytes is None else row.peak_bytes / 1e6
             yield (
                 f"| {row.workload} | {row.provider} | {row.cache} | {_number(row.ms)} "
-                f"| {row.steps or ''} | {_number(step)} | {_number(row.ratio_to)} |"
+                f"| {row.steps or ''} | {_number(step)} | {_number(row.ratio_to)} "
+                f"| {_number(peak)} |"
             )
         yield ""
 

@@ -224,6 +224,18 @@ def test_is_drawn(backend):
         pairs.plot(x[0, 0], y[0, 0])
 
 
+def test_an_input_that_the_target_would_hide_is_drawn_in_its_own_scale(backend):
+    pytest.importorskip("matplotlib")
+    x = torch.rand(16, 16)
+    for factor, title in ((1.0, "input, 16 x 16"), (40.0, "input, own scale, 16 x 16")):
+        y = factor * corr2d(x, torch.full((2, 2), 0.25))
+        panels = learn_kernel(x, y, 2).plot(x, y).axes
+        assert panels[0].get_title() == title
+        low, high = panels[0].images[0].get_clim()
+        assert 0.5 < high - low < 1.5
+        assert panels[1].images[0].get_clim() == panels[2].images[0].get_clim()
+
+
 @pytest.mark.parametrize("padding", [None, "same"])
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
 def test_a_kernel_for_each_tile(backend, padding, mode, tmp_path):

@@ -145,6 +145,13 @@ def test_predictions_say_that_they_are_none_of_the_measurements():
     assert predicted.count("\n|") == 2 + len(json.loads(report.PREDICTED.read_text())["entries"])
 
 
+def test_learning_has_its_memory():
+    learned = row("tricorr-cg", 2.0, workload="learn-64x64-3x3", op="learn", peak_bytes=3_500_000)
+    text = report.page([learned], {})
+    assert re.search(r"\| learn-64x64-3x3 \| tricorr-cg \|.*\| 3\.5 \|\n", text)
+    assert "cold cache" not in text  # nothing was measured with one
+
+
 def test_means_are_geometric():
     assert report.geomean([4.0, 1.0, None]) == pytest.approx(2.0)
     assert report.geomean([]) is None
