@@ -1,0 +1,138 @@
+"""Every tile of the GEMM tables: a call that takes it, and a run of it with leftovers on all sides.
+
+Tiles of GEMM_TILES and STENCIL_TILES run in test_kernels.py, of banded kernels in test_banded.py,
+rows kernels, whose tiles follow from the geometry, in test_rows.py; any of them, with any plan, in
+test_random_geometries.py.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import tensors, whole_numbers
+from closeness import operands, run, truth
+
+from tricorr.ops import geometry_of
+from tricorr.ops.plan import (
+    DEVICES,
+    GEMM_TILES,
+    WIDE_GEMM_TILES,
+    Layout,
+    plan_dgrad,
+    plan_fprop,
+    plan_wgrad,
+    plan_with_tile,
+)
+from tricorr.ops.plan_tma import (
+    TMA_GRADIENT_SHAPES,
+    TMA_SHAPES,
+    is_legal_tma,
+    multiplies_crosswise,
+    shaped_tile,
+)
+
+PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
+KINDS = {
+    "half": (torch.float16, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+    "tf32x3": (torch.float32, "tf32x3"),
+    "ieee": (torch.float32, "ieee"),
+    "float64": (torch.float64, "ieee"),
+}
+H200 = DEVICES["h200"]
+#: Between them they take every tile on a H200: few and many pixels, channels and filters.
+CALLS = [
+    geometry_of((N, C, size, size), (K, C, R, R), (step, step), ((R // 2,) * 2,) * 2)
+    for N, size, C, K, R, step in (
+        (1, 56, 16, 16, 1, 1),
+        (8, 56, 64, 128, 3, 1),
+        (8, 56, 128, 16, 1, 1),
+        (8, 56, 128, 256, 3, 2),
+        (1, 7, 3, 16, 3, 1),
+    )
+]
+
+
+def shape_of(op, tile):
+    """The entry of TMA_SHAPES or TMA_GRADIENT_SHAPES that a tile was made of."""
+    size = tile.BLOCK_K if op == "wgrad" else tile.pixels
+    return (tile.BLOCK_N, size, tile.num_warps, tile.num_stages)
+
+
+@pytest.mark.parametrize("op", PLANNERS)
+@pytest.mark.parametrize("product", KINDS)
+def test_every_tile_of_the_tables_is_planned_for_some_call(op, product):
+    dtype, precision = KINDS[product]
+    taken = set()
+    for g in CALLS:
+        g = replace(g, C=g.K, K=g.C) if op == "dgrad" else g
+        aligned = all(n * dtype.itemsize % 16 == 0 for n in (g.C, g.K))
+        for layout in (Layout(), Layout(wide=True), Layout(True, descriptors=aligned)):
+            plan = PLANNERS[op](g, dtype, layout, H200, precision)
+            taken.add(shape_of(op, plan.tile) if plan.family == "tma" else plan.tile)
+    # A weight gradient takes no tile for few columns, see plan_wgrad.
+    tables = {*GEMM_TILES[product][: 2 if op == "wgrad" else None], WIDE_GEMM_TILES[product]}
+    if product == "half" or (product == "tf32" and op != "wgrad"):
+        tables |= {*(TMA_GRADIENT_SHAPES if op == "wgrad" else TMA_SHAPES)}
+    assert not tables - taken
+
+
+def exact(op, g, plan, dtype, device, precision, channels_last):
+    """Whole numbers leave no tolerance to hide in."""
+    from tricorr.ops import launch
+
+    made = tensors(g, dtype, device, whole_numbers)
+    if channels_last:
+        made = [
+            t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in made
+        ]
+    args = operands(op, *made)
+    actual = run(op, args, g, launch, precision=precision, plan=plan)
+    assert torch.equal(actual.cpu(), torch.from_numpy(truth(op, args, g)).to(dtype))
+
+
+SHAPES = [
+    pytest.param(op, product, shape, id=f"{op}-{product}-{shape[0]}x{shape[1]}")
+    for op, product in (
+        ("fprop_bias", "half"), ("fprop_bias", "tf32"), ("dgrad", "half"), ("dgrad", "tf32"),
+        ("wgrad", "half"),
+    )
+    for shape in (TMA_GRADIENT_SHAPES if op == "wgrad" else TMA_SHAPES)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "product", "shape"), SHAPES)
+def test_every_shape_of_boxes(kernel_backend, op, product, shape):
+    """More than one box of pixels and block of channels, the last of each with some left over."""
+    name = op.removesuffix("_bias")
+    dtype, precision = KINDS[product]
+    device = kernel_backend.device
+    if device == "cuda" and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("this GPU has no such descriptors")
+    results, summed = shape[0] + 8, 64
+    if op == "wgrad":  # boxes divide the planes; the last has fewer images
+        summed = shape[1] + 8
+    C, K = (results, summed) if op != "fprop_bias" else (summed, results)
+    # Every tap is a program of its own in a weight gradient.
+    rows, columns, R = (8, 8, 1) if op == "wgrad" else (10, 18, 3)
+    g = geometry_of((2, C, rows, columns), (K, C, R, 2), padding=((R // 2, R // 2), (0, 1)))
+    tile = shaped_tile(name, g, dtype, shape)
+    assert is_legal_tma(name, g, dtype, precision, "90", True, tile)
+    plan = plan_with_tile(name, g, tile, precision=precision, splits=2)
+    assert plan.grid > 1
+    assert multiplies_crosswise(dtype) == (product == "half")
+    exact(op, g, plan, dtype, device, precision, channels_last=True)
+
+
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
+@pytest.mark.parametrize("product", KINDS)
+def test_every_tile_of_wide_offsets(kernel_backend, op, product):
+    """Steps that run through several taps: of few channels, and of an input gradient's phases."""
+    name = op.removesuffix("_bias")
+    dtype, precision = KINDS[product]
+    tile = WIDE_GEMM_TILES[product]
+    C, K = (tile.BLOCK_N + 3, 5) if op == "dgrad" else (5, tile.BLOCK_N + 3)
+    g = geometry_of((2, C, 9, 11), (K, C, 3, 3), (1, 2), ((1, 1), (1, 1)))
+    plan = plan_with_tile(name, g, tile, wide=True, precision=precision, splits=2)
+    assert plan.grid > 1
+    exact(op, g, plan, dtype, kernel_backend.device, precision, channels_last=product == "tf32")
