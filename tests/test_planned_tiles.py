@@ -15,6 +15,7 @@ from closeness import operands, run, truth
 from tricorr.ops import geometry_of
 from tricorr.ops.plan import (
     DEVICES,
+    GEMM_GRADIENT_TILES,
     GEMM_TILES,
     WIDE_GEMM_TILES,
     Layout,
@@ -53,6 +54,12 @@ CALLS = [
 ]
 
 
+SHAPES_OF = {
+    False: TMA_SHAPES,
+    True: dict.fromkeys(shape for table in TMA_GRADIENT_SHAPES.values() for shape in table),
+}
+
+
 def shape_of(op, tile):
     """The entry of TMA_SHAPES or TMA_GRADIENT_SHAPES that a tile was made of."""
     size = tile.BLOCK_K if op == "wgrad" else tile.pixels
@@ -67,13 +74,15 @@ def test_every_tile_of_the_tables_is_planned_for_some_call(op, product):
     for g in CALLS:
         g = replace(g, C=g.K, K=g.C) if op == "dgrad" else g
         aligned = all(n * dtype.itemsize % 16 == 0 for n in (g.C, g.K))
-        for layout in (Layout(), Layout(wide=True), Layout(True, descriptors=aligned)):
+        boxes = "pixels" if aligned else ""
+        layouts = (Layout(), Layout(wide=True), Layout(True), Layout(True, False, boxes, boxes))
+        for layout in layouts:
             plan = PLANNERS[op](g, dtype, layout, H200, precision)
             taken.add(shape_of(op, plan.tile) if plan.family == "tma" else plan.tile)
-    # A weight gradient takes no tile for few columns, see plan_wgrad.
-    tables = {*GEMM_TILES[product][: 2 if op == "wgrad" else None], WIDE_GEMM_TILES[product]}
+    tables = {*(GEMM_GRADIENT_TILES if op == "wgrad" else GEMM_TILES)[product]}
+    tables.add(WIDE_GEMM_TILES[product])
     if product == "half" or (product == "tf32" and op != "wgrad"):
-        tables |= {*(TMA_GRADIENT_SHAPES if op == "wgrad" else TMA_SHAPES)}
+        tables |= {*SHAPES_OF[op == "wgrad"]}
     assert not tables - taken
 
 
@@ -97,7 +106,7 @@ SHAPES = [
         ("fprop_bias", "half"), ("fprop_bias", "tf32"), ("dgrad", "half"), ("dgrad", "tf32"),
         ("wgrad", "half"),
     )
-    for shape in (TMA_GRADIENT_SHAPES if op == "wgrad" else TMA_SHAPES)
+    for shape in SHAPES_OF[op == "wgrad"]
 ]  # fmt: skip
 
 
@@ -116,8 +125,8 @@ def test_every_shape_of_boxes(kernel_backend, op, product, shape):
     # Every tap is a program of its own in a weight gradient.
     rows, columns, R = (8, 8, 1) if op == "wgrad" else (10, 18, 3)
     g = geometry_of((2, C, rows, columns), (K, C, R, 2), padding=((R // 2, R // 2), (0, 1)))
-    tile = shaped_tile(name, g, dtype, shape)
-    assert is_legal_tma(name, g, dtype, precision, "90", True, tile)
+    tile = shaped_tile(name, g, dtype, shape, "pixels")
+    assert is_legal_tma(name, g, dtype, precision, "90", "pixels", tile)
     plan = plan_with_tile(name, g, tile, precision=precision, splits=2)
     assert plan.grid > 1
     assert multiplies_crosswise(dtype) == (product == "half")
