@@ -163,27 +163,29 @@ def code_of(
     """The code of a GEMM's program, where it was not counted.
 
     Fitted to perf/results/codegen.json for sm_90, whose entries a test holds these against: a
-    pass of a pointer kernel addresses and loads every element of its operands that a thread has,
-    which takes five times as many instructions where each has a tap of its own (`flat`); a pass
-    through descriptors takes as many whatever its size, and so
-    nearly does one of a banded kernel.
+    pass of a pointer kernel loads every element of its operands that a thread has, in pieces of 16
+    bytes, and alone where each has a tap of its own (`flat`); a pass through descriptors takes as
+    many instructions whatever its size, and so nearly does one of a banded kernel. What loads of
+    less than 16 bytes cost more, as those of contiguous images, is not told apart.
     """
     m, n, k = gemm
     sums, elements = m * n / threads, (m + n) * k / threads
     if family == "tma":
         if op == "wgrad":
-            return Code(173, 500 + 11 * sums, sums + 60)
+            return Code(100 + 0.9 * n, 500 + 11 * sums, sums + 60)  # n: of all its taps
         return Code(100, 450 + 3 * sums, sums + 28)
     if family == "banded":
         return Code(300 if op == "wgrad" else 180, 900, 120)
-    loop = 120 + (25 if flat else 5) * elements
-    if op == "wgrad" and precision in ("tf32", "float64"):
-        loop += 200
+    loop = 85 + (2.5 if flat else 0.8) * elements
+    if op == "wgrad":  # counts pixels
+        loop += 70
+    if precision == "tf32":
+        loop += 40
     if precision == "tf32x3":  # both halves of every operand are made in registers
         loop += 18 * elements
     if precision == "fma":
         loop += sums * k
-    return Code(loop, 400 + 10 * sums, sums + (30 if precision == "fma" else 64))
+    return Code(loop, 400 + 10 * sums, sums + (30 if precision == "fma" else 60))
 
 
 @dataclass(frozen=True)
