@@ -29,7 +29,7 @@ PRODUCTS = (
 )
 _MODES = {"zeros": 9, "replicate": 9, "reflect": -1, "circular": 0}
 #: Programs of a launch, and rows that one walks down, at most: interpreted ones take milliseconds.
-MOST_PROGRAMS, MOST_ROWS = 16, 16
+MOST_PROGRAMS, MOST_ROWS = 32, 16
 
 
 class Drawn(NamedTuple):
@@ -41,13 +41,13 @@ class Drawn(NamedTuple):
 
 
 @st.composite
-def axes(draw, window=3, stride=4, dilation=3):
+def axes(draw, window=3, stride=4, dilation=3, more=(0, 5)):
     """(extent, window, stride, padding, dilation) of one axis, the window inside the padding."""
     taps, gap = draw(st.integers(1, window)), draw(st.integers(1, dilation))
     padding = draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))
     least = max(1, gap * (taps - 1) + 1 - sum(padding))
     return (
-        draw(st.integers(least, least + 5)),
+        least + draw(st.integers(*more)),
         taps,
         draw(st.integers(1, stride)),
         padding,
@@ -73,7 +73,7 @@ def geometries(
         groups: the most.
         modes: of padding.
         banks: whether there may be one for every sample.
-        steps: the largest window, stride and dilation, see axes.
+        steps: the largest window, stride and dilation, and `more` pixels, see axes.
     """
     (H, R, stride_h, rows, dil_h), (W, S, stride_w, columns, dil_w) = (
         draw(axes(**steps)) for _ in "HW"
@@ -101,16 +101,20 @@ def geometries_of(op, family, dtype):
     few, one = st.integers(1, 3), st.just(1)
     # An input gradient is planned as if padding were zeros; the frame has a plan of its own.
     modes = ("zeros",) if op == "dgrad" or family == "tma" else tuple(_MODES)
+    # A weight gradient has something to split where there are more pixels than one step takes.
+    large = op == "wgrad" and family in ("gemm", "stencil")
+    size = {"least": 1, "modes": modes, "more": (8, 14) if large else (0, 5)}
     if family == "rows":
-        return geometries(few, few, least=1, modes=modes)
+        return geometries(few, few, **size)
     if family == "banded":
         most = one if op == "dgrad" else st.integers(1, 2)
-        return geometries(one, most, least=1, modes=modes, window=12, stride=1, dilation=1)
+        return geometries(one, most, window=12, stride=1, dilation=1, **size)
     if family == "tma":
         several = st.sampled_from([16, 24, 32, 48] if dtype.itemsize == 2 else [16, 20, 32])
-        steps = {"groups": 2, "stride": 2, "dilation": 2}
-        return geometries(several, several, least=1, modes=modes, banks=False, **steps)
-    return geometries(least=1, modes=modes)
+        return geometries(several, several, groups=2, banks=False, stride=2, dilation=2, **size)
+    if family == "stencil":  # many channels on one side, of which each is a walk, or on none
+        return geometries(few, few | st.integers(16, 18), **size)
+    return geometries(stride=2 if large else 4, **size)
 
 
 def table_tiles(op, family, geometry, product, dtype, layout, device):
@@ -181,17 +185,22 @@ def calls(draw, op, family, device, search):
             or is_legal_tma(op, geometry, dtype, precision, device.arch, "pixels", tile)
         )
     ]
+    one_tap = family == "gemm" and op != "wgrad" and draw(st.booleans())
+
+    def planned(tile, splits=1):
+        options = {"wide": layout.wide, "precision": precision, "one_tap": one_tap}
+        return plan_with_tile(op, geometry, tile, splits=splits, **options)
+
+    # What is too slow to interpret is left out before it is drawn: little has to be rejected.
+    tiles = [tile for tile in tiles if planned(tile).grid <= MOST_PROGRAMS]
     hypothesis.assume(tiles)
-    found = plan_with_tile(
-        op,
-        geometry,
-        draw(st.sampled_from(tiles)),
-        wide=layout.wide,
-        precision=precision,
-        one_tap=family == "gemm" and op != "wgrad" and draw(st.booleans()),
-        splits=draw(st.sampled_from([1, 2, 100])) if op == "wgrad" else 1,
-    )
-    hypothesis.assume(found.grid <= MOST_PROGRAMS)
+    if op == "wgrad" and draw(st.booleans()):  # few pixels are one step of most tiles
+        plans = [planned(tile, splits) for tile in tiles for splits in (2, 5, 100)]
+        plans = [p for p in plans if p.splits > 1 and p.grid <= 2 * MOST_PROGRAMS]
+        plans = list(dict.fromkeys(plans)) or [planned(tile) for tile in tiles]
+        found = draw(st.sampled_from(plans))
+    else:
+        found = planned(draw(st.sampled_from(tiles)))
     if family == "rows" and found.interior == "none" and draw(st.booleans()):
         found = replace(found, interior="some")
     assert found.turned == (family in ("rows", "banded") and is_turned(op, geometry))

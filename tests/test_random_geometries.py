@@ -26,7 +26,7 @@ def test_any_geometry(backend, op, geometry):
     assert torch.equal(run(op, args, geometry).cpu(), expected)
 
 
-@hypothesis.settings(PROFILE, max_examples=7)
+@hypothesis.settings(PROFILE, max_examples=5)
 @hypothesis.given(data=hypothesis.strategies.data())
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("family", FAMILIES)
