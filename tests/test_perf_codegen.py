@@ -72,7 +72,7 @@ def test_the_table_is_the_sample_and_nothing_in_it_spills():
         for of, name in sample
         if of == target.name
     ], "run: python -m tricorr.perf codegen --sample --json perf/results/codegen.json"
-    assert 35 <= len(RECORDED) <= 80
+    assert 35 <= len(RECORDED) <= 90
     assert set(BUILT) <= {f"{e.target} {e.name}" for e in RECORDED}
     for e in RECORDED:
         assert e.spills <= codegen.MAX_PARKED, e.name
