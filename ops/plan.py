@@ -118,7 +118,8 @@ FAMILIES: dict[type[Tile], str] = {
 #: sm_80, sm_90, sm_100 and gfx942.
 GEMM_TILES: dict[str, tuple[GemmTile, ...]] = {
     "half": (
-        GemmTile(128, 256, 64, num_warps=8, num_stages=3),
+        # Four stages: by shared memory for sm_90 and sm_100 only. On sm_80 it would spill.
+        GemmTile(128, 256, 64, num_warps=8, num_stages=4),
         GemmTile(128, 128, 64, num_warps=8, num_stages=3),
         GemmTile(128, 128, 32, num_warps=8, num_stages=3),
         GemmTile(128, 64, 32, num_warps=4, num_stages=3),
@@ -148,25 +149,6 @@ GEMM_TILES: dict[str, tuple[GemmTile, ...]] = {
     ),
 }
 
-#: The same of weight gradients: for many filters and columns, and for few. Rows are filters there,
-#: and splits fill the device, so the size of a tile does not depend on the pixels.
-GEMM_GRADIENT_TILES: dict[str, tuple[GemmTile, ...]] = {
-    "half": (
-        GemmTile(128, 128, 32, num_warps=8, num_stages=3),
-        GemmTile(64, 64, 32, num_warps=4, num_stages=3),
-    ),
-    "tf32": (
-        GemmTile(128, 64, 32, num_warps=8, num_stages=3),
-        GemmTile(64, 64, 32, num_warps=4, num_stages=3),
-    ),
-    "tf32x3": GEMM_TILES["tf32x3"],
-    "ieee": (
-        GemmTile(64, 64, 16, num_warps=8, num_stages=2),
-        GemmTile(64, 32, 16, num_warps=4, num_stages=2),
-    ),
-    "float64": GEMM_TILES["float64"],
-}
-
 #: Summed channels of a step that only channels_last loads: in 16 bits, where pixels are neighbours
 #: instead, every element passes through a register of its own, and more of them spill on sm_80.
 LONG_STEP = 64
@@ -180,6 +162,36 @@ WIDE_GEMM_TILES: dict[str, GemmTile] = {
     "tf32x3": GemmTile(64, 32, 32, num_warps=8, num_stages=2),
     "ieee": GemmTile(64, 64, 16, num_warps=8, num_stages=2),
     "float64": GemmTile(64, 32, 16, num_warps=8, num_stages=2),
+}
+
+#: Tiles of weight gradients: for many filters and columns, for few, and for offsets of 64 bits.
+#: Rows are filters there, and splits fill the device, so the size does not depend on the pixels.
+GEMM_GRADIENT_TILES: dict[str, tuple[GemmTile, GemmTile, GemmTile]] = {
+    "half": (
+        GemmTile(128, 128, 32, num_warps=8, num_stages=3),
+        GemmTile(64, 64, 32, num_warps=4, num_stages=3),
+        GemmTile(64, 64, 32, num_warps=8, num_stages=3),
+    ),
+    "tf32": (
+        GemmTile(128, 64, 32, num_warps=8, num_stages=3),
+        GemmTile(64, 64, 32, num_warps=4, num_stages=3),
+        GemmTile(64, 64, 32, num_warps=8, num_stages=3),
+    ),
+    "tf32x3": (
+        GemmTile(64, 64, 32, num_warps=8, num_stages=2),
+        GemmTile(64, 32, 32, num_warps=4, num_stages=2),
+        GemmTile(64, 32, 32, num_warps=8, num_stages=2),
+    ),
+    "ieee": (
+        GemmTile(64, 64, 16, num_warps=8, num_stages=3),
+        GemmTile(64, 32, 16, num_warps=4, num_stages=2),
+        GemmTile(64, 32, 16, num_warps=8, num_stages=2),
+    ),
+    "float64": (
+        GemmTile(64, 32, 16, num_warps=4, num_stages=2),
+        GemmTile(32, 32, 16, num_warps=4, num_stages=2),
+        GemmTile(64, 32, 16, num_warps=8, num_stages=2),
+    ),
 }
 
 #: 512 elements each: a plane of pixels, few pixels of several channels, and for channels_last
@@ -312,10 +324,8 @@ def plan_wgrad(
     if found := _tuned_plan("wgrad", geometry, dtype, layout, device, precision):
         return found
     precise = _precision(dtype, precision, device)
-    product = _product(dtype, precision, device)
-    tiles: list[Tile] = [WIDE_GEMM_TILES[product]]
-    if not layout.wide:
-        tiles = [*GEMM_GRADIENT_TILES[product]]
+    many, few, wide = GEMM_GRADIENT_TILES[_product(dtype, precision, device)]
+    tiles: list[Tile] = [wide] if layout.wide else [many, few]
     if min(geometry.group_K, geometry.group_C * geometry.R * geometry.S) >= GEMM_MIN:
         tiles += tma_tiles("wgrad", geometry, dtype, precise, device.arch, layout.boxes("wgrad"))
     else:

@@ -213,7 +213,7 @@ def _hot_loop(instructions: Instructions) -> Instructions:
 #: ptxas parks a few values that only the code around the loop needs, to stay at a step (32, 80, 128
 #: registers) where more programs fit on a multiprocessor: that many bytes, outside the loop, are no
 #: shortage of registers.
-MAX_PARKED = 24
+MAX_PARKED = 16
 
 
 def problems(configuration: Configuration, target: Target, built: Build) -> list[str]:
@@ -387,7 +387,8 @@ SAMPLE = {
     "sm_90": r"(?x) ^[fdw](prop|grad)_gemm-half-.*-bfloat16-dense$"
     r"| ^(fprop|wgrad)_gemm-half-128x128x32-bfloat16-(planes|pointwise)$"
     r"| ^fprop_gemm-half-128x64x32-bfloat16-stem$"
-    r"| ^\w+_gemm-(tf32|ieee|float64)-(128x64|64x64|64x32)x\d+-float\d+-dense$"
+    r"| ^(fprop|wgrad)_gemm-(tf32|ieee|float64)-(128x(128|64)|64x64x1|64x32)[x\d]+-float\d+-dense$"
+    r"| ^dgrad_gemm-ieee-64x32x16-float32-dense$"
     r"| ^fprop_gemm-tf32x3-64x64x32-float32-dense$"
     r"| ^fprop_stencil-512x1-(float32|bfloat16|uint8)-image$"
     r"| ^(dgrad|wgrad)_stencil-512x1-float32-image$"

@@ -22,6 +22,7 @@ from ..ops.lag_launch import lag_sums_calls
 from ..ops.launch import dgrad_call, fprop_call, wgrad_calls
 from ..ops.plan import (
     GEMM_GRADIENT_TILES,
+    GEMM_TILES,
     LONG_STEP,
     STENCIL_TILES,
     WIDE_GEMM_TILES,
@@ -389,12 +390,15 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
         for row, (product, types) in enumerate(PRODUCTS.items()):
             if product == "tf32x3" and target.is_amd:
                 continue  # planned as ieee
-            for j, (tile, cases) in enumerate(_gemm_tiles(target, op, product)):
+            too_large = set(GEMM_TILES[product]) - set(gemm_tiles(product, target.device))
+            for j, (tile, cases) in enumerate(_gemm_tiles(op, product)):
+                if tile in too_large:
+                    continue
                 chosen = types
                 if thin:
                     if cases[-1] == "odd" and (i + row + turn) % len(OPS):
                         continue  # slow to compile: one operator for each target
-                    if cases == ["stem"] and (row + turn) % len(TARGETS):
+                    if cases in (["stem"], ["planes"]) and (row + j + turn) % len(TARGETS):
                         continue
                     cases = [cases[(i + j + turn) % len(cases)]]
                     chosen = (types[(j + turn) % len(types)],)
@@ -563,19 +567,21 @@ def _banded(target: Target, thin: bool) -> Iterator[Configuration]:
             yield from (replace(made, kernel="build_bands", product="") for made in found)
 
 
-def _gemm_tiles(target: Target, op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:
+def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:
     """The tiles that an operator may be planned with, each with the cases it is planned for."""
     if op == "wgrad":
-        for tile in GEMM_GRADIENT_TILES[product]:
-            yield tile, ["dense", "planes", "stem"]
-        yield WIDE_GEMM_TILES[product], ["pointwise", "odd"]
+        many, few, wide = GEMM_GRADIENT_TILES[product]
+        yield many, ["dense", "planes", "stem"]
+        yield few, ["dense", "planes", "stem"]
+        yield wide, ["pointwise", "odd"]
         return
     # Few channels: the forward operator takes any step, the input gradient with one takes phases.
-    for tile in gemm_tiles(product, target.device):
+    for tile in GEMM_TILES[product]:
         if tile.BLOCK_K >= LONG_STEP:
             yield tile, ["dense"]
         else:
-            yield tile, ["dense", "planes", "pointwise", "stem" if op == "fprop" else "few"]
+            yield tile, ["dense", "pointwise", "stem" if op == "fprop" else "few"]
+            yield tile, ["planes"]
     if op == "dgrad":
         yield WIDE_GEMM_TILES[product], ["stem"]
     yield WIDE_GEMM_TILES[product], ["odd"]

@@ -138,7 +138,7 @@ def test_the_planner_takes_what_the_model_expects_to_be_done_first(op, device):
     layout = Layout(channels_last=True, x_boxes="pixels", y_boxes="pixels")
     chosen = PLANNERS[op](LAYER, torch.bfloat16, layout, device)
     others = tma_tiles(op, LAYER, torch.bfloat16, "ieee", device.arch, "pixels")
-    table = GEMM_GRADIENT_TILES["half"] if op == "wgrad" else gemm_tiles("half", device)
+    table = GEMM_GRADIENT_TILES["half"][:2] if op == "wgrad" else gemm_tiles("half", device)
     tiles = [*table, *others]
     for tile in tiles:
         plan = plan_with_tile(op, LAYER, tile, one_tap=op != "wgrad", splits=chosen.splits)

@@ -105,7 +105,8 @@ def test_every_tile_of_the_tables_is_planned_for_some_call(op, product):
             plan = PLANNERS[op](g, dtype, layout, H200, precision)
             taken.add(shape_of(op, plan.tile) if plan.family == "tma" else plan.tile)
     tables = {*(GEMM_GRADIENT_TILES if op == "wgrad" else GEMM_TILES)[product]}
-    tables.add(WIDE_GEMM_TILES[product])
+    if op != "wgrad":  # has its own, the last of its table
+        tables.add(WIDE_GEMM_TILES[product])
     if product == "half" or (product == "tf32" and op != "wgrad"):
         tables |= {*SHAPES_OF[op == "wgrad"]}
     assert not tables - taken
