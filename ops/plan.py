@@ -462,7 +462,7 @@ def _plan_pixels(
     if not isinstance(best.tile, TmaTile):
         return best
     shared = LIMITS.get(device.arch, SMALLEST).shared
-    tile = dealt_out(op, geometry, best.tile, dtype, device.multiprocessors, shared)
+    tile = dealt_out(op, geometry, best.tile, dtype, device.arch, device.multiprocessors, shared)
     return replace(best, tile=tile, grid=tile.programs or best.grid)
 
 

@@ -273,10 +273,11 @@ TMA_CASES = {
         Geometry(32, 256, 56, 56, 256, 3, 3, padding=_SAME),
         channels_last=True,
         bias=True,
-        residual=True,
     ),
     "strided": Case(
-        Geometry(32, 128, 56, 56, 128, 3, 3, stride=(2, 2), padding=_SAME), channels_last=True
+        Geometry(32, 128, 56, 56, 128, 3, 3, stride=(2, 2), padding=_SAME),
+        channels_last=True,
+        residual=True,
     ),
     "planes": Case(Geometry(32, 256, 56, 56, 256, 3, 3, padding=_SAME), bias=True),
     "pointwise": Case(Geometry(32, 256, 56, 56, 256, 1, 1), bias=True, activation="relu"),
@@ -464,7 +465,11 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
                 continue
             types = PRODUCTS[product]
             cases = [n for n in TMA_CASES if _takes_boxes(op, n, table, *types[0], target)]
-            loops = [n for n in cases if sums_in_one_loop(op, _geometry(op, TMA_CASES[n]))]
+            loops = [
+                n
+                for n in cases
+                if sums_in_one_loop(op, _geometry(op, TMA_CASES[n]), target.device.arch)
+            ]
             if thin:
                 types = (types[j % len(types)],)
                 pick = i + j // 2 + turn

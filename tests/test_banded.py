@@ -164,15 +164,18 @@ def _laid_out(tensor, layout):
 def test_what_alignment_the_kernel_is_told():
     from tricorr.ops.launch import _alignment
 
+    def of_rows(image):
+        return _alignment(image, 3, image.shape[3])
+
     aligned = torch.empty(2, 3, 4, 24, dtype=torch.float16)
-    assert _alignment(aligned) == 8
-    assert _alignment(aligned.float()) == 4
-    assert _alignment(aligned[..., :12]) == 4  # the width: masks end there
-    assert _alignment(aligned[..., 4:]) == 1
-    assert _alignment(aligned[:, :, :, ::2]) == 1
-    assert _alignment(aligned.to(memory_format=torch.channels_last)) == 1
-    assert _alignment(torch.empty(2, 3, 7, 7, dtype=torch.float16)) == 1
-    assert _alignment(torch.empty(1, 1, 1, 14, dtype=torch.float16)) == 2
+    assert of_rows(aligned) == 8
+    assert of_rows(aligned.float()) == 4
+    assert of_rows(aligned[..., :12]) == 4  # the width: masks end there
+    assert of_rows(aligned[..., 4:]) == 1
+    assert of_rows(aligned[:, :, :, ::2]) == 1
+    assert of_rows(aligned.to(memory_format=torch.channels_last)) == 1
+    assert of_rows(torch.empty(2, 3, 7, 7, dtype=torch.float16)) == 1
+    assert of_rows(torch.empty(1, 1, 1, 14, dtype=torch.float16)) == 2
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
