@@ -248,6 +248,7 @@ def dealt_out(
     geometry: Geometry,
     tile: TmaTile,
     dtype: torch.dtype,
+    arch: str,
     multiprocessors: int,
     shared: int,
 ) -> TmaTile:
