@@ -19,10 +19,10 @@ demo: $(VENV)/.installed ## learn a kernel from a photograph; leaves a picture
 
 # The script and not `python -m pytest`, which would put the root on sys.path and with it `kernels`, `ops`, ...
 test: $(VENV)/.installed ## run the tests but the slow ones; ARGS='-k geometry' narrows them
-	@$(BIN)/pytest -n $(WORKERS) -m 'not slow' $(ARGS)
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal -m 'not slow' $(ARGS)
 
 test-all: $(VENV)/.installed ## run the tests marked slow too
-	@$(BIN)/pytest -n $(WORKERS) $(ARGS)
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.lint typecheck ## check style, formatting and types
 	@$(BIN)/ruff check .

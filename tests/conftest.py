@@ -140,8 +140,23 @@ def _tier(item):
     return params.get("backend") or params.get("kernel_backend") or "host"
 
 
+#: What takes the interpreter long, and the cases that stand for all of it where `slow` is left out.
+INTERPRETED = {
+    "test_gradients_of_both_orders_are_numerical_ones": {"bank", "per_sample", "reflect"},
+    "test_derivatives_are_numerical_ones": {"relu", "gelu"},
+}
+
+
+def _names(item):
+    return {value for value in item.callspec.params.values() if isinstance(value, str)}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks for `slow`
 def pytest_collection_modifyitems(items):
     for item in items:
+        cases = INTERPRETED.get(getattr(item, "originalname", None))
+        if cases and _tier(item) == "interpreter" and not cases & _names(item):
+            item.add_marker("slow")
         item.user_properties.append(
             ("tier", _tier(item))
         )  # travels in the reports, also from xdist's workers
