@@ -201,9 +201,10 @@ GEMM_TILES: dict[str, tuple[GemmTile, ...]] = {
 #: instead, every element passes through a register of its own, and more of them spill on sm_80.
 LONG_STEP = 64
 
-#: Where a reduction or columns run through several taps, so that every element has offsets of its
-#: own, and those have 64 bits, two registers each, or taps are counted at run time, as those of an
-#: input gradient's phase are: most tiles above spill there, none does with 16 results a thread.
+#: Where every element has an offset of its own: channels do not come in pieces of 16 bytes, or a
+#: reduction or columns run through several taps, and offsets have 64 bits, two registers each, or
+#: taps are counted at run time, as those of an input gradient's phase are. Most tiles above spill
+#: there, none does with 16 results a thread.
 WIDE_GEMM_TILES: dict[str, GemmTile] = {
     "half": GemmTile(64, 64, 32, num_warps=8, num_stages=3),
     "tf32": GemmTile(64, 64, 32, num_warps=8, num_stages=3),
@@ -212,7 +213,7 @@ WIDE_GEMM_TILES: dict[str, GemmTile] = {
     "float64": GemmTile(64, 32, 16, num_warps=8, num_stages=2),
 }
 
-#: Tiles of weight gradients: for many filters and columns, for few, and for offsets of 64 bits.
+#: Tiles of weight gradients: for many filters and columns, for few, and as WIDE_GEMM_TILES.
 #: Rows are filters there, and splits fill the device, so the size does not depend on the pixels.
 GEMM_GRADIENT_TILES: dict[str, tuple[GemmTile, GemmTile, GemmTile]] = {
     "half": (
@@ -403,7 +404,7 @@ def plan_wgrad(
         product = _product(dtype, precision, device)
         many, few, wide = GEMM_GRADIENT_TILES[product]
         tile = many if min(geometry.group_K, columns) >= many.BLOCK_N else few
-        tile = wide if layout.wide else tile
+        tile = wide if layout.wide or _has_lone_channels(geometry, dtype) else tile
     else:
         tile = (
             rows_tile("wgrad", geometry, dtype, layout, device)
@@ -534,7 +535,10 @@ def _plan_pixels(
     enough = 2 * device.multiprocessors
     tile = next((t for t in fits if _programs(op, geometry, t) >= enough), fits[-1])
     by_phases = op == "dgrad" and math.prod(geometry.phases) > 1
-    if (layout.wide or by_phases) and reduced < tile.BLOCK_K:
+    several_taps = reduced < tile.BLOCK_K
+    if (several_taps and (layout.wide or by_phases)) or (
+        not several_taps and _has_lone_channels(geometry, dtype)
+    ):
         tile = WIDE_GEMM_TILES[product]
     return plan_with_tile(
         op,
@@ -544,6 +548,12 @@ def _plan_pixels(
         precision=precise,
         one_tap=takes_one_tap(op, geometry, tile),
     )
+
+
+def _has_lone_channels(geometry: Geometry, dtype: torch.dtype) -> bool:
+    """Whether the channels of a group do not come in pieces of 16 bytes: they are loaded alone."""
+    piece = max(1, 16 // dtype.itemsize)
+    return bool(geometry.group_C % piece or geometry.group_K % piece)
 
 
 def _tuned_plan(

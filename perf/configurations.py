@@ -128,6 +128,9 @@ GEMM_CASES = {
         bias=True,
     ),
     "planes": Case(Geometry(8, 64, 56, 56, 64, 3, 3, padding=_SAME), one_tap=True, bias=True),
+    "ragged": Case(
+        Geometry(8, 67, 55, 57, 71, 3, 3, padding=_SAME), one_tap=True, channels_last=True
+    ),
     "pointwise": Case(Geometry(64, 128, 1024, 1024, 256, 1, 1), one_tap=True),
     "stem": Case(Geometry(8, 3, 224, 224, 64, 7, 7, stride=(2, 2), padding=((3, 3), (3, 3)))),
     "few": Case(Geometry(8, 3, 112, 112, 64, 3, 3, padding=_SAME)),
@@ -379,7 +382,9 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
                 if thin:
                     if cases[-1] == "odd" and (i + row + turn) % len(OPS):
                         continue  # slow to compile: one operator for each target
-                    if cases in (["stem"], ["planes"]) and (row + j + turn) % len(TARGETS):
+                    if cases in (["stem"], ["planes"], ["ragged"]) and (row + j + turn) % len(
+                        TARGETS
+                    ):
                         continue
                     cases = [cases[(i + j + turn) % len(cases)]]
                     chosen = (types[(j + turn) % len(types)],)
@@ -513,6 +518,7 @@ def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:
         many, few, wide = GEMM_GRADIENT_TILES[product]
         yield many, ["dense", "planes", "stem"]
         yield few, ["dense", "planes", "stem"]
+        yield wide, ["ragged"]
         yield wide, ["pointwise", "odd"]
         return
     # Few channels: the forward operator takes any step, the input gradient with one takes phases.
@@ -522,6 +528,7 @@ def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:
         else:
             yield tile, ["dense", "pointwise", "stem" if op == "fprop" else "few"]
             yield tile, ["planes"]
+    yield WIDE_GEMM_TILES[product], ["ragged"]
     if op == "dgrad":
         yield WIDE_GEMM_TILES[product], ["stem"]
     yield WIDE_GEMM_TILES[product], ["odd"]
