@@ -189,10 +189,10 @@ GEMM_TILES: dict[str, tuple[GemmTile, ...]] = {
     "ieee": (
         GemmTile(128, 64, 16, num_warps=8, num_stages=2),
         GemmTile(64, 64, 16, num_warps=8, num_stages=2),
-        GemmTile(64, 32, 16, num_warps=4, num_stages=2),
+        GemmTile(64, 32, 16, num_warps=4, num_stages=3),
     ),
     "float64": (
-        GemmTile(64, 32, 16, num_warps=4, num_stages=2),
+        GemmTile(64, 32, 16, num_warps=8, num_stages=2),
         GemmTile(32, 32, 16, num_warps=4, num_stages=2),
     ),
 }
@@ -228,7 +228,7 @@ GEMM_GRADIENT_TILES: dict[str, tuple[GemmTile, GemmTile, GemmTile]] = {
     ),
     "tf32x3": (
         GemmTile(64, 64, 32, num_warps=8, num_stages=2),
-        GemmTile(64, 32, 32, num_warps=4, num_stages=2),
+        GemmTile(64, 32, 32, num_warps=8, num_stages=2),
         GemmTile(64, 32, 32, num_warps=8, num_stages=2),
     ),
     "ieee": (
