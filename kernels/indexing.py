@@ -142,12 +142,6 @@ def next_pixel(n, row, column, HEIGHT, WIDTH, BLOCK: tl.constexpr):
     return n + BLOCK // WIDTH // HEIGHT + tl.where(carry, 1, 0), row, column
 
 
-@triton.jit
-def in_pieces(offset, PIECE: tl.constexpr):
-    """Offsets [1, BLOCK], of which the compiler now sees that PIECE of them follow one another."""
-    return tl.max_contiguous(tl.multiple_of(offset, [1, PIECE]), [1, PIECE])
-
-
 @triton.constexpr_function
 def rows_of_step(CHANNELS, MOST_S, BLOCK):
     """How many rows (s, channel) of a window BLOCK elements cover, one at least."""

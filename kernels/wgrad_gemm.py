@@ -20,7 +20,6 @@ from .indexing import (
     align_strides,
     along,
     fold,
-    in_pieces,
     is_inside,
     next_digit,
     next_pixel,
@@ -50,11 +49,10 @@ def wgrad_gemm(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     PADDED: tl.constexpr = PAD_H != 0 or PAD_W != 0 or PAD_BOTTOM != 0 or PAD_RIGHT != 0
-    # Pixels that follow one another in memory. Taps and padding move those of x out of line.
-    Y_PIECE: tl.constexpr = Y_ALIGN if PIXEL_AXIS == 1 else 1
-    X_PIECE: tl.constexpr = (
-        X_ALIGN if PIXEL_AXIS == 1 and R * S * STRIDE_H * STRIDE_W == 1 and not PADDED else 1
-    )
+    # Pixels that follow one another in memory. Taps, padding and steps move those of x out of line,
+    # and dy alone is not loaded in pieces: its block would need a layout and pixels of its own.
+    POINT: tl.constexpr = R * S * STRIDE_H * STRIDE_W == 1 and not PADDED
+    PIECE: tl.constexpr = min(X_ALIGN, Y_ALIGN) if PIXEL_AXIS == 1 and POINT else 1
     if PIXEL_AXIS == 0:
         GROUP_C, GROUP_K = round_down(GROUP_C, X_ALIGN), round_down(GROUP_K, Y_ALIGN)
     x_stride_n, x_stride_c, x_stride_h, x_stride_w = align_strides(
@@ -83,7 +81,7 @@ def wgrad_gemm(
     ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
     acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
     first = split * SPLIT_PIXELS
-    last = round_down(tl.minimum(first + SPLIT_PIXELS, PIXELS), Y_PIECE)
+    last = round_down(tl.minimum(first + SPLIT_PIXELS, PIXELS), PIECE)
     # The pixels of either block, of which the compiler keeps one if they lie along one axis.
     dy_m, x_m = first + along(1, BLOCK_K), first + along(PIXEL_AXIS, BLOCK_K)
     dy_n, dy_p, dy_q = split_pixel(dy_m, P, Q)
@@ -91,12 +89,12 @@ def wgrad_gemm(
     if AHEAD:  # as in add_taps_gemm of fprop_gemm
         dy = load_dy(
             dy_base, batch + dy_n, dy_p, dy_q, k_valid & (dy_m < last),
-            dy_stride_n, dy_stride_p, dy_stride_q, Y_PIECE,
+            dy_stride_n, dy_stride_p, dy_stride_q, PIECE,
         )  # fmt: skip
         x = load_x(
             x_base, batch + x_n, x_p, x_q, (x_m < last) & c_valid, r, s, H, W,
             x_stride_n, x_stride_h, x_stride_w,
-            STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W, MODE, PADDED, X_PIECE,
+            STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W, MODE, PADDED, PIECE,
         )  # fmt: skip
     for _ in range(tl.cdiv(SPLIT_PIXELS, BLOCK_K)):
         if AHEAD:
@@ -106,12 +104,12 @@ def wgrad_gemm(
             x_n, x_p, x_q = next_pixel(x_n, x_p, x_q, P, Q, BLOCK_K)
         next_dy = load_dy(
             dy_base, batch + dy_n, dy_p, dy_q, k_valid & (dy_m < last),
-            dy_stride_n, dy_stride_p, dy_stride_q, Y_PIECE,
+            dy_stride_n, dy_stride_p, dy_stride_q, PIECE,
         )  # fmt: skip
         next_x = load_x(
             x_base, batch + x_n, x_p, x_q, (x_m < last) & c_valid, r, s, H, W,
             x_stride_n, x_stride_h, x_stride_w,
-            STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W, MODE, PADDED, X_PIECE,
+            STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W, MODE, PADDED, PIECE,
         )  # fmt: skip
         if not AHEAD:
             dy, x = next_dy, next_x
@@ -158,10 +156,10 @@ def split_column(tile, lane, GROUP_C, ONE_TAP: tl.constexpr, BLOCK_N: tl.constex
 def load_dy(
     dy_base, n, p, q, valid, dy_stride_n, dy_stride_p, dy_stride_q, ALIGN: tl.constexpr
 ):  # fmt: skip
-    """The block [BLOCK_M, BLOCK_K] of a step."""
+    """The block [BLOCK_M, BLOCK_K] of a step, ALIGN pixels of which are neighbours in memory."""
     offset = n * dy_stride_n + p * dy_stride_p + q * dy_stride_q
     if ALIGN > 1:
-        offset = in_pieces(offset, ALIGN)
+        offset = tl.max_contiguous(tl.multiple_of(offset, [1, ALIGN]), [1, ALIGN])
     return tl.load(dy_base + offset, mask=valid, other=0.0)
 
 
@@ -183,5 +181,5 @@ def load_x(
         valid &= is_inside(h + r * DIL_H, H) & is_inside(w + s * DIL_W, W)
     offset = n * x_stride_n + h * x_stride_h + w * x_stride_w
     if ALIGN > 1:
-        offset = in_pieces(offset, ALIGN)
+        offset = tl.max_contiguous(tl.multiple_of(offset, [1, ALIGN]), [1, ALIGN])
     return tl.load(x_base + offset, mask=valid, other=0.0)

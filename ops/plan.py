@@ -87,6 +87,11 @@ class GemmTile:
     num_warps: int
     num_stages: int
 
+    @property
+    def results(self) -> int:
+        """Of one thread, of 32 to a warp."""
+        return self.BLOCK_M * self.BLOCK_N // (32 * self.num_warps)
+
 
 @dataclass(frozen=True)
 class StencilTile:
@@ -141,10 +146,10 @@ GEMM_TILES: dict[str, tuple[GemmTile, ...]] = {
     "ieee": (
         GemmTile(128, 64, 16, num_warps=8, num_stages=2),
         GemmTile(64, 64, 16, num_warps=8, num_stages=2),
-        GemmTile(64, 32, 16, num_warps=4, num_stages=2),
+        GemmTile(64, 32, 16, num_warps=4, num_stages=3),
     ),
     "float64": (
-        GemmTile(64, 32, 16, num_warps=4, num_stages=2),
+        GemmTile(64, 32, 16, num_warps=8, num_stages=2),
         GemmTile(32, 32, 16, num_warps=4, num_stages=2),
     ),
 }
@@ -153,9 +158,16 @@ GEMM_TILES: dict[str, tuple[GemmTile, ...]] = {
 #: instead, every element passes through a register of its own, and more of them spill on sm_80.
 LONG_STEP = 64
 
-#: Where a reduction or columns run through several taps, so that every element has offsets of its
-#: own, and those have 64 bits, two registers each, or taps are counted at run time, as those of an
-#: input gradient's phase are: most tiles above spill there, none does with 16 results a thread.
+#: Most results of a thread where the channels of no, one and both of the images do not come in pieces
+#: of 16 bytes: such elements are loaded and stored one by one, each at an offset of its own. 64
+#: results a thread spill with one such image, on sm_80 in the loop, on sm_90 behind it; with two,
+#: WIDE_GEMM_TILES are left.
+LONE_RESULTS = (math.inf, 32, 0)
+
+#: Where every element has an offset of its own, see LONE_RESULTS, or a reduction or columns run
+#: through several taps, and offsets have 64 bits, two registers each, or taps are counted at run
+#: time, as those of an input gradient's phase are. Most tiles above spill there, none does with 16
+#: results a thread.
 WIDE_GEMM_TILES: dict[str, GemmTile] = {
     "half": GemmTile(64, 64, 32, num_warps=8, num_stages=3),
     "tf32": GemmTile(64, 64, 32, num_warps=8, num_stages=3),
@@ -164,7 +176,7 @@ WIDE_GEMM_TILES: dict[str, GemmTile] = {
     "float64": GemmTile(64, 32, 16, num_warps=8, num_stages=2),
 }
 
-#: Tiles of weight gradients: for many filters and columns, for few, and for offsets of 64 bits.
+#: Tiles of weight gradients: for many filters and columns, for few, and as WIDE_GEMM_TILES.
 #: Rows are filters there, and splits fill the device, so the size does not depend on the pixels.
 GEMM_GRADIENT_TILES: dict[str, tuple[GemmTile, GemmTile, GemmTile]] = {
     "half": (
@@ -179,7 +191,7 @@ GEMM_GRADIENT_TILES: dict[str, tuple[GemmTile, GemmTile, GemmTile]] = {
     ),
     "tf32x3": (
         GemmTile(64, 64, 32, num_warps=8, num_stages=2),
-        GemmTile(64, 32, 32, num_warps=4, num_stages=2),
+        GemmTile(64, 32, 32, num_warps=8, num_stages=2),
         GemmTile(64, 32, 32, num_warps=8, num_stages=2),
     ),
     "ieee": (
@@ -325,7 +337,8 @@ def plan_wgrad(
         return found
     precise = _precision(dtype, precision, device)
     many, few, wide = GEMM_GRADIENT_TILES[_product(dtype, precision, device)]
-    tiles: list[Tile] = [wide] if layout.wide else [many, few]
+    alone = layout.wide or _lone_operands(geometry, dtype) == 2
+    tiles: list[Tile] = [wide] if alone else [many, few]
     if min(geometry.group_K, geometry.group_C * geometry.R * geometry.S) >= GEMM_MIN:
         tiles += tma_tiles("wgrad", geometry, dtype, precise, device.arch, layout.boxes("wgrad"))
     else:
@@ -436,7 +449,8 @@ def _plan_pixels(
     if found := _tuned_plan(op, geometry, dtype, layout, device, precision):
         return found
     precise = _precision(dtype, precision, device)
-    gemms = _gemm_tiles(op, geometry, _product(dtype, precision, device), layout, device)
+    product = _product(dtype, precision, device)
+    gemms = _gemm_tiles(op, geometry, dtype, layout, device, product)
     tiles: list[Tile] = [*gemms]
     columns = channels // geometry.groups
     if min(columns, reduced * geometry.R * geometry.S) >= GEMM_MIN:
@@ -467,7 +481,7 @@ def _plan_pixels(
 
 
 def _gemm_tiles(
-    op: str, geometry: Geometry, product: str, layout: Layout, device: Device
+    op: str, geometry: Geometry, dtype: torch.dtype, layout: Layout, device: Device, product: str
 ) -> list[GemmTile]:
     """The tiles of a GEMM that computes fprop or dgrad through pointers."""
     reduced = geometry.group_C if op == "fprop" else geometry.group_K
@@ -476,10 +490,17 @@ def _gemm_tiles(
     if op == "dgrad_frame":  # has few pixels, and two loops that take registers
         table = table[-1:]
     by_phases = op == "dgrad" and math.prod(geometry.phases) > 1
-    if not (layout.wide or by_phases):
-        return table
-    tiles = [tile for tile in table if reduced >= tile.BLOCK_K]
-    return tiles if len(tiles) == len(table) else [*tiles, WIDE_GEMM_TILES[product]]
+    alone = _lone_operands(geometry, dtype)
+    kept = [
+        tile
+        for tile in table
+        if (
+            tile.results <= LONE_RESULTS[alone]
+            if reduced >= tile.BLOCK_K
+            else not (layout.wide or by_phases)
+        )
+    ]
+    return kept if len(kept) == len(table) else [*kept, WIDE_GEMM_TILES[product]]
 
 
 def _direct_tile(
@@ -500,9 +521,14 @@ def _direct_tile(
     )
     if op == "dgrad_frame":  # two loops around the sum leave registers for fewer pixels
         assert isinstance(direct, StencilTile)
-        fewer = 4 if dtype == torch.float64 else 2
-        direct = replace(direct, BLOCK_M=direct.BLOCK_M // fewer)
+        direct = replace(direct, BLOCK_M=direct.BLOCK_M // 4)
     return direct
+
+
+def _lone_operands(geometry: Geometry, dtype: torch.dtype) -> int:
+    """How many of x and y have channels that do not come in pieces of 16 bytes."""
+    piece = max(1, 16 // dtype.itemsize)
+    return sum(channels % piece != 0 for channels in (geometry.group_C, geometry.group_K))
 
 
 def _tuned_plan(

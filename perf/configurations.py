@@ -23,6 +23,7 @@ from ..ops.launch import dgrad_call, fprop_call, wgrad_calls
 from ..ops.plan import (
     GEMM_GRADIENT_TILES,
     GEMM_TILES,
+    LONE_RESULTS,
     LONG_STEP,
     STENCIL_TILES,
     WIDE_GEMM_TILES,
@@ -136,6 +137,16 @@ GEMM_CASES = {
         bias=True,
     ),
     "planes": Case(Geometry(8, 64, 56, 56, 64, 3, 3, padding=_SAME), one_tap=True, bias=True),
+    "ragged": Case(
+        Geometry(8, 67, 55, 57, 71, 3, 3, padding=_SAME), one_tap=True, channels_last=True
+    ),
+    "ragged_sum": Case(
+        Geometry(8, 67, 55, 57, 64, 3, 3, padding=_SAME), one_tap=True, channels_last=True
+    ),
+    "ragged_result": Case(
+        Geometry(8, 64, 55, 57, 71, 3, 3, padding=_SAME), one_tap=True, channels_last=True
+    ),
+    "ragged_point": Case(Geometry(64, 131, 1024, 1024, 257, 1, 1), one_tap=True),
     "pointwise": Case(Geometry(64, 128, 1024, 1024, 256, 1, 1), one_tap=True),
     "stem": Case(Geometry(8, 3, 224, 224, 64, 7, 7, stride=(2, 2), padding=((3, 3), (3, 3)))),
     "few": Case(Geometry(8, 3, 112, 112, 64, 3, 3, padding=_SAME)),
@@ -399,8 +410,9 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
                 if thin:
                     if cases[-1] == "odd" and (i + row + turn) % len(OPS):
                         continue  # slow to compile: one operator for each target
-                    if cases in (["stem"], ["planes"]) and (row + j + turn) % len(TARGETS):
-                        continue
+                    seldom = cases in (["stem"], ["planes"]) or cases[0].startswith("ragged")
+                    if seldom and (row + j + turn) % len(TARGETS):
+                        continue  # one of the targets builds it
                     cases = [cases[(i + j + turn) % len(cases)]]
                     chosen = (types[(j + turn) % len(types)],)
                 for case in cases:
@@ -579,6 +591,7 @@ def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:
         many, few, wide = GEMM_GRADIENT_TILES[product]
         yield many, ["dense", "planes", "stem"]
         yield few, ["dense", "planes", "stem"]
+        yield wide, ["ragged"]
         yield wide, ["pointwise", "odd"]
         return
     # Few channels: the forward operator takes any step, the input gradient with one takes phases.
@@ -588,6 +601,10 @@ def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:
         else:
             yield tile, ["dense", "pointwise", "stem" if op == "fprop" else "few"]
             yield tile, ["planes"]
+            if tile.results <= LONE_RESULTS[1]:
+                yield tile, ["ragged_sum", "ragged_result"]
+    yield WIDE_GEMM_TILES[product], ["ragged"]
+    yield WIDE_GEMM_TILES[product], ["ragged_point"]
     if op == "dgrad":
         yield WIDE_GEMM_TILES[product], ["stem"]
     yield WIDE_GEMM_TILES[product], ["odd"]
