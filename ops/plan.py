@@ -158,10 +158,10 @@ GEMM_TILES: dict[str, tuple[GemmTile, ...]] = {
 #: instead, every element passes through a register of its own, and more of them spill on sm_80.
 LONG_STEP = 64
 
-#: Most results of a thread where the channels of no, one and both of the images do not come in pieces
-#: of 16 bytes: such elements are loaded and stored one by one, each at an offset of its own. 64
-#: results a thread spill with one such image, on sm_80 in the loop, on sm_90 behind it; with two,
-#: WIDE_GEMM_TILES are left.
+#: Most results of a thread where the channels of no, one and both of the images do not come in
+#: pieces of 16 bytes: such elements are loaded and stored one by one, each at an offset of its own.
+#: 64 results a thread spill with one such image, on sm_80 in the loop, on sm_90 behind it; with
+#: two, WIDE_GEMM_TILES are left.
 LONE_RESULTS = (math.inf, 32, 0)
 
 #: Where every element has an offset of its own, see LONE_RESULTS, or a reduction or columns run

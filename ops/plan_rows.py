@@ -125,7 +125,9 @@ def rows_tile(
             break
     else:
         tile, step = replace(tile, STEP_P=1), 1
-    if op == "wgrad" and across:  # x and dy of LANE_Q columns: 4 rows take 168 registers, 2 take 128
+    if (
+        op == "wgrad" and across
+    ):  # x and dy of LANE_Q columns: 4 rows take 168 registers, 2 take 128
         step = min(step, 2)
         tile = replace(tile, STEP_P=step)
     most = 64 if e.ahead > 2 else 32

@@ -17,6 +17,10 @@ MMA, whose lanes work together, counts once for its warp. Loads are global ones,
 the weight. A weight gradient's outputs are those of a program, which sums its split of the pixels.
 A rows kernel has its code twice, with masks and without, and a tile runs one of them: its "loop" is
 the shorter one, its "total" has both, and a line named "interior" is built with the latter alone.
+
+"bound" is the unit that takes longest for the whole launch by the rates of ops/model.py: "dram"
+where each tensor moved once takes longer than all instructions ("issue") and all multiply-adds,
+padding of tiles included ("arithmetic"); else how many times longer than that the other one takes.
 """
 
 from __future__ import annotations
@@ -36,11 +40,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..ops.bands import BandedGradTile, BandedTile, banded_steps
 from ..ops.call import Call
 from ..ops.launch import BANDS_BLOCK, SUM_TILE
+from ..ops.model import arithmetic_rate, copy_rate, rates_of
 from ..ops.plan import GemmTile
-from ..ops.plan_cost import window_steps
+from ..ops.plan_cost import programs_of, unit_of, window_steps
 from ..ops.plan_rows import RowsTile, rows_work
 from ..ops.plan_tma import TmaTile
 from .configurations import TARGETS, Configuration, Target, configurations
@@ -276,6 +283,7 @@ class Entry:
         loop: instructions of one pass of the loop, by kind: "all", "load", "fma", "mma".
         loop_per_output: those, times passes, for one output element.
         per_output: the same with what is outside of the loop.
+        bound: see the module; "" for kernels that only help others.
     """
 
     target: str
@@ -291,6 +299,7 @@ class Entry:
     loop: dict[str, int]
     loop_per_output: dict[str, float]
     per_output: dict[str, float]
+    bound: str = ""
 
 
 _COUNTED = ("all", "load", "fma", "mma")
@@ -327,7 +336,31 @@ def entry_of(configuration: Configuration, target: Target, built: Build) -> Entr
         loop,
         {k: round(v, 4) for k, v in in_loop.items()},
         {k: round(v, 4) for k, v in total.items()},
+        _bound(configuration, target, total["all"] * outputs, macs),
     )
+
+
+def _bound(configuration: Configuration, target: Target, instructions: float, macs: int) -> str:
+    """What bounds a launch whose programs have so many lane instructions and multiply-adds."""
+    plan, geometry, device = configuration.plan, configuration.geometry, target.device
+    if not configuration.kernel.startswith(f"{plan.op}_") or plan.op == "dgrad_frame":
+        return ""
+    dtype = torch.float32 if configuration.dtype == torch.uint8 else configuration.dtype
+    x_bytes = (dtype if plan.op == "dgrad" else configuration.dtype).itemsize
+    programs = programs_of(plan, geometry)
+    unit = unit_of(dtype, plan.precision) if configuration.product else "fma"
+    unit = "float64" if dtype == torch.float64 else unit
+    products = 3 if plan.precision == "tf32x3" else 1
+    rates = rates_of(device)
+    lanes = rates.issue * target.gpu[2] * rates.clock * device.multiprocessors
+    dram = geometry.compulsory_bytes(x_bytes, dtype.itemsize, dtype.itemsize) / copy_rate(device)
+    units = {
+        "issue": programs * instructions / lanes,
+        "arithmetic": programs * products * macs / arithmetic_rate(device, unit),
+    }
+    longest = max(units, key=lambda name: units[name])
+    times = units[longest] / dram
+    return "dram" if times <= 1 else f"{longest} {times:.3g}"
 
 
 def _work_of_a_program(configuration: Configuration) -> tuple[int, int]:
@@ -429,7 +462,7 @@ def tabulate(
     print(
         f"{'':77}  in the loop, one pass  per output element                   per MAC\n"
         f"{'target':7} {'configuration':50} regs spill shared   all load  fma  mma"
-        "    loop   total    load     fma    mma    all"
+        "    loop   total    load     fma    mma    all  bound"
     )
     for configuration, target in jobs:
         try:
@@ -449,7 +482,8 @@ def tabulate(
             f"{target.name:7} {configuration.name:50} {built.registers:4} {built.spills:5} "
             f"{built.shared:6} {loop['all']:5} {counts} {entry.loop_per_output['all']:7.4g} "
             f"{each['all']:7.4g} {each['load']:7.3g} {each['fma']:7.3g} {each['mma']:6.2g} "
-            f"{each['all'] * entry.outputs / entry.macs:6.3g}  {'; '.join(found)}".rstrip(),
+            f"{each['all'] * entry.outputs / entry.macs:6.3g}  {entry.bound:14} "
+            f"{'; '.join(found)}".rstrip(),
             flush=True,
         )
     return entries, wrong
