@@ -9,6 +9,7 @@ Signatures are those of registration.py, whose operators end here too.
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 
 import torch
@@ -22,6 +23,9 @@ _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 
 def only_the_device_sees(*tensors: torch.Tensor | None) -> bool:
     """Whether a call with these tensors, below autograd, may skip the dispatcher."""
+    if torch._C._len_torch_dispatch_stack():
+        _tell_counters()
+        return False
     for tensor in tensors:
         if tensor is None:
             continue
@@ -29,11 +33,15 @@ def only_the_device_sees(*tensors: torch.Tensor | None) -> bool:
             return False
         if tensor.is_neg() or tensor._is_zerotensor():
             return False
-    return not (
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._get_tracing_state()
-        or profiler._is_profiler_enabled
-    )
+    return not (torch._C._get_tracing_state() or profiler._is_profiler_enabled)
+
+
+def _tell_counters() -> None:
+    """Counters of FLOPs that were made before our formulas were there get them now."""
+    if "torch.utils.flop_counter" in sys.modules:
+        from . import flops
+
+        flops.tell_counters()
 
 
 def fprop(

@@ -307,7 +307,7 @@ def _validated_geometry(
         N, C, H, W, K, R, S, stride, padding, dilation, groups, flip, per_sample, padding_mode
     )
     padded = (H + sum(padding[0]), W + sum(padding[1]))
-    if padded[0] > INT64_MAX or padded[1] > INT64_MAX:
+    if _is_too_large(padded[0]) or _is_too_large(padded[1]):
         raise ArgumentError(
             f"an image of {padded[0]} x {padded[1]}, padding included, is too large for 64-bit "
             "offsets"
@@ -316,7 +316,7 @@ def _validated_geometry(
         (geometry.x_shape, geometry.x_numel),
         (geometry.y_shape, geometry.y_numel),
     ):
-        if numel * 8 > INT64_MAX:
+        if _is_too_large(numel * 8):
             raise ArgumentError(f"images of shape {_show(shape)} are too large for 64-bit offsets")
     return geometry
 
@@ -442,6 +442,12 @@ def _items(value: Any) -> Sequence[Any] | None:
     if isinstance(value, str) or getattr(value, "ndim", 1) == 0:
         return None
     return list(value) if isinstance(value, Sequence) or hasattr(value, "ndim") else None
+
+
+def _is_too_large(number: Any) -> bool:
+    """Not if a graph is traced for many sizes: asking would bind it, and export refuses that."""
+    traced = torch.compiler.is_compiling() or isinstance(number, torch.SymInt)
+    return not traced and number > INT64_MAX
 
 
 def _show(shape: Sequence[int]) -> str:

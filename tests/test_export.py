@@ -29,7 +29,7 @@ def image(*shape):
 @pytest.mark.parametrize("strict", [False, True], ids=["default", "strict"])
 def test_exported_network_takes_any_batch_and_size(backend, strict):
     model = network()
-    sizes = {0: Dim("n"), 2: Dim("h", min=7, max=4096), 3: Dim("w", min=6, max=4095)}
+    sizes = {0: Dim("n"), 2: Dim("h", min=7), 3: Dim("w", min=6)}
     program = export(model, (image(2, 3, 9, 8),), strict=strict, dynamic_shapes=(sizes,))
     called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert [name for name in called if name.startswith("tricorr")] == [
