@@ -95,6 +95,9 @@ LIMITS = {
 }
 SMALLEST = Limits(255, 64 * 1024)
 
+#: A matrix unit works on 16 x 16; with fewer channels than that most of it would multiply zeros.
+GEMM_MIN = 16
+
 #: Most bytes that partials of a weight gradient, or the bands of a weight, may take.
 MAX_WORKSPACE = 64 * 2**20
 

@@ -24,6 +24,7 @@ from .bands import (
     grad_strips,
 )
 from .devices import DEVICES as DEVICES
+from .devices import GEMM_MIN as GEMM_MIN
 from .devices import INTERPRETER as INTERPRETER
 from .devices import LIMITS, MAX_WORKSPACE, SMALLEST, pipeline_bytes
 from .devices import Device as Device
@@ -50,7 +51,7 @@ from .plan_tma import (
     tma_programs,
     tma_tiles,
 )
-from .tuned import key_of, tuned_for
+from .tuned import key_of, nearest, tuned_for
 
 
 @dataclass(frozen=True)
@@ -218,8 +219,6 @@ STENCIL_TILES: tuple[StencilTile, ...] = (
 #: Strips that a split of a weight gradient sums at least, to make its last reduction worth it.
 MIN_SPLIT_STRIPS = 4
 
-#: A matrix unit works on 16 x 16; with fewer channels than that most of it would multiply zeros.
-GEMM_MIN = 16
 #: A split of a weight gradient sums at least this many pixels, so that partials stay few.
 MIN_SPLIT_PIXELS = 1024
 #: The largest grid that CUDA and HIP launch along the first axis.
@@ -539,12 +538,13 @@ def _tuned_plan(
     device: Device,
     precision: str,
 ) -> Plan | None:
-    """The plan by the device's tuned file, if that has this very class of problem."""
+    """The plan by the device's tuned file, if that has this problem or one near it."""
     tuned = {} if layout.wide else tuned_for(device.name)
     if not tuned:
         return None
     precision = _precision(dtype, precision, device)
-    found = tuned.get(key_of(op, geometry, dtype, precision, layout.channels_last))
+    key = key_of(op, geometry, dtype, precision, layout.channels_last)
+    found, distance = nearest(tuned, key)
     if found is None:
         return None
     tile = tile_of(found.tile)
@@ -552,13 +552,14 @@ def _tuned_plan(
         op, geometry, dtype, precision, device.arch, layout.boxes(op), tile
     ):
         return None  # its key says nothing of alignment, nor what divides a plane
+    splits = _splits(geometry, tile, dtype, device) if op == "wgrad" and distance else found.splits
     return plan_with_tile(
         op,
         geometry,
         tile,
         precision=precision,
         one_tap=takes_one_tap(op, geometry, tile),
-        splits=found.splits,
+        splits=splits,
     )
 
 

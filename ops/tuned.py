@@ -5,7 +5,7 @@ after, with the measurements that justify it. It is read once, when the first pl
 is made; nothing is tuned at run time, and without a file, or without an entry, the tables of
 plan.py decide.
 
-    {"device": "...", "entries": [{"key": {op, problem, dtype, precision, channels_last},
+    {"device": "...", "entries": [{"key": {op, kind, sizes, dtype, precision, channels_last},
                                    "tile": {BLOCK_M, ...}, "splits": 1, "evidence": {...}}]}
 """
 
@@ -13,36 +13,56 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .devices import GEMM_MIN
 from .geometry import Geometry
 
 DIRECTORY = Path(__file__).parent / "tuned"
 
 
+#: Furthest that a problem may be from the entry that serves it, in doublings of its sizes, all of
+#: them together: work, waves and what operands share change by as much, and of more than a factor
+#: of four the static model knows more than a measurement elsewhere.
+MAX_DISTANCE = 2.0
+
+
 @dataclass(frozen=True)
 class Key:
-    """What an entry is looked up by, exactly.
+    """What an entry is looked up by.
 
     Attributes:
         op: "fprop", "dgrad" or "wgrad".
-        problem: the geometry's class, by `problem_of`.
+        kind: what must be the same, by `kind_of`.
+        sizes: (N, C, K, P, Q), channels those of a group: what may be near.
         dtype: of the weight or of dy, without "torch.".
         precision: how float32 is multiplied; "ieee" for every other dtype.
         channels_last: neighbouring channels are neighbours in memory.
     """
 
     op: str
-    problem: str
+    kind: str
+    sizes: tuple[int, ...]
     dtype: str
     precision: str
     channels_last: bool
+
+    def distance(self, other: Key) -> float:
+        """Doublings between the sizes; infinite if one's tile may not do for the other."""
+        if replace(self, sizes=other.sizes) != other:
+            return math.inf
+        for mine, others in zip(self.sizes[1:3], other.sizes[1:3], strict=True):
+            if mine != others and min(mine, others) < GEMM_MIN:
+                return math.inf  # few channels are in the registers or lanes of a kernel
+        pairs = zip(self.sizes, other.sizes, strict=True)
+        return sum(abs(math.log2(a / b)) for a, b in pairs if a != b)
 
 
 @dataclass(frozen=True)
@@ -56,19 +76,18 @@ class Tuned:
         return hash((tuple(sorted(self.tile.items())), self.splits))
 
 
-def problem_of(geometry: Geometry) -> str:
-    """The class of geometries that share a tile: channels, window, steps, and planes of a size.
+def kind_of(geometry: Geometry) -> str:
+    """What geometries that share a tile have in common.
 
-    Planes count by powers of two: batch, height and width decide how many programs there are and
-    how their rows lie in memory. Padding decides nothing that a tile depends on.
+    Groups, window, steps, and in which pieces channels can be loaded. Padding decides nothing that
+    a tile depends on.
     """
     g = geometry
-    sizes = (g.N, g.P, g.Q)
-    planes = "x".join(f"2^{max(0, n - 1).bit_length()}" for n in sizes)
+    pieces = math.gcd(g.group_C, GEMM_MIN), math.gcd(g.group_K, GEMM_MIN)
     return (
-        f"C{g.group_C} K{g.group_K} groups {g.groups} window {g.R}x{g.S} "
-        f"stride {g.stride[0]}x{g.stride[1]} dilation {g.dilation[0]}x{g.dilation[1]} "
-        f"NPQ {planes}" + (" per sample" if g.per_sample else "")
+        f"groups {g.groups} window {g.R}x{g.S} stride {g.stride[0]}x{g.stride[1]} "
+        f"dilation {g.dilation[0]}x{g.dilation[1]} channels by {pieces[0]} and {pieces[1]}"
+        + (" per sample" if g.per_sample else "")
     )
 
 
@@ -77,7 +96,17 @@ def key_of(
 ) -> Key:
     """The key of a call; `precision` is the plan's, so "ieee" for all but float32."""
     name = str(dtype).removeprefix("torch.")
-    return Key(op, problem_of(geometry), name, precision, channels_last)
+    g = geometry
+    sizes = tuple(max(1, size) for size in (g.N, g.group_C, g.group_K, g.P, g.Q))
+    return Key(op, kind_of(geometry), sizes, name, precision, channels_last)
+
+
+def nearest(entries: Mapping[Key, Tuned], key: Key) -> tuple[Tuned | None, float]:
+    """The entry for this very problem or the nearest one within MAX_DISTANCE; and how far it is."""
+    best = min(entries, key=key.distance, default=None)
+    if best is None or (distance := key.distance(best)) > MAX_DISTANCE:
+        return None, math.inf
+    return entries[best], distance
 
 
 def file_of(device_name: str) -> Path:
@@ -98,6 +127,8 @@ def tuned_for(device_name: str) -> Mapping[Key, Tuned]:
 def parse(file: Mapping[str, Any]) -> Mapping[Key, Tuned]:
     """The entries of a file as the planner looks them up."""
     return {
-        Key(**entry["key"]): Tuned(entry["tile"], entry.get("splits", 1))
+        Key(**entry["key"] | {"sizes": tuple(entry["key"]["sizes"])}): Tuned(
+            entry["tile"], entry.get("splits", 1)
+        )
         for entry in file["entries"]
     }

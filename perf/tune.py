@@ -307,7 +307,8 @@ def entry_of(outcome: Outcome, facts: dict[str, Any]) -> dict[str, Any]:
 
 def _key(job: Job) -> dict[str, Any]:
     geometry = job.workload.geometry
-    return asdict(key_of(job.op, geometry, job.operand, job.precision, job.channels_last))
+    key = key_of(job.op, geometry, job.operand, job.precision, job.channels_last)
+    return asdict(key) | {"sizes": list(key.sizes)}  # as they are read back
 
 
 def update(path: Path, device_name: str, outcomes: Iterable[Outcome], facts: dict[str, Any]) -> int:

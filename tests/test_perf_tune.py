@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -142,9 +143,12 @@ def test_the_planner_takes_what_was_written_and_only_for_its_key(directory):
 
     assert planned() == target
     assert planned(replace(geometry, H=geometry.H - 9)) != planned(), "another grid"
-    assert planned(replace(geometry, H=geometry.H - 1)).tile == target.tile, "the same class"
+    assert planned(replace(geometry, H=geometry.H - 1)).tile == target.tile, "near"
+    assert planned(replace(geometry, H=2 * geometry.H)).tile == target.tile, "near"
     tables = DENSE.table_plan(DEVICE).tile
-    assert planned(replace(geometry, H=2 * geometry.H)).tile != target.tile
+    assert planned(replace(geometry, N=8 * geometry.N)).tile != target.tile, "too far"
+    assert planned(replace(geometry, padding=((0, 0), (0, 0)))).tile == target.tile
+    assert planned(replace(geometry, stride=(2, 2))).tile != target.tile
     assert planned(dtype=torch.float16).tile == tables
     assert planned(layout=Layout()).family == "gemm", "pointers have tiles of their own"
     assert planned(layout=Layout(channels_last=True, wide=True)).tile != target.tile
@@ -180,6 +184,50 @@ def test_splits_of_a_weight_gradient_are_tuned_too(directory):
     forget()
     geometry = job.workload.geometry
     assert plan.plan_wgrad(geometry, torch.float32, Layout(), DEVICE) == target
+
+
+def test_a_problem_near_a_tuned_one_takes_its_tile_and_splits_of_its_own(directory):
+    job = Job(find("images-4096-3x3"), "wgrad", "float32", False)
+    base = job.table_plan(DEVICE)
+    target = next(p for p in tune.candidates(job, DEVICE) if p.splits > base.splits)
+    outcome = search(Bench(lambda p: 0.5 if p == target else 1.0), job)
+    tune.update(tuned.file_of(DEVICE.name), DEVICE.name, [outcome], {})
+    forget()
+    half = replace(job.workload.geometry, H=job.workload.geometry.H // 2)
+    found = plan.plan_wgrad(half, torch.float32, Layout(), DEVICE)
+    assert found.tile == target.tile
+    assert (
+        found.splits == plan.plan_with_tile("wgrad", half, found.tile, splits=found.splits).splits
+    )
+    assert found.splits * found.split_strips >= plan._strips(half, found.tile)
+
+
+def _key(N=32, C=64, K=64, P=56, **changes):
+    geometry = geometry_of((N, C, P, 56), (K, C, 3, 3), padding=((1, 1), (1, 1)))
+    return replace(tuned.key_of("fprop", geometry, torch.float16, "ieee", True), **changes)
+
+
+def test_the_nearest_of_the_entries_serves():
+    entries = {_key(N=n, C=c): tuned.Tuned({"BLOCK_M": n + c}) for n in (8, 64) for c in (64, 128)}
+    for key, near, distance in (
+        (_key(N=64), 64 + 64, 0),
+        (_key(N=48), 64 + 64, math.log2(64 / 48)),
+        (_key(N=14), 8 + 64, math.log2(14 / 8)),
+        (_key(N=8, C=96), 8 + 128, math.log2(128 / 96)),
+        (_key(N=8, C=96, P=28), 8 + 128, math.log2(128 / 96) + 1),
+    ):
+        found, away = tuned.nearest(entries, key)
+        assert found.tile["BLOCK_M"] == near
+        assert away == pytest.approx(distance)
+    for key in (_key(N=1), _key(K=72), _key(op="dgrad"), _key(dtype="float32"), _key(C=65)):
+        assert tuned.nearest(entries, key) == (None, math.inf), key
+    assert tuned.nearest({}, _key()) == (None, math.inf)
+
+
+def test_few_channels_are_never_near_others():
+    entries = {_key(C=1, K=1): tuned.Tuned({"BLOCK_M": 1})}
+    assert tuned.nearest(entries, _key(C=1, K=1, N=16))[1] == 1
+    assert tuned.nearest(entries, _key(C=1, K=3))[0] is None
 
 
 def test_every_tuned_file_that_is_shipped_can_be_read():
@@ -287,11 +335,10 @@ def test_without_a_gpu_the_command_lists_what_it_would_try(capsys, monkeypatch, 
     assert not list(directory.iterdir())
 
 
-def test_classes_of_problems_are_by_powers_of_two():
-    geometry = geometry_of((32, 64, 56, 56), (64, 64, 3, 3), padding=((1, 1), (1, 1)))
-    text = tuned.problem_of(geometry)
-    expected = "C64 K64 groups 1 window 3x3 stride 1x1 dilation 1x1 NPQ 2^5x2^6x2^6"
-    assert text == expected
+def test_the_kind_of_a_problem_is_told_in_words():
+    geometry = geometry_of((32, 64, 56, 56), (72, 64, 3, 3), padding=((1, 1), (1, 1)))
+    expected = "groups 1 window 3x3 stride 1x1 dilation 1x1 channels by 16 and 8"
+    assert tuned.kind_of(geometry) == expected
 
 
 def test_tiles_of_an_unknown_family_are_not_searched(monkeypatch):
