@@ -20,13 +20,13 @@ from .fprop_gemm import add_taps_gemm
 from .indexing import (
     align_strides,
     along,
+    most_taps,
     next_digit,
     next_tile,
     phase_taps,
     phases,
     round_down,
     split_pixel,
-    tap_step,
     widen,
 )
 
@@ -80,7 +80,7 @@ def dgrad_gemm(
     group_c = tile_n * BLOCK_N + along(1 - PIXEL_AXIS, BLOCK_N)
     first_r, taps_r, shift_h, step_r, step_h = phase_taps(phase_h, R, STRIDE_H, PAD_H, DIL_H)
     first_s, taps_s, shift_w, step_s, step_w = phase_taps(phase_w, S, STRIDE_W, PAD_W, DIL_W)
-    MOST_S: tl.constexpr = tl.cdiv(S, tap_step(STRIDE_W, DIL_W))
+    MOST_S: tl.constexpr = most_taps(S, STRIDE_W, DIL_W)
     weight_base = (
         weight_ptr
         + batch * weight_stride_n

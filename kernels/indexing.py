@@ -307,6 +307,12 @@ def tap_step(STRIDE, DIL):
     return STRIDE // math.gcd(STRIDE, DIL)
 
 
+@triton.constexpr_function
+def most_taps(TAPS, STRIDE, DIL):
+    """How many taps a phase has at most, a constexpr: in Triton 3.6 tl.cdiv gives none."""
+    return -(-TAPS // tap_step(STRIDE, DIL))
+
+
 @triton.jit
 def phase_taps(
     phase, TAPS: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr
