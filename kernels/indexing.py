@@ -12,6 +12,8 @@ import math
 import triton
 import triton.language as tl
 
+from .versions import FIRST_AXIS_WINS
+
 
 @triton.jit
 def input_coordinate(
@@ -146,6 +148,19 @@ def next_pixel(n, row, column, HEIGHT, WIDTH, BLOCK: tl.constexpr):
 def in_pieces(offset, PIECE: tl.constexpr):
     """Offsets [1, BLOCK], of which the compiler now sees that PIECE of them follow one another."""
     return tl.max_contiguous(tl.multiple_of(offset, [1, PIECE]), [1, PIECE])
+
+
+@triton.jit
+def side_by_side(pointers, offset):
+    """Their sum, of two axes, read by threads along the last: the compiler sees no runs in either.
+
+    Before Triton 3.7 a run of two is claimed for that. Of no alignment: accesses stay single ones.
+    The sum is made here because a hint belongs to an operation, and an argument is none.
+    """
+    pointers += offset
+    if FIRST_AXIS_WINS:
+        pointers = tl.max_contiguous(tl.multiple_of(pointers, [1, 1]), [1, 2])
+    return pointers
 
 
 @triton.constexpr_function
