@@ -127,6 +127,8 @@ def _exchange(
             reason = "left out by where"
         if reason is None:
             layer.__class__ = counterpart(type(layer))
+            # Compiled code looks at a layer's class again only if its dict has changed since.
+            layer.training = vars(layer).pop("training")
             converted.append(name)
         else:
             left[name] = reason

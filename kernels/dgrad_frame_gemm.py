@@ -16,7 +16,16 @@ import triton
 import triton.language as tl
 
 from .fprop_gemm import add_taps_gemm
-from .indexing import along, images, next_digit, next_tile, split_frame, unfold, widen
+from .indexing import (
+    along,
+    images,
+    next_digit,
+    next_tile,
+    side_by_side,
+    split_frame,
+    unfold,
+    widen,
+)
 
 
 @triton.jit
@@ -64,14 +73,19 @@ def dgrad_frame_gemm(
                     dy_stride_k, dy_stride_p, dy_stride_q,
                     weight_stride_k, weight_stride_r, weight_stride_s,
                     STRIDE_H, STRIDE_W, "zeros", True, R * S == 1,
-                    PIXEL_AXIS, FLAT, S, EVEN, AHEAD, WIDE, PRECISION, BLOCK_K,
+                    PIXEL_AXIS, PIXEL_AXIS == 1, FLAT, S, EVEN, AHEAD, WIDE, PRECISION, BLOCK_K,
                 )  # fmt: skip
 
     c = group * GROUP_C + group_c
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + c * bias_stride, mask=group_c < GROUP_C, other=0.0)
+    outputs = dx_ptr + n * dx_stride_n + c * dx_stride_c + h * dx_stride_h
+    if PIXEL_AXIS == 1:
+        outputs = side_by_side(outputs, w * dx_stride_w)
+    else:
+        outputs += w * dx_stride_w
     tl.store(
-        dx_ptr + n * dx_stride_n + c * dx_stride_c + h * dx_stride_h + w * dx_stride_w,
+        outputs,
         acc.to(dx_ptr.dtype.element_ty),
         mask=(m < PIXELS) & (group_c < GROUP_C),
     )

@@ -20,13 +20,14 @@ from .fprop_gemm import add_taps_gemm
 from .indexing import (
     align_strides,
     along,
+    most_taps,
     next_digit,
     next_tile,
     phase_taps,
     phases,
     round_down,
+    side_by_side,
     split_pixel,
-    tap_step,
     widen,
 )
 
@@ -72,6 +73,7 @@ def dgrad_gemm(
     group, batch = next_digit(program, GROUPS)
 
     CHECKED: tl.constexpr = R * S * STRIDE_H * STRIDE_W != 1 or PAD_H != 0 or PAD_W != 0
+    LOOSE: tl.constexpr = PIXEL_AXIS == 1 and CHECKED
     m = tile_m * BLOCK_M + along(PIXEL_AXIS, BLOCK_M)
     rows, columns = tl.cdiv(H - phase_h, STRIDE_H), tl.cdiv(W - phase_w, STRIDE_W)
     exists = m < SAMPLES * rows * columns
@@ -80,7 +82,7 @@ def dgrad_gemm(
     group_c = tile_n * BLOCK_N + along(1 - PIXEL_AXIS, BLOCK_N)
     first_r, taps_r, shift_h, step_r, step_h = phase_taps(phase_h, R, STRIDE_H, PAD_H, DIL_H)
     first_s, taps_s, shift_w, step_s, step_w = phase_taps(phase_w, S, STRIDE_W, PAD_W, DIL_W)
-    MOST_S: tl.constexpr = tl.cdiv(S, tap_step(STRIDE_W, DIL_W))
+    MOST_S: tl.constexpr = most_taps(S, STRIDE_W, DIL_W)
     weight_base = (
         weight_ptr
         + batch * weight_stride_n
@@ -98,7 +100,7 @@ def dgrad_gemm(
         P, Q, GROUP_K, taps_r, taps_s, -step_h, -step_w,
         dy_stride_k, dy_stride_p, dy_stride_q,
         weight_stride_k, weight_stride_r * step_r, weight_stride_s * step_s,
-        1, 1, "zeros", CHECKED, R * S == 1, PIXEL_AXIS, FLAT, MOST_S, EVEN, AHEAD,
+        1, 1, "zeros", CHECKED, R * S == 1, PIXEL_AXIS, LOOSE, FLAT, MOST_S, EVEN, AHEAD,
         WIDE, PRECISION, BLOCK_K,
     )  # fmt: skip
 
@@ -106,8 +108,13 @@ def dgrad_gemm(
     c = group * GROUP_C + group_c
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + c * bias_stride, mask=group_c < GROUP_C, other=0.0)
+    outputs = dx_ptr + n * dx_stride_n + c * dx_stride_c + h * dx_stride_h
+    if PIXEL_AXIS == 1 and (STRIDE_W > 1 or X_ALIGN == 1):
+        outputs = side_by_side(outputs, w * dx_stride_w)
+    else:
+        outputs += w * dx_stride_w
     tl.store(
-        dx_ptr + n * dx_stride_n + c * dx_stride_c + h * dx_stride_h + w * dx_stride_w,
+        outputs,
         acc.to(dx_ptr.dtype.element_ty),
         mask=exists & (group_c < GROUP_C),
     )

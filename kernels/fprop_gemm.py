@@ -28,6 +28,7 @@ from .indexing import (
     next_tile,
     reduction_steps,
     round_down,
+    side_by_side,
     split_pixel,
     split_step,
     widen,
@@ -74,6 +75,7 @@ def fprop_gemm(
     group, batch = next_digit(program, GROUPS)
 
     PADDED: tl.constexpr = max(PAD_H, PAD_W, PAD_BOTTOM, PAD_RIGHT) > 0
+    LOOSE: tl.constexpr = PIXEL_AXIS == 1 and (PADDED or R * S * STRIDE_H * STRIDE_W != 1)
     m = tile_m * BLOCK_M + along(PIXEL_AXIS, BLOCK_M)
     # With padding every load has a mask anyway: lanes past the end read what the last pixel does.
     n, p, q = split_pixel(tl.minimum(m, PIXELS - 1) if PADDED else m, P, Q)
@@ -91,7 +93,8 @@ def fprop_gemm(
         weight_ptr + batch * weight_stride_n, known_k * weight_stride_k, True,
         H, W, GROUP_C, R, S, DIL_H, DIL_W,
         x_stride_c, x_stride_h, x_stride_w, weight_stride_c, weight_stride_r, weight_stride_s,
-        1, 1, MODE, PADDED, R * S == 1, PIXEL_AXIS, FLAT, S, EVEN, AHEAD, WIDE, PRECISION, BLOCK_K,
+        1, 1, MODE, PADDED, R * S == 1, PIXEL_AXIS, LOOSE, FLAT, S, EVEN, AHEAD,
+        WIDE, PRECISION, BLOCK_K,
     )  # fmt: skip
 
     if bias_ptr is not None:
@@ -100,8 +103,13 @@ def fprop_gemm(
     if residual_ptr is not None:
         pixel = n * residual_stride_n + p * residual_stride_p + q * residual_stride_q
         acc = add_residual(acc, residual_ptr + pixel + k * residual_stride_k, exists)
+    outputs = y_ptr + n * y_stride_n + k * y_stride_k + p * y_stride_p
+    if PIXEL_AXIS == 1 and (PADDED or Y_ALIGN == 1):
+        outputs = side_by_side(outputs, q * y_stride_q)
+    else:
+        outputs += q * y_stride_q
     tl.store(
-        y_ptr + n * y_stride_n + k * y_stride_k + p * y_stride_p + q * y_stride_q,
+        outputs,
         activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty),
         mask=exists,
     )
@@ -116,7 +124,7 @@ def add_taps_gemm(
     image_stride_c, image_stride_h, image_stride_w,
     weight_stride_c, weight_stride_r, weight_stride_s,
     DIVIDE_H: tl.constexpr, DIVIDE_W: tl.constexpr, MODE: tl.constexpr, CHECKED: tl.constexpr,
-    POINT: tl.constexpr, PIXEL_AXIS: tl.constexpr,
+    POINT: tl.constexpr, PIXEL_AXIS: tl.constexpr, LOOSE: tl.constexpr,
     FLAT: tl.constexpr, MOST_S: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -129,7 +137,8 @@ def add_taps_gemm(
     tap and first channel. There is an exception for few channels, FLAT of them if not None: a step
     covers BLOCK_K elements (r,s,channel), and every lane has its own. MOST_S is a constant that S
     is at most. EVEN says that BLOCK_K divides the channels, CHECKED that pixels may read outside
-    of the image, and POINT that there is one tap.
+    of the image, POINT that there is one tap, and LOOSE that pixels lie along the last axis, in no
+    runs of addresses that the compiler could see.
 
     AHEAD: the image is loaded a step ahead into registers, because it comes in pieces too small
     for the copies to shared memory that Triton's pipeline is made of.
@@ -146,20 +155,20 @@ def add_taps_gemm(
         image = load_step(
             image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS,
             R, S, row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
-            DIVIDE_H, DIVIDE_W, MODE, CHECKED, FLAT, EVEN, AHEAD,
+            DIVIDE_H, DIVIDE_W, MODE, CHECKED, LOOSE, FLAT, EVEN, AHEAD,
         )  # fmt: skip
     for i in range(reduction_steps(CHANNELS, R, S, FLAT, MOST_S, BLOCK_K)):
         weight = load_weight(
             weight_ptr, filter, filter_valid, i, r, s, c, weight_lane, CHANNELS, R, S,
             weight_stride_c, weight_stride_r, weight_stride_s,
-            FLAT, MOST_S, EVEN, WIDE, BLOCK_K,
+            PIXEL_AXIS, FLAT, MOST_S, EVEN, WIDE, BLOCK_K,
         )  # fmt: skip
         if AHEAD:
             r, s, c = next_step(i, r, s, c, lane, R, S, POINT, FLAT, MOST_S, WIDE, BLOCK_K)
         loaded = load_step(
             image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS,
             R, S, row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
-            DIVIDE_H, DIVIDE_W, MODE, CHECKED, FLAT, EVEN, AHEAD,
+            DIVIDE_H, DIVIDE_W, MODE, CHECKED, LOOSE, FLAT, EVEN, AHEAD,
         )  # fmt: skip
         if not AHEAD:
             image = loaded
@@ -178,7 +187,7 @@ def add_taps_gemm(
 def load_weight(
     weight_ptr, filter, valid, i, r, s, c, lane, CHANNELS, R, S,
     weight_stride_c, weight_stride_r, weight_stride_s,
-    FLAT: tl.constexpr, MOST_S: tl.constexpr, EVEN: tl.constexpr,
+    PIXEL_AXIS: tl.constexpr, FLAT: tl.constexpr, MOST_S: tl.constexpr, EVEN: tl.constexpr,
     WIDE: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """[BLOCK_K, BLOCK_N] or its transpose: the weight of step i of add_taps_gemm."""
@@ -188,7 +197,11 @@ def load_weight(
     elif not EVEN:
         valid &= c + lane < CHANNELS
     offset = c * weight_stride_c + r * weight_stride_r + s * weight_stride_s
-    return tl.load(weight_ptr + offset + filter, mask=valid, other=0.0)
+    if PIXEL_AXIS == 1 and FLAT is not None and FLAT % 2 == 1:
+        weights = side_by_side(weight_ptr + offset, filter)
+    else:
+        weights = weight_ptr + offset + filter
+    return tl.load(weights, mask=valid, other=0.0)
 
 
 @triton.jit
@@ -196,7 +209,7 @@ def load_step(
     image_ptr, pixel, row, column, pixel_valid, r, s, c, lane, ROWS, COLUMNS, CHANNELS,
     R, S, row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
     DIVIDE_H: tl.constexpr, DIVIDE_W: tl.constexpr, MODE: tl.constexpr, CHECKED: tl.constexpr,
-    FLAT: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr,
+    LOOSE: tl.constexpr, FLAT: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """[BLOCK_M, BLOCK_K] or its transpose: the image in the step of add_taps_gemm at (r,s,c)."""
     valid = pixel_valid
@@ -223,4 +236,8 @@ def load_step(
         valid &= c + lane < CHANNELS
     elif AHEAD:
         valid &= c < CHANNELS
-    return tl.load(image_ptr + offset + pixel, mask=valid, other=0.0)
+    if LOOSE:
+        pixels = side_by_side(image_ptr + offset, pixel)
+    else:
+        pixels = image_ptr + offset + pixel
+    return tl.load(pixels, mask=valid, other=0.0)

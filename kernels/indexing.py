@@ -12,6 +12,8 @@ import math
 import triton
 import triton.language as tl
 
+from .versions import FIRST_AXIS_WINS
+
 
 @triton.jit
 def input_coordinate(
@@ -140,6 +142,19 @@ def next_pixel(n, row, column, HEIGHT, WIDTH, BLOCK: tl.constexpr):
     carry = row >= HEIGHT
     row -= tl.where(carry, HEIGHT, 0)
     return n + BLOCK // WIDTH // HEIGHT + tl.where(carry, 1, 0), row, column
+
+
+@triton.jit
+def side_by_side(pointers, offset):
+    """Their sum, of two axes, read by threads along the last: the compiler sees no runs in either.
+
+    Before Triton 3.7 a run of two is claimed for that. Of no alignment: accesses stay single ones.
+    The sum is made here because a hint belongs to an operation, and an argument is none.
+    """
+    pointers += offset
+    if FIRST_AXIS_WINS:
+        pointers = tl.max_contiguous(tl.multiple_of(pointers, [1, 1]), [1, 2])
+    return pointers
 
 
 @triton.constexpr_function
@@ -299,6 +314,12 @@ def phases(STRIDE: tl.constexpr, EXTENT):
 def tap_step(STRIDE, DIL):
     """Every how many taps (*) comes to the same phase, h % STRIDE, again."""
     return STRIDE // math.gcd(STRIDE, DIL)
+
+
+@triton.constexpr_function
+def most_taps(TAPS, STRIDE, DIL):
+    """How many taps a phase has at most, a constexpr: in Triton 3.6 tl.cdiv gives none."""
+    return -(-TAPS // tap_step(STRIDE, DIL))
 
 
 @triton.jit

@@ -25,6 +25,7 @@ from .indexing import (
     next_pixel,
     next_tile,
     round_down,
+    side_by_side,
     split_pixel,
     widen,
 )
@@ -89,12 +90,13 @@ def wgrad_gemm(
     if AHEAD:  # as in add_taps_gemm of fprop_gemm
         dy = load_dy(
             dy_base, batch + dy_n, dy_p, dy_q, k_valid & (dy_m < last),
-            dy_stride_n, dy_stride_p, dy_stride_q, PIECE,
+            dy_stride_n, dy_stride_p, dy_stride_q, PIXEL_AXIS, PIECE,
         )  # fmt: skip
         x = load_x(
             x_base, batch + x_n, x_p, x_q, (x_m < last) & c_valid, r, s, H, W,
             x_stride_n, x_stride_h, x_stride_w,
-            STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W, MODE, PADDED, PIECE,
+            STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W, MODE, PADDED,
+            PIXEL_AXIS, PIECE,
         )  # fmt: skip
     for _ in range(tl.cdiv(SPLIT_PIXELS, BLOCK_K)):
         if AHEAD:
@@ -104,12 +106,13 @@ def wgrad_gemm(
             x_n, x_p, x_q = next_pixel(x_n, x_p, x_q, P, Q, BLOCK_K)
         next_dy = load_dy(
             dy_base, batch + dy_n, dy_p, dy_q, k_valid & (dy_m < last),
-            dy_stride_n, dy_stride_p, dy_stride_q, PIECE,
+            dy_stride_n, dy_stride_p, dy_stride_q, PIXEL_AXIS, PIECE,
         )  # fmt: skip
         next_x = load_x(
             x_base, batch + x_n, x_p, x_q, (x_m < last) & c_valid, r, s, H, W,
             x_stride_n, x_stride_h, x_stride_w,
-            STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W, MODE, PADDED, PIECE,
+            STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W, MODE, PADDED,
+            PIXEL_AXIS, PIECE,
         )  # fmt: skip
         if not AHEAD:
             dy, x = next_dy, next_x
@@ -127,14 +130,14 @@ def wgrad_gemm(
     # Again, along the last axis.
     tap, c = split_column(tile_n, along(1, BLOCK_N), GROUP_C, ONE_TAP, BLOCK_N)
     r, s = tap // S, tap % S
+    sums = dw_ptr + split * dw_stride_split + batch * dw_stride_n + k * dw_stride_k
+    column = c * dw_stride_c + r * dw_stride_r + s * dw_stride_s
+    if not ONE_TAP and (PIXEL_AXIS == 1 or X_ALIGN == 1):
+        sums = side_by_side(sums, column)
+    else:
+        sums += column
     tl.store(
-        dw_ptr
-        + split * dw_stride_split
-        + batch * dw_stride_n
-        + k * dw_stride_k
-        + c * dw_stride_c
-        + r * dw_stride_r
-        + s * dw_stride_s,
+        sums,
         acc.to(dw_ptr.dtype.element_ty),
         mask=(group_k < GROUP_K) & (tap < R * S),
     )
@@ -154,10 +157,15 @@ def split_column(tile, lane, GROUP_C, ONE_TAP: tl.constexpr, BLOCK_N: tl.constex
 
 @triton.jit
 def load_dy(
-    dy_base, n, p, q, valid, dy_stride_n, dy_stride_p, dy_stride_q, ALIGN: tl.constexpr
+    dy_base, n, p, q, valid, dy_stride_n, dy_stride_p, dy_stride_q,
+    PIXEL_AXIS: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """The block [BLOCK_M, BLOCK_K] of a step, ALIGN pixels of which are neighbours in memory."""
-    offset = n * dy_stride_n + p * dy_stride_p + q * dy_stride_q
+    line = n * dy_stride_n + p * dy_stride_p
+    if PIXEL_AXIS == 1:
+        offset = side_by_side(line, q * dy_stride_q)
+    else:
+        offset = line + q * dy_stride_q
     if ALIGN > 1:
         offset = tl.max_contiguous(tl.multiple_of(offset, [1, ALIGN]), [1, ALIGN])
     return tl.load(dy_base + offset, mask=valid, other=0.0)
@@ -169,7 +177,7 @@ def load_x(
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr, PADDED: tl.constexpr,
-    ALIGN: tl.constexpr,
+    PIXEL_AXIS: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """The block [BLOCK_K, BLOCK_N] of a step, or its transpose."""
     h, w = p * STRIDE_H - PAD_H, q * STRIDE_W - PAD_W
@@ -179,7 +187,11 @@ def load_x(
         valid &= h_inside & w_inside
     elif PADDED:
         valid &= is_inside(h + r * DIL_H, H) & is_inside(w + s * DIL_W, W)
-    offset = n * x_stride_n + h * x_stride_h + w * x_stride_w
+    line = n * x_stride_n + h * x_stride_h
+    if PIXEL_AXIS == 1:
+        offset = side_by_side(line, w * x_stride_w)
+    else:
+        offset = line + w * x_stride_w
     if ALIGN > 1:
         offset = tl.max_contiguous(tl.multiple_of(offset, [1, ALIGN]), [1, ALIGN])
     return tl.load(x_base + offset, mask=valid, other=0.0)

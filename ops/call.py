@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
@@ -14,9 +12,8 @@ import torch
 from ..kernels import TensorDescriptor
 from . import backend
 from .formats import channels_innermost
+from .interpreter import one_launch
 
-# Triton's interpreter patches triton.language while it runs, so it takes one launch at a time.
-_INTERPRETER_LOCK = threading.RLock()
 _HERE = nullcontext()
 
 #: What a kernel is given for a tensor: itself, a place in it, a descriptor of it.
@@ -204,17 +201,10 @@ def _described(descriptor: TensorDescriptor, pointer: Pointer | None) -> Pointer
     return pointed
 
 
-@contextmanager
-def _interpreter() -> Iterator[None]:
-    # A GPU does not warn of infinities; NumPy, with which the interpreter computes, would.
-    with _INTERPRETER_LOCK, sys.modules["numpy"].errstate(all="ignore"):
-        yield
-
-
 def _on_device(device: torch.device) -> Any:
     """Triton launches on the current device: make that the tensors' device."""
     if backend.INTERPRET:
-        return _interpreter()
+        return one_launch()
     if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
         return torch.cuda.device(device)
     return _HERE

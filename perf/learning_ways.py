@@ -78,7 +78,7 @@ def lstsq_on_patches(x: torch.Tensor, y: torch.Tensor, window: int) -> torch.Ten
     rows = patches.reshape(-1, window * window)
     target = y.double().numpy(force=True).ravel()
     found = lstsq(rows, target, overwrite_a=True, overwrite_b=True, check_finite=False)[0]
-    return torch.from_numpy(found).reshape(window, window)
+    return torch.tensor(found).reshape(window, window)
 
 
 def fft_division(x: torch.Tensor, y: torch.Tensor, window: int) -> torch.Tensor:

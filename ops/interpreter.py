@@ -1,0 +1,22 @@
+"""Triton's interpreter, which runs the kernels on the CPU where TRITON_INTERPRET is set."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..kernels.versions import mend_interpreter
+
+# The interpreter patches triton.language while it runs, so it takes one launch at a time.
+_LOCK = threading.RLock()
+
+
+@contextmanager
+def one_launch() -> Iterator[None]:
+    """What a launch in the interpreter has to be inside of."""
+    # A GPU does not warn of infinities; NumPy, with which the interpreter computes, would.
+    with _LOCK, sys.modules["numpy"].errstate(all="ignore"):
+        mend_interpreter()
+        yield
