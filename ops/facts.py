@@ -40,6 +40,7 @@ def layout_of(
         wide=largest > NARROW_LIMIT,
         x_boxes=boxes_of(x) if x.dtype == y.dtype else "",
         y_boxes=boxes_of(y) if x.dtype == y.dtype else "",
+        residual=residual is not None,
     )
 
 

@@ -24,11 +24,11 @@ from .bands import (
 )
 from .call import Call, facts_of, prepare, prepared
 from .facts import NARROW_LIMIT, device_of, layout_of
-from .formats import channels_innermost, empty_in_format
+from .formats import boxes_of, channels_innermost, empty_in_format
 from .geometry import Geometry
 from .launch_tma import dgrad_descriptors, fprop_descriptors, is_matrix, wgrad_descriptors
 from .plan import GemmTile, Plan, Tile, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
-from .plan_tma import TmaTile
+from .plan_tma import MAX_REGISTERS, TmaTile
 
 
 def fprop(
@@ -143,6 +143,8 @@ def fprop_call(
     source, weight, descriptors = weight, _packed(weight, plan), {}
     if isinstance(plan.tile, TmaTile):
         descriptors = fprop_descriptors(x, weight, geometry, plan.tile)
+        written = [y] if residual is None else [y, residual]
+        descriptors["Y_ALIGN"] = _box_alignment(x, geometry.group_K, geometry.Q, written)
     added = [] if residual is None else [residual]
     geometry, (x, y, *added) = _planes_as_rows(geometry, plan, x, y, *added)
     packed = None if weight is source else (weight, source)
@@ -186,6 +188,7 @@ def dgrad_call(
     source, weight, descriptors = weight, _packed(weight, plan), {}
     if isinstance(plan.tile, TmaTile):
         descriptors = dgrad_descriptors(dy, weight, geometry, plan.tile)
+        descriptors["X_ALIGN"] = _box_alignment(dy, geometry.group_C, geometry.W, [dx])
     geometry, (dx, dy) = _planes_as_rows(geometry, plan, dx, dy)
     packed = None if weight is source else (weight, source)
     gemm = _gemm_arguments(dx, weight, dy, geometry, plan)
@@ -360,6 +363,14 @@ def _band_arguments(
     }
 
 
+def _box_alignment(
+    read: torch.Tensor, channels: int, columns: int, written: Sequence[torch.Tensor]
+) -> int:
+    """_alignment of what a kernel writes, or adds to it, in the format of the boxes it reads."""
+    axis, extent = (3, columns) if boxes_of(read) == "planes" else (1, channels)
+    return math.gcd(*(_alignment(tensor, axis, extent) for tensor in written))
+
+
 def _alignment(tensor: torch.Tensor, axis: int, extent: int) -> int:
     """Elements, of 16 bytes at most, in which pieces of `extent` along the innermost axis come."""
     if tensor.data_ptr() % 16 or (tensor.stride(axis) != 1 and tensor.shape[axis] > 1):
@@ -438,7 +449,10 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
     }
     kernel = getattr(kernels, plan.kernel)
     taken = {name: arguments[name] for name in kernel.arg_names}
-    return Call(kernel, plan.grid, taken, tile.num_warps, tile.num_stages)
+    # Of 32 bits, the same tiles would spill.
+    limited = isinstance(tile, TmaTile) and plan.precision == "ieee"
+    maxnreg = MAX_REGISTERS if limited else None
+    return Call(kernel, plan.grid, taken, tile.num_warps, tile.num_stages, maxnreg)
 
 
 def _samples(geometry: Geometry) -> int:

@@ -63,12 +63,14 @@ class Layout:
         x_boxes: as what boxes a tensor descriptor can describe x, see formats.boxes_of; "" if x
             and y are not of one dtype.
         y_boxes: the same of y.
+        residual: another tensor is added to the output.
     """
 
     channels_last: bool = False
     wide: bool = False
     x_boxes: str = ""
     y_boxes: str = ""
+    residual: bool = False
 
     def boxes(self, op: str) -> str:
         """The boxes of all tensors that `op` reads, "" if they are not of one kind."""
@@ -440,7 +442,8 @@ def _plan_pixels(
     tiles: list[Tile] = [*gemms]
     columns = channels // geometry.groups
     if min(columns, reduced * geometry.R * geometry.S) >= GEMM_MIN:
-        tiles += tma_tiles(op, geometry, dtype, precise, device.arch, layout.boxes(op))
+        boxes = layout.boxes(op)
+        tiles += tma_tiles(op, geometry, dtype, precise, device.arch, boxes, layout.residual)
     else:
         direct = _direct_tile(op, geometry, dtype, layout, device, precision, channels)
         fewest = min(gemms, key=lambda tile: tile.BLOCK_N)

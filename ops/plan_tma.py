@@ -36,6 +36,9 @@ MAX_BOX = 256
 MAX_OVERHANG = {"pixels": 0.5, "planes": 0.25}
 #: Bytes of summed channels that one step loads for a pixel: the widest row that is swizzled.
 ROW_BYTES = 128
+#: Registers of a thread where operands have 16 bits: what three warpgroups can have each. Left to
+#: itself, ptxas takes up to 196 for 128 x 256 sums, because as many programs fit either way.
+MAX_REGISTERS = 168
 #: Rows of a box of planes: each has sums of its own, and their code is written out.
 MAX_PLANE_ROWS = 4
 #: Taps of a weight gradient whose sums a program keeps side by side.
@@ -223,6 +226,7 @@ def tma_tiles(
     precision: str,
     arch: str,
     boxes: str,
+    residual: bool = False,
 ) -> list[TmaTile]:
     """Tiles that a call may have; none where it is not legal, or boxes would mostly overhang."""
     if not is_legal_tma(op, geometry, dtype, precision, arch, boxes):
@@ -230,7 +234,7 @@ def tma_tiles(
     g, planes = geometry, pixel_planes(op, geometry)
     results, summed = (g.group_K, g.group_C) if op == "fprop" else (g.group_C, g.group_K)
     tiles = []
-    for shape in shapes(op, g):
+    for shape in shapes(op, g, residual):
         tile = shaped_tile(op, g, dtype, shape, boxes)
         loaded = covered(planes, (tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q))
         if (
@@ -260,9 +264,17 @@ def dealt_out(
     return replace(tile, programs=resident) if tma_programs(op, geometry, tile) > resident else tile
 
 
-def shapes(op: str, geometry: Geometry) -> tuple[tuple[int, int, int, int], ...]:
-    """The rows of TMA_SHAPES or TMA_GRADIENT_SHAPES that are for a call."""
-    return TMA_GRADIENT_SHAPES[taps_of(geometry) > 1] if op == "wgrad" else TMA_SHAPES
+def shapes(
+    op: str, geometry: Geometry, residual: bool = False
+) -> tuple[tuple[int, int, int, int], ...]:
+    """The rows of TMA_SHAPES or TMA_GRADIENT_SHAPES that are for a call.
+
+    A residual that is added to 128 x 256 sums has 128 registers of a thread for itself: that
+    spills up to 640 bytes.
+    """
+    if op == "wgrad":
+        return TMA_GRADIENT_SHAPES[taps_of(geometry) > 1]
+    return TMA_SHAPES[1:] if residual else TMA_SHAPES
 
 
 def shaped_tile(

@@ -7,6 +7,7 @@ each of those appears with every tile, but not in every combination.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -281,11 +282,25 @@ TMA_CASES = {
     "pointwise": Case(
         Geometry(32, 256, 56, 56, 256, 1, 1), bias=True, activation="relu", residual=True
     ),
+    "residual": Case(
+        Geometry(32, 256, 56, 56, 256, 3, 3, padding=_SAME),
+        channels_last=True,
+        bias=True,
+        activation="relu",
+        residual=True,
+    ),
     "odd": Case(
         Geometry(311, 128, 1031, 1033, 128, 3, 3, groups=2, **_ODD),
         channels_last=True,
         bias=True,
         activation="silu",
+    ),
+    "odd_residual": Case(
+        Geometry(311, 128, 1031, 1033, 128, 3, 3, groups=2, **_ODD),
+        channels_last=True,
+        bias=True,
+        activation="silu",
+        residual=True,
     ),
 }
 
@@ -459,10 +474,9 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
     jobs = [(op, product) for op in OPS for product in ("half", "tf32")]
     for i, (op, product) in enumerate(jobs):
         tables = TMA_GRADIENT_SHAPES.values() if op == "wgrad" else (TMA_SHAPES,)
-        rows = [(table, shape) for table in tables for shape in table]
-        for j, (table, shape) in enumerate(rows):
+        for j, shape in enumerate(itertools.chain(*tables)):
             types = PRODUCTS[product]
-            cases = [n for n in TMA_CASES if _takes_boxes(op, n, table, *types[0], target)]
+            cases = [n for n in TMA_CASES if _takes_boxes(op, n, shape, *types[0], target)]
             loops = [
                 n
                 for n in cases
@@ -482,9 +496,7 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
                     assert isinstance(made.plan.tile, TmaTile)
                     tile = replace(made.plan.tile, programs=target.device.multiprocessors)
                     plan = replace(made.plan, tile=tile, grid=tile.programs)
-                    # In one loop with the rest, what a residual needs would be taken for the sums'.
-                    alone = replace(made.arguments, residual=False)
-                    yield replace(made, plan=plan, case=f"{name}-loop", arguments=alone)
+                    yield replace(made, plan=plan, case=f"{name}-loop")
 
 
 def _tma_configuration(
@@ -510,15 +522,17 @@ def _tma_configuration(
 def _takes_boxes(
     op: str,
     name: str,
-    table: tuple[tuple[int, int, int, int], ...],
+    shape: tuple[int, int, int, int],
     dtype: torch.dtype,
     precision: str,
     target: Target,
 ) -> bool:
     case = TMA_CASES[name]
     geometry, arch = _geometry(op, case), target.device.arch
+    if op != "fprop" and "residual" in name:
+        return False  # has none
     legal = is_legal_tma(op, geometry, dtype, precision, arch, _boxes_of(case))
-    return legal and shapes(op, geometry) == table
+    return legal and shape in shapes(op, geometry, op == "fprop" and case.residual)
 
 
 def _boxes_of(case: Case) -> str:
