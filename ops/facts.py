@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from .formats import boxes_of, suggests_channels_last
+from .formats import as_row, boxes_of, is_row, suggests_channels_last
 from .geometry import Geometry
 from .plan import INTERPRETER, Device, Layout
 
@@ -35,12 +35,16 @@ def layout_of(
         geometry.N * geometry.H * geometry.W,
         geometry.N * geometry.P * geometry.Q,
     )
+    images = (x, y) if residual is None else (x, y, residual)
+    as_rows = geometry.is_point and all(map(is_row, images))
+    x_boxes, y_boxes = (boxes_of(as_row(t) if as_rows else t) for t in (x, y))
     return Layout(
         channels_last=suggests_channels_last(x) or suggests_channels_last(y),
         wide=largest > NARROW_LIMIT,
-        x_boxes=boxes_of(x) if x.dtype == y.dtype else "",
-        y_boxes=boxes_of(y) if x.dtype == y.dtype else "",
+        x_boxes=x_boxes if x.dtype == y.dtype else "",
+        y_boxes=y_boxes if x.dtype == y.dtype else "",
         residual=residual is not None,
+        as_rows=as_rows,
     )
 
 

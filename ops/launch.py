@@ -24,7 +24,7 @@ from .bands import (
 )
 from .call import Call, facts_of, prepare, prepared
 from .facts import NARROW_LIMIT, device_of, layout_of
-from .formats import boxes_of, channels_innermost, empty_in_format
+from .formats import as_row, boxes_of, channels_innermost, empty_in_format, is_row
 from .geometry import Geometry
 from .launch_tma import dgrad_descriptors, fprop_descriptors, is_matrix, wgrad_descriptors
 from .plan import GemmTile, Plan, Tile, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
@@ -140,13 +140,12 @@ def fprop_call(
     if isinstance(plan.tile, BandedTile):
         banded = plan.tile
         return _fprop_banded_call(x, weight, bias, y, geometry, plan, banded, activation, residual)
+    added = [] if residual is None else [residual]
+    geometry, (x, y, *added) = _planes_as_rows(geometry, plan, x, y, *added)
     source, weight, descriptors = weight, _packed(weight, plan), {}
     if isinstance(plan.tile, TmaTile):
         descriptors = fprop_descriptors(x, weight, geometry, plan.tile)
-        written = [y] if residual is None else [y, residual]
-        descriptors["Y_ALIGN"] = _box_alignment(x, geometry.group_K, geometry.Q, written)
-    added = [] if residual is None else [residual]
-    geometry, (x, y, *added) = _planes_as_rows(geometry, plan, x, y, *added)
+        descriptors["Y_ALIGN"] = _box_alignment(x, geometry.group_K, geometry.Q, [y, *added])
     packed = None if weight is source else (weight, source)
     gemm = _gemm_arguments(x, weight, y, geometry, plan)
     weight, weight_strides = _weight_walk(weight, geometry)
@@ -185,11 +184,11 @@ def dgrad_call(
         if isinstance(plan.tile, BandedTile):
             return _fprop_banded_call(dy, weight, bias, dx, turned, plan, plan.tile)
         return _turned_call(dy, weight, bias, dx, geometry, turned, plan)
+    geometry, (dx, dy) = _planes_as_rows(geometry, plan, dx, dy)
     source, weight, descriptors = weight, _packed(weight, plan), {}
     if isinstance(plan.tile, TmaTile):
         descriptors = dgrad_descriptors(dy, weight, geometry, plan.tile)
         descriptors["X_ALIGN"] = _box_alignment(dy, geometry.group_C, geometry.W, [dx])
-    geometry, (dx, dy) = _planes_as_rows(geometry, plan, dx, dy)
     packed = None if weight is source else (weight, source)
     gemm = _gemm_arguments(dx, weight, dy, geometry, plan)
     pixels = geometry.frame_pixels if plan.op == "dgrad_frame" else geometry.H * geometry.W
@@ -251,10 +250,10 @@ def wgrad_calls(
         target = dw.new_empty((plan.partials, *geometry.weight_shape), dtype=partial_dtype)
     one_part = target if plan.partials == 1 else target[0]
     walk, dw_strides = _weight_walk(one_part, geometry)
+    geometry, (x, dy) = _planes_as_rows(geometry, plan, x, dy)
     descriptors = {}
     if isinstance(plan.tile, TmaTile):
         descriptors = wgrad_descriptors(x, dy, geometry, plan.tile)
-    geometry, (x, dy) = _planes_as_rows(geometry, plan, x, dy)
     call = _call(
         plan,
         geometry,
@@ -481,28 +480,15 @@ def _packed(weight: torch.Tensor, plan: Plan) -> torch.Tensor:
 def _planes_as_rows(
     geometry: Geometry, plan: Plan, *images: torch.Tensor
 ) -> tuple[Geometry, Sequence[torch.Tensor]]:
-    """The same with a plane as one row, where a GEMM's window of 1x1 does not tell them apart.
+    """The same with a plane as one row, as it was planned, or where a GEMM cannot tell them apart.
 
     A row of so many pixels can be read and written in pieces of 16 bytes more often.
     """
-    g = geometry
-    if (
-        not isinstance(plan.tile, GemmTile)
-        or not _is_point(g)
-        or any(t.stride(2) != g.W * t.stride(3) for t in images)
+    if not plan.as_rows and not (
+        isinstance(plan.tile, GemmTile) and geometry.is_point and all(map(is_row, images))
     ):
         return geometry, images
-    rows = [
-        t.as_strided((*t.shape[:2], 1, g.H * g.W), (*t.stride()[:2], 0, t.stride(3)))
-        for t in images
-    ]
-    return replace(g, H=1, W=g.H * g.W), rows
-
-
-def _is_point(geometry: Geometry) -> bool:
-    """Whether every output is made of one pixel, at the same place."""
-    g = geometry
-    return (g.R, g.S, g.stride, g.padding) == (1, 1, (1, 1), ((0, 0), (0, 0)))
+    return geometry.as_rows(), [*map(as_row, images)]
 
 
 def _gemm_arguments(
@@ -522,7 +508,7 @@ def _gemm_arguments(
     else:
         aligned = _alignment(x, 3, geometry.W), _alignment(y, 3, geometry.Q)
     # A window moves pixels out of line by one, and a step leaves some out.
-    together = aligned[read is y] if pixel_axis == 0 or _is_point(geometry) else 1
+    together = aligned[read is y] if pixel_axis == 0 or geometry.is_point else 1
     one_tap = geometry.group_C % tile.BLOCK_N == 0  # of a weight gradient
     return {
         "PIXEL_AXIS": pixel_axis,

@@ -64,6 +64,8 @@ class Layout:
             and y are not of one dtype.
         y_boxes: the same of y.
         residual: another tensor is added to the output.
+        as_rows: a window of one pixel reads planes that are one long row each; so x_boxes and
+            y_boxes are taken of those.
     """
 
     channels_last: bool = False
@@ -71,6 +73,7 @@ class Layout:
     x_boxes: str = ""
     y_boxes: str = ""
     residual: bool = False
+    as_rows: bool = False
 
     def boxes(self, op: str) -> str:
         """The boxes of all tensors that `op` reads, "" if they are not of one kind."""
@@ -232,6 +235,7 @@ class Plan:
         split_strips: strips of one part, for a rows or a banded kernel, or boxes, for a tma kernel.
         interior: which tiles of a rows kernel run without masks: "none", "some" or "all".
         turned: an input gradient runs as a forward correlation, see Geometry.adjoint.
+        as_rows: boxes of a tma kernel are those of Geometry.as_rows.
     """
 
     op: str
@@ -245,6 +249,7 @@ class Plan:
     split_strips: int = 0
     interior: str = "none"
     turned: bool = False
+    as_rows: bool = False
 
     @property
     def family(self) -> str:
@@ -329,6 +334,7 @@ def plan_wgrad(
     many, few, wide = GEMM_GRADIENT_TILES[_product(dtype, precision, device)]
     tiles: list[Tile] = [wide] if layout.wide else [many, few]
     if min(geometry.group_K, geometry.group_C * geometry.R * geometry.S) >= GEMM_MIN:
+        geometry = geometry.as_rows() if layout.as_rows else geometry
         tiles += tma_tiles("wgrad", geometry, dtype, precise, device.arch, layout.boxes("wgrad"))
     else:
         direct = _direct_tile("wgrad", geometry, dtype, layout, device, precision, geometry.K)
@@ -341,6 +347,7 @@ def plan_wgrad(
             wide=layout.wide,
             precision=precise,
             splits=_splits(geometry, tile, dtype, device),
+            as_rows=layout.as_rows,
         )
         for tile in tiles
     ]
@@ -371,6 +378,7 @@ def plan_with_tile(
     precision: str = "ieee",
     one_tap: bool = False,
     splits: int = 1,
+    as_rows: bool = False,
 ) -> Plan:
     """The plan that runs `op` with `tile`, whichever tile the planner would choose.
 
@@ -383,12 +391,15 @@ def plan_with_tile(
         one_tap: as in Plan; for fprop and dgrad by a GEMM.
         splits: about how many parts a weight gradient's pixels are cut into: parts are whole steps
             of the tile, so there may be fewer.
+        as_rows: as in Plan; without a meaning to other kernels.
 
     Raises:
         ArgumentError: the grid is larger than a launch can have.
     """
     if op == "dgrad":
         geometry = geometry.without_padding_mode()
+    as_rows &= isinstance(tile, TmaTile)
+    geometry = geometry.as_rows() if as_rows else geometry
     grid = _programs(op, geometry, tile)
     if isinstance(tile, TmaTile) and tile.programs:
         grid = min(grid, tile.programs)
@@ -421,6 +432,7 @@ def plan_with_tile(
         split_strips,
         interior=interior_tiles(op, geometry, tile) if isinstance(tile, RowsTile) else "none",
         turned=isinstance(tile, RowsTile | BandedTile) and is_turned(op, geometry),
+        as_rows=as_rows,
     )
 
 
@@ -442,6 +454,7 @@ def _plan_pixels(
     tiles: list[Tile] = [*gemms]
     columns = channels // geometry.groups
     if min(columns, reduced * geometry.R * geometry.S) >= GEMM_MIN:
+        geometry = geometry.as_rows() if layout.as_rows else geometry
         boxes = layout.boxes(op)
         tiles += tma_tiles(op, geometry, dtype, precise, device.arch, boxes, layout.residual)
     else:
@@ -458,6 +471,7 @@ def _plan_pixels(
             wide=layout.wide,
             precision=precise,
             one_tap=takes_one_tap(op, geometry, tile),
+            as_rows=layout.as_rows,
         )
         for tile in tiles
     ]
@@ -525,6 +539,7 @@ def _tuned_plan(
     if found is None:
         return None
     tile = tile_of(found.tile)
+    geometry = geometry.as_rows() if layout.as_rows and isinstance(tile, TmaTile) else geometry
     if isinstance(tile, TmaTile) and not is_legal_tma(
         op, geometry, dtype, precision, device.arch, layout.boxes(op), tile
     ):
@@ -536,6 +551,7 @@ def _tuned_plan(
         precision=precision,
         one_tap=takes_one_tap(op, geometry, tile),
         splits=found.splits,
+        as_rows=layout.as_rows,
     )
 
 

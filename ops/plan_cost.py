@@ -141,7 +141,8 @@ def _stencil_work(
 def programs_of(plan: Plan, geometry: Geometry) -> int:
     """Programs that a launch would have if none did the work of several."""
     if isinstance(plan.tile, TmaTile) and plan.tile.programs:
-        return tma_programs(plan.op, geometry, plan.tile)
+        planned = geometry.as_rows() if plan.as_rows else geometry
+        return tma_programs(plan.op, planned, plan.tile)
     return plan.grid
 
 

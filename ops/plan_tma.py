@@ -150,7 +150,8 @@ def is_legal_tma(
         return False
     if tile and planes and (tile.BLOCK_I > 1 or tile.BLOCK_P > (op == "wgrad" or MAX_PLANE_ROWS)):
         return False
-    if tile and op == "wgrad" and not planes and (g.P % tile.BLOCK_P or g.Q % tile.BLOCK_Q):
+    divided = tile is None or not (g.P % tile.BLOCK_P or g.Q % tile.BLOCK_Q)
+    if op == "wgrad" and not (divided or planes or g.is_point):
         return False
     if tile and tile.programs and not sums_in_one_loop(op, geometry, arch):
         return False
@@ -284,7 +285,8 @@ def shaped_tile(
     block_n, size, warps, stages = shape
     planes, block_k = pixel_planes(op, geometry), channel_block(op, geometry, dtype)
     if op == "wgrad":
-        box = (1, 1, block_k) if boxes == "planes" else whole_box(planes, block_k)
+        whole = box_of if geometry.is_point else whole_box  # beside a plane, both images are zero
+        box = (1, 1, block_k) if boxes == "planes" else whole(planes, block_k)
         return TmaTile(*box, block_n, size, warps, stages, taps_of(geometry))
     box = plane_box(planes, size) if boxes == "planes" else box_of(planes, size)
     return TmaTile(*box, block_n, block_k, warps, stages)

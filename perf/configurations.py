@@ -7,7 +7,6 @@ each of those appears with every tile, but not in every combination.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -474,9 +473,10 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
     jobs = [(op, product) for op in OPS for product in ("half", "tf32")]
     for i, (op, product) in enumerate(jobs):
         tables = TMA_GRADIENT_SHAPES.values() if op == "wgrad" else (TMA_SHAPES,)
-        for j, shape in enumerate(itertools.chain(*tables)):
+        rows = [(table, shape) for table in tables for shape in table]
+        for j, (table, shape) in enumerate(rows):
             types = PRODUCTS[product]
-            cases = [n for n in TMA_CASES if _takes_boxes(op, n, shape, *types[0], target)]
+            cases = [n for n in TMA_CASES if _takes_boxes(op, n, table, shape, *types[0], target)]
             loops = [
                 n
                 for n in cases
@@ -508,13 +508,15 @@ def _tma_configuration(
     precision: str,
 ) -> Configuration:
     case, geometry = TMA_CASES[name], _geometry(op, TMA_CASES[name])
+    planned = geometry.as_rows() if geometry.is_point else geometry
     plan = plan_with_tile(
         op,
         geometry,
-        shaped_tile(op, geometry, dtype, shape, _boxes_of(case)),
+        shaped_tile(op, planned, dtype, shape, _boxes_of(case)),
         wide=case.wide,
         precision=precision,
         splits=2 if case.bias else 1,
+        as_rows=geometry.is_point,
     )
     return Configuration(plan.kernel, product, name, case, plan, dtype)
 
@@ -522,6 +524,7 @@ def _tma_configuration(
 def _takes_boxes(
     op: str,
     name: str,
+    table: tuple[tuple[int, int, int, int], ...],
     shape: tuple[int, int, int, int],
     dtype: torch.dtype,
     precision: str,
@@ -532,7 +535,8 @@ def _takes_boxes(
     if op != "fprop" and "residual" in name:
         return False  # has none
     legal = is_legal_tma(op, geometry, dtype, precision, arch, _boxes_of(case))
-    return legal and shape in shapes(op, geometry, op == "fprop" and case.residual)
+    found = shapes(op, geometry, op == "fprop" and case.residual)
+    return legal and shape in found and set(found) <= set(table)
 
 
 def _boxes_of(case: Case) -> str:

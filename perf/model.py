@@ -223,10 +223,11 @@ def predict(
 
 def dense_layout(geometry: Geometry, x_dtype: torch.dtype, channels_last: bool) -> Layout:
     """The layout of dense tensors of this geometry, as facts.layout_of finds it."""
-    g = geometry
+    g = geometry.as_rows() if geometry.is_point else geometry
     return Layout(
         channels_last,
         is_wide(g),
+        as_rows=g.is_point,
         x_boxes=_dense_boxes(g.C, (g.H, g.W), x_dtype, channels_last),
         y_boxes=_dense_boxes(g.K, (g.P, g.Q), x_dtype, channels_last),
     )
