@@ -351,7 +351,7 @@ def plan_wgrad(
         )
         for tile in tiles
     ]
-    return cheapest(plans, geometry, dtype, device)
+    return cheapest(plans, geometry, dtype, device, not layout.channels_last)
 
 
 def _splits(geometry: Geometry, tile: Tile, dtype: torch.dtype, device: Device) -> int:
@@ -475,7 +475,7 @@ def _plan_pixels(
         )
         for tile in tiles
     ]
-    best = cheapest(plans, geometry, dtype, device)
+    best = cheapest(plans, geometry, dtype, device, not layout.channels_last)
     if not isinstance(best.tile, TmaTile):
         return best
     shared = LIMITS.get(device.arch, SMALLEST).shared
