@@ -451,6 +451,8 @@ def _plan_pixels(
         return found
     precise = _precision(dtype, precision, device)
     gemms = _gemm_tiles(op, geometry, _product(dtype, precision, device), layout, device)
+    if layout.residual:  # takes as many registers as the sums: 128 x 256 spill with one
+        gemms = [tile for tile in gemms if tile.BLOCK_N < 256]
     tiles: list[Tile] = [*gemms]
     columns = channels // geometry.groups
     if min(columns, reduced * geometry.R * geometry.S) >= GEMM_MIN:

@@ -175,6 +175,95 @@ def test_planes_give_a_weight_gradient_in_tf32(kernel_backend):
     forced("wgrad", geometry, tile, kernel_backend.device, boxes="planes")
 
 
+#: Planes whose rows are no multiples of 16 bytes, but which are themselves.
+POINTS = {
+    "leftovers": _case((3, 24, 4, 6), 40, (1, 1)),
+    "groups_flipped": _case((2, 32, 2, 12), 64, (1, 1), groups=2, flip=True),
+}
+
+
+@pytest.mark.parametrize("boxes", FORMATS)
+@pytest.mark.parametrize("name", POINTS)
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
+def test_a_window_of_one_pixel_reads_planes_as_rows(kernel_backend, op, name, boxes):
+    from tricorr.ops import launch
+
+    geometry, dtype = POINTS[name], torch.float16
+    args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
+    given = in_channels_last(args) if boxes == "pixels" else args
+    op_name = op.removesuffix("_bias")
+    taken = TmaTile(1, 1, 16, 16, 32 if op == "wgrad" else 16, 4, 2)
+    assert is_legal_tma(op_name, geometry.as_rows(), dtype, "ieee", "90", boxes, taken)
+    plan = plan_with_tile(op_name, geometry, taken, splits=2, as_rows=True)
+    actual = run(op, given, geometry, launch, plan=plan)
+    check(op, args, geometry, actual=actual)
+    if op != "wgrad":
+        assert actual.shape[2:] == (geometry.H, geometry.W)
+        assert actual.is_contiguous(memory_format=FORMATS[boxes])
+
+
+@pytest.mark.parametrize("boxes", FORMATS)
+def test_the_planner_reads_planes_as_rows_where_the_tensors_allow_it(boxes):
+    geometry = _case((32, 256, 28, 28), 256, (1, 1))
+    x, y = (torch.empty(32, 256, 28, 28, dtype=torch.bfloat16, device="meta") for _ in range(2))
+    weight = torch.empty(256, 256, 1, 1, dtype=torch.bfloat16, device="meta")
+    if boxes == "pixels":
+        x, y = in_channels_last([x, y])
+    assert (boxes_of(x) == "pixels") == (boxes == "pixels"), "28 columns are 56 bytes"
+    layout = layout_of(geometry, x, weight, y)
+    for planner in (plan_fprop, plan_dgrad, plan_wgrad):
+        plan = planner(geometry, torch.bfloat16, layout, DEVICES["h200"])
+        assert (plan.family, plan.as_rows) == ("tma", True)
+        assert (plan.tile.BLOCK_P, plan.grid > 0) == (1, True)
+    cropped = torch.empty(32, 256, 30, 30, dtype=torch.bfloat16, device="meta")[..., 1:-1, 1:-1]
+    for layout in (
+        layout_of(geometry, cropped, weight, y),
+        layout_of(geometry, x, weight, y, cropped),
+    ):
+        assert not layout.as_rows
+        assert not plan_fprop(geometry, torch.bfloat16, layout, DEVICES["h200"]).as_rows
+
+
+def test_boxes_of_one_pixel_windows_may_overhang_in_a_weight_gradient(kernel_backend):
+    """There x and dy are both zero: so a box need not divide planes of 7 x 5."""
+    from tricorr.ops import launch
+
+    geometry = _case((3, 16, 7, 5), 24, (1, 1))
+    taken = TmaTile(1, 4, 4, 16, 32, 4, 2)
+    assert is_legal_tma("wgrad", geometry, torch.float16, "ieee", "90", "pixels", taken)
+    args = operands("wgrad", *tensors(geometry, torch.float16, kernel_backend.device))
+    plan = plan_with_tile("wgrad", geometry, taken, splits=3)
+    actual = run("wgrad", in_channels_last(args), geometry, launch, plan=plan)
+    check("wgrad", args, geometry, actual=actual)
+
+
+def test_sums_with_a_residual_leave_room_for_it():
+    geometry = _case((64, 320, 64, 64), 256, (3, 3), padding=_SAME)
+    alone, added = (
+        plan_fprop(geometry, torch.bfloat16, replace(PIXELS, residual=r), DEVICES["h200"]).tile
+        for r in (False, True)
+    )
+    assert (alone.BLOCK_N, alone.pixels) == (128, 256)
+    assert added.BLOCK_N * added.pixels < 128 * 256
+
+
+@pytest.mark.parametrize("boxes", FORMATS)
+def test_a_residual_is_added_in_both_formats(kernel_backend, boxes):
+    from tricorr.ops import launch
+
+    geometry = POINTS["leftovers"]
+    x, weight, bias, dy = tensors(geometry, torch.float16, kernel_backend.device)
+    residual = torch.randn_like(dy)
+    if boxes == "pixels":
+        x, residual = in_channels_last([x, residual])
+    tile = TmaTile(1, 1, 16, 16, 16, 4, 2)
+    plan = plan_with_tile("fprop", geometry, tile, as_rows=True)
+    linear = launch.fprop(x.float(), weight.float(), bias.float(), geometry)
+    for added in (residual, residual.contiguous(), in_channels_last([residual])[0]):
+        y = launch.fprop(x, weight, bias, geometry, plan=plan, residual=added)
+        assert torch.allclose(y.float(), linear + residual.float(), rtol=1e-3, atol=1e-2)
+
+
 #: Boxes that divide the planes of y, and hold more images than are left.
 GRADIENTS = {
     "leftovers": (_case((3, 24, 6, 8), 40, (3, 3), padding=_SAME), (2, 2, 4)),
