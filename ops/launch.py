@@ -187,7 +187,8 @@ def dgrad_call(
     geometry, (dx, dy) = _planes_as_rows(geometry, plan, dx, dy)
     source, weight, descriptors = weight, _packed(weight, plan), {}
     if isinstance(plan.tile, TmaTile):
-        descriptors = dgrad_descriptors(dy, weight, geometry, plan.tile)
+        crosswise = plan.precision == "ieee"  # 16 bits, also where these were widened to interpret
+        descriptors = dgrad_descriptors(dy, weight, geometry, plan.tile, crosswise)
         descriptors["X_ALIGN"] = _box_alignment(dy, geometry.group_C, geometry.W, [dx])
     packed = None if weight is source else (weight, source)
     gemm = _gemm_arguments(dx, weight, dy, geometry, plan)

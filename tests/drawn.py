@@ -148,9 +148,7 @@ def products_of(op, family):
     kinds = [kind for kind in PRODUCTS if kind[0] in ("half", "tf32", "tf32x3")]
     if family == "banded":
         return kinds
-    # Interpreted bfloat16 is widened to float32, whose weight the input gradient does not turn.
-    bfloat16 = [] if op == "dgrad" else kinds[1:2]
-    return kinds[:1] + bfloat16 + (kinds[2:3] if op != "wgrad" else [])
+    return kinds[:3] if op != "wgrad" else kinds[:2]
 
 
 @st.composite

@@ -306,6 +306,14 @@ def test_pixels_that_no_window_reads_do_not_count(kernel_backend):
     assert launch.wgrad(*in_channels_last([x, dy]), geometry, plan=plan).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_sums_of_filters_may_overhang_although_taps_follow(kernel_backend, dtype):
+    """The weight is multiplied crosswise then: its rows, filters, are followed by zeros."""
+    geometry = _case((2, 16, 5, 6), 24, (2, 3), padding=((1, 0), (1, 1)))
+    assert channel_block("dgrad", geometry, dtype) == 32
+    forced("dgrad", geometry, TmaTile(1, 4, 4, 16, 32, 4, 2), kernel_backend.device, dtype, "ieee")
+
+
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
 def test_a_sum_of_channels_may_overhang_where_nothing_follows(kernel_backend, op):
     geometry = GEOMETRIES["pointwise_overhanging_channels"]
