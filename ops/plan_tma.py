@@ -20,11 +20,6 @@ from .integers import power_of_two
 
 #: Device.arch of the devices that these kernels are built and planned for.
 ARCHITECTURES = ("90", "100")
-#: Where rows of planes are multiplied from shared memory: for sm_100, Triton takes the sums of
-#: several rows through registers. Weight gradients have boxes of one row.
-PLANE_ARCHITECTURES = ("90",)
-#: Where a program runs over several boxes: for sm_100 the largest tiles of TF32 spill in that loop.
-LOOP_ARCHITECTURES = ("90",)
 #: Descriptors of x that a kernel takes, one for each phase that has taps.
 MAX_PHASES = 4
 #: Coordinates of a descriptor have 32 bits: what is added up to one stays well below.
@@ -129,8 +124,6 @@ def is_legal_tma(
     # Rows of planes are pixels of one channel: what a weight gradient sums, and the others do not.
     if planes == (op != "wgrad") and not multiplies_crosswise(dtype):
         return False
-    if planes and op != "wgrad" and arch not in PLANE_ARCHITECTURES:
-        return False
     if planes and op != "dgrad" and g.steps(1)[0] > 1:
         return False  # a descriptor's innermost step is one element
     if planes and op == "wgrad" and min(g.padding[1]) < 0:
@@ -153,7 +146,7 @@ def is_legal_tma(
     divided = tile is None or not (g.P % tile.BLOCK_P or g.Q % tile.BLOCK_Q)
     if op == "wgrad" and not (divided or planes or g.is_point):
         return False
-    if tile and tile.programs and not sums_in_one_loop(op, geometry, arch):
+    if tile and tile.programs and not sums_in_one_loop(op, geometry):
         return False
     if tile and tile.BLOCK_S > (1 if op != "wgrad" or g.steps(1)[0] > 1 else g.S):
         return False
@@ -174,10 +167,8 @@ def is_legal_tma(
     return len(phases) <= MAX_PHASES and all(a < g.H and b < g.W for a, b in phases)
 
 
-def sums_in_one_loop(op: str, geometry: Geometry, arch: str) -> bool:
+def sums_in_one_loop(op: str, geometry: Geometry) -> bool:
     """Whether a box is one loop, of the same steps for all: such a loop can go on to the next."""
-    if arch not in LOOP_ARCHITECTURES:
-        return False
     if op == "fprop":
         return len(phases_with_taps(geometry)) == 1
     return op == "dgrad" and math.prod(geometry.phases) == 1
@@ -253,12 +244,11 @@ def dealt_out(
     geometry: Geometry,
     tile: TmaTile,
     dtype: torch.dtype,
-    arch: str,
     multiprocessors: int,
     shared: int,
 ) -> TmaTile:
     """The tile with as many programs as run at once, where there are more boxes than that."""
-    if not sums_in_one_loop(op, geometry, arch):
+    if not sums_in_one_loop(op, geometry):
         return tile
     # Bytes of shared memory decide how many run side by side on a multiprocessor.
     resident = multiprocessors * max(1, shared // shared_bytes_tma(op, tile, dtype))
