@@ -278,7 +278,8 @@ TMA_CASES = {
         Geometry(32, 128, 56, 56, 128, 3, 3, stride=(2, 2), padding=_SAME), channels_last=True
     ),
     "planes": Case(Geometry(32, 256, 56, 56, 256, 3, 3, padding=_SAME), bias=True),
-    "pointwise": Case(
+    "pointwise": Case(Geometry(32, 256, 56, 56, 256, 1, 1), bias=True, activation="relu"),
+    "pointwise_residual": Case(
         Geometry(32, 256, 56, 56, 256, 1, 1), bias=True, activation="relu", residual=True
     ),
     "residual": Case(
@@ -480,7 +481,8 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
             loops = [
                 n
                 for n in cases
-                if sums_in_one_loop(op, _geometry(op, TMA_CASES[n])) and "residual" not in n
+                if sums_in_one_loop(op, _geometry(op, TMA_CASES[n]))
+                and not TMA_CASES[n].residual  # a program has one box then
             ]
             if thin:
                 types = (types[j % len(types)],)
@@ -496,9 +498,7 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
                     assert isinstance(made.plan.tile, TmaTile)
                     tile = replace(made.plan.tile, programs=target.device.multiprocessors)
                     plan = replace(made.plan, tile=tile, grid=tile.programs)
-                    # As planned: a residual comes to one box of a program.
-                    alone = replace(made.arguments, residual=False)
-                    yield replace(made, plan=plan, case=f"{name}-loop", arguments=alone)
+                    yield replace(made, plan=plan, case=f"{name}-loop")
 
 
 def _tma_configuration(
@@ -534,10 +534,10 @@ def _takes_boxes(
 ) -> bool:
     case = TMA_CASES[name]
     geometry, arch = _geometry(op, case), target.device.arch
-    if op != "fprop" and "residual" in name:
-        return False  # has none
+    if op != "fprop" and case.residual:
+        return False
     legal = is_legal_tma(op, geometry, dtype, precision, arch, _boxes_of(case))
-    found = shapes(op, geometry, op == "fprop" and case.residual)
+    found = shapes(op, geometry, case.residual)
     return legal and shape in found and set(found) <= set(table)
 
 

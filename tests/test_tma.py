@@ -104,16 +104,19 @@ def test_programs_deal_out_the_boxes(kernel_backend, op, name):
     assert torch.equal(run(op, args, geometry, launch, plan=few), one_each)
 
 
-def test_boxes_are_dealt_out_where_there_are_more_than_run_side_by_side():
-    def plans(n, window, stride):
+@pytest.mark.parametrize("device", [DEVICES["h200"], DEVICES["b200"]], ids=lambda d: d.arch)
+def test_boxes_are_dealt_out_where_there_are_more_than_run_side_by_side(device):
+    def plans(n, window, stride, layout=PIXELS):
         geometry = _case((n, 256, 56, 56), 256, window, stride, padding=_SAME)
-        return [planner(geometry, torch.bfloat16, PIXELS, DEVICES["h200"])
+        return [planner(geometry, torch.bfloat16, layout, device)
                 for planner in (plan_fprop, plan_dgrad, plan_wgrad)]  # fmt: skip
 
     fprop, dgrad, wgrad = plans(32, (3, 3), (1, 1))
-    assert fprop.grid == dgrad.grid == DEVICES["h200"].multiprocessors
+    assert fprop.grid == dgrad.grid == device.multiprocessors
+    for one_each in ({"residual": True}, {"wide": True}):
+        assert plans(32, (3, 3), (1, 1), replace(PIXELS, **one_each))[0].tile.programs == 0
     assert wgrad.tile.programs == 0
-    assert all(plan.tile.programs == 0 for plan in plans(1, (3, 3), (1, 1)))
+    assert all(getattr(plan.tile, "programs", 0) == 0 for plan in plans(1, (3, 3), (1, 1)))
     assert all(plan.tile.programs == 0 for plan in plans(32, (3, 3), (2, 2)))
     assert [plan.tile.programs > 0 for plan in plans(32, (1, 1), (2, 2))] == [True, False, False]
 
@@ -354,12 +357,13 @@ def test_the_planner_takes_descriptors_where_it_can():
             assert plan.family == "gemm"
 
 
-def test_the_planner_takes_planes_where_rows_are_long():
+@pytest.mark.parametrize("device", ["h200", "b200"])
+def test_the_planner_takes_planes_where_rows_are_long(device):
     layout = Layout(x_boxes="planes", y_boxes="planes")
 
     def families(size, stride=(1, 1), dtype=torch.bfloat16, layout=layout):
         geometry = _case((32, 256, size, size), 256, (3, 3), stride, padding=_SAME)
-        return [planner(geometry, dtype, layout, DEVICES["h200"], "tf32").family
+        return [planner(geometry, dtype, layout, DEVICES[device], "tf32").family
                 for planner in (plan_fprop, plan_dgrad, plan_wgrad)]  # fmt: skip
 
     assert families(56) == ["tma"] * 3
