@@ -20,6 +20,7 @@ def layout_of(
     weight: torch.Tensor,
     y: torch.Tensor,
     residual: torch.Tensor | None = None,
+    activation: str = "none",
 ) -> Layout:
     """What the planner needs to know of the tensors of one call (or of their gradients)."""
     (top, bottom), (left, right) = geometry.padding
@@ -43,9 +44,17 @@ def layout_of(
         wide=largest > NARROW_LIMIT,
         x_boxes=x_boxes if x.dtype == y.dtype else "",
         y_boxes=y_boxes if x.dtype == y.dtype else "",
-        residual=residual is not None,
+        crowded=is_crowded(residual is not None, activation),
         as_rows=as_rows,
     )
+
+
+def is_crowded(residual: bool, activation: str) -> bool:
+    """Whether what follows the sums takes many registers of its own.
+
+    With 128 x 256 sums, a residual spills up to 640 bytes of a thread, gelu 656 and silu 32.
+    """
+    return residual or activation in ("gelu", "silu")
 
 
 def _last_offset(tensor: torch.Tensor) -> int:

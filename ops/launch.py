@@ -49,7 +49,7 @@ def fprop(
     y = empty_in_format(geometry.y_shape, weight.dtype, like=x)
     if y.numel() == 0:
         return y
-    layout = layout_of(geometry, x, weight, y, residual)
+    layout = layout_of(geometry, x, weight, y, residual, activation)
     chosen = plan or plan_fprop(geometry, weight.dtype, layout, device_of(x), precision)
 
     def calls(x: Any, weight: Any, bias: Any, residual: Any, y: Any) -> Iterator[Call]:

@@ -63,7 +63,7 @@ class Layout:
         x_boxes: as what boxes a tensor descriptor can describe x, see formats.boxes_of; "" if x
             and y are not of one dtype.
         y_boxes: the same of y.
-        residual: another tensor is added to the output.
+        crowded: what follows the sums takes many registers of its own, see facts.is_crowded.
         as_rows: a window of one pixel reads planes that are one long row each; so x_boxes and
             y_boxes are taken of those.
     """
@@ -72,7 +72,7 @@ class Layout:
     wide: bool = False
     x_boxes: str = ""
     y_boxes: str = ""
-    residual: bool = False
+    crowded: bool = False
     as_rows: bool = False
 
     def boxes(self, op: str) -> str:
@@ -451,14 +451,14 @@ def _plan_pixels(
         return found
     precise = _precision(dtype, precision, device)
     gemms = _gemm_tiles(op, geometry, _product(dtype, precision, device), layout, device)
-    if layout.residual:  # takes as many registers as the sums: 128 x 256 spill with one
+    if layout.crowded:  # 128 x 256 sums would spill
         gemms = [tile for tile in gemms if tile.BLOCK_N < 256]
     tiles: list[Tile] = [*gemms]
     columns = channels // geometry.groups
     if min(columns, reduced * geometry.R * geometry.S) >= GEMM_MIN:
         geometry = geometry.as_rows() if layout.as_rows else geometry
         boxes = layout.boxes(op)
-        tiles += tma_tiles(op, geometry, dtype, precise, device.arch, boxes, layout.residual)
+        tiles += tma_tiles(op, geometry, dtype, precise, device.arch, boxes, layout.crowded)
     else:
         direct = _direct_tile(op, geometry, dtype, layout, device, precision, channels)
         fewest = min(gemms, key=lambda tile: tile.BLOCK_N)
@@ -478,8 +478,8 @@ def _plan_pixels(
         for tile in tiles
     ]
     best = cheapest(plans, geometry, dtype, device, not layout.channels_last)
-    # In one loop with the next sums, a residual or offsets of 64 bits spill up to 112 bytes.
-    if not isinstance(best.tile, TmaTile) or layout.residual or layout.wide:
+    # In one loop with the next sums, that and offsets of 64 bits spill up to 112 bytes.
+    if not isinstance(best.tile, TmaTile) or layout.crowded or layout.wide:
         return best
     shared = LIMITS.get(device.arch, SMALLEST).shared
     tile = dealt_out(op, geometry, best.tile, dtype, device.multiprocessors, shared)

@@ -218,7 +218,7 @@ def tma_tiles(
     precision: str,
     arch: str,
     boxes: str,
-    residual: bool = False,
+    crowded: bool = False,
 ) -> list[TmaTile]:
     """Tiles that a call may have; none where it is not legal, or boxes would mostly overhang."""
     if not is_legal_tma(op, geometry, dtype, precision, arch, boxes):
@@ -226,7 +226,7 @@ def tma_tiles(
     g, planes = geometry, pixel_planes(op, geometry)
     results, summed = (g.group_K, g.group_C) if op == "fprop" else (g.group_C, g.group_K)
     tiles = []
-    for shape in shapes(op, g, residual):
+    for shape in shapes(op, g, crowded):
         tile = shaped_tile(op, g, dtype, shape, boxes)
         loaded = covered(planes, (tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q))
         if (
@@ -256,16 +256,15 @@ def dealt_out(
 
 
 def shapes(
-    op: str, geometry: Geometry, residual: bool = False
+    op: str, geometry: Geometry, crowded: bool = False
 ) -> tuple[tuple[int, int, int, int], ...]:
     """The rows of TMA_SHAPES or TMA_GRADIENT_SHAPES that are for a call.
 
-    A residual that is added to 128 x 256 sums has 128 registers of a thread for itself: that
-    spills up to 640 bytes.
+    Sums of 128 x 256 are not for what is crowded, see Layout.
     """
     if op == "wgrad":
         return TMA_GRADIENT_SHAPES[taps_of(geometry) > 1]
-    return TMA_SHAPES[1:] if residual else TMA_SHAPES
+    return TMA_SHAPES[1:] if crowded else TMA_SHAPES
 
 
 def shaped_tile(

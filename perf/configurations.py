@@ -16,7 +16,7 @@ import torch
 from ..ops.bands import AnyBandedTile, BandedGradTile, BandedTile
 from ..ops.call import Call
 from ..ops.devices import DEVICES, LIMITS, Device
-from ..ops.facts import NARROW_LIMIT
+from ..ops.facts import NARROW_LIMIT, is_crowded
 from ..ops.geometry import Geometry
 from ..ops.lag_launch import lag_sums_calls
 from ..ops.launch import dgrad_call, fprop_call, wgrad_calls
@@ -117,6 +117,10 @@ class Case:
     @property
     def wide(self) -> bool:
         return max(self.geometry.x_numel, self.geometry.y_numel) > NARROW_LIMIT
+
+    @property
+    def crowded(self) -> bool:
+        return is_crowded(self.residual, self.activation)
 
 
 _SAME = ((1, 1), (1, 1))
@@ -293,7 +297,12 @@ TMA_CASES = {
         Geometry(311, 128, 1031, 1033, 128, 3, 3, groups=2, **_ODD),
         channels_last=True,
         bias=True,
-        activation="silu",
+    ),
+    "gelu": Case(
+        Geometry(32, 256, 56, 56, 256, 3, 3, padding=_SAME),
+        channels_last=True,
+        bias=True,
+        activation="gelu",
     ),
     "odd_residual": Case(
         Geometry(311, 128, 1031, 1033, 128, 3, 3, groups=2, **_ODD),
@@ -482,7 +491,7 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
                 n
                 for n in cases
                 if sums_in_one_loop(op, _geometry(op, TMA_CASES[n]))
-                and not TMA_CASES[n].residual  # a program has one box then
+                and not TMA_CASES[n].crowded  # a program has one box then
             ]
             if thin:
                 types = (types[j % len(types)],)
@@ -534,10 +543,10 @@ def _takes_boxes(
 ) -> bool:
     case = TMA_CASES[name]
     geometry, arch = _geometry(op, case), target.device.arch
-    if op != "fprop" and case.residual:
+    if op != "fprop" and case.crowded:
         return False
     legal = is_legal_tma(op, geometry, dtype, precision, arch, _boxes_of(case))
-    found = shapes(op, geometry, case.residual)
+    found = shapes(op, geometry, case.crowded)
     return legal and shape in found and set(found) <= set(table)
 
 

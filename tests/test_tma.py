@@ -113,7 +113,7 @@ def test_boxes_are_dealt_out_where_there_are_more_than_run_side_by_side(device):
 
     fprop, dgrad, wgrad = plans(32, (3, 3), (1, 1))
     assert fprop.grid == dgrad.grid == device.multiprocessors
-    for one_each in ({"residual": True}, {"wide": True}):
+    for one_each in ({"crowded": True}, {"wide": True}):
         assert plans(32, (3, 3), (1, 1), replace(PIXELS, **one_each))[0].tile.programs == 0
     assert wgrad.tile.programs == 0
     assert all(getattr(plan.tile, "programs", 0) == 0 for plan in plans(1, (3, 3), (1, 1)))
@@ -240,14 +240,22 @@ def test_boxes_of_one_pixel_windows_may_overhang_in_a_weight_gradient(kernel_bac
     check("wgrad", args, geometry, actual=actual)
 
 
-def test_sums_with_a_residual_leave_room_for_it():
+def test_what_follows_the_sums_finds_room():
     geometry = _case((64, 320, 64, 64), 256, (3, 3), padding=_SAME)
-    alone, added = (
-        plan_fprop(geometry, torch.bfloat16, replace(PIXELS, residual=r), DEVICES["h200"]).tile
-        for r in (False, True)
+    x, weight, y = (
+        torch.empty(shape, dtype=torch.bfloat16, device="meta")
+        for shape in (geometry.x_shape, geometry.weight_shape, geometry.y_shape)
     )
-    assert (alone.BLOCK_N, alone.pixels) == (128, 256)
-    assert added.BLOCK_N * added.pixels < 128 * 256
+    x, y = in_channels_last([x, y])
+    sums = {}
+    for name in ("none", "relu", "relu6", "gelu", "silu", "residual"):
+        added = (y, "none") if name == "residual" else (None, name)
+        layout = layout_of(geometry, x, weight, y, *added)
+        tile = plan_fprop(geometry, torch.bfloat16, layout, DEVICES["h200"]).tile
+        sums[name] = tile.BLOCK_N * tile.pixels
+        assert (tile.programs > 0) == (name in ("none", "relu", "relu6"))
+    assert sums["none"] == sums["relu"] == sums["relu6"] == 128 * 256
+    assert max(sums["gelu"], sums["silu"], sums["residual"]) < 128 * 256
 
 
 @pytest.mark.parametrize("boxes", FORMATS)
