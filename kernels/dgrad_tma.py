@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .fprop_tma import add_taps_tma, box_pixels, no_sums
-from .indexing import next_digit, phase_taps, phases, widen
+from .indexing import align_extents, align_strides, next_digit, phase_taps, phases, widen
 
 
 @triton.jit
@@ -30,11 +30,16 @@ def dgrad_tma(
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    FLIP: tl.constexpr, IN_PLANES: tl.constexpr, CROSSWISE: tl.constexpr, FLATTEN: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    FLIP: tl.constexpr, IN_PLANES: tl.constexpr, CROSSWISE: tl.constexpr,
+    X_ALIGN: tl.constexpr, FLATTEN: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    GROUP_C, W = align_extents(GROUP_C, W, IN_PLANES, X_ALIGN)
+    dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w = align_strides(
+        dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w, IN_PLANES, X_ALIGN
+    )
+
     tiles = tl.cdiv(GROUP_C, BLOCK_N) * phases(STRIDE_H, H) * phases(STRIDE_W, W) * GROUPS
     tiles *= tl.cdiv(tl.cdiv(W, STRIDE_W), BLOCK_Q) * tl.cdiv(tl.cdiv(H, STRIDE_H), BLOCK_P)
     tiles *= tl.cdiv(N, BLOCK_I)

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from .epilogue import activate, add_residual
-from .indexing import next_digit, phase_taps, widen
+from .indexing import align_extents, align_strides, next_digit, phase_taps, widen
 
 
 @triton.jit
@@ -38,11 +38,21 @@ def fprop_tma(
     PAD_H: tl.constexpr, PAD_W: tl.constexpr,
     DIL_H: tl.constexpr, DIL_W: tl.constexpr,
     PHASE0: tl.constexpr, PHASE1: tl.constexpr, PHASE2: tl.constexpr, PHASE3: tl.constexpr,
-    FLIP: tl.constexpr, IN_PLANES: tl.constexpr, FLATTEN: tl.constexpr, WIDE: tl.constexpr,
+    FLIP: tl.constexpr, IN_PLANES: tl.constexpr, Y_ALIGN: tl.constexpr,
+    FLATTEN: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, ACTIVATION: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    GROUP_K, Q = align_extents(GROUP_K, Q, IN_PLANES, Y_ALIGN)
+    residual_stride_n, residual_stride_k, residual_stride_p, residual_stride_q = align_strides(
+        residual_stride_n, residual_stride_k, residual_stride_p, residual_stride_q,
+        IN_PLANES, Y_ALIGN,
+    )  # fmt: skip
+    y_stride_n, y_stride_k, y_stride_p, y_stride_q = align_strides(
+        y_stride_n, y_stride_k, y_stride_p, y_stride_q, IN_PLANES, Y_ALIGN
+    )
+
     tiles = tl.cdiv(GROUP_K, BLOCK_N) * tl.cdiv(Q, BLOCK_Q) * tl.cdiv(P, BLOCK_P)
     tiles *= tl.cdiv(N, BLOCK_I) * GROUPS
     first, last, step = tl.program_id(0), tl.program_id(0) + 1, 1

@@ -29,11 +29,19 @@ class Call:
     arguments: dict[str, Any]
     num_warps: int
     num_stages: int
+    #: Registers that a thread has at most; None for as many as there are.
+    maxnreg: int | None = None
     first: Call | None = None
     #: Memory of this call and the one before or after, which the earlier of them fills.
     scratch: torch.Tensor | None = None
     #: A copy of an operand with its channels innermost, and the operand.
     packed: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What the compiler is told."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return options if self.maxnreg is None else options | {"maxnreg": self.maxnreg}
 
     def run(self, device: torch.device) -> None:
         """Launches the kernel on `device`, which holds the tensors among the arguments.
@@ -43,9 +51,7 @@ class Call:
         if self.first is not None:
             self.first.run(device)
         with _on_device(device):
-            self.kernel[(self.grid,)](
-                **self.arguments, num_warps=self.num_warps, num_stages=self.num_stages
-            )
+            self.kernel[(self.grid,)](**self.arguments, **self.options)
 
 
 class Prepared:
@@ -166,8 +172,7 @@ def _launch_of(call: Call, tensors: Sequence[torch.Tensor | None]) -> _Launch | 
             pointer = _described(argument, pointer)
         arguments[place] = None
         places.append((place, index, pointer))
-    options = {"num_warps": call.num_warps, "num_stages": call.num_stages}
-    return _Launch(call.kernel, (call.grid,), tuple(arguments), options, tuple(places))
+    return _Launch(call.kernel, (call.grid,), tuple(arguments), call.options, tuple(places))
 
 
 def _index_of(view: torch.Tensor, tensors: Sequence[torch.Tensor | None]) -> int | None:

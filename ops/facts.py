@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from .formats import boxes_of, suggests_channels_last
+from .formats import as_row, boxes_of, is_row, suggests_channels_last
 from .geometry import Geometry
 from .plan import INTERPRETER, Device, Layout
 
@@ -20,6 +20,7 @@ def layout_of(
     weight: torch.Tensor,
     y: torch.Tensor,
     residual: torch.Tensor | None = None,
+    activation: str = "none",
 ) -> Layout:
     """What the planner needs to know of the tensors of one call (or of their gradients)."""
     (top, bottom), (left, right) = geometry.padding
@@ -35,12 +36,25 @@ def layout_of(
         geometry.N * geometry.H * geometry.W,
         geometry.N * geometry.P * geometry.Q,
     )
+    images = (x, y) if residual is None else (x, y, residual)
+    as_rows = geometry.is_point and all(map(is_row, images))
+    x_boxes, y_boxes = (boxes_of(as_row(t) if as_rows else t) for t in (x, y))
     return Layout(
         channels_last=suggests_channels_last(x) or suggests_channels_last(y),
         wide=largest > NARROW_LIMIT,
-        x_boxes=boxes_of(x) if x.dtype == y.dtype else "",
-        y_boxes=boxes_of(y) if x.dtype == y.dtype else "",
+        x_boxes=x_boxes if x.dtype == y.dtype else "",
+        y_boxes=y_boxes if x.dtype == y.dtype else "",
+        crowded=is_crowded(residual is not None, activation),
+        as_rows=as_rows,
     )
+
+
+def is_crowded(residual: bool, activation: str) -> bool:
+    """Whether what follows the sums takes many registers of its own.
+
+    With 128 x 256 sums, a residual spills up to 640 bytes of a thread, gelu 656 and silu 32.
+    """
+    return residual or activation in ("gelu", "silu")
 
 
 def _last_offset(tensor: torch.Tensor) -> int:

@@ -47,6 +47,17 @@ def _is_step(stride: int, step: int) -> bool:
     return stride > 0 and stride % step == 0
 
 
+def is_row(image: torch.Tensor) -> bool:
+    """Whether the rows of a plane follow one another as its columns do: so it is one long row."""
+    return image.shape[2] == 1 or image.stride(2) == image.shape[3] * image.stride(3)
+
+
+def as_row(image: torch.Tensor) -> torch.Tensor:
+    """An image (N, C, H, W) that is_row as (N, C, 1, H * W)."""
+    n, c, h, w = image.shape
+    return image.as_strided((n, c, 1, h * w), (*image.stride()[:2], 0, image.stride(3)))
+
+
 def channels_innermost(weight: torch.Tensor) -> torch.Tensor:
     """A copy of (K, C, R, S) whose memory is (K, R, S, C).
 

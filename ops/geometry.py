@@ -134,6 +134,16 @@ class Geometry:
         """(N, rows, columns) of the largest phase of the input."""
         return self.N, -(-self.H // self.steps(0)[0]), -(-self.W // self.steps(1)[0])
 
+    @property
+    def is_point(self) -> bool:
+        """Whether every output is made of one pixel, at the same place."""
+        window = (self.R, self.S, self.stride, self.padding)
+        return window == (1, 1, (1, 1), ((0, 0), (0, 0)))
+
+    def as_rows(self) -> Geometry:
+        """The same with each plane as one row, which a window of one pixel does not tell apart."""
+        return replace(self, H=1, W=self.H * self.W)
+
     def without_padding_mode(self) -> Geometry:
         """The same with zeros in the padding."""
         return replace(self, padding_mode="zeros") if self.padding_mode != "zeros" else self

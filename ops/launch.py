@@ -24,11 +24,11 @@ from .bands import (
 )
 from .call import Call, facts_of, prepare, prepared
 from .facts import NARROW_LIMIT, device_of, layout_of
-from .formats import channels_innermost, empty_in_format
+from .formats import as_row, boxes_of, channels_innermost, empty_in_format, is_row
 from .geometry import Geometry
 from .launch_tma import dgrad_descriptors, fprop_descriptors, is_matrix, wgrad_descriptors
 from .plan import GemmTile, Plan, Tile, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
-from .plan_tma import TmaTile
+from .plan_tma import MAX_REGISTERS, TmaTile
 
 
 def fprop(
@@ -49,7 +49,7 @@ def fprop(
     y = empty_in_format(geometry.y_shape, weight.dtype, like=x)
     if y.numel() == 0:
         return y
-    layout = layout_of(geometry, x, weight, y, residual)
+    layout = layout_of(geometry, x, weight, y, residual, activation)
     chosen = plan or plan_fprop(geometry, weight.dtype, layout, device_of(x), precision)
 
     def calls(x: Any, weight: Any, bias: Any, residual: Any, y: Any) -> Iterator[Call]:
@@ -140,11 +140,12 @@ def fprop_call(
     if isinstance(plan.tile, BandedTile):
         banded = plan.tile
         return _fprop_banded_call(x, weight, bias, y, geometry, plan, banded, activation, residual)
+    added = [] if residual is None else [residual]
+    geometry, (x, y, *added) = _planes_as_rows(geometry, plan, x, y, *added)
     source, weight, descriptors = weight, _packed(weight, plan), {}
     if isinstance(plan.tile, TmaTile):
         descriptors = fprop_descriptors(x, weight, geometry, plan.tile)
-    added = [] if residual is None else [residual]
-    geometry, (x, y, *added) = _planes_as_rows(geometry, plan, x, y, *added)
+        descriptors["Y_ALIGN"] = _box_alignment(x, geometry.group_K, geometry.Q, [y, *added])
     packed = None if weight is source else (weight, source)
     gemm = _gemm_arguments(x, weight, y, geometry, plan)
     weight, weight_strides = _weight_walk(weight, geometry)
@@ -183,10 +184,12 @@ def dgrad_call(
         if isinstance(plan.tile, BandedTile):
             return _fprop_banded_call(dy, weight, bias, dx, turned, plan, plan.tile)
         return _turned_call(dy, weight, bias, dx, geometry, turned, plan)
+    geometry, (dx, dy) = _planes_as_rows(geometry, plan, dx, dy)
     source, weight, descriptors = weight, _packed(weight, plan), {}
     if isinstance(plan.tile, TmaTile):
-        descriptors = dgrad_descriptors(dy, weight, geometry, plan.tile)
-    geometry, (dx, dy) = _planes_as_rows(geometry, plan, dx, dy)
+        crosswise = plan.precision == "ieee"  # 16 bits, also where these were widened to interpret
+        descriptors = dgrad_descriptors(dy, weight, geometry, plan.tile, crosswise)
+        descriptors["X_ALIGN"] = _box_alignment(dy, geometry.group_C, geometry.W, [dx])
     packed = None if weight is source else (weight, source)
     gemm = _gemm_arguments(dx, weight, dy, geometry, plan)
     pixels = geometry.frame_pixels if plan.op == "dgrad_frame" else geometry.H * geometry.W
@@ -248,10 +251,10 @@ def wgrad_calls(
         target = dw.new_empty((plan.partials, *geometry.weight_shape), dtype=partial_dtype)
     one_part = target if plan.partials == 1 else target[0]
     walk, dw_strides = _weight_walk(one_part, geometry)
+    geometry, (x, dy) = _planes_as_rows(geometry, plan, x, dy)
     descriptors = {}
     if isinstance(plan.tile, TmaTile):
         descriptors = wgrad_descriptors(x, dy, geometry, plan.tile)
-    geometry, (x, dy) = _planes_as_rows(geometry, plan, x, dy)
     call = _call(
         plan,
         geometry,
@@ -360,6 +363,14 @@ def _band_arguments(
     }
 
 
+def _box_alignment(
+    read: torch.Tensor, channels: int, columns: int, written: Sequence[torch.Tensor]
+) -> int:
+    """_alignment of what a kernel writes, or adds to it, in the format of the boxes it reads."""
+    axis, extent = (3, columns) if boxes_of(read) == "planes" else (1, channels)
+    return math.gcd(*(_alignment(tensor, axis, extent) for tensor in written))
+
+
 def _alignment(tensor: torch.Tensor, axis: int, extent: int) -> int:
     """Elements, of 16 bytes at most, in which pieces of `extent` along the innermost axis come."""
     if tensor.data_ptr() % 16 or (tensor.stride(axis) != 1 and tensor.shape[axis] > 1):
@@ -438,7 +449,10 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
     }
     kernel = getattr(kernels, plan.kernel)
     taken = {name: arguments[name] for name in kernel.arg_names}
-    return Call(kernel, plan.grid, taken, tile.num_warps, tile.num_stages)
+    # Of 32 bits, the same tiles would spill.
+    limited = isinstance(tile, TmaTile) and plan.precision == "ieee"
+    maxnreg = MAX_REGISTERS if limited else None
+    return Call(kernel, plan.grid, taken, tile.num_warps, tile.num_stages, maxnreg)
 
 
 def _samples(geometry: Geometry) -> int:
@@ -467,28 +481,15 @@ def _packed(weight: torch.Tensor, plan: Plan) -> torch.Tensor:
 def _planes_as_rows(
     geometry: Geometry, plan: Plan, *images: torch.Tensor
 ) -> tuple[Geometry, Sequence[torch.Tensor]]:
-    """The same with a plane as one row, where a GEMM's window of 1x1 does not tell them apart.
+    """The same with a plane as one row, as it was planned, or where a GEMM cannot tell them apart.
 
     A row of so many pixels can be read and written in pieces of 16 bytes more often.
     """
-    g = geometry
-    if (
-        not isinstance(plan.tile, GemmTile)
-        or not _is_point(g)
-        or any(t.stride(2) != g.W * t.stride(3) for t in images)
+    if not plan.as_rows and not (
+        isinstance(plan.tile, GemmTile) and geometry.is_point and all(map(is_row, images))
     ):
         return geometry, images
-    rows = [
-        t.as_strided((*t.shape[:2], 1, g.H * g.W), (*t.stride()[:2], 0, t.stride(3)))
-        for t in images
-    ]
-    return replace(g, H=1, W=g.H * g.W), rows
-
-
-def _is_point(geometry: Geometry) -> bool:
-    """Whether every output is made of one pixel, at the same place."""
-    g = geometry
-    return (g.R, g.S, g.stride, g.padding) == (1, 1, (1, 1), ((0, 0), (0, 0)))
+    return geometry.as_rows(), [*map(as_row, images)]
 
 
 def _gemm_arguments(
@@ -508,7 +509,7 @@ def _gemm_arguments(
     else:
         aligned = _alignment(x, 3, geometry.W), _alignment(y, 3, geometry.Q)
     # A window moves pixels out of line by one, and a step leaves some out.
-    together = aligned[read is y] if pixel_axis == 0 or _is_point(geometry) else 1
+    together = aligned[read is y] if pixel_axis == 0 or geometry.is_point else 1
     one_tap = geometry.group_C % tile.BLOCK_N == 0  # of a weight gradient
     return {
         "PIXEL_AXIS": pixel_axis,

@@ -12,7 +12,7 @@ import torch
 from ..kernels import TensorDescriptor
 from .formats import boxes_of, channels_innermost
 from .geometry import Geometry, Pair
-from .plan_tma import MAX_PHASES, TmaTile, multiplies_crosswise, phases_with_taps
+from .plan_tma import MAX_PHASES, TmaTile, phases_with_taps
 
 
 def fprop_descriptors(
@@ -26,10 +26,9 @@ def fprop_descriptors(
 
 
 def dgrad_descriptors(
-    dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry, tile: TmaTile
+    dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry, tile: TmaTile, crosswise: bool
 ) -> dict[str, Any]:
     """What dgrad_tma takes beside what every dgrad kernel does."""
-    crosswise = multiplies_crosswise(weight.dtype)
     if crosswise:  # [K, (r, s, c)]
         matrix = _rows_descriptor(weight, [tile.BLOCK_K, tile.BLOCK_N])
     else:  # [C, (r, s, k)]

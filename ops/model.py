@@ -158,25 +158,38 @@ class Code:
 
 
 def code_of(
-    family: str, op: str, gemm: tuple[int, int, int], threads: int, flat: bool, precision: str
+    family: str,
+    op: str,
+    gemm: tuple[int, int, int],
+    threads: int,
+    flat: bool,
+    precision: str,
+    parts: int = 1,
+    alone: int = 0,
 ) -> Code:
     """The code of a GEMM's program, where it was not counted.
 
     Fitted to perf/results/codegen.json for sm_90, whose entries a test holds these against: a
     pass of a pointer kernel loads every element of its operands that a thread has, in pieces of 16
     bytes, and alone where each has a tap of its own (`flat`); a pass through descriptors takes as
-    many instructions whatever its size, and so nearly does one of a banded kernel. What loads of
-    less than 16 bytes cost more, as those of contiguous images, is not told apart.
+    many instructions whatever its size, and so nearly does one of a banded kernel.
+
+    Args:
+        family, op, gemm, threads: as in gemm_work.
+        flat: every element of an operand has a tap of its own.
+        precision: as in Plan, or "fma".
+        parts: as in gemm_work.
+        alone: as in gemm_work, of 16 bits, which are put in pairs besides.
     """
     m, n, k = gemm
     sums, elements = m * n / threads, (m + n) * k / threads
     if family == "tma":
         if op == "wgrad":
             return Code(100 + 0.9 * n, 500 + 11 * sums, sums + 60)  # n: of all its taps
-        return Code(100, 450 + 3 * sums, sums + 28)
+        return Code(60 + 40 * parts, 450 + 3 * sums, sums + 28)
     if family == "banded":
         return Code(300 if op == "wgrad" else 180, 900, 120)
-    loop = 85 + (2.5 if flat else 0.8) * elements
+    loop = 85 + (2.5 if flat else 0.8) * elements + 2.7 * alone / threads
     if op == "wgrad":  # counts pixels
         loop += 70
     if precision == "tf32":
@@ -289,6 +302,8 @@ def gemm_work(
     code: Code,
     device: Device,
     between_bytes: int = 0,
+    parts: int = 1,
+    alone: int = 0,
 ) -> Work:
     """The work of a kernel that multiplies [M, K] by [K, N] in every pass of its loop.
 
@@ -306,13 +321,15 @@ def gemm_work(
         code: of a program.
         device: that it runs on.
         between_bytes: as in Work.
+        parts: products that the columns are cut into, each of which reads the rows again.
+        alone: elements of a pass that a lane loads one by one: L1 takes as long for 4 bytes each.
     """
     m, n, k = gemm
     loaded = k * (m * itemsizes[0] + n * itemsizes[1])
     lanes = LIMITS.get(device.arch, SMALLEST).lanes
     rows = rates_of(device).rows
     if rows and unit != "fma":
-        reads_first, reads_second = 1, cdiv(m, rows)
+        reads_first, reads_second = parts, cdiv(m, rows)
     else:  # warps lie in a grid, and each reads its rows and its columns
         warps = threads // lanes
         reads_first = 2 if warps >= 4 else 1
@@ -320,6 +337,7 @@ def gemm_work(
     read = k * (m * itemsizes[0] * reads_first + n * itemsizes[1] * reads_second)
     # What does not come through descriptors passes L1 on its way to shared memory.
     moved = loaded * (1 if family == "tma" else 2) + read * products
+    moved += alone * max(0, 4 - itemsizes[0])
     room = LIMITS.get(device.arch, SMALLEST).shared
     resident = min(
         room // max(1, shared),

@@ -64,12 +64,17 @@ class Layout:
         x_boxes: as what boxes a tensor descriptor can describe x, see formats.boxes_of; "" if x
             and y are not of one dtype.
         y_boxes: the same of y.
+        crowded: what follows the sums takes many registers of its own, see facts.is_crowded.
+        as_rows: a window of one pixel reads planes that are one long row each; so x_boxes and
+            y_boxes are taken of those.
     """
 
     channels_last: bool = False
     wide: bool = False
     x_boxes: str = ""
     y_boxes: str = ""
+    crowded: bool = False
+    as_rows: bool = False
 
     def boxes(self, op: str) -> str:
         """The boxes of all tensors that `op` reads, "" if they are not of one kind."""
@@ -241,6 +246,7 @@ class Plan:
         split_strips: strips of one part, for a rows or a banded kernel, or boxes, for a tma kernel.
         interior: which tiles of a rows kernel run without masks: "none", "some" or "all".
         turned: an input gradient runs as a forward correlation, see Geometry.adjoint.
+        as_rows: boxes of a tma kernel are those of Geometry.as_rows.
     """
 
     op: str
@@ -254,6 +260,7 @@ class Plan:
     split_strips: int = 0
     interior: str = "none"
     turned: bool = False
+    as_rows: bool = False
 
     @property
     def family(self) -> str:
@@ -339,6 +346,7 @@ def plan_wgrad(
     alone = layout.wide or _lone_operands(geometry, dtype) == 2
     tiles: list[Tile] = [wide] if alone else [many, few]
     if min(geometry.group_K, geometry.group_C * geometry.R * geometry.S) >= GEMM_MIN:
+        geometry = geometry.as_rows() if layout.as_rows else geometry
         tiles += tma_tiles("wgrad", geometry, dtype, precise, device.arch, layout.boxes("wgrad"))
     else:
         direct = _direct_tile("wgrad", geometry, dtype, layout, device, precision, geometry.K)
@@ -351,10 +359,11 @@ def plan_wgrad(
             wide=layout.wide,
             precision=precise,
             splits=_splits(geometry, tile, dtype, device),
+            as_rows=layout.as_rows,
         )
         for tile in tiles
     ]
-    return cheapest(plans, geometry, dtype, device)
+    return cheapest(plans, geometry, dtype, device, not layout.channels_last)
 
 
 def _splits(geometry: Geometry, tile: Tile, dtype: torch.dtype, device: Device) -> int:
@@ -381,6 +390,7 @@ def plan_with_tile(
     precision: str = "ieee",
     one_tap: bool = False,
     splits: int = 1,
+    as_rows: bool = False,
 ) -> Plan:
     """The plan that runs `op` with `tile`, whichever tile the planner would choose.
 
@@ -393,12 +403,15 @@ def plan_with_tile(
         one_tap: as in Plan; for fprop and dgrad by a GEMM.
         splits: about how many parts a weight gradient's pixels are cut into: parts are whole steps
             of the tile, so there may be fewer.
+        as_rows: as in Plan; without a meaning to other kernels.
 
     Raises:
         ArgumentError: the grid is larger than a launch can have.
     """
     if op == "dgrad":
         geometry = geometry.without_padding_mode()
+    as_rows &= isinstance(tile, TmaTile)
+    geometry = geometry.as_rows() if as_rows else geometry
     grid = _programs(op, geometry, tile)
     if isinstance(tile, TmaTile) and tile.programs:
         grid = min(grid, tile.programs)
@@ -431,6 +444,7 @@ def plan_with_tile(
         split_strips,
         interior=interior_tiles(op, geometry, tile) if isinstance(tile, RowsTile) else "none",
         turned=isinstance(tile, RowsTile | BandedTile) and is_turned(op, geometry),
+        as_rows=as_rows,
     )
 
 
@@ -450,10 +464,14 @@ def _plan_pixels(
     precise = _precision(dtype, precision, device)
     product = _product(dtype, precision, device)
     gemms = _gemm_tiles(op, geometry, dtype, layout, device, product)
+    if layout.crowded:  # 128 x 256 sums would spill
+        gemms = [tile for tile in gemms if tile.BLOCK_N < 256]
     tiles: list[Tile] = [*gemms]
     columns = channels // geometry.groups
     if min(columns, reduced * geometry.R * geometry.S) >= GEMM_MIN:
-        tiles += tma_tiles(op, geometry, dtype, precise, device.arch, layout.boxes(op))
+        geometry = geometry.as_rows() if layout.as_rows else geometry
+        boxes = layout.boxes(op)
+        tiles += tma_tiles(op, geometry, dtype, precise, device.arch, boxes, layout.crowded)
     else:
         direct = _direct_tile(op, geometry, dtype, layout, device, precision, channels)
         fewest = min(gemms, key=lambda tile: tile.BLOCK_N)
@@ -468,14 +486,16 @@ def _plan_pixels(
             wide=layout.wide,
             precision=precise,
             one_tap=takes_one_tap(op, geometry, tile),
+            as_rows=layout.as_rows,
         )
         for tile in tiles
     ]
-    best = cheapest(plans, geometry, dtype, device)
-    if not isinstance(best.tile, TmaTile):
+    best = cheapest(plans, geometry, dtype, device, not layout.channels_last)
+    # In one loop with the next sums, that and offsets of 64 bits spill up to 112 bytes.
+    if not isinstance(best.tile, TmaTile) or layout.crowded or layout.wide:
         return best
     shared = LIMITS.get(device.arch, SMALLEST).shared
-    tile = dealt_out(op, geometry, best.tile, dtype, device.arch, device.multiprocessors, shared)
+    tile = dealt_out(op, geometry, best.tile, dtype, device.multiprocessors, shared)
     return replace(best, tile=tile, grid=tile.programs or best.grid)
 
 
@@ -548,6 +568,7 @@ def _tuned_plan(
     if found is None:
         return None
     tile = tile_of(found.tile)
+    geometry = geometry.as_rows() if layout.as_rows and isinstance(tile, TmaTile) else geometry
     if isinstance(tile, TmaTile) and not is_legal_tma(
         op, geometry, dtype, precision, device.arch, layout.boxes(op), tile
     ):
@@ -560,6 +581,7 @@ def _tuned_plan(
         precision=precision,
         one_tap=takes_one_tap(op, geometry, tile),
         splits=splits,
+        as_rows=layout.as_rows,
     )
 
 

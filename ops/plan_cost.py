@@ -36,14 +36,18 @@ MARGIN = 0.5
 READ = {"fprop": ("x", "weight"), "dgrad": ("y", "weight"), "wgrad": ("x", "y")}
 
 
-def cheapest(plans: Sequence[Plan], geometry: Geometry, dtype: torch.dtype, device: Device) -> Plan:
+def cheapest(
+    plans: Sequence[Plan],
+    geometry: Geometry,
+    dtype: torch.dtype,
+    device: Device,
+    planes: bool = False,
+) -> Plan:
     """The one of several plans of GEMMs and stencils that the model expects to be done first."""
     if len(plans) == 1:
         return plans[0]
-    times = {
-        plan: times_of(plan_work(plan, geometry, dtype, dtype.itemsize, device), device)
-        for plan in plans
-    }
+    works = [plan_work(p, geometry, dtype, dtype.itemsize, device, planes=planes) for p in plans]
+    times = {plan: times_of(work, device) for plan, work in zip(plans, works, strict=True)}
     if plans[0].family == "stencil":
         plan = min(times, key=lambda plan: times[plan].predicted)
         gains = times[plan].predicted < MARGIN * times[plans[0]].predicted
@@ -60,6 +64,7 @@ def plan_work(
     x_bytes: int,
     device: Device,
     code: Code | None = None,
+    planes: bool = False,
 ) -> Work:
     """What a plan of a gemm, tma or stencil kernel asks of a device.
 
@@ -70,6 +75,7 @@ def plan_work(
         x_bytes: of an element of x.
         device: to run on.
         code: of a program, where it was counted.
+        planes: images are (N, C, H, W) in memory.
     """
     threads = LIMITS.get(device.arch, SMALLEST).lanes * plan.tile.num_warps
     if plan.family == "stencil":
@@ -77,10 +83,16 @@ def plan_work(
     gemm = plan.gemm
     unit = unit_of(dtype, plan.precision)
     itemsize = dtype.itemsize
+    # Rows of a box of planes are multiplied one by one.
+    cut = planes and isinstance(plan.tile, TmaTile) and plan.op != "wgrad"
+    parts = vars(plan.tile)["BLOCK_P"] if cut else 1
+    alone = gemm[2] * (gemm[0] + gemm[1] * (plan.op == "wgrad"))
+    if not planes or plan.family != "gemm" or geometry.is_point or itemsize > 2:
+        alone = 0
     if code is None:
         flat = plan.family == "gemm" and plan.op != "wgrad" and not plan.one_tap
         precision = plan.precision if unit == "tf32" else unit
-        code = code_of(plan.family, plan.op, gemm, threads, flat, precision)
+        code = code_of(plan.family, plan.op, gemm, threads, flat, precision, parts, alone)
     pixels = itemsize if plan.op == "dgrad" else x_bytes
     itemsizes = (itemsize, pixels) if plan.op == "wgrad" else (pixels, itemsize)
     if plan.family == "tma" and plan.op != "wgrad":  # filters are the rows
@@ -99,6 +111,8 @@ def plan_work(
         code,
         device,
         partial_bytes(plan, geometry, itemsize),
+        parts,
+        alone,
     )
 
 
@@ -141,7 +155,8 @@ def _stencil_work(
 def programs_of(plan: Plan, geometry: Geometry) -> int:
     """Programs that a launch would have if none did the work of several."""
     if isinstance(plan.tile, TmaTile) and plan.tile.programs:
-        return tma_programs(plan.op, geometry, plan.tile)
+        planned = geometry.as_rows() if plan.as_rows else geometry
+        return tma_programs(plan.op, planned, plan.tile)
     return plan.grid
 
 

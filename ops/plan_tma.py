@@ -20,11 +20,6 @@ from .integers import power_of_two
 
 #: Device.arch of the devices that these kernels are built and planned for.
 ARCHITECTURES = ("90", "100")
-#: Where rows of planes are multiplied from shared memory: for sm_100, Triton takes the sums of
-#: several rows through registers. Weight gradients have boxes of one row.
-PLANE_ARCHITECTURES = ("90",)
-#: Where a program runs over several boxes: for sm_100 the largest tiles of TF32 spill in that loop.
-LOOP_ARCHITECTURES = ("90",)
 #: Descriptors of x that a kernel takes, one for each phase that has taps.
 MAX_PHASES = 4
 #: Coordinates of a descriptor have 32 bits: what is added up to one stays well below.
@@ -36,6 +31,9 @@ MAX_BOX = 256
 MAX_OVERHANG = {"pixels": 0.5, "planes": 0.25}
 #: Bytes of summed channels that one step loads for a pixel: the widest row that is swizzled.
 ROW_BYTES = 128
+#: Registers of a thread where operands have 16 bits: what three warpgroups can have each. Left to
+#: itself, ptxas takes up to 196 for 128 x 256 sums, because as many programs fit either way.
+MAX_REGISTERS = 168
 #: Rows of a box of planes: each has sums of its own, and their code is written out.
 MAX_PLANE_ROWS = 4
 #: Taps of a weight gradient whose sums a program keeps side by side.
@@ -126,8 +124,6 @@ def is_legal_tma(
     # Rows of planes are pixels of one channel: what a weight gradient sums, and the others do not.
     if planes == (op != "wgrad") and not multiplies_crosswise(dtype):
         return False
-    if planes and op != "wgrad" and arch not in PLANE_ARCHITECTURES:
-        return False
     if planes and op != "dgrad" and g.steps(1)[0] > 1:
         return False  # a descriptor's innermost step is one element
     if planes and op == "wgrad" and min(g.padding[1]) < 0:
@@ -147,9 +143,10 @@ def is_legal_tma(
         return False
     if tile and planes and (tile.BLOCK_I > 1 or tile.BLOCK_P > (op == "wgrad" or MAX_PLANE_ROWS)):
         return False
-    if tile and op == "wgrad" and not planes and (g.P % tile.BLOCK_P or g.Q % tile.BLOCK_Q):
+    divided = tile is None or not (g.P % tile.BLOCK_P or g.Q % tile.BLOCK_Q)
+    if op == "wgrad" and not (divided or planes or g.is_point):
         return False
-    if tile and tile.programs and not sums_in_one_loop(op, geometry, arch):
+    if tile and tile.programs and not sums_in_one_loop(op, geometry):
         return False
     if tile and tile.BLOCK_S > (1 if op != "wgrad" or g.steps(1)[0] > 1 else g.S):
         return False
@@ -170,10 +167,8 @@ def is_legal_tma(
     return len(phases) <= MAX_PHASES and all(a < g.H and b < g.W for a, b in phases)
 
 
-def sums_in_one_loop(op: str, geometry: Geometry, arch: str) -> bool:
+def sums_in_one_loop(op: str, geometry: Geometry) -> bool:
     """Whether a box is one loop, of the same steps for all: such a loop can go on to the next."""
-    if arch not in LOOP_ARCHITECTURES:
-        return False
     if op == "fprop":
         return len(phases_with_taps(geometry)) == 1
     return op == "dgrad" and math.prod(geometry.phases) == 1
@@ -223,6 +218,7 @@ def tma_tiles(
     precision: str,
     arch: str,
     boxes: str,
+    crowded: bool = False,
 ) -> list[TmaTile]:
     """Tiles that a call may have; none where it is not legal, or boxes would mostly overhang."""
     if not is_legal_tma(op, geometry, dtype, precision, arch, boxes):
@@ -230,7 +226,7 @@ def tma_tiles(
     g, planes = geometry, pixel_planes(op, geometry)
     results, summed = (g.group_K, g.group_C) if op == "fprop" else (g.group_C, g.group_K)
     tiles = []
-    for shape in shapes(op, g):
+    for shape in shapes(op, g, crowded):
         tile = shaped_tile(op, g, dtype, shape, boxes)
         loaded = covered(planes, (tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q))
         if (
@@ -248,21 +244,27 @@ def dealt_out(
     geometry: Geometry,
     tile: TmaTile,
     dtype: torch.dtype,
-    arch: str,
     multiprocessors: int,
     shared: int,
 ) -> TmaTile:
     """The tile with as many programs as run at once, where there are more boxes than that."""
-    if not sums_in_one_loop(op, geometry, arch):
+    if not sums_in_one_loop(op, geometry):
         return tile
     # Bytes of shared memory decide how many run side by side on a multiprocessor.
     resident = multiprocessors * max(1, shared // shared_bytes_tma(op, tile, dtype))
     return replace(tile, programs=resident) if tma_programs(op, geometry, tile) > resident else tile
 
 
-def shapes(op: str, geometry: Geometry) -> tuple[tuple[int, int, int, int], ...]:
-    """The rows of TMA_SHAPES or TMA_GRADIENT_SHAPES that are for a call."""
-    return TMA_GRADIENT_SHAPES[taps_of(geometry) > 1] if op == "wgrad" else TMA_SHAPES
+def shapes(
+    op: str, geometry: Geometry, crowded: bool = False
+) -> tuple[tuple[int, int, int, int], ...]:
+    """The rows of TMA_SHAPES or TMA_GRADIENT_SHAPES that are for a call.
+
+    Sums of 128 x 256 are not for what is crowded, see Layout.
+    """
+    if op == "wgrad":
+        return TMA_GRADIENT_SHAPES[taps_of(geometry) > 1]
+    return TMA_SHAPES[1:] if crowded else TMA_SHAPES
 
 
 def shaped_tile(
@@ -272,7 +274,8 @@ def shaped_tile(
     block_n, size, warps, stages = shape
     planes, block_k = pixel_planes(op, geometry), channel_block(op, geometry, dtype)
     if op == "wgrad":
-        box = (1, 1, block_k) if boxes == "planes" else whole_box(planes, block_k)
+        whole = box_of if geometry.is_point else whole_box  # beside a plane, both images are zero
+        box = (1, 1, block_k) if boxes == "planes" else whole(planes, block_k)
         return TmaTile(*box, block_n, size, warps, stages, taps_of(geometry))
     box = plane_box(planes, size) if boxes == "planes" else box_of(planes, size)
     return TmaTile(*box, block_n, block_k, warps, stages)

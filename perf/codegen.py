@@ -21,6 +21,8 @@ the shorter one, its "total" has both, and a line named "interior" is built with
 "bound" is the unit that takes longest for the whole launch by the rates of ops/model.py: "dram"
 where each tensor moved once takes longer than all instructions ("issue") and all multiply-adds,
 padding of tiles included ("arithmetic"); else how many times longer than that the other one takes.
+Where one loop goes through several boxes ("-loop"), the code that stores a box is in it, and counted
+in every pass though all but one jump over it: no bound follows from that.
 """
 
 from __future__ import annotations
@@ -118,11 +120,10 @@ def build(call: Call, target: Target, disassemble: bool = True) -> Build:
     gpu = GPUTarget(*target.gpu)
     # The steps of JITFunction.run, with a backend of our choice in place of the driver's.
     backend = make_backend(gpu)
-    options = {"num_warps": call.num_warps, "num_stages": call.num_stages}
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, rest = binder(**call.arguments, **options)
+    bound, specialization, rest = binder(**call.arguments, **call.options)
     parsed, signature, constexprs, attrs = kernel._pack_args(
-        backend, options, bound, specialization, rest
+        backend, call.options, bound, specialization, rest
     )
     source = ASTSource(kernel, signature, constexprs, attrs)
     compiled = triton.compile(source, target=gpu, options=parsed.__dict__)
@@ -147,6 +148,8 @@ def build(call: Call, target: Target, disassemble: bool = True) -> Build:
 Instructions = list[tuple[int, str, int | None]]
 
 _SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@\S+\s+)?([A-Z]\w*)([^;]*);")
+#: The sums, then the left operand: a register of it, or where it lies in shared memory.
+_FROM_REGISTERS = re.compile(r"R\d+, R\d+")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 
 
@@ -172,6 +175,8 @@ def _read_nvidia(cubin: bytes, disassemble: bool) -> tuple[int, int, Instruction
     instructions: Instructions = []
     for position, opcode, operands in _SASS.findall(listing):
         jump = re.search(r"0x([0-9a-f]+)\s*$", operands) if opcode == "BRA" else None
+        if opcode == "HGMMA" and _FROM_REGISTERS.search(operands):
+            opcode = "HGMMA_R"
         instructions.append((int(position, 16), opcode, int(jump[1], 16) if jump else None))
     if disassemble and not instructions:
         raise RuntimeError(f"cuobjdump shows no instructions:\n{listing[:1000]}")
@@ -239,10 +244,8 @@ def problems(configuration: Configuration, target: Target, built: Build) -> list
         if not built.opcodes.get("UTMALDG"):
             found.append("no loads through tensor descriptors")
         # A weight gradient's left operand, a box, does: Triton keeps only a plain matrix in place.
-        through = ("HMMA",) if configuration.plan.op == "wgrad" else ("HMMA", "LDSM")
-        # Behind the loop, a residual comes through registers and shared memory to where sums are.
-        looked_at = built.loop if configuration.arguments.residual else built.opcodes
-        if any(map(looked_at.get, through)):
+        through = ("HMMA",) if configuration.plan.op == "wgrad" else ("HMMA", "HGMMA_R")
+        if any(map(built.opcodes.get, through)):
             found.append("operands of matrix instructions go through registers")
     return found
 
@@ -283,7 +286,7 @@ class Entry:
         loop: instructions of one pass of the loop, by kind: "all", "load", "fma", "mma".
         loop_per_output: those, times passes, for one output element.
         per_output: the same with what is outside of the loop.
-        bound: see the module; "" for kernels that only help others.
+        bound: see the module; "" for kernels that only help others, and for loops over boxes.
     """
 
     target: str
@@ -344,6 +347,8 @@ def _bound(configuration: Configuration, target: Target, instructions: float, ma
     """What bounds a launch whose programs have so many lane instructions and multiply-adds."""
     plan, geometry, device = configuration.plan, configuration.geometry, target.device
     if not configuration.kernel.startswith(f"{plan.op}_") or plan.op == "dgrad_frame":
+        return ""
+    if isinstance(plan.tile, TmaTile) and plan.tile.programs:
         return ""
     dtype = torch.float32 if configuration.dtype == torch.uint8 else configuration.dtype
     x_bytes = (dtype if plan.op == "dgrad" else configuration.dtype).itemsize
@@ -435,6 +440,7 @@ SAMPLE = {
     r"| ^dgrad_frame_(gemm-half|stencil)-\S+-bfloat16-(dense|image)$"
     r"| ^[fdw](prop|grad)_tma-half-\S+-bfloat16-dense$"
     r"| ^[fdw](prop|grad)_tma-half-\S+x(128x64x1|64x128x3)-bfloat16-planes$"
+    r"| ^[fd](prop|grad)_tma-half-\S+x128x64x1-bfloat16-(dense|planes)-loop$"
     r"| ^sum_partials-float32-narrow$",
     "sm_80": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",
     "sm_100": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",

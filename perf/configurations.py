@@ -16,7 +16,7 @@ import torch
 from ..ops.bands import AnyBandedTile, BandedGradTile, BandedTile
 from ..ops.call import Call
 from ..ops.devices import DEVICES, LIMITS, Device
-from ..ops.facts import NARROW_LIMIT
+from ..ops.facts import NARROW_LIMIT, is_crowded
 from ..ops.geometry import Geometry
 from ..ops.lag_launch import lag_sums_calls
 from ..ops.launch import dgrad_call, fprop_call, wgrad_calls
@@ -118,6 +118,10 @@ class Case:
     @property
     def wide(self) -> bool:
         return max(self.geometry.x_numel, self.geometry.y_numel) > NARROW_LIMIT
+
+    @property
+    def crowded(self) -> bool:
+        return is_crowded(self.residual, self.activation)
 
 
 _SAME = ((1, 1), (1, 1))
@@ -289,14 +293,34 @@ TMA_CASES = {
         Geometry(32, 128, 56, 56, 128, 3, 3, stride=(2, 2), padding=_SAME), channels_last=True
     ),
     "planes": Case(Geometry(32, 256, 56, 56, 256, 3, 3, padding=_SAME), bias=True),
-    "pointwise": Case(
+    "pointwise": Case(Geometry(32, 256, 56, 56, 256, 1, 1), bias=True, activation="relu"),
+    "pointwise_residual": Case(
         Geometry(32, 256, 56, 56, 256, 1, 1), bias=True, activation="relu", residual=True
+    ),
+    "residual": Case(
+        Geometry(32, 256, 56, 56, 256, 3, 3, padding=_SAME),
+        channels_last=True,
+        bias=True,
+        activation="relu",
+        residual=True,
     ),
     "odd": Case(
         Geometry(311, 128, 1031, 1033, 128, 3, 3, groups=2, **_ODD),
         channels_last=True,
         bias=True,
+    ),
+    "gelu": Case(
+        Geometry(32, 256, 56, 56, 256, 3, 3, padding=_SAME),
+        channels_last=True,
+        bias=True,
+        activation="gelu",
+    ),
+    "odd_residual": Case(
+        Geometry(311, 128, 1031, 1033, 128, 3, 3, groups=2, **_ODD),
+        channels_last=True,
+        bias=True,
         activation="silu",
+        residual=True,
     ),
 }
 
@@ -474,11 +498,12 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
         rows = [(table, shape) for table in tables for shape in table]
         for j, (table, shape) in enumerate(rows):
             types = PRODUCTS[product]
-            cases = [n for n in TMA_CASES if _takes_boxes(op, n, table, *types[0], target)]
+            cases = [n for n in TMA_CASES if _takes_boxes(op, n, table, shape, *types[0], target)]
             loops = [
                 n
                 for n in cases
-                if sums_in_one_loop(op, _geometry(op, TMA_CASES[n]), target.device.arch)
+                if sums_in_one_loop(op, _geometry(op, TMA_CASES[n]))
+                and not TMA_CASES[n].crowded  # a program has one box then
             ]
             if thin:
                 types = (types[j % len(types)],)
@@ -494,9 +519,7 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
                     assert isinstance(made.plan.tile, TmaTile)
                     tile = replace(made.plan.tile, programs=target.device.multiprocessors)
                     plan = replace(made.plan, tile=tile, grid=tile.programs)
-                    # In one loop with the rest, what a residual needs would be taken for the sums'.
-                    alone = replace(made.arguments, residual=False)
-                    yield replace(made, plan=plan, case=f"{name}-loop", arguments=alone)
+                    yield replace(made, plan=plan, case=f"{name}-loop")
 
 
 def _tma_configuration(
@@ -508,13 +531,15 @@ def _tma_configuration(
     precision: str,
 ) -> Configuration:
     case, geometry = TMA_CASES[name], _geometry(op, TMA_CASES[name])
+    planned = geometry.as_rows() if geometry.is_point else geometry
     plan = plan_with_tile(
         op,
         geometry,
-        shaped_tile(op, geometry, dtype, shape, _boxes_of(case)),
+        shaped_tile(op, planned, dtype, shape, _boxes_of(case)),
         wide=case.wide,
         precision=precision,
         splits=2 if case.bias else 1,
+        as_rows=geometry.is_point,
     )
     return Configuration(plan.kernel, product, name, case, plan, dtype)
 
@@ -523,14 +548,18 @@ def _takes_boxes(
     op: str,
     name: str,
     table: tuple[tuple[int, int, int, int], ...],
+    shape: tuple[int, int, int, int],
     dtype: torch.dtype,
     precision: str,
     target: Target,
 ) -> bool:
     case = TMA_CASES[name]
     geometry, arch = _geometry(op, case), target.device.arch
+    if op != "fprop" and case.crowded:
+        return False
     legal = is_legal_tma(op, geometry, dtype, precision, arch, _boxes_of(case))
-    return legal and shapes(op, geometry) == table
+    found = shapes(op, geometry, case.crowded)
+    return legal and shape in found and set(found) <= set(table)
 
 
 def _boxes_of(case: Case) -> str:

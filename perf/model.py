@@ -24,6 +24,7 @@ import argparse
 import functools
 import json
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -178,8 +179,10 @@ def predict(
     x_bytes = operand.itemsize if op == "dgrad" else dtype.itemsize
     compulsory = geometry.compulsory_bytes(x_bytes, operand.itemsize, operand.itemsize)
     asked = _work(plan, geometry, x_bytes, operand.itemsize)
-    code = recorded_code(plan, dtype) if device.arch == "90" else None
-    work = _launch(plan, geometry, operand, x_bytes, device, asked, code)
+    planes = not channels_last
+    gathered = planes and not geometry.is_point
+    code = recorded_code(plan, dtype, gathered) if device.arch == "90" else None
+    work = _launch(plan, geometry, operand, x_bytes, device, asked, code, planes)
     times = times_of(work, device)
 
     sms = device.multiprocessors
@@ -223,10 +226,11 @@ def predict(
 
 def dense_layout(geometry: Geometry, x_dtype: torch.dtype, channels_last: bool) -> Layout:
     """The layout of dense tensors of this geometry, as facts.layout_of finds it."""
-    g = geometry
+    g = geometry.as_rows() if geometry.is_point else geometry
     return Layout(
         channels_last,
         is_wide(g),
+        as_rows=g.is_point,
         x_boxes=_dense_boxes(g.C, (g.H, g.W), x_dtype, channels_last),
         y_boxes=_dense_boxes(g.K, (g.P, g.Q), x_dtype, channels_last),
     )
@@ -337,11 +341,12 @@ def _launch(
     device: Device,
     asked: _Asked,
     code: Code | None,
+    planes: bool,
 ) -> Work:
     """The plan's launch, and those that prepare or finish it."""
     g, tile, itemsize = geometry, plan.tile, dtype.itemsize
     if isinstance(tile, GemmTile | TmaTile | StencilTile):
-        return plan_work(plan, g, dtype, x_bytes, device, code)
+        return plan_work(plan, g, dtype, x_bytes, device, code, planes)
     moved = device_bytes(plan, g, x_bytes, itemsize, device)
     between = partial_bytes(plan, g, itemsize)
     threads = LIMITS[device.arch].lanes * tile.num_warps
@@ -418,16 +423,26 @@ def _codes() -> dict[tuple[str, int], Code]:
         return found
     for entry in json.loads(CODE.read_text(encoding="utf-8"))["entries"]:
         name, loop = entry["name"], entry["loop"]["all"]
-        if entry["target"] == "sm_90" and loop and not name.endswith("pointwise"):
-            start = name if name.endswith("stem") else name.rsplit("-", 1)[0]
+        # Where a program has several boxes, what follows a sum is in the loop too.
+        if entry["target"] == "sm_90" and loop and not name.endswith(("pointwise", "-loop")):
+            whole = re.search("stem$|_gemm-.*-planes$", name)
+            start = name if whole else name.rsplit("-", 1)[0]
+            if "_tma-" in name:
+                start = _any_box(start, name.endswith("planes"))
             start = start.removesuffix("-image3").removesuffix("-image5").removesuffix("-image7")
             code = Code(loop, entry["instructions"] - loop, entry["registers"])
             found.setdefault((start, entry["threads"]), code)
     return found
 
 
-def recorded_code(plan: Plan, dtype: torch.dtype) -> Code | None:
-    """The code of a plan's program on sm_90, where codegen.json has such a tile."""
+def recorded_code(plan: Plan, dtype: torch.dtype, gathered: bool = False) -> Code | None:
+    """The code of a plan's program on sm_90, where codegen.json has such a tile.
+
+    Args:
+        plan: of the launch.
+        dtype: of the tensors.
+        gathered: pixels are neighbours in memory, but a window moves them out of line.
+    """
     tile = plan.tile
     blocks = "x".join(str(v) for k, v in vars(tile).items() if k.startswith("BLOCK"))
     product = ""
@@ -438,9 +453,25 @@ def recorded_code(plan: Plan, dtype: torch.dtype) -> Code | None:
     half = dtype.itemsize == 2 and dtype.is_floating_point
     name = "bfloat16" if half else str(dtype).removeprefix("torch.")
     start = "-".join(filter(None, (plan.kernel, product, blocks, name)))
+    if isinstance(tile, TmaTile):
+        start = _any_box(start, gathered)
     if plan.family == "gemm" and plan.op != "wgrad" and not plan.one_tap:
         start += "-stem"
+    elif plan.family == "gemm" and gathered:
+        start += "-planes"
     return _codes().get((start, 32 * tile.num_warps))
+
+
+def _any_box(start: str, planes: bool) -> str:
+    """The start of a name with the number of a box's pixels for its shape, which code hardly shows.
+
+    Rows of planes do: each has products of its own.
+    """
+    kernel, product, blocks, dtype = start.split("-")
+    images, rows, columns, *rest = map(int, blocks.split("x"))
+    parts = rows if planes and not kernel.startswith("wgrad") else 1
+    blocks = "x".join(map(str, (parts, images * rows * columns, *rest)))
+    return "-".join((kernel, product, blocks, dtype))
 
 
 def _tile_name(plan: Plan) -> str:

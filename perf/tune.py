@@ -107,6 +107,7 @@ class Job:
             precision=self.precision,
             one_tap=takes_one_tap(self.op, geometry, tile),
             splits=splits,
+            as_rows=self.layout.as_rows,
         )
 
 
@@ -180,7 +181,8 @@ def candidates(job: Job, device: Device) -> list[Plan]:
     """
     base = job.table_plan(device)
     plans: dict[Plan, float] = {}
-    for tile in tiles_like(job.op, job.workload.geometry, base.tile, job.layout.boxes(job.op)):
+    geometry = job.workload.geometry.as_rows() if base.as_rows else job.workload.geometry
+    for tile in tiles_like(job.op, geometry, base.tile, job.layout.boxes(job.op)):
         if not is_legal(job.op, tile, job.operand, device, job.precision):
             continue
         splits = [base.splits]

@@ -148,9 +148,7 @@ def products_of(op, family):
     kinds = [kind for kind in PRODUCTS if kind[0] in ("half", "tf32", "tf32x3")]
     if family == "banded":
         return kinds
-    # Interpreted bfloat16 is widened to float32, whose weight the input gradient does not turn.
-    bfloat16 = [] if op == "dgrad" else kinds[1:2]
-    return kinds[:1] + bfloat16 + (kinds[2:3] if op != "wgrad" else [])
+    return kinds[:3] if op != "wgrad" else kinds[:2]
 
 
 @st.composite
@@ -170,11 +168,13 @@ def calls(draw, op, family, device, search):
     channels_last = family == "tma" or draw(st.booleans())
     boxes = "pixels" if family == "tma" else ""
     layout = Layout(channels_last, draw(st.booleans()), boxes, boxes)
-    tiles = table_tiles(op, family, geometry, product, dtype, layout, device)
+    as_rows = family == "tma" and geometry.is_point and draw(st.booleans())
+    boxed = geometry.as_rows() if as_rows else geometry
+    tiles = table_tiles(op, family, boxed, product, dtype, layout, device)
     hypothesis.assume(tiles)
     if search and draw(st.booleans()):
         seed = draw(st.sampled_from(tiles))
-        tiles = list(tiles_like(op, geometry, seed, boxes))
+        tiles = list(tiles_like(op, boxed, seed, boxes))
     tiles = [
         tile
         for tile in tiles
@@ -182,13 +182,14 @@ def calls(draw, op, family, device, search):
         and (family == "rows") * getattr(tile, "BLOCK_P", 0) <= MOST_ROWS
         and (
             family != "tma"
-            or is_legal_tma(op, geometry, dtype, precision, device.arch, "pixels", tile)
+            or is_legal_tma(op, boxed, dtype, precision, device.arch, "pixels", tile)
         )
     ]
     one_tap = family == "gemm" and op != "wgrad" and draw(st.booleans())
 
     def planned(tile, splits=1):
         options = {"wide": layout.wide, "precision": precision, "one_tap": one_tap}
+        options["as_rows"] = as_rows
         return plan_with_tile(op, geometry, tile, splits=splits, **options)
 
     # What is too slow to interpret is left out before it is drawn: little has to be rejected.

@@ -84,6 +84,30 @@ def test_operands_in_shared_memory_are_read_once_for_64_rows():
     assert bytes_of("gemm", (128, 256, 64)) == (loaded, moved + loaded)
 
 
+def test_rows_of_a_box_of_planes_read_the_weight_again():
+    tile = TmaTile(1, 4, 64, 128, 64, 8, 3)
+    plan = plan_with_tile("fprop", LAYER, tile)
+    once, again = (
+        plan_work(plan, LAYER, torch.bfloat16, 2, H200, planes=planes) for planes in (False, True)
+    )
+    passes_made = passes(plan, LAYER)
+    assert again.shared_bytes - once.shared_bytes == passes_made * 3 * 128 * 64 * 2
+    assert again.instructions > once.instructions
+    assert again.l2_bytes == once.l2_bytes
+
+
+def test_pixels_that_a_window_moves_out_of_line_are_loaded_alone():
+    tile = GEMM_TILES["half"][1]
+    point = geometry_of((32, 256, 14, 14), (256, 256, 1, 1))
+    for g, more in ((LAYER, True), (point, False)):
+        plan = plan_with_tile("fprop", g, tile, one_tap=True)
+        last, planes = (
+            plan_work(plan, g, torch.bfloat16, 2, H200, planes=planes).instructions
+            for planes in (False, True)
+        )
+        assert (planes > last) == more
+
+
 def test_a_weight_larger_than_half_of_L2_is_read_by_every_wave():
     assert reread_bytes("fprop", 10**7, 2 * 10**7, 132 * 3, 1, H200) == 0
     assert reread_bytes("fprop", 10**7, 3 * 10**7, 132 * 3, 1, H200) == 2 * 3 * 10**7
@@ -110,16 +134,20 @@ def _gemms():
         op, _, family = kernel.partition("_")
         if entry["target"] != "sm_90" or family not in ("gemm", "tma"):
             continue
-        if family == "tma" and op != "wgrad" and entry["name"].endswith("planes"):
-            continue  # rows have products of their own: the model takes them for one
+        if entry["name"].endswith("loop"):
+            continue  # has what is outside in the loop
         sizes = [int(n) for n in blocks.split("x")]
-        gemm = tuple(sizes)
+        gemm, parts, alone = tuple(sizes), 1, 0
+        planes = entry["name"].endswith("planes")
         if family == "tma":
             i, p, q, n, k, s = sizes
+            parts = p if planes and op != "wgrad" else 1
             gemm = (k, n * s, i * p * q) if op == "wgrad" else (n, i * p * q, k)
+        elif planes:
+            alone = gemm[2] * (gemm[0] + gemm[1] * (op == "wgrad"))
         unit = {"ieee": "fma"}.get(product, product)
         flat = entry["name"].endswith("stem") and op != "wgrad"
-        yield entry, code_of(family, op, gemm, entry["threads"], flat, unit)
+        yield entry, code_of(family, op, gemm, entry["threads"], flat, unit, parts, alone)
 
 
 def test_instructions_and_registers_are_near_those_of_machine_code():

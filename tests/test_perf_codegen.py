@@ -143,6 +143,19 @@ def test_the_bound_is_the_slowest_unit_by_the_rates_of_the_device():
             assert float(factor) == pytest.approx(times, rel=0.01)
 
 
+def test_kernels_that_load_through_descriptors_leave_room_for_three_warpgroups():
+    found = {
+        e.name: e for e in RECORDED if re.match(r"\w+_tma-half", e.name) and e.target == "sm_90"
+    }
+    for name in ("dense", "planes", "dense-loop", "planes-loop"):
+        largest = [n for n in found if re.search(rf"x128x64x1-bfloat16-{name}$", n)]
+        assert any(found[n].outputs == 128 * 256 for n in largest), name
+    for e in found.values():
+        assert e.registers <= 168, e.name
+        assert e.spills == 0, e.name
+        assert e.loop["mma"], e.name
+
+
 def test_a_program_does_the_multiply_adds_that_its_code_has():
     for e in RECORDED:
         if e.loop["fma"] and not e.loop["mma"]:

@@ -104,16 +104,19 @@ def test_programs_deal_out_the_boxes(kernel_backend, op, name):
     assert torch.equal(run(op, args, geometry, launch, plan=few), one_each)
 
 
-def test_boxes_are_dealt_out_where_there_are_more_than_run_side_by_side():
-    def plans(n, window, stride):
+@pytest.mark.parametrize("device", [DEVICES["h200"], DEVICES["b200"]], ids=lambda d: d.arch)
+def test_boxes_are_dealt_out_where_there_are_more_than_run_side_by_side(device):
+    def plans(n, window, stride, layout=PIXELS):
         geometry = _case((n, 256, 56, 56), 256, window, stride, padding=_SAME)
-        return [planner(geometry, torch.bfloat16, PIXELS, DEVICES["h200"])
+        return [planner(geometry, torch.bfloat16, layout, device)
                 for planner in (plan_fprop, plan_dgrad, plan_wgrad)]  # fmt: skip
 
     fprop, dgrad, wgrad = plans(32, (3, 3), (1, 1))
-    assert fprop.grid == dgrad.grid == DEVICES["h200"].multiprocessors
+    assert fprop.grid == dgrad.grid == device.multiprocessors
+    for one_each in ({"crowded": True}, {"wide": True}):
+        assert plans(32, (3, 3), (1, 1), replace(PIXELS, **one_each))[0].tile.programs == 0
     assert wgrad.tile.programs == 0
-    assert all(plan.tile.programs == 0 for plan in plans(1, (3, 3), (1, 1)))
+    assert all(getattr(plan.tile, "programs", 0) == 0 for plan in plans(1, (3, 3), (1, 1)))
     assert all(plan.tile.programs == 0 for plan in plans(32, (3, 3), (2, 2)))
     assert [plan.tile.programs > 0 for plan in plans(32, (1, 1), (2, 2))] == [True, False, False]
 
@@ -175,6 +178,103 @@ def test_planes_give_a_weight_gradient_in_tf32(kernel_backend):
     forced("wgrad", geometry, tile, kernel_backend.device, boxes="planes")
 
 
+#: Planes whose rows are no multiples of 16 bytes, but which are themselves.
+POINTS = {
+    "leftovers": _case((3, 24, 4, 6), 40, (1, 1)),
+    "groups_flipped": _case((2, 32, 2, 12), 64, (1, 1), groups=2, flip=True),
+}
+
+
+@pytest.mark.parametrize("boxes", FORMATS)
+@pytest.mark.parametrize("name", POINTS)
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
+def test_a_window_of_one_pixel_reads_planes_as_rows(kernel_backend, op, name, boxes):
+    from tricorr.ops import launch
+
+    geometry, dtype = POINTS[name], torch.float16
+    args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
+    given = in_channels_last(args) if boxes == "pixels" else args
+    op_name = op.removesuffix("_bias")
+    taken = TmaTile(1, 1, 16, 16, 32 if op == "wgrad" else 16, 4, 2)
+    assert is_legal_tma(op_name, geometry.as_rows(), dtype, "ieee", "90", boxes, taken)
+    plan = plan_with_tile(op_name, geometry, taken, splits=2, as_rows=True)
+    actual = run(op, given, geometry, launch, plan=plan)
+    check(op, args, geometry, actual=actual)
+    if op != "wgrad":
+        assert actual.shape[2:] == (geometry.H, geometry.W)
+        assert actual.is_contiguous(memory_format=FORMATS[boxes])
+
+
+@pytest.mark.parametrize("boxes", FORMATS)
+def test_the_planner_reads_planes_as_rows_where_the_tensors_allow_it(boxes):
+    geometry = _case((32, 256, 28, 28), 256, (1, 1))
+    x, y = (torch.empty(32, 256, 28, 28, dtype=torch.bfloat16, device="meta") for _ in range(2))
+    weight = torch.empty(256, 256, 1, 1, dtype=torch.bfloat16, device="meta")
+    if boxes == "pixels":
+        x, y = in_channels_last([x, y])
+    assert (boxes_of(x) == "pixels") == (boxes == "pixels"), "28 columns are 56 bytes"
+    layout = layout_of(geometry, x, weight, y)
+    for planner in (plan_fprop, plan_dgrad, plan_wgrad):
+        plan = planner(geometry, torch.bfloat16, layout, DEVICES["h200"])
+        assert (plan.family, plan.as_rows) == ("tma", True)
+        assert (plan.tile.BLOCK_P, plan.grid > 0) == (1, True)
+    cropped = torch.empty(32, 256, 30, 30, dtype=torch.bfloat16, device="meta")[..., 1:-1, 1:-1]
+    for layout in (
+        layout_of(geometry, cropped, weight, y),
+        layout_of(geometry, x, weight, y, cropped),
+    ):
+        assert not layout.as_rows
+        assert not plan_fprop(geometry, torch.bfloat16, layout, DEVICES["h200"]).as_rows
+
+
+def test_boxes_of_one_pixel_windows_may_overhang_in_a_weight_gradient(kernel_backend):
+    """There x and dy are both zero: so a box need not divide planes of 7 x 5."""
+    from tricorr.ops import launch
+
+    geometry = _case((3, 16, 7, 5), 24, (1, 1))
+    taken = TmaTile(1, 4, 4, 16, 32, 4, 2)
+    assert is_legal_tma("wgrad", geometry, torch.float16, "ieee", "90", "pixels", taken)
+    args = operands("wgrad", *tensors(geometry, torch.float16, kernel_backend.device))
+    plan = plan_with_tile("wgrad", geometry, taken, splits=3)
+    actual = run("wgrad", in_channels_last(args), geometry, launch, plan=plan)
+    check("wgrad", args, geometry, actual=actual)
+
+
+def test_what_follows_the_sums_finds_room():
+    geometry = _case((64, 320, 64, 64), 256, (3, 3), padding=_SAME)
+    x, weight, y = (
+        torch.empty(shape, dtype=torch.bfloat16, device="meta")
+        for shape in (geometry.x_shape, geometry.weight_shape, geometry.y_shape)
+    )
+    x, y = in_channels_last([x, y])
+    sums = {}
+    for name in ("none", "relu", "relu6", "gelu", "silu", "residual"):
+        added = (y, "none") if name == "residual" else (None, name)
+        layout = layout_of(geometry, x, weight, y, *added)
+        tile = plan_fprop(geometry, torch.bfloat16, layout, DEVICES["h200"]).tile
+        sums[name] = tile.BLOCK_N * tile.pixels
+        assert (tile.programs > 0) == (name in ("none", "relu", "relu6"))
+    assert sums["none"] == sums["relu"] == sums["relu6"] == 128 * 256
+    assert max(sums["gelu"], sums["silu"], sums["residual"]) < 128 * 256
+
+
+@pytest.mark.parametrize("boxes", FORMATS)
+def test_a_residual_is_added_in_both_formats(kernel_backend, boxes):
+    from tricorr.ops import launch
+
+    geometry = POINTS["leftovers"]
+    x, weight, bias, dy = tensors(geometry, torch.float16, kernel_backend.device)
+    residual = torch.randn_like(dy)
+    if boxes == "pixels":
+        x, residual = in_channels_last([x, residual])
+    tile = TmaTile(1, 1, 16, 16, 16, 4, 2)
+    plan = plan_with_tile("fprop", geometry, tile, as_rows=True)
+    linear = launch.fprop(x.float(), weight.float(), bias.float(), geometry)
+    for added in (residual, residual.contiguous(), in_channels_last([residual])[0]):
+        y = launch.fprop(x, weight, bias, geometry, plan=plan, residual=added)
+        assert torch.allclose(y.float(), linear + residual.float(), rtol=1e-3, atol=1e-2)
+
+
 #: Boxes that divide the planes of y, and hold more images than are left.
 GRADIENTS = {
     "leftovers": (_case((3, 24, 6, 8), 40, (3, 3), padding=_SAME), (2, 2, 4)),
@@ -217,6 +317,14 @@ def test_pixels_that_no_window_reads_do_not_count(kernel_backend):
     assert launch.wgrad(*in_channels_last([x, dy]), geometry, plan=plan).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_sums_of_filters_may_overhang_although_taps_follow(kernel_backend, dtype):
+    """The weight is multiplied crosswise then: its rows, filters, are followed by zeros."""
+    geometry = _case((2, 16, 5, 6), 24, (2, 3), padding=((1, 0), (1, 1)))
+    assert channel_block("dgrad", geometry, dtype) == 32
+    forced("dgrad", geometry, TmaTile(1, 4, 4, 16, 32, 4, 2), kernel_backend.device, dtype, "ieee")
+
+
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
 def test_a_sum_of_channels_may_overhang_where_nothing_follows(kernel_backend, op):
     geometry = GEOMETRIES["pointwise_overhanging_channels"]
@@ -257,12 +365,13 @@ def test_the_planner_takes_descriptors_where_it_can():
             assert plan.family == "gemm"
 
 
-def test_the_planner_takes_planes_where_rows_are_long():
+@pytest.mark.parametrize("device", ["h200", "b200"])
+def test_the_planner_takes_planes_where_rows_are_long(device):
     layout = Layout(x_boxes="planes", y_boxes="planes")
 
     def families(size, stride=(1, 1), dtype=torch.bfloat16, layout=layout):
         geometry = _case((32, 256, size, size), 256, (3, 3), stride, padding=_SAME)
-        return [planner(geometry, dtype, layout, DEVICES["h200"], "tf32").family
+        return [planner(geometry, dtype, layout, DEVICES[device], "tf32").family
                 for planner in (plan_fprop, plan_dgrad, plan_wgrad)]  # fmt: skip
 
     assert families(56) == ["tma"] * 3
