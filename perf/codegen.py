@@ -21,7 +21,7 @@ the shorter one, its "total" has both, and a line named "interior" is built with
 "bound" is the unit that takes longest for the whole launch by the rates of ops/model.py: "dram"
 where each tensor moved once takes longer than all instructions ("issue") and all multiply-adds,
 padding of tiles included ("arithmetic"); else how many times longer than that the other one takes.
-Where one loop goes through several boxes ("-loop"), the code that stores a box is in it, and counted
+Where one loop goes through several boxes ("-loop"), the code that stores a box is in it, counted
 in every pass though all but one jump over it: no bound follows from that.
 """
 
