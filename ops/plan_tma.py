@@ -32,7 +32,7 @@ MAX_OVERHANG = {"pixels": 0.5, "planes": 0.25}
 #: Bytes of summed channels that one step loads for a pixel: the widest row that is swizzled.
 ROW_BYTES = 128
 #: Registers of a thread where operands have 16 bits: what three warpgroups can have each. Left to
-#: itself, ptxas takes up to 196 for 128 x 256 sums, because as many programs fit either way.
+#: itself, ptxas takes up to 192 for 128 x 256 sums, because as many programs fit either way.
 MAX_REGISTERS = 168
 #: Rows of a box of planes: each has sums of its own, and their code is written out.
 MAX_PLANE_ROWS = 4
