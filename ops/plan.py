@@ -464,8 +464,8 @@ def _plan_pixels(
     precise = _precision(dtype, precision, device)
     product = _product(dtype, precision, device)
     gemms = _gemm_tiles(op, geometry, dtype, layout, device, product)
-    if layout.crowded:  # 128 x 256 sums would spill
-        gemms = [tile for tile in gemms if tile.BLOCK_N < 256]
+    if layout.crowded:  # 128 x 256 sums would spill, and 128 x 128 of contiguous images
+        gemms = [tile for tile in gemms if tile.BLOCK_N < (256 if layout.channels_last else 128)]
     tiles: list[Tile] = [*gemms]
     columns = channels // geometry.groups
     if min(columns, reduced * geometry.R * geometry.S) >= GEMM_MIN:

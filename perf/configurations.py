@@ -141,6 +141,13 @@ GEMM_CASES = {
         bias=True,
     ),
     "planes": Case(Geometry(8, 64, 56, 56, 64, 3, 3, padding=_SAME), one_tap=True, bias=True),
+    "planes_residual": Case(
+        Geometry(8, 64, 56, 56, 64, 3, 3, padding=_SAME),
+        one_tap=True,
+        bias=True,
+        activation="silu",
+        residual=True,
+    ),
     "ragged": Case(
         Geometry(8, 67, 55, 57, 71, 3, 3, padding=_SAME), one_tap=True, channels_last=True
     ),
@@ -434,7 +441,9 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
                 if thin:
                     if cases[-1] == "odd" and (i + row + turn) % len(OPS):
                         continue  # slow to compile: one operator for each target
-                    seldom = cases in (["stem"], ["planes"]) or cases[0].startswith("ragged")
+                    seldom = cases in (["stem"], ["planes"], ["planes_residual"]) or cases[
+                        0
+                    ].startswith("ragged")
                     if seldom and (row + j + turn) % len(TARGETS):
                         continue  # one of the targets builds it
                     cases = [cases[(i + j + turn) % len(cases)]]
@@ -630,6 +639,8 @@ def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:
         else:
             yield tile, ["dense", "pointwise", "stem" if op == "fprop" else "few"]
             yield tile, ["planes"]
+            if op == "fprop" and tile.BLOCK_N < 128:
+                yield tile, ["planes_residual"]
             if tile.results <= LONE_RESULTS[1]:
                 yield tile, ["ragged_sum", "ragged_result"]
     yield WIDE_GEMM_TILES[product], ["ragged"]
