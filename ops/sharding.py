@@ -182,7 +182,7 @@ def _local(tensor: DTensor, dims: list[int | None]) -> torch.Tensor:
     """This rank's share of a tensor sharded in `dims`, one for each axis of the mesh."""
     placements = [Replicate() if dim is None else Shard(dim) for dim in dims]
     # Detached, or PyTorch 2.11 calls detach_ on the result, of which its DTensors know nothing.
-    detached: Any = tensor.detach()
+    detached = cast(DTensor, tensor.detach())
     return detached.redistribute(placements=placements).to_local()
 
 

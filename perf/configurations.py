@@ -441,9 +441,7 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
                 if thin:
                     if cases[-1] == "odd" and (i + row + turn) % len(OPS):
                         continue  # slow to compile: one operator for each target
-                    seldom = cases in (["stem"], ["planes"], ["planes_residual"]) or cases[
-                        0
-                    ].startswith("ragged")
+                    seldom = cases == ["stem"] or cases[0].startswith(("planes", "ragged"))
                     if seldom and (row + j + turn) % len(TARGETS):
                         continue  # one of the targets builds it
                     cases = [cases[(i + j + turn) % len(cases)]]

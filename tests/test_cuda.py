@@ -122,7 +122,7 @@ def test_a_layer_captured_with_pytorchs_own_helper_trains(backend):
     plain.load_state_dict(layer.state_dict())
     image = torch.randn(2, 8, 12, 12, device="cuda")
     captured = torch.cuda.make_graphed_callables(layer, (image.clone(),))
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         expected = F.conv2d(image, plain.weight, plain.bias, padding=1)
     y = captured(image)
     torch.testing.assert_close(y, expected, rtol=2e-3, atol=2e-3)  # ours may be TF32
