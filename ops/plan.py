@@ -559,7 +559,8 @@ def _tuned_plan(
     precision: str,
 ) -> Plan | None:
     """The plan by the device's tuned file, if that has this problem or one near it."""
-    tuned = {} if layout.wide else tuned_for(device.name)
+    # Tuned without what takes registers, they may spill with it.
+    tuned = {} if layout.wide or layout.crowded else tuned_for(device.name)
     if not tuned:
         return None
     precision = _precision(dtype, precision, device)

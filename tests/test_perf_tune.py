@@ -151,7 +151,8 @@ def test_the_planner_takes_what_was_written_and_only_for_its_key(directory):
     assert planned(replace(geometry, stride=(2, 2))).tile != target.tile
     assert planned(dtype=torch.float16).tile == tables
     assert planned(layout=Layout()).family == "gemm", "pointers have tiles of their own"
-    assert planned(layout=Layout(channels_last=True, wide=True)).tile != target.tile
+    assert planned(layout=replace(last, wide=True)).tile != target.tile
+    assert planned(layout=replace(last, crowded=True)).tile != target.tile
     assert planned(device=DEVICES["h200"]).tile == tables
     assert plan.plan_dgrad(geometry, torch.bfloat16, last, DEVICE).tile == tables
     assert DENSE.table_plan(DEVICE).tile == tables, "a search starts from the tables"
