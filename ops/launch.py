@@ -27,8 +27,9 @@ from .facts import NARROW_LIMIT, device_of, layout_of
 from .formats import as_row, boxes_of, channels_innermost, empty_in_format, is_row
 from .geometry import Geometry
 from .launch_tma import dgrad_descriptors, fprop_descriptors, is_matrix, wgrad_descriptors
-from .plan import GemmTile, Plan, Tile, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
+from .plan import Plan, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
 from .plan_tma import MAX_REGISTERS, TmaTile
+from .tiles import GemmTile, Tile
 
 
 def fprop(

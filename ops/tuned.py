@@ -3,7 +3,7 @@
 A file of ops/tuned/ is written by `python -m tricorr.perf tune` on the device that it is named
 after, with the measurements that justify it. It is read once, when the first plan for that device
 is made; nothing is tuned at run time, and without a file, or without an entry, the tables of
-plan.py decide.
+tiles.py decide.
 
     {"device": "...", "entries": [{"key": {op, kind, sizes, dtype, precision, channels_last},
                                    "tile": {BLOCK_M, ...}, "splits": 1, "evidence": {...}}]}

@@ -48,10 +48,10 @@ from ..ops.bands import BandedGradTile, BandedTile, banded_steps
 from ..ops.call import Call
 from ..ops.launch import BANDS_BLOCK, SUM_TILE
 from ..ops.model import arithmetic_rate, copy_rate, rates_of
-from ..ops.plan import GemmTile
 from ..ops.plan_cost import programs_of, unit_of, window_steps
 from ..ops.plan_rows import RowsTile, rows_work
 from ..ops.plan_tma import TmaTile
+from ..ops.tiles import GemmTile
 from .configurations import TARGETS, Configuration, Target, configurations
 
 #: The recorded table.

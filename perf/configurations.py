@@ -21,23 +21,13 @@ from ..ops.geometry import Geometry
 from ..ops.lag_launch import lag_sums_calls
 from ..ops.launch import dgrad_call, fprop_call, wgrad_calls
 from ..ops.plan import (
-    GEMM_GRADIENT_TILES,
-    GEMM_TILES,
-    LONE_RESULTS,
-    LONG_STEP,
-    STENCIL_TILES,
-    WIDE_GEMM_TILES,
-    GemmTile,
     Layout,
     Plan,
-    Tile,
-    gemm_tiles,
     plan_dgrad,
     plan_dgrad_frame,
     plan_fprop,
     plan_wgrad,
     plan_with_tile,
-    tile_of,
 )
 from ..ops.plan_banded import BANDED_GRAD_TILES, BANDED_TILES, banded_tiles
 from ..ops.plan_tma import (
@@ -49,6 +39,18 @@ from ..ops.plan_tma import (
     shaped_tile,
     shapes,
     sums_in_one_loop,
+)
+from ..ops.tiles import (
+    GEMM_GRADIENT_TILES,
+    GEMM_TILES,
+    LONE_RESULTS,
+    LONG_STEP,
+    STENCIL_TILES,
+    WIDE_GEMM_TILES,
+    GemmTile,
+    Tile,
+    gemm_tiles,
+    tile_of,
 )
 from ..ops.tuned import tuned_for
 

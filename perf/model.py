@@ -49,15 +49,7 @@ from ..ops.model import (
     gemm_work,
     times_of,
 )
-from ..ops.plan import (
-    GemmTile,
-    Layout,
-    Plan,
-    StencilTile,
-    plan_dgrad,
-    plan_fprop,
-    plan_wgrad,
-)
+from ..ops.plan import Layout, Plan, plan_dgrad, plan_fprop, plan_wgrad
 from ..ops.plan_cost import (
     READ,
     device_bytes,
@@ -69,6 +61,7 @@ from ..ops.plan_cost import (
 )
 from ..ops.plan_rows import RowsTile, rows_work
 from ..ops.plan_tma import TmaTile
+from ..ops.tiles import GemmTile, StencilTile
 from .workloads import OPS, SUITES, Workload, select
 
 _PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}

@@ -32,14 +32,13 @@ from ..ops.plan import (
     Device,
     Layout,
     Plan,
-    Tile,
-    is_legal,
     plan_dgrad,
     plan_fprop,
     plan_wgrad,
     plan_with_tile,
     takes_one_tap,
 )
+from ..ops.tiles import Tile, is_legal
 from ..ops.tuned import file_of, key_of
 from .machine import Clocks
 from .measure import GpuTimer, Timer, quantile

@@ -11,10 +11,11 @@ import hypothesis
 import torch
 from hypothesis import strategies as st
 
-from tricorr.ops import Geometry, geometry_of, plan, plan_banded
-from tricorr.ops.plan import Layout, Plan, is_legal, plan_with_tile
+from tricorr.ops import Geometry, geometry_of, plan_banded
+from tricorr.ops.plan import Layout, Plan, plan_with_tile
 from tricorr.ops.plan_rows import has_rows_kernel, is_turned, rows_tile
 from tricorr.ops.plan_tma import is_legal_tma, shaped_tile, shapes
+from tricorr.ops.tiles import GEMM_TILES, STENCIL_TILES, WIDE_GEMM_TILES, is_legal
 from tricorr.perf.tiles import tiles_like
 
 FAMILIES = ("gemm", "stencil", "rows", "banded", "tma")
@@ -120,9 +121,9 @@ def geometries_of(op, family, dtype):
 def table_tiles(op, family, geometry, product, dtype, layout, device):
     """The tiles that the planner has for a family, as it would fit them to the geometry."""
     if family == "gemm":
-        return [*plan.GEMM_TILES[product], plan.WIDE_GEMM_TILES[product]]
+        return [*GEMM_TILES[product], WIDE_GEMM_TILES[product]]
     if family == "stencil":
-        return list(plan.STENCIL_TILES)
+        return list(STENCIL_TILES)
     if family == "rows":
         tile = rows_tile(op, geometry, dtype, layout, device)
         return [tile] if tile else []

@@ -22,19 +22,11 @@ from cases import tensors
 from closeness import operands, run, to_numpy, truth
 
 from tricorr.ops import cpu
-from tricorr.ops.plan import (
-    DEVICES,
-    GEMM_TILES,
-    STENCIL_TILES,
-    Layout,
-    plan_dgrad,
-    plan_fprop,
-    plan_wgrad,
-    plan_with_tile,
-)
+from tricorr.ops.plan import DEVICES, Layout, plan_dgrad, plan_fprop, plan_wgrad, plan_with_tile
 from tricorr.ops.plan_banded import BANDED_GRAD_TILES
 from tricorr.ops.plan_rows import RowsTile
 from tricorr.ops.plan_tma import TmaTile
+from tricorr.ops.tiles import GEMM_TILES, STENCIL_TILES
 from tricorr.perf.workloads import WORKLOADS
 
 PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}

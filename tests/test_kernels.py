@@ -21,13 +21,8 @@ from closeness import (
 
 from tricorr import ops
 from tricorr.ops import geometry_of, reference
-from tricorr.ops.plan import (
-    GEMM_GRADIENT_TILES,
-    GEMM_TILES,
-    STENCIL_TILES,
-    GemmTile,
-    plan_with_tile,
-)
+from tricorr.ops.plan import plan_with_tile
+from tricorr.ops.tiles import GEMM_GRADIENT_TILES, GEMM_TILES, STENCIL_TILES, GemmTile
 
 GEMM_DTYPES = {
     "half": torch.float16,

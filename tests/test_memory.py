@@ -21,9 +21,10 @@ from closeness import operands, run
 
 from tricorr.ops import geometry_of
 from tricorr.ops.bands import BandedGradTile, BandedTile
-from tricorr.ops.plan import GEMM_TILES, STENCIL_TILES, GemmTile, plan_with_tile
+from tricorr.ops.plan import plan_with_tile
 from tricorr.ops.plan_rows import RowsTile
 from tricorr.ops.plan_tma import TmaTile
+from tricorr.ops.tiles import GEMM_TILES, STENCIL_TILES, GemmTile
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and mprotect")
 

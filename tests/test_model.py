@@ -20,13 +20,8 @@ from tricorr.ops.model import (
 )
 from tricorr.ops.plan import (
     DEVICES,
-    GEMM_GRADIENT_TILES,
-    GEMM_TILES,
     INTERPRETER,
-    GemmTile,
     Layout,
-    StencilTile,
-    gemm_tiles,
     plan_dgrad,
     plan_fprop,
     plan_wgrad,
@@ -34,6 +29,7 @@ from tricorr.ops.plan import (
 )
 from tricorr.ops.plan_cost import MARGIN, cheapest, passes, plan_work
 from tricorr.ops.plan_tma import TmaTile, tma_tiles
+from tricorr.ops.tiles import GEMM_GRADIENT_TILES, GEMM_TILES, GemmTile, StencilTile, gemm_tiles
 from tricorr.perf.model import CODE
 
 H200 = DEVICES["h200"]

@@ -11,17 +11,16 @@ import pytest
 import torch
 
 from tricorr.ops import geometry_of, plan, tuned
-from tricorr.ops.plan import (
-    DEVICES,
+from tricorr.ops.plan import DEVICES, Device, Layout
+from tricorr.ops.tiles import (
     GEMM_GRADIENT_TILES,
     STENCIL_TILES,
     WIDE_GEMM_TILES,
-    Device,
     GemmTile,
-    Layout,
     StencilTile,
     gemm_tiles,
     is_legal,
+    tile_of,
 )
 from tricorr.perf import tune
 from tricorr.perf.measure import CpuTimer
@@ -234,7 +233,7 @@ def test_every_tuned_file_that_is_shipped_can_be_read():
         file = json.loads(path.read_text(encoding="utf-8"))
         assert tuned.file_of(file["device"]).name == path.name
         for found in tuned.parse(file).values():
-            assert vars(plan.tile_of(found.tile)) == found.tile
+            assert vars(tile_of(found.tile)) == found.tile
         assert all(entry["evidence"]["ratio_low"] > 1 for entry in file["entries"])
 
 

@@ -8,16 +8,15 @@ from cases import CASES, DTYPES
 
 from tricorr.ops import ArgumentError, geometry_of, plan, plan_rows
 from tricorr.ops.bands import BandedGradTile, BandedTile, grad_strips
-from tricorr.ops.plan import (
+from tricorr.ops.plan import Device, Layout
+from tricorr.ops.plan_rows import RowsTile
+from tricorr.ops.tiles import (
     GEMM_GRADIENT_TILES,
     GEMM_TILES,
     STENCIL_TILES,
     WIDE_GEMM_TILES,
-    Device,
     GemmTile,
-    Layout,
 )
-from tricorr.ops.plan_rows import RowsTile
 
 DEVICES = (plan.INTERPRETER, Device("a GPU", "90", 132), Device("another GPU", "gfx942", 304))
 PLANNERS = {"fprop": plan.plan_fprop, "dgrad": plan.plan_dgrad, "wgrad": plan.plan_wgrad}

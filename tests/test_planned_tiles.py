@@ -13,17 +13,7 @@ from cases import tensors, whole_numbers
 from closeness import operands, run, truth
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan import (
-    DEVICES,
-    GEMM_GRADIENT_TILES,
-    GEMM_TILES,
-    WIDE_GEMM_TILES,
-    Layout,
-    plan_dgrad,
-    plan_fprop,
-    plan_wgrad,
-    plan_with_tile,
-)
+from tricorr.ops.plan import DEVICES, Layout, plan_dgrad, plan_fprop, plan_wgrad, plan_with_tile
 from tricorr.ops.plan_tma import (
     TMA_GRADIENT_SHAPES,
     TMA_SHAPES,
@@ -31,6 +21,7 @@ from tricorr.ops.plan_tma import (
     multiplies_crosswise,
     shaped_tile,
 )
+from tricorr.ops.tiles import GEMM_GRADIENT_TILES, GEMM_TILES, WIDE_GEMM_TILES
 
 PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
 KINDS = {

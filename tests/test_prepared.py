@@ -9,15 +9,8 @@ from cases import tensors
 from closeness import OPS, check, operands, run
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan import (
-    DEVICES,
-    FAMILIES,
-    INTERPRETER,
-    Layout,
-    plan_dgrad,
-    plan_fprop,
-    plan_wgrad,
-)
+from tricorr.ops.plan import DEVICES, INTERPRETER, Layout, plan_dgrad, plan_fprop, plan_wgrad
+from tricorr.ops.tiles import FAMILIES
 
 _SAME = ((1, 1), (1, 1))
 DEPTHWISE = geometry_of((2, 4, 9, 7), (4, 1, 3, 3), padding=_SAME, groups=4)
