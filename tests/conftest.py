@@ -142,7 +142,7 @@ def _tier(item):
 
 #: What takes the interpreter long, and the cases that stand for all of it where `slow` is left out.
 INTERPRETED = {
-    "test_gradients_of_both_orders_are_numerical_ones": {"bank", "per_sample", "reflect"},
+    "test_gradients_of_both_orders_are_numerical_ones": {"bank", "reflect"},
     "test_derivatives_are_numerical_ones": {"relu", "gelu"},
 }
 

@@ -16,7 +16,7 @@ from drawn import FAMILIES, calls, geometries  # noqa: E402 - needs hypothesis
 PROFILE = hypothesis.settings.get_profile("tricorr")
 
 
-@hypothesis.settings(PROFILE, max_examples=12)
+@hypothesis.settings(PROFILE, max_examples=8)
 @hypothesis.given(geometry=geometries())
 @pytest.mark.parametrize("op", OPS)
 def test_any_geometry(backend, op, geometry):
