@@ -175,29 +175,31 @@ def test_the_file_justifies_its_entries_and_a_new_search_replaces_them(directory
     assert len(tuned.parse(json.loads(path.read_text(encoding="utf-8")))) == 1
 
 
-def test_splits_of_a_weight_gradient_are_tuned_too(directory):
-    job = Job(find("images-4096-3x3"), "wgrad", "float32", False)
+def tuned_to_more_splits(job):
+    """The plan that a search found for a weight gradient, now in the device's file."""
     base = job.table_plan(DEVICE)
     target = next(p for p in tune.candidates(job, DEVICE) if p.splits > base.splits)
     outcome = search(Bench(lambda p: 0.5 if p == target else 1.0), job)
     tune.update(tuned.file_of(DEVICE.name), DEVICE.name, [outcome], {})
     forget()
+    return target
+
+
+def test_splits_of_a_weight_gradient_are_tuned_too(directory):
+    job = Job(find("images-4096-3x3"), "wgrad", "float32", False)
+    target = tuned_to_more_splits(job)
     geometry = job.workload.geometry
     assert plan.plan_wgrad(geometry, torch.float32, Layout(), DEVICE) == target
 
 
 def test_a_problem_near_a_tuned_one_takes_its_tile_and_splits_of_its_own(directory):
     job = Job(find("images-4096-3x3"), "wgrad", "float32", False)
-    base = job.table_plan(DEVICE)
-    target = next(p for p in tune.candidates(job, DEVICE) if p.splits > base.splits)
-    outcome = search(Bench(lambda p: 0.5 if p == target else 1.0), job)
-    tune.update(tuned.file_of(DEVICE.name), DEVICE.name, [outcome], {})
-    forget()
+    target = tuned_to_more_splits(job)
     quarter = replace(job.workload.geometry, H=job.workload.geometry.H // 4)
+    splits = plan._splits(quarter, target.tile, torch.float32, DEVICE)
     found = plan.plan_wgrad(quarter, torch.float32, Layout(), DEVICE)
-    assert found.tile == target.tile
+    assert found == plan.plan_with_tile("wgrad", quarter, target.tile, splits=splits)
     assert found.splits != target.splits
-    assert found.splits * found.split_strips >= quarter.P // found.tile.BLOCK_P
 
 
 def _key(N=32, C=64, K=64, P=56, **changes):
