@@ -20,10 +20,10 @@ def add_residual(z, residual_ptr, mask):
 def activate(z, ACTIVATION: tl.constexpr):
     """The activation of a block of sums, in their dtype."""
     if ACTIVATION == "relu":
-        z = tl.where(z < 0.0, 0.0, z)
+        z = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACTIVATION == "relu6":
-        z = tl.where(z < 0.0, 0.0, z)
-        z = tl.where(z > 6.0, 6.0, z)
+        z = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        z = tl.minimum(z, 6.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACTIVATION == "gelu":
         z = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
     elif ACTIVATION == "silu":

@@ -32,6 +32,11 @@ class BandedTile:
         """Extents of one step on the matrix unit: (M, N, K)."""
         return self.BLOCK_M, self.BLOCK_P * self.BLOCK_Q, self.BLOCK_K
 
+    @property
+    def results(self) -> int:
+        """Of one thread, of 32 to a warp."""
+        return self.BLOCK_M * self.BLOCK_P * self.BLOCK_Q // (32 * self.num_warps)
+
 
 @dataclass(frozen=True)
 class BandedGradTile:

@@ -29,7 +29,7 @@ class Call:
     arguments: dict[str, Any]
     num_warps: int
     num_stages: int
-    #: Registers that a thread has at most; None for as many as there are.
+    #: Registers that a thread has at most, on NVIDIA; None for as many as the compiler takes.
     maxnreg: int | None = None
     first: Call | None = None
     #: Memory of this call and the one before or after, which the earlier of them fills.
@@ -41,7 +41,9 @@ class Call:
     def options(self) -> dict[str, int]:
         """What the compiler is told."""
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        return options if self.maxnreg is None else options | {"maxnreg": self.maxnreg}
+        if self.maxnreg is None or torch.version.hip:
+            return options
+        return options | {"maxnreg": self.maxnreg}
 
     def run(self, device: torch.device) -> None:
         """Launches the kernel on `device`, which holds the tensors among the arguments.

@@ -32,11 +32,13 @@ BANDED_TILES: dict[str, tuple[BandedTile, ...]] = {
     "half": (
         BandedTile(128, 8, 16, 64, num_warps=8, num_stages=3),
         BandedTile(64, 8, 16, 64, num_warps=8, num_stages=3),
-        BandedTile(32, 8, 8, 64, num_warps=4, num_stages=3),
+        BandedTile(32, 8, 16, 64, num_warps=8, num_stages=3),
+        BandedTile(32, 8, 8, 64, num_warps=8, num_stages=3),
     ),
     "tf32": (
         BandedTile(128, 8, 16, 32, num_warps=8, num_stages=3),
-        BandedTile(32, 8, 8, 32, num_warps=4, num_stages=3),
+        BandedTile(32, 8, 16, 32, num_warps=8, num_stages=3),
+        BandedTile(32, 8, 8, 32, num_warps=8, num_stages=3),
     ),
     "tf32x3": (
         BandedTile(128, 8, 8, 32, num_warps=8, num_stages=2),
@@ -56,6 +58,11 @@ BANDED_GRAD_TILES: dict[str, tuple[BandedGradTile, ...]] = {
     ),
     "tf32x3": (BandedGradTile(16, 32, 1, 32, num_warps=4, num_stages=2),),
 }
+
+#: Most results of a thread whose columns do not come in pieces of 16 bytes, see in_pieces: each is
+#: stored, and what is added to it loaded, at a place of its own. 32 spill up to 200 bytes, 64 up to
+#: 1500, and on sm_80 also where only the columns of x do not.
+LONE_RESULTS = 16
 
 #: Reading a byte from L2 takes a H200 as long as issuing so many instructions of one lane: 132
 #: multiprocessors issue 29.6e12 a second (128 lanes at 1.75 GHz), L2 delivers about 5.5e12 bytes.
@@ -102,7 +109,7 @@ def banded_tile(
     g = geometry.adjoint() if op == "dgrad" else geometry
     tiles = [
         _fitted(tile, g) if isinstance(tile, BandedGradTile) else tile
-        for tile in banded_tiles(op, product, layout.wide, device)
+        for tile in banded_tiles(op, product, in_pieces(g, layout), device)
         if isinstance(tile, BandedGradTile) or _workspace(g, tile, dtype) <= MAX_WORKSPACE
     ]
     costs = {tile: _banded_cost(g, tile, dtype, layout, device) for tile in tiles}
@@ -110,16 +117,28 @@ def banded_tile(
     return best if best and costs[best] < most else None
 
 
-def banded_tiles(op: str, product: str, wide: bool, device: Device) -> list[AnyBandedTile]:
-    """The tiles that an operator may be planned with on a device, for one kind of product."""
+def in_pieces(geometry: Geometry, layout: Layout) -> bool:
+    """Whether columns come in pieces of 16 bytes, at places that 32 bits hold, in x and in y."""
+    in_planes = not (layout.channels_last or layout.wide)
+    return in_planes and geometry.W % COLUMN_STEP == geometry.Q % COLUMN_STEP == 0
+
+
+def banded_tiles(op: str, product: str, pieces: bool, device: Device) -> list[AnyBandedTile]:
+    """The tiles that an operator may be planned with on a device, for one kind of product.
+
+    Args:
+        op: "fprop", "dgrad" or "wgrad".
+        product: a row of BANDED_TILES.
+        pieces: what in_pieces says.
+        device: whose shared memory counts.
+    """
     dtype = torch.float16 if product == "half" else torch.float32
     shared = LIMITS.get(device.arch, SMALLEST).shared
     tiles: list[AnyBandedTile] = []
     if op == "wgrad":
         tiles += BANDED_GRAD_TILES[product]
     else:
-        # With 64 sums a thread and a 64-bit place in y for each, the largest of the others spill.
-        tiles += [tile for tile in BANDED_TILES[product] if tile.BLOCK_M <= 64 or not wide]
+        tiles += [t for t in BANDED_TILES[product] if pieces or t.results <= LONE_RESULTS]
     return [
         tile
         for tile in tiles

@@ -31,9 +31,6 @@ MAX_BOX = 256
 MAX_OVERHANG = {"pixels": 0.5, "planes": 0.25}
 #: Bytes of summed channels that one step loads for a pixel: the widest row that is swizzled.
 ROW_BYTES = 128
-#: Registers of a thread where operands have 16 bits: what three warpgroups can have each. Left to
-#: itself, ptxas takes up to 192 for 128 x 256 sums, because as many programs fit either way.
-MAX_REGISTERS = 168
 #: Rows of a box of planes: each has sums of its own, and their code is written out.
 MAX_PLANE_ROWS = 4
 #: Taps of a weight gradient whose sums a program keeps side by side.

@@ -135,7 +135,7 @@ GEMM_GRADIENT_TILES: dict[str, tuple[GemmTile, GemmTile, GemmTile]] = {
     "ieee": (
         GemmTile(64, 64, 16, num_warps=8, num_stages=3),
         GemmTile(64, 32, 16, num_warps=4, num_stages=2),
-        GemmTile(64, 32, 16, num_warps=8, num_stages=2),
+        GemmTile(64, 32, 16, num_warps=8, num_stages=3),
     ),
     "float64": (
         GemmTile(64, 32, 16, num_warps=4, num_stages=2),

@@ -7,6 +7,7 @@ meta tensors. Kernels have to be compiled ones: TRITON_INTERPRET must be unset.
     python -m tricorr.perf codegen [sm_90 ...] [-k PATTERN]    checks configurations; prints a table
     python -m tricorr.perf codegen --sample --json FILE        records the representative ones
     python -m tricorr.perf codegen --check FILE                builds what FILE records; compares
+    python -m tricorr.perf codegen sm_90 --drawn 500           calls drawn at random, as planned
     python -m tricorr.perf.codegen --serve                     answers JSON lines, for test_aot.py
 
 What the table counts is static. "loop" is one pass of the loop that does the arithmetic. Per output
@@ -38,7 +39,7 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ from ..ops.plan_rows import RowsTile, rows_work
 from ..ops.plan_tma import TmaTile
 from ..ops.tiles import GemmTile
 from .configurations import TARGETS, Configuration, Target, configurations
+from .draw import drawn
 
 #: The recorded table.
 TABLE = Path(__file__).parent / "results" / "codegen.json"
@@ -117,6 +119,7 @@ def build(call: Call, target: Target, disassemble: bool = True) -> Build:
     kernel = call.kernel
     if not isinstance(kernel, JITFunction):
         raise RuntimeError("kernels are interpreted: unset TRITON_INTERPRET to compile them")
+    call = replace(call, maxnreg=None) if target.is_amd else call
     gpu = GPUTarget(*target.gpu)
     # The steps of JITFunction.run, with a backend of our choice in place of the driver's.
     backend = make_backend(gpu)
@@ -222,16 +225,10 @@ def _hot_loop(instructions: Instructions) -> Instructions:
     return min((b for b in loops if 2 * arithmetic(b) >= most > 0), key=len, default=[])
 
 
-#: ptxas parks a few values that only the code around the loop needs, to stay at a step (32, 80, 128
-#: registers) where more programs fit on a multiprocessor: that many bytes, outside the loop, are no
-#: shortage of registers.
-MAX_PARKED = 16
-
-
 def problems(configuration: Configuration, target: Target, built: Build) -> list[str]:
     """What is wrong with the code, in words."""
     found = []
-    if built.spills > MAX_PARKED or built.count("local", loop=True):
+    if built.spills > target.parked or built.count("local", loop=True):
         inside, everywhere = built.count("local", loop=True), built.count("local")
         found.append(f"spills {built.spills} bytes ({inside} of {everywhere} accesses in the loop)")
     if built.registers > target.registers:
@@ -495,6 +492,26 @@ def tabulate(
     return entries, wrong
 
 
+def survey(target: Target, count: int, seed: int) -> list[str]:
+    """Builds calls drawn at random; returns what is wrong, and prints it as it comes."""
+    wrong, families = [], Counter[str]()
+    for configuration in drawn(target, count, seed):
+        families[configuration.plan.family] += 1
+        try:
+            built = build(configuration.call(), target, disassemble=False)
+            if built.spills:
+                built = build(configuration.call(), target)
+            found = problems(configuration, target, built)
+        except Exception as error:
+            found = [traceback.format_exception_only(_cause(error))[-1].strip().splitlines()[-1]]
+        if found:
+            wrong.append(f"{configuration.name}, {configuration.plan.tile}: {'; '.join(found)}")
+            print(f"{target.name:7} {wrong[-1]}", flush=True)
+    kinds = ", ".join(f"{n} {family}" for family, n in families.most_common())
+    print(f"{target.name:7} {count} calls ({kinds}), seed {seed}: {len(wrong)} wrong")
+    return wrong
+
+
 def triton_version() -> str:
     """The installed Triton's, which decides the code."""
     from importlib.metadata import version
@@ -595,6 +612,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="build what FILE records (the committed table if not given) and say what is worse",
     )
     parser.add_argument("--list", action="store_true", help="print names, build nothing")
+    parser.add_argument(
+        "--drawn", type=int, metavar="N", help="instead, N calls drawn at random for each target"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of --drawn; 0 if not given")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
 
 
@@ -612,6 +633,8 @@ def main(options: argparse.Namespace) -> int:
     except re.error as error:
         raise ValueError(f"-k must be a regular expression, got {options.k!r}: {error}") from error
     names = options.targets or list(TARGETS)
+    if options.drawn is not None:
+        return min(1, sum(len(survey(TARGETS[n], options.drawn, options.seed)) for n in names))
     if options.check:
         return compare(options.check, options.k, names)
     jobs = list(chosen([TARGETS[name] for name in names], options.k, options.sample))

@@ -128,7 +128,7 @@ def table_tiles(op, family, geometry, product, dtype, layout, device):
         tile = rows_tile(op, geometry, dtype, layout, device)
         return [tile] if tile else []
     if family == "banded":
-        return plan_banded.banded_tiles(op, product, layout.wide, device)
+        return plan_banded.banded_tiles(op, product, not layout.wide, device)
     return [shaped_tile(op, geometry, dtype, s, "pixels") for s in shapes(op, geometry)]
 
 

@@ -14,6 +14,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
@@ -22,6 +23,7 @@ from tricorr.ops.model import copy_rate, rates_of
 from tricorr.perf import codegen
 from tricorr.perf.codegen import Build, Entry
 from tricorr.perf.configurations import TARGETS, configurations
+from tricorr.perf.draw import drawn
 
 #: Of the recorded ones, these are built by the tests: each family, and every kind of arithmetic.
 BUILT = (
@@ -154,6 +156,31 @@ def test_kernels_that_load_through_descriptors_leave_room_for_three_warpgroups()
         assert e.registers <= 168, e.name
         assert e.spills == 0, e.name
         assert e.loop["mma"], e.name
+
+
+def test_calls_that_the_compiler_would_make_spill_are_told_how_many_registers(monkeypatch):
+    call = configuration("fprop_stencil-512x1-float32-image").call()
+    assert call.options["maxnreg"] == 168
+    monkeypatch.setattr(torch.version, "hip", "6.2")  # whose compiler has no such option
+    assert "maxnreg" not in call.options
+
+
+def test_drawn_calls_are_the_same_for_a_seed_and_of_every_kind():
+    target = TARGETS["sm_90"]
+    first, again = (list(drawn(target, 300, seed=1)) for _ in range(2))
+    assert first == again
+    assert [c.name for c in drawn(target, 5, seed=2)] != [c.name for c in first[:5]]
+    plans = [c.plan for c in first]
+    assert {plan.op for plan in plans} == {"fprop", "dgrad", "dgrad_frame", "wgrad"}
+    assert {plan.family for plan in plans} == {"gemm", "tma", "stencil", "rows", "banded"}
+    assert {c.dtype for c in first} >= {torch.uint8, torch.float16, torch.float64}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [t.name for t in TARGETS.values() if not t.is_amd])
+def test_calls_drawn_at_random_spill_nothing(target):
+    found = run(target, "--drawn", 60)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_a_program_does_the_multiply_adds_that_its_code_has():

@@ -9,7 +9,7 @@ from closeness import OPS, check, operands, run, truth
 
 from tricorr.ops import geometry_of
 from tricorr.ops.plan import DEVICES, Layout, plan_dgrad, plan_fprop, plan_wgrad, plan_with_tile
-from tricorr.ops.plan_rows import RowsTile, has_rows_kernel
+from tricorr.ops.plan_rows import MAX_HELD, RowsTile, has_rows_kernel, rows_held
 
 SAME = ((1, 1), (1, 1))
 #: Several tiles along every axis, the last of each with something left over, where they fit.
@@ -159,6 +159,20 @@ def test_few_channels_take_the_rows(name, op, last):
     if plan.kernel != "dgrad_rows":
         assert plan.tile.BLOCK_K == filters, "the image is read once for all of them"
     assert (plan.tile.LANE_Q > 1) == (last and geometry.groups > 8)
+
+
+def test_lanes_have_as_many_columns_as_a_thread_can_hold():
+    held = {}
+    for dilation in ((1, 1), (2, 2), (2, 4)):
+        pads = tuple((3 * n, 3 * n) for n in dilation)
+        geometry = geometry_of(
+            (64, 64, 224, 224), (64, 1, 7, 7), padding=pads, dilation=dilation, groups=64
+        )
+        last = Layout(channels_last=True)
+        tile = plan_wgrad(geometry, torch.float32, last, DEVICES["h200"]).tile
+        assert rows_held("wgrad", geometry, tile) <= MAX_HELD
+        held[dilation] = tile.LANE_Q
+    assert held == {(1, 1): 4, (2, 2): 4, (2, 4): 2}
 
 
 @pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
