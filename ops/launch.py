@@ -472,7 +472,7 @@ def _most_registers(plan: Plan, double: bool) -> int | None:
     if isinstance(tile, TmaTile):
         return MAX_REGISTERS if plan.precision == "ieee" else None  # of 32 bits, it would spill
     if isinstance(tile, StencilTile):
-        return ALL_REGISTERS if plan.wide else MAX_REGISTERS
+        return ALL_REGISTERS if plan.wide or double else MAX_REGISTERS  # offsets or sums of 64 bits
     lone_columns = isinstance(tile, RowsTile) and plan.op == "wgrad" and tile.LANE_Q == 1
     return MAX_REGISTERS if lone_columns or (isinstance(tile, GemmTile) and double) else None
 

@@ -109,7 +109,7 @@ def rows_tile(
     e = _extents(op, geometry)
     across = layout.channels_last and geometry.groups >= MIN_GROUPS  # lanes are channels
     lane_q = min(LANE_Q, power_of_two(e.columns)) if across else 1
-    while not (block_k := _block_k(op, geometry, lane_q, room)):
+    while not (block_k := _block_k(op, geometry, lane_q, room, layout.crowded)):
         if lane_q == 1:
             return None
         lane_q //= 2
@@ -123,7 +123,7 @@ def rows_tile(
     for vector in (8, 4, 2, 1) if plain else (4, 2, 1):
         block_q, block_c = _lanes(e, vector * THREADS, lane_q, across)
         tile = replace(tile, BLOCK_Q=block_q, BLOCK_C=block_c)
-        if rows_held(op, geometry, tile) <= room:
+        if rows_held(op, geometry, tile, layout.crowded) <= room:
             break
     else:
         step = 1
@@ -237,24 +237,30 @@ def _macs(op: str, geometry: Geometry) -> int:
     return channels * g.R * g.S
 
 
-def rows_held(op: str, geometry: Geometry, tile: RowsTile) -> int:
-    """Numbers that a thread keeps: weights, sums of the open rows, and the pixels for one more."""
+def rows_held(op: str, geometry: Geometry, tile: RowsTile, crowded: bool = False) -> int:
+    """Numbers that a thread keeps: weights, sums of the open rows, and the pixels for one more.
+
+    As many numbers as a row of sums has besides are under way where something is added to it
+    (`crowded`, see Layout), and of dy in a weight gradient.
+    """
     e, taps = _extents(op, geometry), _macs(op, geometry) * tile.BLOCK_K
+    gradient = op == "wgrad"
+    under_way = crowded or gradient
     vector = max(1, tile.BLOCK_Q // tile.LANE_Q * tile.BLOCK_C // THREADS)
     stride, dilation = geometry.steps(1)
     loaded = min(geometry.steps(0)[0], geometry.R)  # rows of pixels for one of outputs
     columns = {q * stride + s * dilation for q in range(tile.LANE_Q) for s in range(geometry.S)}
-    rows = (e.ahead + tile.STEP_P) * tile.BLOCK_K * tile.LANE_Q * e.row
-    own_weights = op == "wgrad" or tile.BLOCK_C > 1
+    rows = (e.ahead + tile.STEP_P + under_way) * tile.BLOCK_K * tile.LANE_Q * e.row
+    own_weights = gradient or tile.BLOCK_C > 1
     return taps * (vector if own_weights else 1) + (rows + len(columns) * loaded) * vector
 
 
-def _block_k(op: str, geometry: Geometry, lane_q: int, room: int) -> int:
+def _block_k(op: str, geometry: Geometry, lane_q: int, room: int, crowded: bool = False) -> int:
     """Filters of a group that one program can hold, the most that divide them; 0: not even one."""
     filters = _extents(op, geometry).filters
     for k in range(min(filters, 8), 0, -1):
         tile = RowsTile(1, lane_q, 1, k, 1, lane_q)
-        if filters % k == 0 and rows_held(op, geometry, tile) <= room:
+        if filters % k == 0 and rows_held(op, geometry, tile, crowded) <= room:
             return k
     return 0
 
