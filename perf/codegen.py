@@ -53,7 +53,7 @@ from ..ops.plan_cost import programs_of, unit_of, window_steps
 from ..ops.plan_rows import RowsTile, rows_work
 from ..ops.plan_tma import TmaTile
 from ..ops.tiles import GemmTile
-from .configurations import TARGETS, Configuration, Target, configurations
+from .configurations import PARKED, TARGETS, Configuration, Target, configurations
 from .draw import drawn
 
 #: The recorded table.
@@ -227,8 +227,11 @@ def _hot_loop(instructions: Instructions) -> Instructions:
 
 def problems(configuration: Configuration, target: Target, built: Build) -> list[str]:
     """What is wrong with the code, in words."""
+    from ..kernels.versions import BEFORE_3_7
+
     found = []
-    if built.spills > target.parked or built.count("local", loop=True):
+    parked = PARKED if BEFORE_3_7 else target.parked
+    if built.spills > parked or built.count("local", loop=True):
         inside, everywhere = built.count("local", loop=True), built.count("local")
         found.append(f"spills {built.spills} bytes ({inside} of {everywhere} accesses in the loop)")
     if built.registers > target.registers:

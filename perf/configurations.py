@@ -54,6 +54,9 @@ from ..ops.tiles import (
 )
 from ..ops.tuned import tuned_for
 
+#: See Target.parked.
+PARKED = 16
+
 
 @dataclass(frozen=True)
 class Target:
@@ -66,14 +69,14 @@ class Target:
         float64_mma: whether Triton (3.6, 3.7) multiplies float64 on the matrix units.
         parked: bytes of a thread that ptxas may move to memory outside of the loop, which it does
             to stay at a number of registers where one program more fits: none on the target that
-            is tuned for first.
+            is tuned for first. Triton 3.6, which tiles were not chosen with, may everywhere.
     """
 
     name: str
     gpu: tuple[str, int | str, int]
     device: Device
     float64_mma: bool = True
-    parked: int = 16
+    parked: int = PARKED
 
     @property
     def is_amd(self) -> bool:
