@@ -30,7 +30,7 @@ from .errors import ArgumentError
 from .geometry import Geometry
 from .integers import cdiv
 from .model import STENCIL_LANES
-from .plan_banded import banded_tile, has_banded_kernel
+from .plan_banded import banded_tile, has_banded_kernel, in_pieces, suits
 from .plan_cost import cheapest
 from .plan_rows import (
     RowsTile,
@@ -447,6 +447,8 @@ def _tuned_plan(
         op, geometry, dtype, precision, device.arch, layout.boxes(op), tile
     ):
         return None  # its key says nothing of alignment, nor what divides a plane
+    if distance and isinstance(tile, BandedTile) and not suits(tile, in_pieces(geometry, layout)):
+        return None
     splits = _splits(geometry, tile, dtype, device) if op == "wgrad" and distance else found.splits
     return plan_with_tile(
         op,

@@ -123,6 +123,11 @@ def in_pieces(geometry: Geometry, layout: Layout) -> bool:
     return in_planes and geometry.W % COLUMN_STEP == geometry.Q % COLUMN_STEP == 0
 
 
+def suits(tile: BandedTile, pieces: bool) -> bool:
+    """Whether a tile does not spill where in_pieces says `pieces`."""
+    return pieces or tile.results <= LONE_RESULTS
+
+
 def banded_tiles(op: str, product: str, pieces: bool, device: Device) -> list[AnyBandedTile]:
     """The tiles that an operator may be planned with on a device, for one kind of product.
 
@@ -138,7 +143,7 @@ def banded_tiles(op: str, product: str, pieces: bool, device: Device) -> list[An
     if op == "wgrad":
         tiles += BANDED_GRAD_TILES[product]
     else:
-        tiles += [t for t in BANDED_TILES[product] if pieces or t.results <= LONE_RESULTS]
+        tiles += [tile for tile in BANDED_TILES[product] if suits(tile, pieces)]
     return [
         tile
         for tile in tiles

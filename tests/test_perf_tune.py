@@ -12,6 +12,7 @@ import torch
 
 from tricorr.ops import geometry_of, plan, tuned
 from tricorr.ops.plan import DEVICES, Device, Layout
+from tricorr.ops.plan_banded import LONE_RESULTS
 from tricorr.ops.tiles import (
     GEMM_GRADIENT_TILES,
     STENCIL_TILES,
@@ -155,6 +156,20 @@ def test_the_planner_takes_what_was_written_and_only_for_its_key(directory):
     assert planned(device=DEVICES["h200"]).tile == tables
     assert plan.plan_dgrad(geometry, torch.bfloat16, last, DEVICE).tile == tables
     assert DENSE.table_plan(DEVICE).tile == tables, "a search starts from the tables"
+
+
+def test_a_tile_for_columns_in_pieces_serves_no_problem_near_it_without(directory):
+    job = Job(find("replknet-128x56x56-128-31x31"), "fprop", "bfloat16", False)
+    target = next(p for p in tune.candidates(job, DEVICE) if p.tile.results > LONE_RESULTS)
+    outcome = search(Bench(lambda p: 0.5 if p == target else 1.0), job)
+    tune.update(tuned.file_of(DEVICE.name), DEVICE.name, [outcome], {})
+    forget()
+    geometry = job.workload.geometry
+    for size in (48, 56, 55):
+        near = replace(geometry, H=size, W=size)
+        tile = plan.plan_fprop(near, torch.bfloat16, Layout(), DEVICE).tile
+        assert (tile == target.tile) == (size % 8 == 0)
+        assert tile.results <= LONE_RESULTS or size % 8 == 0
 
 
 def test_the_file_justifies_its_entries_and_a_new_search_replaces_them(directory):
