@@ -485,9 +485,11 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
                 chosen = types
                 if thin:
                     if cases[-1] == "odd" and (i + row + turn) % len(OPS):
-                        cases = cases[:-1]  # slow to compile: one operator for each target
-                    if not cases:
-                        continue
+                        # Slow to compile: one operator for each target, and of the tile that no
+                        # other has the quick case.
+                        if product != "ieee" or len(cases) == 1:
+                            continue
+                        cases = cases[:-1]
                     seldom = cases == ["stem"] or cases[0].startswith(("planes", "ragged"))
                     if seldom and (row + j + turn) % len(TARGETS):
                         continue  # one of the targets builds it
