@@ -143,7 +143,8 @@ def _tier(item):
 #: What takes the interpreter long, and the cases that stand for all of it where `slow` is left out.
 INTERPRETED = {
     "test_gradients_of_both_orders_are_numerical_ones": {"bank", "reflect"},
-    "test_derivatives_are_numerical_ones": {"relu", "gelu"},
+    "test_derivatives_are_numerical_ones": {"gelu"},
+    "test_kernels_make_a_step_as_pytorchs": {"mobilenet_v2", "resnet18"},
 }
 
 
