@@ -139,6 +139,7 @@ def test_residuals_and_activations_wait_for_partial_sums(ranks):
 
 # Not huge_padding: a share has less than 2**31 outputs but all of that padding, and the kernels
 # take 32-bit indices.
+@pytest.mark.slow
 def test_kernels_take_the_padding_of_a_share(ranks):
     names = ["huge_stride", "stride_gt_filter", "pad_exceeds_half"]
     ranks(every_split, 2, names, ["rows"], torch.float32, interpret=True)

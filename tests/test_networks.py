@@ -141,7 +141,13 @@ def test_channels_last_stays_so_through_a_network(backend):
 
 
 @DEVICES
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("mobilenet_v2", marks=pytest.mark.slow),
+        *sorted(NETWORKS.keys() - {"mobilenet_v2"}),
+    ],
+)
 def test_compiled_trains_as_pytorchs(backend, name):
     torch._dynamo.reset()
     network, ours, images = networks_of(name, backend.device)
