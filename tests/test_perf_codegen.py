@@ -177,9 +177,8 @@ def test_drawn_calls_are_the_same_for_a_seed_and_of_every_kind():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [t.name for t in TARGETS.values() if not t.is_amd])
-def test_calls_drawn_at_random_spill_nothing(target):
-    found = run(target, "--drawn", 60)
+def test_calls_drawn_at_random_spill_nothing():
+    found = run("sm_90", "--drawn", 60)
     assert found.returncode == 0, found.stdout + found.stderr
 
 
