@@ -28,9 +28,8 @@ from .formats import as_row, boxes_of, channels_innermost, empty_in_format, is_r
 from .geometry import Geometry
 from .launch_tma import dgrad_descriptors, fprop_descriptors, is_matrix, wgrad_descriptors
 from .plan import Plan, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
-from .plan_rows import RowsTile
 from .plan_tma import TmaTile
-from .tiles import GemmTile, StencilTile, Tile
+from .tiles import GemmTile, Tile, most_registers
 
 
 def fprop(
@@ -452,29 +451,9 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
     kernel = getattr(kernels, plan.kernel)
     taken = {name: arguments[name] for name in kernel.arg_names}
     tensors = (t for t in taken.values() if isinstance(t, torch.Tensor))
-    limit = _most_registers(plan, any(t.dtype == torch.float64 for t in tensors))
+    double = any(t.dtype == torch.float64 for t in tensors)
+    limit = most_registers(plan.op, tile, plan.wide, plan.precision, double)
     return Call(kernel, plan.grid, taken, tile.num_warps, tile.num_stages, limit)
-
-
-#: Registers of a thread with which twelve warps fit on a NVIDIA multiprocessor, and eight.
-MAX_REGISTERS, ALL_REGISTERS = 168, 255
-
-
-def _most_registers(plan: Plan, double: bool) -> int | None:
-    """What a thread may have at most; None where that is left to the compiler.
-
-    Left to itself, ptxas takes up to 192 for 128 x 256 sums of boxes, because as many programs fit
-    either way. In the other kernels named here it does the contrary: it stays at some number where
-    one program more fits, and moves 8 or 16 bytes of a thread to memory to get there. Told a limit,
-    it takes what it needs.
-    """
-    tile = plan.tile
-    if isinstance(tile, TmaTile):
-        return MAX_REGISTERS if plan.precision == "ieee" else None  # of 32 bits, it would spill
-    if isinstance(tile, StencilTile):
-        return ALL_REGISTERS if plan.wide or double else MAX_REGISTERS  # offsets or sums of 64 bits
-    lone_columns = isinstance(tile, RowsTile) and plan.op == "wgrad" and tile.LANE_Q == 1
-    return MAX_REGISTERS if lone_columns or (isinstance(tile, GemmTile) and double) else None
 
 
 def _samples(geometry: Geometry) -> int:

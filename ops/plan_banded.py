@@ -62,7 +62,7 @@ BANDED_GRAD_TILES: dict[str, tuple[BandedGradTile, ...]] = {
 #: Most results of a thread whose columns do not come in pieces of 16 bytes, see in_pieces: each is
 #: stored, and what is added to it loaded, at a place of its own. 32 spill up to 200 bytes, 64 up to
 #: 1500, and on sm_80 also where only the columns of x do not.
-LONE_RESULTS = 16
+MAX_LONE_RESULTS = 16
 
 #: Reading a byte from L2 takes a H200 as long as issuing so many instructions of one lane: 132
 #: multiprocessors issue 29.6e12 a second (128 lanes at 1.75 GHz), L2 delivers about 5.5e12 bytes.
@@ -125,7 +125,7 @@ def in_pieces(geometry: Geometry, layout: Layout) -> bool:
 
 def suits(tile: BandedTile, pieces: bool) -> bool:
     """Whether a tile does not spill where in_pieces says `pieces`."""
-    return pieces or tile.results <= LONE_RESULTS
+    return pieces or tile.results <= MAX_LONE_RESULTS
 
 
 def banded_tiles(op: str, product: str, pieces: bool, device: Device) -> list[AnyBandedTile]:

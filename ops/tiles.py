@@ -154,6 +154,30 @@ STENCIL_TILES: tuple[StencilTile, ...] = (
 )
 
 
+#: Registers of a thread with which twelve warps fit on a NVIDIA multiprocessor, and eight.
+MAX_REGISTERS, ALL_REGISTERS = 168, 255
+
+
+def most_registers(op: str, tile: Tile, wide: bool, precision: str, double: bool) -> int | None:
+    """What a thread may have at most on NVIDIA; None where that is left to the compiler.
+
+    Left to itself, ptxas takes up to 192 for 128 x 256 sums of boxes, because as many programs fit
+    either way. In the other kernels named here it does the contrary: it stays at some number where
+    one program more fits, and moves 8 or 16 bytes of a thread to memory to get there. Told a limit,
+    it takes what it needs.
+
+    Args:
+        op, tile, wide, precision: as in Plan.
+        double: whether operands are float64.
+    """
+    if isinstance(tile, TmaTile):
+        return MAX_REGISTERS if precision == "ieee" else None  # of 32 bits, it would spill
+    if isinstance(tile, StencilTile):
+        return ALL_REGISTERS if wide or double else MAX_REGISTERS  # offsets or sums of 64 bits
+    lone_columns = isinstance(tile, RowsTile) and op == "wgrad" and tile.LANE_Q == 1
+    return MAX_REGISTERS if lone_columns or (isinstance(tile, GemmTile) and double) else None
+
+
 def tile_of(fields: Mapping[str, int]) -> Tile:
     """The tile with these fields: their names say of which family it is."""
     kinds: tuple[type[Tile], ...] = get_args(Tile)

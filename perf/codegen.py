@@ -637,6 +637,12 @@ def main(options: argparse.Namespace) -> int:
         raise ValueError(f"-k must be a regular expression, got {options.k!r}: {error}") from error
     names = options.targets or list(TARGETS)
     if options.drawn is not None:
+        if options.drawn < 1:
+            raise ValueError(f"--drawn must be positive, got {options.drawn}")
+        if options.k or options.sample or options.json or options.check:
+            raise ValueError(
+                "--drawn takes its calls from no list: no -k, --sample, --json, --check"
+            )
         return min(1, sum(len(survey(TARGETS[n], options.drawn, options.seed)) for n in names))
     if options.check:
         return compare(options.check, options.k, names)

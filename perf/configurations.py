@@ -412,7 +412,7 @@ class Configuration:
     @property
     def geometry(self) -> Geometry:
         """Of the launch."""
-        return _geometry(self.plan.op, self.arguments)
+        return launched_geometry(self.plan.op, self.arguments)
 
     @property
     def name(self) -> str:
@@ -456,7 +456,7 @@ class Configuration:
         return torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
 
 
-def _geometry(op: str, case: Case) -> Geometry:
+def launched_geometry(op: str, case: Case) -> Geometry:
     """dgrad reduces over filters where fprop does over channels: it gets those swapped."""
     if op != "dgrad":
         return case.geometry
@@ -531,7 +531,7 @@ def _rows(target: Target, thin: bool) -> Iterator[Configuration]:
                 if (i + j + turn) % len(TARGETS):
                     continue  # one of the targets builds it
                 dtypes = [dtypes[(i + j // 3 + turn) % len(dtypes)]]
-            geometry, layout = _geometry(op, case), Layout(case.channels_last, case.wide)
+            geometry, layout = launched_geometry(op, case), Layout(case.channels_last, case.wide)
             geometry = geometry.without_padding_mode() if op == "dgrad" else geometry
             for dtype in dtypes:
                 weights = torch.float32 if dtype == torch.uint8 else dtype
@@ -560,7 +560,7 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
             loops = [
                 n
                 for n in cases
-                if sums_in_one_loop(op, _geometry(op, TMA_CASES[n]))
+                if sums_in_one_loop(op, launched_geometry(op, TMA_CASES[n]))
                 and not TMA_CASES[n].crowded  # a program has one box then
             ]
             if thin:
@@ -588,7 +588,7 @@ def _tma_configuration(
     dtype: torch.dtype,
     precision: str,
 ) -> Configuration:
-    case, geometry = TMA_CASES[name], _geometry(op, TMA_CASES[name])
+    case, geometry = TMA_CASES[name], launched_geometry(op, TMA_CASES[name])
     planned = geometry.as_rows() if geometry.is_point else geometry
     plan = plan_with_tile(
         op,
@@ -612,7 +612,7 @@ def _takes_boxes(
     target: Target,
 ) -> bool:
     case = TMA_CASES[name]
-    geometry, arch = _geometry(op, case), target.device.arch
+    geometry, arch = launched_geometry(op, case), target.device.arch
     if op != "fprop" and case.crowded:
         return False
     legal = is_legal_tma(op, geometry, dtype, precision, arch, _boxes_of(case))
@@ -708,7 +708,7 @@ def _configuration(
     case = (GEMM_CASES if is_gemm else BANDED_CASES if is_banded else STENCIL_CASES)[name]
     plan = plan_with_tile(
         op,
-        _geometry(op, case),
+        launched_geometry(op, case),
         tile,
         wide=case.wide,
         precision=precision,

@@ -16,7 +16,7 @@ from ..ops.errors import ArgumentError
 from ..ops.facts import layout_of
 from ..ops.geometry import geometry_of
 from ..ops.plan import Plan, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
-from .configurations import Case, Configuration, Target
+from .configurations import Case, Configuration, Target, launched_geometry
 
 _PLANNERS = {
     "fprop": plan_fprop,
@@ -44,10 +44,7 @@ def drawn(target: Target, count: int, seed: int) -> Iterator[Configuration]:
             continue
         made += 1
         name = f"drawn{made} ({_options(precision, case)}) {case.geometry}"
-        if op == "dgrad":  # as Configuration turns it back
-            case = replace(
-                case, geometry=replace(case.geometry, C=case.geometry.K, K=case.geometry.C)
-            )
+        case = replace(case, geometry=launched_geometry(op, case))  # Configuration turns it back
         yield Configuration(plan.kernel, "", name, case, plan, dtype)
 
 

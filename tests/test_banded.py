@@ -229,7 +229,7 @@ def test_columns_that_do_not_come_in_pieces_take_tiles_with_few_results_a_thread
     g = geometry_of((32, 64, size, size), (64, 1, 31, 31), padding=pads, groups=64)
     found = plan.plan_fprop(g, torch.float16, layout, H200)
     assert found.family == "banded"
-    few = found.tile.results <= plan_banded.LONE_RESULTS
+    few = found.tile.results <= plan_banded.MAX_LONE_RESULTS
     assert few == (size % 8 > 0 or layout != Layout())
 
 

@@ -6,6 +6,7 @@ is compared in full by `python -m tricorr.perf codegen --check`; here a few kern
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import re
@@ -174,6 +175,17 @@ def test_drawn_calls_are_the_same_for_a_seed_and_of_every_kind():
     assert {plan.op for plan in plans} == {"fprop", "dgrad", "dgrad_frame", "wgrad"}
     assert {plan.family for plan in plans} == {"gemm", "tma", "stencil", "rows", "banded"}
     assert {c.dtype for c in first} >= {torch.uint8, torch.float16, torch.float64}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(["--drawn", 0], "must be positive, got 0"), (["--drawn", 5, "-k", "rows"], "from no list")],
+)
+def test_drawing_refuses_what_it_would_not_do(given, said):
+    parser = argparse.ArgumentParser()
+    codegen.add_arguments(parser)
+    with pytest.raises(ValueError, match=said):
+        codegen.main(parser.parse_args([str(word) for word in given]))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 
 from tricorr.ops import geometry_of, plan, tuned
 from tricorr.ops.plan import DEVICES, Device, Layout
-from tricorr.ops.plan_banded import LONE_RESULTS
+from tricorr.ops.plan_banded import MAX_LONE_RESULTS
 from tricorr.ops.tiles import (
     GEMM_GRADIENT_TILES,
     STENCIL_TILES,
@@ -160,7 +160,7 @@ def test_the_planner_takes_what_was_written_and_only_for_its_key(directory):
 
 def test_a_tile_for_columns_in_pieces_serves_no_problem_near_it_without(directory):
     job = Job(find("replknet-128x56x56-128-31x31"), "fprop", "bfloat16", False)
-    target = next(p for p in tune.candidates(job, DEVICE) if p.tile.results > LONE_RESULTS)
+    target = next(p for p in tune.candidates(job, DEVICE) if p.tile.results > MAX_LONE_RESULTS)
     outcome = search(Bench(lambda p: 0.5 if p == target else 1.0), job)
     tune.update(tuned.file_of(DEVICE.name), DEVICE.name, [outcome], {})
     forget()
@@ -169,7 +169,7 @@ def test_a_tile_for_columns_in_pieces_serves_no_problem_near_it_without(director
         near = replace(geometry, H=size, W=size)
         tile = plan.plan_fprop(near, torch.bfloat16, Layout(), DEVICE).tile
         assert (tile == target.tile) == (size % 8 == 0)
-        assert tile.results <= LONE_RESULTS or size % 8 == 0
+        assert tile.results <= MAX_LONE_RESULTS or size % 8 == 0
 
 
 def test_the_file_justifies_its_entries_and_a_new_search_replaces_them(directory):

@@ -175,6 +175,16 @@ def test_lanes_have_as_many_columns_as_a_thread_can_hold():
     assert held == {(1, 1): 4, (2, 2): 4, (2, 4): 2}
 
 
+def test_what_is_added_to_a_row_takes_room_too():
+    geometry = geometry_of((64, 144, 224, 224), (576, 1, 3, 1), dilation=(3, 3), groups=144)
+    last = Layout(channels_last=True)
+    tiles = [
+        plan_fprop(geometry, torch.bfloat16, layout, DEVICES["h200"]).tile
+        for layout in (last, replace(last, crowded=True))
+    ]
+    assert [tile.BLOCK_K for tile in tiles] == [4, 2]
+
+
 @pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
 def test_what_no_thread_can_hold_has_no_rows_kernel(op):
     for weight, steps in (((1, 1, 8, 8), {}), ((1, 1, 3, 3), {"dilation": (99, 1)})):
