@@ -32,6 +32,7 @@ import triton.language as tl
 
 from .epilogue import activate, add_residual
 from .indexing import input_coordinate, next_digit, round_down, widen
+from .versions import fence_copies
 
 
 @triton.jit
@@ -92,6 +93,7 @@ def fprop_banded(
         bands = tl.load(
             bands_base + lane, mask=lane < end, other=0.0
         )  # [BLOCK_K, BLOCK_P * BLOCK_Q]
+        fence_copies(bands, PRECISION)
         acc = tl.dot(x.to(bands.dtype), bands, acc, input_precision=PRECISION, out_dtype=tl.float32)
 
     if bias_ptr is not None:

@@ -33,6 +33,7 @@ from .indexing import (
     split_step,
     widen,
 )
+from .versions import fence_copies
 
 
 @triton.jit
@@ -174,6 +175,7 @@ def add_taps_gemm(
             image = loaded
             r, s, c = next_step(i, r, s, c, lane, R, S, POINT, FLAT, MOST_S, WIDE, BLOCK_K)
         image = image.to(weight.dtype)
+        fence_copies(weight, PRECISION)
         if PIXEL_AXIS == 0:
             acc = tl.dot(image, weight, acc, input_precision=PRECISION, out_dtype=acc.dtype)
         else:

@@ -12,6 +12,36 @@ BEFORE_3_7 = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3
 FIRST_AXIS_WINS = tl.constexpr(BEFORE_3_7)
 
 
+def _omits_fence(_semantic=None):
+    """Whether this Triton compiles for sm_90 and leaves out the fence of `fence_copies`."""
+    if not BEFORE_3_7 or _semantic is None:  # None: interpreted
+        return False
+    return getattr(_semantic.builder.options, "arch", None) == "sm90"
+
+
+_omits_fence.__triton_builtin__ = True
+
+
+@triton.jit
+def fence_copies(operand, PRECISION: tl.constexpr):
+    """Makes finished copies to shared memory visible to the next product of `operand`.
+
+    Before Triton 3.7 no fence.proxy.async stands between the wait for cp.async and wgmma (triton
+    pull requests 9610 and 10537). Operands that go through registers, as for tf32x3, have their
+    fence, and a product without matrix units needs none. On sm_100 the fence is missing as well,
+    but Triton 3.6 has no means to put it there: docs/limits.md.
+    """
+    if _omits_fence() and (PRECISION == "tf32" or operand.dtype.primitive_bitwidth == 16):
+        tl.inline_asm_elementwise(
+            "fence.proxy.async.shared::cta;\nmov.u32 $0, 0;",
+            "=r",
+            [],
+            tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
 @functools.cache
 def mend_interpreter():
     """Makes range(n) run in the interpreter of Triton 3.6 where the kernel computed n.

@@ -27,6 +27,7 @@ import triton
 import triton.language as tl
 
 from .indexing import input_coordinate, next_digit, round_down, widen
+from .versions import fence_copies
 
 
 @triton.jit
@@ -85,6 +86,7 @@ def wgrad_banded(
             mask=(n < SAMPLES) & h_inside & w_inside,
             other=0.0,
         )  # [BLOCK_K, BLOCK_I]
+        fence_copies(dy, PRECISION)
         acc = tl.dot(dy, x.to(dy.dtype), acc, input_precision=PRECISION, out_dtype=tl.float32)
 
     s = i + SHIFT - column  # [BLOCK_M, BLOCK_I]

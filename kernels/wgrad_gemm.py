@@ -29,6 +29,7 @@ from .indexing import (
     split_pixel,
     widen,
 )
+from .versions import fence_copies
 
 
 @triton.jit
@@ -123,6 +124,7 @@ def wgrad_gemm(
         columns = x.to(dy.dtype)  # [BLOCK_K, BLOCK_N] or its transpose
         if PIXEL_AXIS == 1:
             columns = columns.T
+        fence_copies(dy, PRECISION)
         acc = tl.dot(dy, columns, acc, input_precision=PRECISION, out_dtype=ACC)
         if AHEAD:
             dy, x = next_dy, next_x
