@@ -1,7 +1,6 @@
 """Hand-written Triton kernels for 2-D cross-correlation, at home in PyTorch."""
 
 from . import filters
-from .autograd.accumulator import KernelAccumulator
 from .autograd.convert import Conversion, convert, convert_back
 from .autograd.functional import (
     convolve2d,
@@ -11,11 +10,12 @@ from .autograd.functional import (
     corr_transpose2d,
     explain,
 )
-from .autograd.learned import KernelField, LearnedKernel
-from .autograd.learning import learn_kernel, learn_kernel_field
 from .autograd.modules import Conv2D, ConvTranspose2D, LazyConv2D, LazyConvTranspose2D
-from .autograd.quality import Quality
 from .autograd.receptive_field import ReceptiveField, receptive_field
+from .learning.accumulator import KernelAccumulator
+from .learning.learn import learn_kernel, learn_kernel_field
+from .learning.learned import KernelField, LearnedKernel
+from .learning.quality import Quality
 from .ops.errors import ArgumentError, ArgumentTypeError, BackendError
 
 __version__ = "0.1.0"

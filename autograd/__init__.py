@@ -1,1 +1,1 @@
-"""What the user differentiates: functions, layers and learning, on top of the operators."""
+"""Differentiable functions and layers, on top of the operators."""

@@ -5,7 +5,8 @@ import sys
 from .errors import ArgumentError, ArgumentTypeError, BackendError, shown
 from .geometry import Geometry, as_integer, as_padding, as_pair, as_shape, geometry_of
 from .lag_sums import lag_sums
-from .registration import dgrad, fprop, geometry_of_call, wgrad
+from .registration import dgrad, fprop, wgrad
+from .schema import geometry_of_call
 
 if "torch.utils.flop_counter" in sys.modules:
     from . import flops  # noqa: F401

@@ -19,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
-from .registration import geometry_of_call
+from .schema import geometry_of_call
 
 
 def _count(name: str, *arguments: Any, out_val: Any = None) -> int:

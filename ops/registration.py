@@ -9,14 +9,14 @@ All three are bitwise repeatable on one device: no atomics, sums in a fixed orde
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from . import direct
 from .formats import empty_in_format
-from .geometry import Geometry, geometry_of
+from .geometry import Geometry
+from .schema import geometry_of_call, steps_of
 
 _STEPS = (
     "int[] stride, int[] padding, int[] dilation, int groups, bool flip, str mode, str precision"
@@ -60,7 +60,7 @@ def fprop(
     """
     _learn_to_shard(x, weight)
     return torch.ops.tricorr.fprop(
-        x, weight, bias, residual, activation, *_steps(geometry), precision
+        x, weight, bias, residual, activation, *steps_of(geometry), precision
     )
 
 
@@ -86,7 +86,7 @@ def dgrad(
     """
     _learn_to_shard(dy, weight)
     size = (geometry.H, geometry.W)
-    return torch.ops.tricorr.dgrad(dy, weight, bias, size, *_steps(geometry), precision)
+    return torch.ops.tricorr.dgrad(dy, weight, bias, size, *steps_of(geometry), precision)
 
 
 def wgrad(
@@ -106,64 +106,16 @@ def wgrad(
     """
     _learn_to_shard(x, dy)
     shape = geometry.weight_shape
-    return torch.ops.tricorr.wgrad(x, dy, shape, *_steps(geometry), precision)
+    return torch.ops.tricorr.wgrad(x, dy, shape, *steps_of(geometry), precision)
 
 
 def _learn_to_shard(*tensors: torch.Tensor) -> None:
-    """Registers the rules for DTensors (ops/sharding.py) when the first one comes."""
+    """Registers the rules for DTensors (ops/distributed/sharding.py) when the first one comes."""
     for kind in map(type, tensors):
         if kind is torch.Tensor or kind is torch.nn.Parameter:
             continue
         if kind.__module__.startswith("torch.distributed.tensor"):
-            from . import sharding  # noqa: F401
-
-
-def _steps(
-    geometry: Geometry,
-) -> tuple[Sequence[int], Sequence[int], Sequence[int], int, bool, str]:
-    """The arguments that `_geometry` turns back into the geometry, given the shapes."""
-    (top, bottom), (left, right) = geometry.padding
-    padding = (top, bottom, left, right)
-    steps = (geometry.stride, padding, geometry.dilation)
-    return (*steps, geometry.groups, geometry.flip, geometry.padding_mode)
-
-
-def _geometry(
-    x_shape: Sequence[int],
-    weight_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    flip: bool,
-    mode: str,
-) -> Geometry:
-    top, bottom, left, right = padding
-    return geometry_of(
-        tuple(x_shape),
-        tuple(weight_shape),
-        (stride[0], stride[1]),
-        ((top, bottom), (left, right)),
-        (dilation[0], dilation[1]),
-        groups,
-        flip,
-        mode,
-    )
-
-
-def geometry_of_call(name: str, arguments: Sequence[Any]) -> Geometry:
-    """The geometry of a call of operator `name` with its registered arguments."""
-    *operands, stride, padding, dilation, groups, flip, mode, _ = arguments
-    if name == "fprop":
-        x, weight, *_ = operands
-        x_shape, weight_shape = x.shape, weight.shape
-    elif name == "dgrad":
-        dy, weight, _, size = operands
-        x_shape, weight_shape = (dy.shape[0], weight.shape[-3] * groups, *size), weight.shape
-    else:
-        x, _, weight_shape = operands
-        x_shape = x.shape
-    return _geometry(x_shape, weight_shape, stride, padding, dilation, groups, flip, mode)
+            from .distributed import sharding  # noqa: F401
 
 
 def _fprop(*arguments: Any) -> torch.Tensor:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..extras import needs
+from ..images.extras import needs
 from .report import OPS, OURS, Case, Machine
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from ..autograd.functional import corr2d
-from ..autograd.learning import learn_kernel
+from ..learning.learn import learn_kernel
 
 if TYPE_CHECKING:
     from .measure import Session

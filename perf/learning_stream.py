@@ -52,8 +52,8 @@ def write_images(directory: Path, size: int, true: torch.Tensor) -> tuple[Path, 
 
 def run(session: Session, size: int, window: int, directory: Path, progress: bool) -> Row:
     """The row of one size."""
-    from ..autograd.accumulator import KernelAccumulator
-    from ..streaming import accumulate
+    from ..learning.accumulator import KernelAccumulator
+    from ..learning.streaming import accumulate
 
     true = torch.randn(window, window, generator=torch.Generator().manual_seed(1))
     with tempfile.TemporaryDirectory(dir=directory) as place:

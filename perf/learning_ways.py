@@ -56,7 +56,7 @@ def tricorr_way(solver: str, steps: int | None = None) -> Callable[..., torch.Te
     """learn_kernel by a solver."""
 
     def way(x: torch.Tensor, y: torch.Tensor, window: int) -> torch.Tensor:
-        from ..autograd.learning import learn_kernel
+        from ..learning.learn import learn_kernel
 
         return learn_kernel(x, y, window, solver=solver, steps=steps, progress=False).weight
 

@@ -638,7 +638,7 @@ def _known() -> Iterator[str]:
         "- kernels of every family build for sm_80, sm_90, sm_100 and gfx942 (those that load\n"
         "  through tensor descriptors for sm_90 and sm_100), with tiles, dtypes and cases dealt\n"
         "  out among the targets; on sm_90 no register is spilled, on the others none in the loop\n"
-        "  that does the arithmetic (`tests/test_aot.py`);"
+        "  that does the arithmetic (`tests/kernels/test_aot.py`);"
     )
     if TABLE.exists():
         table = json.loads(TABLE.read_text(encoding="utf-8"))

@@ -186,12 +186,12 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture
 def run(backend, capsys, tmp_path, monkeypatch):
     """Runs a command in an empty directory; gives back (exit code, stdout, stderr)."""
-    from tricorr import cli
+    from tricorr.cli.main import main
 
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
+        code = main([str(argument) for argument in arguments])
         return code, *capsys.readouterr()
 
     return run

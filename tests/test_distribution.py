@@ -12,7 +12,18 @@ import pytest
 pytest.importorskip("setuptools", reason="building needs setuptools")
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("", "kernels", "ops", "autograd", "perf")
+PACKAGES = (
+    "",
+    "kernels",
+    "ops",
+    "ops/distributed",
+    "autograd",
+    "filters",
+    "images",
+    "learning",
+    "cli",
+    "perf",
+)
 CODE = {
     path.relative_to(ROOT).as_posix()
     for package in PACKAGES

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tricorr import cli
+from tricorr.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -19,13 +19,13 @@ MODULES = [
     "autograd.functional",
     "autograd.modules",
     "autograd.convert",
-    "autograd.learning",
-    "autograd.accumulator",
+    "learning.learn",
+    "learning.accumulator",
     "autograd.receptive_field",
-    "autograd.filters",
-    "autograd.blurs",
-    "autograd.filter_kernels",
-    "streaming",
+    "filters.gradients",
+    "filters.blurs",
+    "filters.banks",
+    "learning.streaming",
 ]
 # Pages whose commands are run too, in order, after the Python that makes their files.
 GUIDES = ("large_images.md", "motion_blur.md", "star_fields.md", "unknown_filter.md")
@@ -71,7 +71,7 @@ def test_examples_of_a_page(page, backend, tmp_path, monkeypatch, capsys):
         commands = re.findall(r"^tricorr (.*)$", source, re.MULTILINE)
         assert commands
         for command in commands:
-            assert cli.main(shlex.split(command)) == 0, capsys.readouterr().err
+            assert main(shlex.split(command)) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", MODULES)

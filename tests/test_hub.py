@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import tricorr
-from tricorr import hub
+from tricorr.hub import publish as hub
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""The command line: `tricorr`, or `python -m tricorr`."""

@@ -1,0 +1,178 @@
+"""Blurs of images and their opposite, as thin functions over `corr2d`.
+
+Images, dtypes, formats and `padding_mode` are as in gradients.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..autograd.modules import PaddingMode
+from ..ops import ArgumentError, ArgumentTypeError, as_pair, shown
+from .apply import check_image, separable
+from .banks import gaussian_window
+
+
+def gaussian_blur(
+    input: torch.Tensor,
+    sigma: Any,
+    *,
+    kernel_size: Any = None,
+    truncate: float = 4.0,
+    padding_mode: PaddingMode = "reflect",
+) -> torch.Tensor:
+    """The image under a Gaussian window, sampled at the pixels, whose sum is one.
+
+    With kernel_size it is `kornia.filters.gaussian_blur2d` and torchvision's `gaussian_blur`; with
+    truncate it has the windows of SciPy's `gaussian_filter` and `skimage.filters.gaussian`, whose
+    borders are padding_mode="replicate" for the latter and one that corr2d does not offer for
+    the former.
+
+    Runs along the width and then along the height where that is cheaper; see
+    `filtering.TAPS_PER_BYTE`. In 16 bits the image between the two is rounded once more.
+
+    Args:
+        input: (..., H, W), float or uint8.
+        sigma: standard deviation in pixels, a number or (h, w); 0 leaves an axis as it is. Also a
+            float tensor of shape (), (2,) or, for an input (N, C, H, W), (N, 2): one pair for each
+            sample. The result is differentiable in such a tensor; what is negative counts as 0.
+        kernel_size: of the window, an int or (h, w), even ones too. A tensor sigma needs it: the
+            size would have to be read back from the device.
+        truncate: where the window ends without kernel_size, in standard deviations:
+            2 * int(truncate * sigma + 0.5) + 1 pixels.
+        padding_mode: what lies beyond the border; "reflect" needs an image larger than half the
+            window.
+
+    Returns:
+        (..., H, W).
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as for `corr2d`, or a sigma, size or truncate that cannot
+            be used.
+
+    Example:
+        >>> dot = torch.zeros(5, 5)
+        >>> dot[2, 2] = 1
+        >>> gaussian_blur(dot, (0, 1), kernel_size=3)[2]
+        tensor([0.0000, 0.2741, 0.4519, 0.2741, 0.0000])
+    """
+    check_image(input)
+    sigma_h, sigma_w = _sigmas(sigma, input)
+    if kernel_size is not None:
+        size = _window("kernel_size", kernel_size)
+    elif isinstance(sigma_h, torch.Tensor) or isinstance(sigma_w, torch.Tensor):
+        raise ArgumentError("kernel_size must be given when sigma is a tensor, got None")
+    elif not 0 <= truncate < math.inf:
+        raise ArgumentError(f"truncate must be finite and not negative, got {shown(truncate)}")
+    else:
+        size = 2 * int(truncate * sigma_h + 0.5) + 1, 2 * int(truncate * sigma_w + 0.5) + 1
+    down, across = gaussian_window(sigma_h, size[0]), gaussian_window(sigma_w, size[1])
+    return separable(input, down, across, padding_mode)
+
+
+def box_blur(
+    input: torch.Tensor, kernel_size: Any, *, padding_mode: PaddingMode = "reflect"
+) -> torch.Tensor:
+    """The mean over a window around every pixel.
+
+    `kornia.filters.box_blur`, and with the border that corr2d has SciPy's `uniform_filter`. The odd
+    pixel of an even window is at the bottom and at the right, as PyTorch's "same" has it; SciPy
+    takes it from the other side.
+
+    Runs along the width and then along the height where that is cheaper; see
+    `filtering.TAPS_PER_BYTE`. In 16 bits the image between the two is rounded once more.
+
+    Args:
+        input: (..., H, W), float or uint8.
+        kernel_size: of the window, an int or (h, w).
+        padding_mode: what lies beyond the border; "reflect" needs an image larger than half the
+            window.
+
+    Returns:
+        (..., H, W).
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as for `corr2d`, or a size that is not positive.
+
+    Example:
+        >>> box_blur(torch.tensor([[0.0, 3.0, 6.0, 0.0]]), (1, 3))
+        tensor([[2., 3., 3., 4.]])
+    """
+    check_image(input)
+    down, across = (
+        torch.full((n,), 1 / n, dtype=torch.float64) for n in _window("kernel_size", kernel_size)
+    )
+    return separable(input, down, across, padding_mode)
+
+
+def unsharp_mask(
+    input: torch.Tensor,
+    sigma: Any = 1.0,
+    amount: float = 1.0,
+    *,
+    kernel_size: Any = None,
+    truncate: float = 4.0,
+    padding_mode: PaddingMode = "reflect",
+) -> torch.Tensor:
+    """The image plus what a Gaussian blur takes from it: input + amount * (input - blurred).
+
+    `kornia.filters.unsharp_mask`, whose amount is 1. `skimage.filters.unsharp_mask` calls sigma
+    radius and clips; this does not, which is its preserve_range=True.
+
+    Args:
+        input: (..., H, W), float or uint8.
+        amount: how much sharper; 0 leaves the image as it is.
+        sigma, kernel_size, truncate, padding_mode: as for `gaussian_blur`.
+
+    Returns:
+        (..., H, W), which may leave the range of the image.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as for `gaussian_blur`.
+
+    Example:
+        >>> unsharp_mask(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), (0, 1), kernel_size=(1, 3))
+        tensor([[ 0.0000, -0.2741,  1.2741,  1.0000]])
+    """
+    blurred = gaussian_blur(
+        input, sigma, kernel_size=kernel_size, truncate=truncate, padding_mode=padding_mode
+    )
+    return torch.lerp(blurred, input.to(blurred.dtype), 1 + amount)
+
+
+def _sigmas(sigma: Any, input: torch.Tensor) -> tuple[float | torch.Tensor, float | torch.Tensor]:
+    """Standard deviations (h, w): two numbers, or two tensors of shape () or (N,)."""
+    if isinstance(sigma, torch.Tensor):
+        if not sigma.is_floating_point():
+            raise ArgumentTypeError(f"sigma must be a float tensor, got {sigma.dtype}")
+        if sigma.dim() == 0:
+            return sigma, sigma
+        if sigma.shape == (2,) or (input.dim() == 4 and sigma.shape == (input.shape[0], 2)):
+            return sigma[..., 0], sigma[..., 1]
+        raise ArgumentError(
+            "sigma must have shape (), (2,) or, for an input (N, C, H, W), (N, 2), got "
+            f"{tuple(sigma.shape)} for an input of shape {tuple(input.shape)}"
+        )
+    numbers = tuple(sigma) if isinstance(sigma, Sequence) else (sigma, sigma)
+    try:
+        numbers = tuple(map(float, numbers))
+    except (TypeError, ValueError):
+        raise ArgumentTypeError(
+            f"sigma must be a number, two (h, w) or a tensor, got {shown(sigma)}"
+        ) from None
+    if len(numbers) != 2 or not all(0 <= number < math.inf for number in numbers):
+        raise ArgumentError(
+            f"sigma must be one number or two (h, w), finite and not negative, got {shown(sigma)}"
+        )
+    return numbers[0], numbers[1]
+
+
+def _window(name: str, value: Any) -> tuple[int, int]:
+    R, S = as_pair(name, value)
+    if min(R, S) < 1:
+        raise ArgumentError(f"{name} must be positive, got {shown(value)}")
+    return R, S

@@ -1,0 +1,1 @@
+"""Finding the kernel between images, on top of the differentiable functions."""

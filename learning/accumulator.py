@@ -1,0 +1,310 @@
+"""KernelAccumulator: a kernel from more images than fit in memory, or than one machine has.
+
+The (weighted) squared error of any kernel follows from sums over the pixels:
+
+    loss(theta) = c - 2 b . theta + theta^T G theta
+    G = sum weights * a a^T    b = sum weights * a * y    c = sum weights * y^2
+
+with a the window of x under a pixel of y, the background's polynomials appended. They are kept in
+float64 and are added up in any order, over pieces of an image, images, processes or machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from ..autograd.modules import PaddingMode
+from ..ops import ArgumentError, as_integer
+from ..ops.geometry import Pair
+from .gram import Report, Sums, gather
+from .learned import LearnedKernel
+from .options import as_constraints, as_settings
+from .pairs import ImagePair
+from .problem import from_flat
+from .quality import quality_of
+from .solve import descend, largest_step, solve, squared_error, with_sum
+from .steps import checked_step
+
+
+class KernelAccumulator:
+    """The sums that determine a kernel, gathered piece by piece; then any number of fits to them.
+
+    It holds (C/groups * R * S + T)^2 numbers whatever it has seen. It can be pickled, and its
+    tensors are on the CPU, so that it travels between processes; the work of `update` is done
+    where the images are.
+
+    Args:
+        kernel_size: R and S, int or (h, w).
+        bias, background, padding, padding_mode, groups, flip: as for learn_kernel.
+
+    Attributes:
+        settings: those.
+        sums: G, b, c and the counts, see `Sums`; None before the first update.
+        pairs: how many calls of update it has seen.
+
+    Example:
+        >>> sums = KernelAccumulator((1, 2))
+        >>> for _ in range(3):
+        ...     x = torch.rand(8, 8, dtype=torch.float64)
+        ...     _ = sums.update(x, x[:, :-1] - x[:, 1:])
+        >>> sums.solve().weight.round(decimals=6) + 0.0
+        tensor([[ 1., -1.]], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        kernel_size: Any,
+        *,
+        bias: bool = False,
+        background: int | str | None = None,
+        padding: Any = None,
+        padding_mode: PaddingMode = "zeros",
+        groups: int = 1,
+        flip: bool = False,
+    ) -> None:
+        self.settings = as_settings(
+            kernel_size, bias, background, padding, padding_mode, groups, flip
+        )
+        self.sums: Sums | None = None
+        self.pairs = 0
+        self._weight_shape: tuple[int, ...] = ()
+        self._plain = True
+        self._dtype = torch.float32
+
+    def update(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        *,
+        mask: torch.Tensor | None = None,
+        input_mask: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+        padding: Any = None,
+        origin: Pair = (0, 0),
+        size: Pair | None = None,
+    ) -> KernelAccumulator:
+        """Adds a pair of images, or a piece of one, to the sums.
+
+        Args:
+            x: (H, W), (C, H, W) or (N, C, H, W); any float dtype or uint8.
+            y, mask, input_mask, weights: as for learn_kernel.
+            padding: of this piece, instead of the accumulator's: a piece from the inside of an
+                image has none (0), one at its upper edge has it on top alone.
+            origin: (row, column) of the piece's first output pixel, for a polynomial background.
+            size: (rows, columns) of the whole output that it is a piece of; by default its own.
+
+        Returns:
+            self.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: as for learn_kernel; channels or filters differ from
+                earlier updates.
+        """
+        place: dict[str, Any] = {"origin": origin, "size": size}
+        if padding is not None:
+            place["padding"] = padding
+        pair = self.settings.pair(x, y, mask, input_mask, weights, **place)
+        double = torch.float64 in (x.dtype, y.dtype)
+        return self.add(pair, x.dim() == 2, torch.float64 if double else torch.float32)
+
+    def add(
+        self, pair: ImagePair, plain: bool, dtype: torch.dtype, report: Report | None = None
+    ) -> KernelAccumulator:
+        """`update` with a pair that is checked already.
+
+        Args:
+            pair: with this accumulator's settings.
+            plain: whether the images are (H, W).
+            dtype: of the answer.
+            report: called with the number of outputs after each block of them.
+        """
+        shape = pair.geometry.weight_shape
+        if self.sums is not None and shape != self._weight_shape:
+            raise ArgumentError(
+                f"all images must have the same channels: earlier ones give a kernel of shape "
+                f"{self._weight_shape}, these one of shape {shape}"
+            )
+        sums = gather([pair], self.settings.background, report=report).to("cpu")
+        self._take(sums, 1, shape, plain, dtype)
+        return self
+
+    def merge(self, other: KernelAccumulator) -> KernelAccumulator:
+        """Adds what another accumulator of the same settings has seen; returns self.
+
+        Raises:
+            ArgumentError: its settings, channels or filters are others.
+        """
+        if not isinstance(other, KernelAccumulator) or other.settings != self.settings:
+            raise ArgumentError("merge takes a KernelAccumulator of the same settings")
+        if other.sums is None:
+            return self
+        if self.sums is not None and other._weight_shape != self._weight_shape:
+            raise ArgumentError(
+                f"merge takes sums for kernels of the same shape, {self._weight_shape}, got "
+                f"{other._weight_shape}"
+            )
+        self._take(other.sums, other.pairs, other._weight_shape, other._plain, other._dtype)
+        return self
+
+    def _take(
+        self, sums: Sums, pairs: int, shape: tuple[int, ...], plain: bool, dtype: torch.dtype
+    ) -> None:
+        """Adds sums that fit."""
+        if self.sums is None:
+            self.sums = Sums(**vars(sums))
+        else:
+            self.sums.add(sums)
+        self.pairs += pairs
+        self._weight_shape = shape
+        self._plain = self._plain and plain
+        if dtype == torch.float64:
+            self._dtype = dtype
+
+    def reduce(self, process_group: Any = None) -> KernelAccumulator:
+        """Sums over all ranks of torch.distributed, on every one of them; returns self.
+
+        Args:
+            process_group: None for all ranks.
+
+        Raises:
+            ArgumentError: the ranks' settings, channels or filters differ.
+        """
+        import torch.distributed as dist
+
+        own = None if self.sums is None else (self._weight_shape, len(self.sums.gram))
+        facts = (self.settings, own, self.pairs, self._plain, self._dtype)
+        everyone: list[Any] = [None] * dist.get_world_size(process_group)
+        dist.all_gather_object(everyone, facts, group=process_group)
+        shapes = {held for _, held, *_ in everyone if held is not None}
+        if len({settings for settings, *_ in everyone}) > 1 or len({s for s, _ in shapes}) > 1:
+            raise ArgumentError("all ranks must have the same settings and kernels of one shape")
+        if not shapes:
+            return self
+        shape, grams = next(iter(shapes))[0], max(count for _, count in shapes)
+        mine = Sums.zeros(grams, shape, len(self.settings.background.terms))
+        if self.sums is not None:
+            mine.add(self.sums)
+        flat = torch.cat([getattr(mine, f.name).flatten() for f in fields(Sums)])
+        on_gpu = dist.get_backend(process_group) == "nccl"
+        flat = flat.to("cuda" if on_gpu else "cpu")
+        dist.all_reduce(flat, group=process_group)
+        self.sums, start = mine, 0
+        for field in fields(Sums):
+            old = getattr(mine, field.name)
+            setattr(mine, field.name, flat[start : start + old.numel()].cpu().view(old.shape))
+            start += old.numel()
+        self._weight_shape = shape
+        self.pairs = sum(pairs for *_, pairs, _, _ in everyone)
+        self._plain = all(plain for _, held, _, plain, _ in everyone if held is not None)
+        if any(dtype == torch.float64 for *_, dtype in everyone):
+            self._dtype = torch.float64
+        return self
+
+    def solve(
+        self,
+        solver: str = "normal",
+        *,
+        ridge: float = 0.0,
+        nonnegative: bool = False,
+        sum_to: float | None = None,
+        steps: int = 200,
+        step_size: float | None = None,
+        initial: torch.Tensor | None = None,
+    ) -> LearnedKernel:
+        """The best kernel for all that was seen, at no cost in pixels.
+
+        Args:
+            solver: "normal", exact; or "gd", whose losses and kernels are those of gradient
+                descent on the images, step by step, to rounding.
+            ridge, nonnegative, sum_to, initial: as for learn_kernel.
+            steps, step_size: of "gd".
+
+        Returns:
+            A LearnedKernel without residual.
+
+        Raises:
+            ArgumentError: nothing was seen, or options that do not go together.
+        """
+        sums, shape = self._seen(), self._weight_shape
+        elements = shape[1] * shape[2] * shape[3]
+        constraints = as_constraints(elements, ridge, nonnegative, sum_to)
+        start = with_sum(self._start(initial), constraints)
+        limit: float | None = None
+        history = [self._loss(start, constraints.ridge)]
+        if solver == "normal":
+            if step_size is not None:
+                raise ArgumentError("step_size is for solver='gd'; 'normal' needs none")
+            theta = solve(sums, constraints, start)
+        elif solver == "gd":
+            if nonnegative or sum_to is not None:
+                raise ArgumentError("nonnegative and sum_to need solver='normal', got 'gd'")
+            limit = largest_step(sums, constraints)
+            step_size = checked_step(step_size, limit)
+            theta, history = descend(
+                sums, constraints, start, as_integer("steps", steps), step_size
+            )
+        else:
+            raise ArgumentError(f"solver must be 'normal' or 'gd' here, got {solver!r}")
+        error = squared_error(sums, theta).clamp(min=0)
+        quality = quality_of(sums, constraints, theta, error, shape, [], solver == "normal")
+        return LearnedKernel.of(
+            from_flat(theta, shape, torch.empty(0, dtype=self._dtype)),
+            self.settings,
+            self._plain,
+            history=history,
+            loss=max(0.0, self._loss(theta, constraints.ridge)),
+            residual=None,
+            solver=solver,
+            reason="asked for" if solver != "normal" else "the sums determine the exact answer",
+            step_size=step_size,
+            max_step_size=limit,
+            quality=quality,
+        )
+
+    def loss(self, weight: torch.Tensor, background: torch.Tensor | None = None) -> float:
+        """The sum of squared errors of any kernel over all that was seen.
+
+        Args:
+            weight: (R, S) or (K, C/groups, R, S).
+            background: (K, T) coefficients, or (K,) of a constant; none counts as zero.
+        """
+        theta = self._start(weight)
+        terms = len(self.settings.background.terms)
+        if background is not None:
+            given = background.detach().to(theta).reshape(len(theta), -1)
+            if given.shape[1] > terms:
+                raise ArgumentError(
+                    f"background must have {terms} coefficients for each filter, got shape "
+                    f"{tuple(background.shape)}"
+                )
+            first = theta.shape[1] - terms
+            theta[:, first : first + given.shape[1]] = given
+        return self._loss(theta, 0.0)
+
+    def _loss(self, theta: torch.Tensor, ridge: float) -> float:
+        elements = theta.shape[1] - len(self.settings.background.terms)
+        penalty = ridge * theta[:, :elements].square().sum()
+        return float(squared_error(self._seen(), theta).sum() + penalty)
+
+    def _seen(self) -> Sums:
+        if self.sums is None:
+            raise ArgumentError("nothing to learn from: call update with a pair of images first")
+        return self.sums
+
+    def _start(self, initial: torch.Tensor | None) -> torch.Tensor:
+        """theta (K, D) of a kernel as users have it, without a background; zeros for None."""
+        gram, shape = self._seen().gram, self._weight_shape
+        theta = gram.new_zeros(shape[0], gram.shape[-1])
+        if initial is None:
+            return theta
+        expected = shape[-2:] if self._plain else shape
+        if not isinstance(initial, torch.Tensor) or tuple(initial.shape) != tuple(expected):
+            got = tuple(initial.shape) if isinstance(initial, torch.Tensor) else initial
+            raise ArgumentError(f"a kernel must be a tensor of shape {tuple(expected)}, got {got}")
+        kernel = initial.detach().to(theta).reshape(shape)
+        kernel = kernel.flip(-2, -1) if self.settings.flip else kernel
+        theta[:, : shape[1] * shape[2] * shape[3]] = kernel.flatten(1)
+        return theta

@@ -1,0 +1,238 @@
+"""learn_kernel: the kernel between images, by the solver that suits the question.
+
+    loss(weight, background) = sum_{n,k,p,q} weights * (corr2d(x, weight) + background - y)^2
+                               + ridge * sum weight^2
+
+The loss is quadratic in the unknowns. With A the linear map from a kernel to its output, its
+gradient is 2 A^T (A kernel - y), that is 2 * wgrad(x, residual), and its Hessian 2 A^T A, the same
+for every filter. Gradient descent therefore converges exactly when step < 2 / largest eigenvalue of
+2 A^T A, conjugate gradients need about as many steps as a filter has unknowns, and from the sums
+G = A^T A, b = A^T y and c = y^T y the best kernel follows without another look at the images.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+import torch
+
+from ..autograd.functional import corr2d  # noqa: F401 - for the docstrings' examples
+from ..autograd.modules import PaddingMode
+from ..ops import ArgumentError, as_integer, as_pair, shown
+from .choice import Task
+from .fitting import learn
+from .learned import KernelField, LearnedKernel
+from .options import as_constraints, as_pairs, as_settings
+from .pairs import ImagePair
+from .robust import LOSSES
+
+Images: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
+Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def learn_kernel(
+    x: Images,
+    y: Images,
+    kernel_size: Any,
+    *,
+    solver: str | Callable[..., torch.optim.Optimizer] = "auto",
+    steps: int | None = None,
+    step_size: float | None = None,
+    bias: bool = False,
+    background: int | str | None = None,
+    padding: Any = None,
+    padding_mode: PaddingMode = "zeros",
+    groups: int = 1,
+    flip: bool = False,
+    mask: Images | None = None,
+    input_mask: Images | None = None,
+    weights: Images | None = None,
+    ridge: float = 0.0,
+    nonnegative: bool = False,
+    sum_to: float | None = None,
+    loss: str | Loss = "squared",
+    initial: torch.Tensor | None = None,
+    log_every: int = 0,
+    progress: bool | None = None,
+) -> LearnedKernel:
+    """The kernel (and background) whose cross-correlation with x is nearest to y.
+
+    Args:
+        x: (H, W), (C, H, W) or (N, C, H, W), or a list of such images, each with a y of its own;
+            any float dtype or uint8. The answer is in float64 if an x or y is, else in float32.
+        y: the target: (P, Q), (K, P, Q) or (N, K, P, Q), of the size that corr2d gives or of x's
+            own size. In the latter case, unless `padding` says how its border came about, the
+            border that no full window reaches is left out of the fit.
+        kernel_size: R and S, int or (h, w). A window larger than the truth does no harm but noise.
+        solver: how to find it; all of them minimise the same.
+
+            - "auto": an optimiser ("lbfgs") if `loss` is a function; "normal" if `nonnegative`;
+              "gd" if the call has `steps`, `step_size` or `log_every`, which are a loop's ("cg"
+              with a robust loss or `sum_to`). Else "normal", or "cg" for filters of more than 2048
+              unknowns, or of more than 512 if there are weights, masks or a robust loss. The
+              answer's `solver` and `reason` say which and why.
+            - "normal": one pass over the images gathers the normal matrix in float64; exact, and
+              the only one for `nonnegative`.
+            - "cg": conjugate gradients on the same loss without that matrix, for large windows;
+              needs about as many steps as a filter has unknowns.
+            - "gd": gradient descent as in the textbook.
+            - the name of a class in torch.optim in any case ("adam", "lbfgs"), or something that
+              makes an optimiser of a list of parameters, such as a class or a functools.partial
+              of one; `step_size` is its learning rate.
+        steps: how many; by default 200, and as many as there are unknowns for "cg".
+        step_size: of gradient descent. By default half of the largest that converges, found by
+            power iteration on the normal operator.
+        bias: whether to learn a constant per filter too; the same as background=0.
+        background: "constant", or the order of a polynomial in the coordinates of y that is fitted
+            together with the kernel.
+        padding: as for corr2d; None means no padding.
+        padding_mode: what the padding holds: "zeros", "reflect", "replicate" or "circular".
+        groups: channel groups, as for corr2d.
+        flip: True learns the kernel of a strict convolution, `convolve2d`.
+        mask: which values of y to fit: True (not zero) is fitted, False is left out, as are NaN
+            there. Of y's shape, or any that broadcasts to it; a list for several pairs.
+        input_mask: which values of x are known; what a window that reaches an unknown one predicts
+            is left out. Of x's shape or any that broadcasts to it; a list for several pairs.
+        weights: what a squared error counts, 1 / variance of y; not negative; shaped as mask.
+        ridge: added to the loss: ridge * sum weight^2 (not on the background).
+        nonnegative: no element of the kernel may be negative.
+        sum_to: what the elements of each filter must sum to, 1 for a kernel that keeps brightness.
+        loss: "squared"; "huber" or "tukey", by which outliers count less, from repeated weighted
+            fits with the scale from the median absolute residual; or, for the solvers of
+            torch.optim, any differentiable function of prediction and target that gives a scalar.
+            Where values are left out by masks, it is given those that are not, in one dimension.
+        initial: the kernel to start from, shaped as the result; zeros by default. Where the images
+            do not determine the kernel, the answer stays there.
+        log_every: prints the loss every so many steps, as the textbook does.
+        progress: shows a progress bar; None shows one on a terminal after a second.
+
+    Returns:
+        A LearnedKernel, which also says how well the images determine the kernel.
+
+    Raises:
+        ArgumentError: shapes that do not fit, options that a solver does not have, a step size
+            with which the loop would diverge, or images that are not finite.
+        ArgumentTypeError: arguments of a kind that cannot be used.
+
+    Example:
+        >>> X = torch.ones(6, 8); X[:, 2:6] = 0
+        >>> Y = corr2d(X, torch.tensor([[1.0, -1.0]]))
+        >>> found = learn_kernel(X, Y, (1, 2))
+        >>> found.weight.round(decimals=3)
+        tensor([[ 1., -1.]])
+        >>> found.solver
+        'normal'
+    """
+    task, pairs = _task(dict(locals()))
+    with torch.no_grad():
+        return learn(task, pairs)
+
+
+def learn_kernel_field(
+    x: Images, y: Images, kernel_size: Any, tiles: Any, **options: Any
+) -> KernelField:
+    """A kernel for each tile of the output: for one that varies over the field.
+
+    Each is fitted to its tile alone, and to what of x lies around it, by `learn_kernel`.
+
+    Args:
+        x, y, kernel_size: as for learn_kernel; several pairs must be of one size.
+        tiles: how many, int or (rows, columns); of sizes that differ by a pixel at most.
+        **options: those of learn_kernel. The polynomials of a background span the whole output.
+
+    Returns:
+        A KernelField, whose `kernels` are the LearnedKernels.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as for learn_kernel, or more tiles than pixels.
+
+    Example:
+        >>> X = torch.rand(20, 20, dtype=torch.float64)
+        >>> Y = torch.cat([X[:, :10], 2 * X[:, 10:]], 1)
+        >>> learn_kernel_field(X, Y, 1, tiles=(1, 2)).weight.flatten().round(decimals=6)
+        tensor([1., 2.], dtype=torch.float64)
+    """
+    call = inspect.signature(learn_kernel).bind(x, y, kernel_size, **options)
+    call.apply_defaults()
+    task, pairs = _task(call.arguments)
+    with torch.no_grad():
+        return _learn_tiles(task, pairs, as_pair("tiles", tiles))
+
+
+def _task(given: dict[str, Any]) -> tuple[Task, list[ImagePair]]:
+    """The arguments of learn_kernel, checked."""
+    settings = as_settings(
+        *(given[n] for n in ("kernel_size", "bias", "background", "padding")),
+        *(given[n] for n in ("padding_mode", "groups", "flip")),
+    )
+    x, y = given["x"], given["y"]
+    single = not isinstance(x, Sequence)
+    pairs = as_pairs(settings, x, y, given["mask"], given["input_mask"], given["weights"])
+    if callable(given["loss"]) and given["weights"] is not None:
+        raise ArgumentError("weights count squared errors: a function as loss takes masks only")
+    images = [x, y] if single else [*x, *y]  # those of all pairs first, then their targets
+    geometry = pairs[0].geometry
+    task = Task(
+        settings=settings,
+        ranks=[image.dim() for image in images[: len(pairs)]],
+        single=single,
+        dtype=_dtype(images),
+        constraints=as_constraints(
+            geometry.weight_numel // geometry.K,
+            *(given[n] for n in ("ridge", "nonnegative", "sum_to")),
+        ),
+        solver=given["solver"],
+        steps=_checked_steps(given["steps"]),
+        step_size=given["step_size"],
+        loss=_checked_loss(given["loss"]),
+        initial=given["initial"],
+        log_every=as_integer("log_every", given["log_every"]),
+        progress=given["progress"],
+    )
+    return task, pairs
+
+
+def _dtype(images: list[torch.Tensor]) -> torch.dtype:
+    return torch.float64 if torch.float64 in {i.dtype for i in images} else torch.float32
+
+
+def _checked_steps(steps: Any) -> int | None:
+    if steps is None:
+        return None
+    steps = as_integer("steps", steps)
+    if steps < 0:
+        raise ArgumentError(f"steps must not be negative, got {steps}")
+    return steps
+
+
+def _checked_loss(loss: Any) -> Any:
+    if callable(loss) or loss in ("squared", *LOSSES):
+        return loss
+    raise ArgumentError(
+        f"loss must be 'squared', 'huber', 'tukey' or a function, got {shown(loss)}"
+    )
+
+
+def _learn_tiles(task: Task, pairs: list[ImagePair], tiles: tuple[int, int]) -> KernelField:
+    P, Q = pairs[0].extent
+    if any(pair.extent != (P, Q) for pair in pairs):
+        raise ArgumentError("tiles need outputs of one size in all pairs")
+    if not 1 <= tiles[0] <= P or not 1 <= tiles[1] <= Q:
+        raise ArgumentError(f"tiles must be from 1 to {P} x {Q}, got {tiles[0]} x {tiles[1]}")
+    rows, columns = ([n * i // t for i in range(t + 1)] for n, t in zip((P, Q), tiles, strict=True))
+    kernels = [
+        [
+            learn(task, [pair.crop(top, bottom, left, right) for pair in pairs])
+            for left, right in pairwise(columns)
+        ]
+        for top, bottom in pairwise(rows)
+    ]
+    # A tile's own kernel predicts from the part of the padded image that it sees.
+    kernels = [[replace(kernel, padding=((0, 0), (0, 0))) for kernel in row] for row in kernels]
+    s = task.settings
+    border = s.padding or ((0, 0), (0, 0))
+    return KernelField(kernels, rows, columns, border, s.padding_mode, s.groups, s.flip)

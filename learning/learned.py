@@ -1,0 +1,397 @@
+"""What learning returns: a kernel that predicts, is kept in a file, drawn, or made a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..autograd.functional import convolve2d, corr2d
+from ..autograd.modules import Conv2D, PaddingMode
+from ..images.extras import needs
+from ..images.output import StrPath, replacing
+from ..ops import ArgumentError, as_padding, geometry_of
+from ..ops.geometry import Pair
+from .background import Background, Place
+from .options import Settings
+from .pairs import padded_image
+from .problem import Point
+from .quality import Quality
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Names that a kernel may be saved under, by their ends.
+KERNEL_SUFFIXES = (".npy", ".npz", ".fits")
+
+
+@dataclass(frozen=True)
+class LearnedKernel:
+    """What learn_kernel and KernelAccumulator.solve found.
+
+    Attributes:
+        weight: (R, S) for plain images, else (K, C/groups, R, S).
+        bias: (K,), the constant that is added to each filter's output; None if none was asked for.
+        background: (K, T), the coefficients of the polynomials in `autograd/background.py`, of
+            which the first is the bias; None unless the order asked for is 1 or more.
+        history: what was minimised, before each step.
+        loss: the same for the kernel found: the (weighted) sum of squared errors plus ridge times
+            the sum of squared weights, or what the user's own loss says.
+        residual: prediction minus target, shaped as the part of the target that was fitted, a list
+            for several pairs; values that masks leave out are there too (not finite ones count as
+            zero). None after streaming, which keeps no images.
+        solver: which one it was: "gd", "cg", "normal", or an optimiser's name.
+        reason: why, in words.
+        step_size: the step that gradient descent used, None for other solvers.
+        max_step_size: gradient descent diverges from here on; None for other solvers.
+        quality: how far the answer can be trusted, see Quality.
+        notes: what a user should know about the answer, in sentences.
+        padding, padding_mode, groups, flip: of the fit; flip is strict convolution.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    background: torch.Tensor | None
+    history: list[float]
+    loss: float
+    residual: torch.Tensor | list[torch.Tensor] | None
+    solver: str
+    reason: str
+    step_size: float | None
+    max_step_size: float | None
+    quality: Quality
+    notes: list[str] = field(default_factory=list)
+    padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
+    padding_mode: PaddingMode = "zeros"
+    groups: int = 1
+    flip: bool = False
+
+    @classmethod
+    def of(cls, point: Point, settings: Settings, plain: bool, **facts: Any) -> LearnedKernel:
+        """A kernel as users have it, from a point in the space of the unknowns.
+
+        Args:
+            point: in the order of a correlation.
+            settings: of the fit.
+            plain: whether the images were (H, W).
+            **facts: the other attributes.
+        """
+        weight, background = point.weight, point.background
+        if settings.flip:
+            weight = weight.flip(-2, -1)
+        terms = background.shape[1]
+        return cls(
+            weight=weight[0, 0] if plain else weight,
+            bias=background[:, 0].clone() if terms else None,
+            background=background if terms > 1 else None,
+            padding=settings.padding or ((0, 0), (0, 0)),
+            padding_mode=settings.padding_mode,
+            groups=settings.groups,
+            flip=settings.flip,
+            **{"notes": facts["quality"].notes, **facts},
+        )
+
+    @property
+    def rms(self) -> float:
+        """Root of the (weighted) mean squared error, in the units of y."""
+        return self.quality.rms
+
+    @property
+    def undetermined(self) -> int | None:
+        """How many of a filter's unknowns the images leave open; None if not examined."""
+        return self.quality.undetermined
+
+    @property
+    def condition(self) -> float | None:
+        """Largest over smallest eigenvalue of the normal matrix; None if not examined."""
+        return self.quality.condition
+
+    def predict(
+        self,
+        x: torch.Tensor,
+        *,
+        padding: Any = None,
+        origin: Pair = (0, 0),
+        size: Pair | None = None,
+    ) -> torch.Tensor:
+        """The output that the kernel makes of x, background included, with the fit's padding.
+
+        Args:
+            x: (H, W), (C, H, W) or (N, C, H, W).
+            padding: another one, for a piece of a larger image: 0 inside of it.
+            origin: (row, column) of the first output pixel, if x is a piece of a larger image.
+                Only a polynomial background depends on it.
+            size: (rows, columns) of that image's output; by default the output is all of it.
+
+        Returns:
+            (P, Q), (K, P, Q) or (N, K, P, Q), in the weight's dtype.
+        """
+        function = convolve2d if self.flip else corr2d
+        x = x.to(self.weight)
+        y = function(
+            x,
+            self.weight,
+            self.bias,
+            padding=self.padding if padding is None else padding,
+            groups=self.groups,
+            padding_mode=self.padding_mode,
+        )
+        if self.background is None:
+            return y
+        coefficients = self.background.clone()
+        coefficients[:, 0] = 0  # it is in y, as the bias
+        extent = (y.shape[-2], y.shape[-1])
+        order = round((2 * coefficients.shape[1] + 0.25) ** 0.5 - 1.5)
+        surface = Background(order).evaluate(coefficients, extent, Place(origin, size or extent))
+        return y + (surface if y.dim() > 2 else surface[0])
+
+    def conv2d(self, *, background: bool = True) -> Conv2D:
+        """The kernel as a layer, with its bias.
+
+        Args:
+            background: False leaves the bias out, and a polynomial background, which a layer does
+                not have.
+
+        Raises:
+            ArgumentError: the background is a polynomial.
+        """
+        if background and self.background is not None:
+            raise ArgumentError(
+                "a layer has no polynomial background: conv2d(background=False) leaves it out"
+            )
+        bias = self.bias if background else None
+        weight = self.weight.flip(-2, -1) if self.flip else self.weight
+        options: dict[str, Any] = {
+            "kernel_size": tuple(weight.shape[-2:]),
+            "padding": self.padding,
+            "padding_mode": self.padding_mode,
+            "bias": bias is not None,
+            "device": weight.device,
+            "dtype": weight.dtype,
+        }
+        if weight.dim() == 4:
+            options |= {
+                "in_channels": weight.shape[1] * self.groups,
+                "out_channels": weight.shape[0],
+                "groups": self.groups,
+            }
+        layer = Conv2D(**options)
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+            if bias is not None and layer.bias is not None:
+                layer.bias.copy_(bias)
+        return layer
+
+    def save(self, path: StrPath) -> None:
+        """Writes the kernel to a file, all of it or nothing.
+
+        Args:
+            path: ends in .npy (the weight), .npz (weight, bias, background, history and standard
+                error) or .fits (the weight, the others as extensions; needs astropy).
+
+        Raises:
+            ArgumentError: another ending.
+            ModuleNotFoundError: .fits without astropy.
+        """
+        suffix = check_kernel_name(path)
+        with replacing(path) as temporary:
+            if suffix == ".npy":
+                np.save(temporary, self.weight.numpy(force=True))
+            elif suffix == ".npz":
+                np.savez(temporary, allow_pickle=False, **self._arrays())
+            else:
+                _write_fits(temporary, self._arrays(), self._cards())
+
+    def plot(self, x: torch.Tensor, y: torch.Tensor, *, true: torch.Tensor | None = None) -> Figure:
+        """A picture of the fit; see `tricorr.images.plots.plot_learned`. Needs matplotlib."""
+        from ..images.plots import plot_learned
+
+        return plot_learned(x, y, self, true=true)
+
+    def __str__(self) -> str:
+        window = "x".join(map(str, self.weight.shape))
+        steps = f"{len(self.history)} step{'s' * (len(self.history) != 1)}"
+        lines = [
+            f"kernel {window} by {self.solver}, {steps}, "
+            f"loss {self.loss:.6g}, RMS error {self.rms:.3g}"
+        ]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    def _arrays(self) -> dict[str, Any]:
+        tensors = {
+            "weight": self.weight,
+            "bias": self.bias,
+            "background": self.background,
+            "standard_error": self.quality.standard_error,
+        }
+        arrays = {k: t.numpy(force=True) for k, t in tensors.items() if t is not None}
+        return arrays | {"history": np.array(self.history, dtype=np.float64)}
+
+    def _cards(self) -> dict[str, tuple[Any, str]]:
+        """What a FITS header says of the fit: keyword, value and comment."""
+        (top, bottom), (left, right) = self.padding
+        return {
+            "SOLVER": (self.solver, "how the kernel was found"),
+            "LOSS": (self.loss, "what was minimised"),
+            "RMS": (self.rms, "root mean squared error"),
+            "NPIXELS": (self.quality.pixels, "target values fitted"),
+            "FLIP": (self.flip, "strict convolution, not correlation"),
+            "PADDING": (f"{top},{bottom},{left},{right}", "top, bottom, left, right"),
+            "PADMODE": (self.padding_mode, "what the padding holds"),
+            "GROUPS": (self.groups, "channel groups"),
+        }
+
+
+@dataclass(frozen=True)
+class KernelField:
+    """A kernel for each tile of the output: what learn_kernel_field returns.
+
+    Attributes:
+        kernels: a LearnedKernel for each tile, by rows and columns of tiles.
+        rows: where tiles begin and end, as output rows: tile i has rows[i] up to rows[i + 1].
+        columns: the same for columns.
+        padding, padding_mode, groups, flip: of the fit.
+    """
+
+    kernels: list[list[LearnedKernel]]
+    rows: list[int]
+    columns: list[int]
+    padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
+    padding_mode: PaddingMode = "zeros"
+    groups: int = 1
+    flip: bool = False
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """(rows, columns) of tiles, then the shape of a weight."""
+        return torch.stack([torch.stack([k.weight for k in row]) for row in self.kernels])
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """(rows, columns, K), or None."""
+        biases = [[k.bias for k in row if k.bias is not None] for row in self.kernels]
+        return torch.stack([torch.stack(row) for row in biases]) if biases[0] else None
+
+    @property
+    def residual(self) -> torch.Tensor | list[torch.Tensor]:
+        """Prediction minus target, all tiles put together; a list for several pairs."""
+        tiles: Any = [[k.residual for k in row] for row in self.kernels]
+        if isinstance(tiles[0][0], list):
+            return [
+                _assemble([[tile[i] for tile in row] for row in tiles])
+                for i in range(len(tiles[0][0]))
+            ]
+        return _assemble(tiles)
+
+    @property
+    def loss(self) -> float:
+        """The sum of the tiles'."""
+        return sum(k.loss for row in self.kernels for k in row)
+
+    @property
+    def rms(self) -> float:
+        """Root of the (weighted) mean squared error over all tiles."""
+        found = [k.quality for row in self.kernels for k in row]
+        total = sum(q.weight_sum for q in found)
+        return (sum(q.squared_error for q in found) / total) ** 0.5 if total else 0.0
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of each tile's answer."""
+        return [
+            f"tile {i}, {j}: {note}"
+            for i, row in enumerate(self.kernels)
+            for j, kernel in enumerate(row)
+            for note in kernel.notes
+        ]
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        """The output that each tile's kernel makes of its part of x.
+
+        Raises:
+            ArgumentError: x is not of the size of the fit.
+        """
+        window = self.kernels[0][0].weight.shape[-2:]
+        padding = as_padding(self.padding, (window[0], window[1]))
+        geometry = geometry_of(
+            (1, 1, x.shape[-2], x.shape[-1]), (1, 1, window[0], window[1]), padding=padding
+        )
+        if (geometry.P, geometry.Q) != (self.rows[-1], self.columns[-1]):
+            raise ArgumentError(
+                f"x must give an output of {self.rows[-1]} x {self.columns[-1]} pixels, as the fit "
+                f"had, got {geometry.P} x {geometry.Q} (x of shape {tuple(x.shape)})"
+            )
+        size = (geometry.P, geometry.Q)
+        padded = padded_image(x, padding, self.padding_mode)
+        return _assemble(
+            [
+                [
+                    kernel.predict(
+                        padded[..., top : bottom + window[0] - 1, left : right + window[1] - 1],
+                        origin=(top, left),
+                        size=size,
+                    )
+                    for kernel, (left, right) in zip(row, pairwise(self.columns), strict=True)
+                ]
+                for row, (top, bottom) in zip(self.kernels, pairwise(self.rows), strict=True)
+            ]
+        )
+
+    def save(self, path: StrPath) -> None:
+        """Writes the weights of all tiles, (rows, columns, ...), as .npy, .npz or .fits.
+
+        Raises:
+            ArgumentError: another ending.
+            ModuleNotFoundError: .fits without astropy.
+        """
+        suffix = check_kernel_name(path)
+        arrays = {"weight": self.weight.numpy(force=True)}
+        if self.bias is not None:
+            arrays["bias"] = self.bias.numpy(force=True)
+        arrays |= {"rows": np.array(self.rows), "columns": np.array(self.columns)}
+        with replacing(path) as temporary:
+            if suffix == ".npy":
+                np.save(temporary, arrays["weight"])
+            elif suffix == ".npz":
+                np.savez(temporary, allow_pickle=False, **arrays)
+            else:
+                _write_fits(temporary, arrays, self.kernels[0][0]._cards())
+
+    def __str__(self) -> str:
+        tiles = f"{len(self.kernels)} x {len(self.kernels[0])} tiles"
+        first = self.kernels[0][0]
+        window = "x".join(map(str, first.weight.shape))
+        lines = [f"kernels {window} of {tiles} by {first.solver}, RMS error {self.rms:.3g}"]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+
+def check_kernel_name(path: StrPath) -> str:
+    """The ending of a name that a kernel may be saved under.
+
+    Raises:
+        ArgumentError: it ends in something else.
+    """
+    name = str(path)
+    for suffix in KERNEL_SUFFIXES:
+        if name.endswith(suffix):
+            return suffix
+    raise ArgumentError(
+        f"a kernel is saved as .npy, .npz or .fits, got {name.rpartition('/')[2]!r}"
+    )
+
+
+def _write_fits(path: StrPath, arrays: dict[str, Any], cards: dict[str, tuple[Any, str]]) -> None:
+    with needs("fits"):
+        from astropy.io import fits
+    first = fits.PrimaryHDU(arrays.pop("weight"))
+    for keyword, card in cards.items():
+        first.header[keyword] = card
+    others = [fits.ImageHDU(array, name=name.upper()) for name, array in arrays.items()]
+    fits.HDUList([first, *others]).writeto(path)
+
+
+def _assemble(tiles: list[list[torch.Tensor]]) -> torch.Tensor:
+    return torch.cat([torch.cat(row, -1) for row in tiles], -2)

@@ -1,0 +1,225 @@
+"""The linear map from a kernel to its outputs, its adjoint, and the loss: on our own operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..autograd.function import bias_gradient, correlate, weight_gradient
+from ..ops import ArgumentError
+from .background import Background
+from .pairs import ImagePair
+
+#: On a CPU, PyTorch writes the windows of float64 images out: at most so many elements at a time.
+UNFOLDED_ELEMENTS = 2**23
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point or a direction in the space of the unknowns.
+
+    Attributes:
+        weight: (K, C/groups, R, S).
+        background: (K, T), T being 0 without a background.
+    """
+
+    weight: torch.Tensor
+    background: torch.Tensor
+
+    def plus(self, other: Point, factor: float | torch.Tensor) -> Point:
+        """self + factor * other; a factor (K,) is one for each filter."""
+        change = other.times(factor)
+        return Point(self.weight + change.weight, self.background + change.background)
+
+    def times(self, factor: float | torch.Tensor) -> Point:
+        """factor * self."""
+        if isinstance(factor, torch.Tensor):
+            each = factor.to(self.weight.dtype)[:, None]
+            return Point(self.weight * each[..., None, None], self.background * each)
+        return Point(self.weight * factor, self.background * factor)
+
+    def norm2(self) -> torch.Tensor:
+        """The sum of squares of each filter's unknowns, (K,) in float64."""
+        weight, background = self.weight.double().flatten(1), self.background.double()
+        return weight.square().sum(1) + background.square().sum(1)
+
+    def flat(self) -> torch.Tensor:
+        """(K, C/groups * R * S + T) in float64: the order of the normal matrix."""
+        return torch.cat([self.weight.flatten(1), self.background], 1).double()
+
+
+def from_flat(flat: torch.Tensor, weight_shape: tuple[int, ...], like: torch.Tensor) -> Point:
+    """A Point of (K, D) unknowns, dtype and device of `like`."""
+    K, *window = weight_shape
+    elements = window[0] * window[1] * window[2]
+    flat = flat.to(like)
+    return Point(flat[:, :elements].reshape(K, *window), flat[:, elements:].clone())
+
+
+class Problem:
+    """One least-squares fit.
+
+        minimise sum weights * (A theta - y)^2 + ridge * sum weight^2
+
+    Attributes:
+        pairs: images in the dtype of the fit.
+        background: the polynomials that are fitted too.
+        ridge: not negative.
+        weight_shape: (K, C/groups, R, S).
+        unknowns: of one filter.
+    """
+
+    def __init__(self, pairs: list[ImagePair], background: Background, ridge: float = 0.0) -> None:
+        self.pairs = pairs
+        self.background = background
+        self.ridge = ridge
+        self.weight_shape = pairs[0].geometry.weight_shape
+        self.unknowns = self.weight_shape[1] * self.weight_shape[2] * self.weight_shape[3]
+        self.unknowns += len(background.terms)
+
+    @property
+    def like(self) -> torch.Tensor:
+        """A tensor of the dtype and on the device of the fit."""
+        return self.pairs[0].x
+
+    def start(self, initial: torch.Tensor | None, plain: bool) -> Point:
+        """Where to begin: zeros, or the user's kernel, (R, S) if `plain`.
+
+        Raises:
+            ArgumentError: its shape is another.
+        """
+        shape = self.weight_shape
+        background = self.like.new_zeros(shape[0], len(self.background.terms))
+        if initial is None:
+            return Point(self.like.new_zeros(shape), background)
+        expected = shape[-2:] if plain else shape
+        if not isinstance(initial, torch.Tensor) or tuple(initial.shape) != tuple(expected):
+            got = tuple(initial.shape) if isinstance(initial, torch.Tensor) else initial
+            raise ArgumentError(f"initial must be a tensor of shape {tuple(expected)}, got {got}")
+        return Point(initial.detach().to(self.like).reshape(shape), background)
+
+    def apply(self, point: Point) -> list[torch.Tensor]:
+        """A: the outputs that a kernel makes, of as many filters as it has."""
+        return [
+            _joined([self._output(piece, point) for piece in self._pieces(pair)], pair)
+            for pair in self.pairs
+        ]
+
+    def adjoint(self, images: list[torch.Tensor]) -> Point:
+        """A^T: outputs to the kernel that points to them."""
+        found: Point | None = None
+        for pair, image in zip(self.pairs, images, strict=True):
+            for piece in self._pieces(replace(pair, y=image, weights=None)):
+                part = self._pull_back(piece)
+                found = part if found is None else found.plus(part, 1.0)
+        assert found is not None
+        return found
+
+    def residual(self, point: Point) -> list[torch.Tensor]:
+        """Prediction minus target."""
+        return [out - pair.y for out, pair in zip(self.apply(point), self.pairs, strict=True)]
+
+    def weighted(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        """weights * images."""
+        return [
+            image if pair.weights is None else image * pair.weights
+            for image, pair in zip(images, self.pairs, strict=True)
+        ]
+
+    def squared(self, images: list[torch.Tensor]) -> torch.Tensor:
+        """sum weights * images^2 of each filter, (K,) in float64."""
+        total = torch.zeros((), dtype=torch.float64, device=self.like.device)
+        for image, pair in zip(images, self.pairs, strict=True):
+            square = image.double().square()
+            if pair.weights is not None:
+                square = square * pair.weights
+            total = total + square.sum((0, 2, 3))
+        return total
+
+    def loss(self, residual: list[torch.Tensor], point: Point) -> float:
+        """What is minimised, in float64."""
+        return float(self.squared(residual).sum()) + self.penalty(point)
+
+    def penalty(self, point: Point) -> float:
+        """ridge * sum weight^2."""
+        if not self.ridge:
+            return 0.0
+        return self.ridge * float(point.weight.double().square().sum())
+
+    def gradient(self, residual: list[torch.Tensor], point: Point) -> Point:
+        """Half the gradient of the loss: A^T (weights * residual) + ridge * weight."""
+        gradient = self.adjoint(self.weighted(residual))
+        if not self.ridge:
+            return gradient
+        return Point(gradient.weight + self.ridge * point.weight, gradient.background)
+
+    def curvature(self, iterations: int = 200, tolerance: float = 1e-6) -> float:
+        """The largest eigenvalue of the loss's Hessian, by power iteration.
+
+        Where the normal operator is the same for every filter, one filter stands for all. The start
+        is random, with a fixed seed: a regular one can be orthogonal to what is looked for.
+        """
+        K, *window = self.weight_shape
+        same = self.pairs[0].groups == 1 and all(
+            p.weights is None or p.weights.shape[1] == 1 for p in self.pairs
+        )
+        K = 1 if same else K
+        random = torch.Generator().manual_seed(0)
+        draws = [
+            torch.randn(K, *shape, generator=random, dtype=torch.float64).to(self.like)
+            for shape in (window, (len(self.background.terms),))
+        ]
+        point = Point(*draws)
+        estimate = 0.0
+        for _ in range(iterations):
+            length = float(point.norm2().sum()) ** 0.5
+            if length == 0:
+                return 0.0
+            point = point.times(1 / length)
+            images = self.apply(point)
+            previous, estimate = estimate, 2 * self.loss(images, point)
+            if abs(estimate - previous) <= tolerance * estimate:
+                break
+            point = self.gradient(images, point)
+        return estimate
+
+    def _pieces(self, pair: ImagePair) -> list[ImagePair]:
+        if pair.x.device.type != "cpu" or pair.x.dtype != torch.float64:
+            return [pair]
+        g = pair.geometry
+        return list(pair.blocks(max(1, UNFOLDED_ELEMENTS // max(1, g.C * g.R * g.S))))
+
+    def _output(self, piece: ImagePair, point: Point) -> torch.Tensor:
+        geometry = replace(piece.geometry, K=len(point.weight))
+        # A constant is the operator's own bias.
+        bias = point.background[:, 0] if self.background.order == 0 else None
+        output = correlate(piece.x, point.weight, bias, geometry, "ieee")
+        if self.background.order:
+            surface = self.background.evaluate(point.background, piece.extent, piece.place)
+            output = output + surface
+        return output
+
+    def _pull_back(self, piece: ImagePair) -> Point:
+        weight = weight_gradient(piece.x, piece.y, piece.geometry, "ieee")
+        if self.background.order is None:
+            return Point(weight, weight.new_zeros(len(weight), 0))
+        if self.background.order == 0:
+            return Point(weight, bias_gradient(piece.y)[:, None])
+        return Point(weight, self.background.moments(piece.y, piece.place))
+
+
+def _joined(pieces: list[torch.Tensor], pair: ImagePair) -> torch.Tensor:
+    """Outputs of `blocks`, put together."""
+    if len(pieces) == 1:
+        return pieces[0]
+    N, _, P, Q = pair.y.shape
+    K = pieces[0].shape[1]
+    joined = pieces[0].new_empty(N, K, P, Q)
+    sample, row = 0, 0
+    for piece in pieces:
+        joined[sample : sample + len(piece), :, row : row + piece.shape[2]] = piece
+        row += piece.shape[2]
+        if row == P:
+            sample, row = sample + len(piece), 0
+    return joined

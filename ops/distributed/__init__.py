@@ -1,0 +1,1 @@
+"""Operators on DTensors: how they are sharded, and the rows that neighbours exchange."""

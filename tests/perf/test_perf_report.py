@@ -1,0 +1,267 @@
+"""report: what it says follows from the rows, and what it draws can be opened.
+
+tests/data/rows.jsonl has the form of real results; every number in it is made up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tricorr.perf import report
+from tricorr.perf.rows import Row, read
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDED = Path(__file__).parent.parent / "data" / "rows.jsonl"
+WORKLOAD = "resnet50-64x56x56-64-3x3"
+
+
+def row(provider="tricorr", ms=1.0, **fields):
+    defaults = {
+        "workload": WORKLOAD,
+        "suite": "resnet50",
+        "op": "fprop",
+        "dtype": "bfloat16",
+        "format": "NCHW",
+        "cache": "cold",
+        "status": "ok",
+        "note": "",
+        "kind": "gpu",
+        "device": "a GPU",
+        "time": "2026-01-01T00:00:00Z",
+        "revision": "1",
+        "torch": "0",
+        "tricorr": "0",
+    }
+    return Row(**{**defaults, "provider": provider, "ms": ms, **fields})
+
+
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    report.add_arguments(parser)
+    return report.main(parser.parse_args([str(a) for a in arguments]))
+
+
+def cases(*rows):
+    (machine,) = report.machines(rows)
+    return machine.cases()
+
+
+def test_the_recorded_rows_are_made_up_and_say_so():
+    for found in read(RECORDED):
+        assert "made up" in found.note
+        assert found.device.startswith("test ")
+
+
+def test_the_best_peer_is_the_fastest_in_either_format():
+    (case,) = cases(
+        row(),
+        row("pytorch", 2.0, ratio_to=2.1),
+        row("pytorch", 0.9, format="channels_last"),
+        row("kornia", 1.5, ratio_to=1.4),
+    )
+    assert case.best.format == "channels_last"
+    assert case.ratio == pytest.approx(0.9)
+    assert case.ratio_in("NCHW") == pytest.approx(1.4)
+
+
+def test_turns_decide_where_both_are_in_the_same_format():
+    (case,) = cases(row(), row("pytorch", 2.0, ratio_to=2.5))
+    assert case.ratio == 2.5
+
+
+def test_no_case_without_ours_and_none_against_what_went_wrong():
+    found = cases(
+        row(),
+        row("pytorch", None, status="wrong", note="x"),
+        row("kornia", None, status="failed", note="x"),
+        row("pytorch", 1.0, op="wgrad"),
+        row("tricorr@abc", 0.5),
+    )
+    assert [(c.ours.op, c.best, c.ratio) for c in found] == [("fprop", None, None)]
+
+
+def test_a_later_row_replaces_an_earlier_one_of_another_revision():
+    (case,) = cases(
+        row(ms=5.0, time="2026-02-01T00:00:00Z", revision="2"),
+        row(ms=1.0),
+    )
+    assert case.ours.ms == 5.0
+
+
+def test_gpu_and_cpu_rows_do_not_meet():
+    rows = [
+        row(ms=1.0),
+        row("pytorch", 0.5, kind="cpu", device="a CPU", cache="warm"),
+        row(ms=4.0, kind="cpu", device="a CPU", cache="warm"),
+    ]
+    gpu, cpu = report.machines(rows)
+    assert (gpu.kind, cpu.kind) == ("gpu", "cpu")
+    assert [c.ratio for c in gpu.cases()] == [None]
+    assert [c.ratio for c in cpu.cases()] == [0.125]
+    text = report.page(rows, {})
+    assert text.index("## a GPU") < text.index("## CPU: a CPU")
+    assert "No kernel of ours runs here" in text
+    assert text.count("### Targets") == 1
+
+
+def test_losses_come_first_and_the_worst_of_them_leads():
+    rows = read(RECORDED)
+    text = report.page(rows, {})
+    gpu = text[: text.index("## CPU")]
+    assert gpu.index("### Losses") < gpu.index("### resnet50")
+    losses = gpu[gpu.index("### Losses") : gpu.index("### resnet50")]
+    ratios = [float(r) for r in re.findall(r"\*\*~?([\d.]+)\*\*", losses)]
+    assert ratios == sorted(ratios)
+    assert max(ratios) < 1
+    count = int(re.search(r"### Losses: (\d+) of", losses)[1])
+    assert count == len(ratios) > 5
+
+
+def test_what_has_no_time_is_listed_with_its_reason():
+    text = report.page(read(RECORDED), {})
+    assert "### Wrong results: 1" in text
+    assert "(error 0.3, bound 0.004)" in text
+    assert "out of memory / asked for 12 GiB" in text
+    assert re.search(r"- flaggems: flag_gems is not installed .*\(2 rows\)", text)
+
+
+def test_every_table_is_one():
+    for block in re.findall(r"(?:^\|.*\n)+", report.page(read(RECORDED), {}), re.MULTILINE):
+        columns = {line.count("|") for line in block.splitlines()}
+        assert len(columns) == 1, block
+
+
+def test_predictions_say_that_they_are_none_of_the_measurements():
+    page = report.page(read(RECORDED), {})
+    title = "## NVIDIA H200: predicted by a model, not measured"
+    _, predicted = page.split(title)
+    assert "resnet50-64x56x56-64-3x3 | dgrad | bfloat16 | channels_last" in predicted
+    assert predicted.count("\n|") == 2 + len(json.loads(report.PREDICTED.read_text())["entries"])
+
+
+def test_learning_has_its_memory():
+    learned = row("tricorr-cg", 2.0, workload="learn-64x64-3x3", op="learn", peak_bytes=3_500_000)
+    text = report.page([learned], {})
+    assert re.search(r"\| learn-64x64-3x3 \| tricorr-cg \|.*\| 3\.5 \|\n", text)
+    assert "cold cache" not in text  # nothing was measured with one
+
+
+def test_means_are_geometric():
+    assert report.geomean([4.0, 1.0, None]) == pytest.approx(2.0)
+    assert report.geomean([]) is None
+
+
+def test_targets_are_met_missed_or_not_measured():
+    rows = [row(), row("pytorch", 2.0, ratio_to=2.0)]
+    (machine,) = report.machines(rows)
+    found = {(v.regime, v.what): v for v in report.verdicts(machine)}
+    dense = "dense 16-bit networks, all passes"
+    assert found[dense, "geomean vs best peer"].outcome == "met"
+    slow = [row(), row("pytorch", 0.5, ratio_to=0.5)]
+    (machine,) = report.machines(slow)
+    again = {(v.regime, v.what): v for v in report.verdicts(machine)}
+    assert again[dense, "worst vs best peer"].outcome == "**missed**"
+    assert again["KernelBench level 1", "geomean vs best peer"].outcome == "not measured"
+
+
+def test_most_is_most():
+    assert report.Verdict("r", "w", 1.0, 1.2, at_most=True).outcome == "met"
+    assert report.Verdict("r", "w", 1.3, 1.2, at_most=True).outcome == "**missed**"
+
+
+def test_an_unknown_workload_has_a_row_and_no_target():
+    rows = [row(workload="gone", suite="old"), row("pytorch", 2.0, workload="gone", suite="old")]
+    assert "| gone |" in report.page(rows, {})
+    (machine,) = report.machines(rows)
+    assert all(v.measured is None for v in report.verdicts(machine))
+
+
+def test_throttled_rows_are_said_to_be():
+    text = report.page([row(throttle="0x0000000000000008"), row("pytorch", throttle="0x1")], {})
+    assert "clocks were held back during 1 of 2 rows" in text
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_page_and_pictures_that_are_there(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert run(RECORDED.parent, "--out", tmp_path) == 0
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[.+\]\((.+)\)", text)
+    assert len(pictures) == 4
+    for name in pictures:
+        data = (tmp_path / name).read_bytes()
+        assert data.startswith(b"\x89PNG")
+        assert len(data) > 10_000
+    assert "140 rows" in capsys.readouterr().out
+
+
+def test_a_directory_without_rows_is_no_error_and_a_missing_one_is(tmp_path, capsys):
+    assert run(tmp_path) == 0
+    assert "no rows" in capsys.readouterr().out
+    assert run(tmp_path / "nothing") == 2
+
+
+def test_readme_says_what_the_committed_rows_say():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert report.with_section(readme, report.readme_section()) == readme, (
+        "run: python -m tricorr.perf report --readme"
+    )
+
+
+def test_readme_without_gpu_rows_claims_nothing(tmp_path):
+    section = report.readme_section(tmp_path)
+    assert "Nothing has been measured on a GPU yet" in section
+    assert not re.search(r"\d\s*(x|times) (faster|the speed)", section)
+    cpu = [replace(r, note="") for r in read(RECORDED) if r.kind == "cpu"]
+    (tmp_path / "rows.jsonl").write_text("".join(report_line(r) for r in cpu), encoding="utf-8")
+    section = report.readme_section(tmp_path)
+    assert "Nothing has been measured on a GPU yet" in section
+    assert f"{len(cpu)} rows of CPU times" in section
+
+
+def report_line(found):
+    from tricorr.perf.rows import to_json
+
+    return to_json(found) + "\n"
+
+
+def test_readme_with_gpu_rows_leads_with_losses():
+    section = report.readme_section(RECORDED.parent)
+    assert "Nothing has been measured" not in section
+    assert "slower than the best peer in **19**" in section
+    assert section.index("slower than") < section.index("| regime |")
+
+
+def test_a_section_is_replaced_between_markers_or_under_its_heading():
+    section = f"{report.START}\nnew\n{report.END}"
+    by_heading = report.with_section("# a\n\n## Performance\n\nold\n\n## b\n", section)
+    assert by_heading == f"# a\n\n## Performance\n\n{section}\n\n## b\n"
+    assert report.with_section(by_heading, section) == by_heading
+    with pytest.raises(ValueError, match="no heading"):
+        report.with_section("# a\n", section)
+
+
+def test_a_padding_mode_is_held_against_zeros_in_its_own_dtype():
+    image = {"suite": "images", "copy_gbps": 1.0, "gbps": 1.0}
+    zeros, mode = "images-4096-3x3", "images-4096-3x3-reflect"
+    (machine,) = report.machines(
+        [
+            row(ms=2.0, workload=zeros, dtype="float32", **image),
+            row(ms=1.0, workload=zeros, **image),
+            row(ms=2.2, workload=mode, dtype="float32", **image),
+            row("pytorch", 5.5, workload=mode, dtype="float32", ratio_to=2.5, **image),
+            row(ms=9.0, workload="images-4096-7x7-reflect", **image),  # without its like
+        ]
+    )
+    assert report.times_over_zeros(machine.cases()) == [pytest.approx(1.1)]
+    found = {(v.regime, v.asked_text): v for v in report.verdicts(machine)}
+    assert found["padding modes", "at most 1.02"].outcome == "**missed**"
+    assert found["padding modes", "2"].measured == pytest.approx(2.5)
+    assert found["padding modes", "2"].outcome == "met"
+    assert found["bias and activation in the epilogue", "1.15"].outcome == "not measured"
