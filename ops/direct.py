@@ -9,6 +9,7 @@ Signatures are those of registration.py, whose operators end here too.
 
 from __future__ import annotations
 
+import functools
 import sys
 from types import ModuleType
 
@@ -81,6 +82,7 @@ def wgrad(
     return cpu.wgrad(x, dy, geometry)
 
 
+@functools.cache
 def _launch() -> ModuleType:
     """ops/launch.py, imported with triton when the first call needs a kernel."""
     from . import launch

@@ -22,13 +22,14 @@ from .bands import (
     bands_shape,
     rows_read,
 )
-from .call import Call, facts_of, prepare, prepared
+from .call import Call
 from .facts import NARROW_LIMIT, device_of, layout_of
 from .formats import as_row, boxes_of, channels_innermost, empty_in_format, is_row
 from .geometry import Geometry
 from .launch_tma import dgrad_descriptors, fprop_descriptors, is_matrix, wgrad_descriptors
 from .plan import Plan, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
 from .plan_tma import TmaTile
+from .prepared import facts_of, prepare, prepared
 from .tiles import GemmTile, Tile, most_registers
 
 

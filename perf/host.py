@@ -50,7 +50,7 @@ def without_work() -> Iterator[None]:
     """Operators that do all but run their kernels."""
     from .. import kernels
     from ..ops import launch
-    from ..ops.call import forget_prepared
+    from ..ops.prepared import forget_prepared
 
     names = [name for name in kernels.__all__ if hasattr(getattr(kernels, name), "arg_names")]
     real = {name: getattr(kernels, name) for name in names}

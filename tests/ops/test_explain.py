@@ -48,7 +48,7 @@ def test_without_a_device_the_cpu_convolution_is_named():
 
 def test_the_plan_told_is_the_plan_run(kernel_backend, monkeypatch):
     from tricorr.ops import launch
-    from tricorr.ops.call import forget_prepared
+    from tricorr.ops.prepared import forget_prepared
 
     x = torch.randn(1, 2, 6, 6, device=kernel_backend.device)
     weight = torch.randn(3, 2, 3, 3, device=kernel_backend.device)

@@ -46,7 +46,7 @@ def _recorded(function, names):
 def built(monkeypatch):
     """Names of the calls that are built from here on, with nothing prepared before."""
     from tricorr.ops import launch
-    from tricorr.ops.call import forget_prepared
+    from tricorr.ops.prepared import forget_prepared
 
     forget_prepared()
     names = []
@@ -81,7 +81,7 @@ def drawn(op, geometry, on, half=False):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("name", CALLS)
 def test_a_prepared_call_reads_its_own_tensors(name, op, launch, built, kernel_backend):
-    from tricorr.ops.call import forget_prepared
+    from tricorr.ops.prepared import forget_prepared
 
     geometry, device = CALLS[name]
     launch.plan_for(device)
@@ -122,16 +122,28 @@ def test_a_tensor_that_is_two_operands_is_told_apart_later(launch, built, kernel
     assert len(built) == 2  # with the tensors, and with stand-ins
 
 
-def test_tensors_that_start_elsewhere_are_not_prepared_for(launch, built, kernel_backend):
-    one, weight = tensors(DEPTHWISE, torch.float32, kernel_backend.device)[:2]
-    storage = torch.randn(one.numel() + 1, device=kernel_backend.device)
-    shifted = storage[1:].view(one.shape)
-    launch.fprop(one, weight, None, DEPTHWISE)
-    built.clear()
-    for _ in range(2):
-        y = launch.fprop(shifted, weight, None, DEPTHWISE)
-        check("fprop", (shifted, weight, None), DEPTHWISE, actual=y)
-    assert len(built) == 2
+@pytest.mark.parametrize("name", ["gemm", "rows", "tma"])
+def test_tensors_that_start_off_16_bytes_are_prepared_for(name, launch, built, kernel_backend):
+    """Crops, and views of flat parameter buffers: for each start of its own."""
+    geometry, device = CALLS[name]
+    launch.plan_for(device)
+    args = drawn("fprop_bias", geometry, kernel_backend.device, name in HALF)
+    for start in (1, 2):
+        shifted = [_shifted(tensor, start) for tensor in args]
+        for turn in range(3):
+            built.clear()
+            y = launch.fprop(*shifted, geometry)
+            check("fprop_bias", shifted, geometry, actual=y)
+            assert bool(built) == (turn == 0)
+
+
+def _shifted(tensor, start):
+    """A copy of the tensor that begins `start` elements behind 16 bytes."""
+    numel = tensor.untyped_storage().nbytes() // tensor.itemsize
+    storage = torch.empty(numel + start, dtype=tensor.dtype, device=tensor.device)
+    shifted = storage.as_strided(tensor.shape, tensor.stride(), start)
+    assert shifted.data_ptr() % 16 == start * tensor.itemsize
+    return shifted.copy_(tensor)
 
 
 def test_weights_that_are_copied_are_copied_at_every_call(launch, built, kernel_backend):
@@ -157,14 +169,14 @@ def test_no_tensor_is_kept(launch, kernel_backend):
 
 
 def test_what_is_prepared_is_bounded(launch, built, kernel_backend, monkeypatch):
-    from tricorr.ops import call
+    from tricorr.ops import prepared
 
-    monkeypatch.setattr(call, "MAX_PREPARED", 2)
+    monkeypatch.setattr(prepared, "MAX_PREPARED", 2)
     for width in (3, 4, 5, 3):
         geometry = geometry_of((1, 1, 3, width), (1, 1, 2, 2))
         x, weight = tensors(geometry, torch.float32, kernel_backend.device)[:2]
         launch.fprop(x, weight, None, geometry)
-        assert 1 <= len(call._PREPARED) <= 2
+        assert 1 <= len(prepared._PREPARED) <= 2
 
 
 def test_another_call_is_not_taken_for_a_prepared_one(launch, built, kernel_backend):
