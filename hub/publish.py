@@ -156,7 +156,7 @@ def sources() -> dict[str, str]:
         text = (ROOT / path).read_text(encoding="utf-8")
         waiting += _imported(path, text)
         files[path] = _renamed(path, text)
-    for tuned in sorted(ROOT.glob("ops/tuned/*.json")):
+    for tuned in sorted(ROOT.glob("ops/plan/tuned/*.json")):
         files[tuned.relative_to(ROOT).as_posix()] = tuned.read_text(encoding="utf-8")
     return dict(sorted(files.items()))
 

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 
-from .formats import empty_in_format
 from .geometry import Geometry, Pair
+from .launch.formats import empty_in_format
 
 #: What checks.ACTIVATIONS name, for tensors.
 ACTIVATION_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -84,7 +84,7 @@ def wgrad(
 
 @functools.cache
 def _launch() -> ModuleType:
-    """ops/launch.py, imported with triton when the first call needs a kernel."""
-    from . import launch
+    """ops/launch/arguments.py, imported with triton when the first call needs a kernel."""
+    from .launch import arguments
 
-    return launch
+    return arguments

@@ -9,9 +9,9 @@ import torch
 
 from . import backend
 from .errors import ArgumentError
-from .facts import device_of, layout_of
 from .geometry import Geometry
-from .plan import DEVICES, Device, Plan, plan_dgrad, plan_fprop, plan_wgrad
+from .launch.layout import device_of, layout_of
+from .plan.choose import DEVICES, Device, Plan, plan_dgrad, plan_fprop, plan_wgrad
 
 
 @dataclass(frozen=True)

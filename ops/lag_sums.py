@@ -36,7 +36,7 @@ def lag_sums(a: torch.Tensor, b: torch.Tensor, lags: Pair) -> torch.Tensor:
     if min(N, C, b.shape[1], P, Q) == 0:
         return a.new_zeros(C, b.shape[1], R, S, dtype=torch.float64)
     if backend.runs_kernels(a.device):
-        from . import lag_launch
+        from .launch import lag_launch
 
         return lag_launch.lag_sums(a, b, lags)
     return _by_products(a, b, lags)

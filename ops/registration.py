@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from . import direct
-from .formats import empty_in_format
 from .geometry import Geometry
+from .launch.formats import empty_in_format
 from .schema import geometry_of_call, steps_of
 
 _STEPS = (

@@ -19,7 +19,7 @@ the weight. A weight gradient's outputs are those of a program, which sums its s
 A rows kernel has its code twice, with masks and without, and a tile runs one of them: its "loop" is
 the shorter one, its "total" has both, and a line named "interior" is built with the latter alone.
 
-"bound" is the unit that takes longest for the whole launch by the rates of ops/model.py: "dram"
+"bound" is the unit that takes longest for the whole launch by the rates of ops/plan/cost.py: "dram"
 where each tensor moved once takes longer than all instructions ("issue") and all multiply-adds,
 padding of tiles included ("arithmetic"); else how many times longer than that the other one takes.
 Where one loop goes through several boxes ("-loop"), the code that stores a box is in it, counted
@@ -45,14 +45,14 @@ from typing import Any
 
 import torch
 
-from ..ops.bands import BandedGradTile, BandedTile, banded_steps
-from ..ops.call import Call
-from ..ops.launch import BANDS_BLOCK, SUM_TILE
-from ..ops.model import arithmetic_rate, copy_rate, rates_of
-from ..ops.plan_cost import programs_of, unit_of, window_steps
-from ..ops.plan_rows import RowsTile, rows_work
-from ..ops.plan_tma import TmaTile
-from ..ops.tiles import GemmTile
+from ..ops.launch.arguments import BANDS_BLOCK, SUM_TILE
+from ..ops.launch.call import Call
+from ..ops.plan.bands import BandedGradTile, BandedTile, banded_steps
+from ..ops.plan.cost import arithmetic_rate, copy_rate, rates_of
+from ..ops.plan.rows import RowsTile, rows_work
+from ..ops.plan.tiles import GemmTile
+from ..ops.plan.tma import TmaTile
+from ..ops.plan.work import programs_of, unit_of, window_steps
 from .configurations import PARKED, TARGETS, Configuration, Target, configurations
 from .draw import drawn
 

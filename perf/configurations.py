@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from ..ops.bands import AnyBandedTile, BandedGradTile, BandedTile
-from ..ops.call import Call
-from ..ops.devices import DEVICES, LIMITS, Device
-from ..ops.facts import NARROW_LIMIT, is_crowded
 from ..ops.geometry import Geometry
-from ..ops.lag_launch import lag_sums_calls
-from ..ops.launch import dgrad_call, fprop_call, wgrad_calls
-from ..ops.plan import (
+from ..ops.launch.arguments import dgrad_call, fprop_call, wgrad_calls
+from ..ops.launch.call import Call
+from ..ops.launch.lag_launch import lag_sums_calls
+from ..ops.launch.layout import NARROW_LIMIT, is_crowded
+from ..ops.plan.banded import BANDED_GRAD_TILES, BANDED_TILES, banded_tiles, in_pieces
+from ..ops.plan.bands import AnyBandedTile, BandedGradTile, BandedTile
+from ..ops.plan.choose import (
     Layout,
     Plan,
     plan_dgrad,
@@ -29,18 +29,8 @@ from ..ops.plan import (
     plan_wgrad,
     plan_with_tile,
 )
-from ..ops.plan_banded import BANDED_GRAD_TILES, BANDED_TILES, banded_tiles, in_pieces
-from ..ops.plan_tma import (
-    ARCHITECTURES,
-    TMA_GRADIENT_SHAPES,
-    TMA_SHAPES,
-    TmaTile,
-    is_legal_tma,
-    shaped_tile,
-    shapes,
-    sums_in_one_loop,
-)
-from ..ops.tiles import (
+from ..ops.plan.device import DEVICES, LIMITS, Device
+from ..ops.plan.tiles import (
     GEMM_GRADIENT_TILES,
     GEMM_TILES,
     LONE_RESULTS,
@@ -52,7 +42,17 @@ from ..ops.tiles import (
     gemm_tiles,
     tile_of,
 )
-from ..ops.tuned import tuned_for
+from ..ops.plan.tma import (
+    ARCHITECTURES,
+    TMA_GRADIENT_SHAPES,
+    TMA_SHAPES,
+    TmaTile,
+    is_legal_tma,
+    shaped_tile,
+    shapes,
+    sums_in_one_loop,
+)
+from ..ops.plan.tuned import tuned_for
 
 #: See Target.parked.
 PARKED = 16

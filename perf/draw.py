@@ -13,9 +13,9 @@ from dataclasses import replace
 import torch
 
 from ..ops.errors import ArgumentError
-from ..ops.facts import layout_of
 from ..ops.geometry import geometry_of
-from ..ops.plan import Plan, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
+from ..ops.launch.layout import layout_of
+from ..ops.plan.choose import Plan, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
 from .configurations import Case, Configuration, Target, launched_geometry
 
 _PLANNERS = {

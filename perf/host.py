@@ -6,8 +6,8 @@ given; Triton's own launcher and the driver come on top of that. PyTorch's own c
 on CPU, on an image small enough for its work not to matter: on a GPU its launches add to it too.
 "launch", "autograd", "corr2d" and "Conv2D" each have the one before in their path; the registered
 operator, which they call only where a compiler traces them, stands beside, and so does a launch
-that has not been prepared (ops/call.py): what the first call of its kind pays. Each number is the
-least of repeated runs, taken in turns: what else the machine does only ever adds.
+that has not been prepared (ops/launch/call.py): what the first call of its kind pays. Each number
+is the least of repeated runs, taken in turns: what else the machine does only ever adds.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ..autograd.function import correlate
 from ..autograd.functional import corr2d
 from ..autograd.modules import Conv2D
 from ..ops import direct, geometry_of, registration
-from ..ops.formats import empty_in_format
-from ..ops.plan import INTERPRETER, Layout, plan_fprop
+from ..ops.launch.formats import empty_in_format
+from ..ops.plan.choose import INTERPRETER, Layout, plan_fprop
 
 #: Calls that are timed together, and how often in turns.
 CALLS, REPEATS = 1000, 15
@@ -49,8 +49,8 @@ class _Unlaunched:
 def without_work() -> Iterator[None]:
     """Operators that do all but run their kernels."""
     from .. import kernels
-    from ..ops import launch
-    from ..ops.prepared import forget_prepared
+    from ..ops.launch import arguments as launch
+    from ..ops.launch.prepared import forget_prepared
 
     names = [name for name in kernels.__all__ if hasattr(getattr(kernels, name), "arg_names")]
     real = {name: getattr(kernels, name) for name in names}
@@ -70,7 +70,7 @@ def without_work() -> Iterator[None]:
 
 def paths() -> dict[str, Callable[[], Any]]:
     """Calls by name, from PyTorch's to each layer of ours."""
-    from ..ops import launch
+    from ..ops.launch import arguments as launch
 
     x = torch.rand(1, 1, 6, 8)
     weight, learned = torch.rand(1, 1, 1, 2), torch.rand(1, 1, 1, 2, requires_grad=True)

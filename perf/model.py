@@ -4,7 +4,7 @@
 
 The model predicts; it claims nothing, and nothing in it was measured. It exists to be compared with
 rows: where a row is far from it, one of its assumptions is wrong, and which one says what to
-change. ops/model.py has its arithmetic and its rates, by which the planner chooses among GEMMs;
+change. ops/plan/cost.py has its arithmetic and its rates, by which the planner chooses among GEMMs;
 here the other families are counted too, and set beside the problem's own bound:
 
  - Every element that a program asks for comes through L1 once per use: nothing is shared between
@@ -12,7 +12,7 @@ here the other families are counted too, and set beside the problem's own bound:
    reads each pixel of its tile once, with what its window overhangs; a pipelined GEMM loads each
    element of its tiles once a step. Loads are assumed to be coalesced.
  - Instructions are those of perf/results/codegen.json where that has the plan's code for sm_90,
-   else what ops/model.py, and INSTRUCTIONS here, fitted to it.
+   else what ops/plan/cost.py, and INSTRUCTIONS here, fitted to it.
  - The roofline is the problem's, not the plan's: compulsory bytes at the rate of a copy or the
    FLOPs at the rate of the fastest unit that multiplies this dtype at this precision, whichever
    takes longer. Predicted fraction = roofline time / predicted time.
@@ -34,12 +34,12 @@ from pathlib import Path
 import torch
 
 from ..ops import ArgumentError
-from ..ops.bands import BandedGradTile, BandedTile, banded_steps, bands_shape
-from ..ops.devices import DEVICES, LIMITS, Device
 from ..ops.explain import device_named
-from ..ops.facts import NARROW_LIMIT
 from ..ops.geometry import Geometry
-from ..ops.model import (
+from ..ops.launch.layout import NARROW_LIMIT
+from ..ops.plan.bands import BandedGradTile, BandedTile, banded_steps, bands_shape
+from ..ops.plan.choose import Layout, Plan, plan_dgrad, plan_fprop, plan_wgrad
+from ..ops.plan.cost import (
     THREADS,
     Code,
     Work,
@@ -49,8 +49,11 @@ from ..ops.model import (
     gemm_work,
     times_of,
 )
-from ..ops.plan import Layout, Plan, plan_dgrad, plan_fprop, plan_wgrad
-from ..ops.plan_cost import (
+from ..ops.plan.device import DEVICES, LIMITS, Device
+from ..ops.plan.rows import RowsTile, rows_work
+from ..ops.plan.tiles import GemmTile, StencilTile
+from ..ops.plan.tma import TmaTile
+from ..ops.plan.work import (
     READ,
     device_bytes,
     partial_bytes,
@@ -59,9 +62,6 @@ from ..ops.plan_cost import (
     unit_of,
     window_steps,
 )
-from ..ops.plan_rows import RowsTile, rows_work
-from ..ops.plan_tma import TmaTile
-from ..ops.tiles import GemmTile, StencilTile
 from .workloads import OPS, SUITES, Workload, select
 
 _PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
@@ -98,7 +98,7 @@ class Prediction:
         fill: share of the multiprocessors' time in which they have a program.
         instructions: of all warps.
         counted: the instructions of a pass are those of recorded machine code.
-        dram_us, l2_us, shared_us, arithmetic_us, issue_us, latency_us: as in ops/model.py, Times.
+        dram_us, l2_us, shared_us, arithmetic_us, issue_us, latency_us: as in cost.Times.
         launch_us: start and end of the kernels, and what one reads of the one before.
         predicted_us: the longest of the units, and launch_us.
         bound: which unit that is.
@@ -562,7 +562,7 @@ def main(options: argparse.Namespace) -> int:
         return 0
     print(
         f"Predicted for {device.name} by a model, not measured.\n"
-        "ops/model.py says what is assumed, and what is left out.\n"
+        "ops/plan/cost.py says what is assumed, and what is left out.\n"
     )
     print("\n".join(table(found)))
     return 0

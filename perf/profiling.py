@@ -24,7 +24,7 @@ import torch
 
 from ..ops import ArgumentError
 from ..ops.explain import device_named
-from ..ops.plan import DEVICES, Device
+from ..ops.plan.choose import DEVICES, Device
 from .model import PRODUCTS, Prediction, predict
 from .worker import child_environment
 from .workloads import FORMATS, OPS, Workload, find

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..ops.tuned import DIRECTORY as TUNED
+from ..ops.plan.tuned import DIRECTORY as TUNED
 from .rows import Row, latest, read
 from .workloads import BY_NAME, Workload
 
@@ -412,7 +412,7 @@ def _predicted() -> Iterator[str]:
     yield f"## {table['device']}: predicted by a model, not measured"
     yield ""
     yield (
-        "What `ops/model.py` expects of the plans at the rates that it assumes; the planner "
+        "What `ops/plan/cost.py` expects of the plans at the rates that it assumes; the planner "
         "chooses among GEMMs by it. Roofline: the problem's own bound over the predicted time. "
         "Where a measured row is far from its line here, an assumption is wrong."
     )

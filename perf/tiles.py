@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..ops import Geometry
-from ..ops.bands import BandedGradTile, BandedTile
-from ..ops.plan_rows import RowsTile
-from ..ops.plan_tma import TmaTile, box_of, pixel_planes, plane_box, taps_of, whole_box
-from ..ops.tiles import GemmTile, StencilTile, Tile
+from ..ops.plan.bands import BandedGradTile, BandedTile
+from ..ops.plan.rows import RowsTile
+from ..ops.plan.tiles import GemmTile, StencilTile, Tile
+from ..ops.plan.tma import TmaTile, box_of, pixel_planes, plane_box, taps_of, whole_box
 
 
 def tiles_like(op: str, geometry: Geometry, tile: object, boxes: str = "") -> Iterator[Tile]:

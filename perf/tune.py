@@ -5,9 +5,9 @@
 For every operator, dtype and memory format of a workload: the table's plan is timed against itself,
 which gives the noise; candidates are timed against it in turns, those that the static model likes
 first; the best few are timed again for longer. One that is still faster in four turns of five, by
-more than the noise and by more than MIN_GAIN, is written to the device's file in ops/tuned/, with
-the measurements that justify it, and the planner takes it from then on. A key that was searched
-again and did not win is taken out.
+more than the noise and by more than MIN_GAIN, is written to the device's file in ops/plan/tuned/,
+with the measurements that justify it, and the planner takes it from then on. A key that was
+searched again and did not win is taken out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 
 from ..ops import ArgumentError
 from ..ops.explain import device_named
-from ..ops.plan import (
+from ..ops.plan.choose import (
     DEVICES,
     Device,
     Layout,
@@ -38,8 +38,8 @@ from ..ops.plan import (
     plan_with_tile,
     takes_one_tap,
 )
-from ..ops.tiles import Tile, is_legal
-from ..ops.tuned import file_of, key_of
+from ..ops.plan.tiles import Tile, is_legal
+from ..ops.plan.tuned import file_of, key_of
 from .machine import Clocks
 from .measure import GpuTimer, Timer, quantile
 from .model import PRODUCTS, UnknownPlanError, dense_layout, predict
@@ -337,7 +337,7 @@ def update(path: Path, device_name: str, outcomes: Iterable[Outcome], facts: dic
 
 def call_of(problem: Problem, plan: Plan | None = None) -> Callable[[], torch.Tensor]:
     """A call of our kernels, and of nothing around them. `plan` replaces the planner's."""
-    from ..ops import launch
+    from ..ops.launch import arguments as launch
 
     p, g = problem, problem.geometry
     if p.op == "fprop":
@@ -398,7 +398,7 @@ def measure_by(timer: Timer, clocks: Clocks | None = None) -> Measure:
 
 def on_gpu() -> tuple[Device, Measure, Callable[[], dict[str, Any]]]:
     """(the GPU of this process, how to time plans on it, what to note with what was found)."""
-    from ..ops.facts import device_of
+    from ..ops.launch.layout import device_of
     from .machine import machine
 
     clocks = Clocks()

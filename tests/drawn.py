@@ -11,11 +11,12 @@ import hypothesis
 import torch
 from hypothesis import strategies as st
 
-from tricorr.ops import Geometry, geometry_of, plan_banded
-from tricorr.ops.plan import Layout, Plan, plan_with_tile
-from tricorr.ops.plan_rows import has_rows_kernel, is_turned, rows_tile
-from tricorr.ops.plan_tma import is_legal_tma, shaped_tile, shapes
-from tricorr.ops.tiles import GEMM_TILES, STENCIL_TILES, WIDE_GEMM_TILES, is_legal
+from tricorr.ops import Geometry, geometry_of
+from tricorr.ops.plan import banded
+from tricorr.ops.plan.choose import Layout, Plan, plan_with_tile
+from tricorr.ops.plan.rows import has_rows_kernel, is_turned, rows_tile
+from tricorr.ops.plan.tiles import GEMM_TILES, STENCIL_TILES, WIDE_GEMM_TILES, is_legal
+from tricorr.ops.plan.tma import is_legal_tma, shaped_tile, shapes
 from tricorr.perf.tiles import tiles_like
 
 FAMILIES = ("gemm", "stencil", "rows", "banded", "tma")
@@ -128,7 +129,7 @@ def table_tiles(op, family, geometry, product, dtype, layout, device):
         tile = rows_tile(op, geometry, dtype, layout, device)
         return [tile] if tile else []
     if family == "banded":
-        return plan_banded.banded_tiles(op, product, not layout.wide, device)
+        return banded.banded_tiles(op, product, not layout.wide, device)
     return [shaped_tile(op, geometry, dtype, s, "pixels") for s in shapes(op, geometry)]
 
 
@@ -136,7 +137,7 @@ def has_kernel(op, family, geometry, dtype, precision, device):
     if family == "rows":
         return has_rows_kernel(op, geometry)
     if family == "banded":
-        return plan_banded.has_banded_kernel(op, geometry, dtype, precision)
+        return banded.has_banded_kernel(op, geometry, dtype, precision)
     return family != "tma" or is_legal_tma(op, geometry, dtype, precision, device.arch, "pixels")
 
 

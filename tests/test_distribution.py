@@ -17,6 +17,8 @@ PACKAGES = (
     "kernels",
     "ops",
     "ops/distributed",
+    "ops/launch",
+    "ops/plan",
     "autograd",
     "filters",
     "images",
@@ -28,7 +30,7 @@ CODE = {
     path.relative_to(ROOT).as_posix()
     for package in PACKAGES
     for path in ((ROOT / package).glob("*.py"))
-} | {"py.typed", *(p.relative_to(ROOT).as_posix() for p in ROOT.glob("ops/tuned/*.json"))}
+} | {"py.typed", *(p.relative_to(ROOT).as_posix() for p in ROOT.glob("ops/plan/tuned/*.json"))}
 FOR_READERS = {
     "CHANGELOG.md",
     "CONTRIBUTING.md",

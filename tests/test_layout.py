@@ -36,7 +36,7 @@ ALLOWED = {
     "__main__": {"tricorr.cli"},
 }
 #: Calls Triton's launcher itself. The other launches go through the kernels.
-LAUNCHER = Path("ops", "compiled.py")
+LAUNCHER = Path("ops", "launch", "compiled.py")
 #: On top, free to import anything of the package.
 TOP = ("cli", "perf", "tests")
 MODULES = sorted(

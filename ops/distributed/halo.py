@@ -15,8 +15,8 @@ import torch
 from torch.distributed import ProcessGroup
 from torch.distributed import _functional_collectives as collectives
 
-from ..formats import suggests_channels_last
 from ..geometry import Geometry, Pair
+from ..launch.formats import suggests_channels_last
 
 #: First row, and the one after the last.
 Rows: TypeAlias = tuple[int, int]

@@ -38,8 +38,8 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 
 from ..cpu import ACTIVATION_FUNCTIONS
 from ..errors import ArgumentError, ArgumentTypeError
-from ..formats import suggests_channels_last
 from ..geometry import Geometry
+from ..launch.formats import suggests_channels_last
 from ..schema import geometry_of_call
 from .halo import Rows, axes, exchange, shares
 

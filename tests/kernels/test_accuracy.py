@@ -9,8 +9,8 @@ The plans are those that the planner makes for a H200, so tiles and splits are w
 What the interpreter can show is the order of the sums, in what they are kept, and how often a
 result is rounded: float32 products are NumPy's, exact to a rounding, and 16-bit operands are summed
 in float32, as on a GPU; bfloat16 is widened before the launch and rounded once after it
-(ops/launch.py), so there it shows the order alone. It shows nothing of how matrix units cut, nor of
-TF32: the rows of perf have the same ratio of a GPU, `error_to`.
+(ops/launch/arguments.py), so there it shows the order alone. It shows nothing of how matrix units
+cut, nor of TF32: the rows of perf have the same ratio of a GPU, `error_to`.
 """
 
 from dataclasses import replace
@@ -22,11 +22,18 @@ from cases import tensors
 from closeness import operands, run, to_numpy, truth
 
 from tricorr.ops import cpu
-from tricorr.ops.plan import DEVICES, Layout, plan_dgrad, plan_fprop, plan_wgrad, plan_with_tile
-from tricorr.ops.plan_banded import BANDED_GRAD_TILES
-from tricorr.ops.plan_rows import RowsTile
-from tricorr.ops.plan_tma import TmaTile
-from tricorr.ops.tiles import GEMM_TILES, STENCIL_TILES
+from tricorr.ops.plan.banded import BANDED_GRAD_TILES
+from tricorr.ops.plan.choose import (
+    DEVICES,
+    Layout,
+    plan_dgrad,
+    plan_fprop,
+    plan_wgrad,
+    plan_with_tile,
+)
+from tricorr.ops.plan.rows import RowsTile
+from tricorr.ops.plan.tiles import GEMM_TILES, STENCIL_TILES
+from tricorr.ops.plan.tma import TmaTile
 from tricorr.perf.workloads import WORKLOADS
 
 PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
@@ -87,7 +94,7 @@ def rms_error(actual, exact):
 @pytest.mark.parametrize("backend", ["interpreter"], indirect=True)
 @pytest.mark.parametrize(("op", "g", "dtype", "last"), list(_cases()))
 def test_our_error_is_at_most_twice_that_of_pytorch(backend, op, g, dtype, last):
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     made = tensors(g, dtype)
     if last:
@@ -119,7 +126,8 @@ SPLIT = {
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", SPLIT)
 def test_partial_sums_have_32_bits(family, dtype):
-    from tricorr.ops import geometry_of, launch
+    from tricorr.ops import geometry_of
+    from tricorr.ops.launch import arguments as launch
 
     shape, K, groups, tile = SPLIT[family]
     g = geometry_of(shape, (K, shape[1] // groups, 3, 3), padding=((1, 1), (1, 1)), groups=groups)

@@ -22,12 +22,12 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from tricorr.ops.bands import BandedGradTile
-from tricorr.ops.facts import layout_of
 from tricorr.ops.geometry import Geometry
-from tricorr.ops.plan import plan_dgrad, plan_fprop, plan_wgrad
-from tricorr.ops.plan_rows import MAX_HELD, rows_held
-from tricorr.ops.plan_tma import ARCHITECTURES
+from tricorr.ops.launch.layout import layout_of
+from tricorr.ops.plan.bands import BandedGradTile
+from tricorr.ops.plan.choose import plan_dgrad, plan_fprop, plan_wgrad
+from tricorr.ops.plan.rows import MAX_HELD, rows_held
+from tricorr.ops.plan.tma import ARCHITECTURES
 from tricorr.perf.configurations import TARGETS, configurations
 
 pytestmark = pytest.mark.aot

@@ -7,10 +7,11 @@ import torch
 from cases import DTYPES, tensors, whole_numbers
 from closeness import check, operands, run, to_numpy, truth
 
-from tricorr.ops import geometry_of, plan, plan_banded
-from tricorr.ops.bands import COLUMN_STEP, BandedGradTile, BandedTile, band_of
-from tricorr.ops.plan import Layout, plan_with_tile
-from tricorr.ops.plan_banded import BANDED_GRAD_TILES, BANDED_TILES
+from tricorr.ops import geometry_of
+from tricorr.ops.plan import banded, choose
+from tricorr.ops.plan.banded import BANDED_GRAD_TILES, BANDED_TILES
+from tricorr.ops.plan.bands import COLUMN_STEP, BandedGradTile, BandedTile, band_of
+from tricorr.ops.plan.choose import Layout, plan_with_tile
 
 
 def image(H, W, R, S, padding=(0, 0), N=1, C=1, **more):
@@ -63,7 +64,7 @@ CASES = [
 
 
 def forced(op, geometry, tile, args, *, splits=1, wide=False, **options):
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     name = op.removesuffix("_bias")
     chosen = plan_with_tile(
@@ -138,7 +139,7 @@ def test_every_alignment(kernel_backend, op, layout):
 
 
 def test_a_nan_stays_in_the_blocks_that_load_it(kernel_backend):
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     geometry = image(12, 64, 3, 5, (1, 2))
     x, weight, bias, _ = tensors(geometry, torch.float16, kernel_backend.device)
@@ -162,7 +163,7 @@ def _laid_out(tensor, layout):
 
 
 def test_what_alignment_the_kernel_is_told():
-    from tricorr.ops.launch import _alignment
+    from tricorr.ops.launch.arguments import _alignment
 
     def of_rows(image):
         return _alignment(image, 3, image.shape[3])
@@ -193,8 +194,8 @@ def test_a_band_holds_every_tap_of_every_column_inside_the_image(name, tile):
             assert 0 <= i < band.columns or not 0 <= w < g.W
 
 
-PLANNERS = {"fprop": plan.plan_fprop, "dgrad": plan.plan_dgrad, "wgrad": plan.plan_wgrad}
-H200 = plan.DEVICES["h200"]
+PLANNERS = {"fprop": choose.plan_fprop, "dgrad": choose.plan_dgrad, "wgrad": choose.plan_wgrad}
+H200 = choose.DEVICES["h200"]
 
 
 def family(op, window, dtype=torch.bfloat16, precision="tf32", size=2048, last=False, **more):
@@ -227,9 +228,9 @@ def test_large_windows_are_banded_where_a_matrix_unit_multiplies_their_numbers(o
 def test_columns_that_do_not_come_in_pieces_take_tiles_with_few_results_a_thread(size, layout):
     pads = ((15, 15), (15, 15))
     g = geometry_of((32, 64, size, size), (64, 1, 31, 31), padding=pads, groups=64)
-    found = plan.plan_fprop(g, torch.float16, layout, H200)
+    found = choose.plan_fprop(g, torch.float16, layout, H200)
     assert found.family == "banded"
-    few = found.tile.results <= plan_banded.MAX_LONE_RESULTS
+    few = found.tile.results <= banded.MAX_LONE_RESULTS
     assert few == (size % 8 > 0 or layout != Layout())
 
 
@@ -244,17 +245,19 @@ def test_steps_and_gaps_are_not_banded(op):
 
 
 def test_bands_too_large_for_the_workspace_are_not_made(monkeypatch):
-    monkeypatch.setattr(plan_banded, "MAX_WORKSPACE", 2**20)
-    plan.plan_fprop.cache_clear()
+    monkeypatch.setattr(banded, "MAX_WORKSPACE", 2**20)
+    choose.plan_fprop.cache_clear()
     many = geometry_of((1, 512, 64, 64), (512, 1, 31, 31), groups=512)
-    assert plan.plan_fprop(many, torch.float16, Layout(), H200).family == "stencil"
-    plan.plan_fprop.cache_clear()
+    assert choose.plan_fprop(many, torch.float16, Layout(), H200).family == "stencil"
+    choose.plan_fprop.cache_clear()
     monkeypatch.undo()
-    assert plan.plan_fprop(many, torch.float16, Layout(), H200).family == "banded"
+    assert choose.plan_fprop(many, torch.float16, Layout(), H200).family == "banded"
 
 
 @pytest.mark.parametrize("op", PLANNERS)
-@pytest.mark.parametrize("device", [plan.INTERPRETER, *plan.DEVICES.values()], ids=lambda d: d.arch)
+@pytest.mark.parametrize(
+    "device", [choose.INTERPRETER, *choose.DEVICES.values()], ids=lambda d: d.arch
+)
 @pytest.mark.parametrize("product", BANDED_TILES)
 def test_every_device_has_room_for_a_tile(op, device, product):
-    assert plan_banded.banded_tiles(op, product, False, device)
+    assert banded.banded_tiles(op, product, False, device)

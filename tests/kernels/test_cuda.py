@@ -144,7 +144,7 @@ def test_peak_memory_of_a_reflection_is_that_of_zeros(backend):
 
 
 def test_families_named_here_are_planned(backend):
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     for name in ("gemm", "rows", "banded", "stencil"):
         x, weight = leaves(name)

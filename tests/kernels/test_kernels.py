@@ -21,8 +21,8 @@ from closeness import (
 
 from tricorr import ops
 from tricorr.ops import geometry_of, reference
-from tricorr.ops.plan import plan_with_tile
-from tricorr.ops.tiles import GEMM_GRADIENT_TILES, GEMM_TILES, STENCIL_TILES, GemmTile
+from tricorr.ops.plan.choose import plan_with_tile
+from tricorr.ops.plan.tiles import GEMM_GRADIENT_TILES, GEMM_TILES, STENCIL_TILES, GemmTile
 
 GEMM_DTYPES = {
     "half": torch.float16,
@@ -134,7 +134,7 @@ def leftover_geometry(op, tile, per_sample=False):
 
 def check_forced(op, tile, dtype, device, precision="ieee", per_sample=False, choices=()):
     """The operator with `tile` and each of the choices, against one truth."""
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     geometry = leftover_geometry(op, tile, per_sample)
     args = operands(op, *tensors(geometry, dtype, device))
@@ -195,10 +195,10 @@ def test_a_bank_per_sample_in_both_families(kernel_backend, op, tile):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("splits", [2, 33, 70])
 def test_partials_are_summed_however_many_there_are(kernel_backend, dtype, splits):
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     if kernel_backend.name == "interpreter" and dtype == torch.bfloat16:
-        dtype = torch.float32  # as ops/launch.py does
+        dtype = torch.float32  # as ops/launch/arguments.py does
     partials = whole_numbers((splits, 5, 9)).to(kernel_backend.device)
     partials = partials.to(torch.float64 if dtype == torch.float64 else torch.float32)
     out = torch.empty(5, 9, dtype=dtype, device=kernel_backend.device)
@@ -248,7 +248,7 @@ def test_any_strides(backend, op, layout, name):
 @pytest.mark.parametrize("layout", [*LAYOUTS, "contiguous", "sliced", "offset"])
 def test_what_a_gemm_is_told_of_memory_is_true(layout, channels):
     """The interpreter takes no notice of it, but a compiled kernel loads in pieces by it."""
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     make = LAYOUTS | {
         "contiguous": lambda t: t,
@@ -314,7 +314,7 @@ def test_what_is_not_finite_spreads_as_in_the_reference(kernel_backend, name, op
     plan = None
     if name != "leftover_rows":  # not by the rows kernels that would be planned, see below
         plan = plan_with_tile(op, geometry, STENCIL_TILES[2])
-    actual = run(op, args, geometry, import_module("tricorr.ops.launch"), plan=plan)
+    actual = run(op, args, geometry, import_module("tricorr.ops.launch.arguments"), plan=plan)
     check(op, args, geometry, actual=actual)
     assert 0 < actual.isfinite().sum() < actual.numel()
 

@@ -77,7 +77,7 @@ def test_any_strides(backend):
 
 @pytest.mark.parametrize("splits", [1, 2, 5, 1000])
 def test_every_split(kernel_backend, splits):
-    from tricorr.ops import lag_launch
+    from tricorr.ops.launch import lag_launch
 
     (a, b), lags = images("rows_leave_a_split_over", device=kernel_backend.device)
     out = a.new_empty(1, 1, *lags)
@@ -87,7 +87,7 @@ def test_every_split(kernel_backend, splits):
 
 
 def test_offsets_beyond_32_bits(kernel_backend):
-    from tricorr.ops import lag_launch
+    from tricorr.ops.launch import lag_launch
 
     # Only the first and last row of this tensor are touched; the memory between is never written.
     rows = torch.zeros(2**31 + 64, dtype=torch.uint8, device=kernel_backend.device)
@@ -102,7 +102,7 @@ def test_offsets_beyond_32_bits(kernel_backend):
 
 def test_a_split_is_worth_its_partial():
     pytest.importorskip("triton")
-    from tricorr.ops.lag_launch import split_rows
+    from tricorr.ops.launch.lag_launch import split_rows
 
     large, small = (torch.empty(1, 1, n, n, device="meta") for n in (4096, 20))
     assert split_rows(large, large, (3, 3), 132) == 176  # times three programs: four for each
@@ -112,7 +112,7 @@ def test_a_split_is_worth_its_partial():
 
 def test_too_many_programs_are_refused():
     pytest.importorskip("triton")
-    from tricorr.ops.lag_launch import lag_sums_calls
+    from tricorr.ops.launch.lag_launch import lag_sums_calls
 
     a = torch.empty(1, 2**16, 1, 1, device="meta")
     with pytest.raises(ArgumentError, match="the call needs 4294967296 programs"):

@@ -20,11 +20,11 @@ import torch
 from closeness import operands, run
 
 from tricorr.ops import geometry_of
-from tricorr.ops.bands import BandedGradTile, BandedTile
-from tricorr.ops.plan import plan_with_tile
-from tricorr.ops.plan_rows import RowsTile
-from tricorr.ops.plan_tma import TmaTile
-from tricorr.ops.tiles import GEMM_TILES, STENCIL_TILES, GemmTile
+from tricorr.ops.plan.bands import BandedGradTile, BandedTile
+from tricorr.ops.plan.choose import plan_with_tile
+from tricorr.ops.plan.rows import RowsTile
+from tricorr.ops.plan.tiles import GEMM_TILES, STENCIL_TILES, GemmTile
+from tricorr.ops.plan.tma import TmaTile
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and mprotect")
 
@@ -118,7 +118,7 @@ TILES = {
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
 @pytest.mark.parametrize("name", LEFTOVER)
 def test_no_kernel_leaves_its_tensors(op, name, at_end, monkeypatch):
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     geometry, tile = LEFTOVER[name], TILES[name]
     if (name, op) == ("banded", "wgrad"):
@@ -163,7 +163,7 @@ def test_no_kernel_leaves_its_tensors(op, name, at_end, monkeypatch):
 @pytest.mark.parametrize("at_end", [True, False], ids=["end", "start"])
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
 def test_no_descriptor_leaves_its_tensor(op, at_end, monkeypatch):
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     geometry = geometry_of((3, 16, 6, 9), (24, 16, 3, 2), (2, 1), ((2, 1), (1, 0)))
     tile = TmaTile(*((2, 1, 1) if op == "wgrad" else (2, 4, 8)), 32, 16, 4, 2)
@@ -204,7 +204,7 @@ def far_apart(tensor):
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
 @pytest.mark.parametrize("family", ["gemm", "rows", "stencil", "banded"])
 def test_offsets_past_32_bits(op, family):
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     wide_channels = 16 if family == "gemm" else 1
     more = 2 if family in ("stencil", "banded") else 0  # taps on each side, too many for rows

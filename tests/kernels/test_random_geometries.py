@@ -5,8 +5,8 @@ import torch
 from cases import tensors, whole_numbers
 from closeness import OPS, operands, run, truth
 
-from tricorr.ops.plan import DEVICES
-from tricorr.ops.plan_tma import ARCHITECTURES
+from tricorr.ops.plan.choose import DEVICES
+from tricorr.ops.plan.tma import ARCHITECTURES
 
 hypothesis = pytest.importorskip("hypothesis")
 
@@ -31,8 +31,8 @@ def test_any_geometry(backend, op, geometry):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_geometry_by_any_plan(kernel_backend, family, op, data):
-    from tricorr.ops import launch
-    from tricorr.ops.facts import device_of
+    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch.layout import device_of
 
     interpreted = kernel_backend.name == "interpreter"
     device = DEVICES["h200"] if interpreted else device_of(torch.empty(0, device="cuda"))

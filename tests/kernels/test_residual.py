@@ -9,9 +9,9 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import tricorr
 from tricorr.ops import geometry_of, reference
-from tricorr.ops.bands import BandedTile
-from tricorr.ops.plan import plan_with_tile
-from tricorr.ops.plan_tma import TmaTile
+from tricorr.ops.plan.bands import BandedTile
+from tricorr.ops.plan.choose import plan_with_tile
+from tricorr.ops.plan.tma import TmaTile
 
 #: Whose tiles the planner has for larger images only, and for 16 bits.
 TILED = {
@@ -37,7 +37,7 @@ ORDERS = {
 
 def launched(family, dtype, device, activation, order=lambda r: r):
     """What the family's kernel makes of whole numbers, most of them too long for 16 bits; z."""
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     g, tile = FAMILIES[family]
     x, weight, bias, residual = tensors(g, dtype, device, whole_numbers)

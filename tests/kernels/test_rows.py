@@ -8,8 +8,15 @@ from cases import DTYPES, tensors, whole_numbers
 from closeness import OPS, check, operands, run, truth
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan import DEVICES, Layout, plan_dgrad, plan_fprop, plan_wgrad, plan_with_tile
-from tricorr.ops.plan_rows import MAX_HELD, RowsTile, has_rows_kernel, rows_held
+from tricorr.ops.plan.choose import (
+    DEVICES,
+    Layout,
+    plan_dgrad,
+    plan_fprop,
+    plan_wgrad,
+    plan_with_tile,
+)
+from tricorr.ops.plan.rows import MAX_HELD, RowsTile, has_rows_kernel, rows_held
 
 SAME = ((1, 1), (1, 1))
 #: Several tiles along every axis, the last of each with something left over, where they fit.
@@ -69,7 +76,7 @@ CASES = [
 
 def forced(op, geometry, tile, device, dtype=torch.float32, splits=1, make=torch.randn, **changes):
     """The operator by rows with a tile of our choice: (operands, result)."""
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     args = operands(op, *tensors(geometry, dtype, device, make))
     op = op.removesuffix("_bias")

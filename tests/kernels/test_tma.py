@@ -8,10 +8,17 @@ from cases import tensors
 from closeness import check, operands, run
 
 from tricorr.ops import geometry_of
-from tricorr.ops.facts import layout_of
-from tricorr.ops.formats import boxes_of
-from tricorr.ops.plan import DEVICES, Layout, plan_dgrad, plan_fprop, plan_wgrad, plan_with_tile
-from tricorr.ops.plan_tma import (
+from tricorr.ops.launch.formats import boxes_of
+from tricorr.ops.launch.layout import layout_of
+from tricorr.ops.plan.choose import (
+    DEVICES,
+    Layout,
+    plan_dgrad,
+    plan_fprop,
+    plan_wgrad,
+    plan_with_tile,
+)
+from tricorr.ops.plan.tma import (
     TmaTile,
     box_of,
     channel_block,
@@ -70,7 +77,7 @@ def in_channels_last(args):
 def forced(
     op, geometry, tile, device, dtype=torch.float32, precision="tf32", boxes="pixels", **changes
 ):
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     args = operands(op, *tensors(geometry, dtype, device))
     given = in_channels_last(args) if boxes == "pixels" else args
@@ -94,7 +101,7 @@ def test_every_window_and_step(kernel_backend, op, geometry, turn):
 @pytest.mark.parametrize("name", ["leftovers", "groups"])
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
 def test_programs_deal_out_the_boxes(kernel_backend, op, name):
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     geometry, tile = GEOMETRIES[name], TILES[1]
     one_each, plan, args = forced(op, geometry, tile, kernel_backend.device)
@@ -124,7 +131,7 @@ def test_boxes_are_dealt_out_where_there_are_more_than_run_side_by_side(device):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
 def test_sixteen_bits_and_any_weight(kernel_backend, op, dtype):
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     geometry = GEOMETRIES["stride_2_groups_flipped"]
     actual, plan, args = forced(op, geometry, TILES[0], kernel_backend.device, dtype, "ieee")
@@ -189,7 +196,7 @@ POINTS = {
 @pytest.mark.parametrize("name", POINTS)
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
 def test_a_window_of_one_pixel_reads_planes_as_rows(kernel_backend, op, name, boxes):
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     geometry, dtype = POINTS[name], torch.float16
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
@@ -229,7 +236,7 @@ def test_the_planner_reads_planes_as_rows_where_the_tensors_allow_it(boxes):
 
 def test_boxes_of_one_pixel_windows_may_overhang_in_a_weight_gradient(kernel_backend):
     """There x and dy are both zero: so a box need not divide planes of 7 x 5."""
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     geometry = _case((3, 16, 7, 5), 24, (1, 1))
     taken = TmaTile(1, 4, 4, 16, 32, 4, 2)
@@ -260,7 +267,7 @@ def test_what_follows_the_sums_finds_room():
 
 @pytest.mark.parametrize("boxes", FORMATS)
 def test_a_residual_is_added_in_both_formats(kernel_backend, boxes):
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     geometry = POINTS["leftovers"]
     x, weight, bias, dy = tensors(geometry, torch.float16, kernel_backend.device)
@@ -293,7 +300,7 @@ GRADIENTS = {
 @pytest.mark.parametrize("splits", [1, 2, 100])
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_weight_gradient(kernel_backend, name, splits):
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     geometry, box = GRADIENTS[name]
     dtype = [torch.float16, torch.bfloat16][splits % 2]
@@ -308,7 +315,7 @@ def test_weight_gradient(kernel_backend, name, splits):
 
 
 def test_pixels_that_no_window_reads_do_not_count(kernel_backend):
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     geometry, box = GRADIENTS["unread_pixels"]
     x, _, _, dy = tensors(geometry, torch.float16, kernel_backend.device)
@@ -334,7 +341,7 @@ def test_a_sum_of_channels_may_overhang_where_nothing_follows(kernel_backend, op
 
 
 def test_activations_come_before_the_rounding(kernel_backend):
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     geometry = GEOMETRIES["pointwise_overhanging_channels"]
     x, weight, bias, _ = tensors(geometry, torch.float16, kernel_backend.device)
@@ -390,7 +397,7 @@ def test_a_box_of_planes_has_the_longest_rows_that_waste_nothing():
 
 def test_what_is_not_finite_stays_in_its_channel(kernel_backend):
     """Boxes of planes overhang rows: there, a tap that does not read a pixel multiplies it by 0."""
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     geometry = PLANES["leftovers"]
     x, _, _, dy = tensors(geometry, torch.float16, kernel_backend.device)

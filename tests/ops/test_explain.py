@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tricorr import ArgumentError, corr2d, explain
-from tricorr.ops import plan
+from tricorr.ops.plan import choose
 
 
 def meta(*shape, dtype=torch.float32):
@@ -23,14 +23,14 @@ def test_bytes_and_flops_are_those_of_the_arithmetic():
     assert call.geometry.P == 5
 
 
-@pytest.mark.parametrize("name", plan.DEVICES)
+@pytest.mark.parametrize("name", choose.DEVICES)
 def test_every_known_device_can_be_planned_for(name):
     call = explain(meta(8, 64, 28, 28), meta(64, 64, 3, 3), padding=1, device=name)
     for op, cost in call.passes.items():
         assert cost.plan.kernel in (f"{op}_gemm", f"{op}_tma")
         assert cost.bound in ("memory", "arithmetic")
         assert cost.floor_seconds > 0
-    assert plan.DEVICES[name].name in str(call)
+    assert choose.DEVICES[name].name in str(call)
     json.dumps(call.as_dict())
 
 
@@ -47,8 +47,8 @@ def test_without_a_device_the_cpu_convolution_is_named():
 
 
 def test_the_plan_told_is_the_plan_run(kernel_backend, monkeypatch):
-    from tricorr.ops import launch
-    from tricorr.ops.prepared import forget_prepared
+    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch.prepared import forget_prepared
 
     x = torch.randn(1, 2, 6, 6, device=kernel_backend.device)
     weight = torch.randn(3, 2, 3, 3, device=kernel_backend.device)
@@ -57,7 +57,7 @@ def test_the_plan_told_is_the_plan_run(kernel_backend, monkeypatch):
     build = launch.fprop_call
 
     def recorded(*arguments):
-        ran.append(next(a for a in arguments if isinstance(a, plan.Plan)))
+        ran.append(next(a for a in arguments if isinstance(a, choose.Plan)))
         return build(*arguments)
 
     monkeypatch.setattr(launch, "fprop_call", recorded)

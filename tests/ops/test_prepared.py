@@ -9,8 +9,8 @@ from cases import tensors
 from closeness import OPS, check, operands, run
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan import DEVICES, INTERPRETER, Layout, plan_dgrad, plan_fprop, plan_wgrad
-from tricorr.ops.tiles import FAMILIES
+from tricorr.ops.plan.choose import DEVICES, INTERPRETER, Layout, plan_dgrad, plan_fprop, plan_wgrad
+from tricorr.ops.plan.tiles import FAMILIES
 
 _SAME = ((1, 1), (1, 1))
 DEPTHWISE = geometry_of((2, 4, 9, 7), (4, 1, 3, 3), padding=_SAME, groups=4)
@@ -45,8 +45,8 @@ def _recorded(function, names):
 @pytest.fixture
 def built(monkeypatch):
     """Names of the calls that are built from here on, with nothing prepared before."""
-    from tricorr.ops import launch
-    from tricorr.ops.prepared import forget_prepared
+    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch.prepared import forget_prepared
 
     forget_prepared()
     names = []
@@ -60,7 +60,7 @@ def built(monkeypatch):
 @pytest.fixture
 def launch(kernel_backend, monkeypatch):
     """The module, planning for the device that `plan_for` is given if there is no other."""
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     def plan_for(device):
         if kernel_backend.device == "cpu":
@@ -81,7 +81,7 @@ def drawn(op, geometry, on, half=False):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("name", CALLS)
 def test_a_prepared_call_reads_its_own_tensors(name, op, launch, built, kernel_backend):
-    from tricorr.ops.prepared import forget_prepared
+    from tricorr.ops.launch.prepared import forget_prepared
 
     geometry, device = CALLS[name]
     launch.plan_for(device)
@@ -169,7 +169,7 @@ def test_no_tensor_is_kept(launch, kernel_backend):
 
 
 def test_what_is_prepared_is_bounded(launch, built, kernel_backend, monkeypatch):
-    from tricorr.ops import prepared
+    from tricorr.ops.launch import prepared
 
     monkeypatch.setattr(prepared, "MAX_PREPARED", 2)
     for width in (3, 4, 5, 3):

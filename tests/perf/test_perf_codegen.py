@@ -20,7 +20,7 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from tricorr.ops.model import copy_rate, rates_of
+from tricorr.ops.plan.cost import copy_rate, rates_of
 from tricorr.perf import codegen
 from tricorr.perf.codegen import Build, Entry
 from tricorr.perf.configurations import TARGETS, configurations

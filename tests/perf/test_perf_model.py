@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tricorr.ops import geometry_of
-from tricorr.ops.bands import BandedTile
-from tricorr.ops.plan import DEVICES, INTERPRETER, plan_fprop, plan_with_tile
-from tricorr.ops.tiles import FAMILIES, GemmTile, StencilTile
+from tricorr.ops.plan.bands import BandedTile
+from tricorr.ops.plan.choose import DEVICES, INTERPRETER, plan_fprop, plan_with_tile
+from tricorr.ops.plan.tiles import FAMILIES, GemmTile, StencilTile
 from tricorr.perf import model
 from tricorr.perf.workloads import OPS, SUITES, WORKLOADS
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tricorr.ops.plan import DEVICES
+from tricorr.ops.plan.choose import DEVICES
 from tricorr.perf import profiling
 from tricorr.perf.workloads import find
 

@@ -10,10 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tricorr.ops import geometry_of, plan, tuned
-from tricorr.ops.plan import DEVICES, Device, Layout
-from tricorr.ops.plan_banded import MAX_LONE_RESULTS
-from tricorr.ops.tiles import (
+from tricorr.ops import geometry_of
+from tricorr.ops.plan import choose, tuned
+from tricorr.ops.plan.banded import MAX_LONE_RESULTS
+from tricorr.ops.plan.choose import DEVICES, Device, Layout
+from tricorr.ops.plan.tiles import (
     GEMM_GRADIENT_TILES,
     STENCIL_TILES,
     WIDE_GEMM_TILES,
@@ -44,7 +45,7 @@ def directory(tmp_path, monkeypatch):
 
 def forget():
     tuned.tuned_for.cache_clear()
-    for planner in (plan.plan_fprop, plan.plan_dgrad, plan.plan_wgrad):
+    for planner in (choose.plan_fprop, choose.plan_dgrad, choose.plan_wgrad):
         planner.cache_clear()
 
 
@@ -139,7 +140,7 @@ def test_the_planner_takes_what_was_written_and_only_for_its_key(directory):
     last = Layout(channels_last=True, x_boxes="pixels", y_boxes="pixels")
 
     def planned(geometry=geometry, dtype=torch.bfloat16, layout=last, device=DEVICE):
-        return plan.plan_fprop(geometry, dtype, layout, device)
+        return choose.plan_fprop(geometry, dtype, layout, device)
 
     assert planned() == target
     assert planned(replace(geometry, H=geometry.H - 9)) != planned(), "another grid"
@@ -154,7 +155,7 @@ def test_the_planner_takes_what_was_written_and_only_for_its_key(directory):
     assert planned(layout=replace(last, wide=True)).tile != target.tile
     assert planned(layout=replace(last, crowded=True)).tile != target.tile
     assert planned(device=DEVICES["h200"]).tile == tables
-    assert plan.plan_dgrad(geometry, torch.bfloat16, last, DEVICE).tile == tables
+    assert choose.plan_dgrad(geometry, torch.bfloat16, last, DEVICE).tile == tables
     assert DENSE.table_plan(DEVICE).tile == tables, "a search starts from the tables"
 
 
@@ -167,7 +168,7 @@ def test_a_tile_for_columns_in_pieces_serves_no_problem_near_it_without(director
     geometry = job.workload.geometry
     for size in (48, 56, 55):
         near = replace(geometry, H=size, W=size)
-        tile = plan.plan_fprop(near, torch.bfloat16, Layout(), DEVICE).tile
+        tile = choose.plan_fprop(near, torch.bfloat16, Layout(), DEVICE).tile
         assert (tile == target.tile) == (size % 8 == 0)
         assert tile.results <= MAX_LONE_RESULTS or size % 8 == 0
 
@@ -204,16 +205,16 @@ def test_splits_of_a_weight_gradient_are_tuned_too(directory):
     job = Job(find("images-4096-3x3"), "wgrad", "float32", False)
     target = tuned_to_more_splits(job)
     geometry = job.workload.geometry
-    assert plan.plan_wgrad(geometry, torch.float32, Layout(), DEVICE) == target
+    assert choose.plan_wgrad(geometry, torch.float32, Layout(), DEVICE) == target
 
 
 def test_a_problem_near_a_tuned_one_takes_its_tile_and_splits_of_its_own(directory):
     job = Job(find("images-4096-3x3"), "wgrad", "float32", False)
     target = tuned_to_more_splits(job)
     quarter = replace(job.workload.geometry, H=job.workload.geometry.H // 4)
-    splits = plan._splits(quarter, target.tile, torch.float32, DEVICE)
-    found = plan.plan_wgrad(quarter, torch.float32, Layout(), DEVICE)
-    assert found == plan.plan_with_tile("wgrad", quarter, target.tile, splits=splits)
+    splits = choose._splits(quarter, target.tile, torch.float32, DEVICE)
+    found = choose.plan_wgrad(quarter, torch.float32, Layout(), DEVICE)
+    assert found == choose.plan_with_tile("wgrad", quarter, target.tile, splits=splits)
     assert found.splits != target.splits
 
 

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from tricorr.ops import geometry_of
-from tricorr.ops.model import (
+from tricorr.ops.plan.choose import (
+    DEVICES,
+    INTERPRETER,
+    Layout,
+    plan_dgrad,
+    plan_fprop,
+    plan_wgrad,
+    plan_with_tile,
+)
+from tricorr.ops.plan.cost import (
     COPY_SHARE,
     LATENCY,
     LAUNCH_SECONDS,
@@ -18,18 +27,15 @@ from tricorr.ops.model import (
     reread_bytes,
     times_of,
 )
-from tricorr.ops.plan import (
-    DEVICES,
-    INTERPRETER,
-    Layout,
-    plan_dgrad,
-    plan_fprop,
-    plan_wgrad,
-    plan_with_tile,
+from tricorr.ops.plan.tiles import (
+    GEMM_GRADIENT_TILES,
+    GEMM_TILES,
+    GemmTile,
+    StencilTile,
+    gemm_tiles,
 )
-from tricorr.ops.plan_cost import MARGIN, cheapest, passes, plan_work
-from tricorr.ops.plan_tma import TmaTile, tma_tiles
-from tricorr.ops.tiles import GEMM_GRADIENT_TILES, GEMM_TILES, GemmTile, StencilTile, gemm_tiles
+from tricorr.ops.plan.tma import TmaTile, tma_tiles
+from tricorr.ops.plan.work import MARGIN, cheapest, passes, plan_work
 from tricorr.perf.model import CODE
 
 H200 = DEVICES["h200"]

@@ -6,11 +6,12 @@ import pytest
 import torch
 from cases import CASES, DTYPES
 
-from tricorr.ops import ArgumentError, geometry_of, plan, plan_rows
-from tricorr.ops.bands import BandedGradTile, BandedTile, grad_strips
-from tricorr.ops.plan import Device, Layout
-from tricorr.ops.plan_rows import RowsTile
-from tricorr.ops.tiles import (
+from tricorr.ops import ArgumentError, geometry_of
+from tricorr.ops.plan import choose, rows
+from tricorr.ops.plan.bands import BandedGradTile, BandedTile, grad_strips
+from tricorr.ops.plan.choose import Device, Layout
+from tricorr.ops.plan.rows import RowsTile
+from tricorr.ops.plan.tiles import (
     GEMM_GRADIENT_TILES,
     GEMM_TILES,
     STENCIL_TILES,
@@ -18,8 +19,8 @@ from tricorr.ops.tiles import (
     GemmTile,
 )
 
-DEVICES = (plan.INTERPRETER, Device("a GPU", "90", 132), Device("another GPU", "gfx942", 304))
-PLANNERS = {"fprop": plan.plan_fprop, "dgrad": plan.plan_dgrad, "wgrad": plan.plan_wgrad}
+DEVICES = (choose.INTERPRETER, Device("a GPU", "90", 132), Device("another GPU", "gfx942", 304))
+PLANNERS = {"fprop": choose.plan_fprop, "dgrad": choose.plan_dgrad, "wgrad": choose.plan_wgrad}
 LARGE = {
     "large_gemm": geometry_of((32, 256, 56, 56), (256, 256, 3, 3), padding=((1, 1), (1, 1))),
     "large_depthwise": geometry_of((32, 256, 56, 56), (256, 1, 3, 3), groups=256),
@@ -74,7 +75,7 @@ def test_splits_cover_every_pixel_and_none_is_empty(name):
     pixels = g.P * g.Q * (1 if g.per_sample else g.N)
     for dtype, p in plans("wgrad", g):
         partials = p.partials * g.weight_numel * (8 if dtype == torch.float64 else 4)
-        assert p.splits == 1 or partials <= plan.MAX_WORKSPACE
+        assert p.splits == 1 or partials <= choose.MAX_WORKSPACE
         if p.family == "banded":
             strips = grad_strips(g, p.tile)
             assert (p.splits - 1) * p.split_strips < strips <= p.splits * p.split_strips
@@ -101,11 +102,11 @@ def test_many_channels_take_the_gemm_one_the_rows_and_others_what_is_cheaper(op,
         "wgrad": min(g.group_K, g.group_C * taps),
     }[op]
     for _, p in plans(op, g):
-        if shorter >= plan.GEMM_MIN:
+        if shorter >= choose.GEMM_MIN:
             assert p.family == "gemm"
         elif p.family == "gemm":  # where a stencil would have a sum of many channels
             assert op == "wgrad" or (g.group_C if op == "fprop" else g.group_K) >= p.tile.BLOCK_K
-        assert p.family != "rows" or plan_rows.has_rows_kernel(op, g)
+        assert p.family != "rows" or rows.has_rows_kernel(op, g)
         turned = op == "dgrad" and p.family in ("rows", "banded") and g.stride == (1, 1)
         assert p.kernel == f"{'fprop' if turned else op}_{p.family}"
 
@@ -116,7 +117,7 @@ def test_few_results_of_many_channels_are_no_stencils(op):
     # its columns to do, a stencil 64 * 49 taps for every pixel.
     C, K = (64, 3) if op == "fprop" else (3, 64)
     g = geometry_of((32, C, 112, 112), (K, C, 7, 7), padding=((3, 3), (3, 3)))
-    for device in plan.DEVICES.values():
+    for device in choose.DEVICES.values():
         assert PLANNERS[op](g, torch.bfloat16, Layout(), device).family == "gemm"
 
 
@@ -124,7 +125,7 @@ def test_few_results_of_many_channels_are_no_stencils(op):
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 def test_depthwise_takes_the_rows_in_both_formats(op, last):
     g = geometry_of((8, 32, 56, 56), (32, 1, 3, 3), padding=((1, 1), (1, 1)), groups=32)
-    p = PLANNERS[op](g, torch.float32, Layout(channels_last=last), plan.DEVICES["h200"])
+    p = PLANNERS[op](g, torch.float32, Layout(channels_last=last), choose.DEVICES["h200"])
     assert p.family == "rows"
     assert (p.tile.LANE_Q > 1) == last
 
@@ -132,7 +133,7 @@ def test_depthwise_takes_the_rows_in_both_formats(op, last):
 def test_a_window_too_large_to_unroll_takes_the_stencil_without_matrix_units():
     for window, steps in ((8, {}), (3, {"dilation": (50, 1)})):
         g = geometry_of((1, 1, 512, 512), (1, 1, window, window), **steps)
-        assert plan.plan_fprop(g, torch.float32, Layout(), plan.INTERPRETER).family == "stencil"
+        assert choose.plan_fprop(g, torch.float32, Layout(), choose.INTERPRETER).family == "stencil"
 
 
 @pytest.mark.parametrize("op", PLANNERS)
@@ -150,7 +151,7 @@ def test_plans_come_from_the_tables_print_and_hash(op, name):
 
 def test_precision_is_for_float32_only_and_amd_has_no_tf32x3():
     for dtype, precision, device in itertools.product(DTYPES, ("tf32", "tf32x3"), DEVICES):
-        p = plan.plan_fprop(LARGE["large_gemm"], dtype, Layout(), device, precision)
+        p = choose.plan_fprop(LARGE["large_gemm"], dtype, Layout(), device, precision)
         exact = dtype != torch.float32 or (precision == "tf32x3" and device.arch == "gfx942")
         assert p.precision == ("ieee" if exact else precision)
 
@@ -162,7 +163,7 @@ def test_many_pixels_of_one_filter_are_split():
 
 def test_equal_calls_get_the_same_plan_object():
     first, second = (
-        plan.plan_fprop(LARGE["large_gemm"], torch.float16, Layout(), plan.INTERPRETER)
+        choose.plan_fprop(LARGE["large_gemm"], torch.float16, Layout(), choose.INTERPRETER)
         for _ in range(2)
     )
     assert first is second
@@ -170,8 +171,8 @@ def test_equal_calls_get_the_same_plan_object():
 
 def test_a_grid_too_large_to_launch_is_refused():
     geometry = geometry_of((2**19, 1, 2**10, 2**10), (1, 1, 1, 1))
-    assert plan.plan_fprop(geometry, torch.float16, Layout(wide=True), plan.INTERPRETER)
+    assert choose.plan_fprop(geometry, torch.float16, Layout(wide=True), choose.INTERPRETER)
     too_large = geometry_of((2**21, 1, 2**10, 2**10), (1, 1, 1, 8))  # a stencil's window
     layout = Layout(channels_last=True, wide=True)
     with pytest.raises(ArgumentError, match=r"4265607168 programs, more than the 2147483647"):
-        plan.plan_fprop(too_large, torch.float16, layout, plan.INTERPRETER)
+        choose.plan_fprop(too_large, torch.float16, layout, choose.INTERPRETER)

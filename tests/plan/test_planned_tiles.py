@@ -13,15 +13,22 @@ from cases import tensors, whole_numbers
 from closeness import operands, run, truth
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan import DEVICES, Layout, plan_dgrad, plan_fprop, plan_wgrad, plan_with_tile
-from tricorr.ops.plan_tma import (
+from tricorr.ops.plan.choose import (
+    DEVICES,
+    Layout,
+    plan_dgrad,
+    plan_fprop,
+    plan_wgrad,
+    plan_with_tile,
+)
+from tricorr.ops.plan.tiles import GEMM_GRADIENT_TILES, GEMM_TILES, WIDE_GEMM_TILES
+from tricorr.ops.plan.tma import (
     TMA_GRADIENT_SHAPES,
     TMA_SHAPES,
     is_legal_tma,
     multiplies_crosswise,
     shaped_tile,
 )
-from tricorr.ops.tiles import GEMM_GRADIENT_TILES, GEMM_TILES, WIDE_GEMM_TILES
 
 PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
 KINDS = {
@@ -105,7 +112,7 @@ def test_every_tile_of_the_tables_is_planned_for_some_call(op, product):
 
 def exact(op, g, plan, dtype, device, precision, channels_last):
     """Whole numbers leave no tolerance to hide in."""
-    from tricorr.ops import launch
+    from tricorr.ops.launch import arguments as launch
 
     made = tensors(g, dtype, device, whole_numbers)
     if channels_last:

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .devices import LIMITS, SMALLEST, Device
+from .device import LIMITS, SMALLEST, Device
 from .integers import cdiv
 
 #: Clocks from a load's start to its end when it comes from device memory: about 600 to 800 on sm_80

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .devices import LIMITS, SMALLEST, Device
-from .geometry import Geometry
-from .integers import cdiv
-from .model import (
+from ..geometry import Geometry
+from .cost import (
     STENCIL_LANES,
     THREADS,
     Code,
@@ -21,10 +19,12 @@ from .model import (
     reread_bytes,
     times_of,
 )
-from .plan_tma import TmaTile, tma_programs
+from .device import LIMITS, SMALLEST, Device
+from .integers import cdiv
+from .tma import TmaTile, tma_programs
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from .choose import Plan
 
 #: Plans that take so much longer than the fastest are as good to the model: it is no better than
 #: its rates. Of those the one is taken that keeps all units together busy for the shortest time.

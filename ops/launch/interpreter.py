@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..kernels.versions import mend_interpreter
+from ...kernels.versions import mend_interpreter
 
 # The interpreter patches triton.language while it runs, so it takes one launch at a time.
 _LOCK = threading.RLock()

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ..kernels import TensorDescriptor
+from ...kernels import TensorDescriptor
+from ..geometry import Geometry, Pair
+from ..plan.tma import MAX_PHASES, TmaTile, phases_with_taps
 from .formats import boxes_of, channels_innermost
-from .geometry import Geometry, Pair
-from .plan_tma import MAX_PHASES, TmaTile, phases_with_taps
 
 
 def fprop_descriptors(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .geometry import Geometry, Pair
+from ..geometry import Geometry, Pair
 from .integers import power_of_two
 
 #: Device.arch of the devices that these kernels are built and planned for.

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..kernels import TensorDescriptor
-from . import backend
+from ...kernels import TensorDescriptor
+from .. import backend
 from .call import Call, on_device
 from .compiled import DirectLaunch, Place, current_stream, direct_launch, is_watched
 from .formats import channels_innermost

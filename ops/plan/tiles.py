@@ -10,9 +10,9 @@ from typing import TypeAlias, get_args
 import torch
 
 from .bands import AnyBandedTile, BandedGradTile, BandedTile
-from .devices import GEMM_MIN, LIMITS, SMALLEST, Device, pipeline_bytes
-from .plan_rows import RowsTile
-from .plan_tma import TmaTile, fits_tma
+from .device import GEMM_MIN, LIMITS, SMALLEST, Device, pipeline_bytes
+from .rows import RowsTile
+from .tma import TmaTile, fits_tma
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Tiles that were measured to be better than the tables' on one device: data, looked up by key.
 
-A file of ops/tuned/ is written by `python -m tricorr.perf tune` on the device that it is named
+A file of ops/plan/tuned/ is written by `python -m tricorr.perf tune` on the device that it is named
 after, with the measurements that justify it. It is read once, when the first plan for that device
 is made; nothing is tuned at run time, and without a file, or without an entry, the tables of
 tiles.py decide.
@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from .devices import GEMM_MIN
-from .geometry import Geometry
+from ..geometry import Geometry
+from .device import GEMM_MIN
 
 DIRECTORY = Path(__file__).parent / "tuned"
 

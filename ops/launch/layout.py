@@ -6,9 +6,9 @@ import functools
 
 import torch
 
+from ..geometry import Geometry
+from ..plan.choose import INTERPRETER, Device, Layout
 from .formats import as_row, boxes_of, is_row, suggests_channels_last
-from .geometry import Geometry
-from .plan import INTERPRETER, Device, Layout
 
 #: Offsets up to here fit in 32 bits with room for the lanes that a tile has past the end.
 NARROW_LIMIT = 2**31 - 2**16

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..geometry import Geometry
 from .bands import (
     COLUMN_STEP,
     AnyBandedTile,
@@ -20,12 +21,11 @@ from .bands import (
     banded_steps,
     bands_shape,
 )
-from .devices import LIMITS, MAX_WORKSPACE, SMALLEST, Device, pipeline_bytes
-from .geometry import Geometry
+from .device import LIMITS, MAX_WORKSPACE, SMALLEST, Device, pipeline_bytes
 from .integers import cdiv, power_of_two
 
 if TYPE_CHECKING:
-    from .plan import Layout
+    from .choose import Layout
 
 #: For each kind of product, tiles of banded kernels. The one that loads the least is taken.
 BANDED_TILES: dict[str, tuple[BandedTile, ...]] = {

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .geometry import Geometry
+from ..geometry import Geometry
 from .integers import cdiv, power_of_two
 
 if TYPE_CHECKING:
-    from .devices import Device
-    from .plan import Layout
+    from .choose import Layout
+    from .device import Device
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import backend
+from .. import backend
 from .interpreter import one_launch
 
 

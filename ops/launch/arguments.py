@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from .. import kernels
-from . import backend
-from .bands import (
+from ... import kernels
+from .. import backend
+from ..geometry import Geometry
+from ..plan.bands import (
     COLUMN_STEP,
     BandedGradTile,
     BandedTile,
@@ -22,15 +23,14 @@ from .bands import (
     bands_shape,
     rows_read,
 )
+from ..plan.choose import Plan, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
+from ..plan.tiles import GemmTile, Tile, most_registers
+from ..plan.tma import TmaTile
 from .call import Call
-from .facts import NARROW_LIMIT, device_of, layout_of
+from .descriptors import dgrad_descriptors, fprop_descriptors, is_matrix, wgrad_descriptors
 from .formats import as_row, boxes_of, channels_innermost, empty_in_format, is_row
-from .geometry import Geometry
-from .launch_tma import dgrad_descriptors, fprop_descriptors, is_matrix, wgrad_descriptors
-from .plan import Plan, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
-from .plan_tma import TmaTile
+from .layout import NARROW_LIMIT, device_of, layout_of
 from .prepared import facts_of, prepare, prepared
-from .tiles import GemmTile, Tile, most_registers
 
 
 def fprop(

@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..errors import ArgumentError
+from ..geometry import Geometry
+from .banded import banded_tile, has_banded_kernel, in_pieces, suits
 from .bands import (
     COLUMN_STEP,
     AnyBandedTile,
@@ -21,32 +24,20 @@ from .bands import (
     banded_programs,
     grad_strips,
 )
-from .devices import DEVICES as DEVICES
-from .devices import GEMM_MIN as GEMM_MIN
-from .devices import INTERPRETER as INTERPRETER
-from .devices import LIMITS, MAX_WORKSPACE, SMALLEST
-from .devices import Device as Device
-from .errors import ArgumentError
-from .geometry import Geometry
+from .cost import STENCIL_LANES
+from .device import DEVICES as DEVICES
+from .device import GEMM_MIN as GEMM_MIN
+from .device import INTERPRETER as INTERPRETER
+from .device import LIMITS, MAX_WORKSPACE, SMALLEST
+from .device import Device as Device
 from .integers import cdiv
-from .model import STENCIL_LANES
-from .plan_banded import banded_tile, has_banded_kernel, in_pieces, suits
-from .plan_cost import cheapest
-from .plan_rows import (
+from .rows import (
     RowsTile,
     interior_tiles,
     is_turned,
     rows_programs,
     rows_strips,
     rows_tile,
-)
-from .plan_tma import (
-    TmaTile,
-    boxes,
-    dealt_out,
-    is_legal_tma,
-    tma_programs,
-    tma_tiles,
 )
 from .tiles import (
     FAMILIES,
@@ -62,7 +53,16 @@ from .tiles import (
     gemm_tiles,
     tile_of,
 )
+from .tma import (
+    TmaTile,
+    boxes,
+    dealt_out,
+    is_legal_tma,
+    tma_programs,
+    tma_tiles,
+)
 from .tuned import key_of, nearest, tuned_for
+from .work import cheapest
 
 
 @dataclass(frozen=True)

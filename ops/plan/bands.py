@@ -2,7 +2,7 @@
 
 One channel per group leaves a matrix unit nothing to reduce over but the window, so an output row
 is multiplied by a matrix with a band: see kernels/fprop_banded.py and kernels/wgrad_banded.py. All
-of this is counting; which tile is taken, and when, is decided in plan.py.
+of this is counting; which tile is taken, and when, is decided in choose.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .geometry import Geometry
+from ..geometry import Geometry
 
 #: Columns come in steps of so many: 16 bytes of 16-bit numbers, what one load instruction brings.
 COLUMN_STEP = 8

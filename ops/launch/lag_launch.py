@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import torch
 
-from .. import kernels
+from ... import kernels
+from ..errors import ArgumentError
+from ..geometry import Pair
+from ..plan.choose import MAX_GRID
+from .arguments import sum_partials_call
 from .call import Call
-from .errors import ArgumentError
-from .facts import NARROW_LIMIT, _last_offset, device_of
-from .geometry import Pair
-from .launch import sum_partials_call
-from .plan import MAX_GRID
+from .layout import NARROW_LIMIT, _last_offset, device_of
 
 #: (lags, columns) of a program: float64 sums of 16 for each of 128 threads.
 LAG_TILE = (8, 256)

@@ -1,0 +1,1 @@
+"""Tensors to kernels: layouts, arguments, launches, and launches that are prepared once."""
