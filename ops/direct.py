@@ -2,9 +2,9 @@
 
 Going through the dispatcher to a Python implementation takes the host several times as long as all
 else here. A call may skip it when its tensors are plain ones below autograd, whose memory says
-what they are (that of a negated view or of a tangent that is all zero does not), and nobody
-listens: no dispatch mode (FakeTensorMode, FlopCounterMode, ...), no tracer and no profiler.
-Signatures are those of registration.py, whose operators end here too.
+what they are (that of a negated view, of a tangent that is all zero or of autograd's batches does
+not), and nobody listens: no dispatch mode (FakeTensorMode, FlopCounterMode, ...), no tracer and no
+profiler. Signatures are those of registration.py, whose operators end here too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from types import ModuleType
 
 import torch
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import profiler
 
 from . import backend, cpu
@@ -32,7 +33,7 @@ def only_the_device_sees(*tensors: torch.Tensor | None) -> bool:
             continue
         if type(tensor) not in _PLAIN or tensor.is_meta:
             return False
-        if tensor.is_neg() or tensor._is_zerotensor():
+        if tensor.is_neg() or tensor._is_zerotensor() or is_legacy_batchedtensor(tensor):
             return False
     return not (torch._C._get_tracing_state() or profiler._is_profiler_enabled)
 
