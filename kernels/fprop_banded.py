@@ -17,8 +17,8 @@ column (p,q) starts BLOCK_P - 1 - p rows after the first: addresses are linear i
 
 What bounds it on a H200, derived from machine code and the datasheet, not measured: a 31x31 in 16
 bits with blocks of 8x16, 128 of them, takes for an output 1824 multiply-adds (3.7 ps at the matrix
-units' rate), 93 instructions of a lane (3.2 ps) and 57 bytes from L2 (10 ps at 5.5 TB/s), while its
-4 bytes of device memory take 0.9 ps; a 9x9 takes 512 multiply-adds and 16 bytes from L2 (2.9 ps).
+units' rate), 93 instructions of a lane (3.2 ps) and 57 bytes from L2 (8 ps at 7 TB/s), while its
+4 bytes of device memory take 0.9 ps; a 9x9 takes 512 multiply-adds and 16 bytes from L2 (2.3 ps).
 So it waits for L2, and a larger tile, not fewer instructions, would make it wait less. The stencil
 issues about 15 instructions for a tap: 14400 (490 ps) for the 31x31.
 

@@ -14,8 +14,8 @@ The price is that a sum lies on a diagonal of COLUMN_GROUP elements, and product
 Each of those diagonals is stored as a partial of its own, for sum_partials.
 
 On a H200, derived and not measured: a 31x31 in 16 bits takes for a pixel of dy 2048 multiply-adds
-(4.1 ps at the matrix units' rate), 131 instructions of a lane (4.4 ps) and 80 bytes from L2 (15 ps
-at 5.5 TB/s); the stencil issues about 32 instructions for each of its 961 taps (1040 ps).
+(4.1 ps at the matrix units' rate), 131 instructions of a lane (4.4 ps) and 80 bytes from L2 (11 ps
+at 7 TB/s); the stencil issues about 32 instructions for each of its 961 taps (1040 ps).
 
 Rows, counted through (n, row), are cut into strips of BLOCK_H rows by BLOCK_W groups; split i sums
 strips [i * SPLIT_STRIPS, (i+1) * SPLIT_STRIPS). A bank per sample is a batch of such sums, each

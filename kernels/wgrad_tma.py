@@ -61,6 +61,9 @@ def wgrad_tma(
     first = split * SPLIT_BOXES
     rows = tl.cdiv(N, BLOCK_I) * tl.cdiv(P, BLOCK_P)  # of boxes
     last = tl.minimum(first + SPLIT_BOXES, rows * tl.cdiv(Q, BLOCK_Q))
+    # A split has a box: else LLVM moves the zeros to the path around the loop, and ptxas waits for
+    # each product of it (Triton 3.7.1).
+    tl.assume(last > first)
     if phase == PHASE0:
         accs = add_boxes(
             accs, x0_desc, dy_desc, first, last, row, column, c, k, P, Q,

@@ -29,6 +29,8 @@ in every pass though all but one jump over it: no bound follows from that.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import math
 import os
@@ -56,8 +58,9 @@ from ..ops.plan.work import programs_of, unit_of, window_steps
 from .configurations import PARKED, TARGETS, Configuration, Target, configurations
 from .draw import drawn
 
-#: The recorded table.
+#: The recorded table, and that of Triton 3.6.
 TABLE = Path(__file__).parent / "results" / "codegen.json"
+TABLE_3_6 = TABLE.with_name("codegen-triton-3.6.json")
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class Build:
         shared: bytes of shared memory (LDS) of one program.
         opcodes: instructions in the code, by opcode without its modifiers; empty unless asked for.
         loop: the part of `opcodes` that is in the loop that does the arithmetic.
+        serialized: what ptxas says of wgmma where it waits for every product; else "".
+        unfenced: products by wgmma or tcgen05 of what cp.async brought, without a proxy fence.
     """
 
     kernel: str
@@ -84,10 +89,14 @@ class Build:
     shared: int
     opcodes: dict[str, int] = field(default_factory=dict)
     loop: dict[str, int] = field(default_factory=dict)
+    serialized: str = ""
+    unfenced: int = 0
 
     def count(self, kind: str, loop: bool = False) -> int:
-        """Instructions of one of KINDS, or "all", in the whole code or in its loop."""
+        """Instructions of one of KINDS, "all", or one of MARKS, in the whole code or its loop."""
         opcodes = self.loop if loop else self.opcodes
+        if kind in MARKS:
+            return sum(n for opcode, n in opcodes.items() if opcode.endswith(f"_{kind}"))
         return sum(n for opcode, n in opcodes.items() if kind in ("all", _kind(opcode)))
 
 
@@ -101,6 +110,13 @@ KINDS = {
     "local": r"LDL|STL|scratch_",
 }
 
+#: Ends of opcodes, and of what each is one.
+MARKS = {
+    "narrow": "global loads and stores of fewer than 32 bits",
+    "register": "products whose first operand is in registers",
+    "wait": "waits for products of a warpgroup",
+}
+
 _KIND = re.compile("|".join(f"(?P<{kind}>{pattern})" for kind, pattern in KINDS.items()))
 
 
@@ -111,7 +127,6 @@ def _kind(opcode: str) -> str:
 
 def build(call: Call, target: Target, disassemble: bool = True) -> Build:
     """Compiles `call` for `target`; `disassemble`, the slow half, fills in the instructions."""
-    import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, make_backend
     from triton.runtime.jit import JITFunction, create_function_from_signature
@@ -129,7 +144,8 @@ def build(call: Call, target: Target, disassemble: bool = True) -> Build:
         backend, call.options, bound, specialization, rest
     )
     source = ASTSource(kernel, signature, constexprs, attrs)
-    compiled = triton.compile(source, target=gpu, options=parsed.__dict__)
+    compiled, said = _compiled(source, gpu, parsed.__dict__)
+    ptx = compiled.asm.get("ptx", "")
 
     if target.is_amd:
         registers, spills, instructions = _read_amd(compiled.asm["amdgcn"])
@@ -144,7 +160,43 @@ def build(call: Call, target: Target, disassemble: bool = True) -> Build:
         shared=compiled.metadata.shared,
         opcodes=dict(Counter(opcode for _, opcode, _ in instructions)),
         loop=dict(Counter(opcode for _, opcode, _ in _hot_loop(instructions))),
+        serialized=next((line for line in said.splitlines() if "serialized due to" in line), ""),
+        unfenced=_unfenced(ptx),
     )
+
+
+def _compiled(source: Any, gpu: Any, options: dict[str, Any]) -> tuple[Any, str]:
+    """What Triton makes of `source`, and what ptxas says of it where there is wgmma."""
+    import triton
+    from triton import knobs
+
+    said = io.StringIO()
+    with knobs.nvidia.scope(), contextlib.redirect_stdout(said):
+        knobs.nvidia.dump_ptxas_log = True
+        compiled = triton.compile(source, target=gpu, options=options)
+    ptx = compiled.asm.get("ptx", "")
+    if "ptxas info" in said.getvalue() or not re.search(r"wgmma|tcgen05\.mma", ptx):
+        return compiled, said.getvalue()
+    # It was compiled before, and ptxas did not run.
+    from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+
+    name = f"--gpu-name={sm_arch_from_capability(gpu.arch)}"
+    command = [get_ptxas(gpu.arch).path, "-v", name, "-", "-o", os.devnull]
+    ran = subprocess.run(command, input=ptx, capture_output=True, text=True, check=True)
+    return compiled, ran.stderr
+
+
+def _unfenced(ptx: str) -> int:
+    """Products in the order of the text after a wait for cp.async and before a proxy fence."""
+    unfenced, waited = 0, False
+    for line in ptx.splitlines():
+        if "cp.async.wait" in line:
+            waited = True
+        elif "fence.proxy.async" in line:
+            waited = False
+        elif waited and re.search(r"wgmma\.mma_async|tcgen05\.mma", line):
+            unfenced += 1
+    return unfenced
 
 
 #: (position, opcode, position that it jumps to or None), in the order of the code.
@@ -178,13 +230,21 @@ def _read_nvidia(cubin: bytes, disassemble: bool) -> tuple[int, int, Instruction
     instructions: Instructions = []
     for position, opcode, operands in _SASS.findall(listing):
         jump = re.search(r"0x([0-9a-f]+)\s*$", operands) if opcode == "BRA" else None
-        if opcode == "HGMMA" and _FROM_REGISTERS.search(operands):
-            opcode = "HGMMA_R"
+        opcode += _mark(opcode, operands)
         instructions.append((int(position, 16), opcode, int(jump[1], 16) if jump else None))
     if disassemble and not instructions:
         raise RuntimeError(f"cuobjdump shows no instructions:\n{listing[:1000]}")
     touched = any(_kind(opcode) == "local" for _, opcode, _ in instructions)
     return registers, stack + local if touched else 0, instructions
+
+
+def _mark(opcode: str, operands: str) -> str:
+    """One of MARKS as the end of an opcode, or nothing."""
+    if opcode == "HGMMA" and _FROM_REGISTERS.search(operands):
+        return "_register"
+    if opcode in ("LDG", "STG") and re.search(r"\.[US](8|16)\b", operands):
+        return "_narrow"
+    return "_wait" if opcode == "WARPGROUP" and operands.startswith(".DEPBAR") else ""
 
 
 def _read_amd(assembly: str) -> tuple[int, int, Instructions]:
@@ -238,13 +298,17 @@ def problems(configuration: Configuration, target: Target, built: Build) -> list
         found.append(f"{built.registers} registers, more than {target.registers}")
     if built.shared > target.shared:
         found.append(f"{built.shared} bytes of shared memory, more than {target.shared}")
+    if built.serialized:
+        found.append(f"every product is waited for: {built.serialized}")
+    if built.unfenced and not (BEFORE_3_7 and target.name == "sm_100"):  # docs/limits.md
+        found.append(f"{built.unfenced} products of copies to shared memory without a proxy fence")
     if built.opcodes and configuration.wants_mma(target) and not built.count("mma"):
         found.append("no matrix instructions")
     if built.opcodes and isinstance(configuration.plan.tile, TmaTile):
         if not built.opcodes.get("UTMALDG"):
             found.append("no loads through tensor descriptors")
         # A weight gradient's left operand, a box, does: Triton keeps only a plain matrix in place.
-        through = ("HMMA",) if configuration.plan.op == "wgrad" else ("HMMA", "HGMMA_R")
+        through = ("HMMA",) if configuration.plan.op == "wgrad" else ("HMMA", "HGMMA_register")
         if any(map(built.opcodes.get, through)):
             found.append("operands of matrix instructions go through registers")
     return found
@@ -283,7 +347,8 @@ class Entry:
         macs: multiply-adds of one program, padding of its tile included.
         passes: how often the loop runs for them, by the arithmetic in it.
         instructions: in the whole code, for one thread.
-        loop: instructions of one pass of the loop, by kind: "all", "load", "fma", "mma".
+        loop: instructions of one pass of the loop, by kind: "all", "load", "fma", "mma", and those
+            of MARKS.
         loop_per_output: those, times passes, for one output element.
         per_output: the same with what is outside of the loop.
         bound: see the module; "" for kernels that only help others, and for loops over boxes.
@@ -312,7 +377,7 @@ def entry_of(configuration: Configuration, target: Target, built: Build) -> Entr
     """The table's line for a build with its instructions."""
     outputs, macs = _work_of_a_program(configuration)
     fma = built.count("fma", loop=True)
-    loop = {kind: built.count(kind, loop=True) for kind in _COUNTED}
+    loop = {kind: built.count(kind, loop=True) for kind in (*_COUNTED, *MARKS)}
     passes = 1
     if loop["mma"]:
         passes = _steps(configuration)
@@ -440,7 +505,7 @@ SAMPLE = {
     r"| ^dgrad_frame_(gemm-half|stencil)-\S+-bfloat16-(dense|image)$"
     r"| ^[fdw](prop|grad)_tma-half-\S+-bfloat16-dense$"
     r"| ^[fdw](prop|grad)_tma-half-\S+x(128x64x1|64x128x3)-bfloat16-planes$"
-    r"| ^[fd](prop|grad)_tma-half-\S+x128x64x1-bfloat16-(dense|planes)-loop$"
+    r"| ^[fd](prop|grad)_tma-half-\S+x128x64x1-bfloat16-(dense|pointwise)-loop$"
     r"| ^sum_partials-float32-narrow$",
     "sm_80": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",
     "sm_100": r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$",
@@ -522,6 +587,13 @@ def triton_version() -> str:
     return version("triton")
 
 
+def committed() -> Path:
+    """The committed table of the installed Triton."""
+    from ..kernels.versions import BEFORE_3_7
+
+    return TABLE_3_6 if BEFORE_3_7 else TABLE
+
+
 def write_table(entries: list[Entry], path: Path) -> None:
     """Writes the table, one entry a line, so that a difference can be read."""
     lines = ",\n".join(json.dumps(asdict(entry)) for entry in entries)
@@ -564,6 +636,11 @@ def regressions(recorded: Entry, now: Entry) -> list[str]:
     ):
         if after > before * MORE_INSTRUCTIONS:
             found.append(f"{after:.4g} {what}, recorded {before:.4g}")
+    for mark in MARKS:
+        if now.loop.get(mark, 0) > recorded.loop.get(mark, math.inf):
+            found.append(
+                f"{now.loop[mark]} {MARKS[mark]} in the loop, recorded {recorded.loop[mark]}"
+            )
     if recorded.loop["mma"] and not now.loop["mma"]:
         found.append("no matrix instructions in the loop any more")
     return found
@@ -610,9 +687,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--check",
         type=Path,
         nargs="?",
-        const=TABLE,
+        const=Path(),
         metavar="FILE",
-        help="build what FILE records (the committed table if not given) and say what is worse",
+        help="build what FILE records (if not given, the committed table of this Triton) and say "
+        "what is worse",
     )
     parser.add_argument("--list", action="store_true", help="print names, build nothing")
     parser.add_argument(
@@ -645,7 +723,7 @@ def main(options: argparse.Namespace) -> int:
             )
         return min(1, sum(len(survey(TARGETS[n], options.drawn, options.seed)) for n in names))
     if options.check:
-        return compare(options.check, options.k, names)
+        return compare(options.check if options.check.name else committed(), options.k, names)
     jobs = list(chosen([TARGETS[name] for name in names], options.k, options.sample))
     if not jobs:
         raise ValueError(f"no configuration matches {options.k}")

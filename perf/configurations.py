@@ -50,7 +50,7 @@ from ..ops.plan.tma import (
     is_legal_tma,
     shaped_tile,
     shapes,
-    sums_in_one_loop,
+    takes_boxes_in_turn,
 )
 from ..ops.plan.tuned import tuned_for
 
@@ -560,8 +560,8 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
             loops = [
                 n
                 for n in cases
-                if sums_in_one_loop(op, launched_geometry(op, TMA_CASES[n]))
-                and not TMA_CASES[n].crowded  # a program has one box then
+                if not TMA_CASES[n].crowded  # a program has one box then
+                and _takes_boxes_in_turn(_tma_configuration(op, product, n, shape, *types[0]))
             ]
             if thin:
                 types = (types[j % len(types)],)
@@ -600,6 +600,13 @@ def _tma_configuration(
         as_rows=geometry.is_point,
     )
     return Configuration(plan.kernel, product, name, case, plan, dtype)
+
+
+def _takes_boxes_in_turn(configuration: Configuration) -> bool:
+    """Whether a program may have several boxes, one after the other."""
+    plan, boxes = configuration.plan, _boxes_of(configuration.arguments)
+    assert isinstance(plan.tile, TmaTile)
+    return takes_boxes_in_turn(plan.op, configuration.geometry, plan.tile, boxes)
 
 
 def _takes_boxes(

@@ -402,9 +402,8 @@ def on_gpu() -> tuple[Device, Measure, Callable[[], dict[str, Any]]]:
     from .machine import machine
 
     clocks = Clocks()
-    found = device_of(torch.empty(0, device="cuda"))
     # Where the datasheet is known the model can put the candidates in order.
-    device = next((d for d in DEVICES.values() if d.name == found.name), found)
+    device = device_of(torch.empty(0, device="cuda"))
 
     def facts() -> dict[str, Any]:
         clock, throttle = clocks.read()

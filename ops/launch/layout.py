@@ -7,7 +7,8 @@ import functools
 import torch
 
 from ..geometry import Geometry
-from ..plan.choose import INTERPRETER, Device, Layout
+from ..plan.choose import Layout
+from ..plan.device import INTERPRETER, Device, device_called
 from .formats import as_row, boxes_of, is_row, suggests_channels_last
 
 #: Offsets up to here fit in 32 bits with room for the lanes that a tile has past the end.
@@ -72,4 +73,5 @@ def _device(device: torch.device) -> Device:
         return INTERPRETER
     facts = torch.cuda.get_device_properties(device)
     arch = getattr(facts, "gcnArchName", "").split(":")[0] if torch.version.hip else ""
-    return Device(facts.name, arch or f"{facts.major}{facts.minor}", facts.multi_processor_count)
+    arch = arch or f"{facts.major}{facts.minor}"
+    return device_called(facts.name, arch, facts.multi_processor_count)

@@ -21,7 +21,8 @@ from .bands import (
     banded_steps,
     bands_shape,
 )
-from .device import LIMITS, MAX_WORKSPACE, SMALLEST, Device, pipeline_bytes
+from .cost import RATES
+from .device import DEVICES, LIMITS, MAX_WORKSPACE, SMALLEST, Device, pipeline_bytes
 from .integers import cdiv, power_of_two
 
 if TYPE_CHECKING:
@@ -64,11 +65,12 @@ BANDED_GRAD_TILES: dict[str, tuple[BandedGradTile, ...]] = {
 #: 1500, and on sm_80 also where only the columns of x do not.
 MAX_LONE_RESULTS = 16
 
-#: Reading a byte from L2 takes a H200 as long as issuing so many instructions of one lane: 132
-#: multiprocessors issue 29.6e12 a second (128 lanes at 1.75 GHz), L2 delivers about 5.5e12 bytes.
-#: Neither is measured here. A banded kernel issues 1.3 to 1.6 for a byte, by machine code for
-#: sm_90, and a matrix unit multiplies 15 to 60 pairs meanwhile: L2 is what it waits for.
-LANES_PER_BYTE = 5.4
+#: Instructions of one lane that a H200 issues while L2 delivers a byte: 4.4. A banded kernel issues
+#: 1.3 to 1.6 for a byte, by machine code for sm_90, and a matrix unit multiplies 15 to 60 pairs
+#: meanwhile: L2 is what it waits for.
+LANES_PER_BYTE = (
+    RATES["90"].issue * LIMITS["90"].lanes * DEVICES["h200"].multiprocessors / RATES["90"].l2
+)
 #: Bytes that L2 delivers for a number whose neighbours in memory are not wanted.
 SECTOR = 32
 #: Lane instructions for a number that is loaded alone, by the same machine code.

@@ -368,7 +368,8 @@ def _plan_pixels(
     if not isinstance(best.tile, TmaTile) or layout.crowded or layout.wide:
         return best
     shared = LIMITS.get(device.arch, SMALLEST).shared
-    tile = dealt_out(op, geometry, best.tile, dtype, device.multiprocessors, shared)
+    boxes = layout.boxes(op)
+    tile = dealt_out(op, geometry, best.tile, dtype, boxes, device.multiprocessors, shared)
     return replace(best, tile=tile, grid=tile.programs or best.grid)
 
 

@@ -33,8 +33,8 @@ from .integers import cdiv
 LATENCY = 700
 #: A kernel's start and end, in which none of its programs run; assumed.
 LAUNCH_SECONDS = 2e-6
-#: Share of the datasheet's rate of device memory that a copy reaches: 4.3 of 4.8 TB/s on a H200,
-#: PERFORMANCE.md section 1; assumed for the others.
+#: Share of the datasheet's rate of device memory that a copy reaches: 4.3 of 4.8 TB/s, as measured
+#: on a H200; assumed for the others.
 COPY_SHARE = 0.9
 #: Bytes that one multiprocessor takes from L2 in a clock: the width of the port.
 L2_PORT = 64
@@ -86,13 +86,12 @@ RATES = {
         {"fma": 64, "float64": 64, "tf32": 512, "half": 1024},
         None,
     ),
-    # PERFORMANCE.md section 1, H200: 62 TFLOP/s of float32 and 31 TB/s of shared memory are
-    # 1.835 GHz; of 2048 16-bit multiply-adds a clock, 790 TFLOP/s leave 1631. No rate of L2 is
-    # published: the A100's bytes a clock are assumed.
+    # 62 TFLOP/s of float32 and 31 TB/s of shared memory, as measured on a H200, are 1.835 GHz; of
+    # 2048 16-bit multiply-adds a clock, 790 TFLOP/s leave 1631. L2: 7.0 TB/s, assumed.
     "90": Rates(
         1.835e9,
         4.3e12,
-        5120,
+        3815,
         50e6,
         128,
         4,
@@ -104,7 +103,7 @@ RATES = {
     "100": Rates(
         1.85e9,
         7.2e12,
-        5120,
+        3815,
         126e6,
         128,
         4,

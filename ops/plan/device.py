@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -11,7 +12,7 @@ class Device:
     """What the planner knows of a device.
 
     Attributes:
-        name: for people.
+        name: as torch calls it.
         arch: compute capability times ten ("90"), a gfx name, or "interpreter".
         multiprocessors: how many programs run side by side, at least.
         bandwidth: bytes per second of device memory by the datasheet; None if not known here.
@@ -28,17 +29,18 @@ class Device:
 
 INTERPRETER = Device("Triton interpreter", "interpreter", 4)
 
-#: Devices that can be planned for without having one. Datasheet numbers: leads, not measurements.
+#: Devices that can be planned for without having one, by a word of what torch calls them. Datasheet
+#: numbers: leads, not measurements.
 DEVICES = {
     "a100": Device(
-        "NVIDIA A100 80GB",
+        "NVIDIA A100-SXM4-80GB",
         "80",
         108,
         2.04e12,
         {"fma": 19.5e12, "float64": 19.5e12, "tf32": 156e12, "half": 312e12},
     ),
     "h100": Device(
-        "NVIDIA H100 SXM",
+        "NVIDIA H100 80GB HBM3",
         "90",
         132,
         3.35e12,
@@ -59,13 +61,26 @@ DEVICES = {
         {"fma": 80e12, "float64": 40e12, "tf32": 1.1e15, "half": 2.25e15},
     ),
     "mi300x": Device(
-        "AMD MI300X",
+        "AMD Instinct MI300X",
         "gfx942",
         304,
         5.3e12,
         {"fma": 163e12, "float64": 163e12, "tf32": 654e12, "half": 1.31e15},
     ),
 }
+
+
+def device_called(name: str, arch: str, multiprocessors: int) -> Device:
+    """A device that torch describes so, with its datasheet's numbers if DEVICES has them.
+
+    A "NVIDIA H100 PCIe" has fewer multiprocessors and another memory than the H100 of the table: it
+    is no such device.
+    """
+    for word, known in DEVICES.items():
+        same = (known.arch, known.multiprocessors) == (arch, multiprocessors)
+        if same and re.search(rf"\b{word}\b", name, re.IGNORECASE):
+            return replace(known, name=name)
+    return Device(name, arch, multiprocessors)
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def is_legal_tma(
     divided = tile is None or not (g.P % tile.BLOCK_P or g.Q % tile.BLOCK_Q)
     if op == "wgrad" and not (divided or planes or g.is_point):
         return False
-    if tile and tile.programs and not sums_in_one_loop(op, geometry):
+    if tile and tile.programs and not takes_boxes_in_turn(op, geometry, tile, boxes):
         return False
     if tile and tile.BLOCK_S > (1 if op != "wgrad" or g.steps(1)[0] > 1 else g.S):
         return False
@@ -164,8 +164,14 @@ def is_legal_tma(
     return len(phases) <= MAX_PHASES and all(a < g.H and b < g.W for a, b in phases)
 
 
-def sums_in_one_loop(op: str, geometry: Geometry) -> bool:
-    """Whether a box is one loop, of the same steps for all: such a loop can go on to the next."""
+def takes_boxes_in_turn(op: str, geometry: Geometry, tile: TmaTile, boxes: str) -> bool:
+    """Whether a program may go on from one box to the next in the loop of its sums.
+
+    All boxes must have one loop of as many steps. Several rows of planes have sums of their own:
+    in such a loop ptxas (12.8, 13.1) waits for each product before the next one.
+    """
+    if boxes == "planes" and tile.BLOCK_P > 1:
+        return False
     if op == "fprop":
         return len(phases_with_taps(geometry)) == 1
     return op == "dgrad" and math.prod(geometry.phases) == 1
@@ -241,11 +247,12 @@ def dealt_out(
     geometry: Geometry,
     tile: TmaTile,
     dtype: torch.dtype,
+    boxes: str,
     multiprocessors: int,
     shared: int,
 ) -> TmaTile:
     """The tile with as many programs as run at once, where there are more boxes than that."""
-    if not sums_in_one_loop(op, geometry):
+    if not takes_boxes_in_turn(op, geometry, tile, boxes):
         return tile
     # Bytes of shared memory decide how many run side by side on a multiprocessor.
     resident = multiprocessors * max(1, shared // shared_bytes_tma(op, tile, dtype))

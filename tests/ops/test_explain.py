@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tricorr import ArgumentError, corr2d, explain
+from tricorr.ops.geometry import geometry_of
+from tricorr.ops.launch import layout
 from tricorr.ops.plan import choose
+from tricorr.ops.plan.device import DEVICES, Device, device_called
 
 
 def meta(*shape, dtype=torch.float32):
@@ -38,6 +42,31 @@ def test_huge_tensors_need_64_bit_offsets_and_no_memory():
     call = explain(meta(1, 1, 2**17, 2**17), meta(1, 1, 3, 3), device="h200")
     assert call.passes["fprop"].plan.wide
     assert "64-bit offsets" in str(call)
+
+
+@pytest.mark.parametrize("name", ["h100", "h200", "a100", "b200"])
+def test_a_card_of_the_table_is_planned_for_as_the_table_says(monkeypatch, name):
+    known = DEVICES[name]
+    major, minor = known.arch[:-1], known.arch[-1]
+    found = SimpleNamespace(
+        name=known.name, major=int(major), minor=int(minor),
+        multi_processor_count=known.multiprocessors,
+    )  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    in_process = layout._device.__wrapped__(torch.device("cuda"))
+    assert in_process == known
+    layer = geometry_of((32, 256, 14, 14), (256, 256, 3, 3), padding=((1, 1), (1, 1)))
+    facts = choose.Layout(channels_last=True, x_boxes="pixels", y_boxes="pixels")
+    for planner in (choose.plan_fprop, choose.plan_dgrad, choose.plan_wgrad):
+        plans = [planner(layer, torch.bfloat16, facts, d) for d in (in_process, known)]
+        assert plans[0] == plans[1]
+        assert in_process.bandwidth == known.bandwidth
+
+
+def test_a_card_of_another_memory_or_size_is_no_card_of_the_table():
+    for called in (("NVIDIA H100 PCIe", "90", 114), ("NVIDIA GH200 480GB", "90", 132)):
+        assert device_called(*called) == Device(*called)
+    assert device_called("NVIDIA H200 141GB", "90", 132).bandwidth == 4.8e12
 
 
 def test_without_a_device_the_cpu_convolution_is_named():

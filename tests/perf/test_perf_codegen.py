@@ -34,7 +34,8 @@ BUILT = (
     r"sm_90 fprop_stencil-512x1-float32-image",
     r"sm_90 wgrad_stencil-8x64-bfloat16-depthwise",
 )
-VERSION, RECORDED = codegen.read_table(codegen.TABLE)
+RECORDED = codegen.read_table(codegen.TABLE)[1]
+VERSION, COMMITTED = codegen.read_table(codegen.committed())
 
 
 def run(*arguments):
@@ -150,7 +151,7 @@ def test_kernels_that_load_through_descriptors_leave_room_for_three_warpgroups()
     found = {
         e.name: e for e in RECORDED if re.match(r"\w+_tma-half", e.name) and e.target == "sm_90"
     }
-    for name in ("dense", "planes", "dense-loop", "planes-loop"):
+    for name in ("dense", "planes", "dense-loop", "pointwise-loop"):
         largest = [n for n in found if re.search(rf"x128x64x1-bfloat16-{name}$", n)]
         assert any(found[n].outputs == 128 * 256 for n in largest), name
     for e in found.values():
@@ -251,6 +252,54 @@ def test_what_is_within_the_margins_or_better_is_not():
     assert not codegen.regressions(entry(spills=8), entry(registers=32, instructions=100))
 
 
+@pytest.mark.parametrize("mark", codegen.MARKS)
+def test_a_mark_more_in_the_loop_is_a_regression(mark):
+    counts = {"all": 100, "load": 4, "fma": 0, "mma": 4, **dict.fromkeys(codegen.MARKS, 1)}
+    found = codegen.regressions(entry(loop=counts), entry(loop=counts | {mark: 2}))
+    assert found == [f"2 {codegen.MARKS[mark]} in the loop, recorded 1"]
+
+
+@pytest.mark.parametrize(
+    ("line", "mark"),
+    [
+        ("LDG.E.U16.CONSTANT R4, desc[UR4][R2.64]", "narrow"),
+        ("LDG.E.128.CONSTANT R4, desc[UR4][R2.64]", None),
+        ("STG.E.S8 desc[UR4][R2.64], R8", "narrow"),
+        ("HGMMA.64x128x16.F32.BF16 R24, R4, gdesc[UR12], R24", "register"),
+        ("HGMMA.64x128x16.F32.BF16 R24, gdesc[UR12].tnspB, R24", None),
+        ("WARPGROUP.DEPBAR.LE gsb0, 0x1", "wait"),
+        ("WARPGROUP.ARRIVE", None),
+    ],
+)
+def test_instructions_that_cost_more_are_marked(line, mark):
+    opcode, operands = re.match(r"([A-Z]+)(.*)", line).groups()
+    assert codegen._mark(opcode, operands) == (f"_{mark}" if mark else "")
+
+
+def test_a_product_of_copies_wants_a_proxy_fence_after_the_wait():
+    wait, fence, product = (
+        "cp.async.wait_group 2;",
+        "fence.proxy.async.shared::cta;",
+        "wgmma.mma_async",
+    )
+    for missing in ((wait, product, fence), (fence, wait, product, product)):
+        assert codegen._unfenced("\n".join(missing)) == missing.count(product)
+    assert codegen._unfenced("\n".join((wait, fence, product, product))) == 0
+
+
+def test_products_that_ptxas_serializes_are_a_problem():
+    serial = "ptxas info : (C7515) wgmma.mma_async instructions are serialized due to ..."
+    made = configuration("wgrad_tma-half-1x8x8x64x64x3-bfloat16-dense")
+    opcodes = {"HGMMA_register": 12, "UTMALDG": 4}
+    built = Build("wgrad_tma", "sm_90", 128, 150, 0, 1024, opcodes, opcodes)
+    target = TARGETS["sm_90"]
+    assert not codegen.problems(made, target, built)
+    (found,) = codegen.problems(made, target, replace(built, serialized=serial))
+    assert "every product is waited for" in found
+    (found,) = codegen.problems(made, target, replace(built, unfenced=2))
+    assert "2 products of copies" in found
+
+
 def test_losing_the_matrix_units_is_a_regression():
     counts = {"all": 100, "load": 4, "fma": 0, "mma": 4}
     found = codegen.regressions(entry(loop=counts), entry())
@@ -282,7 +331,7 @@ def test_a_kernel_that_is_gone_has_to_be_recorded_again(tmp_path, capsys):
     reason=f"the table was recorded with Triton {VERSION}, this is {codegen.triton_version()}",
 )
 def test_no_kernel_got_worse_than_recorded(tmp_path):
-    chosen = [e for e in RECORDED if f"{e.target} {e.name}" in BUILT]
+    chosen = [e for e in COMMITTED if f"{e.target} {e.name}" in BUILT]
     codegen.write_table(chosen, tmp_path / "table.json")
     ran = run("--check", tmp_path / "table.json")
     if "no cuobjdump" in ran.stdout + ran.stderr:
@@ -294,7 +343,7 @@ def test_no_kernel_got_worse_than_recorded(tmp_path):
 @pytest.mark.aot
 @pytest.mark.skipif(codegen.triton_version() != VERSION, reason="recorded with another Triton")
 def test_a_regression_fails_the_command(tmp_path):
-    better = next(e for e in RECORDED if e.name == "fprop_stencil-512x1-float32-image")
+    better = next(e for e in COMMITTED if e.name == "fprop_stencil-512x1-float32-image")
     better = replace(better, target="sm_90", instructions=better.instructions // 2)
     codegen.write_table([better], tmp_path / "table.json")
     ran = run("--check", tmp_path / "table.json")

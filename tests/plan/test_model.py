@@ -39,7 +39,7 @@ from tricorr.ops.plan.work import MARGIN, cheapest, passes, plan_work
 from tricorr.perf.model import CODE
 
 H200 = DEVICES["h200"]
-CLOCK = RATES["90"].clock
+CLOCK, L2 = RATES["90"].clock, RATES["90"].l2
 SAME = ((1, 1), (1, 1))
 PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
 LAYER = geometry_of((32, 256, 14, 14), (256, 256, 3, 3), padding=SAME)
@@ -53,7 +53,8 @@ def test_the_time_of_every_unit_by_hand():
     found = times_of(work, H200)
     # One program more than multiprocessors: two waves for all that a multiprocessor does itself.
     assert found.dram == pytest.approx(1e-6)
-    assert found.l2 == pytest.approx(2 * 100 / CLOCK)
+    assert found.l2 == pytest.approx(133 * 6400 / L2 / CLOCK)
+    assert times_of(replace(work, programs=1), H200).l2 == pytest.approx(6400 / 64 / CLOCK)
     assert found.shared == pytest.approx(2 * 100 / CLOCK)
     assert found.arithmetic == pytest.approx(2 * 10 / CLOCK)
     assert found.issue == pytest.approx(2 * 100 * 8 / 4 / CLOCK)
@@ -67,8 +68,8 @@ def test_the_time_of_every_unit_by_hand():
 
 def test_what_one_kernel_leaves_to_the_next_is_read_when_it_is_done():
     alone = Work(1, 128, 0, 0, 0, 1, "half", 1)
-    small = times_of(replace(alone, launches=2, between_bytes=9_395_200), H200)
-    assert small.launch == pytest.approx(2 * LAUNCH_SECONDS + 1e-6)  # 5120 bytes a clock, from L2
+    small = times_of(replace(alone, launches=2, between_bytes=7_000_525), H200)
+    assert small.launch == pytest.approx(2 * LAUNCH_SECONDS + 1e-6)  # 7 TB/s, from L2
     large = times_of(replace(alone, launches=2, between_bytes=43.2e6), H200)
     assert large.launch == pytest.approx(2 * LAUNCH_SECONDS + 43.2e6 / (COPY_SHARE * 4.8e12))
 
