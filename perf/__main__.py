@@ -16,14 +16,11 @@ from importlib import import_module
 COMMANDS = {
     "all": ("bench", "measure every row there is time for, the most valuable first"),
     "workloads": ("workloads", "list what is measured"),
-    "learn": ("learning_bench", "time learn_kernel against the eager PyTorch loop"),
-    "ways": ("learning_ways", "time and memory of every way to a kernel"),
-    "stream": ("learning_stream", "learn a kernel from images larger than memory"),
+    "learn": ("learning", "time and memory of the ways to a kernel between two images"),
     "startup": ("startup", "time the import and the first call, in fresh processes"),
     "host": ("host", "time what a call costs the host, layer by layer"),
     "report": ("report", "turn rows into tables and plots"),
     "tune": ("tune", "search the tiles of given workloads"),
-    "profile": ("profiling", "profile a workload with Nsight Compute"),
     "predict": ("model", "bounds of every workload from the static model, without a GPU"),
     "codegen": ("codegen", "check the machine code of every configuration"),
 }

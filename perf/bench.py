@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,13 +20,12 @@ from typing import Any, Protocol
 
 import torch
 
-from ..ops import backend
-from . import learning_bench, rows
-from .machine import ROOT, Machine, machine, revision_of
-from .measure import CpuTimer, GpuTimer, Job, Session, contenders_of
+from . import learning, rows
+from .machine import Machine
+from .measure import CpuTimer, GpuTimer, Job, contenders_of
 from .providers import OURS, PROVIDERS, Provider
 from .rows import Row
-from .worker import Worker, WorkerError, child_environment
+from .worker import Worker, WorkerError
 from .workloads import OPS, SUITES, Workload, select
 
 #: How much later a group's jobs come, in priorities: compilers take long.
@@ -118,7 +115,7 @@ def tasks_of(
                         found.append(Task(_request(job), job, rank))
     if not dtypes or "float32" in dtypes:
         if (not ops or "learn" in ops) and (not suites or "learn" in suites):
-            for i, name in enumerate(learning_bench.names(kind)):
+            for i, name in enumerate(learning.names(kind)):
                 found.append(Task({"workload": name, "op": "learn"}, None, 0.3 + i / 4))
         if (not ops or "startup" in ops) and (not suites or "startup" in suites):
             # After the first of every suite, before the second dtypes and the compilers.
@@ -298,22 +295,6 @@ def _device(kind: str) -> str:
     return "cuda" if kind == "gpu" else "cpu"
 
 
-def local_session(budget: float = 0.1) -> Session:
-    """A session in this process, for the small benchmarks."""
-    refuse_interpreter()
-    gpu = torch.cuda.is_available()
-    if not gpu:
-        torch.set_num_threads(1)  # as in the runs of `all`
-    facts = machine("gpu" if gpu else "cpu")
-    return Session(GpuTimer() if gpu else CpuTimer(), facts, PROVIDERS, budget=budget)
-
-
-def refuse_interpreter() -> None:
-    """Raises BenchError if CPU tensors run in Triton's interpreter, whose times say nothing."""
-    if backend.INTERPRET:
-        raise BenchError("TRITON_INTERPRET is set: the interpreter's times say nothing; unset it")
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="budget (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("perf-results"), metavar="DIR")
@@ -325,21 +306,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", nargs="+", default=[], choices=dtypes, metavar="DTYPE")
     peers = [p.name for p in PROVIDERS if p.name != OURS]
     parser.add_argument("--peer", nargs="*", choices=peers, metavar="PEER", help="only these peers")
-    parser.add_argument("--compare", metavar="REV", help="with the rows of another revision in DIR")
-    parser.add_argument(
-        "--checkout", type=Path, metavar="PATH", help="measure this checkout of REV too"
-    )
-    parser.add_argument("--revision", help="name of what is measured, where git does not say")
     parser.add_argument("--list", action="store_true", help="print the plan and stop")
 
 
 def main(options: argparse.Namespace) -> int:
     if not options.minutes > 0 or not math.isfinite(options.minutes):
         raise BenchError(f"--minutes must be positive, got {options.minutes}")
-    if options.checkout is not None and not (options.checkout / "perf" / "worker.py").exists():
-        raise BenchError(f"--checkout {options.checkout} has no perf/worker.py to measure with")
-    if options.checkout is not None and options.compare is None:
-        options.compare = revision_of(options.checkout)
     kind = "gpu" if torch.cuda.is_available() else "cpu"
     chosen = [p for p in PROVIDERS if options.peer is None or p.name in (OURS, *options.peer)]
     tasks = tasks_of(
@@ -354,32 +326,16 @@ def main(options: argparse.Namespace) -> int:
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
     recorded = rows.read(options.out)
-    start = time.monotonic()
-    if kind == "cpu" and not (options.suite or options.op or options.dtype or options.peer):
-        revision = options.revision or revision_of(ROOT)
-        write_static(options.out, revision, 60 * options.minutes / 3)
-    names = [p.name for p in chosen]
-    log = options.out / "worker.log"
-    workers = [Worker(log, None, names, options.revision)]
-    if options.checkout is not None:
-        workers.append(Worker(log, options.checkout, [OURS], options.compare))
+    worker = Worker(options.out / "worker.log", [p.name for p in chosen])
     before = len(recorded)
     with rows.Writer(options.out / rows.FILE) as writer:
-        for number, worker in enumerate(workers):
-            seconds = 60 * options.minutes - (time.monotonic() - start)
-            # A second checkout gets half of the time.
-            share = seconds / (len(workers) - number)
-            members = chosen if number == 0 else chosen[:1]
-            try:
-                left = _measure(worker, members, writer, recorded, tasks, share)
-            except KeyboardInterrupt:
-                file = options.out / rows.FILE
-                print(f"\nstopped: {len(recorded)} rows are in {file}; the same command goes on")
-                return 130
-            print(_summary(recorded[before:], len(left)))
-            before = len(recorded)
-    if options.compare:
-        print(comparison(rows.latest(recorded), workers[0].machine or {}, options.compare))
+        try:
+            left = _measure(worker, chosen, writer, recorded, tasks, 60 * options.minutes)
+        except KeyboardInterrupt:
+            file = options.out / rows.FILE
+            print(f"\nstopped: {len(recorded)} rows are in {file}; the same command goes on")
+            return 130
+        print(_summary(recorded[before:], len(left)))
     print(f"rows in {options.out / rows.FILE}")
     if kind == "cpu":
         print(
@@ -387,39 +343,6 @@ def main(options: argparse.Namespace) -> int:
             "workloads; they say nothing of the kernels."
         )
     return 0
-
-
-#: What is known without a GPU, and into which file it goes.
-STATIC = {"predict.txt": ["predict"], "codegen.txt": ["codegen", "--sample"]}
-#: What that takes at least, in seconds: with less it is not begun, for it could not be kept.
-STATIC_SECONDS = {"predict.txt": 0.0, "codegen.txt": 60.0}
-
-
-def write_static(out: Path, revision: str, seconds: float) -> None:
-    """The static model's bounds and the machine-code table, unless they are there already."""
-    deadline = time.monotonic() + seconds
-    for name, arguments in STATIC.items():
-        path, first = out / name, f"# {' '.join(arguments)} at {revision}\n"
-        if path.exists() and path.read_text(encoding="utf-8").startswith(first):
-            continue
-        command = [sys.executable, "-m", "tricorr.perf", *arguments]
-        limit = max(1.0, deadline - time.monotonic())
-        if limit < STATIC_SECONDS[name]:
-            alone = f"`python -m tricorr.perf {' '.join(arguments)}` prints it"
-            print(f"{name}: takes minutes, no time for it in this budget; {alone}")
-            continue
-        try:
-            run = subprocess.run(
-                command, env=child_environment(), capture_output=True, text=True, timeout=limit
-            )
-        except subprocess.TimeoutExpired:
-            print(f"{name}: no time for it in this budget")
-            continue
-        if run.returncode or not run.stdout:
-            print(f"{name}: {(run.stderr.strip().splitlines() or ['nothing was printed'])[-1]}")
-        if run.stdout:
-            path.write_text(first + run.stdout, encoding="utf-8")
-            print(f"{name}: {len(run.stdout.splitlines())} lines, nothing in it is measured")
 
 
 def _measure(
@@ -482,46 +405,3 @@ def _summary(measured: Sequence[Row], left: int) -> str:
             where = f"{row.workload} {row.op} {row.dtype} {row.format}"
             lines.append(f"  {row.status:11} {row.provider:12} {where}: {row.note}")
     return "\n".join(lines)
-
-
-def comparison(measured: Sequence[Row], facts: dict[str, Any], other: str) -> str:
-    """Times of ours at this revision beside another's, the largest loss first."""
-
-    def times(match: Callable[[Row], bool]) -> dict[tuple[str, ...], Row]:
-        return {
-            (row.workload, row.op, row.dtype, row.format, row.cache): row
-            for row in measured
-            if row.provider.startswith(OURS) and row.ms and match(row)
-            if row.device == facts.get("device")
-        }
-
-    now = times(lambda row: row.revision == facts.get("revision"))
-    then = times(
-        lambda row: row.revision.startswith(other) and row.key[-1] != facts.get("revision")
-    )
-    both = sorted(now.keys() & then.keys(), key=lambda k: _ms(then[k]) / _ms(now[k]))
-    if not both:
-        return f"no rows of ours at revision {other} to compare with"
-    ratios = [_ms(then[k]) / _ms(now[k]) for k in both]
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    lines = [
-        f"{other} over now, {len(both)} rows, geometric mean {mean:.3f} (above 1: now faster). "
-        "Not taken in turns; where the spreads overlap there is no difference."
-    ]
-    lines += [
-        f"  {ratio:7.3f}  {_ms(then[k]):10.4f} -> {_ms(now[k]):10.4f} ms  "
-        f"{'overlap' if _overlap(then[k], now[k]) else '       '}  {' '.join(k)}"
-        for k, ratio in zip(both, ratios, strict=True)
-    ]
-    return "\n".join(lines)
-
-
-def _overlap(a: Row, b: Row) -> bool:
-    """Whether the spreads of two times do."""
-    ends = (a.ms_low or _ms(a), a.ms_high or _ms(a), b.ms_low or _ms(b), b.ms_high or _ms(b))
-    return ends[0] <= ends[3] and ends[2] <= ends[1]
-
-
-def _ms(row: Row) -> float:
-    assert row.ms is not None
-    return row.ms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import subprocess
 import time
@@ -55,15 +56,15 @@ class Ceilings:
         return self.matmul["float32" if dtype == "uint8" else dtype]
 
 
-def machine(kind: str, revision: str | None = None) -> Machine:
-    """The machine of this process. `revision` overrides what git says."""
+def machine(kind: str) -> Machine:
+    """The machine of this process."""
     gpu = kind == "gpu"
     cudnn = torch.backends.cudnn.version() if gpu else None
     query = smi("driver_version") if gpu else None
     return Machine(
         kind=kind,
         device=torch.cuda.get_device_name() if gpu else _cpu_name(),
-        revision=revision or revision_of(ROOT),
+        revision=revision_of(ROOT),
         torch=torch.__version__,
         tricorr=__version__,
         triton=_version("triton"),
@@ -88,6 +89,18 @@ def _cpu_name() -> str:
     name = names[0] if names else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'s' * (threads > 1)}"
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a new process that finds what this one found and compiles kernels."""
+    import tricorr
+
+    package = Path(tricorr.__file__).parent
+    path = [str(package.parent)] if package.name == "tricorr" else []
+    path += [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    # With the root on the path its directories would be top-level packages.
+    return env | {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
 
 
 @cache

@@ -17,9 +17,19 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from ..ops import backend
 from .correctness import Truth, truth_of
-from .machine import Ceilings, Clocks, Machine
-from .providers import OURS, PYTORCH, TENSOR_DTYPES, Problem, Provider, configure, make_problem
+from .machine import Ceilings, Clocks, Machine, machine
+from .providers import (
+    OURS,
+    PROVIDERS,
+    PYTORCH,
+    TENSOR_DTYPES,
+    Problem,
+    Provider,
+    configure,
+    make_problem,
+)
 from .rows import Row
 from .workloads import Workload
 
@@ -347,6 +357,17 @@ class Session:
         """The row of a provider that did not run."""
         note = why if isinstance(why, str) else _one_line(why)
         return self.row(job, provider, format, cache, status="failed", note=note)
+
+
+def local_session(budget: float = 0.1) -> Session:
+    """A session in this process, for the small benchmarks."""
+    if backend.INTERPRET:
+        raise ValueError("TRITON_INTERPRET is set: the interpreter's times say nothing; unset it")
+    gpu = torch.cuda.is_available()
+    if not gpu:
+        torch.set_num_threads(1)  # more threads wait for each other wherever something else runs
+    facts = machine("gpu" if gpu else "cpu")
+    return Session(GpuTimer() if gpu else CpuTimer(), facts, PROVIDERS, budget=budget)
 
 
 def contenders_of(

@@ -1,6 +1,6 @@
 """What every workload's plan costs by arithmetic: bytes, waste and time, before any run.
 
-    python -m tricorr.perf predict [--device h200] [--suite images] [--json] [--record FILE]
+    python -m tricorr.perf predict [--device h200] [--suite images] [--json]
 
 The model predicts; it claims nothing, and nothing in it was measured. It exists to be compared with
 rows: where a row is far from it, one of its assumptions is wrong, and which one says what to
@@ -66,8 +66,7 @@ from .workloads import OPS, SUITES, Workload, select
 
 _PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
 
-#: The recorded predictions, and the machine code that they are made of.
-TABLE = Path(__file__).parent / "results" / "predicted-h200.json"
+#: The machine code that predictions are made of.
 CODE = Path(__file__).parent / "results" / "codegen.json"
 #: Lane instructions of rows kernels, for a multiply-add and besides for an output: codegen.json has
 #: 0.5 to 2 of the former over its rows, twice as many in a weight gradient and four times in an
@@ -532,9 +531,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--op", action="append", default=[], choices=OPS)
     parser.add_argument("--dtype", action="append", default=[], choices=sorted(PRODUCTS))
     parser.add_argument("--json", action="store_true", help="one prediction a line")
-    parser.add_argument(
-        "--record", nargs="?", type=Path, const=TABLE, metavar="FILE", help=f"write {TABLE.name}"
-    )
 
 
 def main(options: argparse.Namespace) -> int:
@@ -544,11 +540,6 @@ def main(options: argparse.Namespace) -> int:
     except ArgumentError as error:
         print(error)
         return 2
-    if options.record is not None:
-        table_of_all = record()
-        options.record.write_text(table_of_all, encoding="utf-8")
-        print(f"{table_of_all.count('workload')} predictions in {options.record}")
-        return 0
     unknown: list[str] = []
     workloads = select(options.suite)
     ops = options.op or OPS
@@ -566,26 +557,6 @@ def main(options: argparse.Namespace) -> int:
     )
     print("\n".join(table(found)))
     return 0
-
-
-#: What the recorded table has of a prediction.
-RECORDED = (
-    "workload", "op", "dtype", "format", "kernel", "tile", "programs", "waste", "fill", "counted",
-    "dram_us", "l2_us", "shared_us", "arithmetic_us", "issue_us", "latency_us", "launch_us",
-    "predicted_us", "bound", "roofline_us", "roofline_fraction",
-)  # fmt: skip
-
-
-def record() -> str:
-    """The recorded table: every workload on a H200, each number to four digits."""
-    lines = []
-    for prediction in predict_workloads(select(), DEVICES["h200"]):
-        values = {name: getattr(prediction, name) for name in RECORDED}
-        short = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}
-        lines.append(json.dumps(short))
-    note = "predicted by a model, not measured: python -m tricorr.perf predict --record"
-    body = ",\n".join(lines)
-    return f'{{"device": "{DEVICES["h200"].name}", "note": "{note}", "entries": [\n{body}\n]}}\n'
 
 
 def table(predictions: Iterable[Prediction]) -> Iterator[str]:

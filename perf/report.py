@@ -1,11 +1,11 @@
-"""Rows into a page that a person can read, losses first, and into the README's section.
+"""Rows into a page that a person can act on, and into the README's section.
 
     python -m tricorr.perf report [DIR ...] [--out DIR] [--readme [FILE]]
 
-Rows of a GPU and rows of a CPU never meet in a table, a mean or a picture. A case is one operator
-of one workload in one dtype and memory format; its ratio is the time of the best peer over ours, so
-that above 1 ours is faster. The best peer is the fastest in either memory format: in the format of
-ours it is compared by the ratio of the turns (A B A B), in the other by medians.
+A case is one operator of one workload in one dtype and memory format. Its ratio is the time of the
+best peer over ours: above 1 ours is faster. The best peer is the fastest in either memory format:
+in ours's format it is compared by the ratio of the turns (A B A B), in the other by medians. Rows
+of a GPU and rows of a CPU never meet in a table, a mean or a picture.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ import json
 import math
 import re
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..images.extras import needs
 from ..ops.plan.tuned import DIRECTORY as TUNED
 from .rows import Row, latest, read
-from .workloads import BY_NAME, Workload
+from .workloads import BY_NAME, OPS, Workload
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 TABLE = RESULTS / "codegen.json"
-PREDICTED = RESULTS / "predicted-h200.json"
 OURS = "tricorr"
 START, END = "<!-- performance -->", "<!-- /performance -->"
-#: Which cache state the tables compare in: the first that was measured.
+#: The tables compare in the first of these cache states that was measured.
 CACHES = ("cold", "graph", "warm")
-OPS = ("fprop", "dgrad", "wgrad")
+#: Okabe and Ito's colour-blind safe colours; markers tell the operators apart too.
+MARKS = {"fprop": ("o", "#0072B2"), "dgrad": ("s", "#E69F00"), "wgrad": ("^", "#009E73")}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One operator of one workload in a dtype and memory format: ours, and every peer.
-
-    Attributes:
-        ours: our row.
-        peers: rows of peers that are ok, in either memory format.
-    """
+    """Our row of one operator of one workload in a dtype and format, and the peers' ok rows."""
 
     ours: Row
     peers: tuple[Row, ...]
@@ -55,7 +55,7 @@ class Case:
 
     @property
     def best(self) -> Row | None:
-        """The fastest peer."""
+        """The fastest peer, in either memory format."""
         return min(self.peers, key=self.ratio_to, default=None)
 
     @property
@@ -77,7 +77,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Machine:
+class Processor:
     """The rows of one processor."""
 
     kind: str
@@ -90,10 +90,9 @@ class Machine:
         measured = {row.cache for row in self.rows if row.status == "ok" and row.op in OPS}
         return next((cache for cache in CACHES if cache in measured), CACHES[0])
 
-    def cases(self, cache: str | None = None) -> list[Case]:
-        """Every operator that ours ran, in the order of the table of workloads."""
-        cache = cache or self.cache
-        ok = [r for r in self.rows if r.status == "ok" and r.cache == cache and r.op in OPS]
+    def cases(self) -> list[Case]:
+        """Every operator that ours ran: losses first, then wins, then what has no peer."""
+        ok = [r for r in self.rows if r.status == "ok" and r.cache == self.cache and r.op in OPS]
         peers = defaultdict(list)
         for row in ok:
             if row.provider.partition("@")[0] != OURS:
@@ -103,131 +102,61 @@ class Machine:
             for row in ok
             if row.provider == OURS
         ]
-        order = {name: i for i, name in enumerate(BY_NAME)}
-        return sorted(
-            found,
-            key=lambda c: (
-                order.get(c.ours.workload.removesuffix("-small"), len(order)),
-                c.ours.workload,
-                OPS.index(c.ours.op),
-                c.ours.dtype,
-                c.ours.format,
-            ),
-        )
+        return sorted(found, key=lambda case: case.ratio or math.inf)
 
 
-def machines(rows: Iterable[Row]) -> list[Machine]:
+def processors(rows: Iterable[Row]) -> list[Processor]:
     """Rows by processor, GPUs first; of each measurement the last, whatever revision it is of."""
     groups: dict[tuple[str, str], dict[tuple[str, ...], Row]] = defaultdict(dict)
     for row in sorted(latest(rows), key=lambda row: row.time):
         key = (row.workload, row.op, row.dtype, row.format, row.provider, row.cache)
         groups[row.kind, row.device][key] = row
     return [
-        Machine(kind, device, tuple(found.values()))
+        Processor(kind, device, tuple(found.values()))
         for (kind, device), found in sorted(groups.items(), key=lambda g: (g[0][0] != "gpu", g[0]))
     ]
 
 
 def geomean(values: Iterable[float | None]) -> float | None:
-    """Of what is there; None if nothing is."""
+    """The geometric mean of the values that are not None; None without any."""
     logs = [math.log(value) for value in values if value]
     return math.exp(statistics.fmean(logs)) if logs else None
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """A number that PERFORMANCE.md asks for, and what was measured.
-
-    Attributes:
-        regime, what: which number.
-        measured: None if it was not.
-        asked: least of it, or most.
-        at_most: which of the two.
-    """
-
-    regime: str
-    what: str = ""
-    measured: float | None = None
-    asked: float = 0.0
-    at_most: bool = False
-
-    @property
-    def outcome(self) -> str:
-        if self.measured is None:
-            return "not measured"
-        met = self.measured <= self.asked if self.at_most else self.measured >= self.asked
-        return "met" if met else "**missed**"
-
-    @property
-    def asked_text(self) -> str:
-        return f"{'at most ' * self.at_most}{self.asked:g}"
-
-
-@dataclass(frozen=True)
-class Target:
-    """What PERFORMANCE.md asks for in one regime; a number that is None is not asked for.
-
-    Attributes:
-        name: of the regime.
-        applies: whether a case belongs to it.
-        geomean: of the ratio to the best peer.
-        nchw: geometric mean of the ratio to the best peer in NCHW.
-        worst: smallest ratio to the best peer.
-        copy: compulsory bytes a second over the copy rate of the run, the median.
-        roofline: share of the roofline, the median of the forward passes.
-        host: our host time of a call over PyTorch's, at most.
-    """
-
-    name: str
-    applies: Callable[[Case, Workload], bool]
-    geomean: float | None = None
-    nchw: float | None = None
-    worst: float | None = None
-    copy: float | None = None
-    roofline: float | None = None
-    host: float | None = None
-
-    def judge(self, cases: Iterable[Case]) -> list[Verdict]:
-        """Every number that is asked for."""
-        mine = [c for c in cases if c.workload is not None and self.applies(c, c.workload)]
-        ratios = [c.ratio for c in mine if c.ratio is not None]
-        forward = [c.ours.roofline_fraction for c in mine if c.ours.op == "fprop"]
-        rates = [c.ours.gbps / c.ours.copy_gbps for c in mine if c.ours.gbps and c.ours.copy_gbps]
-        hosts = [
-            c.ours.host_us / peer.host_us
-            for c in mine
-            for peer in c.peers
-            if peer.provider == "pytorch" and peer.host_us and c.ours.host_us
-            if peer.format == c.ours.format
-        ]
-        measured = {
-            "geomean": geomean(ratios),
-            "nchw": geomean(c.ratio_in("NCHW") for c in mine),
-            "worst": min(ratios, default=None),
-            "copy": _median(rates),
-            "roofline": _median(f for f in forward if f is not None),
-            "host": max(hosts, default=None),
-        }
-        return [
-            Verdict(self.name, label, measured[what], asked, at_most=what == "host")
-            for what, label in _LABELS.items()
-            if (asked := getattr(self, what)) is not None
-        ]
-
-
-_LABELS = {
-    "geomean": "geomean vs best peer",
-    "nchw": "geomean vs best peer in NCHW",
-    "worst": "worst vs best peer",
-    "copy": "share of the copy rate, median",
-    "roofline": "share of the roofline forward, median",
-    "host": "our host time over PyTorch's",
-}
-
-
-def _median(values: Iterable[float]) -> float | None:
-    found = list(values)
+def _median(values: Iterable[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
     return statistics.median(found) if found else None
+
+
+def _copy_shares(cases: Iterable[Case]) -> Iterator[float]:
+    for row in (case.ours for case in cases):
+        if row.gbps and row.copy_gbps:
+            yield row.gbps / row.copy_gbps
+
+
+def _host_ratios(cases: Iterable[Case]) -> Iterator[float]:
+    for case in cases:
+        for peer in case.peers:
+            same = (peer.provider, peer.format) == ("pytorch", case.ours.format)
+            if same and peer.host_us and case.ours.host_us:
+                yield case.ours.host_us / peer.host_us
+
+
+#: What a target can ask of the cases of its regime: (what it is called, how it is measured).
+MEASURES: dict[str, tuple[str, Callable[[list[Case]], float | None]]] = {
+    "geomean": ("geomean vs best peer", lambda cs: geomean(c.ratio for c in cs)),
+    "nchw": ("geomean vs best peer in NCHW", lambda cs: geomean(c.ratio_in("NCHW") for c in cs)),
+    "worst": (
+        "worst vs best peer",
+        lambda cs: min((c.ratio for c in cs if c.ratio is not None), default=None),
+    ),
+    "copy": ("share of the copy rate, median", lambda cs: _median(_copy_shares(cs))),
+    "roofline": (
+        "share of the roofline forward, median",
+        lambda cs: _median(c.ours.roofline_fraction for c in cs if c.ours.op == "fprop"),
+    ),
+    "host": ("our host time over PyTorch's", lambda cs: max(_host_ratios(cs), default=None)),
+}
 
 
 def _taps(workload: Workload) -> int:
@@ -238,64 +167,108 @@ def _is_image(workload: Workload) -> bool:
     return "image" in workload.tags and workload.geometry.N * workload.geometry.H > 100
 
 
-_NETS = ("resnet50", "convnext-t", "sd-unet")
 _HALF = ("bfloat16", "float16")
+_NETS = ("resnet50", "convnext-t", "sd-unet")
 
-TARGETS = (
-    Target(
+#: (regime, whether a case belongs to it, what is asked: at least, but "host" at most).
+TARGETS: tuple[tuple[str, Callable[[Row, Workload], bool], dict[str, float]], ...] = (
+    (
         "images, windows to 7x7, forward",
-        lambda c, w: (
-            _is_image(w)
-            and _taps(w) <= 7
-            and c.ours.op == "fprop"
+        lambda row, w: (
+            (_is_image(w) and _taps(w) <= 7 and row.op == "fprop")
             and not {"per_sample", "padding_mode"} & set(w.tags)
         ),
-        geomean=2.0,
-        copy=0.90,
+        {"geomean": 2.0, "copy": 0.9},
     ),
-    Target(
+    (
         "windows from 9x9, image or depthwise, 16 bits or tf32",
-        lambda c, w: _taps(w) >= 9 and w.geometry.group_C == 1 and c.ours.dtype in (*_HALF, "tf32"),
-        geomean=3.0,
+        lambda row, w: _taps(w) >= 9 and w.geometry.group_C == 1 and row.dtype in (*_HALF, "tf32"),
+        {"geomean": 3.0},
     ),
-    Target("a kernel per sample", lambda c, w: w.geometry.per_sample, geomean=2.0),
-    Target(
+    ("a kernel per sample", lambda row, w: w.geometry.per_sample, {"geomean": 2.0}),
+    (
         "depthwise 3x3 to 7x7, all passes",
-        lambda c, w: "depthwise" in w.tags and 3 <= _taps(w) <= 7 and w.suite != "kernelbench",
-        geomean=1.5,
-        worst=1.0,
-        roofline=0.85,
+        lambda row, w: "depthwise" in w.tags and 3 <= _taps(w) <= 7 and w.suite != "kernelbench",
+        {"geomean": 1.5, "worst": 1.0, "roofline": 0.85},
     ),
-    Target(
+    (
         "dense 16-bit networks, all passes",
-        lambda c, w: (
-            w.suite in _NETS
-            and bool({"dense", "pointwise"} & set(w.tags))
-            and c.ours.dtype in _HALF
+        lambda row, w: (
+            (w.suite in _NETS and row.dtype in _HALF) and bool({"dense", "pointwise"} & set(w.tags))
         ),
-        geomean=1.0,
-        nchw=1.3,
-        worst=0.85,
+        {"geomean": 1.0, "nchw": 1.3, "worst": 0.85},
     ),
-    Target(
+    (
         "KernelBench level 1",
-        lambda c, w: w.suite == "kernelbench",
-        geomean=1.3,
-        worst=0.95,
+        lambda row, w: w.suite == "kernelbench",
+        {"geomean": 1.3, "worst": 0.95},
     ),
-    Target(
+    (
         "weight gradient of one huge image",
-        lambda c, w: _is_image(w) and w.geometry.H >= 8192 and c.ours.op == "wgrad",
-        copy=0.80,
+        lambda row, w: _is_image(w) and w.geometry.H >= 8192 and row.op == "wgrad",
+        {"copy": 0.8},
     ),
-    Target(
+    (
         "host cost of a forward call",
-        lambda c, w: w.name.startswith("images-6x8") and c.ours.op == "fprop",
-        host=1.2,
+        lambda row, w: w.name.startswith("images-6x8") and row.op == "fprop",
+        {"host": 1.2},
     ),
-    Target("padding modes", lambda c, w: "padding_mode" in w.tags, geomean=2.0),
-    Target("bias and activation in the epilogue", lambda c, w: "epilogue" in w.tags, geomean=1.15),
+    ("padding modes", lambda row, w: "padding_mode" in w.tags, {"geomean": 2.0}),
+    (
+        "bias and activation in the epilogue",
+        lambda row, w: "epilogue" in w.tags,
+        {"geomean": 1.15},
+    ),
 )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A number that is asked for, and what was measured: None if it was not."""
+
+    regime: str
+    what: str
+    measured: float | None
+    asked: float
+    at_most: bool = False
+
+    @property
+    def outcome(self) -> str:
+        if self.measured is None:
+            return "not measured"
+        met = self.measured <= self.asked if self.at_most else self.measured >= self.asked
+        return "met" if met else "**missed**"
+
+
+def verdicts(processor: Processor) -> list[Verdict]:
+    """Every target, held against the rows of one GPU."""
+    cases = processor.cases()
+    found = []
+    for regime, applies, asked in TARGETS:
+        mine = [c for c in cases if (w := c.workload) is not None and applies(c.ours, w)]
+        for name, least in asked.items():
+            label, measure = MEASURES[name]
+            found.append(Verdict(regime, label, measure(mine), least, at_most=name == "host"))
+    over_zeros = geomean(times_over_zeros(cases))
+    label = "our time over that with zeros, geomean, not in turns"
+    found.append(Verdict("padding modes", label, over_zeros, 1.02, at_most=True))
+    ok = {(row.workload, row.provider): row for row in processor.rows if row.status == "ok"}
+    loop = ok.get(("learn-512x512-3x3", "pytorch-loop"))
+    ratio = None if loop is None else loop.ratio_to
+    learning = "learning: ten steps, 512x512, 3x3"
+    found.append(Verdict(learning, "time of the PyTorch loop over ours", ratio, 50.0))
+    start = [
+        row.ms
+        for key in (
+            ("startup-import", OURS),
+            ("startup-first-call-warm", OURS),
+            ("startup-first-call-warm", "pytorch"),
+        )
+        if (row := ok.get(key)) is not None and row.ms is not None
+    ]
+    beyond = (start[0] + start[1] - start[2]) / 1e3 if len(start) == 3 else None
+    what = "s beyond PyTorch's first call"
+    return [*found, Verdict("start-up, warm disk cache", what, beyond, 0.3, at_most=True)]
 
 
 def times_over_zeros(cases: Iterable[Case]) -> list[float]:
@@ -314,45 +287,12 @@ def times_over_zeros(cases: Iterable[Case]) -> list[float]:
     ]
 
 
-def verdicts(machine: Machine) -> list[Verdict]:
-    """Every target of PERFORMANCE.md, held against the rows of one GPU."""
-    cases = machine.cases()
-    found = [verdict for target in TARGETS for verdict in target.judge(cases)]
-    over_zeros = geomean(times_over_zeros(cases))
-    label = "our time over that with zeros, geomean, not in turns"
-    found.append(Verdict("padding modes", label, over_zeros, 1.02, at_most=True))
-    ok = {(r.workload, r.provider): r for r in machine.rows if r.status == "ok"}
-    loop = ok.get(("learn-512x512-3x3", "pytorch-loop"))
-    found.append(
-        Verdict(
-            "learning: ten steps, 512x512, 3x3",
-            "time of the PyTorch loop over ours",
-            None if loop is None else loop.ratio_to,
-            50.0,
-        )
-    )
-    times = {
-        what: row.ms / 1e3
-        for what, key in (
-            ("import", ("startup-import", OURS)),
-            ("ours", ("startup-first-call-warm", OURS)),
-            ("torch", ("startup-first-call-warm", "pytorch")),
-        )
-        if (row := ok.get(key)) is not None and row.ms is not None
-    }
-    beyond = times["import"] + times["ours"] - times["torch"] if len(times) == 3 else None
-    found.append(
-        Verdict("start-up, warm disk cache", "s beyond PyTorch's first call", beyond, 0.3, True)
-    )
-    return found
-
-
 def page(rows: list[Row], pictures: dict[tuple[str, str], list[tuple[str, str]]]) -> str:
     """The whole page.
 
     Args:
         rows: all of them.
-        pictures: for each (kind, device) the (title, file) of what was drawn.
+        pictures: (title, file) of every picture, by (kind, device).
     """
     lines = [
         "# Measurements",
@@ -364,92 +304,56 @@ def page(rows: list[Row], pictures: dict[tuple[str, str], list[tuple[str, str]]]
         "machine's own copy and matrix rates allow, over the time taken.",
         "",
     ]
-    found = machines(rows)
-    if not any(machine.kind == "gpu" for machine in found):
+    found = processors(rows)
+    if not any(processor.kind == "gpu" for processor in found):
         lines += ["**Nothing here was measured on a GPU.**", ""]
-    for machine in found:
-        lines += _machine(machine, pictures.get((machine.kind, machine.device), []))
-    lines += _predicted()
+    for processor in found:
+        lines += _processor(processor, pictures.get((processor.kind, processor.device), []))
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _machine(machine: Machine, pictures: list[tuple[str, str]]) -> Iterator[str]:
-    cases = machine.cases()
-    if machine.kind == "cpu":
-        yield f"## CPU: {machine.device}"
+def _processor(processor: Processor, pictures: list[tuple[str, str]]) -> Iterator[str]:
+    if processor.kind == "cpu":
+        yield f"## CPU: {processor.device}"
         yield ""
         yield (
             "CPU times. No kernel of ours runs here: `tricorr` is its CPU fallback, PyTorch's own "
             "convolution behind our functions. They say nothing of a GPU."
         )
     else:
-        yield f"## {machine.device}"
-    yield ""
-    yield _provenance(machine)
-    yield ""
+        yield f"## {processor.device}"
+    yield from ["", _provenance(processor), ""]
+    yield from _troubles(processor)
+    if processor.kind == "gpu":
+        yield from ["### Targets", "", *_targets(processor)]
+    yield from _cases(processor.cases())
     for title, file in pictures:
-        yield f"![{title}]({file})"
-        yield ""
-    if machine.kind == "gpu":
-        yield "### Targets"
-        yield ""
-        yield from _targets(machine)
-    yield from _losses(cases)
-    suites = dict.fromkeys(case.ours.suite for case in cases)
-    for suite in suites:
-        yield f"### {suite}"
-        yield ""
-        yield from _cases([case for case in cases if case.ours.suite == suite])
-    yield from _others(machine)
-    yield from _troubles(machine)
+        yield from [f"![{title}]({file})", ""]
+    yield from _others(processor)
 
 
-def _predicted() -> Iterator[str]:
-    """The recorded predictions, those of dense and few-channelled workloads alike."""
-    if not PREDICTED.exists():
-        return
-    table = json.loads(PREDICTED.read_text(encoding="utf-8"))
-    yield f"## {table['device']}: predicted by a model, not measured"
-    yield ""
-    yield (
-        "What `ops/plan/cost.py` expects of the plans at the rates that it assumes; the planner "
-        "chooses among GEMMs by it. Roofline: the problem's own bound over the predicted time. "
-        "Where a measured row is far from its line here, an assumption is wrong."
-    )
-    yield ""
-    yield "| workload | op | dtype | format | kernel | tile | us | slowest | waste | roofline |"
-    yield "|---|---|---|---|---|---|---:|---|---:|---:|"
-    for entry in table["entries"]:
-        yield (
-            f"| {entry['workload']} | {entry['op']} | {entry['dtype']} | {entry['format']} | "
-            f"{entry['kernel']} | {entry['tile']} | {_number(entry['predicted_us'])} | "
-            f"{entry['bound']} | {entry['waste']:.2f} | {_percent(entry['roofline_fraction'])} |"
-        )
-    yield ""
-
-
-def _provenance(machine: Machine) -> str:
+def _provenance(processor: Processor) -> str:
     def every(field: str) -> str:
-        values = {str(v) for row in machine.rows if (v := getattr(row, field)) is not None}
+        values = {str(v) for row in processor.rows if (v := getattr(row, field)) is not None}
         return ", ".join(sorted(values)) or "none"
 
     parts = [f"revision {every('revision')}", f"PyTorch {every('torch')}"]
     parts.append(f"Triton {every('triton')}")
-    if machine.kind == "gpu":
+    if processor.kind == "gpu":
         parts += [f"cuDNN {every('cudnn')}", f"driver {every('driver')}"]
-    days = sorted(row.time[:10] for row in machine.rows)
+    days = sorted(row.time[:10] for row in processor.rows)
     parts.append(days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}")
-    if any(row.op in OPS for row in machine.rows):
-        parts.append(f"{machine.cache} cache")
-    clocks = [row.sm_clock for row in machine.rows if row.sm_clock]
+    if any(row.op in OPS for row in processor.rows):
+        parts.append(f"{processor.cache} cache")
+    clocks = [row.sm_clock for row in processor.rows if row.sm_clock]
     if clocks:
         parts.append(f"SM clock {min(clocks)} to {max(clocks)} MHz")
-    held = sum(_throttled(row) for row in machine.rows)
+    held = sum(_throttled(row) for row in processor.rows)
     if held:
-        parts.append(f"**clocks were held back during {held} of {len(machine.rows)} rows**")
-    copies = [row.copy_gbps for row in machine.rows if row.copy_gbps]
-    if copies:
-        parts.append(f"copy {statistics.median(copies):,.0f} GB/s")
+        parts.append(f"**clocks were held back during {held} of {len(processor.rows)} rows**")
+    copy = _median(row.copy_gbps for row in processor.rows)
+    if copy is not None:
+        parts.append(f"copy {copy:,.0f} GB/s")
     return "; ".join(parts) + "."
 
 
@@ -461,45 +365,30 @@ def _throttled(row: Row) -> bool:
         return False
 
 
-def _targets(machine: Machine) -> Iterator[str]:
+def _targets(processor: Processor) -> Iterator[str]:
     yield "| regime | what | measured | asked for | |"
     yield "|---|---|---:|---:|---|"
-    for v in verdicts(machine):
-        yield f"| {v.regime} | {v.what} | {_number(v.measured)} | {v.asked_text} | {v.outcome} |"
-    yield ""
-
-
-def _losses(cases: list[Case]) -> Iterator[str]:
-    compared = [case for case in cases if case.ratio is not None]
-    losses = sorted((c for c in compared if (c.ratio or 0) < 1), key=lambda c: c.ratio or 0)
-    yield f"### Losses: {len(losses)} of {len(compared)} cases"
-    yield ""
-    if not compared:
-        yield "Nothing was compared with a peer."
-    elif not losses:
-        yield "None: no peer was faster in any case that was measured."
-    else:
-        yield from _table(losses, full_names=True)
+    for v in verdicts(processor):
+        asked = f"{'at most ' * v.at_most}{v.asked:g}"
+        yield f"| {v.regime} | {v.what} | {_number(v.measured)} | {asked} | {v.outcome} |"
     yield ""
 
 
 def _cases(cases: list[Case]) -> Iterator[str]:
-    """A line for the suite, and its table folded away: what matters of it is among the losses."""
-    ratios = [case.ratio for case in cases if case.ratio is not None]
-    mean = geomean(ratios)
-    if mean is not None:
-        slower = sum(ratio < 1 for ratio in ratios)
-        yield f"Geometric mean of {len(ratios)} ratios: **{mean:.2f}**; slower in {slower}."
-        yield ""
-    yield f"<details><summary>all {len(cases)} cases</summary>"
+    """One table of all cases, losses first, after a line for each suite."""
+    if not cases:
+        return
+    compared = [case.ratio for case in cases if case.ratio is not None]
+    losses = sum(ratio < 1 for ratio in compared)
+    yield f"### Losses first: ours is slower in {losses} of {len(compared)} cases"
     yield ""
-    yield from _table(cases)
+    by_suite = defaultdict(list)
+    for case in cases:
+        by_suite[case.ours.suite].append(case.ratio)
+    for suite, ratios in by_suite.items():
+        if mean := geomean(ratios):
+            yield f"- {suite}: geometric mean of {len(ratios)} ratios **{mean:.2f}**"
     yield ""
-    yield "</details>"
-    yield ""
-
-
-def _table(cases: Iterable[Case], full_names: bool = False) -> Iterator[str]:
     yield (
         "| workload | op | dtype | format | ms | best peer | its ms | ratio | spread | roofline "
         "| TFLOP/s | GB/s | host us |"
@@ -507,7 +396,6 @@ def _table(cases: Iterable[Case], full_names: bool = False) -> Iterator[str]:
     yield "|---|---|---|---|---:|---|---:|---:|---|---:|---:|---:|---:|"
     for case in cases:
         row, best, ratio = case.ours, case.best, case.ratio
-        name = row.workload if full_names else row.workload.removeprefix(f"{row.suite}-")
         ratio_text = spread = peer = ms = ""
         if best is not None and ratio is not None:
             across = best.format != row.format
@@ -518,76 +406,64 @@ def _table(cases: Iterable[Case], full_names: bool = False) -> Iterator[str]:
             if not across and best.ratio_low is not None and best.ratio_high is not None:
                 spread = f"{best.ratio_low:.2f} to {best.ratio_high:.2f}"
         yield (
-            f"| {name} | {row.op} | {row.dtype} | {row.format} | {_number(row.ms)} | {peer} | {ms} "
-            f"| {ratio_text} | {spread} | {_percent(row.roofline_fraction)} "
+            f"| {row.workload} | {row.op} | {row.dtype} | {row.format} | {_number(row.ms)} | {peer}"
+            f" | {ms} | {ratio_text} | {spread} | {_percent(row.roofline_fraction)} "
             f"| {_number(row.tflops)} | {_number(row.gbps)} | {_number(row.host_us)} |"
         )
+    yield ""
 
 
-def _others(machine: Machine) -> Iterator[str]:
+def _others(processor: Processor) -> Iterator[str]:
     """Learning and start-up, which are no single operator."""
     for op, title in (("learn", "Learning a kernel"), ("startup", "Start-up")):
-        rows = [row for row in machine.rows if row.op == op and row.status == "ok"]
+        rows = [row for row in processor.rows if row.op == op and row.status == "ok"]
         if not rows:
             continue
-        yield f"### {title}"
-        yield ""
-        yield "| workload | provider | cache | ms | steps | ms a step | over ours | peak MB |"
-        yield "|---|---|---|---:|---:|---:|---:|---:|"
+        yield from [f"### {title}", ""]
+        yield "| workload | provider | ms | steps | ms a step | over ours | peak MB |"
+        yield "|---|---|---:|---:|---:|---:|---:|"
         for row in sorted(
-            rows,
-            key=lambda r: (
-                len(r.workload),
-                r.workload,
-                not r.provider.startswith(OURS),
-                r.provider,
-            ),
+            rows, key=lambda r: (len(r.workload), r.workload, OURS not in r.provider, r.provider)
         ):
             step = None if not row.steps or row.ms is None else row.ms / row.steps
             peak = None if row.peak_bytes is None else row.peak_bytes / 1e6
             yield (
-                f"| {row.workload} | {row.provider} | {row.cache} | {_number(row.ms)} "
-                f"| {row.steps or ''} | {_number(step)} | {_number(row.ratio_to)} "
-                f"| {_number(peak)} |"
+                f"| {row.workload} | {row.provider} | {_number(row.ms)} | {row.steps or ''} "
+                f"| {_number(step)} | {_number(row.ratio_to)} | {_number(peak)} |"
             )
         yield ""
 
 
-def _troubles(machine: Machine) -> Iterator[str]:
-    """What has no time: wrong and failed one by one, unavailable together."""
+def _troubles(processor: Processor) -> Iterator[str]:
+    """Rows without a time: wrong and failed ones one by one, unavailable peers together."""
     for status, title in (("wrong", "Wrong results"), ("failed", "Failed")):
-        rows = [row for row in machine.rows if row.status == status]
+        rows = [row for row in processor.rows if row.status == status]
         if not rows:
             continue
-        yield f"### {title}: {len(rows)}"
-        yield ""
-        for row in rows:
+        yield from [f"### {title}: {len(rows)}", ""]
+        for row in sorted(rows, key=lambda row: not row.provider.startswith(OURS)):
             error = ""
             if row.error is not None and row.error_bound is not None:
                 error = f" (error {row.error:.2g}, bound {row.error_bound:.2g})"
             where = f"{row.workload} {row.op} {row.dtype} {row.format} {row.cache}"
             yield f"- **{row.provider}**, {where}: {_line(row.note)}{error}"
         yield ""
-    counts: dict[tuple[str, str], int] = defaultdict(int)
-    for row in machine.rows:
-        if row.status == "unavailable":
-            counts[row.provider, row.note] += 1
-    if counts:
-        yield "### Unavailable"
-        yield ""
-        for (provider, note), count in sorted(counts.items()):
-            yield f"- {provider}: {_line(note)} ({count} {'row' if count == 1 else 'rows'})"
+    absent = Counter((r.provider, r.note) for r in processor.rows if r.status == "unavailable")
+    if absent:
+        yield from ["### Unavailable", ""]
+        for (provider, note), count in sorted(absent.items()):
+            yield f"- {provider}: {_line(note)} ({count} row{'s' * (count != 1)})"
         yield ""
 
 
 def _line(text: str, limit: int = 200) -> str:
-    """The first line, without what Markdown would take for a table."""
+    """The first line, without the bars that would end a cell of a table."""
     first = (text.strip().splitlines() or [""])[0].replace("|", "/")
     return first if len(first) <= limit else first[: limit - 3] + "..."
 
 
 def _number(value: float | None) -> str:
-    """Three digits, no exponent for what people measure in."""
+    """Three digits, with an exponent only below 0.0001; "" for None."""
     if value is None:
         return ""
     if value == 0 or 1e-4 <= abs(value) < 1000:
@@ -602,11 +478,10 @@ def _percent(value: float | None) -> str:
 
 
 def readme_section(results: Path = RESULTS) -> str:
-    """What the README says of performance, from the committed rows alone; markers included."""
-    rows = read(results) if results.exists() else []
-    found = machines(rows)
+    """The README's section on performance, from the committed rows alone; markers included."""
+    found = processors(read(results) if results.exists() else [])
+    gpus = [processor for processor in found if processor.kind == "gpu"]
     lines = [START]
-    gpus = [machine for machine in found if machine.kind == "gpu"]
     if not gpus:
         lines += [
             "**Nothing has been measured on a GPU yet**, so nothing is claimed about speed: no row",
@@ -614,9 +489,9 @@ def readme_section(results: Path = RESULTS) -> str:
             "",
             *_known(),
         ]
-    for machine in gpus:
-        lines += [*_summary(machine), ""]
-    cpus = sum(len(machine.rows) for machine in found if machine.kind == "cpu")
+    for processor in gpus:
+        lines += [*_summary(processor), ""]
+    cpus = sum(len(processor.rows) for processor in found if processor.kind == "cpu")
     if cpus:
         lines += [
             "",
@@ -633,7 +508,7 @@ def readme_section(results: Path = RESULTS) -> str:
 
 
 def _known() -> Iterator[str]:
-    """What needs no GPU, as a list."""
+    """What is known without a GPU, as a list."""
     yield (
         "- kernels of every family build for sm_80, sm_90, sm_100 and gfx942 (those that load\n"
         "  through tensor descriptors for sm_90 and sm_100), with tiles, dtypes and cases dealt\n"
@@ -653,23 +528,19 @@ def _known() -> Iterator[str]:
         "- bounds by arithmetic: `python -m tricorr.perf predict` gives bytes, waste and the\n"
         "  slowest unit of every workload at datasheet rates: predictions, and optimistic ones."
     )
-    tuned = sorted(TUNED.glob("*.json")) if TUNED.exists() else []
-    if not tuned:
+    if not list(TUNED.glob("*.json")):
         yield ""
         yield "No tile has been tuned on a device."
 
 
-def _summary(machine: Machine) -> Iterator[str]:
-    """One GPU in a few lines: targets, and the worst losses."""
-    cases = machine.cases()
-    compared = [case for case in cases if case.ratio is not None]
-    losses = sorted((c for c in compared if (c.ratio or 0) < 1), key=lambda c: c.ratio or 0)
-    yield f"Measured on one {machine.device}: {_provenance(machine)}"
+def _summary(processor: Processor) -> Iterator[str]:
+    """One GPU in a few lines: the worst losses, and the targets."""
+    compared = [case for case in processor.cases() if case.ratio is not None]
+    losses = [case for case in compared if (case.ratio or 0) < 1]
+    yield f"Measured on one {processor.device}: {_provenance(processor)}"
     yield ""
-    yield (
-        f"Of {len(compared)} cases, ours is slower than the best peer in **{len(losses)}**"
-        + (":" if losses else ".")
-    )
+    end = ":" if losses else "."
+    yield (f"Of {len(compared)} cases, ours is slower than the best peer in **{len(losses)}**{end}")
     yield ""
     for case in losses[:5]:
         row, best = case.ours, case.best
@@ -681,23 +552,93 @@ def _summary(machine: Machine) -> Iterator[str]:
     if len(losses) > 5:
         yield f"- and {len(losses) - 5} more, in the report"
     yield ""
-    yield from _targets(machine)
+    yield from _targets(processor)
 
 
 def with_section(text: str, section: str) -> str:
-    """A README with its section replaced; without markers, the section called Performance.
+    """The README with its section replaced.
 
     Raises:
-        ValueError: there is neither.
+        ValueError: the text has no markers.
     """
-    if START in text and END in text:
-        head, rest = text.split(START, 1)
-        return head + section + rest.split(END, 1)[1]
-    heading = re.search(r"^## Performance\n+.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    if heading is None:
-        raise ValueError(f"no {START} ... {END} in the text, and no heading Performance")
-    new = f"## Performance\n\n{section}\n\n"
-    return text[: heading.start()] + new + text[heading.end() :]
+    if START not in text or END not in text:
+        raise ValueError(f"no {START} ... {END} in the text")
+    head, rest = text.split(START, 1)
+    return head + section + rest.split(END, 1)[1]
+
+
+def draw(processor: Processor, out: Path) -> list[tuple[str, str]]:
+    """Draws the ratios and the shares of the roofline; returns (title, file name) of each."""
+    cases = processor.cases()
+    slug = re.sub(r"[^a-z0-9]+", "-", processor.device.lower()).strip("-")[:40]
+    fallback = "CPU fallback: " * (processor.kind == "cpu")
+    label = f"{fallback}{processor.device}, {processor.cache} cache"
+    ratios = [(case, case.ratio) for case in cases if case.ratio is not None]
+    shares = [(c, 100 * s) for c in cases if (s := c.ours.roofline_fraction) is not None]
+    found = []
+    for name, title, axis, points in (
+        (
+            "ratio",
+            "Time of the best peer over ours",
+            "time of the best peer / ours (log scale): right of 1 ours is faster",
+            ratios,
+        ),
+        (
+            "roofline",
+            "Share of the roofline",
+            "% of the roofline: least time by the measured copy and matrix rates / time",
+            shares,
+        ),
+    ):
+        if points:
+            file = f"{name}-{processor.kind}-{slug}.png"
+            _dots(points, f"{title}, a mark for each dtype\n{label}", axis).savefig(out / file)
+            found.append((title, file))
+    return found
+
+
+def _dots(points: list[tuple[Case, float]], title: str, axis: str) -> Figure:
+    """Workloads as lines, in the table's order; operators side by side in a line."""
+    with needs("plots"):
+        from matplotlib.figure import Figure
+    present = {case.ours.workload for case, _ in points}
+    known = [name for full in BY_NAME for name in (full, f"{full}-small") if name in present]
+    names = [*known, *sorted(present - set(known))]
+    figure = Figure(figsize=(9.5, 1.6 + 0.27 * len(names)), layout="constrained", dpi=100)
+    panel = figure.subplots()
+    panel.set_title(title, fontsize=11)
+    panel.set_xlabel(axis)
+    if "log" in axis:
+        panel.set_xscale("log")
+        panel.set_xlim(min(0.8, *(v for _, v in points)) / 1.15, None)
+        panel.axvspan(panel.get_xlim()[0], 1, color="#F3E3DC", zorder=0)
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    panel.axvline(1 if "log" in axis else 100, color="black", linewidth=1.2, zorder=2)
+    for op in OPS:
+        marker, colour = MARKS[op]
+        for memory_format, face in (("NCHW", colour), ("channels_last", "white")):
+            mine = [
+                (value, names.index(case.ours.workload) + 0.24 * (OPS.index(op) - 1))
+                for case, value in points
+                if (case.ours.op, case.ours.format) == (op, memory_format)
+            ]
+            if mine:
+                panel.plot(
+                    *zip(*mine, strict=True),
+                    marker=marker,
+                    color=colour,
+                    markerfacecolor=face,
+                    markersize=5.5,
+                    linestyle="none",
+                    zorder=3,
+                    label=f"{op}, {memory_format}",
+                )
+    panel.set_yticks(range(len(names)), names, fontsize=8.5)
+    panel.set_ylim(len(names) - 0.4, -0.6)
+    panel.grid(color="#D8D8D8", linewidth=0.6, zorder=1)
+    panel.spines[["top", "right", "left"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -733,15 +674,16 @@ def main(options: argparse.Namespace) -> int:
         print(f"no rows in {', '.join(map(str, sources))}: `python -m tricorr.perf all` takes some")
         return 0
     out: Path = options.out or (sources[0] if sources[0].is_dir() else sources[0].parent)
-    out.mkdir(parents=True, exist_ok=True)
-    pictures: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    if not options.no_plots:
-        from .figures import draw
+    path, pictures = write(rows, out, plots=not options.no_plots)
+    drawn = f", with {', '.join(pictures)}" if pictures else ""
+    print(f"{path} from {len(rows)} rows{drawn}")
+    return 0
 
-        for machine in machines(rows):
-            pictures[machine.kind, machine.device] = draw(machine, out)
+
+def write(rows: list[Row], out: Path, plots: bool = True) -> tuple[Path, list[str]]:
+    """Writes report.md and its pictures into a directory; returns their names."""
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = {(p.kind, p.device): draw(p, out) for p in processors(rows)} if plots else {}
     path = out / "report.md"
     path.write_text(page(rows, pictures), encoding="utf-8")
-    drawn = [file for files in pictures.values() for _, file in files]
-    print(f"{path} from {len(rows)} rows" + (f", with {', '.join(drawn)}" if drawn else ""))
-    return 0
+    return path, [file for found in pictures.values() for _, file in found]

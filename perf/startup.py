@@ -15,7 +15,7 @@ import tempfile
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from .worker import child_environment
+from .machine import child_environment
 
 if TYPE_CHECKING:
     from .measure import Session

@@ -17,7 +17,6 @@ import os
 import queue
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from . import rows
+from .machine import child_environment
 
 ENTRY = "from tricorr.perf.worker import serve; serve()"
 
@@ -45,22 +45,14 @@ class WorkerError(RuntimeError):
 class Worker:
     """The parent's end. The process starts with the first job and again after an error."""
 
-    def __init__(
-        self,
-        log: Path,
-        root: Path | None = None,
-        providers: list[str] | None = None,
-        revision: str | None = None,
-    ) -> None:
+    def __init__(self, log: Path, providers: list[str] | None = None) -> None:
         """The process is started by the first job.
 
         Args:
             log: takes what the process and its compilers print.
-            root: another checkout to measure instead of this one.
             providers: only these; all if None.
-            revision: goes into the rows instead of what git says.
         """
-        self.log, self.root, self.providers, self.revision = log, root, providers, revision
+        self.log, self.providers = log, providers
         self.machine: dict[str, Any] | None = None
         self.process: subprocess.Popen[str] | None = None
         self.lines: queue.Queue[str | None] = queue.Queue()
@@ -125,13 +117,7 @@ class Worker:
         self.stack.close()
 
     def _start(self) -> subprocess.Popen[str]:
-        first = []
-        if self.root is not None:
-            # The root is the package: it must be seen under its name, whatever its directory is.
-            place = self.stack.enter_context(tempfile.TemporaryDirectory())
-            Path(place, "tricorr").symlink_to(self.root.resolve())
-            first.append(place)
-        settings = {"providers": self.providers, "revision": self.revision}
+        settings = {"providers": self.providers}
         log = self.stack.enter_context(self.log.open("a", encoding="utf-8"))
         self.process = subprocess.Popen(
             [sys.executable, "-c", ENTRY, json.dumps(settings)],
@@ -139,7 +125,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=child_environment(*first),
+            env=child_environment(),
         )
         self.lines = queue.Queue()
         threading.Thread(target=_pump, args=(self.process, self.lines), daemon=True).start()
@@ -159,18 +145,6 @@ def _pump(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> Non
         for line in process.stdout:
             lines.put(line)
     lines.put(None)
-
-
-def child_environment(*first: str) -> dict[str, str]:
-    """The environment of a new process that finds what this one found, after `first`."""
-    import tricorr
-
-    package = Path(tricorr.__file__).parent
-    path = [*first, *([str(package.parent)] if package.name == "tricorr" else [])]
-    path += [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    # With the root on the path its directories would be top-level packages.
-    return env | {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
 
 
 def serve() -> None:
@@ -210,19 +184,19 @@ def _session(settings: Mapping[str, Any], announce: Any) -> Any:
     if not torch.cuda.is_available():
         # More threads wait for each other wherever something else runs.
         torch.set_num_threads(1)
-        facts = machine("cpu", settings["revision"])
+        facts = machine("cpu")
         return Session(CpuTimer(), facts, chosen, announce=announce, budget=0.1)
     timer = GpuTimer()
     ceilings = measure_ceilings(lambda call: median_seconds(timer, call))
-    facts = machine("gpu", settings["revision"])
+    facts = machine("gpu")
     return Session(timer, facts, chosen, ceilings, Clocks(), announce)
 
 
 def _rows_of(request: Mapping[str, Any], session: Any) -> list[rows.Row]:
-    from . import learning_bench, measure, startup, workloads
+    from . import learning, measure, startup, workloads
 
     if request["op"] == "learn":
-        return learning_bench.run(request["workload"], session)
+        return learning.run(request["workload"], session)
     if request["op"] == "startup":
         return startup.run(session)
     workload = workloads.find(request["workload"])

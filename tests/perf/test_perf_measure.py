@@ -1,6 +1,5 @@
 """Measuring: known delays give known ratios, a wrong result has no time, a crash is one row."""
 
-import argparse
 import dataclasses
 import math
 import time
@@ -10,7 +9,7 @@ import torch
 
 from tricorr.ops import Geometry, reference
 from tricorr.perf import __main__ as command
-from tricorr.perf import bench, learning_bench, learning_stream, learning_ways, resident, rows
+from tricorr.perf import bench, rows
 from tricorr.perf.correctness import truth_of
 from tricorr.perf.machine import Ceilings, Machine
 from tricorr.perf.measure import (
@@ -370,26 +369,9 @@ def test_the_most_valuable_come_first(kind):
     }
 
 
-def test_comparison_puts_losses_first():
-    clock = Clock()
-    ours = measured(clock, fake("tricorr", clock, 0.002))["tricorr"]
-    rest = {"ms_low": None, "ms_high": None}
-    before = [
-        dataclasses.replace(ours, revision="old", ms=4.0, **rest),
-        dataclasses.replace(ours, workload="lost", revision="old", ms=1.0, **rest),
-    ]
-    now = [ours, dataclasses.replace(ours, workload="lost")]
-    text = bench.comparison([*before, *now], dataclasses.asdict(FACTS), "old").splitlines()
-    assert "geometric mean 1.000" in text[0]
-    assert "lost" in text[1]
-    assert "0.500" in text[1]
-    assert "2.000" in text[2]
-    assert "no rows" in bench.comparison(now, dataclasses.asdict(FACTS), "old")
-
-
 @pytest.mark.slow
 def test_a_worker_measures_and_survives_its_end(tmp_path):
-    worker = Worker(tmp_path / "worker.log", providers=["tricorr", "pytorch"], revision="named")
+    worker = Worker(tmp_path / "worker.log", providers=["tricorr", "pytorch"])
     request = {
         "workload": "images-6x8-1x2-small",
         "op": "fprop",
@@ -398,7 +380,7 @@ def test_a_worker_measures_and_survives_its_end(tmp_path):
         "skip": [],
     }
     try:
-        assert worker.hello(60)["revision"] == "named"
+        assert worker.hello(60)["kind"] == "cpu"
         with pytest.raises(WorkerError, match="exit code 1"):
             list(worker.run({**request, "workload": "no such workload"}, 60))
         assert "KeyError" in (tmp_path / "worker.log").read_text()
@@ -413,24 +395,11 @@ def test_a_worker_measures_and_survives_its_end(tmp_path):
         worker.close()
 
 
-@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-def test_learning_is_timed_beside_the_loop(backend):
-    session = Session(CpuTimer(sample_seconds=1e-4), FACTS, PROVIDERS, budget=0.001)
-    found = learning_bench.run("learn-32x32-3x3", session)
-    for row in found:
-        rows.validate(row)
-    by_name = {(row.workload, row.provider): row for row in found}
-    assert len(by_name) == 6
-    assert by_name["learn-32x32-3x3", "pytorch-loop"].ratio_to > 0
-    assert by_name["learn-32x32-3x3-to-kernel", "tricorr-cg"].status == "ok"
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["all", "--minutes", "0"], "--minutes must be positive"),
         (["all", "--suite", "odd", "--op", "learn"], "nothing to measure"),
-        (["all", "--checkout", "nowhere"], "has no perf/worker.py"),
         (["predict", "--suite", "odd", "--dtype", "float64"], "no workload of these suites"),
     ],
 )
@@ -460,70 +429,6 @@ def test_gpu_timer(backend):
         sample = timer.sampler(x.clone, cache, seconds, host)
         assert 1e-5 < quantile([sample() for _ in range(5)], 0.5) < 1e-2
     timer.recover()
-
-
-WAYS_SESSION = Session(CpuTimer(), FACTS, PROVIDERS)
-
-
-@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-@pytest.mark.parametrize("way", list(learning_ways.WAYS))
-def test_every_way_to_a_kernel_does_what_it_says(backend, way):
-    if way == "scipy-lstsq":
-        pytest.importorskip("scipy")
-    x, y, true = learning_ways.images(80, 3, "cpu")
-    assert y.shape == (78, 78)
-    found = learning_ways.WAYS[way](x, y, 3)
-    assert found.shape == (3, 3)
-    error = float((found - true).abs().max() / true.abs().max())
-    if way in ("tricorr-normal", "tricorr-cg", "scipy-lstsq"):
-        assert error < 1e-5
-    elif way == "fft-division":
-        assert 1e-4 < error < 0.2  # the border is not periodic
-    else:
-        loop = learning_ways.WAYS["pytorch-loop"](x, y, 3)
-        torch.testing.assert_close(found, loop, rtol=0.15, atol=0.15)
-        assert error < 1
-
-
-@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-def test_a_way_is_a_row(backend, monkeypatch):
-    row = rows.validate(learning_ways.run(WAYS_SESSION, "tricorr-normal", 64, 3, 120.0))
-    assert (row.status, row.workload, row.kind) == ("ok", "ways-64x64-3x3", "cpu")
-    assert row.error < 1e-5
-    assert row.peak_bytes is not None
-    slow = rows.validate(learning_ways.run(WAYS_SESSION, "tricorr-cg", 64, 3, 0.01))
-    assert (slow.status, slow.note.split(";")[0]) == ("failed", "stopped after 0.01 s")
-    monkeypatch.setattr(learning_ways, "_available", lambda: 1e6)
-    large = rows.validate(learning_ways.run(WAYS_SESSION, "scipy-lstsq", 512, 31, 120.0))
-    assert (large.status, large.note.split(":")[0]) == ("failed", "not run")
-    found = {"seconds": 1.0, "peak": 5, "error": 0.5, "device": "cpu"}
-    monkeypatch.setattr(learning_ways, "_fresh", lambda *_: found)
-    wrong = rows.validate(learning_ways.run(WAYS_SESSION, "fft-division", 64, 3, 120.0))
-    assert (wrong.status, wrong.ms, wrong.peak_bytes) == ("wrong", None, 5)
-
-
-@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-@pytest.mark.parametrize("size", [40, 300])
-def test_learning_from_disk_is_a_row_and_leaves_no_files(backend, tmp_path, size):
-    row = rows.validate(learning_stream.run(WAYS_SESSION, size, 5, tmp_path, progress=False))
-    assert (row.status, row.workload) == ("ok", f"stream-{size}x{size}-5x5")
-    assert row.error < 1e-5
-    assert not list(tmp_path.iterdir())
-
-
-def test_resident_memory_is_seen():
-    before = resident.start()
-    held = bytearray(b"x") * (64 * 2**20)
-    assert len(held) <= resident.peak(before) < 2 * len(held)
-    del held
-    assert resident.peak(resident.start()) < 16 * 2**20
-
-
-def test_an_unknown_size_of_learning_is_refused(capsys, monkeypatch):
-    session = argparse.Namespace(machine=FACTS)
-    monkeypatch.setattr(bench, "local_session", lambda: session)
-    assert command.main(["learn", "--size", "64", "-1"]) == 2
-    assert "--size must be of 64, 256, 512 on a cpu, got -1" in capsys.readouterr().err
 
 
 def test_a_wrong_estimate_does_not_hold_up_the_run():

@@ -163,20 +163,6 @@ def test_a_plan_of_an_unknown_family_is_left_out_and_counted(capsys, monkeypatch
     assert "fprop_new" not in said.out
 
 
-def test_the_recorded_table_is_what_the_model_says():
-    """Numbers may differ in their last digit: other machines round otherwise."""
-    recorded = json.loads(model.TABLE.read_text(encoding="utf-8"))
-    assert "not measured" in recorded["note"]
-    now = json.loads(model.record())
-    regenerate = "run: python -m tricorr.perf predict --record"
-    assert len(now["entries"]) == len(recorded["entries"]), regenerate
-    for new, old in zip(now["entries"], recorded["entries"], strict=True):
-        assert new.keys() == old.keys(), regenerate
-        for name, value in new.items():
-            same = pytest.approx(old[name], rel=2e-3) if isinstance(value, float) else old[name]
-            assert value == same, f"{new['workload']} {new['op']} {name}; {regenerate}"
-
-
 def test_recorded_code_is_found_for_tiles_of_the_planner():
     counted = [p.counted for p in model.predict_workloads(WORKLOADS, H200, dtypes=["bfloat16"])]
     assert sum(counted) > len(counted) / 3

@@ -1,0 +1,390 @@
+"""Ways to the kernel between two images: time, peak memory and error.
+
+    tricorr-normal   learn_kernel, normal equations: exact
+    tricorr-cg       learn_kernel, conjugate gradients until they stand still: exact
+    tricorr-gd       learn_kernel, ten steps of gradient descent, its step size found on the way
+    pytorch-loop     ten steps of the textbook's loop in eager PyTorch, the step size given
+    scipy-lstsq      scipy.linalg.lstsq on the explicit patches, as people answer the question
+    fft-division     spectrum over spectrum, regularised, on images continued by zeros
+
+`learn` times the first and the loops in turns; `ways` runs every way in a process of its own, which
+gives its peak of memory; `stream` learns from two images on disk that are read a few rows at a
+time. Images are random float32 and the target is exact, so that an exact way finds the kernel to
+rounding. FFT division is wrong at the border, where the target is neither periodic nor zero.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..autograd.functional import corr2d
+from ..learning.accumulator import KernelAccumulator
+from ..learning.learn import learn_kernel
+from ..learning.streaming import accumulate
+from .machine import child_environment
+from .measure import Session, interleave, local_session, quantile, ratio_fields
+from .providers import configure
+from .rows import Row, Writer
+
+#: (side of the image, side of the window) of `learn` on a GPU, and on a CPU.
+SIZES = {
+    "gpu": ((512, 3), (2048, 3), (2048, 7), (8192, 3), (64, 3)),
+    "cpu": ((64, 3), (256, 3), (512, 3)),
+}
+#: Steps of the loops, which stop there wherever they are.
+STEPS = 10
+#: Largest error of an exact way, relative to the kernel's largest element.
+TOLERANCE = 1e-3
+#: scipy-lstsq: bytes for a pixel of a patch, in float64, with the copy that LAPACK makes.
+LSTSQ_BYTES = 16
+#: Rows of an image that are made and written at a time.
+BAND = 128
+
+
+def learned(solver: str, steps: int | None = None) -> Callable[..., torch.Tensor]:
+    """learn_kernel by a solver."""
+
+    def way(x: torch.Tensor, y: torch.Tensor, window: int) -> torch.Tensor:
+        return learn_kernel(x, y, window, solver=solver, steps=steps, progress=False).weight
+
+    return way
+
+
+def pytorch_loop(x: torch.Tensor, y: torch.Tensor, window: int) -> torch.Tensor:
+    """The textbook's loop: a layer, a squared error, a step along the gradient.
+
+    The step is half of the largest stable one for pixels uniform in [0, 1].
+    """
+    step_size = 1 / (2 * y.numel() * (window * window / 4 + 1 / 12))
+    images, target = x[None, None], y[None, None]
+    with torch.enable_grad():
+        weight = torch.zeros(1, 1, window, window, device=x.device, requires_grad=True)
+        for _ in range(STEPS):
+            loss = ((F.conv2d(images, weight) - target) ** 2).sum()
+            loss.backward()
+            assert weight.grad is not None
+            with torch.no_grad():
+                weight -= step_size * weight.grad
+            weight.grad = None
+        return weight.detach()[0, 0]
+
+
+def lstsq_on_patches(x: torch.Tensor, y: torch.Tensor, window: int) -> torch.Tensor:
+    """One row of R * S pixels for each pixel of the target, and LAPACK."""
+    from scipy.linalg import lstsq
+
+    image = x.double().numpy(force=True)
+    patches = np.lib.stride_tricks.sliding_window_view(image, (window, window))
+    rows = patches.reshape(-1, window * window)
+    target = y.double().numpy(force=True).ravel()
+    found = lstsq(rows, target, overwrite_a=True, overwrite_b=True, check_finite=False)[0]
+    return torch.tensor(found).reshape(window, window)
+
+
+def fft_division(x: torch.Tensor, y: torch.Tensor, window: int) -> torch.Tensor:
+    """conj(Y / X), regularised, y continued by zeros to the size of x."""
+    spectrum = torch.fft.rfft2(x.double())
+    target = torch.fft.rfft2(y.double(), s=x.shape)
+    power = spectrum.abs().square()
+    ratio = target.conj() * spectrum / (power + 1e-3 * power.median())
+    return torch.fft.irfft2(ratio, s=x.shape)[:window, :window]
+
+
+WAYS: dict[str, Callable[..., torch.Tensor]] = {
+    "tricorr-normal": learned("normal"),
+    "tricorr-cg": learned("cg"),
+    "tricorr-gd": learned("gd", STEPS),
+    "pytorch-loop": pytorch_loop,
+    "scipy-lstsq": lstsq_on_patches,
+    "fft-division": fft_division,
+}
+LOOPS = ("tricorr-gd", "pytorch-loop")
+
+
+def images(size: int, window: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Input, target and kernel."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.rand(size, size, generator=random).to(device)
+    true = torch.randn(window, window, generator=random).to(device)
+    rows = max(1, 2**22 // (size * window))  # in bands: a CPU unfolds them, which takes memory
+    bands = [corr2d(x[i : i + rows + window - 1], true) for i in range(0, size - window + 1, rows)]
+    return x, torch.cat(bands), true
+
+
+def error_of(found: torch.Tensor, true: torch.Tensor) -> float:
+    """Largest deviation over the kernel's largest element."""
+    return float((found.to(true) - true).abs().max() / true.abs().max())
+
+
+def names(kind: str) -> list[str]:
+    """The workloads of `learn` on a machine."""
+    return [f"learn-{size}x{size}-{window}x{window}" for size, window in SIZES[kind]]
+
+
+def run(name: str, session: Session) -> list[Row]:
+    """One size of `learn`: the loops and the normal equations, warm, in turns."""
+    _, image, sides = name.split("-")
+    size, window = (int(part.partition("x")[0]) for part in (image, sides))
+    x, y, true = images(size, window, session.timer.device)
+    configure("float32", session.timer.device)
+    calls = {way: partial(WAYS[way], x, y, window) for way in (*LOOPS, "tricorr-normal")}
+    samplers, seconds, errors = {}, {}, {}
+    for way, call in calls.items():
+        session.announce(way, "NCHW")
+        errors[way] = error_of(call(), true)
+        seconds[way] = session.timer.seconds(call)
+        samplers[way] = session.timer.sampler(call, "warm", seconds[way], 0.0)
+    rows = []
+    samples = interleave(samplers, seconds, 3 * session.budget)
+    for way, taken in samples.items():
+        middle = 1e3 * quantile(taken, 0.5)
+        values: dict[str, Any] = {"error": errors[way], "samples": len(taken)}
+        if way in LOOPS:
+            values |= {"steps": STEPS, "note": f"{STEPS / middle * 1e3:.4g} steps per second"}
+        else:
+            values |= {"error_bound": TOLERANCE, "note": "exact"}
+        if way not in LOOPS and not errors[way] <= TOLERANCE:
+            values["note"] = f"off by {errors[way]:.2g} after {middle:.4g} ms"
+            rows.append(session.row_of(name, "learn", "learn", way, status="wrong", **values))
+            continue
+        low, high = (1e3 * quantile(taken, fraction) for fraction in (0.2, 0.8))
+        values |= {"ms": middle, "ms_low": low, "ms_high": high}
+        if way == "pytorch-loop":  # of ours, tricorr-gd does the same
+            values |= ratio_fields(taken, samples["tricorr-gd"])
+        rows.append(session.row_of(name, "learn", "learn", way, status="ok", **values))
+    return rows
+
+
+def run_way(
+    session: Session, way: str, size: int, window: int, limit: float, repeats: int = 1
+) -> Row:
+    """The row of one way, each time in a fresh process."""
+    name = f"ways-{size}x{size}-{window}x{window}"
+
+    def row(status: str, note: str, **values: Any) -> Row:
+        values |= {"status": status, "note": f"{note}; {_load()}"}
+        return session.row_of(name, "learn", "learn", way, **values)
+
+    needed = (size - window + 1) ** 2 * window**2 * LSTSQ_BYTES
+    if way == "scipy-lstsq" and needed > 0.8 * _available():
+        return row("failed", f"not run: patches of {needed / 2e9:.0f} GB, and as much again")
+    taken = []
+    for _ in range(repeats):
+        try:
+            taken.append(_fresh(way, size, window, limit))
+        except subprocess.TimeoutExpired:
+            return row("failed", f"stopped after {limit:g} s")
+        except RuntimeError as error:
+            return row("failed", str(error))
+    times = sorted(1e3 * t["seconds"] for t in taken)
+    facts: dict[str, Any] = {
+        "peak_bytes": max(t["peak"] for t in taken),
+        "error": taken[0]["error"],
+        "steps": STEPS if way in LOOPS else None,
+        "samples": len(times),
+        "error_bound": None if way in LOOPS else TOLERANCE,
+    }
+    if way not in LOOPS and not taken[0]["error"] <= TOLERANCE:
+        note = f"off by {taken[0]['error']:.2g} after {median(times):.4g} ms"
+        return row("wrong", note, **facts)
+    note = f"one thread, {taken[0]['device']}"
+    return row("ok", note, ms=median(times), ms_low=times[0], ms_high=times[-1], **facts)
+
+
+def _fresh(way: str, size: int, window: int, limit: float) -> dict[str, Any]:
+    """What `measure_way` finds in a new process."""
+    command = [sys.executable, "-m", "tricorr.perf.learning", way, str(size), str(window)]
+    done = subprocess.run(
+        command, env=child_environment(), capture_output=True, text=True, timeout=limit, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure_way(way: str, size: int, window: int) -> dict[str, Any]:
+    """Seconds, peak bytes beside the images, and error of one call in this process."""
+    torch.set_num_threads(1)
+    on_gpu = torch.cuda.is_available() and way != "scipy-lstsq"
+    device = "cuda" if on_gpu else "cpu"
+    small = images(4 * window + 32, window, device)
+    WAYS[way](small[0], small[1], window)  # loads and builds what is loaded and built once
+    x, y, true = images(size, window, device)
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() if on_gpu else resident()
+    started = time.perf_counter()
+    found = WAYS[way](x, y, window)
+    if on_gpu:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    peak = torch.cuda.max_memory_allocated() - before if on_gpu else peak_since(before)
+    return {"seconds": seconds, "peak": peak, "error": error_of(found, true), "device": device}
+
+
+def stream(session: Session, size: int, window: int, directory: Path, progress: bool) -> Row:
+    """The row of a kernel learned from two .npy files, which are there for that time only."""
+    true = torch.randn(window, window, generator=torch.Generator().manual_seed(1))
+    with tempfile.TemporaryDirectory(dir=directory) as place:
+        x, y = write_images(Path(place), size, true)
+        on_disk = x.stat().st_size + y.stat().st_size
+        before = resident()
+        started = time.perf_counter()
+        sums = KernelAccumulator(window)
+        accumulate(sums, x, y, device=session.timer.device, progress=progress)
+        found = sums.solve().weight
+        seconds = time.perf_counter() - started
+        peak = peak_since(before)
+    error = error_of(found, true)
+    right = error <= TOLERANCE / 10
+    note = f"{on_disk / 2**20:.0f} MiB on disk; peak is of the host; {_load()}"
+    return session.row_of(
+        f"stream-{size}x{size}-{window}x{window}",
+        "learn",
+        "learn",
+        "tricorr-stream",
+        status="ok" if right else "wrong",
+        note=note if right else f"off by {error:.2g}; {note}",
+        ms=seconds * 1e3 if right else None,
+        samples=1,
+        peak_bytes=peak,
+        error=error,
+        error_bound=TOLERANCE / 10,
+    )
+
+
+def write_images(directory: Path, size: int, true: torch.Tensor) -> tuple[Path, Path]:
+    """Random x, and y = corr2d(x, true), written band by band."""
+    random = torch.Generator().manual_seed(0)
+    window, last = len(true), size - len(true) + 1
+    paths = directory / "x.npy", directory / "y.npy"
+    with paths[0].open("wb") as x_file, paths[1].open("wb") as y_file:
+        for file, shape in ((x_file, (size, size)), (y_file, (last, last))):
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+        held = torch.empty(0, size)
+        for first in range(0, size, BAND):
+            band = torch.rand(min(BAND, size - first), size, generator=random)
+            x_file.write(band.numpy().tobytes())
+            held = torch.cat([held, band])
+            if len(held) >= window:
+                y_file.write(corr2d(held, true).numpy().tobytes())
+                held = held[len(held) - window + 1 :]
+    return paths
+
+
+def resident() -> int:
+    """Bytes resident now, where a peak is counted from; the largest ever without a /proc."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM to VmRSS
+    except OSError:
+        return _largest_ever()
+    return _status("VmRSS")
+
+
+def peak_since(before: int) -> int:
+    """Bytes above `before`, which `resident` gave, at the worst moment since."""
+    return max(0, _status("VmHWM") - before)
+
+
+def _status(name: str) -> int:
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return _largest_ever()
+
+
+def _largest_ever() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _load() -> str:
+    return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+
+
+def _available() -> float:
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError):
+        return float("inf")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m tricorr.perf learn`."""
+    kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    kinds.add_parser("turns", help="learn_kernel beside the loop, warm, in turns")
+    ways = kinds.add_parser("ways", help="every way, each in a process of its own")
+    ways.add_argument("--size", type=int, nargs="+", default=(512, 4096), help="sides of images")
+    ways.add_argument("--window", type=int, nargs="+", default=(3, 7, 15, 31), help="sides")
+    ways.add_argument("--way", nargs="+", default=list(WAYS), choices=WAYS, help="default: all")
+    ways.add_argument("--limit", type=float, default=300.0, help="seconds for one call")
+    ways.add_argument("--repeats", type=int, default=3, help="processes for each number")
+    disk = kinds.add_parser("stream", help="from two images on disk, by default 1 GiB each")
+    disk.add_argument("--size", type=int, default=16384, help="side of the images (16384)")
+    disk.add_argument("--window", type=int, default=5, help="side of the window (5)")
+    disk.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="for the files")
+    for kind in kinds.choices.values():
+        kind.add_argument("--out", type=Path, metavar="FILE", help="appends rows to this .jsonl")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Measures, prints and appends the rows."""
+    session = local_session()
+    writer = Writer(options.out) if options.out else None
+    print(
+        f"{'workload':24} {'way':15} {'ms':>9} {'over ours':>9} {'peak MB':>9} {'error':>9}  note"
+    )
+    failed = False
+    for row in _rows(options, session):
+        if writer:
+            writer.write(row)
+        ms = "-" if row.ms is None else f"{row.ms:.3f}"
+        ratio = "-" if row.ratio_to is None else f"{row.ratio_to:.2f}"
+        peak = "-" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}"
+        error = "-" if row.error is None else f"{row.error:.1e}"
+        print(
+            f"{row.workload:24} {row.provider:15} {ms:>9} {ratio:>9} {peak:>9} {error:>9}  "
+            f"{row.note}",
+            flush=True,
+        )
+        failed |= row.provider.startswith("tricorr") and row.status != "ok"
+    if writer:
+        writer.close()
+    return int(failed)
+
+
+def _rows(options: argparse.Namespace, session: Session) -> Iterator[Row]:
+    if options.what == "turns":
+        for name in names(session.machine.kind):
+            yield from run(name, session)
+    elif options.what == "stream":
+        yield stream(session, options.size, options.window, options.dir, progress=True)
+    else:
+        for size in options.size:
+            for window in options.window:
+                for way in options.way:
+                    yield run_way(session, way, size, window, options.limit, options.repeats)
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_way(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))

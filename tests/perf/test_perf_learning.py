@@ -1,0 +1,99 @@
+"""Ways to a kernel: each does what it says, and its time, memory and error make a row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tricorr.perf import __main__ as command
+from tricorr.perf import learning, rows
+from tricorr.perf.machine import Machine
+from tricorr.perf.measure import CpuTimer, Session
+from tricorr.perf.providers import PROVIDERS
+
+FACTS = Machine("cpu", "a processor", "0123456789ab", "2.11", "0.1.0", None, None, None)
+
+SESSION = Session(CpuTimer(), FACTS, PROVIDERS)
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+@pytest.mark.parametrize("way", list(learning.WAYS))
+def test_every_way_to_a_kernel_does_what_it_says(backend, way):
+    if way == "scipy-lstsq":
+        pytest.importorskip("scipy")
+    x, y, true = learning.images(80, 3, "cpu")
+    assert y.shape == (78, 78)
+    found = learning.WAYS[way](x, y, 3)
+    assert found.shape == (3, 3)
+    error = float((found - true).abs().max() / true.abs().max())
+    if way in ("tricorr-normal", "tricorr-cg", "scipy-lstsq"):
+        assert error < 1e-5
+    elif way == "fft-division":
+        assert 1e-4 < error < 0.2  # the border is not periodic
+    else:
+        loop = learning.WAYS["pytorch-loop"](x, y, 3)
+        torch.testing.assert_close(found, loop, rtol=0.15, atol=0.15)
+        assert error < 1
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_a_way_is_a_row(backend, monkeypatch):
+    row = rows.validate(learning.run_way(SESSION, "tricorr-normal", 64, 3, 120.0))
+    assert (row.status, row.workload, row.kind) == ("ok", "ways-64x64-3x3", "cpu")
+    assert row.error < 1e-5
+    assert row.peak_bytes is not None
+    slow = rows.validate(learning.run_way(SESSION, "tricorr-cg", 64, 3, 0.01))
+    assert (slow.status, slow.note.split(";")[0]) == ("failed", "stopped after 0.01 s")
+    monkeypatch.setattr(learning, "_available", lambda: 1e6)
+    large = rows.validate(learning.run_way(SESSION, "scipy-lstsq", 512, 31, 120.0))
+    assert (large.status, large.note.split(":")[0]) == ("failed", "not run")
+    found = {"seconds": 1.0, "peak": 5, "error": 0.5, "device": "cpu"}
+    monkeypatch.setattr(learning, "_fresh", lambda *_: found)
+    wrong = rows.validate(learning.run_way(SESSION, "fft-division", 64, 3, 120.0))
+    assert (wrong.status, wrong.ms, wrong.peak_bytes) == ("wrong", None, 5)
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+@pytest.mark.parametrize("size", [40, 300])
+def test_learning_from_disk_is_a_row_and_leaves_no_files(backend, tmp_path, size):
+    row = rows.validate(learning.stream(SESSION, size, 5, tmp_path, progress=False))
+    assert (row.status, row.workload) == ("ok", f"stream-{size}x{size}-5x5")
+    assert row.error < 1e-5
+    assert not list(tmp_path.iterdir())
+
+
+def test_resident_memory_is_seen():
+    before = learning.resident()
+    held = bytearray(b"x") * (64 * 2**20)
+    assert len(held) <= learning.peak_since(before) < 2 * len(held)
+    del held
+    assert learning.peak_since(learning.resident()) < 16 * 2**20
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_learning_is_timed_beside_the_loop(backend):
+    session = Session(CpuTimer(sample_seconds=1e-4), FACTS, PROVIDERS, budget=0.001)
+    found = {row.provider: rows.validate(row) for row in learning.run("learn-32x32-3x3", session)}
+    assert set(found) == {"tricorr-gd", "tricorr-normal", "pytorch-loop"}
+    assert {row.status for row in found.values()} == {"ok"}
+    assert found["pytorch-loop"].ratio_to > 0
+    assert found["tricorr-normal"].error < learning.TOLERANCE < found["tricorr-gd"].error
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_an_exact_way_that_is_off_is_wrong(backend, monkeypatch):
+    monkeypatch.setitem(learning.WAYS, "tricorr-normal", learning.WAYS["tricorr-gd"])
+    session = Session(CpuTimer(sample_seconds=1e-4), FACTS, PROVIDERS, budget=0.001)
+    found = {row.provider: rows.validate(row) for row in learning.run("learn-32x32-3x3", session)}
+    assert (found["tricorr-normal"].status, found["tricorr-normal"].ms) == ("wrong", None)
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_the_command_appends_rows(backend, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(learning, "local_session", lambda: SESSION)
+    file = tmp_path / "learn.jsonl"
+    arguments = ["stream", "--size", "40", "--dir", str(tmp_path), "--out", str(file)]
+    assert command.main(["learn", *arguments]) == 0
+    (row,) = rows.read(file)
+    assert row.workload == "stream-40x40-5x5"
+    assert "stream-40x40-5x5" in capsys.readouterr().out
