@@ -1,10 +1,11 @@
-"""What the commands of cli.py do: each takes parsed arguments and gives an Outcome."""
+"""Commands that make no image, and what all commands share; each takes parsed arguments."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from ..images.read import Picture
+
+
+#: The name that stands for standard input or output.
+STANDARD = "-"
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command found: `data` for --json, `text` for people."""
+    """What a command found: `data` for --json, `text` for people.
+
+    Attributes:
+        data: for --json.
+        text: for people.
+        exit_code: of the program.
+        binary: a file for standard output, which moves the text to standard error.
+    """
 
     data: dict[str, Any]
     text: str
     exit_code: int = 0
+    binary: bytes | None = None
 
 
 class UsageError(Exception):
@@ -43,60 +58,6 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text} (this is a bug: TRICORR_TRACEBACK=1 shows more)"
 
 
-def edges(args: argparse.Namespace) -> Outcome:
-    """`tricorr edges`."""
-    from .. import filters
-    from ..autograd.functional import corr2d
-    from ..images.output import check_output
-    from ..images.read import check_image_name, write_image
-    from ..ops import ArgumentError
-
-    check_output(args.output, (args.image,))
-    check_image_name(args.output)
-    check_plot(args, args.image)
-    device = device_named(args.device)
-    image = grey_image(args.image).to(device)
-    magnitude = args.filter in ("sobel", "scharr", "prewitt")
-    if args.filter == "book":
-        response = corr2d(image, filters.textbook_edge_kernel()[0, 0].to(device))
-    else:
-        response = getattr(filters, args.filter)(image)
-    if not response.isfinite().all():
-        raise ArgumentError(f"{args.image} has pixels that are NaN or infinite, or too large")
-    low, high = float(response.min()), float(response.max())
-    limit = max(abs(low), abs(high)) or 1.0
-    numbers = Path(args.output).suffix.lower() in (".npy", ".tif", ".tiff")
-    picture = response / limit if magnitude else 0.5 + 0.5 * response / limit
-    write_image(args.output, response if numbers else picture)
-    what = "gradient magnitude" if magnitude else "response"
-    unit = "brightness per pixel" if magnitude else "brightness"
-    if args.plot:
-        from ..images.plots import plot_edges, save_figure
-
-        save_figure(args.plot, plot_edges(image, response, f"{args.filter}: {what}, {unit}"))
-    black = 0.0 if magnitude else -limit
-    scale = "as float32" if numbers else f"black is {black:.4g}, white is {limit:.4g}"
-    size = "x".join(map(str, response.shape))
-    text = (
-        f"{args.output}: {args.filter}, {what} {low:.4g} to {high:.4g} ({unit}), {size}, {scale}\n"
-        f"ran on: {backend_of(device)}"
-    )
-    data = {
-        "output": args.output,
-        "plot": args.plot,
-        "filter": args.filter,
-        "quantity": what,
-        "unit": unit,
-        "min": low,
-        "max": high,
-        "black": None if numbers else black,
-        "white": None if numbers else limit,
-        "shape": list(response.shape),
-        "backend": backend_of(device),
-    }
-    return Outcome(data, text if not args.plot else f"{text}\npicture: {args.plot}")
-
-
 def features(args: argparse.Namespace) -> Outcome:
     """`tricorr features`."""
     from ..autograd.functional import corr2d
@@ -109,11 +70,11 @@ def features(args: argparse.Namespace) -> Outcome:
     check_figure_name(args.output)
     bank = log_gabor_kernels(args.size, wavelength=args.wavelength)
     device = device_named(args.device)
-    image = grey_image(args.image).to(device)
+    image = grey_image(args.image, double=True).to(device)
     if not image.isfinite().all():
         raise ArgumentError(f"{args.image} has pixels that are NaN or infinite")
     maps = corr2d(
-        image[None, None], bank.to(device), padding=args.size // 2, padding_mode="replicate"
+        image[None, None], bank.to(image), padding=args.size // 2, padding_mode="replicate"
     )[0]
     save_figure(args.output, plot_features(image, bank, maps))
     rms = maps.square().mean(dim=(1, 2)).sqrt().tolist()
@@ -200,17 +161,33 @@ def device_named(name: str) -> torch.device:
     return torch.device(kind if kind == "cpu" else name)
 
 
-def grey_image(path: str, *, double: bool = False) -> torch.Tensor:
-    """A grey image; says on stderr what was changed on the way."""
+def read_picture(path: str, *, grey: bool = False, double: bool = False) -> Picture:
+    """An image file, or standard input; says on stderr what was changed on the way."""
     import logging
+    import tempfile
 
     from ..images.read import read_image
+    from ..ops import ArgumentError
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs, it raises as well
-    picture = read_image(path, grey=True, double=double)
+    if path != STANDARD:
+        picture = read_image(path, grey=grey, double=double)
+    else:
+        with tempfile.NamedTemporaryFile(suffix=".image") as file:
+            file.write(sys.stdin.buffer.read())
+            file.flush()
+            try:
+                picture = read_image(file.name, grey=grey, double=double)
+            except ArgumentError as error:
+                raise ArgumentError(str(error).replace(file.name, "standard input")) from error
     for note in picture.notes:
         print(f"tricorr: note: {path}: {note}", file=sys.stderr)
-    return picture.pixels
+    return picture
+
+
+def grey_image(path: str, *, double: bool = False) -> torch.Tensor:
+    """A grey image; says on stderr what was changed on the way."""
+    return read_picture(path, grey=True, double=double).pixels
 
 
 def check_plot(args: argparse.Namespace, *inputs: str) -> None:
@@ -227,11 +204,27 @@ def check_plot(args: argparse.Namespace, *inputs: str) -> None:
         raise ArgumentError(f"--output and --plot are the same file, {args.plot}")
 
 
-def number_or_pair(name: str, numbers: list[int]) -> int | tuple[int, int]:
+def number_or_pair(name: str, numbers: Sequence[int]) -> int | tuple[int, int]:
     """What an option of one or two numbers was given."""
     if len(numbers) > 2:
         raise UsageError(f"{name} takes one number or two, got {len(numbers)}")
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def numbers(text: str) -> list[int]:
+    """`5` or `5x7` as the numbers of an option."""
+    try:
+        return [int(number) for number in text.replace(",", "x").split("x")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number, or several such as 5x7, got {text!r}"
+        ) from None
+
+
+def words(text: str) -> list[str]:
+    """`same`, `1` or `1x2` as the words of an option."""
+    several = text.replace(",", "x").split("x")
+    return several if all(word.lstrip("-").isdecimal() for word in several) else [text]
 
 
 def padding_of(words: list[str]) -> Any:

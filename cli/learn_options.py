@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from .commands import numbers, words
+
 DESCRIPTION = """Find the kernel whose cross-correlation with INPUT is nearest to TARGET in
 squared error. TARGET has INPUT's size, or that size less the window, plus one.
 Several pairs of images give one kernel for all of them."""
@@ -26,12 +28,12 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         help="INPUT TARGET, and any number of such pairs; colours are taken as Rec. 709 luma",
     )
     sub.add_argument(
+        "-k",
         "--kernel-size",
         required=True,
-        nargs="+",
-        type=int,
-        metavar=("ROWS", "COLUMNS"),
-        help="of the window, in pixels; one number for a square",
+        type=numbers,
+        metavar="ROWSxCOLUMNS",
+        help="of the window, in pixels: 5, 5x7 or 5 7",
     )
     sub.add_argument("-o", "--output", metavar="KERNEL", help="the kernel: .npy, .npz or .fits")
     sub.add_argument(
@@ -54,7 +56,7 @@ def _add_model(group: Any) -> None:
     )
     group.add_argument(
         "--padding",
-        nargs="+",
+        type=words,
         metavar="N",
         help="what INPUT was padded with: one number; rows and columns; top, bottom, left and "
         "right; same; valid",
@@ -73,9 +75,8 @@ def _add_model(group: Any) -> None:
     group.add_argument("--sum-to", type=float, metavar="F", help="what all elements sum to")
     group.add_argument(
         "--tiles",
-        nargs="+",
-        type=int,
-        metavar=("ROWS", "COLUMNS"),
+        type=numbers,
+        metavar="ROWSxCOLUMNS",
         help="a kernel for each of so many tiles of the target",
     )
 

@@ -16,19 +16,36 @@ from . import learn_options
 from .commands import (
     Outcome,
     UsageError,
-    edges,
     explain,
     features,
+    numbers,
     reason,
     receptive_field,
+    words,
 )
+from .completion import SHELLS, completion
 from .demo import demo
 from .doctor import doctor
+from .filter import (
+    add_apply,
+    add_edges,
+    add_filter,
+    apply,
+    edges,
+    filter_images,
+    print_binary,
+)
 from .learn import learn
 from .textbook import figures
 
-FILTERS = ("sobel", "scharr", "prewitt", "laplacian", "book")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+#: Options of several numbers, `--padding 1 2`; one word says the same, `--padding 1x2`.
+SEVERAL = frozenset(
+    f"--{name}"
+    for name in ("kernel-size", "tiles", "padding", "stride", "dilation", "input", "weight")
+) | {"-k"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,6 +53,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage."""
+        if "required: IMAGE" in message and self.prog.endswith(" learn"):
+            message += (
+                "; files after --mask, --input-mask or --weights are theirs: IMAGEs come first"
+            )
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
@@ -52,10 +73,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         # `kill` must leave as little behind as Ctrl-C does: temporary files are removed on the way.
         signal.signal(signal.SIGTERM, _terminated)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        args = parser().parse_args(arguments)
+        if not given:
+            parser().print_help()
+            return 0
+        args = parser().parse_args(_in_one_word(given))
         outcome: Outcome = args.run(args)
-        print(_json(outcome.data) if args.json else outcome.text)
+        told = _json(outcome.data) if args.json else outcome.text
+        if outcome.binary is None:
+            print(told)
+        else:
+            print(told, file=sys.stderr)
+            print_binary(outcome.binary)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("tricorr: interrupted", file=sys.stderr)
@@ -70,6 +100,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tricorr: error: {reason(error)}", file=sys.stderr)
         return 2
     return outcome.exit_code
+
+
+def _in_one_word(arguments: Sequence[str]) -> list[str]:
+    """`--kernel-size 5 7 a.png` as `--kernel-size 5x7 a.png`: an option must not take the files."""
+    found: list[str] = []
+    arguments = list(arguments)
+    while arguments:
+        found.append(arguments.pop(0))
+        if found[-1] in SEVERAL:
+            count = 0
+            while count < len(arguments) and arguments[count].lstrip("-").isdecimal():
+                count += 1
+            if count > 1:
+                found.append("x".join(arguments[:count]))
+                del arguments[:count]
+    return found
 
 
 def _terminated(number: int, frame: object) -> NoReturn:
@@ -103,26 +149,47 @@ def parser() -> Parser:
         return sub
 
     sub = command(
+        "filter",
+        filter_images,
+        help="blur, sharpen or differentiate images",
+        description="Filter images by name; colours are kept, each filtered on its own.\n\n"
+        "gaussian, box and unsharp give images, which pictures clip to black and white;\n"
+        "sobel, scharr and prewitt a gradient's magnitude, black where it is 0; the others\n"
+        "signed responses, grey where they are 0. White is the 99.5th percentile.",
+        epilog="examples:\n"
+        "  tricorr filter --name gaussian --sigma 2 photo.jpg -o blurred.png\n"
+        "  tricorr filter --name unsharp *.jpg -o sharper/\n"
+        "  curl -s URL | tricorr filter --name sobel - -o - > edges.png",
+    )
+    add_filter(sub)
+    _add_device(sub)
+
+    sub = command(
+        "apply",
+        apply,
+        help="filter images with a kernel from a file",
+        description="Cross-correlate images with a kernel, such as `tricorr learn` found;\n"
+        "colours are kept, each filtered on its own. The result has the image's size.",
+        epilog="examples:\n"
+        "  tricorr learn before.png after.png -k 5 -o kernel.npy\n"
+        "  tricorr apply kernel.npy photo.jpg -o out.png",
+    )
+    add_apply(sub)
+    _add_device(sub)
+
+    sub = command(
         "edges",
         edges,
         help="where an image changes",
-        description="Filter an image for edges and write the answer as an image.\n\n"
+        description="Filter grey images for edges and write the answer as an image.\n\n"
         "sobel, scharr and prewitt give the gradient's magnitude, in brightness per pixel;\n"
-        "laplacian and book (the textbook's [1, -1]) a signed response, drawn grey where it is 0.",
+        "laplacian and book (the textbook's [1, -1]) a signed response, drawn grey where it is 0.\n"
+        "White is the 99.5th percentile of the response. Colours are taken as Rec. 709 luma.",
         epilog="examples:\n"
         "  tricorr edges photo.jpg -o edges.png\n"
         "  tricorr edges photo.tif -o edges.npy --filter scharr    the numbers, not a picture",
     )
-    sub.add_argument("image", metavar="IMAGE", help="colours are taken as Rec. 709 luma")
-    sub.add_argument(
-        "-o",
-        "--output",
-        required=True,
-        metavar="OUT",
-        help="rescaled to black and white; .npy and .tif keep the numbers",
-    )
-    sub.add_argument("--filter", choices=FILTERS, default="sobel", help="default: sobel")
-    sub.add_argument("--plot", metavar="PICTURE", help="image and edges side by side, with a scale")
+    add_edges(sub)
     _add_device(sub)
 
     sub = command(
@@ -182,19 +249,19 @@ def parser() -> Parser:
         "  tricorr explain --input 8 32 112 112 --weight 32 1 3 3 --groups 32 --dtype float16",
     )
     sub.add_argument(
-        "--input", required=True, nargs="+", type=int, metavar="N", help="its shape: N C H W"
+        "--input", required=True, type=numbers, metavar="N", help="its shape: N C H W, or NxCxHxW"
     )
     sub.add_argument(
-        "--weight", required=True, nargs="+", type=int, metavar="K", help="its shape: K C R S"
+        "--weight", required=True, type=numbers, metavar="K", help="its shape: K C R S, or KxCxRxS"
     )
     for name, text in (
         ("stride", "one number, or rows and columns"),
         ("dilation", "one number, or rows and columns"),
     ):
-        sub.add_argument(f"--{name}", nargs="+", type=int, default=[1], metavar="N", help=text)
+        sub.add_argument(f"--{name}", type=numbers, default=[1], metavar="N", help=text)
     sub.add_argument(
         "--padding",
-        nargs="+",
+        type=words,
         default=["0"],
         metavar="N",
         help="one number; rows and columns; top, bottom, left and right; same; valid",
@@ -218,6 +285,18 @@ def parser() -> Parser:
         description="Versions, devices, what runs where, and a small case checked against\n"
         "float64. Exit code 1 if that check fails.",
     )
+
+    sub = command(
+        "completion",
+        completion,
+        help="what a shell needs to complete tricorr's options",
+        description="Print a script that completes commands, options and file names.",
+        epilog="examples:\n"
+        '  eval "$(tricorr completion bash)"                       for this shell\n'
+        "  tricorr completion zsh > ~/.zsh/completions/_tricorr    for good",
+    )
+    sub.add_argument("shell", choices=SHELLS)
+    sub.set_defaults(parser=root)
 
     sub = command(
         "figures",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+#: Packages whose name is not that of the module that they bring.
+PACKAGES = {"PIL": "pillow", "skimage": "scikit-image"}
+
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
@@ -16,6 +19,9 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        module = str(error.name).partition(".")[0]
         raise ModuleNotFoundError(
-            f"{error.name} is not installed: pip install 'tricorr[{extra}]'", name=error.name
+            f"{error.name} is not installed: pip install {PACKAGES.get(module, module)} "
+            f"(or all of the extra: pip install 'tricorr[{extra}]')",
+            name=error.name,
         ) from error

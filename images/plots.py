@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 
     from ..learning.learned import KernelField, LearnedKernel
 
-#: Signed numbers, zero in the middle; told apart by people who do not tell red from green.
+#: Colours of signed numbers, zero in the middle; colour-blind safe.
 SIGNED = "RdBu_r"
-#: Where there are no numbers, as under a mask.
+#: Pixels without a number, such as masked ones.
 BLANK = "#c8d8b0"
-#: Elements of a kernel up to which each is written into its cell.
-MOST_CELLS = 121
+#: Largest kernel whose elements are written into their cells.
+MOST_CELLS = 7 * 7
 
 
 def plot_learned(
@@ -91,7 +92,11 @@ def plot_fit(
     curve = bottom[-1]
     if true is not None:
         _kernel(top[3], learned.weight - true, "learned - true kernel", None)
-    _loss_curve(curve, [*learned.history, learned.loss], learned.solver)
+    if learned.solver == "normal":  # one step: a curve of two points says nothing
+        _standard_errors(curve, learned)
+    else:
+        _loss_curve(curve, [*learned.history, learned.loss], learned.solver)
+    _masked_legend(figure, y, residual)
     return figure
 
 
@@ -125,6 +130,7 @@ def plot_field(
     drawn = bottom[2].imshow(errors, cmap="magma", vmin=0, interpolation="none")
     _bar(bottom[2], drawn)
     _bare(bottom[2], "RMS error of each tile")
+    _masked_legend(figure, y, residual)
     return figure
 
 
@@ -143,8 +149,12 @@ def plot_edges(image: torch.Tensor, response: torch.Tensor, title: str) -> Figur
     if float(response.min()) < 0:
         _signed(right, response, title)
     else:
-        drawn = right.imshow(_array(response), cmap="magma", interpolation="none")
-        _bar(right, drawn)
+        largest = float(response.max())
+        limit = float(np.quantile(_array(response), 0.995)) or largest or 1.0
+        drawn = right.imshow(
+            _array(response), cmap="magma", vmin=0, vmax=limit, interpolation="none"
+        )
+        _bar(right, drawn, extend="max" if largest > limit else "neither")
         _bare(right, title)
     return figure
 
@@ -182,7 +192,7 @@ def plot_features(image: torch.Tensor, filters: torch.Tensor, maps: torch.Tensor
     if rows > 1:
         panel = figure.add_subplot(grid[1, 0])
         energy = _array(maps).clip(0, None).max(axis=0)
-        drawn = panel.imshow(energy, cmap="magma", vmax=limit)
+        drawn = panel.imshow(energy, cmap="magma", vmin=0, vmax=limit)
         _bare(panel, "strongest response of all")
     return figure
 
@@ -196,7 +206,7 @@ def check_figure_name(path: StrPath) -> None:
     """
     with needs("plots"):
         from matplotlib.backend_bases import FigureCanvasBase
-    known = FigureCanvasBase.get_supported_filetypes()
+    known = FigureCanvasBase.get_supported_filetypes().keys() - {"pgf"}  # needs LaTeX
     if Path(path).suffix.lower().removeprefix(".") not in known:
         raise ArgumentError(
             f"{Path(path).name} is no picture name: expected .{', .'.join(sorted(known))}"
@@ -264,22 +274,47 @@ def _signed(panel: Axes, image: torch.Tensor, title: str) -> None:
 
 
 def _kernel(panel: Axes, weight: torch.Tensor, title: str, limit: float | None) -> None:
-    array = _array(weight)
-    limit = limit or float(np.abs(array).max()) or 1.0
-    # Numbers of a few digits fit into the cells: small and large ones in units of a power of ten.
-    power = math.floor(math.log10(limit))
-    unit = 1.0 if -2 <= power <= 1 else 10.0**power
-    if unit != 1:
-        title = f"{title}, in units of 1e{power}"
-    array, limit = array / unit, limit / unit
+    """A kernel in signed colours around zero, up to +-limit (default: its largest element)."""
+    limit = limit or float(weight.abs().max()) or 1.0
+    unit, title = _unit(limit, title)
+    array, limit = _array(weight) / unit, limit / unit
     drawn = panel.imshow(array, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="none")
+    _cells(panel, array, title, lambda value: abs(value) > 0.6 * limit)
+    _bar(panel, drawn)
+
+
+def _standard_errors(panel: Axes, learned: LearnedKernel) -> None:
+    """One standard error of each element; words where there is none."""
+    errors = learned.quality.standard_error
+    if errors is None or not bool(errors.isfinite().all()):
+        _bare(panel, "standard errors")
+        panel.text(0.5, 0.5, "not known: see the notes", ha="center", transform=panel.transAxes)
+        panel.set_box_aspect(0.9)
+        return
+    limit = float(errors.max()) or 1.0
+    unit, title = _unit(limit, "standard error of each element")
+    array, limit = _array(errors.reshape(learned.weight.shape)) / unit, limit / unit
+    drawn = panel.imshow(array, cmap="magma", vmin=0, vmax=limit, interpolation="none")
+    _cells(panel, array, title, lambda value: value < 0.6 * limit)
+    _bar(panel, drawn)
+
+
+def _unit(limit: float, title: str) -> tuple[float, str]:
+    """The power of ten that brings numbers up to `limit` into cells of four characters."""
+    power = math.floor(math.log10(limit))
+    if -1 <= power <= 1:
+        return 1.0, title
+    return 10.0**power, f"{title}, in units of 1e{power}"
+
+
+def _cells(panel: Axes, array: NDArray[Any], title: str, dark: Callable[[float], bool]) -> None:
+    """Numbers in the cells of a small matrix, white where the cell is dark; ticks and title."""
     if array.size <= MOST_CELLS:
         size = max(5.0, min(11.0, 48 / max(array.shape)))
         for (r, s), value in np.ndenumerate(array):
             text = f"{round(float(value), 2) + 0.0:.2f}"  # + 0.0: no -0.00
-            colour = "white" if abs(value) > 0.6 * limit else "black"
+            colour = "white" if dark(float(value)) else "black"
             panel.text(s, r, text, ha="center", va="center", fontsize=size, color=colour)
-    _bar(panel, drawn)
     panel.set_title(title, fontsize=10)
     every = math.ceil(max(array.shape) / 12)  # more labels would touch each other
     panel.set_xticks(range(0, array.shape[1], every))
@@ -288,21 +323,28 @@ def _kernel(panel: Axes, weight: torch.Tensor, title: str, limit: float | None) 
     panel.set_ylabel("row r", fontsize=9)
 
 
+def _masked_legend(figure: Figure, *images: torch.Tensor) -> None:
+    """Says what the blank colour means, if there are pixels without a number."""
+    if all(bool(image.isfinite().all()) for image in images):
+        return
+    from matplotlib.patches import Patch
+
+    figure.legend(
+        handles=[Patch(facecolor=BLANK, edgecolor="0.5", label="masked")],
+        loc="outside lower left",
+        fontsize=8,
+        frameon=False,
+    )
+
+
 def _loss_curve(panel: Axes, losses: list[float], solver: str) -> None:
     shown = np.array(losses)
     shown[shown <= 0] = np.nan  # an exact fit has no place on a logarithmic axis
     panel.plot(shown, color="#0072b2", marker="." if len(losses) <= 60 else None)
     panel.set_yscale("log")
-    name = {
-        "gd": "gradient descent",
-        "cg": "conjugate gradients",
-        "normal": "normal equations",
-    }.get(solver, solver)
+    name = {"gd": "gradient descent", "cg": "conjugate gradients"}.get(solver, solver)
     panel.set_title(f"loss, {name}", fontsize=10)
-    if solver == "normal":  # which takes no steps
-        panel.set_xticks([0, 1], labels=["start", "solved"])
-    else:
-        panel.set_xlabel("step", fontsize=9)
+    panel.set_xlabel("step", fontsize=9)
     panel.set_ylabel("sum of squared errors", fontsize=9)
     panel.grid(alpha=0.3)
     panel.set_box_aspect(0.9)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,11 +132,15 @@ def check_image_name(path: StrPath) -> None:
         return
     with needs("images"):
         from PIL import Image
-    if Image.registered_extensions().get(suffix) not in Image.SAVE:
+    try:
+        # Pillow lists formats that it cannot write, or not in grey or in colours: try both.
+        for mode in ("L", "RGB"):
+            Image.new(mode, (16, 16)).save(BytesIO(), Image.registered_extensions()[suffix])
+    except (KeyError, OSError, ValueError) as error:
         raise ArgumentError(
             f"{Path(path).name} is no image name that can be written: expected .png, .jpg, .webp, "
             ".tif (float32 values), .npy (float32 values) or another that Pillow writes"
-        )
+        ) from error
 
 
 def write_image(path: StrPath, pixels: torch.Tensor) -> None:
@@ -254,7 +259,10 @@ def _from_pillow(path: Path) -> tuple[NDArray[Any], str, list[str]]:
             notes = []
             if getattr(image, "n_frames", 1) > 1:
                 notes.append(f"only the first of {getattr(image, 'n_frames', 1)} images was read")
-            # Pillow cuts colours of 16 bits down to 8, and does not invert deep inverted greys.
+            # Pillow takes signed bytes for unsigned ones, cuts colours of 16 bits down to 8, and
+            # does not invert deep inverted greys.
+            if image.format == "TIFF" and 2 in _tiff_tag(image, 339, 1):
+                return _from_tifffile(path)
             if image.format == "TIFF" and max(_tiff_tag(image, 258, 1)) > 8:
                 exact = image.mode in ("I;16", "I;16B", "F") and _tiff_tag(image, 262, 1) == (1,)
                 if not exact:
@@ -262,13 +270,29 @@ def _from_pillow(path: Path) -> tuple[NDArray[Any], str, list[str]]:
             raw = str(image.tile[0][3]) if image.tile else ""
             grey = image.mode.startswith(("I", "F"))
             if ";16" in raw and not grey:
-                notes.append("only the upper 8 of the 16 bits of each colour were read")
+                deep = _colours_of_16_bits(path)
+                if deep is not None:
+                    return deep, f"16-bit {image.mode} {image.format}", notes
+                notes.append(
+                    "only the upper 8 of the 16 bits of each colour were read: "
+                    "pip install imagecodecs reads all"
+                )
             bits = 16 if ";16" in raw or _is_16_bits(image) else 32 if grey else 8
             mode = "grey" if grey or image.mode == "L" else image.mode
             kind = f"{1 if mode == '1' else bits}-bit {mode} {image.format}"
             turned = ImageOps.exif_transpose(image)
             array = _samples(turned, notes)
             return array.astype(np.uint16) if _is_16_bits(image) else array, kind, notes
+
+
+def _colours_of_16_bits(path: Path) -> NDArray[Any] | None:
+    """(H, W, C) with 16 bits a colour, which Pillow cannot hold; None without imagecodecs."""
+    try:
+        import imagecodecs
+    except ModuleNotFoundError:
+        return None
+    array: NDArray[Any] = imagecodecs.imread(path)
+    return array
 
 
 def _samples(image: Image, notes: list[str]) -> NDArray[Any]:

@@ -151,11 +151,24 @@ def test_16_bit_grey_png(tmp_path, levels):
     assert torch.equal(picture.pixels, expected(levels[..., 0], 65535))
 
 
-def test_16_bit_colour_png_says_what_is_lost(tmp_path, levels):
+def test_16_bit_colour_png_keeps_its_bits(tmp_path, levels):
+    pytest.importorskip("imagecodecs")
     path = tmp_path / "image.png"
     png(path, levels, 2)
     picture = read_image(path)
-    assert picture.notes == ("only the upper 8 of the 16 bits of each colour were read",)
+    assert (picture.notes, picture.kind) == ((), "16-bit RGB PNG")
+    assert torch.equal(picture.pixels, expected(levels, 65535).permute(2, 0, 1))
+
+
+def test_16_bit_colour_png_without_a_reader_says_what_is_lost(tmp_path, levels, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    path = tmp_path / "image.png"
+    png(path, levels, 2)
+    picture = read_image(path)
+    assert picture.notes == (
+        "only the upper 8 of the 16 bits of each colour were read: pip install imagecodecs reads "
+        "all",
+    )
     torch.testing.assert_close(
         picture.pixels, expected(levels, 65535).permute(2, 0, 1), rtol=0, atol=1 / 255
     )
@@ -168,6 +181,13 @@ def test_16_bit_tiff(tmp_path, levels, options):
     picture = read_image(path)
     assert picture.white == 65535
     assert torch.equal(picture.pixels, expected(levels[..., 0], 65535))
+
+
+def test_signed_bytes_of_a_tiff_are_signed(tmp_path):
+    path = tmp_path / "image.tif"
+    levels = np.array([[-5, 3], [100, -128]], np.int8)
+    tifffile.imwrite(path, levels)
+    assert read_image(path).pixels.tolist() == levels.tolist()
 
 
 @pytest.mark.parametrize("planar", [False, True])
@@ -360,11 +380,23 @@ def test_shapes_and_names_that_cannot_be_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "suffix", ["palm", "blp", "bufr", "emf", "grib", "h5", "hdf", "msp", "qoi", "wmf", "xbm"]
+)
+def test_formats_that_pillow_lists_and_cannot_write_are_refused(tmp_path, suffix):
+    with pytest.raises(ArgumentError, match=f"a.{suffix} is no image name that can be written"):
+        check_image_name(tmp_path / f"a.{suffix}")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "image.png"
     path.write_text("old")
 
-    def full(image, target, **options):
+    save = Image.Image.save
+
+    def full(image, target, *of, **options):
+        if not isinstance(target, os.PathLike):
+            return save(image, target, *of, **options)
         target.write_text("half")
         raise OSError(28, "No space left on device")
 
