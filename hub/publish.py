@@ -165,7 +165,7 @@ def _init() -> str:
     """An __init__.py with the API's names out of tricorr's own."""
     tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
     imports = [
-        node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module in API
+        node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module in API
     ]
     names = sorted({alias.asname or alias.name for node in imports for alias in node.names})
     lines = [f'"""{ast.get_docstring(tree)}"""', "", "from . import layers"]

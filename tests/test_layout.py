@@ -20,7 +20,16 @@ ALLOWED = {
     "ops": {"tricorr.kernels", "torch", "numpy"},
     "autograd": {"tricorr.ops", "torch", "numpy"},
     "filters": {"tricorr.autograd", "tricorr.ops", "torch", "numpy"},
-    "images": {"tricorr.ops", "torch", "numpy", "PIL", "tifffile", "astropy", "matplotlib"},
+    "images": {
+        "tricorr.ops",
+        "torch",
+        "numpy",
+        "PIL",
+        "tifffile",
+        "imagecodecs",
+        "astropy",
+        "matplotlib",
+    },
     "learning": {
         "tricorr.autograd",
         "tricorr.images",
@@ -32,7 +41,7 @@ ALLOWED = {
         "matplotlib",
     },
     "hub": {"tricorr.autograd", "torch"},
-    "__init__": {"tricorr.autograd", "tricorr.filters", "tricorr.learning", "tricorr.ops"},
+    "__init__": {"tricorr.autograd", "tricorr.filters", "tricorr.learning", "tricorr.ops", "torch"},
     "__main__": {"tricorr.cli"},
 }
 #: Calls Triton's launcher itself. The other launches go through the kernels.
