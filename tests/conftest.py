@@ -28,7 +28,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 torch.set_num_threads(1)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TIERS = ("interpreter", "cuda", "cpu", "aot", "host")
+TIERS = ("interpreter", "launched", "cuda", "cpu", "aot", "host")
 #: Tests that are other projects' cases run on our operators, by a part of their names.
 THEIRS = {
     "PyTorch OpInfo and ModuleInfo": "test_opinfo.py",
@@ -135,8 +135,9 @@ def pytest_configure(config):
 
 def _tier(item):
     params = item.callspec.params if hasattr(item, "callspec") else {}
-    if "aot" in item.keywords:
-        return "aot"
+    for tier in ("aot", "launched"):
+        if item.get_closest_marker(tier):
+            return tier
     return params.get("backend") or params.get("kernel_backend") or "host"
 
 

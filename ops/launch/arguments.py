@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,8 +27,15 @@ from ..plan.bands import (
 from ..plan.choose import Plan, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
 from ..plan.tiles import GemmTile, Tile, most_registers
 from ..plan.tma import TmaTile
-from .call import Call
-from .descriptors import dgrad_descriptors, fprop_descriptors, is_matrix, wgrad_descriptors
+from .call import Call, Packed
+from .descriptors import (
+    dgrad_descriptors,
+    filters_innermost,
+    fprop_descriptors,
+    is_matrix,
+    reads_crosswise,
+    wgrad_descriptors,
+)
 from .formats import as_row, boxes_of, channels_innermost, empty_in_format, is_row
 from .layout import NARROW_LIMIT, device_of, layout_of
 from .prepared import facts_of, prepare, prepared
@@ -144,11 +152,11 @@ def fprop_call(
         return _fprop_banded_call(x, weight, bias, y, geometry, plan, banded, activation, residual)
     added = [] if residual is None else [residual]
     geometry, (x, y, *added) = _planes_as_rows(geometry, plan, x, y, *added)
-    source, weight, descriptors = weight, _packed(weight, plan), {}
+    packed, descriptors = _packed(weight, plan, geometry.groups), {}
+    weight = packed.copy if packed else weight
     if isinstance(plan.tile, TmaTile):
         descriptors = fprop_descriptors(x, weight, geometry, plan.tile)
         descriptors["Y_ALIGN"] = _box_alignment(x, geometry.group_K, geometry.Q, [y, *added])
-    packed = None if weight is source else (weight, source)
     gemm = _gemm_arguments(x, weight, y, geometry, plan)
     weight, weight_strides = _weight_walk(weight, geometry)
     call = _call(
@@ -187,12 +195,11 @@ def dgrad_call(
             return _fprop_banded_call(dy, weight, bias, dx, turned, plan, plan.tile)
         return _turned_call(dy, weight, bias, dx, geometry, turned, plan)
     geometry, (dx, dy) = _planes_as_rows(geometry, plan, dx, dy)
-    source, weight, descriptors = weight, _packed(weight, plan), {}
+    packed, descriptors = _packed(weight, plan, geometry.groups), {}
+    weight = packed.copy if packed else weight
     if isinstance(plan.tile, TmaTile):
-        crosswise = plan.precision == "ieee"  # 16 bits, also where these were widened to interpret
-        descriptors = dgrad_descriptors(dy, weight, geometry, plan.tile, crosswise)
+        descriptors = dgrad_descriptors(dy, weight, geometry, plan.tile, plan.precision)
         descriptors["X_ALIGN"] = _box_alignment(dy, geometry.group_C, geometry.W, [dx])
-    packed = None if weight is source else (weight, source)
     gemm = _gemm_arguments(dx, weight, dy, geometry, plan)
     pixels = geometry.frame_pixels if plan.op == "dgrad_frame" else geometry.H * geometry.W
     weight, weight_strides = _weight_walk(weight, geometry)
@@ -466,18 +473,25 @@ def _strides(name: str, axes: str, strides: tuple[int, ...]) -> dict[str, int]:
     return {f"{name}_stride_{axis}": s for axis, s in zip(axes, strides, strict=True)}
 
 
-def _packed(weight: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """The weight with its channels innermost where a kernel reads it so: a copy, unless it is so.
+def _is_read_as_it_is(weight: torch.Tensor) -> bool:
+    """Whether a GEMM reads the weight itself: its channels are innermost already, or one.
 
-    A bank per sample is as it is: it is not read again and again by programs with other pixels.
+    So is a bank per sample: it is not read again and again by programs with other pixels.
     """
+    return weight.dim() == 5 or weight.stride(1) == 1 or weight.shape[1] == 1
+
+
+def _packed(weight: torch.Tensor, plan: Plan, groups: int) -> Packed | None:
+    """A copy of the weight with the axis innermost that the kernel reads along, unless it is so."""
+    make: Callable[[torch.Tensor], torch.Tensor] = channels_innermost
     if isinstance(plan.tile, TmaTile):
-        return weight if is_matrix(weight) else channels_innermost(weight)
-    if not isinstance(plan.tile, GemmTile) or weight.dim() == 5:
-        return weight
-    if weight.stride(1) == 1 or weight.shape[1] == 1:
-        return weight
-    return channels_innermost(weight)
+        if plan.op == "dgrad" and not reads_crosswise(plan.precision):
+            make = partial(filters_innermost, groups=groups)
+        elif is_matrix(weight):
+            return None
+    elif not isinstance(plan.tile, GemmTile) or _is_read_as_it_is(weight):
+        return None
+    return Packed(make(weight), weight, make)
 
 
 def _planes_as_rows(

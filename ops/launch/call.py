@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,15 @@ import torch
 
 from .. import backend
 from .interpreter import one_launch
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A copy of an operand, made by `make` for one call: it must not miss later updates."""
+
+    copy: torch.Tensor
+    operand: torch.Tensor
+    make: Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -26,8 +36,8 @@ class Call:
     first: Call | None = None
     #: Memory of this call and the one before or after, which the earlier of them fills.
     scratch: torch.Tensor | None = None
-    #: A copy of an operand with its channels innermost, and the operand.
-    packed: tuple[torch.Tensor, torch.Tensor] | None = None
+    #: A copy of the weight, in the order in which the kernel reads it.
+    packed: Packed | None = None
 
     @property
     def options(self) -> dict[str, int]:

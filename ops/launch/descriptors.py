@@ -26,23 +26,36 @@ def fprop_descriptors(
 
 
 def dgrad_descriptors(
-    dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry, tile: TmaTile, crosswise: bool
+    dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry, tile: TmaTile, precision: str
 ) -> dict[str, Any]:
-    """What dgrad_tma takes beside what every dgrad kernel does."""
-    if crosswise:  # [K, (r, s, c)]
-        matrix = _rows_descriptor(weight, [tile.BLOCK_K, tile.BLOCK_N])
-    else:  # [C, (r, s, k)]
-        turned = weight.unflatten(0, (geometry.groups, geometry.group_K)).transpose(1, 2)
-        matrix = channels_innermost(turned.flatten(0, 1))
-        matrix = _rows_descriptor(matrix, [tile.BLOCK_N, tile.BLOCK_K])
+    """What dgrad_tma takes beside what every dgrad kernel does; `weight` as `reads_crosswise` says.
+
+    That is (K, C/groups, R, S), or what `filters_innermost` makes of it.
+    """
+    crosswise = reads_crosswise(precision)
+    block = [tile.BLOCK_K, tile.BLOCK_N] if crosswise else [tile.BLOCK_N, tile.BLOCK_K]
     return {
         "FLIP": geometry.flip,
         "FLATTEN": tile.programs > 0,
         "CROSSWISE": crosswise,
         "IN_PLANES": boxes_of(dy) == "planes",
         "dy_desc": _boxes_descriptor(dy, tile, tile.BLOCK_K),
-        "weight_desc": matrix,
+        "weight_desc": _rows_descriptor(weight, block),
     }
+
+
+def reads_crosswise(precision: str) -> bool:
+    """Whether dgrad_tma reads the weight as fprop does, and exchanges its axes as it multiplies.
+
+    Matrix units do that with 16 bits alone, also where these were widened for the interpreter.
+    """
+    return precision == "ieee"
+
+
+def filters_innermost(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """A copy of (K, C/groups, R, S) as (C, K/groups, R, S), whose memory is (C, R, S, K/groups)."""
+    turned = weight.unflatten(0, (groups, -1)).transpose(1, 2)
+    return channels_innermost(turned.flatten(0, 1))
 
 
 def wgrad_descriptors(

@@ -12,7 +12,6 @@ from ...kernels import TensorDescriptor
 from .. import backend
 from .call import Call, on_device
 from .compiled import DirectLaunch, Place, current_stream, direct_launch, is_watched
-from .formats import channels_innermost
 
 
 class Prepared:
@@ -26,7 +25,7 @@ class Prepared:
         self,
         result: torch.Tensor,
         scratch: Sequence[torch.Tensor],
-        copied: Sequence[int],
+        copied: Sequence[tuple[Any, Callable[[torch.Tensor], torch.Tensor]]],
         launches: list[_Launch],
     ) -> None:
         self._made = [(t.shape, t.stride(), t.dtype) for t in (result, *scratch)]
@@ -40,8 +39,8 @@ class Prepared:
             for shape, strides, dtype in self._made
         ]
         tensors: list[Any] = [*operands, *made]
-        for operand in self._copied:
-            tensors.append(channels_innermost(tensors[operand]))
+        for operand, make in self._copied:
+            tensors.append(make(tensors[operand]))
         context = on_device(device)
         if context is None:
             self._launch(tensors, device)
@@ -156,17 +155,16 @@ def prepare(
         calls += [call] if call.first is None else [call.first, call]
     scratch = list({id(c.scratch): c.scratch for c in calls if c.scratch is not None}.values())
     copies = [call.packed for call in calls if call.packed is not None]
-    copied = [_index_of(operand, stand_ins) for _, operand in copies]
-    known = [*stand_ins, *scratch, *(copy for copy, _ in copies)]
+    known = [*stand_ins, *scratch, *(packed.copy for packed in copies)]
     launches = [_launch_of(call, known) for call in calls]
     if len(_PREPARED) >= MAX_PREPARED:
         _PREPARED.clear()
     whole = [launch for launch in launches if launch is not None]
-    sources = [index for index in copied if index is not None]
-    if len(whole) < len(launches) or len(sources) < len(copied):
+    if len(whole) < len(launches):
         _PREPARED[key] = None
-    else:
-        _PREPARED[key] = Prepared(result, scratch, sources, whole)
+        return
+    copied = [(_index_of(packed.operand, stand_ins), packed.make) for packed in copies]
+    _PREPARED[key] = Prepared(result, scratch, copied, whole)
 
 
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:

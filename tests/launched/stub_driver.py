@@ -1,0 +1,166 @@
+"""A stub of CUDA's driver: built from stubcuda.c, made Triton's, and asked what it saw.
+
+Everything of a launch but the GPU is real: Triton's binder and cache, its compiler, its C launcher,
+and the encoding of tensor maps. The stub checks what reaches the driver and records it.
+"""
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SOURCE = Path(__file__).with_name("stubcuda.c")
+#: As stubcuda.c has them.
+MAX_PARAMS, RECORDS = 128, 8192
+COUNTERS = ("launches", "encodes", "refusals", "others")
+#: The device that is pretended.
+NAME, ARCH, MULTIPROCESSORS = "NVIDIA H100 80GB HBM3", "90", 132
+
+
+class Record(ctypes.Structure):
+    """One launch, as the driver was asked for it."""
+
+    _fields_ = [
+        ("name", ctypes.c_char * 128),
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("regs", ctypes.c_int),
+        ("stack", ctypes.c_int),
+        ("params", ctypes.c_int),
+        ("stream", ctypes.c_uint64),
+        ("value", ctypes.c_uint64 * MAX_PARAMS),
+        ("layout", ctypes.c_uint64 * MAX_PARAMS),
+    ]
+
+    @property
+    def kernel(self) -> str:
+        return self.name.decode()
+
+    @property
+    def values(self) -> list[int]:
+        """The parameters; of tensor maps, the addresses."""
+        return list(self.value[: self.params])
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """All that must not depend on where tensors lie."""
+        layouts = list(self.layout[: self.params])
+        return self.kernel, list(self.grid), list(self.block), self.shared, layouts
+
+
+def build(folder: Path) -> Path:
+    """The library in a folder of its own below `folder`; built unless it is there.
+
+    Raises:
+        RuntimeError: there is no C compiler, or Triton's header is missing.
+    """
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        raise RuntimeError("no C compiler")
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("triton is not installed")
+    include = Path(spec.origin).parent / "backends" / "nvidia" / "include"
+    if not (include / "cuda.h").is_file():
+        raise RuntimeError(f"{include} has no cuda.h")
+    digest = hashlib.sha256(SOURCE.read_bytes() + str(include).encode()).hexdigest()[:16]
+    library = folder / digest / "libcuda.so.1"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = library.with_suffix(f".{os.getpid()}")
+        flags = ["-O1", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", f"-I{include}"]
+        subprocess.run([compiler, *flags, str(SOURCE), "-o", str(unfinished)], check=True)
+        unfinished.replace(library)  # another process may build it too
+    return library
+
+
+class StubDriver:
+    """What the stub saw, in this process."""
+
+    def __init__(self, library: Path) -> None:
+        self._library = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        for name in COUNTERS:
+            getattr(self._library, f"stub_{name}").restype = ctypes.c_long
+        self._library.stub_reason.restype = ctypes.c_char_p
+        self._library.stub_record.restype = ctypes.POINTER(Record)
+        self._library.stub_record.argtypes = [ctypes.c_long]
+        self._library.stub_function.restype = ctypes.c_void_p
+
+    def __getattr__(self, name: str) -> int:
+        """How often each of COUNTERS happened."""
+        if name in COUNTERS:
+            return int(getattr(self._library, f"stub_{name}")())
+        raise AttributeError(name)
+
+    @property
+    def reason(self) -> str:
+        """Why the stub refused a call the last time."""
+        return self._library.stub_reason().decode()
+
+    def records(self, since: int) -> list[Record]:
+        """Copies of the launches from number `since` on."""
+        assert self.launches - since <= RECORDS
+        found = []
+        for number in range(since, self.launches):
+            copy = Record()
+            ctypes.pointer(copy)[0] = self._library.stub_record(number).contents
+            found.append(copy)
+        return found
+
+    def record(self, on: bool) -> None:
+        """Whether launches are recorded: it takes time."""
+        self._library.stub_recording(int(on))
+
+    def function(self, name: str, sizes: list[int]) -> int:
+        """A handle of a kernel that was never compiled, by the sizes of its parameters."""
+        array = (ctypes.c_int * len(sizes))(*sizes)
+        return int(self._library.stub_function(name.encode(), len(sizes), array))
+
+
+def pretend(library: Path) -> tuple[StubDriver, Any]:
+    """Makes this process believe that CPU tensors are an H100's; returns the stub, Triton's driver.
+
+    To be called before anything imports triton.
+    """
+    os.environ["TRITON_LIBCUDA_PATH"] = str(library.parent)
+    os.environ.pop("TRITON_INTERPRET", None)
+    stub = StubDriver(library)
+
+    import torch
+
+    torch.cuda.current_device = _zero
+    torch.cuda.get_device_capability = lambda device=None: divmod(int(ARCH), 10)
+    torch.cuda.get_device_properties = lambda device=None: _Properties
+
+    import triton
+    from triton.backends.nvidia.driver import CudaDriver
+
+    driver = CudaDriver()
+    driver.get_current_stream = _zero
+    triton.runtime.driver.set_active(driver)
+
+    from tricorr.ops import backend
+    from tricorr.ops.launch import layout
+    from tricorr.ops.plan.device import Device
+
+    device = Device(NAME, ARCH, MULTIPROCESSORS)
+    backend.runs_kernels = lambda device: device.type != "meta"
+    layout._device = lambda of: device
+    assert not backend.INTERPRET
+    return stub, driver
+
+
+#: A C function that gives 0 and takes one argument at most, as torch._C._cuda_getDevice.
+_zero: Callable[..., int] = lambda device=None: 0  # noqa: E731
+
+
+class _Properties:
+    name, multi_processor_count = NAME, MULTIPROCESSORS
+    major, minor = divmod(int(ARCH), 10)
+    gcnArchName = ""  # noqa: N815 - Inductor asks for it where PyTorch was built without CUDA

@@ -1,0 +1,126 @@
+"""Launches through Triton's JIT, launcher and tensor maps, on a stub of CUDA's driver: no GPU.
+
+What this shows: whatever reaches the driver is legal, the same at every call but for addresses, and
+never compiled twice. What it cannot: that kernels compute what they should.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from launched_calls import CALLS
+from stub_driver import build
+
+pytestmark = pytest.mark.launched
+HERE = Path(__file__).parent
+#: Of launched_checks.py, which imports triton: only the server may.
+CHECKS = [
+    "launches go past the JIT",
+    "hooks",
+    "hooks of the kernel",
+    "debug",
+    "streams",
+    "devices",
+    "tensor maps are bounded",
+    "unknown versions",
+    "refusals",
+    "planted faults",
+]
+#: Calls that are compiled too, for registers and shared memory. Together they launch every kernel.
+COMPILED = {
+    "plain fp32 one NCHW": {"fprop_rows", "wgrad_rows", "sum_partials"},
+    "padding mode reflect few": {"fprop_gemm", "dgrad_stencil", "dgrad_frame_stencil"},
+    "padding mode circular many": {"dgrad_gemm", "dgrad_frame_gemm", "wgrad_gemm"},
+    "stride 2 1": {"dgrad_rows"},
+    "module ConvTranspose2D": {"wgrad_stencil"},
+    "filter gaussian_blur torch.float32": {"fprop_stencil"},
+    "large dense bf16 channels_last": {"fprop_tma", "dgrad_tma", "wgrad_tma"},
+    "large window half": {"build_bands", "fprop_banded", "wgrad_banded"},
+    "unprepared lag sums": {"lag_sums"},
+}
+
+
+class Server:
+    """The process that launch_server.py runs in."""
+
+    def __init__(self, library: Path, mode: str, cache: Path) -> None:
+        environment = dict(os.environ, TRITON_CACHE_DIR=str(cache))
+        environment.pop("TRITON_INTERPRET", None)
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "launch_server.py"), str(library), mode],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        self._answer()
+
+    def ask(self, kind: str, name: str):
+        print(json.dumps([kind, name]), file=self._process.stdin, flush=True)
+        return json.loads(self._answer())
+
+    def _answer(self) -> str:
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the stub's process ended: exit code {self._process.wait()}")
+        return line
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(10)
+        self._process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def start(request):
+    """Starts a server in a mode: "uncompiled", or "compiled"."""
+    if sys.platform != "linux":
+        pytest.skip("the stub is a Linux library")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU: its driver is loaded")
+    cache = request.config.cache.mkdir("launched")
+    try:
+        library = build(cache)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    servers = {}
+
+    def start(mode):
+        if mode not in servers:
+            servers[mode] = Server(library, mode, cache)
+        return servers[mode]
+
+    yield start
+    for server in servers.values():
+        server.close()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_launches_are_legal_and_the_same_with_other_tensors(name, start):
+    report = start("uncompiled").ask("call", name)
+    assert report["problems"] == []
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_launches_past_the_jit(name, start):
+    assert start("uncompiled").ask("check", name) == ""
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_kernels_fit_the_device(name, start):
+    report = start("compiled").ask("call", name)
+    assert report["problems"] == []
+    assert COMPILED[name] <= set(report["kernels"])
+    assert 0 < report["registers"] <= 255
+    assert report["shared"] <= 232448
+
+
+def test_every_kernel_is_compiled_above():
+    from tricorr import kernels
+
+    names = {name for name in kernels.__all__ if hasattr(getattr(kernels, name), "arg_names")}
+    assert set().union(*COMPILED.values()) == names
