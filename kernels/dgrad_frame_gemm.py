@@ -72,7 +72,7 @@ def dgrad_frame_gemm(
                     P, Q, GROUP_K, R, S, -DIL_H, -DIL_W,
                     dy_stride_k, dy_stride_p, dy_stride_q,
                     weight_stride_k, weight_stride_r, weight_stride_s,
-                    STRIDE_H, STRIDE_W, "zeros", True, R * S == 1,
+                    STRIDE_H, STRIDE_W, "zeros", True, R * S == 1, True,
                     PIXEL_AXIS, PIXEL_AXIS == 1, FLAT, S, EVEN, AHEAD, WIDE, PRECISION, BLOCK_K,
                 )  # fmt: skip
 

@@ -100,8 +100,8 @@ def dgrad_gemm(
         P, Q, GROUP_K, taps_r, taps_s, -step_h, -step_w,
         dy_stride_k, dy_stride_p, dy_stride_q,
         weight_stride_k, weight_stride_r * step_r, weight_stride_s * step_s,
-        1, 1, "zeros", CHECKED, R * S == 1, PIXEL_AXIS, LOOSE, FLAT, MOST_S, EVEN, AHEAD,
-        WIDE, PRECISION, BLOCK_K,
+        1, 1, "zeros", CHECKED, R * S == 1, STRIDE_H * STRIDE_W == 1, PIXEL_AXIS, LOOSE,
+        FLAT, MOST_S, EVEN, AHEAD, WIDE, PRECISION, BLOCK_K,
     )  # fmt: skip
 
     h, w = phase_h + row * STRIDE_H, phase_w + column * STRIDE_W

@@ -31,7 +31,7 @@ import triton
 import triton.language as tl
 
 from .epilogue import activate, add_residual
-from .indexing import input_coordinate, next_digit, round_down, widen
+from .indexing import at_least_one, input_coordinate, next_digit, round_down, widen
 from .versions import fence_copies
 
 
@@ -79,7 +79,8 @@ def fprop_banded(
         end = tl.minimum(BLOCK_P + R - 1, H + PAD_H - first_p) * COLUMNS
 
     acc = tl.zeros([BLOCK_M, BLOCK_P * BLOCK_Q], tl.float32)
-    for start in range(first, end, BLOCK_K):
+    for step in range(at_least_one(tl.cdiv(end - first, BLOCK_K))):
+        start = first + step * BLOCK_K
         lane = start + tl.arange(0, BLOCK_K)[None, :]  # [1, BLOCK_K]
         i, row = next_digit(lane, COLUMNS)
         h, h_inside = input_coordinate(p, row, 1, PAD_H, 1, H, MODE)

@@ -19,6 +19,7 @@ from .epilogue import activate, add_residual
 from .indexing import (
     align_strides,
     along,
+    at_least_one,
     divide,
     first_step,
     fold,
@@ -94,7 +95,7 @@ def fprop_gemm(
         weight_ptr + batch * weight_stride_n, known_k * weight_stride_k, True,
         H, W, GROUP_C, R, S, DIL_H, DIL_W,
         x_stride_c, x_stride_h, x_stride_w, weight_stride_c, weight_stride_r, weight_stride_s,
-        1, 1, MODE, PADDED, R * S == 1, PIXEL_AXIS, LOOSE, FLAT, S, EVEN, AHEAD,
+        1, 1, MODE, PADDED, R * S == 1, True, PIXEL_AXIS, LOOSE, FLAT, S, EVEN, AHEAD,
         WIDE, PRECISION, BLOCK_K,
     )  # fmt: skip
 
@@ -125,7 +126,7 @@ def add_taps_gemm(
     image_stride_c, image_stride_h, image_stride_w,
     weight_stride_c, weight_stride_r, weight_stride_s,
     DIVIDE_H: tl.constexpr, DIVIDE_W: tl.constexpr, MODE: tl.constexpr, CHECKED: tl.constexpr,
-    POINT: tl.constexpr, PIXEL_AXIS: tl.constexpr, LOOSE: tl.constexpr,
+    POINT: tl.constexpr, REACHED: tl.constexpr, PIXEL_AXIS: tl.constexpr, LOOSE: tl.constexpr,
     FLAT: tl.constexpr, MOST_S: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -138,8 +139,8 @@ def add_taps_gemm(
     tap and first channel. There is an exception for few channels, FLAT of them if not None: a step
     covers BLOCK_K elements (r,s,channel), and every lane has its own. MOST_S is a constant that S
     is at most. EVEN says that BLOCK_K divides the channels, CHECKED that pixels may read outside
-    of the image, POINT that there is one tap, and LOOSE that pixels lie along the last axis, in no
-    runs of addresses that the compiler could see.
+    of the image, POINT that there is one tap, REACHED that there is one at least, and LOOSE that
+    pixels lie along the last axis, in no runs of addresses that the compiler could see.
 
     AHEAD: the image is loaded a step ahead into registers, because it comes in pieces too small
     for the copies to shared memory that Triton's pipeline is made of.
@@ -158,7 +159,8 @@ def add_taps_gemm(
             R, S, row_step, column_step, image_stride_c, image_stride_h, image_stride_w,
             DIVIDE_H, DIVIDE_W, MODE, CHECKED, LOOSE, FLAT, EVEN, AHEAD,
         )  # fmt: skip
-    for i in range(reduction_steps(CHANNELS, R, S, FLAT, MOST_S, BLOCK_K)):
+    steps = reduction_steps(CHANNELS, R, S, FLAT, MOST_S, BLOCK_K)
+    for i in range(at_least_one(steps) if REACHED else steps):
         weight = load_weight(
             weight_ptr, filter, filter_valid, i, r, s, c, weight_lane, CHANNELS, R, S,
             weight_stride_c, weight_stride_r, weight_stride_s,

@@ -281,6 +281,16 @@ def next_tile(number, tiles_m, tiles_n):
 
 
 @triton.jit
+def at_least_one(steps):
+    """`steps` of a loop that the compiler now sees to be entered.
+
+    Else LLVM moves the zeros that sums start with to the way around the loop, and ptxas waits for
+    each of its products (Triton 3.6, wgmma).
+    """
+    return tl.maximum(steps, 1)
+
+
+@triton.jit
 def along(AXIS: tl.constexpr, SIZE: tl.constexpr):
     """0, 1, ... SIZE - 1 along one axis of two."""
     return tl.expand_dims(tl.arange(0, SIZE), 1 - AXIS)

@@ -26,7 +26,7 @@ have, so an infinity or nan at the border of x can reach taps that do not use it
 import triton
 import triton.language as tl
 
-from .indexing import input_coordinate, next_digit, round_down, widen
+from .indexing import at_least_one, input_coordinate, next_digit, round_down, widen
 from .versions import fence_copies
 
 
@@ -63,7 +63,7 @@ def wgrad_banded(
     W, Q = round_down(W, X_ALIGN), round_down(Q, Y_ALIGN)
 
     acc = tl.zeros([BLOCK_M, BLOCK_I], tl.float32)
-    for step in range(SPLIT_STRIPS):
+    for step in range(at_least_one(SPLIT_STRIPS)):
         strip = split * SPLIT_STRIPS + widen(step, WIDE)
         tile_w, tile_h = next_digit(strip, tl.cdiv(Q, BLOCK_W * COLUMN_GROUP))
         lane = tl.arange(0, BLOCK_K)[None, :]  # [1, BLOCK_K]

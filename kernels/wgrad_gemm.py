@@ -19,6 +19,7 @@ import triton.language as tl
 from .indexing import (
     align_strides,
     along,
+    at_least_one,
     fold,
     is_inside,
     next_digit,
@@ -99,7 +100,7 @@ def wgrad_gemm(
             STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W, MODE, PADDED,
             PIXEL_AXIS, PIECE,
         )  # fmt: skip
-    for _ in range(tl.cdiv(SPLIT_PIXELS, BLOCK_K)):
+    for _ in range(at_least_one(tl.cdiv(SPLIT_PIXELS, BLOCK_K))):
         if AHEAD:
             dy_m += BLOCK_K
             x_m += BLOCK_K
