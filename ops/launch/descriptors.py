@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ...kernels import TensorDescriptor
+from ...kernels.versions import BEFORE_3_7
 from ..geometry import Geometry, Pair
 from ..plan.tma import MAX_PHASES, TmaTile, phases_with_taps
 from .formats import boxes_of, channels_innermost
@@ -109,7 +110,7 @@ def _boxes_descriptor(
     for axis in (2, 1, 0):  # a step along one element may be anything but a descriptor's
         if sizes[axis] == 1:
             strides[axis] = sizes[axis + 1] * strides[axis + 1]
-    return TensorDescriptor(image, sizes, strides, block)
+    return _descriptor(image, sizes, strides, block)
 
 
 def is_matrix(weight: torch.Tensor) -> bool:
@@ -132,6 +133,18 @@ def _rows_descriptor(weight: torch.Tensor, block: list[int]) -> TensorDescriptor
     """Of a weight (rows, channels, R, S) that is_matrix, as that."""
     rows, channels, R, S = weight.shape
     columns = R * S * channels
-    return TensorDescriptor(
+    return _descriptor(
         weight, [rows, columns], [weight.stride(0) if rows > 1 else columns, 1], block
     )
+
+
+def _descriptor(
+    base: torch.Tensor, sizes: list[int], strides: list[int], block: list[int]
+) -> TensorDescriptor:
+    """Of float32, which is multiplied as TF32: what is loaded is rounded to nearest on the way.
+
+    A matrix unit cuts off bits that TF32 does not have. Before Triton 3.7 a descriptor cannot tell.
+    """
+    if base.dtype == torch.float32 and not BEFORE_3_7:
+        return TensorDescriptor(base, sizes, strides, block, round_f32_to_tf32=True)
+    return TensorDescriptor(base, sizes, strides, block)

@@ -143,6 +143,31 @@ def test_sixteen_bits_and_any_weight(kernel_backend, op, dtype):
     assert torch.equal(run(op, copied, geometry, launch, plan=plan), actual)
 
 
+@pytest.mark.parametrize(("dtype", "rounds"), [(torch.float32, True), (torch.float16, False)])
+def test_descriptors_round_what_is_multiplied_as_tf32(dtype, rounds):
+    pytest.importorskip("triton", "3.7", reason="descriptors round from Triton 3.7 on")
+    from tricorr.kernels import TensorDescriptor
+    from tricorr.ops.launch import arguments as launch
+
+    geometry = GEOMETRIES["leftovers"]
+    x, weight, y = in_channels_last(
+        torch.empty(shape, dtype=dtype, device="meta")
+        for shape in (geometry.x_shape, geometry.weight_shape, geometry.y_shape)
+    )
+    precision = "tf32" if rounds else "ieee"
+    plans = [
+        plan_with_tile(op, geometry, TILES[0], precision=precision) for op in ("fprop", "dgrad")
+    ]
+    calls = [
+        launch.fprop_call(x, weight, None, y, geometry, plans[0]),
+        launch.dgrad_call(y, weight, None, x, geometry, plans[1]),
+    ]
+    for call in calls:
+        arguments = call.arguments.values()
+        found = [d.round_f32_to_tf32 for d in arguments if isinstance(d, TensorDescriptor)]
+        assert found == [rounds] * 2
+
+
 #: Of 16 bits: rows of x and of dy are multiples of 16 bytes.
 PLANES = {
     "leftovers": _case((2, 32, 5, 24), 48, (3, 3), padding=_SAME),
