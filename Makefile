@@ -35,7 +35,7 @@ format: $(VENV)/.lint ## apply the style
 # mypy names modules after directories, and the checkout may be called anything: show it the root as `tricorr`.
 typecheck: $(VENV)/.lint
 	@mkdir -p build/typecheck && ln -sfn ../.. build/typecheck/tricorr
-	@cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p tricorr
+	@cd build/typecheck && MYPYPATH=../../tests ../../$(BIN)/mypy --config-file ../../pyproject.toml -p tricorr -p simulator
 
 docs: $(VENV)/.docs ## build guides and reference into build/docs; a warning is an error
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs

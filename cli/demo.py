@@ -47,7 +47,7 @@ def demo(args: argparse.Namespace) -> Outcome:
     with needs("images"):
         photograph = files("skimage") / "data" / "camera.png"  # in the wheel: nothing is downloaded
     x = read_image(str(photograph), grey=True).pixels.to(device)
-    if device.type == "cpu" and backend.INTERPRET:
+    if device.type == "cpu" and backend.interprets():
         x = x[100:124, 210:234].contiguous()
         print(
             "tricorr: note: in Triton's interpreter: on 24x24 pixels, in half a minute",

@@ -42,7 +42,7 @@ def doctor(args: argparse.Namespace) -> Outcome:
         "platform": platform.platform(),
         "devices": devices,
         "backends": runs,
-        "interpret": backend.INTERPRET,
+        "interpret": backend.interprets(),
         "threads": torch.get_num_threads(),
         "self_check": checks,
         "passed": passed,
@@ -51,7 +51,7 @@ def doctor(args: argparse.Namespace) -> Outcome:
     lines.append(f"{'platform':14}{data['platform']}, {data['threads']} threads")
     lines += [f"{name:14}{what}" for name, what in devices.items()]
     lines += [f"{name + ' runs':14}{what}" for name, what in runs.items()]
-    state = "set: CPU tensors run the kernels" if backend.INTERPRET else "not set"
+    state = "set: CPU tensors run the kernels" if backend.interprets() else "not set"
     lines.append(f"TRITON_INTERPRET {state}")
     for name, check in checks.items():
         lines.append(

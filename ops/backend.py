@@ -7,10 +7,18 @@ import os
 import torch
 
 from .errors import BackendError
+from .plan.device import INTERPRETER, Device
 
-#: True when CPU tensors run the Triton kernels in Triton's interpreter. Read once, at import:
-#: Triton itself looks at the variable only when it decorates a kernel.
-INTERPRET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+_SET = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+#: The device whose kernels CPU tensors run: Triton's interpreter, or a GPU that a Triton driver
+#: simulates on the CPU (tests/simulator). None: CPU tensors take PyTorch's convolution.
+#: TRITON_INTERPRET is read once, at import: Triton reads it only when it decorates a kernel.
+CPU_DEVICE: Device | None = INTERPRETER if _SET else None
+
+
+def interprets() -> bool:
+    """Whether CPU tensors run the kernels in Triton's interpreter."""
+    return CPU_DEVICE is not None and CPU_DEVICE.arch == INTERPRETER.arch
 
 
 @functools.cache
@@ -25,7 +33,7 @@ def runs_kernels(device: torch.device) -> bool:
     Raises:
         BackendError: the device needs Triton and Triton is not installed.
     """
-    if device.type == "cpu" and not INTERPRET:
+    if device.type == "cpu" and CPU_DEVICE is None:
         return False
     if device.type == "meta":
         return False
@@ -40,5 +48,7 @@ def backend_name(device: torch.device) -> str:
     if not runs_kernels(device):
         return "PyTorch's CPU convolution"
     if device.type == "cpu":
-        return "Triton kernels in the interpreter (CPU)"
+        simulated = CPU_DEVICE.name if CPU_DEVICE and not interprets() else ""
+        where = f"simulated {simulated}" if simulated else "interpreter"
+        return f"Triton kernels in the {where} (CPU)"
     return f"Triton kernels on {device}"

@@ -361,7 +361,7 @@ class Session:
 
 def local_session(budget: float = 0.1) -> Session:
     """A session in this process, for the small benchmarks."""
-    if backend.INTERPRET:
+    if backend.interprets():
         raise ValueError("TRITON_INTERPRET is set: the interpreter's times say nothing; unset it")
     gpu = torch.cuda.is_available()
     if not gpu:

@@ -5,6 +5,7 @@ import os
 import random
 import zlib
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -24,11 +25,13 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
     interpreter.install()
 
+from simulator.driver import simulated  # keeps Triton's functions as the interpreter found them
+
 # Tests run many tiny operators, in several processes: with more threads they wait for each other.
 torch.set_num_threads(1)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TIERS = ("interpreter", "launched", "cuda", "cpu", "aot", "host")
+TIERS = ("interpreter", "simulated", "launched", "cuda", "cpu", "aot", "host")
 #: Tests that are other projects' cases run on our operators, by a part of their names.
 THEIRS = {
     "PyTorch OpInfo and ModuleInfo": "test_opinfo.py",
@@ -81,40 +84,39 @@ def _poisoned_memory():
 
 @dataclass(frozen=True)
 class Backend:
-    """What runs an operator: Triton's interpreter, PyTorch on the CPU, or the kernels on a GPU."""
+    """What runs an operator: the kernels, interpreted, simulated or on a GPU, or PyTorch."""
 
     name: str
     device: str
 
 
-@pytest.fixture(params=["interpreter", "cpu", "cuda"])
+@pytest.fixture(params=["interpreter", "simulated", "cpu", "cuda"])
 def backend(request, monkeypatch):
     """Every way to run an operator. To narrow: parametrize("backend", ["cpu"], indirect=True)."""
-    return _select(request.param, monkeypatch)
+    yield from _select(request.param, monkeypatch)
 
 
-@pytest.fixture(params=["interpreter", "cuda"])
+@pytest.fixture(params=["interpreter", "simulated", "cuda"])
 def kernel_backend(request, monkeypatch):
     """The backends on which Triton kernels run."""
-    return _select(request.param, monkeypatch)
+    yield from _select(request.param, monkeypatch)
 
 
 def _select(name, monkeypatch):
     module = import_module("tricorr.ops.backend")
     has_gpu = torch.cuda.is_available()
-    if name == "interpreter" and not module.INTERPRET:
+    if name == "interpreter" and not module.interprets():
         if has_gpu:
             pytest.skip("runs without a GPU: TRITON_INTERPRET=1")
-        pytest.fail(
-            "tricorr.ops.backend.INTERPRET is False: TRITON_INTERPRET was unset or came late"
-        )
+        pytest.fail("CPU tensors are not interpreted: TRITON_INTERPRET was unset or came late")
     if name == "cuda" and not has_gpu:
         pytest.skip("needs a GPU")
-    if name == "cuda" and module.INTERPRET:
+    if name == "cuda" and module.interprets():
         pytest.skip("needs compiled kernels: TRITON_INTERPRET is set")
-    if name == "cpu":
-        monkeypatch.setattr(module, "INTERPRET", False)
-    return Backend(name, device="cuda" if name == "cuda" else "cpu")
+    with simulated() if name == "simulated" else nullcontext():
+        if name == "cpu":
+            monkeypatch.setattr(module, "CPU_DEVICE", None)
+        yield Backend(name, device="cuda" if name == "cuda" else "cpu")
 
 
 class _RootIsNoPackage:
@@ -138,6 +140,8 @@ def _tier(item):
     for tier in ("aot", "launched"):
         if item.get_closest_marker(tier):
             return tier
+    if "simulator" in item.path.parts:
+        return "simulated"
     return params.get("backend") or params.get("kernel_backend") or "host"
 
 
@@ -158,6 +162,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         cases = INTERPRETED.get(getattr(item, "originalname", None))
         if cases and _tier(item) == "interpreter" and not cases & _names(item):
+            item.add_marker("slow")
+        if _tier(item) == "simulated" and "simulator" not in item.path.parts:
             item.add_marker("slow")
         item.user_properties.append(
             ("tier", _tier(item))

@@ -85,7 +85,7 @@ def _serve(rank, number, store, pipe):
         timeout=TIMEOUT,
     )
     while True:
-        function, args, backend.INTERPRET = pipe.recv()
+        function, args, backend.CPU_DEVICE = pipe.recv()
         torch.manual_seed(0)
         try:
             function(*args)

@@ -569,7 +569,7 @@ def _interpretable(tensors: list[Any], result: torch.Tensor) -> tuple[list[Any],
     Triton 3.6 to 3.8 interpret tl.dot on bfloat16 wrongly and truncate where a GPU rounds. Every
     bfloat16 is a float32, and kernels round once, at the store, so this computes the same thing.
     """
-    if not backend.INTERPRET or result.dtype != torch.bfloat16:
+    if not backend.interprets() or result.dtype != torch.bfloat16:
         return tensors, result
     widened = [t.float() if t is not None and t.dtype == torch.bfloat16 else t for t in tensors]
     return widened, torch.empty_like(result, dtype=torch.float32)

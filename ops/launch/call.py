@@ -63,7 +63,7 @@ def on_device(device: torch.device) -> AbstractContextManager[Any] | None:
 
     None where nothing has to be done: entering a context that does nothing takes the host longer.
     """
-    if backend.INTERPRET:
+    if backend.interprets():
         return one_launch()
     if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
         return torch.cuda.device(device)

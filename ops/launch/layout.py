@@ -6,6 +6,7 @@ import functools
 
 import torch
 
+from .. import backend
 from ..geometry import Geometry
 from ..plan.choose import Layout
 from ..plan.device import INTERPRETER, Device, device_called
@@ -67,10 +68,14 @@ def device_of(tensor: torch.Tensor) -> Device:
     return _device(tensor.device)
 
 
-@functools.cache
 def _device(device: torch.device) -> Device:
     if device.type != "cuda":
-        return INTERPRETER
+        return backend.CPU_DEVICE or INTERPRETER
+    return _gpu(device)
+
+
+@functools.cache
+def _gpu(device: torch.device) -> Device:
     facts = torch.cuda.get_device_properties(device)
     arch = getattr(facts, "gcnArchName", "").split(":")[0] if torch.version.hip else ""
     arch = arch or f"{facts.major}{facts.minor}"

@@ -50,7 +50,7 @@ class Prepared:
         return made[0]
 
     def _launch(self, tensors: list[Any], device: torch.device) -> None:
-        if backend.INTERPRET or is_watched():
+        if backend.interprets() or is_watched():
             for launch in self._launches:
                 launch.through_jit(tensors)
             return

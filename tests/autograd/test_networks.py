@@ -187,7 +187,7 @@ def test_kernels_make_a_step_as_pytorchs(backend, name):
 def run_on_a_rank(rank, ranks, rendezvous):
     from tricorr.ops import backend
 
-    backend.INTERPRET = False
+    backend.CPU_DEVICE = None
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks

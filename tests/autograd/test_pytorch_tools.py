@@ -257,7 +257,7 @@ def test_a_torchvision_checkpoint_loads(backend):
 def train_shared(model, batch):
     from tricorr.ops import backend
 
-    backend.INTERPRET = False
+    backend.CPU_DEVICE = None
     torch.set_num_threads(1)
     model(batch).square().mean().backward()
     with torch.no_grad():
@@ -293,7 +293,7 @@ class Filtered(Dataset):
     def __getitem__(self, index):
         from tricorr.ops import backend
 
-        backend.INTERPRET = False
+        backend.CPU_DEVICE = None
         with torch.no_grad():
             return self.layer(torch.full((2, 4, 5), float(index), dtype=torch.float64))
 

@@ -1,0 +1,116 @@
+"""Triton's functions in two forms: those of the interpreter, and those of the compiler.
+
+With TRITON_INTERPRET=1, `triton.jit` makes functions that are interpreted, and so are Triton's own
+(tl.sum, tl.cdiv). Each keeps the Python function that it was made of; so does a function of the
+compiler. `compiling` puts the latter in the places of the former, in every module that kernels are
+made of, and takes them out again: tests of both kinds run in one process.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import triton
+import triton.language as tl
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+#: Modules with functions for kernels, by the beginnings of their names.
+MODULES = ("triton.language", "tricorr.kernels", "simulator")
+# The interpreter changes these while it runs, and not all of it back (Triton 3.6, 3.7).
+_CHANGED: tuple[Any, ...] = (tl, tl.core, tl.math, tl.core.tensor, tl.core.dtype)
+_PRISTINE = [(place, dict(vars(place))) for place in _CHANGED]
+
+_compiled: dict[int, tuple[Any, Any]] = {}  # by id: (interpreted, compiled)
+
+
+def compiled(function: Any) -> Any:
+    """The compiler's form of a function that was decorated with triton.jit."""
+    if not isinstance(function, InterpretedFunction):
+        return function
+    if id(function) not in _compiled:
+        _compiled[id(function)] = function, JITFunction(function.fn, **function.kwargs)
+    return _compiled[id(function)][1]
+
+
+def _interpreted() -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """(where, name, function) of all that are interpreted."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(MODULES):
+            for attribute, value in list(vars(module).items()):
+                if isinstance(value, InterpretedFunction):
+                    yield vars(module), attribute, value
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Inside, functions are the compiler's, and triton.jit makes more of them."""
+    _restore()
+    swapped = list(_interpreted())
+    members = {name: value for _, name, value in swapped if _is_member(name)}
+    before = {name: vars(tl.core.tensor)[name] for name in members}
+    with triton.knobs.runtime.scope():
+        triton.knobs.runtime.interpret = False
+        for where, name, value in swapped:
+            where[name] = compiled(value)
+        for name, value in members.items():
+            setattr(tl.core.tensor, name, compiled(value))
+        try:
+            yield
+        finally:
+            for where, name, value in swapped:
+                where[name] = value
+            for name, value in before.items():
+                setattr(tl.core.tensor, name, value)
+
+
+def _is_member(name: str) -> bool:
+    """Whether a function of triton.language is a method of tensors, too: x.sum()."""
+    method = vars(tl.core.tensor).get(name)
+    return hasattr(method, "signature") and not tl.core.is_builtin(method)
+
+
+def _restore() -> None:
+    """Undoes what the interpreter left behind."""
+    for place, attributes in _PRISTINE:
+        for name, value in list(vars(place).items()):
+            if name not in attributes and isinstance(place, type):
+                delattr(place, name)
+            elif name in attributes and value is not attributes[name]:
+                setattr(place, name, attributes[name])
+
+
+def build(
+    function: Any,
+    arch: int,
+    signature: dict[str, str],
+    constexprs: dict[str, Any] | None = None,
+    divisible: tuple[str, ...] = (),
+    **options: Any,
+) -> Any:
+    """A kernel compiled for an architecture, without a device.
+
+    Args:
+        function: decorated with triton.jit.
+        arch: compute capability times ten.
+        signature: types of the arguments that are no constexprs.
+        constexprs: values of those that are.
+        divisible: arguments that are multiples of 16.
+        options: num_warps and other options of the compiler.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    with compiling():
+        kernel = compiled(function)
+        index = kernel.arg_names.index
+        source = ASTSource(
+            kernel,
+            {name: signature.get(name, "constexpr") for name in kernel.arg_names},
+            {(index(name),): value for name, value in (constexprs or {}).items()},
+            {(index(name),): [["tt.divisibility", 16]] for name in divisible},
+        )
+        return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
