@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, Protocol, cast, overload
 
 import torch
+from numpy.typing import NDArray
 
 from ..autograd.functional import corr2d
-from ..ops import ArgumentError
-from ..ops.checks import check_tensors
+from ..images.inputs import ArrayLike
+
+P = ParamSpec("P")
 
 #: Taps that an H200 computes in the time of one byte to or from memory. At 4.8 TB/s there is time
 #: for 57 instructions in the 8 bytes of a float32 output, and compiled row kernels take 1.2
@@ -17,32 +21,57 @@ from ..ops.checks import check_tensors
 TAPS_PER_BYTE = 5
 
 
+class Filter(Protocol[P]):
+    """A function of an image: a tensor gives a tensor, all else a NumPy array."""
+
+    @overload
+    def __call__(self, input: torch.Tensor, *args: P.args, **kwargs: P.kwargs) -> torch.Tensor: ...
+    @overload
+    def __call__(self, input: ArrayLike, *args: P.args, **kwargs: P.kwargs) -> NDArray[Any]: ...
+
+
+def typed(function: Callable[Concatenate[Any, P], Any]) -> Filter[P]:
+    """The function itself, whose result type checkers then know by its input."""
+    return cast("Filter[P]", function)
+
+
 def responses(input: torch.Tensor, bank: torch.Tensor, padding_mode: str) -> torch.Tensor:
     """(..., K, H, W): every plane under every filter of a bank (K, 1, R, S), by one operator."""
     if is_channels_last(input) and input.dim() == 3:
         return responses(_batch_of_one(input), bank, padding_mode).squeeze(0)
     *planes, H, W = input.shape
-    bank = _beside(input, bank)
     if input.dim() == 4 and not input.is_contiguous():
         # Planes that are not stacked evenly stay channels: the same bank for each of them.
         C = input.shape[1]
-        y = corr2d(input, bank.repeat(C, 1, 1, 1), None, 1, "same", 1, C, padding_mode=padding_mode)
+        y = _correlated(input, bank.repeat(C, 1, 1, 1), padding_mode, groups=C)
     else:
         x = input.reshape(math.prod(planes), 1, H, W)
-        y = corr2d(x, bank, padding="same", padding_mode=padding_mode)
+        y = _correlated(x, bank, padding_mode)
     return y.reshape(*planes, len(bank), H, W)
 
 
-def filtered(input: torch.Tensor, window: torch.Tensor, padding_mode: str) -> torch.Tensor:
-    """(..., H, W) under a window (R, S), or (N, C, H, W) under one per sample (N, R, S)."""
+def filtered(
+    input: torch.Tensor,
+    window: torch.Tensor,
+    padding_mode: str,
+    plus: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(..., H, W) under a window (R, S), or (N, C, H, W) under one per sample (N, R, S).
+
+    Args:
+        input: the image.
+        window: of any float dtype, on any device.
+        padding_mode: what lies beyond the border.
+        plus: of the result's shape and dtype, added to it before it is rounded.
+    """
     if is_channels_last(input) and input.dim() == 3:
-        return filtered(_batch_of_one(input), window, padding_mode).squeeze(0)
-    window = _beside(input, window)
+        more = plus if plus is None else _batch_of_one(plus)
+        return filtered(_batch_of_one(input), window, padding_mode, more).squeeze(0)
     if window.dim() == 2:
-        return corr2d(input, window, padding="same", padding_mode=padding_mode)
+        return _correlated(input, window, padding_mode, residual=plus)
     N, C = input.shape[:2]
     weight = window[:, None, None].expand(N, C, 1, *window.shape[1:])
-    return corr2d(input, weight, padding="same", groups=C, padding_mode=padding_mode)
+    return _correlated(input, weight, padding_mode, groups=C, residual=plus)
 
 
 def separable(
@@ -71,13 +100,6 @@ def _two_passes_are_cheaper(window: tuple[int, int], element_sizes: tuple[int, i
     return time(S, read + written) + time(R, 2 * written) < time(R * S, read + written)
 
 
-def check_image(input: Any) -> None:
-    """Raises ArgumentError or ArgumentTypeError unless `input` is an image (..., H, W)."""
-    check_tensors(images=("input",), input=input)
-    if input.dim() < 2:
-        raise ArgumentError(f"input must be (..., H, W), got shape {tuple(input.shape)}")
-
-
 def result_dtype(input: torch.Tensor) -> torch.dtype:
     """The dtype of a filtered image, and so of its window."""
     return torch.float32 if input.dtype == torch.uint8 else input.dtype
@@ -90,9 +112,20 @@ def is_channels_last(input: torch.Tensor) -> bool:
     return input.movedim(-3, -1).is_contiguous()
 
 
-def _beside(input: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
-    """A window in the image's dtype on its device, without waiting for what runs there."""
-    return window.to(input.device, result_dtype(input), non_blocking=True)
+def _correlated(
+    input: torch.Tensor, window: torch.Tensor, padding_mode: str, **options: Any
+) -> torch.Tensor:
+    """corr2d in the dtype of the result, whatever autocast says, and on the image's device."""
+    # non_blocking: no waiting for what runs on the device.
+    window = window.to(input.device, result_dtype(input), non_blocking=True)
+    with _without_autocast(input.device.type):
+        return corr2d(input, window, padding="same", padding_mode=padding_mode, **options)
+
+
+def _without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _batch_of_one(input: torch.Tensor) -> torch.Tensor:

@@ -15,13 +15,24 @@ import torch
 
 from ..ops import ArgumentError, ArgumentTypeError, as_integer, shown
 
+#: What the derivative kernels are across the direction in which they differ.
+SMOOTHING: dict[str, tuple[int, int, int]] = {
+    "sobel": (1, 2, 1),
+    "scharr": (3, 10, 3),
+    "prewitt": (1, 1, 1),
+    "diff": (0, 1, 0),
+}
 
-def sobel_kernels(*, normalized: bool = False, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+
+def sobel_kernels(
+    *, normalized: bool = False, dtype: torch.dtype = torch.float32, device: Any = None
+) -> torch.Tensor:
     """Sobel and Feldman's derivative kernels: x, then y.
 
     Args:
         normalized: divides by 8, so that a ramp of one per pixel answers with one.
         dtype: of the result.
+        device: of the result; None is PyTorch's default.
 
     Returns:
         (2, 1, 3, 3).
@@ -32,54 +43,63 @@ def sobel_kernels(*, normalized: bool = False, dtype: torch.dtype = torch.float3
                 [-2.,  0.,  2.],
                 [-1.,  0.,  1.]])
     """
-    return _derivatives((1, 2, 1), normalized, dtype)
+    return _derivatives("sobel", normalized, dtype, device)
 
 
-def scharr_kernels(*, normalized: bool = False, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def scharr_kernels(
+    *, normalized: bool = False, dtype: torch.dtype = torch.float32, device: Any = None
+) -> torch.Tensor:
     """Scharr's derivative kernels, which turn with the image better than Sobel's: x, then y.
 
     Args:
         normalized: divides by 32, so that a ramp of one per pixel answers with one.
         dtype: of the result.
+        device: of the result; None is PyTorch's default.
 
     Returns:
         (2, 1, 3, 3).
     """
-    return _derivatives((3, 10, 3), normalized, dtype)
+    return _derivatives("scharr", normalized, dtype, device)
 
 
 def prewitt_kernels(
-    *, normalized: bool = False, dtype: torch.dtype = torch.float32
+    *, normalized: bool = False, dtype: torch.dtype = torch.float32, device: Any = None
 ) -> torch.Tensor:
     """Prewitt's derivative kernels: x, then y.
 
     Args:
         normalized: divides by 6, so that a ramp of one per pixel answers with one.
         dtype: of the result.
+        device: of the result; None is PyTorch's default.
 
     Returns:
         (2, 1, 3, 3).
     """
-    return _derivatives((1, 1, 1), normalized, dtype)
+    return _derivatives("prewitt", normalized, dtype, device)
 
 
 def difference_kernels(
-    *, normalized: bool = False, dtype: torch.dtype = torch.float32
+    *, normalized: bool = False, dtype: torch.dtype = torch.float32, device: Any = None
 ) -> torch.Tensor:
     """Central differences, without smoothing across: x, then y.
 
     Args:
         normalized: divides by 2, so that a ramp of one per pixel answers with one.
         dtype: of the result.
+        device: of the result; None is PyTorch's default.
 
     Returns:
         (2, 1, 3, 3).
     """
-    return _derivatives((0, 1, 0), normalized, dtype)
+    return _derivatives("diff", normalized, dtype, device)
 
 
 def laplacian_kernel(
-    neighbours: int = 4, *, normalized: bool = False, dtype: torch.dtype = torch.float32
+    neighbours: int = 4,
+    *,
+    normalized: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: Any = None,
 ) -> torch.Tensor:
     """A pixel's neighbours less the pixel: positive at dark spots, zero on ramps.
 
@@ -87,6 +107,7 @@ def laplacian_kernel(
         neighbours: 4, the sum of the second differences along x and y, or 8, with the corners.
         normalized: divides by the sum of absolute values, 8 or 16.
         dtype: of the result.
+        device: of the result; None is PyTorch's default.
 
     Returns:
         (1, 1, 3, 3).
@@ -98,11 +119,11 @@ def laplacian_kernel(
         raise ArgumentError(f"neighbours must be 4 or 8, got {shown(neighbours)}")
     corner = int(neighbours == 8)
     rows = [[corner, 1, corner], [1, -neighbours, 1], [corner, 1, corner]]
-    kernel = torch.tensor([[rows]], dtype=dtype)
+    kernel = torch.tensor([[rows]], dtype=dtype, device=device)
     return kernel / (2 * neighbours) if normalized else kernel
 
 
-def gaussian_window(sigma: float | torch.Tensor, size: int) -> torch.Tensor:
+def gaussian_window(sigma: float | torch.Tensor, size: int, *, device: Any = None) -> torch.Tensor:
     """A Gaussian sampled at the pixels of a one-dimensional window, with the sum one.
 
         g(i) = exp(-x^2 / (2 * sigma^2)) / sum,  x = i - (size - 1) / 2
@@ -112,15 +133,16 @@ def gaussian_window(sigma: float | torch.Tensor, size: int) -> torch.Tensor:
             of an even window. A tensor of any shape gives a window for each of its elements, and
             is differentiable.
         size: of the window; even ones have their centre between two pixels.
+        device: of the result; None is where a tensor sigma is, PyTorch's default for a number.
 
     Returns:
-        A tensor of shape sigma.shape + (size,), float64, where sigma is.
+        A tensor of shape sigma.shape + (size,), float64.
 
     Example:
         >>> gaussian_window(0.0, 4)
         tensor([0.0000, 0.5000, 0.5000, 0.0000], dtype=torch.float64)
     """
-    sigma = torch.as_tensor(sigma, dtype=torch.float64)
+    sigma = torch.as_tensor(sigma, dtype=torch.float64, device=device)
     x = torch.arange(size, dtype=torch.float64, device=sigma.device) - (size - 1) / 2
     # Anything so narrow is 1 at its middle and 0 elsewhere; the softmax is exp over its sum.
     return torch.softmax((x / sigma.clamp(min=1e-15).unsqueeze(-1)).square() / -2, dim=-1)
@@ -133,6 +155,7 @@ def gabor_kernels(
     bandwidth: float = 1.0,
     n_stds: float = 3.0,
     dtype: torch.dtype = torch.float32,
+    device: Any = None,
 ) -> torch.Tensor:
     """Even-symmetric Gabor filters: a cosine under a round Gaussian whose sum is about one.
 
@@ -150,6 +173,7 @@ def gabor_kernels(
         bandwidth: b, in octaves between the frequencies that are answered to half as much.
         n_stds: where the window ends.
         dtype: of the result.
+        device: of the result; None is PyTorch's default.
 
     Returns:
         (K, 1, R, S), K the number of directions, R and S odd.
@@ -157,15 +181,16 @@ def gabor_kernels(
     Raises:
         ArgumentError: no direction, or a number that is not positive and finite where it must be.
     """
-    angles = as_angles(theta).view(-1, 1, 1)
+    given = as_angles(theta)
     for name, value in (("frequency", frequency), ("bandwidth", bandwidth), ("n_stds", n_stds)):
         if not 0 < value < math.inf:
             raise ArgumentError(f"{name} must be positive, got {shown(value)}")
     octaves = (2**bandwidth + 1) / (2**bandwidth - 1)
     sigma = math.sqrt(math.log(2) / 2) / (math.pi * frequency) * octaves
-    reach = float(torch.maximum(angles.cos().abs(), angles.sin().abs()).max())
+    reach = float(torch.maximum(given.cos().abs(), given.sin().abs()).max())
     half = math.ceil(max(n_stds * sigma * reach, 1))
-    y = torch.arange(-half, half + 1, dtype=torch.float64)[:, None]
+    angles = torch.tensor(given.tolist(), dtype=torch.float64, device=device).view(-1, 1, 1)
+    y = torch.arange(-half, half + 1, dtype=torch.float64, device=device)[:, None]
     x = y.T
     turned = x * angles.cos() + y * angles.sin()
     envelope = torch.exp((x**2 + y**2) / (-2 * sigma**2)) / (2 * math.pi * sigma**2)
@@ -183,16 +208,17 @@ def as_angles(theta: Any) -> torch.Tensor:
     return angles
 
 
-def textbook_edge_kernel(*, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def textbook_edge_kernel(*, dtype: torch.dtype = torch.float32, device: Any = None) -> torch.Tensor:
     """The textbook's [[1, -1]]: +1 where white turns black, -1 where black turns white.
 
     Args:
         dtype: of the result.
+        device: of the result; None is PyTorch's default.
 
     Returns:
         (1, 1, 1, 2).
     """
-    return torch.tensor([[[[1, -1]]]], dtype=dtype)
+    return torch.tensor([[[[1, -1]]]], dtype=dtype, device=device)
 
 
 def log_gabor_kernels(
@@ -201,6 +227,7 @@ def log_gabor_kernels(
     *,
     wavelength: float = 6.0,
     dtype: torch.dtype = torch.float32,
+    device: Any = None,
 ) -> torch.Tensor:
     """Even-symmetric log-Gabor filters, one for each orientation, after Field (1987).
 
@@ -223,6 +250,7 @@ def log_gabor_kernels(
         orientations: how many filters.
         wavelength: of the stripes that are answered to most, in pixels; at least 2.
         dtype: of the result.
+        device: of the result; None is PyTorch's default.
 
     Returns:
         (orientations, 1, size, size).
@@ -239,13 +267,14 @@ def log_gabor_kernels(
         raise ArgumentError(f"wavelength must be at least 2 pixels, got {wavelength!r}")
     # A grid finer than the window's own, or the filter would wrap around into itself.
     grid = 4 * size + 1
-    frequency = torch.fft.fftfreq(grid, dtype=torch.float64)
+    frequency = torch.fft.fftfreq(grid, dtype=torch.float64, device=device)
     fy, fx = torch.meshgrid(frequency, frequency, indexing="ij")
     radius = torch.hypot(fx, fy)
     radius[0, 0] = 1
     radial = torch.exp(-((radius * wavelength).log() ** 2) / (2 * math.log(0.65) ** 2))
     radial[0, 0] = 0
-    theta = torch.arange(orientations, dtype=torch.float64).view(-1, 1, 1) * math.pi / orientations
+    theta = torch.arange(orientations, dtype=torch.float64, device=device).view(-1, 1, 1)
+    theta = theta * math.pi / orientations
     # The angle to an axis, not to a direction: that makes the spectrum even and the filter real.
     angle = torch.remainder(torch.atan2(fy, fx) - theta + math.pi / 2, math.pi) - math.pi / 2
     spectrum = radial * torch.exp(-(angle**2) / (2 * (math.pi / orientations / 1.5) ** 2))
@@ -257,12 +286,10 @@ def log_gabor_kernels(
     return ((filters + filters.flip(-2, -1)) / 2).unsqueeze(1).to(dtype)
 
 
-def _derivatives(
-    smoothing: tuple[int, int, int], normalized: bool, dtype: torch.dtype
-) -> torch.Tensor:
-    """[-1, 0, 1] along one axis, `smoothing` along the other: x, then y."""
-    smooth = torch.tensor(smoothing, dtype=dtype)
-    x = smooth[:, None] * torch.tensor([-1, 0, 1], dtype=dtype)
+def _derivatives(mode: str, normalized: bool, dtype: torch.dtype, device: Any) -> torch.Tensor:
+    """[-1, 0, 1] along one axis, the mode's smoothing along the other: x, then y."""
+    smooth = torch.tensor(SMOOTHING[mode], dtype=dtype, device=device)
+    x = smooth[:, None] * torch.tensor([-1, 0, 1], dtype=dtype, device=device)
     if normalized:
-        x = x / (2 * sum(smoothing))
+        x = x / (2 * sum(SMOOTHING[mode]))
     return torch.stack([x, x.T]).unsqueeze(1)

@@ -7,36 +7,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from ..autograd.modules import PaddingMode
+from ..images.inputs import ImageLike, hold
 from ..ops import ArgumentError, ArgumentTypeError, as_pair, shown
-from .apply import check_image, separable
+from ..ops.geometry import PairLike
+from .apply import separable, typed
 from .banks import gaussian_window
 
+Sigma: TypeAlias = "float | tuple[float, float] | list[float] | torch.Tensor"
 
+
+@typed
 def gaussian_blur(
-    input: torch.Tensor,
-    sigma: Any,
+    input: ImageLike,
+    sigma: Sigma,
     *,
-    kernel_size: Any = None,
+    kernel_size: PairLike | None = None,
     truncate: float = 4.0,
     padding_mode: PaddingMode = "reflect",
-) -> torch.Tensor:
+    channel_axis: int | None = None,
+) -> Any:
     """The image under a Gaussian window, sampled at the pixels, whose sum is one.
 
-    With kernel_size it is `kornia.filters.gaussian_blur2d` and torchvision's `gaussian_blur`; with
-    truncate it has the windows of SciPy's `gaussian_filter` and `skimage.filters.gaussian`, whose
-    borders are padding_mode="replicate" for the latter and one that corr2d does not offer for
-    the former.
+    With kernel_size it is `kornia.filters.gaussian_blur2d`, and torchvision's `gaussian_blur` with
+    its pairs turned round: there they are (w, h), here (h, w). With truncate it has the windows of
+    SciPy's `gaussian_filter` and `skimage.filters.gaussian`, whose borders are
+    padding_mode="replicate" for the latter and one that corr2d does not offer for the former.
 
     Runs along the width and then along the height where that is cheaper; see
-    `filtering.TAPS_PER_BYTE`. In 16 bits the image between the two is rounded once more.
+    `filters/apply.py`. In 16 bits the image between the two is rounded once more.
 
     Args:
-        input: (..., H, W), float or uint8.
+        input: the image.
         sigma: standard deviation in pixels, a number or (h, w); 0 leaves an axis as it is. Also a
             float tensor of shape (), (2,) or, for an input (N, C, H, W), (N, 2): one pair for each
             sample. The result is differentiable in such a tensor; what is negative counts as 0.
@@ -46,6 +52,7 @@ def gaussian_blur(
             2 * int(truncate * sigma + 0.5) + 1 pixels.
         padding_mode: what lies beyond the border; "reflect" needs an image larger than half the
             window.
+        channel_axis: where an array has its channels, if not before H and W.
 
     Returns:
         (..., H, W).
@@ -60,23 +67,18 @@ def gaussian_blur(
         >>> gaussian_blur(dot, (0, 1), kernel_size=3)[2]
         tensor([0.0000, 0.2741, 0.4519, 0.2741, 0.0000])
     """
-    check_image(input)
-    sigma_h, sigma_w = _sigmas(sigma, input)
-    if kernel_size is not None:
-        size = _window("kernel_size", kernel_size)
-    elif isinstance(sigma_h, torch.Tensor) or isinstance(sigma_w, torch.Tensor):
-        raise ArgumentError("kernel_size must be given when sigma is a tensor, got None")
-    elif not 0 <= truncate < math.inf:
-        raise ArgumentError(f"truncate must be finite and not negative, got {shown(truncate)}")
-    else:
-        size = 2 * int(truncate * sigma_h + 0.5) + 1, 2 * int(truncate * sigma_w + 0.5) + 1
-    down, across = gaussian_window(sigma_h, size[0]), gaussian_window(sigma_w, size[1])
-    return separable(input, down, across, padding_mode)
+    image = hold(input, channel_axis)
+    return image.give_back(_blurred(image.planes, sigma, kernel_size, truncate, padding_mode))
 
 
+@typed
 def box_blur(
-    input: torch.Tensor, kernel_size: Any, *, padding_mode: PaddingMode = "reflect"
-) -> torch.Tensor:
+    input: ImageLike,
+    kernel_size: PairLike,
+    *,
+    padding_mode: PaddingMode = "reflect",
+    channel_axis: int | None = None,
+) -> Any:
     """The mean over a window around every pixel.
 
     `kornia.filters.box_blur`, and with the border that corr2d has SciPy's `uniform_filter`. The odd
@@ -84,13 +86,14 @@ def box_blur(
     takes it from the other side.
 
     Runs along the width and then along the height where that is cheaper; see
-    `filtering.TAPS_PER_BYTE`. In 16 bits the image between the two is rounded once more.
+    `filters/apply.py`. In 16 bits the image between the two is rounded once more.
 
     Args:
-        input: (..., H, W), float or uint8.
+        input: the image.
         kernel_size: of the window, an int or (h, w).
         padding_mode: what lies beyond the border; "reflect" needs an image larger than half the
             window.
+        channel_axis: where an array has its channels, if not before H and W.
 
     Returns:
         (..., H, W).
@@ -102,31 +105,34 @@ def box_blur(
         >>> box_blur(torch.tensor([[0.0, 3.0, 6.0, 0.0]]), (1, 3))
         tensor([[2., 3., 3., 4.]])
     """
-    check_image(input)
+    image = hold(input, channel_axis)
     down, across = (
-        torch.full((n,), 1 / n, dtype=torch.float64) for n in _window("kernel_size", kernel_size)
+        torch.full((n,), 1 / n, dtype=torch.float64, device="cpu")
+        for n in _window("kernel_size", kernel_size)
     )
-    return separable(input, down, across, padding_mode)
+    return image.give_back(separable(image.planes, down, across, padding_mode))
 
 
+@typed
 def unsharp_mask(
-    input: torch.Tensor,
-    sigma: Any = 1.0,
+    input: ImageLike,
+    sigma: Sigma = 1.0,
     amount: float = 1.0,
     *,
-    kernel_size: Any = None,
+    kernel_size: PairLike | None = None,
     truncate: float = 4.0,
     padding_mode: PaddingMode = "reflect",
-) -> torch.Tensor:
+    channel_axis: int | None = None,
+) -> Any:
     """The image plus what a Gaussian blur takes from it: input + amount * (input - blurred).
 
     `kornia.filters.unsharp_mask`, whose amount is 1. `skimage.filters.unsharp_mask` calls sigma
     radius and clips; this does not, which is its preserve_range=True.
 
     Args:
-        input: (..., H, W), float or uint8.
+        input: the image.
         amount: how much sharper; 0 leaves the image as it is.
-        sigma, kernel_size, truncate, padding_mode: as for `gaussian_blur`.
+        sigma, kernel_size, truncate, padding_mode, channel_axis: as for `gaussian_blur`.
 
     Returns:
         (..., H, W), which may leave the range of the image.
@@ -138,10 +144,34 @@ def unsharp_mask(
         >>> unsharp_mask(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), (0, 1), kernel_size=(1, 3))
         tensor([[ 0.0000, -0.2741,  1.2741,  1.0000]])
     """
-    blurred = gaussian_blur(
-        input, sigma, kernel_size=kernel_size, truncate=truncate, padding_mode=padding_mode
+    image = hold(input, channel_axis)
+    blurred = _blurred(image.planes, sigma, kernel_size, truncate, padding_mode)
+    return image.give_back(torch.lerp(blurred, image.planes.to(blurred.dtype), 1 + amount))
+
+
+def _blurred(
+    input: torch.Tensor,
+    sigma: Any,
+    kernel_size: Any,
+    truncate: float,
+    padding_mode: str,
+) -> torch.Tensor:
+    """gaussian_blur of planes (..., H, W)."""
+    sigma_h, sigma_w = _sigmas(sigma, input)
+    if kernel_size is not None:
+        size = _window("kernel_size", kernel_size)
+    elif isinstance(sigma_h, torch.Tensor) or isinstance(sigma_w, torch.Tensor):
+        raise ArgumentError("kernel_size must be given when sigma is a tensor, got None")
+    elif not 0 <= truncate < math.inf:
+        raise ArgumentError(f"truncate must be finite and not negative, got {shown(truncate)}")
+    else:
+        size = 2 * int(truncate * sigma_h + 0.5) + 1, 2 * int(truncate * sigma_w + 0.5) + 1
+    down, across = (
+        # A number's window is made where no default device takes it.
+        gaussian_window(value, n, device=None if isinstance(value, torch.Tensor) else "cpu")
+        for value, n in zip((sigma_h, sigma_w), size, strict=True)
     )
-    return torch.lerp(blurred, input.to(blurred.dtype), 1 + amount)
+    return separable(input, down, across, padding_mode)
 
 
 def _sigmas(sigma: Any, input: torch.Tensor) -> tuple[float | torch.Tensor, float | torch.Tensor]:

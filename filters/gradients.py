@@ -1,10 +1,17 @@
 """Derivatives and oriented filters of images, as thin functions over `corr2d`.
 
-Images are (..., H, W) with any number of leading dimensions, every plane filtered on its own;
-float16, bfloat16, float32 and float64 keep their dtype, uint8 gives float32 of the same scale
-(0 to 255). The result has the image's extent and memory format and is differentiable. All taps are
-those of cross-correlation; x runs to the right and y downwards. float32 on a GPU is multiplied as
-corr2d does by default, by PyTorch's setting for convolutions.
+Images are (..., H, W) with any number of leading dimensions, every plane filtered on its own: a
+tensor, a NumPy array, a Pillow image or the name of a file; `channel_axis` names the channels of an
+array that has them elsewhere. A tensor gives a tensor, all else a NumPy array with the channels
+where they were. Floats keep their dtype, also under autocast; bool and integers give float32 of the
+same scale (0 to 255 for uint8), those of more than 16 bits float64. The result has the image's
+extent and memory format and is differentiable. All taps are those of cross-correlation; x runs to
+the right and y downwards. float32 on a GPU is multiplied as corr2d does by default, by PyTorch's
+setting for convolutions.
+
+Derivatives are exactly zero where the image is constant: neighbours are subtracted first, and what
+is smoothed or added after are zeros. So are the derivatives of a magnitude there, of every order,
+which is the convention where the root has none.
 
 `padding_mode` says what lies beyond the border: "zeros", "reflect" (the border pixel is not
 repeated; SciPy calls this mirror), "replicate" (SciPy's nearest) or "circular" (SciPy's wrap).
@@ -15,39 +22,36 @@ a 3x3 window it is "replicate".
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 
 from ..autograd.modules import PaddingMode
+from ..images.inputs import ImageLike, hold
 from ..ops import ArgumentError, shown
-from .apply import check_image, filtered, is_channels_last, responses, result_dtype
-from .banks import (
-    as_angles,
-    difference_kernels,
-    gabor_kernels,
-    laplacian_kernel,
-    log_gabor_kernels,
-    prewitt_kernels,
-    scharr_kernels,
-    sobel_kernels,
+from .apply import filtered, responses, result_dtype, typed
+from .banks import SMOOTHING, as_angles, gabor_kernels, log_gabor_kernels
+
+GradientMode: TypeAlias = Literal["sobel", "scharr", "prewitt", "diff"]
+
+#: The second differences that a Laplacian adds: along x and y, then along the diagonals.
+_SECOND_DIFFERENCES = (
+    ((1, -2, 1),),
+    ((1,), (-2,), (1,)),
+    ((1, 0, 0), (0, -2, 0), (0, 0, 1)),
+    ((0, 0, 1), (0, -2, 0), (1, 0, 0)),
 )
 
-_GRADIENTS = {
-    "sobel": sobel_kernels,
-    "scharr": scharr_kernels,
-    "prewitt": prewitt_kernels,
-    "diff": difference_kernels,
-}
 
-
+@typed
 def spatial_gradient(
-    input: torch.Tensor,
-    mode: str = "sobel",
+    input: ImageLike,
+    mode: GradientMode = "sobel",
     *,
     normalized: bool = True,
     padding_mode: PaddingMode = "replicate",
-) -> torch.Tensor:
+    channel_axis: int | None = None,
+) -> Any:
     """The derivatives of an image along x and y, by one call with a bank of two filters.
 
     Border, scale and order of the two are those of `kornia.filters.spatial_gradient`. Twice the
@@ -55,11 +59,12 @@ def spatial_gradient(
     `ndimage.sobel` along axis 1 and 0.
 
     Args:
-        input: (..., H, W), float or uint8.
+        input: the image.
         mode: the kernels: "sobel", "scharr", "prewitt" or "diff", central differences.
         normalized: whether the result is in brightness per pixel; else the kernels are whole
             numbers.
         padding_mode: what lies beyond the border.
+        channel_axis: where an array has its channels, if not before H and W.
 
     Returns:
         (..., 2, H, W): d/dx, positive where brightness rises to the right, then d/dy, positive
@@ -73,32 +78,32 @@ def spatial_gradient(
         >>> spatial_gradient(ramp)[:, 2, 2]
         tensor([1., 0.])
     """
-    check_image(input)
-    if mode not in _GRADIENTS:
-        expected = ", ".join(map(repr, _GRADIENTS))
-        raise ArgumentError(f"mode must be one of {expected}, got {shown(mode)}")
-    bank = _GRADIENTS[mode](normalized=normalized, dtype=result_dtype(input))
-    return responses(input, bank, padding_mode)
+    image = hold(input, channel_axis)
+    gradient = torch.stack(_derivatives(image.planes, mode, normalized, padding_mode), -3)
+    return image.give_back(gradient)
 
 
+@typed
 def sobel(
-    input: torch.Tensor,
+    input: ImageLike,
     *,
     normalized: bool = True,
     eps: float = 0.0,
     padding_mode: PaddingMode = "replicate",
-) -> torch.Tensor:
+    channel_axis: int | None = None,
+) -> Any:
     """The magnitude of the gradient by Sobel and Feldman's kernels.
 
     `kornia.filters.sobel` is this with its eps of 1e-6. `skimage.filters.sobel` is this times the
     square root of two: it divides by 4, not 8, and takes the root of the mean square.
 
     Args:
-        input: (..., H, W), float or uint8.
+        input: the image.
         normalized: whether the result is in brightness per pixel; else the kernels are whole
             numbers.
         eps: added to the squared magnitude. Without it the derivative on flat areas is zero.
         padding_mode: what lies beyond the border.
+        channel_axis: where an array has its channels, if not before H and W.
 
     Returns:
         (..., H, W), not negative: sqrt(gx^2 + gy^2 + eps).
@@ -110,46 +115,55 @@ def sobel(
         >>> sobel(torch.arange(6.0).expand(4, 6))[2]
         tensor([0.5000, 1.0000, 1.0000, 1.0000, 1.0000, 0.5000])
     """
-    return _magnitude(input, "sobel", normalized, eps, padding_mode)
+    image = hold(input, channel_axis)
+    return image.give_back(_magnitude(image.planes, "sobel", normalized, eps, padding_mode))
 
 
+@typed
 def scharr(
-    input: torch.Tensor,
+    input: ImageLike,
     *,
     normalized: bool = True,
     eps: float = 0.0,
     padding_mode: PaddingMode = "replicate",
-) -> torch.Tensor:
+    channel_axis: int | None = None,
+) -> Any:
     """The magnitude of the gradient by Scharr's kernels, which turn with the image better.
 
     `skimage.filters.scharr` is this times the square root of two. Arguments, result and errors are
     those of `sobel`.
     """
-    return _magnitude(input, "scharr", normalized, eps, padding_mode)
+    image = hold(input, channel_axis)
+    return image.give_back(_magnitude(image.planes, "scharr", normalized, eps, padding_mode))
 
 
+@typed
 def prewitt(
-    input: torch.Tensor,
+    input: ImageLike,
     *,
     normalized: bool = True,
     eps: float = 0.0,
     padding_mode: PaddingMode = "replicate",
-) -> torch.Tensor:
+    channel_axis: int | None = None,
+) -> Any:
     """The magnitude of the gradient by Prewitt's kernels.
 
     `skimage.filters.prewitt` is this times the square root of two. Arguments, result and errors are
     those of `sobel`.
     """
-    return _magnitude(input, "prewitt", normalized, eps, padding_mode)
+    image = hold(input, channel_axis)
+    return image.give_back(_magnitude(image.planes, "prewitt", normalized, eps, padding_mode))
 
 
+@typed
 def laplacian(
-    input: torch.Tensor,
+    input: ImageLike,
     neighbours: int = 4,
     *,
     normalized: bool = False,
     padding_mode: PaddingMode = "replicate",
-) -> torch.Tensor:
+    channel_axis: int | None = None,
+) -> Any:
     """A pixel's neighbours less the pixel: positive at dark spots, zero on ramps.
 
     As it stands it is `scipy.ndimage.laplace`, and `skimage.filters.laplace` with the opposite
@@ -157,10 +171,11 @@ def laplacian(
     padding_mode="reflect".
 
     Args:
-        input: (..., H, W), float or uint8.
+        input: the image.
         neighbours: 4, the sum of the second differences along x and y, or 8, with the corners.
         normalized: divides by the sum of the kernel's absolute values, 8 or 16.
         padding_mode: what lies beyond the border.
+        channel_axis: where an array has its channels, if not before H and W.
 
     Returns:
         (..., H, W).
@@ -172,32 +187,42 @@ def laplacian(
         >>> laplacian(torch.arange(5.0).square().expand(4, 5))[2, 1:-1]
         tensor([2., 2., 2.])
     """
-    check_image(input)
-    kernel = laplacian_kernel(neighbours, normalized=normalized, dtype=result_dtype(input))
-    return filtered(input, kernel[0, 0], padding_mode)
+    if neighbours not in (4, 8):
+        raise ArgumentError(f"neighbours must be 4 or 8, got {shown(neighbours)}")
+    image = hold(input, channel_axis)
+    scale = 1 / (2 * neighbours) if normalized else 1
+    total = None
+    for window in _SECOND_DIFFERENCES[: neighbours // 2]:
+        taps = scale * torch.tensor(window, dtype=torch.float64, device="cpu")
+        total = filtered(image.planes, taps, padding_mode, plus=total)
+    assert total is not None
+    return image.give_back(total)
 
 
+@typed
 def gabor(
-    input: torch.Tensor,
+    input: ImageLike,
     frequency: float,
     theta: Any = 0.0,
     *,
     bandwidth: float = 1.0,
     n_stds: float = 3.0,
     padding_mode: PaddingMode = "reflect",
-) -> torch.Tensor:
+    channel_axis: int | None = None,
+) -> Any:
     """The image under even-symmetric Gabor filters, all directions in one call.
 
     For one direction, the first result of `skimage.filters.gabor`, but for its border: scikit-image
     repeats the border pixel.
 
     Args:
-        input: (..., H, W), float or uint8.
+        input: the image.
         frequency: in cycles per pixel.
         theta: the direction, in radians from +x towards +y, in which brightness varies; or several.
         bandwidth, n_stds: as for `gabor_kernels`.
         padding_mode: what lies beyond the border; "reflect" needs an image larger than half the
             window.
+        channel_axis: where an array has its channels, if not before H and W.
 
     Returns:
         (..., H, W), or (..., K, H, W) for a sequence of K directions.
@@ -209,29 +234,34 @@ def gabor(
         >>> gabor(torch.zeros(3, 32, 40), 0.25, (0.0, 0.8, 1.6)).shape
         torch.Size([3, 3, 32, 40])
     """
-    check_image(input)
-    dtype = result_dtype(input)
-    bank = gabor_kernels(frequency, theta, bandwidth=bandwidth, n_stds=n_stds, dtype=dtype)
+    image = hold(input, channel_axis)
+    dtype = result_dtype(image.planes)
+    bank = gabor_kernels(
+        frequency, theta, bandwidth=bandwidth, n_stds=n_stds, dtype=dtype, device="cpu"
+    )
     if as_angles(theta).dim():
-        return responses(input, bank, padding_mode)
-    return filtered(input, bank[0, 0], padding_mode)
+        return image.give_back(responses(image.planes, bank, padding_mode))
+    return image.give_back(filtered(image.planes, bank[0, 0], padding_mode))
 
 
+@typed
 def log_gabor(
-    input: torch.Tensor,
+    input: ImageLike,
     size: int = 21,
     orientations: int = 6,
     *,
     wavelength: float = 6.0,
     padding_mode: PaddingMode = "reflect",
-) -> torch.Tensor:
+    channel_axis: int | None = None,
+) -> Any:
     """The image under even-symmetric log-Gabor filters, after Field (1987), in one call.
 
     Args:
-        input: (..., H, W), float or uint8.
+        input: the image.
         size, orientations, wavelength: as for `log_gabor_kernels`.
         padding_mode: what lies beyond the border; "reflect" needs an image larger than half the
             window.
+        channel_axis: where an array has its channels, if not before H and W.
 
     Returns:
         (..., orientations, H, W); map k is of stripes whose brightness varies in the direction
@@ -244,21 +274,45 @@ def log_gabor(
         >>> log_gabor(torch.zeros(3, 32, 40)).shape
         torch.Size([3, 6, 32, 40])
     """
-    check_image(input)
-    bank = log_gabor_kernels(size, orientations, wavelength=wavelength, dtype=result_dtype(input))
-    return responses(input, bank, padding_mode)
+    image = hold(input, channel_axis)
+    dtype = result_dtype(image.planes)
+    bank = log_gabor_kernels(size, orientations, wavelength=wavelength, dtype=dtype, device="cpu")
+    return image.give_back(responses(image.planes, bank, padding_mode))
+
+
+def _derivatives(
+    image: torch.Tensor, mode: str, normalized: bool, padding_mode: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """d/dx and d/dy, each a difference along its own axis, smoothed along the other.
+
+    The two taps of a difference cancel in whatever order they are added, on every backend. All taps
+    of a kernel at once would not: a multiple of a constant may have been rounded on the way.
+    """
+    if mode not in SMOOTHING:
+        expected = ", ".join(map(repr, SMOOTHING))
+        raise ArgumentError(f"mode must be one of {expected}, got {shown(mode)}")
+    difference = torch.tensor([-1, 0, 1], dtype=torch.float64, device="cpu")
+    smooth = torch.tensor(SMOOTHING[mode], dtype=torch.float64, device="cpu")
+    if normalized:
+        difference, smooth = difference / 2, smooth / smooth.sum()
+    dx = filtered(image, difference[None, :], padding_mode)
+    dy = filtered(image, difference[:, None], padding_mode)
+    if mode == "diff":
+        return dx, dy
+    return (
+        filtered(dx, smooth[:, None], padding_mode),
+        filtered(dy, smooth[None, :], padding_mode),
+    )
 
 
 def _magnitude(
-    input: torch.Tensor, mode: str, normalized: bool, eps: float, padding_mode: PaddingMode
+    image: torch.Tensor, mode: str, normalized: bool, eps: float, padding_mode: str
 ) -> torch.Tensor:
     if not 0 <= eps < math.inf:
         raise ArgumentError(f"eps must be finite and not negative, got {shown(eps)}")
-    gradient = spatial_gradient(input, mode, normalized=normalized, padding_mode=padding_mode)
-    # The norm, unlike a root of squares, has a derivative at zero and does not overflow in float16.
-    if is_channels_last(input):  # a norm is laid out in the order of its dimensions
-        pixels = gradient.movedim((-2, -1), (-4, -3))  # (..., H, W, C, 2)
-        length = torch.linalg.vector_norm(pixels, dim=-1).movedim(-1, -3)
-    else:
-        length = torch.linalg.vector_norm(gradient, dim=-3)
-    return torch.hypot(length, length.new_full((), math.sqrt(eps))) if eps else length
+    dx, dy = _derivatives(image, mode, normalized, padding_mode)
+    # hypot, unlike a root of squares, does not overflow in float16.
+    if eps:
+        return torch.hypot(dx, torch.hypot(dy, dy.new_full((), math.sqrt(eps))))
+    flat = (dx == 0) & (dy == 0)
+    return torch.where(flat, 0, torch.hypot(torch.where(flat, 1, dx), dy))

@@ -295,6 +295,18 @@ def _colours_of_16_bits(path: Path) -> NDArray[Any] | None:
     return array
 
 
+def pillow_array(image: Image) -> NDArray[Any]:
+    """(H, W) or (H, W, 3) of a Pillow image, in the numbers that it holds, white where transparent.
+
+    What `read_image` makes of a file, but for the orientation, which is the object's own.
+    """
+    array = _samples(image, [])
+    if array.ndim == 2:
+        return array
+    pixels, white = brightness(array, double=False)
+    return _without_alpha(pixels, []) * np.float32(white)
+
+
 def _samples(image: Image, notes: list[str]) -> NDArray[Any]:
     """(H, W) or (H, W, C) of an open image, in the integers or floats that it means."""
     if image.mode.startswith(("I", "F")):

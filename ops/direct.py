@@ -33,7 +33,10 @@ def only_the_device_sees(*tensors: torch.Tensor | None) -> bool:
             continue
         if type(tensor) not in _PLAIN or tensor.is_meta:
             return False
-        if tensor.is_neg() or tensor._is_zerotensor() or is_legacy_batchedtensor(tensor):
+        if tensor.is_neg() or tensor._is_zerotensor():
+            return False
+        # Dynamo cannot ask, and sees no batches of this kind.
+        if not torch.compiler.is_compiling() and is_legacy_batchedtensor(tensor):
             return False
     return not (torch._C._get_tracing_state() or profiler._is_profiler_enabled)
 

@@ -20,6 +20,8 @@ from .checks import check_padding_mode
 from .errors import ArgumentError, ArgumentTypeError, shown
 
 Pair: TypeAlias = tuple[int, int]
+#: What callers may give where (h, w) is meant.
+PairLike: TypeAlias = int | tuple[int, int] | list[int]
 
 #: Sizes and offsets are 64-bit integers everywhere below Python.
 INT64_MAX = 2**63 - 1

@@ -19,7 +19,7 @@ ALLOWED = {
     "kernels": {"triton"},
     "ops": {"tricorr.kernels", "torch", "numpy"},
     "autograd": {"tricorr.ops", "torch", "numpy"},
-    "filters": {"tricorr.autograd", "tricorr.ops", "torch", "numpy"},
+    "filters": {"tricorr.autograd", "tricorr.images", "tricorr.ops", "torch", "numpy"},
     "images": {
         "tricorr.ops",
         "torch",

@@ -10,6 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tricorr import ArgumentError, ArgumentTypeError, corr2d, filters
 from tricorr.filters import apply as filtering
 
+#: PyTorch compiles some of its own forward derivatives when the first one is taken.
+FORWARD_MODE = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 on_cpu = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 
 #: Our padding modes by SciPy's names; SciPy's own "reflect" repeats the border pixel.
@@ -274,6 +276,16 @@ def test_a_bank_on_channels_last(backend):
     assert torch.equal(result, filters.spatial_gradient(image, normalized=False))
 
 
+PASSES = {
+    "sobel": 4,
+    "scharr_eps": 4,
+    "spatial_gradient": 4,
+    "laplacian": 2,
+    "gaussian_two_passes": 2,
+    "unsharp": 2,
+}
+
+
 class Operators(TorchDispatchMode):
     """Keeps the names of our operators as they are called."""
 
@@ -290,15 +302,14 @@ class Operators(TorchDispatchMode):
 @on_cpu
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("layout", ["planes", "channels_last"])
-def test_the_image_is_read_by_one_operator(backend, name, layout):
-    """The two kernels of a gradient and all directions of a bank are one operator's filters."""
+def test_operators_of_a_filter(backend, name, layout):
+    """All directions of a bank are one operator; differences come before what is smoothed."""
     image = torch.rand(2, 3, 12, 13)
     if layout == "channels_last":
         image = image.contiguous(memory_format=torch.channels_last)
     with Operators() as operators:
         EVERY[name](image)
-    passes = 2 if name in ("gaussian_two_passes", "unsharp") else 1
-    assert operators.called == ["fprop"] * passes
+    assert operators.called == ["fprop"] * PASSES.get(name, 1)
 
 
 @pytest.mark.parametrize(
@@ -355,9 +366,79 @@ def test_blur_is_differentiable_in_image_and_sigma(backend, shape, size):
 def test_magnitude_is_differentiable(backend, eps):
     image = torch.rand(2, 5, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: filters.sobel(x, eps=eps), (image,))
-    flat = torch.ones(5, 6, requires_grad=True)
-    filters.sobel(flat, eps=eps).sum().backward()
-    assert torch.equal(flat.grad, torch.zeros(5, 6))
+    assert torch.autograd.gradgradcheck(
+        lambda x: filters.sobel(x, eps=eps), (image[:1, :3, :3],), fast_mode=True
+    )
+
+
+DIFFERENCES = {
+    "sobel": filters.sobel,
+    "sobel_whole_numbers": lambda x: filters.sobel(x, normalized=False),
+    "scharr": filters.scharr,
+    "prewitt": filters.prewitt,
+    "spatial_gradient": lambda x: filters.spatial_gradient(x, "scharr"),
+    "differences": lambda x: filters.spatial_gradient(x, "diff"),
+    "laplacian": filters.laplacian,
+    "laplacian_8": lambda x: filters.laplacian(x, 8, normalized=True),
+}
+
+
+def flat_and_step(dtype, level, device):
+    """A flat image, and one with a step between two flat halves."""
+    halves = torch.tensor([level] * 5 + [0.7] * 5, dtype=dtype, device=device).repeat(4, 1)
+    return torch.full((2, 5, 9), level, dtype=dtype, device=device), halves
+
+
+@on_cpu
+@pytest.mark.parametrize("name", DIFFERENCES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("level", [128 / 255, 77.7])  # three times which is rounded
+def test_flat_areas_are_exactly_zero(backend, name, dtype, level):
+    flat, step = flat_and_step(dtype, level, backend.device)
+    assert not DIFFERENCES[name](flat).any()
+    response = DIFFERENCES[name](step)
+    assert not response[..., :4].any()
+    assert not response[..., 6:].any()
+    assert response[..., 4:6].any()
+
+
+@pytest.mark.parametrize("name", ["sobel", "prewitt", "laplacian_8"])
+def test_flat_areas_are_exactly_zero_by_kernels(kernel_backend, name):
+    flat, step = flat_and_step(torch.float32, 128 / 255, kernel_backend.device)
+    assert not DIFFERENCES[name](flat).any()
+    response = DIFFERENCES[name](step)
+    assert not response[..., :4].any()
+    assert not response[..., 6:].any()
+
+
+@on_cpu
+@FORWARD_MODE
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_derivatives_on_flat_areas_are_zero(backend, name):
+    flat = torch.full((6, 7), 128 / 255, requires_grad=True)
+    magnitude = name.partition("_")[0] in ("sobel", "scharr", "prewitt")
+    grad, *_ = torch.autograd.grad(DIFFERENCES[name](flat).sum(), flat, create_graph=True)
+    assert not grad[1:-1, 1:-1].any()
+    if magnitude:  # by convention: there the root has no derivative
+        assert not grad.any()
+        (second,) = torch.autograd.grad((grad * torch.randn(6, 7)).sum(), flat)
+        assert not second.any()
+        _, tangent = torch.func.jvp(DIFFERENCES[name], (flat.detach(),), (torch.randn(6, 7),))
+        assert not tangent.any()
+
+
+@on_cpu
+def test_eps_makes_magnitudes_smooth(backend):
+    """On flat areas the magnitude is sqrt(eps + |gradient|^2): its Hessian is G^T G / sqrt(eps)."""
+    eps = 1e-6
+    flat = torch.full((4, 5), 128 / 255, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(filters.sobel(flat, eps=eps), torch.full_like(flat, math.sqrt(eps)))
+    hessian = torch.autograd.functional.hessian(lambda x: filters.sobel(x, eps=eps).sum(), flat)
+    gradient = torch.autograd.functional.jacobian(filters.spatial_gradient, flat).reshape(-1, 20)
+    expected = gradient.T @ gradient / math.sqrt(eps)
+    torch.testing.assert_close(hessian.reshape(20, 20), expected, rtol=1e-10, atol=1e-9)
+    (grad,) = torch.autograd.grad(filters.sobel(flat, eps=eps).sum(), flat)
+    assert not grad.any()
 
 
 @on_cpu
@@ -410,11 +491,35 @@ x = torch.zeros(2, 3, 8, 9)
     ("call", "message"),
     [
         (lambda: filters.sobel(torch.zeros(5)), "input must be (..., H, W), got shape (5,)"),
-        (lambda: filters.sobel([[1.0]]), "input must be a torch.Tensor, got list"),
         (
-            lambda: filters.laplacian(x.int()),
-            "input must be float16, bfloat16, float32 or float64, or a uint8 image, "
-            "got torch.int32",
+            lambda: filters.sobel([[1.0]]),
+            "input must be a tensor, a NumPy array, a Pillow image or the name of a file, got list",
+        ),
+        (
+            lambda: filters.laplacian(x.cfloat()),
+            "input must be real numbers, got torch.complex64",
+        ),
+        (
+            lambda: filters.laplacian(x.to_sparse()),
+            "input must be a dense (strided) tensor, got layout torch.sparse_coo",
+        ),
+        (
+            lambda: filters.laplacian(np.array(["a"])),
+            "input must hold numbers of at most 64 bits, got an array of <U1",
+        ),
+        (
+            lambda: filters.laplacian(np.ma.masked_equal(np.eye(3), 0)),
+            "input must not be a masked array, whose mask would be lost: fill it first, for "
+            "example with .filled(0)",
+        ),
+        (
+            lambda: filters.sobel(torch.zeros(2, 64, 48, 3)),
+            "input of shape (2, 64, 48, 3) looks like (H, W, channels): give channel_axis=-1 if "
+            "it is, or channel_axis=-3 for images that are 3 pixels wide",
+        ),
+        (
+            lambda: filters.box_blur(x, 3, channel_axis=4),
+            "channel_axis=4 is no axis beside H and W of input, of shape (2, 3, 8, 9)",
         ),
         (lambda: filters.sobel(x, eps=-1.0), "eps must be finite and not negative, got -1.0"),
         (
