@@ -146,13 +146,9 @@ def pretend(library: Path) -> tuple[StubDriver, Any]:
     triton.runtime.driver.set_active(driver)
 
     from tricorr.ops import backend
-    from tricorr.ops.launch import layout
     from tricorr.ops.plan.device import Device
 
-    device = Device(NAME, ARCH, MULTIPROCESSORS)
-    backend.runs_kernels = lambda device: device.type != "meta"
-    layout._device = lambda of: device
-    assert not backend.INTERPRET
+    backend.CPU_DEVICE = Device(NAME, ARCH, MULTIPROCESSORS)
     return stub, driver
 
 
