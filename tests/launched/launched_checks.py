@@ -290,7 +290,7 @@ def planted_faults(stub: StubDriver, driver: Any, observer: Observer, *_: Any) -
     assert "into an earlier call's tensor" in found, found
 
     def wrong(self: Any, addresses: list[int], stream: int) -> None:
-        place = max(i for i, a in enumerate(self.arguments) if isinstance(a, int))
+        place = next(i for i, a in enumerate(self.arguments) if isinstance(a, int))
         self.arguments[place] += 1
         launch(self, addresses, stream)
 

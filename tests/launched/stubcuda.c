@@ -83,6 +83,8 @@ CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice
   case CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK: *value = REGISTERS; break;
   case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: *value = 132; break;
   case CU_DEVICE_ATTRIBUTE_WARP_SIZE: *value = 32; break;
+  case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *value = 9; break;
+  case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *value = 0; break;
   case CU_DEVICE_ATTRIBUTE_CLOCK_RATE: *value = 1980000; break;
   case CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE: *value = 2619000; break;
   case CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH: *value = 5120; break;
@@ -202,8 +204,9 @@ CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute,
   if (attribute == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) {
     if (value + f->static_shared > SHARED_OPTIN) INVALID("%s: dynamic shared %d", f->name, value);
     f->max_dynamic = value;
+    return CUDA_SUCCESS;
   }
-  return CUDA_SUCCESS;
+  return CUDA_ERROR_INVALID_VALUE;  // as a driver that is older than the attribute; Triton copes
 }
 CUresult cuFuncSetCacheConfig(CUfunction f, CUfunc_cache config) {
   return others++, CUDA_SUCCESS;
