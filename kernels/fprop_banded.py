@@ -79,8 +79,8 @@ def fprop_banded(
         end = tl.minimum(BLOCK_P + R - 1, H + PAD_H - first_p) * COLUMNS
 
     acc = tl.zeros([BLOCK_M, BLOCK_P * BLOCK_Q], tl.float32)
-    for step in range(at_least_one(tl.cdiv(end - first, BLOCK_K))):
-        start = first + step * BLOCK_K
+    start = first
+    for _ in range(at_least_one(tl.cdiv(end - first, BLOCK_K))):
         lane = start + tl.arange(0, BLOCK_K)[None, :]  # [1, BLOCK_K]
         i, row = next_digit(lane, COLUMNS)
         h, h_inside = input_coordinate(p, row, 1, PAD_H, 1, H, MODE)
@@ -96,6 +96,7 @@ def fprop_banded(
         )  # [BLOCK_K, BLOCK_P * BLOCK_Q]
         fence_copies(bands, PRECISION)
         acc = tl.dot(x.to(bands.dtype), bands, acc, input_precision=PRECISION, out_dtype=tl.float32)
+        start += BLOCK_K
 
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + k * bias_stride)
