@@ -51,7 +51,7 @@ def dgrad_frame_gemm(
     group, batch = next_digit(program, GROUPS)
 
     m = tile_m * BLOCK_M + along(PIXEL_AXIS, BLOCK_M)
-    n, h, w = split_frame(m, H, W, HOLE_TOP, HOLE_BOTTOM, HOLE_LEFT, HOLE_RIGHT)
+    n, h, w = split_frame(m, (H, W), (HOLE_TOP, HOLE_BOTTOM, HOLE_LEFT, HOLE_RIGHT))
     n += batch
     group_c = tile_n * BLOCK_N + along(1 - PIXEL_AXIS, BLOCK_N)
     weight_base = weight_ptr + batch * weight_stride_n + group * GROUP_K * weight_stride_k

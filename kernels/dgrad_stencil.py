@@ -10,26 +10,21 @@ No GEMM view, as in fprop_stencil. A tile is BLOCK_C channels (of any groups) by
 import triton
 import triton.language as tl
 
-from .indexing import next_digit, output_coordinate, split_pixel, widen
+from .indexing import next_digit, reader_of, split_pixel, widen
+from .structs import at, tap_at
 
 
 @triton.jit
 def dgrad_stencil(
     dy_ptr, weight_ptr, bias_ptr, dx_ptr,
-    H, W, P, Q, PIXELS, GROUPS, GROUP_C, GROUP_K,
-    dy_stride_n, dy_stride_k, dy_stride_p, dy_stride_q,
-    weight_stride_n, weight_stride_k, weight_stride_c, weight_stride_r, weight_stride_s,
-    bias_stride,
-    dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w,
-    R: tl.constexpr, S: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    x_shape, y_shape, channels, PIXELS,
+    dy_strides, weight_strides, bias_stride, dx_strides,
+    WINDOW: tl.constexpr, INT64: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    H, W = x_shape
+    GROUPS, GROUP_C, _ = channels
     C = GROUPS * GROUP_C
-    program = widen(tl.program_id(0), WIDE)
+    program = widen(tl.program_id(0), INT64)
     tile_c, program = next_digit(program, tl.cdiv(C, BLOCK_C))
     tile_m, batch = next_digit(program, tl.cdiv(PIXELS, BLOCK_M))
 
@@ -37,62 +32,44 @@ def dgrad_stencil(
     n, h, w = split_pixel(m, H, W)
     n += batch
     c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)[:, None]  # [BLOCK_C, 1]
-    first_k = (c // GROUP_C) * GROUP_K
-    dy_base = dy_ptr + n * dy_stride_n + first_k * dy_stride_k
-    weight_base = (
-        weight_ptr
-        + batch * weight_stride_n
-        + first_k * weight_stride_k
-        + (c % GROUP_C) * weight_stride_c
-    )
+    mask = (m < PIXELS) & (c < C)
 
     ACC: tl.constexpr = tl.float64 if weight_ptr.dtype.element_ty == tl.float64 else tl.float32
     acc = tl.zeros([BLOCK_C, BLOCK_M], ACC)
     acc = add_taps_stencil(
-        acc, h, w, (m < PIXELS) & (c < C), c < C, dy_base, weight_base, P, Q, GROUP_K,
-        dy_stride_k, dy_stride_p, dy_stride_q,
-        weight_stride_k, weight_stride_r, weight_stride_s,
-        R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W, WIDE,
+        acc, dy_ptr, weight_ptr, n, c, h, w, mask, batch, y_shape, channels,
+        dy_strides, weight_strides, WINDOW, INT64,
     )  # fmt: skip
-
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + c * bias_stride, mask=c < C, other=0.0)
-    tl.store(
-        dx_ptr + n * dx_stride_n + c * dx_stride_c + h * dx_stride_h + w * dx_stride_w,
-        acc.to(dx_ptr.dtype.element_ty),
-        mask=(m < PIXELS) & (c < C),
-    )
+    dx = acc.to(dx_ptr.dtype.element_ty)
+    tl.store(at(dx_ptr, dx_strides, n, c, h, w), dx, mask=mask)
 
 
 @triton.jit
 def add_taps_stencil(
-    acc, h, w, valid, c_valid, dy_base, weight_base, P, Q, GROUP_K,
-    dy_stride_k, dy_stride_p, dy_stride_q,
-    weight_stride_k, weight_stride_r, weight_stride_s,
-    R: tl.constexpr, S: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    WIDE: tl.constexpr,
+    acc, dy_ptr, weight_ptr, n, c, h, w, mask, batch, y_shape, channels,
+    dy_strides, weight_strides, WINDOW: tl.constexpr, INT64: tl.constexpr,
 ):  # fmt: skip
-    """acc [BLOCK_C, BLOCK_M] plus what the taps bring to the pixels (h, w) [1, BLOCK_M]."""
+    """acc [BLOCK_C, BLOCK_M] plus what all taps bring to channels c [BLOCK_C, 1] of pixels (h, w).
+
+    (n, h, w) are [1, BLOCK_M]; `mask` says which of the sums are wanted.
+    """
+    GROUPS, GROUP_C, GROUP_K = channels
+    first_k, group_c = (c // GROUP_C) * GROUP_K, c % GROUP_C
     for group_k in range(GROUP_K):
-        k = widen(group_k, WIDE)
+        k = first_k + widen(group_k, INT64)
         part = tl.zeros_like(acc)
-        for i in range(R):
-            r = widen(i, WIDE)
-            p, p_inside = output_coordinate(h, r, STRIDE_H, PAD_H, DIL_H, P)
-            for j in range(S):
-                s = widen(j, WIDE)
-                q, q_inside = output_coordinate(w, s, STRIDE_W, PAD_W, DIL_W, Q)
+        for i in range(WINDOW.R):
+            for j in range(WINDOW.S):
+                r, s = widen(i, INT64), widen(j, INT64)
+                p, q, inside = reader_of(h, w, r, s, y_shape, WINDOW, mask)
                 dy = tl.load(
-                    dy_base + k * dy_stride_k + p * dy_stride_p + q * dy_stride_q,
-                    mask=valid & p_inside & q_inside,
-                    other=0.0,
+                    at(dy_ptr, dy_strides, n, k, p, q), mask=inside, other=0.0
                 )  # [BLOCK_C, BLOCK_M]
                 weight = tl.load(
-                    weight_base + k * weight_stride_k + r * weight_stride_r + s * weight_stride_s,
-                    mask=c_valid,
+                    tap_at(weight_ptr, weight_strides, batch, k, group_c, r, s),
+                    mask=c < GROUPS * GROUP_C,
                     other=0.0,
                 )  # [BLOCK_C, 1]
                 part += dy.to(acc.dtype) * weight.to(acc.dtype)

@@ -25,6 +25,32 @@ def input_coordinate(
 
 
 @triton.jit
+def read_by(p, q, r, s, x_shape, WINDOW: tl.constexpr, mask):
+    """(*) forwards: the input (h, w) that output (p, q) reads through tap (r, s).
+
+    Also returns `mask` where that exists.
+    """
+    h, h_inside = input_coordinate(
+        p, r, WINDOW.STRIDE_H, WINDOW.PAD_H, WINDOW.DIL_H, x_shape[0], WINDOW.MODE
+    )
+    w, w_inside = input_coordinate(
+        q, s, WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W, x_shape[1], WINDOW.MODE
+    )
+    return h, w, mask & h_inside & w_inside
+
+
+@triton.jit
+def reader_of(h, w, r, s, y_shape, WINDOW: tl.constexpr, mask):
+    """(*) solved: the output (p, q) that reads input (h, w) through tap (r, s).
+
+    Also returns `mask` where one does.
+    """
+    p, p_inside = output_coordinate(h, r, WINDOW.STRIDE_H, WINDOW.PAD_H, WINDOW.DIL_H, y_shape[0])
+    q, q_inside = output_coordinate(w, s, WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W, y_shape[1])
+    return p, q, mask & p_inside & q_inside
+
+
+@triton.jit
 def fold(coordinate, EXTENT, MODE: tl.constexpr):
     """Where the image holds what the padding shows at `coordinate`, and whether it does anywhere.
 
@@ -89,11 +115,14 @@ def images(BEFORE: tl.constexpr, AFTER: tl.constexpr, MODE: tl.constexpr):
 
 
 @triton.jit
-def split_frame(index, H, W, HOLE_TOP, HOLE_BOTTOM, HOLE_LEFT, HOLE_RIGHT):
+def split_frame(index, x_shape, hole):
     """(n, h, w) of a pixel counted through the frame: all that is not in the hole.
 
-    Whole rows above and below the hole come first, then what is left and right of it.
+    Whole rows above and below the hole, (top, bottom, left, right), come first, then what is left
+    and right of it.
     """
+    H, W = x_shape
+    HOLE_TOP, HOLE_BOTTOM, HOLE_LEFT, HOLE_RIGHT = hole
     beside = W - HOLE_RIGHT + HOLE_LEFT
     whole = (H - HOLE_BOTTOM + HOLE_TOP) * W
     pixels = whole + (HOLE_BOTTOM - HOLE_TOP) * beside

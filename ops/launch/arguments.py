@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ... import kernels
+from ...kernels.structs import Window, constant
 from .. import backend
 from ..geometry import Geometry
 from ..plan.bands import (
@@ -421,7 +422,17 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
     (pad_h, pad_bottom), (pad_w, pad_right) = geometry.padding
     (hole_top, hole_bottom), (hole_left, hole_right) = geometry.hole
     (stride_h, dil_h), (stride_w, dil_w) = geometry.steps(0), geometry.steps(1)
+    window = Window(
+        geometry.R, geometry.S, stride_h, stride_w, pad_h, pad_w, pad_bottom, pad_right,
+        dil_h, dil_w, geometry.padding_mode,
+    )  # fmt: skip
     arguments |= {
+        "x_shape": (geometry.H, geometry.W),
+        "y_shape": (geometry.P, geometry.Q),
+        "channels": (geometry.groups, geometry.group_C, geometry.group_K),
+        "hole": (hole_top, hole_bottom, hole_left, hole_right),
+        "WINDOW": constant(window),
+        "INT64": plan.wide,
         "N": geometry.N,
         "H": geometry.H,
         "W": geometry.W,
@@ -469,8 +480,9 @@ def _samples(geometry: Geometry) -> int:
     return 1 if geometry.per_sample else geometry.N
 
 
-def _strides(name: str, axes: str, strides: tuple[int, ...]) -> dict[str, int]:
-    return {f"{name}_stride_{axis}": s for axis, s in zip(axes, strides, strict=True)}
+def _strides(name: str, axes: str, strides: tuple[int, ...]) -> dict[str, Any]:
+    each = {f"{name}_stride_{axis}": s for axis, s in zip(axes, strides, strict=True)}
+    return {f"{name}_strides": tuple(strides), **each}
 
 
 def _is_read_as_it_is(weight: torch.Tensor) -> bool:

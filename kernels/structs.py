@@ -1,0 +1,64 @@
+"""What travels as one: the window, strides. Every kernel imports these.
+
+A tuple among the arguments of a kernel is bound element by element: a stride of one is a constant
+to the compiler, a multiple of 16 is known as such.
+"""
+
+from typing import NamedTuple, TypeVar
+
+import triton
+import triton.language as tl
+
+_Struct = TypeVar("_Struct", bound=NamedTuple)
+
+
+class Window(NamedTuple):
+    """How outputs read an image: h = p * STRIDE_H - PAD_H + r * DIL_H, w likewise.
+
+    Attributes:
+        R, S: rows and columns.
+        STRIDE_H, STRIDE_W: input rows, columns from one output to the next.
+        PAD_H, PAD_W: rows above the image, columns left of it.
+        PAD_BOTTOM, PAD_RIGHT: rows below it, columns right of it.
+        DIL_H, DIL_W: input rows, columns from one tap to the next.
+        MODE: what is there: "zeros", "reflect", "replicate" or "circular".
+    """
+
+    R: int
+    S: int
+    STRIDE_H: int
+    STRIDE_W: int
+    PAD_H: int
+    PAD_W: int
+    PAD_BOTTOM: int
+    PAD_RIGHT: int
+    DIL_H: int
+    DIL_W: int
+    MODE: str
+
+
+@triton.jit
+def at(image, strides, n, c, h, w):
+    """Pointer to an element of an image (N, C, H, W), or (N, K, P, Q).
+
+    It is added up in this order: what an outer loop knows comes first.
+    """
+    return image + n * strides[0] + c * strides[1] + h * strides[2] + w * strides[3]
+
+
+@triton.jit
+def tap_at(weight, strides, n, k, c, r, s):
+    """Pointer to a tap of a bank of filters (N, K, C, R, S)."""
+    bank = weight + n * strides[0] + k * strides[1]
+    return bank + c * strides[2] + r * strides[3] + s * strides[4]
+
+
+def constant(struct: _Struct) -> _Struct:
+    """A struct as a kernel takes it: each field a tl.constexpr, but plain where it is interpreted.
+
+    The compiler takes a string of a struct, or a number of it as the bound of tl.static_range, only
+    in the former form; the interpreter only in the latter.
+    """
+    if not isinstance(at, triton.JITFunction):
+        return struct
+    return type(struct)(*map(tl.constexpr, struct))
