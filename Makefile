@@ -9,7 +9,7 @@ CORES   := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 WORKERS := $(shell [ $(CORES) -gt 4 ] && echo 4 || echo $(CORES))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test  test-all lint format typecheck docs clean
+.PHONY: help demo test test-all lint format typecheck docs pictures clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -40,6 +40,9 @@ typecheck: $(VENV)/.lint
 docs: $(VENV)/.docs ## build guides and reference into build/docs; a warning is an error
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "build/docs/index.html"
+
+pictures: $(VENV)/.installed ## draw the pictures of README and docs/ again
+	@$(BIN)/python docs/figures.py
 
 clean: ## remove the environment, caches and build products
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -36,7 +36,6 @@ from .filter import (
     print_binary,
 )
 from .learn import learn
-from .textbook import figures
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -297,15 +296,6 @@ def parser() -> Parser:
     )
     sub.add_argument("shell", choices=SHELLS)
     sub.set_defaults(parser=root)
-
-    sub = command(
-        "figures",
-        figures,
-        help="draw the figures of the textbook page",
-        description="Draw the figures of docs/textbook.md from what is computed: the window over\n"
-        "an image, gradient descent on two weights, and a receptive field.",
-    )
-    sub.add_argument("-o", "--output", default=".", metavar="DIR", help="where they go (here)")
 
     sub = command(
         "demo",

@@ -390,14 +390,6 @@ def test_interrupted(run, monkeypatch):
     assert run("doctor") == (130, "", "tricorr: interrupted\n")
 
 
-def test_figures(prints_json, tmp_path):
-    found = prints_json("figures", "-o", "drawn")
-    names = ["correlation.png", "descent.png", "receptive-field.png"]
-    assert found["pictures"] == [f"drawn/{name}" for name in names]
-    for name in names:
-        assert_is_picture(tmp_path / "drawn" / name)
-
-
 @pytest.mark.parametrize(
     "command",
     [
@@ -411,7 +403,6 @@ def test_figures(prints_json, tmp_path):
         "explain",
         "doctor",
         "completion",
-        "figures",
         "demo",
     ],
 )
@@ -421,7 +412,7 @@ def test_help(backend, capsys, command):
     assert left.value.code == 0
     out = capsys.readouterr().out
     assert out.startswith(f"usage: tricorr {command or ''}".rstrip())
-    assert "example" in out or command in ("doctor", "figures", "demo")
+    assert "example" in out or command in ("doctor", "demo")
     assert max(map(len, out.splitlines())) <= 110
 
 

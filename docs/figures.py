@@ -1,19 +1,45 @@
-"""`tricorr figures`: the pictures of docs/textbook.md, drawn from what the package computes."""
+"""Draws the pictures of README and docs/ from what the package computes: `make pictures`.
+
+Pictures of the textbook page are drawn here. Those of the guides are what their own examples and
+commands leave. All are shrunk to MOST_BYTES.
+"""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+import doctest
+import io
+import os
+import re
+import shlex
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .commands import Outcome
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from skimage import data
 
-# Everything else is imported where it is used: --help has to be quick.
-if TYPE_CHECKING:
-    import numpy as np
-    from matplotlib.figure import Figure
-    from numpy.typing import NDArray
+from tricorr import corr2d, receptive_field
+from tricorr.cli.main import main as command
+from tricorr.images.plots import new_figure, save_figure
+from tricorr.learning.accumulator import KernelAccumulator
+
+DOCS = Path(__file__).resolve().parent
+#: A page loads at once on a telephone.
+MOST_BYTES = 80_000
+#: Pages whose commands leave pictures.
+GUIDES = ("motion_blur.md", "star_fields.md", "unknown_filter.md")
+#: Pictures by one command on a photograph.
+BY_COMMAND = {
+    "edges.png": "edges photo.png -o edges.npy --plot edges.png",
+    "features.png": "features photo.png -o features.png",
+    "tricorr-demo.png": "demo",
+}
 
 #: Steps of gradient descent that are drawn: half of the largest that converges, the textbook's, and
 #: one that diverges.
@@ -23,29 +49,8 @@ DESCENT_STEPS = 10
 DIVERGING_STEPS = 4
 
 
-def figures(args: argparse.Namespace) -> Outcome:
-    """`tricorr figures`."""
-    from ..images.output import check_output
-    from ..images.plots import check_figure_name, save_figure
-
-    directory = Path(args.output)
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / f"{name}.png" for name in FIGURES]
-    for path in paths:
-        check_output(path)
-        check_figure_name(path)
-    for path, draw in zip(paths, FIGURES.values(), strict=True):
-        save_figure(path, draw())
-    return Outcome({"pictures": [str(p) for p in paths]}, "\n".join(f"picture: {p}" for p in paths))
-
-
 def correlation_figure() -> Figure:
     """The window at each of its places over a 3 x 3 image, and the sum of products there."""
-    import torch
-
-    from ..autograd.functional import corr2d
-    from ..images.plots import new_figure
-
     X, K = torch.arange(9.0).reshape(3, 3), torch.arange(4.0).reshape(2, 2)
     Y = corr2d(X, K)
     figure = new_figure(13.0, 3.9)
@@ -69,13 +74,6 @@ def correlation_figure() -> Figure:
 
 def descent_figure() -> Figure:
     """Gradient descent on the textbook's loss: its paths over the two weights, and its losses."""
-    import numpy as np
-    import torch
-
-    from ..autograd.functional import corr2d
-    from ..images.plots import new_figure
-    from ..learning.accumulator import KernelAccumulator
-
     X = torch.ones(6, 8, dtype=torch.float64)
     X[:, 2:6] = 0
     true = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
@@ -106,9 +104,6 @@ def descent_figure() -> Figure:
 
 def _descent(sums: Any, step_size: float) -> tuple[NDArray[np.float64], list[float]]:
     """Path and losses of plain gradient descent, which `solve` refuses where it diverges."""
-    import numpy as np
-    import torch
-
     gram, moments = sums.sums.gram[0], sums.sums.moments[0]
     point = torch.full((2,), 1.5, dtype=torch.float64)
     path, history = [point], [sums.loss(point[None])]
@@ -121,11 +116,6 @@ def _descent(sums: Any, step_size: float) -> tuple[NDArray[np.float64], list[flo
 
 def receptive_field_figure() -> Figure:
     """What one output of two stacked 2 x 2 layers sees."""
-    import numpy as np
-
-    from ..autograd.receptive_field import receptive_field
-    from ..images.plots import new_figure
-
     figure = new_figure(9.5, 4.3)
     figure.suptitle("one output element of two 2 x 2 layers sees 3 x 3 input elements", fontsize=12)
     stack: list[int] = [2, 2]
@@ -142,8 +132,6 @@ def receptive_field_figure() -> Figure:
 
 def _numbers(panel: Any, array: NDArray[Any], marked: set[Any]) -> None:
     """A grid of numbers with some of its cells in colour."""
-    import numpy as np
-
     height, width = array.shape
     shades = np.zeros(array.shape)
     for cell in marked:
@@ -163,3 +151,56 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "descent": descent_figure,
     "receptive-field": receptive_field_figure,
 }
+
+
+def main() -> None:
+    """Draw every picture and put it beside the pages."""
+    with _empty_directory(), redirect_stdout(io.StringIO()):
+        for name, draw in FIGURES.items():
+            save_figure(f"{name}.png", draw())
+        for page in GUIDES:
+            _walk(DOCS / page)
+        Image.fromarray(data.camera()).save("photo.png")
+        for arguments in BY_COMMAND.values():
+            assert command(shlex.split(arguments)) == 0
+        of_guides = (page.replace(".md", ".png") for page in GUIDES)
+        for name in (*(f"{name}.png" for name in FIGURES), *BY_COMMAND, *of_guides):
+            _shrink(Path(name), DOCS / Path(name).with_suffix(".webp"))
+    for picture in sorted(DOCS.glob("*.webp")):
+        size = picture.stat().st_size
+        print(f"{picture.name}: {size / 1000:.0f} kB")
+        assert size <= MOST_BYTES, picture
+
+
+def _walk(page: Path) -> None:
+    """Runs the examples of a page, and then its commands."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, page.name, str(page), 0)
+    doctest.DocTestRunner(verbose=False).run(test)
+    for line in re.findall(r"^tricorr (.*)$", text, re.MULTILINE):
+        assert command(shlex.split(line)) == 0
+
+
+def _shrink(source: Path, target: Path) -> None:
+    """A WebP of at most MOST_BYTES, at the best quality that fits."""
+    with Image.open(source) as picture:
+        for quality in range(90, 20, -5):
+            picture.convert("RGB").save(target, quality=quality, method=6)
+            if target.stat().st_size <= MOST_BYTES:
+                return
+
+
+@contextmanager
+def _empty_directory() -> Iterator[None]:
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
+if __name__ == "__main__":
+    main()
