@@ -41,8 +41,9 @@ docs: $(VENV)/.docs ## build guides and reference into build/docs; a warning is 
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "build/docs/index.html"
 
-pictures: $(VENV)/.installed ## draw the pictures of README and docs/ again
+pictures: $(VENV)/.installed ## draw the pictures of README and docs/ again, write the notebook
 	@$(BIN)/python docs/figures.py
+	@$(BIN)/python docs/notebook.py
 
 clean: ## remove the environment, caches and build products
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

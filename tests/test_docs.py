@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -72,6 +73,28 @@ def test_examples_of_a_page(page, backend, tmp_path, monkeypatch, capsys):
         assert commands
         for command in commands:
             assert main(shlex.split(command)) == 0, capsys.readouterr().err
+
+
+def test_the_notebook_is_the_textbook_page(backend, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    made = importlib.import_module("notebook").notebook()
+    assert (ROOT / "examples" / "textbook.ipynb").read_text(encoding="utf-8") == made
+    names: dict[str, object] = {}
+    for cell in json.loads(made)["cells"]:
+        if cell["cell_type"] == "code":
+            source = "".join(cell["source"])
+            if cell["metadata"]:
+                with pytest.raises(ValueError, match="diverges on these images"):
+                    exec(source, names)
+            else:
+                exec(source, names)
+    assert "epoch 10, loss" in capsys.readouterr().out
+
+
+def test_pictures_are_small(backend):
+    pictures = [*(ROOT / "docs").glob("*.webp"), *(ROOT / "docs").glob("*.png")]
+    assert pictures
+    assert max(picture.stat().st_size for picture in pictures) <= 80_000
 
 
 @pytest.mark.parametrize("name", MODULES)
