@@ -1,0 +1,119 @@
+"""The calls that are simulated in every run: every kernel, on every unit, architecture and format.
+
+Each is small, and planned as on the device. Sizes leave something over along every axis, but where
+a kernel asks for multiples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from tricorr.ops import Geometry, geometry_of
+
+ARCHS = (80, 90)
+FORMATS = {"planes": torch.contiguous_format, "pixels": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """One operator on one problem.
+
+    Attributes:
+        name: why it is there.
+        op: "fprop_bias", "dgrad" or "wgrad".
+        geometry: what it computes.
+        dtype: of all tensors, but where `x_dtype` is another for the image.
+        precision: how float32 is multiplied.
+        format: of images, a key of FORMATS.
+        arch: compute capability times ten.
+        kernel: what the planner takes for it.
+        unit: what that multiplies with: "fma", "mma.sync" or "wgmma".
+    """
+
+    name: str
+    op: str
+    geometry: Geometry
+    dtype: torch.dtype
+    precision: str
+    format: str
+    arch: int
+    kernel: str
+    unit: str
+    x_dtype: torch.dtype | None = None
+
+    def __str__(self) -> str:
+        dtype = str(self.x_dtype or self.dtype).removeprefix("torch.")
+        kind = dtype if self.precision == "ieee" else self.precision
+        return f"sm_{self.arch}-{self.kernel}-{self.unit}-{kind}-{self.format}-{self.name}"
+
+
+HALF, BRAIN, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
+_SAME = ((1, 1), (1, 1))
+_IMAGE = geometry_of((2, 1, 9, 11), (1, 1, 3, 3), (2, 1), _SAME)
+_DEPTHWISE = geometry_of((2, 6, 9, 7), (6, 1, 3, 3), (1, 2), ((0, 2), (1, 1)), (1, 1), 6, True)
+_FEW = geometry_of((2, 3, 9, 8), (5, 3, 3, 2), (2, 1), ((1, 1), (1, 0)), (1, 2))
+_BYTES = geometry_of((1, 1, 9, 21), (2, 1, 2, 3), padding=((1, 0), (1, 1)))
+_LARGE = geometry_of((2, 3, 9, 20), (3, 1, 9, 7), (2, 2), ((4, 4), (3, 2)), (1, 1), 3)
+_FEW_FRAMED = geometry_of((1, 3, 7, 8), (4, 3, 3, 3), padding=_SAME, padding_mode="reflect")
+_DENSE = geometry_of((2, 20, 7, 9), (36, 20, 3, 3), padding=((1, 0), (1, 2)))
+_STRIDED = geometry_of((2, 24, 9, 8), (24, 24, 3, 2), (2, 1), _SAME)
+_FRAMED = geometry_of((2, 24, 6, 8), (32, 24, 3, 3), padding=_SAME, padding_mode="circular")
+_POINT = geometry_of((2, 32, 6, 8), (48, 32, 1, 1))
+_WINDOW = geometry_of((1, 2, 20, 21), (2, 1, 13, 13), padding=((6, 6), (6, 6)), groups=2)
+_WIDE_WINDOW = geometry_of((1, 4, 20, 40), (4, 1, 31, 31), padding=((15, 15),) * 2, groups=4)
+_BOXES = geometry_of((2, 16, 8, 8), (16, 16, 1, 1))
+_ROWS_OUT = geometry_of((1, 128, 4, 128), (32, 128, 3, 3), padding=_SAME)
+_ROWS_IN = geometry_of((1, 32, 4, 128), (128, 32, 3, 3), padding=_SAME)
+
+ALL = ("fprop_bias", "dgrad", "wgrad")
+_FMA = {80: "fma", 90: "fma"}
+_MMA = {80: "mma.sync", 90: "mma.sync"}
+_NEWEST = {80: "mma.sync", 90: "wgmma"}
+_WGMMA = {90: "wgmma"}
+#: (name, geometry, dtype, precision, format, family, operators, unit by architecture)
+TABLE = [
+    ("image", _IMAGE, FLOAT, "ieee", "planes", "rows", ALL, _FMA),
+    ("depthwise", _DEPTHWISE, HALF, "ieee", "pixels", "rows", ALL, _FMA),
+    ("few", _FEW, BRAIN, "ieee", "planes", "rows", ("wgrad",), _FMA),
+    ("large", _LARGE, FLOAT, "ieee", "planes", "stencil", ALL, _FMA),
+    ("large", _LARGE, BRAIN, "ieee", "pixels", "stencil", ALL, _FMA),
+    ("framed", _FEW_FRAMED, FLOAT, "ieee", "planes", "frame_stencil", ("dgrad",), _FMA),
+    ("framed", _FEW_FRAMED, DOUBLE, "ieee", "pixels", "frame_stencil", ("dgrad",), _FMA),
+    ("dense", _DENSE, FLOAT, "ieee", "planes", "gemm", ALL, _FMA),
+    ("strided", _STRIDED, FLOAT, "ieee", "pixels", "gemm", ALL, _FMA),
+    ("strided", _STRIDED, DOUBLE, "ieee", "planes", "gemm", ALL, _MMA),
+    ("dense", _DENSE, DOUBLE, "ieee", "pixels", "gemm", ALL, _MMA),
+    ("dense", _DENSE, HALF, "ieee", "planes", "gemm", ALL, _NEWEST),
+    ("strided", _STRIDED, FLOAT, "tf32", "pixels", "gemm", ALL, _NEWEST),
+    ("point", _POINT, FLOAT, "tf32x3", "planes", "gemm", ("wgrad",), _NEWEST),
+    ("framed", _FRAMED, FLOAT, "ieee", "planes", "frame_gemm", ("dgrad",), _FMA),
+    ("framed", _FRAMED, FLOAT, "ieee", "pixels", "frame_gemm", ("dgrad",), _FMA),
+    ("framed", _FRAMED, DOUBLE, "ieee", "planes", "frame_gemm", ("dgrad",), _MMA),
+    ("framed", _FRAMED, DOUBLE, "ieee", "pixels", "frame_gemm", ("dgrad",), _MMA),
+    ("framed", _FRAMED, BRAIN, "ieee", "pixels", "frame_gemm", ("dgrad",), _NEWEST),
+    ("window", _WINDOW, HALF, "ieee", "planes", "banded", ("fprop_bias",), _MMA),
+    ("window", _WINDOW, HALF, "ieee", "planes", "banded", ("wgrad",), _NEWEST),
+    ("wide_window", _WIDE_WINDOW, FLOAT, "tf32", "pixels", "banded", ("fprop_bias",), _MMA),
+    ("wide_window", _WIDE_WINDOW, FLOAT, "tf32", "pixels", "banded", ("wgrad",), _NEWEST),
+    ("boxes", _BOXES, BRAIN, "ieee", "pixels", "tma", ALL, _WGMMA),
+    ("boxes", _BOXES, FLOAT, "tf32", "planes", "tma", ("wgrad",), _WGMMA),
+    ("rows_out", _ROWS_OUT, HALF, "ieee", "planes", "tma", ("fprop_bias",), _WGMMA),
+    ("rows_in", _ROWS_IN, HALF, "ieee", "planes", "tma", ("dgrad",), _WGMMA),
+]  # fmt: skip
+
+
+def calls() -> Iterator[Simulated]:
+    """All of the table."""
+    for name, geometry, dtype, precision, format, family, ops, units in TABLE:
+        for op in ops:
+            kernel = f"{op.removesuffix('_bias')}_{family}"
+            for arch, unit in units.items():
+                yield Simulated(name, op, geometry, dtype, precision, format, arch, kernel, unit)
+    for arch in ARCHS:
+        yield Simulated(
+            "bytes", "fprop_bias", _BYTES, FLOAT, "ieee", "planes", arch, "fprop_rows", "fma",
+            torch.uint8,
+        )  # fmt: skip

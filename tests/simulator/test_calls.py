@@ -1,0 +1,74 @@
+"""Every kernel, compiled, on every unit, architecture and memory format, against the reference."""
+# mypy: ignore-errors
+
+import numpy as np
+import pytest
+import torch
+from cases import tensors
+from closeness import check, operands
+
+from simulator.calls import ARCHS, FORMATS, calls
+from simulator.driver import simulated
+from tricorr import kernels, ops
+
+
+@pytest.mark.parametrize("call", list(calls()), ids=str)
+def test_call(call):
+    made = tensors(call.geometry, call.dtype)
+    if call.x_dtype == torch.uint8:
+        made[0] = torch.randint(0, 256, made[0].shape, dtype=torch.uint8)
+    args = operands(call.op, *made)
+    last = FORMATS[call.format]
+    given = [t.contiguous(memory_format=last) if t.dim() == 4 else t for t in args]
+    with simulated(call.arch) as device:
+        actual = getattr(ops, call.op.removesuffix("_bias"))(
+            *given, call.geometry, precision=call.precision
+        )
+    check(call.op, args, call.geometry, actual=actual, precision=call.precision)
+    launched = {(launch.kernel, launch.unit) for launch in device.launches}
+    # Another kernel, after a change to the planner: say so in TABLE, and give this one a call.
+    assert (call.kernel, call.unit) in launched
+    assert BESIDE.get((call.name, call.op), call.kernel) in dict(launched)
+
+
+#: Kernels that run before or behind another one, and the calls that have them.
+BESIDE = {("window", "fprop_bias"): "build_bands", ("few", "wgrad"): "sum_partials"}
+#: What a kernel, or each of a family, multiplies with, by architecture.
+UNITS = {
+    "gemm": {80: {"fma", "mma.sync"}, 90: {"fma", "mma.sync", "wgmma"}},
+    "fprop_banded": {80: {"mma.sync"}, 90: {"mma.sync"}},
+    "wgrad_banded": {80: {"mma.sync"}, 90: {"wgmma"}},
+    "tma": {90: {"wgmma"}},
+    "rows": {80: {"fma"}, 90: {"fma"}},
+    "stencil": {80: {"fma"}, 90: {"fma"}},
+}
+
+
+def test_every_kernel_has_its_calls():
+    """Each on every unit and architecture, and on every architecture in both memory formats."""
+    made = list(calls())
+    units = {(call.kernel, call.arch, call.unit) for call in made}
+    formats = {(call.kernel, call.arch, call.format) for call in made}
+    for kernel in set(kernels.__all__) - {"TensorDescriptor", "lag_sums", *BESIDE.values()}:
+        of_family = UNITS.get(kernel.rpartition("_")[2])
+        for arch, wanted in UNITS.get(kernel, of_family).items():
+            assert {(kernel, arch, unit) for unit in wanted} <= units
+            assert {(kernel, arch, format) for format in FORMATS} <= formats
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("format", FORMATS)
+def test_lag_sums(arch, format):
+    """Of whole numbers, which leave no rounding."""
+    a = torch.randint(0, 256, (2, 2, 9, 260), dtype=torch.uint8)
+    b = torch.randint(0, 256, (2, 1, 10, 262), dtype=torch.uint8)
+    given = [t.contiguous(memory_format=FORMATS[format]) for t in (a, b)]
+    with simulated(arch) as device:
+        actual = ops.lag_sums(*given, (2, 3))
+    x, y = a.numpy().astype(float), b.numpy().astype(float)
+    expected = [
+        [np.einsum("ncpq,ndpq->cd", x, y[..., r : r + 9, s : s + 260]) for s in range(3)]
+        for r in range(2)
+    ]
+    assert np.array_equal(actual.numpy(), np.moveaxis(expected, (2, 3), (0, 1)))
+    assert {launch.kernel for launch in device.launches} == {"lag_sums"}
