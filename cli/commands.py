@@ -52,7 +52,7 @@ def reason(error: Exception) -> str:
     known = (ArgumentError, ArgumentTypeError, BackendError, UsageError, ModuleNotFoundError)
     if isinstance(error, known):
         return text
-    # PyTorch has no class of its own for what its CPU allocator cannot give.
+    # PyTorch raises a plain RuntimeError when its CPU allocator fails.
     if "out of memory" in text or "allocate memory" in text or isinstance(error, MemoryError):
         return "not enough memory for images of this size"
     return f"{type(error).__name__}: {text} (this is a bug: TRICORR_TRACEBACK=1 shows more)"
@@ -191,7 +191,7 @@ def grey_image(path: str, *, double: bool = False) -> torch.Tensor:
 
 
 def check_plot(args: argparse.Namespace, *inputs: str) -> None:
-    """Finds out, before the work, whether --plot can be written."""
+    """Check, before the work, that --plot can be written."""
     if not args.plot:
         return
     from ..images.output import check_output
@@ -205,7 +205,7 @@ def check_plot(args: argparse.Namespace, *inputs: str) -> None:
 
 
 def number_or_pair(name: str, numbers: Sequence[int]) -> int | tuple[int, int]:
-    """What an option of one or two numbers was given."""
+    """The value of an option that takes one number or two."""
     if len(numbers) > 2:
         raise UsageError(f"{name} takes one number or two, got {len(numbers)}")
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
@@ -228,7 +228,7 @@ def words(text: str) -> list[str]:
 
 
 def padding_of(words: list[str]) -> Any:
-    """--padding, as corr2d takes it."""
+    """--padding in the form that corr2d takes."""
     if words in (["same"], ["valid"]):
         return words[0]
     try:
@@ -309,7 +309,7 @@ def _layer(text: str) -> dict[str, Any]:
 
 
 def matrix(weight: torch.Tensor) -> str:
-    """A kernel in lines."""
+    """A kernel as text."""
     import numpy as np
 
     return np.array2string(
@@ -318,7 +318,7 @@ def matrix(weight: torch.Tensor) -> str:
 
 
 def backend_of(device: torch.device) -> str:
-    """What runs there, in words."""
+    """The name of what computes on a device."""
     from ..ops.backend import backend_name
 
     return backend_name(device)

@@ -98,7 +98,7 @@ def demo(args: argparse.Namespace) -> Outcome:
 
 
 def _textbook(device: torch.device) -> tuple[list[tuple[int, float]], list[float]]:
-    """The textbook's loop as it is printed there: (epoch, loss) of every second, and the kernel."""
+    """The textbook's loop: (epoch, loss) of every second epoch, and the learned kernel."""
     import torch
 
     from ..autograd.functional import corr2d

@@ -85,7 +85,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What learn_kernel and KernelAccumulator take alike."""
+    """Arguments that learn_kernel and KernelAccumulator share."""
     background = args.background
     if background is not None and background != "constant":
         try:
@@ -112,7 +112,7 @@ def _for_each_pair(images: list[str], pairs: int) -> list[Any]:
 
 
 def _whole(args: argparse.Namespace, device: torch.device) -> LearnedKernel | KernelField:
-    """The fit to images that are read whole, drawn if that was asked for."""
+    """Fit images that are read whole; draw the fit for --plot."""
     import torch
 
     from ..learning.learn import learn_kernel, learn_kernel_field
@@ -156,7 +156,7 @@ def _whole(args: argparse.Namespace, device: torch.device) -> LearnedKernel | Ke
 
 
 def _streamed(args: argparse.Namespace, device: torch.device) -> LearnedKernel:
-    """The fit to images that are read a few rows at a time."""
+    """Fit images that are read a few rows at a time."""
     from ..learning.accumulator import KernelAccumulator
     from ..learning.streaming import accumulate
 
@@ -189,7 +189,7 @@ def _streamed(args: argparse.Namespace, device: torch.device) -> LearnedKernel:
 
 
 def _draw_middle(args: argparse.Namespace, found: LearnedKernel, sums: KernelAccumulator) -> None:
-    """A picture of the middle of the first pair, which alone is read."""
+    """Draw the middle of the first pair, the only part that is read."""
     from ..images.rows import open_rows
     from ..learning.streaming import fitted_origin, output_extent
 
@@ -200,7 +200,7 @@ def _draw_middle(args: argparse.Namespace, found: LearnedKernel, sums: KernelAcc
     window = found.weight.shape[-2:]
     spans = []
     for whole, pads, taps in zip(extent, found.padding, window, strict=True):
-        # Of the outputs that need no padding.
+        # Outputs whose window needs no padding.
         first, last = pads[0], whole - pads[1]
         count = min(DRAWN, last - first)
         begin = first + (last - first - count) // 2
@@ -220,7 +220,7 @@ def _draw_middle(args: argparse.Namespace, found: LearnedKernel, sums: KernelAcc
 
 
 def _blanked(image: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The image with NaN where a mask is zero; it may lack a border that the mask has."""
+    """The image with NaN where the mask, which may have a wider border, is zero."""
     if mask is None:
         return image
     H, W = image.shape
@@ -260,7 +260,7 @@ def _in_words(found: LearnedKernel | KernelField) -> list[str]:
 
 
 def _quality_in_words(quality: Quality) -> list[str]:
-    """What the numbers of a Quality mean."""
+    """A Quality in sentences."""
     lines = [
         f"error: {quality.rms:.3g} RMS over {quality.pixels} pixels, "
         f"{100 * quality.reblur_error:.3g} % of the target's own variation"

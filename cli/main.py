@@ -48,7 +48,7 @@ SEVERAL = frozenset(
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Reports a usage error in one line."""
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage."""
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (and 143 after SIGTERM, by SystemExit).
     """
     if arguments is None:
-        # `kill` must leave as little behind as Ctrl-C does: temporary files are removed on the way.
+        # `kill` removes temporary files as Ctrl-C does.
         signal.signal(signal.SIGTERM, _terminated)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("tricorr: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader went away. What is still buffered must not be flushed at exit.
+        # The reader closed the pipe: flushing the buffer at exit would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:

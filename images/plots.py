@@ -1,4 +1,4 @@
-"""Pictures of what was computed, by matplotlib, without a window."""
+"""Figures of fits, edges and feature maps, by matplotlib, without a window."""
 
 from __future__ import annotations
 
@@ -175,8 +175,8 @@ def plot_features(image: torch.Tensor, filters: torch.Tensor, maps: torch.Tensor
     grid = figure.add_gridspec(rows, columns + 1)
     panel = figure.add_subplot(grid[0, 0])
     _grey(panel, image, f"image, {_size(image)}", *_range(image))
-    # One scale for all maps, or a weak one would look like a strong one. A few extreme pixels would
-    # make everything else pale.
+    # One scale for all maps, so that weak ones look weak; a quantile, so that a few extreme pixels
+    # do not make the rest pale.
     limit = float(np.quantile(np.abs(_array(maps)), 0.995)) or 1.0
     axes: list[Any] = []
     for k in range(count):
@@ -229,7 +229,7 @@ def new_figure(width: float, height: float) -> Figure:
     """An empty figure, in inches."""
     with needs("plots"):
         from matplotlib.figure import Figure
-    # Not through pyplot: no window, no global state, and Agg unless the file's name says otherwise.
+    # Without pyplot there is no window and no global state.
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -243,7 +243,7 @@ def _panels(columns: int, x: torch.Tensor) -> tuple[Figure, Any, Any]:
 
 
 def _images(panels: Any, x: torch.Tensor, y: torch.Tensor, prediction: torch.Tensor) -> None:
-    """Input, target and prediction in one grey scale; the input in its own if they hide another."""
+    """Draw input, target and prediction in one grey scale, or the input in its own."""
     scale, of_x, of_y = _range(x, y), _range(x), _range(y)
     if 3 * min(of_x[1] - of_x[0], of_y[1] - of_y[0]) < scale[1] - scale[0]:
         scale = of_y
@@ -324,7 +324,7 @@ def _cells(panel: Axes, array: NDArray[Any], title: str, dark: Callable[[float],
 
 
 def _masked_legend(figure: Figure, *images: torch.Tensor) -> None:
-    """Says what the blank colour means, if there are pixels without a number."""
+    """Add a legend for masked pixels, if there are any."""
     if all(bool(image.isfinite().all()) for image in images):
         return
     from matplotlib.patches import Patch

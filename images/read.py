@@ -95,7 +95,7 @@ def read_image(path: StrPath, *, grey: bool = False, double: bool = False) -> Pi
 
 
 def brightness(array: NDArray[Any], double: bool) -> tuple[NDArray[Any], float]:
-    """Numbers of a file as floats, and which of them became 1.0."""
+    """The numbers of a file as floats, and the number that became 1.0."""
     white = WHITE.get(array.dtype.name, 1.0)
     if double and array.dtype.name == "float64":
         return array.astype(np.float64), white
@@ -229,7 +229,7 @@ def open_fits(path: StrPath) -> Iterator[Any]:
     with needs("fits"):
         from astropy.io import fits
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of headers that break the standard a little
+        warnings.simplefilter("ignore")  # about headers that break the standard a little
         with fits.open(path, memmap=False) as units:
             for unit in units:
                 if unit.is_image and unit.shape:
@@ -242,7 +242,7 @@ def _from_pillow(path: Path) -> tuple[NDArray[Any], str, list[str]]:
     with needs("images"):
         from PIL import Image, ImageOps, UnidentifiedImageError
     with warnings.catch_warnings():
-        # Pillow warns of large images and of odd metadata; it refuses the former at twice the size.
+        # Pillow warns about large images and odd metadata; it refuses images twice that size.
         warnings.simplefilter("ignore")
         try:
             opened = Image.open(path)
@@ -308,7 +308,7 @@ def pillow_array(image: Image) -> NDArray[Any]:
 
 
 def _samples(image: Image, notes: list[str]) -> NDArray[Any]:
-    """(H, W) or (H, W, C) of an open image, in the integers or floats that it means."""
+    """The samples of an open image, (H, W) or (H, W, C), in its own type."""
     if image.mode.startswith(("I", "F")):
         return np.asarray(image)
     if image.mode in ("P", "PA") or "transparency" in image.info:
