@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.overrides import handle_torch_function, has_torch_function_variadic
@@ -21,9 +21,10 @@ from ..ops import (
     shown,
 )
 from ..ops.checks import are_alike, check_activation, check_precision, check_tensors
-from ..ops.explain import Explanation, device_named
-from ..ops.explain import explain as explain_call
 from .function import correlate, input_gradient, weight_gradient
+
+if TYPE_CHECKING:
+    from ..ops.explain import Explanation
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -423,13 +424,15 @@ def explain(
         >>> explain(image, kernel, device="h200").passes["fprop"].plan.kernel
         'fprop_rows'
     """
+    from ..ops.explain import device_named, explain  # and with it the planner
+
     target = None if device is None else device_named(device)
     x, bank, _, geometry = _prepare(
         input, weight, bias, stride, padding, dilation, groups, padding_mode, precision, False
     )
     chosen = _precision(bank, precision, on_gpu=target is not None or bank.is_cuda)
     y = torch.empty(geometry.y_shape, dtype=bank.dtype, device="meta")
-    return explain_call(geometry, x, bank, y, chosen, target)
+    return explain(geometry, x, bank, y, chosen, target)
 
 
 def _apply(
