@@ -21,180 +21,153 @@ import triton.language as tl
 
 from .epilogue import activate, add_residual
 from .indexing import as_block, fold, next_digit, widen
-from .rows import is_read, load_row, open_rows, tap_of
+from .rows import (
+    inside_image,
+    is_read,
+    load_row,
+    load_taps,
+    open_rows,
+    tap_index,
+    tap_of,
+    widen_strides,
+)
+from .structs import at
 
 
 @triton.jit
 def fprop_rows(
     x_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr,
-    H, W, P, Q, PLANES, GROUPS, GROUP_K,
-    x_stride_n, x_stride_c, x_stride_h, x_stride_w,
-    weight_stride_n, weight_stride_g, weight_stride_k, weight_stride_c,
-    weight_stride_r, weight_stride_s,
-    bias_stride,
-    residual_stride_n, residual_stride_k, residual_stride_p, residual_stride_q,
-    y_stride_n, y_stride_k, y_stride_p, y_stride_q,
-    GROUP_C: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
-    WIDE: tl.constexpr, ACTIVATION: tl.constexpr, INTERIOR: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
-    STEP_P: tl.constexpr, LANE_Q: tl.constexpr,
+    x_shape, y_shape, PLANES, GROUPS, GROUP_K,
+    x_strides, weight_strides, weight_stride_g, bias_stride, residual_strides, y_strides,
+    GROUP_C: tl.constexpr, WINDOW: tl.constexpr, ACTIVATION: tl.constexpr,
+    INTERIOR: tl.constexpr, INT64: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    program = widen(tl.program_id(0), WIDE)
-    tile_k, program = next_digit(program, GROUP_K // BLOCK_K)
-    tile_q, program = next_digit(program, tl.cdiv(Q, BLOCK_Q))
-    tile_p, tile_c = next_digit(program, tl.cdiv(P, BLOCK_P))
-    p = tile_p * BLOCK_P
-    q = tile_q * BLOCK_Q + tl.arange(0, BLOCK_Q // LANE_Q)[None, :] * LANE_Q  # [1, lanes]
-    plane = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)[:, None]  # [BLOCK_C, 1]
+    P, Q = y_shape
+    LANES: tl.constexpr = TILE.BLOCK_Q // TILE.LANE_Q
+    program = widen(tl.program_id(0), INT64)
+    tile_k, program = next_digit(program, GROUP_K // TILE.BLOCK_K)
+    tile_q, program = next_digit(program, tl.cdiv(Q, TILE.BLOCK_Q))
+    tile_p, tile_c = next_digit(program, tl.cdiv(P, TILE.BLOCK_P))
+    p, first_q = tile_p * TILE.BLOCK_P, tile_q * TILE.BLOCK_Q
+    q = first_q + tl.arange(0, LANES)[None, :] * TILE.LANE_Q  # [1, LANES]
+    plane = tile_c * TILE.BLOCK_C + tl.arange(0, TILE.BLOCK_C)[:, None]  # [BLOCK_C, 1]
     group, n = next_digit(plane, GROUPS)
-    k = group * GROUP_K + tile_k * BLOCK_K
-    exists = plane < PLANES
+    k = group * GROUP_K + tile_k * TILE.BLOCK_K
+    mask = plane < PLANES
 
     ACC: tl.constexpr = tl.float64 if weight_ptr.dtype.element_ty == tl.float64 else tl.float32
-    weight_base = weight_ptr + n * weight_stride_n + group * weight_stride_g
-    weight_base += tile_k * BLOCK_K * widen(weight_stride_k, WIDE)
-    stride_k, stride_c = widen(weight_stride_k, WIDE), widen(weight_stride_c, WIDE)
-    stride_r, stride_s = widen(weight_stride_r, WIDE), widen(weight_stride_s, WIDE)
-    weights = ()
-    for tap in tl.static_range(BLOCK_K * GROUP_C * R * S):
-        offset = tap // (GROUP_C * R * S) * stride_k + tap // (R * S) % GROUP_C * stride_c
-        offset += tap // S % R * stride_r + tap % S * stride_s
-        weight = tl.load(weight_base + offset, mask=exists, other=0.0)  # [BLOCK_C, 1]
-        weight = tl.broadcast_to(weight.to(ACC), [BLOCK_C, BLOCK_Q // LANE_Q])
-        weights = weights + (weight,)  # noqa: RUF005
-    start = ()
-    for i in tl.static_range(BLOCK_K):
-        first = tl.zeros([BLOCK_C, BLOCK_Q // LANE_Q], ACC)
+    taps = widen_strides(weight_strides, INT64)
+    weight_base = weight_ptr + n * weight_strides[0] + group * weight_stride_g
+    weight_base += tile_k * TILE.BLOCK_K * taps[1]
+    weights = load_taps(
+        weight_base, taps, mask, TILE.BLOCK_K, GROUP_C, WINDOW.R, WINDOW.S, ACC, LANES
+    )
+    start = ()  # (k, column)
+    for i in tl.static_range(TILE.BLOCK_K):
+        first = tl.zeros([TILE.BLOCK_C, LANES], ACC)
         if bias_ptr is not None:
-            first += tl.load(bias_ptr + (k + i) * bias_stride, mask=exists, other=0.0)
-        for _ in tl.static_range(LANE_Q):
+            first += tl.load(bias_ptr + (k + i) * bias_stride, mask=mask, other=0.0)
+        for _ in tl.static_range(TILE.LANE_Q):
             start = start + (first,)  # noqa: RUF005
 
-    x_base = x_ptr + n * x_stride_n + group * GROUP_C * x_stride_c
-    y_base = y_ptr + n * y_stride_n + k * y_stride_k
+    x_base = at(x_ptr, x_strides, n, group * GROUP_C, 0, 0)
+    y_base = at(y_ptr, y_strides, n, k, 0, 0)
     residual_base = residual_ptr
     if residual_ptr is not None:
-        residual_base += n * residual_stride_n + k * residual_stride_k
-    h = p * STRIDE_H - PAD_H
-    first_w = tile_q * BLOCK_Q * STRIDE_W - PAD_W
-    STEPS: tl.constexpr = (BLOCK_P + open_rows(R, STRIDE_H, DIL_H) + STEP_P - 2) // STEP_P
-    interior = (
-        (h >= 0)
-        & (h + STEPS * STEP_P * STRIDE_H <= H)
-        & (first_w >= 0)
-        & (first_w + (BLOCK_Q - 1) * STRIDE_W + (S - 1) * DIL_W < W)
-        & (p + BLOCK_P <= P)
-        & (tile_q * BLOCK_Q + BLOCK_Q <= Q)
-        & (tile_c * BLOCK_C + BLOCK_C <= PLANES)
-    )
+        residual_base = at(residual_ptr, residual_strides, n, k, 0, 0)
+    interior = inside_image(p, first_q, x_shape, y_shape, WINDOW, TILE)
+    interior = interior & (tile_c * TILE.BLOCK_C + TILE.BLOCK_C <= PLANES)
     if INTERIOR == "all" or (INTERIOR == "some" and interior):
         _walk_down(
-            x_base, weights, start, y_base, h, p, q, exists, H, W, P, Q,
-            x_stride_c, x_stride_h, x_stride_w, y_stride_k, y_stride_p, y_stride_q,
-            residual_base, residual_stride_k, residual_stride_p, residual_stride_q,
-            GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE,
-            ACTIVATION, BLOCK_P, BLOCK_K, STEP_P, LANE_Q, STEPS, MASKED=False,
+            x_base, weights, start, residual_base, y_base, p, q, mask, x_shape, y_shape,
+            x_strides, residual_strides, y_strides, GROUP_C, WINDOW, ACTIVATION, TILE, False,
         )  # fmt: skip
     else:
         _walk_down(
-            x_base, weights, start, y_base, h, p, q, exists, H, W, P, Q,
-            x_stride_c, x_stride_h, x_stride_w, y_stride_k, y_stride_p, y_stride_q,
-            residual_base, residual_stride_k, residual_stride_p, residual_stride_q,
-            GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE,
-            ACTIVATION, BLOCK_P, BLOCK_K, STEP_P, LANE_Q, STEPS, MASKED=True,
+            x_base, weights, start, residual_base, y_base, p, q, mask, x_shape, y_shape,
+            x_strides, residual_strides, y_strides, GROUP_C, WINDOW, ACTIVATION, TILE, True,
         )  # fmt: skip
 
 
 @triton.jit
 def _walk_down(
-    x_base, weights, start, y_base, h, p, q, exists, H, W, P, Q,
-    x_stride_c, x_stride_h, x_stride_w, y_stride_k, y_stride_p, y_stride_q,
-    residual_base, residual_stride_k, residual_stride_p, residual_stride_q,
-    GROUP_C: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr, ACTIVATION: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, STEP_P: tl.constexpr, LANE_Q: tl.constexpr,
-    STEPS: tl.constexpr, MASKED: tl.constexpr,
+    x_base, weights, start, residual_base, y_base, p, q, planes, x_shape, y_shape,
+    x_strides, residual_strides, y_strides,
+    GROUP_C: tl.constexpr, WINDOW: tl.constexpr, ACTIVATION: tl.constexpr, TILE: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Loads the input rows from h on, one after the other, and stores the output rows from p on."""
-    OPEN: tl.constexpr = open_rows(R, STRIDE_H, DIL_H)
-    sums = ()  # of open rows, and in each of filters, and in each of columns
+    """Loads the input rows of a tile, one after the other, and stores its output rows."""
+    OPEN: tl.constexpr = open_rows(WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H)
+    ROW: tl.constexpr = TILE.BLOCK_K * TILE.LANE_Q
+    h = p * WINDOW.STRIDE_H - WINDOW.PAD_H
+    sums = ()  # (open row, k, column)
     for _ in tl.static_range(OPEN - 1):
         sums = sums + start
-    for step in range(STEPS):
-        for _ in tl.static_range(STEP_P):
+    for step in range((TILE.BLOCK_P + OPEN + TILE.STEP_P - 2) // TILE.STEP_P):
+        for _ in tl.static_range(TILE.STEP_P):
             sums = sums + start
         # The first open row is row `oldest` of the tile.
-        oldest = step * STEP_P - (OPEN - 1)
-        for i in tl.static_range(STEP_P * STRIDE_H):
-            if is_read(i + (OPEN - 1) * STRIDE_H, 0, OPEN + STEP_P - 2, R, STRIDE_H, DIL_H):
-                row = h + step * (STEP_P * STRIDE_H) + i
-                # Rows of padding are passed by, where nothing of the next row is under way.
-                if MASKED and STEP_P == 1:
-                    if fold(row, H, MODE)[1]:
-                        sums = _add_row(
-                            sums, x_base, weights, row, q, exists, H, W,
-                            x_stride_c, x_stride_h, x_stride_w, i + (OPEN - 1) * STRIDE_H,
-                            GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE,
-                            BLOCK_K, LANE_Q, MASKED,
-                        )  # fmt: skip
-                else:
+        oldest = step * TILE.STEP_P - (OPEN - 1)
+        for i in tl.static_range(TILE.STEP_P * WINDOW.STRIDE_H):
+            if is_read(
+                i + (OPEN - 1) * WINDOW.STRIDE_H, 0, OPEN + TILE.STEP_P - 2,
+                WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H,
+            ):  # fmt: skip
+                row = h + step * (TILE.STEP_P * WINDOW.STRIDE_H) + i
+                inside = True
+                if MASKED and TILE.STEP_P == 1:  # skip rows of padding: no later row is in flight
+                    inside = fold(row, x_shape[0], WINDOW.MODE)[1]
+                if inside:
                     sums = _add_row(
-                        sums, x_base, weights, row, q, exists, H, W,
-                        x_stride_c, x_stride_h, x_stride_w, i + (OPEN - 1) * STRIDE_H,
-                        GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE,
-                        BLOCK_K, LANE_Q, MASKED,
+                        sums, x_base, weights, row, q, planes, x_shape, x_strides,
+                        i + (OPEN - 1) * WINDOW.STRIDE_H, GROUP_C, WINDOW, TILE, MASKED,
                     )  # fmt: skip
-        for done in tl.static_range(STEP_P):
+        for done in tl.static_range(TILE.STEP_P):
             j = as_block(oldest + done)  # [1, 1]
-            wanted = (j >= 0) & (j < BLOCK_P)
+            mask = (j >= 0) & (j < TILE.BLOCK_P)
             if MASKED:
-                wanted = wanted & exists & (p + j < P)
-            for i in tl.static_range(BLOCK_K * LANE_Q):
-                column = q + i % LANE_Q
-                y_row = y_base + i // LANE_Q * y_stride_k + (p + oldest + done) * y_stride_p
-                y = sums[done * BLOCK_K * LANE_Q + i]
+                mask = mask & planes & (p + j < y_shape[0])
+            for i in tl.static_range(ROW):
+                k, row, column = i // TILE.LANE_Q, p + oldest + done, q + i % TILE.LANE_Q
+                y = sums[done * ROW + i]
                 if residual_base is not None:
-                    residual = residual_base + i // LANE_Q * residual_stride_k
-                    residual += (p + oldest + done) * residual_stride_p
-                    residual += column * residual_stride_q
-                    y = add_residual(y, residual, wanted & (column < Q))
+                    residual = at(residual_base, residual_strides, 0, k, row, column)
+                    y = add_residual(y, residual, mask & (column < y_shape[1]))
                 y = activate(y, ACTIVATION).to(y_base.dtype.element_ty)
                 if MASKED:
-                    tl.store(y_row + column * y_stride_q, y, mask=wanted & (column < Q))
+                    wanted = mask & (column < y_shape[1])
                 else:
-                    tl.store(y_row + column * y_stride_q, y, mask=wanted)
-        sums = sums[STEP_P * BLOCK_K * LANE_Q :]
+                    wanted = mask
+                tl.store(at(y_base, y_strides, 0, k, row, column), y, mask=wanted)
+        sums = sums[TILE.STEP_P * ROW :]
 
 
 @triton.jit
 def _add_row(
-    sums, x_base, weights, row, q, exists, H, W, x_stride_c, x_stride_h, x_stride_w,
-    i: tl.constexpr,
-    GROUP_C: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
-    BLOCK_K: tl.constexpr, LANE_Q: tl.constexpr, MASKED: tl.constexpr,
+    sums, x_base, weights, row, q, mask, x_shape, x_strides, i: tl.constexpr,
+    GROUP_C: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The sums with what an input row gives to them, number i from the oldest open output row's."""
+    ROW: tl.constexpr = TILE.BLOCK_K * TILE.LANE_Q
     for c in tl.static_range(GROUP_C):
         pixels = load_row(
-            x_base + c * x_stride_c, row, q, exists, H, W, x_stride_h, x_stride_w,
-            sums[0].dtype, S, STRIDE_W, PAD_W, DIL_W, LANE_Q, MODE, MASKED,
+            at(x_base, x_strides, 0, c, 0, 0), x_strides, row, q, mask, x_shape, WINDOW.S,
+            WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W, WINDOW.MODE, TILE.LANE_Q,
+            sums[0].dtype, MASKED,
         )  # fmt: skip
         updated = ()
         for j in tl.static_range(len(sums)):
             total = sums[j]
-            if tap_of(i, j // (BLOCK_K * LANE_Q), R, STRIDE_H, DIL_H) >= 0:
-                for s in tl.static_range(S):
+            if tap_of(i, j // ROW, WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H) >= 0:
+                for s in tl.static_range(WINDOW.S):
                     total = tl.fma(
-                        pixels[j % LANE_Q * STRIDE_W + s * DIL_W],
+                        pixels[j % TILE.LANE_Q * WINDOW.STRIDE_W + s * WINDOW.DIL_W],
                         weights[
-                            ((j // LANE_Q % BLOCK_K * GROUP_C + c) * R
-                             + tap_of(i, j // (BLOCK_K * LANE_Q), R, STRIDE_H, DIL_H)) * S + s
+                            tap_index(
+                                j // TILE.LANE_Q % TILE.BLOCK_K, c,
+                                tap_of(i, j // ROW, WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H), s,
+                                GROUP_C, WINDOW.R, WINDOW.S,
+                            )
                         ],
                         total,
                     )  # fmt: skip

@@ -7,12 +7,13 @@ index relation without padding. All of it is decided while compiling.
 import triton
 import triton.language as tl
 
-from .indexing import as_block, fold
+from .indexing import as_block, fold, widen
+from .structs import at, tap_at
 
 
 @triton.constexpr_function
 def open_rows(R, STRIDE, DIL):
-    """Most output rows that are begun and not done between two input rows, the next one counted."""
+    """Largest number of output rows still being summed after an input row, with the next one."""
     return (R - 1) * DIL // STRIDE + 1
 
 
@@ -29,27 +30,78 @@ def is_read(inp, first, last, WINDOW, STRIDE, DIL):
     return any(tap_of(inp, out, WINDOW, STRIDE, DIL) >= 0 for out in range(first, last + 1))
 
 
+@triton.constexpr_function
+def tap_index(k, c, r, s, CHANNELS, R, S):
+    """Where load_taps puts a tap."""
+    return ((k * CHANNELS + c) * R + r) * S + s
+
+
+@triton.jit
+def inside_image(p, q, x_shape, y_shape, WINDOW: tl.constexpr, TILE: tl.constexpr):
+    """Whether outputs from (p, q) on, and all that they read, are inside of their images."""
+    OPEN: tl.constexpr = open_rows(WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H)
+    # Input rows are loaded in whole steps.
+    ROWS: tl.constexpr = (TILE.BLOCK_P + OPEN + TILE.STEP_P - 2) // TILE.STEP_P * TILE.STEP_P
+    COLUMNS: tl.constexpr = (TILE.BLOCK_Q - 1) * WINDOW.STRIDE_W + (WINDOW.S - 1) * WINDOW.DIL_W
+    h, w = p * WINDOW.STRIDE_H - WINDOW.PAD_H, q * WINDOW.STRIDE_W - WINDOW.PAD_W
+    return (
+        (h >= 0)
+        & (h + ROWS * WINDOW.STRIDE_H <= x_shape[0])
+        & (w >= 0)
+        & (w + COLUMNS < x_shape[1])
+        & (p + TILE.BLOCK_P <= y_shape[0])
+        & (q + TILE.BLOCK_Q <= y_shape[1])
+    )
+
+
+@triton.jit
+def widen_strides(strides, INT64: tl.constexpr):
+    """The strides of a bank of filters, for products with numbers of the compiler."""
+    return (
+        strides[0],
+        widen(strides[1], INT64),
+        widen(strides[2], INT64),
+        widen(strides[3], INT64),
+        widen(strides[4], INT64),
+    )
+
+
+@triton.jit
+def load_taps(
+    weight_ptr, strides, mask, FILTERS: tl.constexpr, CHANNELS: tl.constexpr,
+    R: tl.constexpr, S: tl.constexpr, ACC: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """The taps (k, c, r, s) of a bank, s fastest: a tuple of blocks [BLOCK_C, LANES]."""
+    weights = ()
+    for tap in tl.static_range(FILTERS * CHANNELS * R * S):
+        k, c = tap // (CHANNELS * R * S), tap // (R * S) % CHANNELS
+        pointer = tap_at(weight_ptr, strides, 0, k, c, tap // S % R, tap % S)
+        weight = tl.load(pointer, mask=mask, other=0.0)  # [BLOCK_C, 1]
+        weight = tl.broadcast_to(weight.to(ACC), [weight.shape[0], LANES])
+        weights = weights + (weight,)  # noqa: RUF005
+    return weights
+
+
 @triton.jit
 def load_row(
-    x_plane, row, q, exists, H, W, x_stride_h, x_stride_w,
-    ACC: tl.constexpr, S: tl.constexpr, STRIDE_W: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_W: tl.constexpr, LANE_Q: tl.constexpr, MODE: tl.constexpr, MASKED: tl.constexpr,
+    plane, strides, row, q, mask, x_shape, S: tl.constexpr, STRIDE_W: tl.constexpr,
+    PAD_W: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr, LANE_Q: tl.constexpr,
+    ACC: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The pixels of an input row that LANE_Q columns from q on read, from the first to the last."""
     if MASKED:
-        row, row_inside = fold(as_block(row), H, MODE)  # [1, 1]
-        exists = exists & row_inside
+        row, row_inside = fold(as_block(row), x_shape[0], MODE)  # [1, 1]
+        mask = mask & row_inside
     pixels = ()
     for i in tl.static_range((LANE_Q - 1) * STRIDE_W + (S - 1) * DIL_W + 1):
         if is_read(i, 0, LANE_Q - 1, S, STRIDE_W, DIL_W):
             w = q * STRIDE_W - PAD_W + i
             if MASKED:
-                w, w_inside = fold(w, W, MODE)
-                pointer = x_plane + row * x_stride_h + w * x_stride_w
-                x = tl.load(pointer, mask=exists & w_inside, other=0.0)  # [BLOCK_C, lanes]
+                w, w_inside = fold(w, x_shape[1], MODE)
+                x = tl.load(at(plane, strides, 0, 0, row, w), mask=mask & w_inside, other=0.0)
             else:
-                x = tl.load(x_plane + row * x_stride_h + w * x_stride_w)
+                x = tl.load(at(plane, strides, 0, 0, row, w))  # [BLOCK_C, lanes]
             pixels = pixels + (x.to(ACC),)  # noqa: RUF005
-        else:  # nobody looks
+        else:  # never read; keeps the tuple's index aligned
             pixels = pixels + (pixels[i - 1],)  # noqa: RUF005
     return pixels

@@ -4,7 +4,10 @@ A tuple among the arguments of a kernel is bound element by element: a stride of
 to the compiler, a multiple of 16 is known as such.
 """
 
-from typing import NamedTuple, TypeVar
+import functools
+from collections import namedtuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import triton
 import triton.language as tl
@@ -51,6 +54,16 @@ def tap_at(weight, strides, n, k, c, r, s):
     """Pointer to a tap of a bank of filters (N, K, C, R, S)."""
     bank = weight + n * strides[0] + k * strides[1]
     return bank + c * strides[2] + r * strides[3] + s * strides[4]
+
+
+@functools.cache
+def _tile_type(names: tuple[str, ...]) -> type[tuple[int, ...]]:
+    return namedtuple("Tile", names)  # type: ignore[misc]
+
+
+def tile_struct(extents: Mapping[str, int]) -> Any:
+    """The extents of a tile of ops/plan, by the names that it has there."""
+    return _tile_type(tuple(extents))(*extents.values())
 
 
 def constant(struct: _Struct) -> _Struct:

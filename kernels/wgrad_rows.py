@@ -17,164 +17,140 @@ import triton
 import triton.language as tl
 
 from .indexing import as_block, fold, next_digit, widen
-from .rows import is_read, load_row, open_rows, tap_of
+from .rows import inside_image, is_read, load_row, open_rows, tap_of, widen_strides
+from .structs import at, tap_at
 
 
 @triton.jit
 def wgrad_rows(
     x_ptr, dy_ptr, dw_ptr,
-    H, W, P, Q, SAMPLES, SPLITS, SPLIT_STRIPS, GROUPS, GROUP_K,
-    x_stride_n, x_stride_c, x_stride_h, x_stride_w,
-    dy_stride_n, dy_stride_k, dy_stride_p, dy_stride_q,
-    dw_stride_split,
-    dw_stride_n, dw_stride_g, dw_stride_k, dw_stride_c, dw_stride_r, dw_stride_s,
-    GROUP_C: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
-    WIDE: tl.constexpr, INTERIOR: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
-    STEP_P: tl.constexpr, LANE_Q: tl.constexpr,
+    x_shape, y_shape, SAMPLES, SPLITS, SPLIT_STRIPS, GROUPS, GROUP_K,
+    x_strides, dy_strides, dw_stride_split, dw_strides, dw_stride_g,
+    GROUP_C: tl.constexpr, WINDOW: tl.constexpr, INTERIOR: tl.constexpr, INT64: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    program = widen(tl.program_id(0), WIDE)
-    tile_k, program = next_digit(program, GROUP_K // BLOCK_K)
-    tile_c, program = next_digit(program, tl.cdiv(GROUPS, BLOCK_C))
+    P, Q = y_shape
+    LANES: tl.constexpr = TILE.BLOCK_Q // TILE.LANE_Q
+    R: tl.constexpr = WINDOW.R
+    S: tl.constexpr = WINDOW.S
+    program = widen(tl.program_id(0), INT64)
+    tile_k, program = next_digit(program, GROUP_K // TILE.BLOCK_K)
+    tile_c, program = next_digit(program, tl.cdiv(GROUPS, TILE.BLOCK_C))
     split, batch = next_digit(program, SPLITS)
-    group = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)[:, None]  # [BLOCK_C, 1]
-    k = group * GROUP_K + tile_k * BLOCK_K
-    exists = group < GROUPS
+    group = tile_c * TILE.BLOCK_C + tl.arange(0, TILE.BLOCK_C)[:, None]  # [BLOCK_C, 1]
+    k = group * GROUP_K + tile_k * TILE.BLOCK_K
     first = split * SPLIT_STRIPS
 
     ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
-    STEPS: tl.constexpr = (BLOCK_P + open_rows(R, STRIDE_H, DIL_H) + STEP_P - 2) // STEP_P
-    sums = ()
-    for _ in tl.static_range(BLOCK_K * GROUP_C * R * S):
-        sums = sums + (tl.zeros([BLOCK_C, BLOCK_Q // LANE_Q], ACC),)  # noqa: RUF005
+    sums = ()  # (k, c, r, s)
+    for _ in tl.static_range(TILE.BLOCK_K * GROUP_C * R * S):
+        sums = sums + (tl.zeros([TILE.BLOCK_C, LANES], ACC),)  # noqa: RUF005
     for i in range(SPLIT_STRIPS):
-        strip = first + widen(i, WIDE)
-        tile_q, line = next_digit(strip, tl.cdiv(Q, BLOCK_Q))
-        tile_p, n = next_digit(line, tl.cdiv(P, BLOCK_P))
-        counted = exists & (as_block(n) < SAMPLES)
-        p = tile_p * BLOCK_P
-        q = tile_q * BLOCK_Q + tl.arange(0, BLOCK_Q // LANE_Q)[None, :] * LANE_Q  # [1, lanes]
-        h = p * STRIDE_H - PAD_H
-        first_w = tile_q * BLOCK_Q * STRIDE_W - PAD_W
-        interior = (
-            (h >= 0)
-            & (h + STEPS * STEP_P * STRIDE_H <= H)
-            & (first_w >= 0)
-            & (first_w + (BLOCK_Q - 1) * STRIDE_W + (S - 1) * DIL_W < W)
-            & (p + BLOCK_P <= P)
-            & (tile_q * BLOCK_Q + BLOCK_Q <= Q)
-            & (tile_c * BLOCK_C + BLOCK_C <= GROUPS)
-            & (n < SAMPLES)
-        )
+        strip = first + widen(i, INT64)
+        tile_q, line = next_digit(strip, tl.cdiv(Q, TILE.BLOCK_Q))
+        tile_p, n = next_digit(line, tl.cdiv(P, TILE.BLOCK_P))
+        mask = (group < GROUPS) & (as_block(n) < SAMPLES)
+        p, first_q = tile_p * TILE.BLOCK_P, tile_q * TILE.BLOCK_Q
+        q = first_q + tl.arange(0, LANES)[None, :] * TILE.LANE_Q  # [1, LANES]
+        interior = inside_image(p, first_q, x_shape, y_shape, WINDOW, TILE)
+        interior = interior & (tile_c * TILE.BLOCK_C + TILE.BLOCK_C <= GROUPS) & (n < SAMPLES)
         n += batch
-        x_base = x_ptr + n * x_stride_n + group * GROUP_C * x_stride_c
-        dy_base = dy_ptr + n * dy_stride_n + k * dy_stride_k
+        x_base = at(x_ptr, x_strides, n, group * GROUP_C, 0, 0)
+        dy_base = at(dy_ptr, dy_strides, n, k, 0, 0)
         if INTERIOR == "all" or (INTERIOR == "some" and interior):
             sums = _walk_down(
-                sums, x_base, dy_base, h, p, q, counted, H, W, P, Q,
-                x_stride_c, x_stride_h, x_stride_w, dy_stride_k, dy_stride_p, dy_stride_q,
-                GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE,
-                BLOCK_P, BLOCK_K, STEP_P, LANE_Q, STEPS, MASKED=False,
+                sums, x_base, dy_base, p, q, mask, x_shape, y_shape, x_strides, dy_strides,
+                GROUP_C, WINDOW, TILE, False,
             )  # fmt: skip
         else:
             sums = _walk_down(
-                sums, x_base, dy_base, h, p, q, counted, H, W, P, Q,
-                x_stride_c, x_stride_h, x_stride_w, dy_stride_k, dy_stride_p, dy_stride_q,
-                GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE,
-                BLOCK_P, BLOCK_K, STEP_P, LANE_Q, STEPS, MASKED=True,
+                sums, x_base, dy_base, p, q, mask, x_shape, y_shape, x_strides, dy_strides,
+                GROUP_C, WINDOW, TILE, True,
             )  # fmt: skip
 
-    dw_base = dw_ptr + split * dw_stride_split + batch * dw_stride_n + group * dw_stride_g
-    dw_base += tile_k * BLOCK_K * widen(dw_stride_k, WIDE)
-    stride_k, stride_c = widen(dw_stride_k, WIDE), widen(dw_stride_c, WIDE)
-    stride_r, stride_s = widen(dw_stride_r, WIDE), widen(dw_stride_s, WIDE)
-    for tap in tl.static_range(BLOCK_K * GROUP_C * R * S):
+    taps = widen_strides(dw_strides, INT64)
+    dw_base = dw_ptr + split * dw_stride_split + batch * dw_strides[0] + group * dw_stride_g
+    dw_base += tile_k * TILE.BLOCK_K * taps[1]
+    for tap in tl.static_range(TILE.BLOCK_K * GROUP_C * R * S):
         dw = tl.sum(sums[tap], axis=1, keep_dims=True)  # [BLOCK_C, 1]
-        offset = tap // (GROUP_C * R * S) * stride_k + tap // (R * S) % GROUP_C * stride_c
-        offset += tap // S % R * stride_r + tap % S * stride_s
-        tl.store(dw_base + offset, dw.to(dw_ptr.dtype.element_ty), mask=exists)
+        c, r, s = tap // (R * S) % GROUP_C, tap // S % R, tap % S
+        pointer = tap_at(dw_base, taps, 0, tap // (GROUP_C * R * S), c, r, s)
+        tl.store(pointer, dw.to(dw_ptr.dtype.element_ty), mask=group < GROUPS)
 
 
 @triton.jit
 def _walk_down(
-    sums, x_base, dy_base, h, p, q, counted, H, W, P, Q,
-    x_stride_c, x_stride_h, x_stride_w, dy_stride_k, dy_stride_p, dy_stride_q,
-    GROUP_C: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, STEP_P: tl.constexpr, LANE_Q: tl.constexpr,
-    STEPS: tl.constexpr, MASKED: tl.constexpr,
+    sums, x_base, dy_base, p, q, planes, x_shape, y_shape, x_strides, dy_strides,
+    GROUP_C: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The sums with those of a strip: input rows from h on, rows of dy from p on."""
-    OPEN: tl.constexpr = open_rows(R, STRIDE_H, DIL_H)
-    dys = ()  # of rows, and in each of filters, and in each of columns
-    for _ in tl.static_range((OPEN - 1) * BLOCK_K * LANE_Q):
+    """The sums with those of a strip, whose first row and columns of dy are p and q."""
+    OPEN: tl.constexpr = open_rows(WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H)
+    ROW: tl.constexpr = TILE.BLOCK_K * TILE.LANE_Q
+    h = p * WINDOW.STRIDE_H - WINDOW.PAD_H
+    dys = ()  # (row, k, column)
+    for _ in tl.static_range((OPEN - 1) * ROW):
         dys = dys + (tl.zeros_like(sums[0]),)  # noqa: RUF005
-    for step in range(STEPS):
-        for new in tl.static_range(STEP_P):
-            j = as_block(step * STEP_P + new)  # [1, 1]
-            wanted = j < BLOCK_P
+    for step in range((TILE.BLOCK_P + OPEN + TILE.STEP_P - 2) // TILE.STEP_P):
+        for new in tl.static_range(TILE.STEP_P):
+            j = as_block(step * TILE.STEP_P + new)  # [1, 1]
+            mask = j < TILE.BLOCK_P
             if MASKED:
-                wanted = wanted & counted & (p + j < P)
-            for i in tl.static_range(BLOCK_K * LANE_Q):
-                column = q + i % LANE_Q
-                row = dy_base + i // LANE_Q * dy_stride_k + (p + step * STEP_P + new) * dy_stride_p
-                inside = wanted
+                mask = mask & planes & (p + j < y_shape[0])
+            for i in tl.static_range(ROW):
+                column = q + i % TILE.LANE_Q
+                wanted = mask
                 if MASKED:
-                    inside = inside & (column < Q)
-                dy = tl.load(row + column * dy_stride_q, mask=inside, other=0.0)  # [BLOCK_C, lanes]
+                    wanted = wanted & (column < y_shape[1])
+                row = p + step * TILE.STEP_P + new
+                pointer = at(dy_base, dy_strides, 0, i // TILE.LANE_Q, row, column)
+                dy = tl.load(pointer, mask=wanted, other=0.0)  # [BLOCK_C, LANES]
                 dys = dys + (dy.to(sums[0].dtype),)  # noqa: RUF005
-        for i in tl.static_range(STEP_P * STRIDE_H):
-            if is_read(i + (OPEN - 1) * STRIDE_H, 0, OPEN + STEP_P - 2, R, STRIDE_H, DIL_H):
-                row = h + step * (STEP_P * STRIDE_H) + i
-                # Rows of padding are passed by, where nothing of the next row is under way.
-                if MASKED and STEP_P == 1:
-                    if fold(row, H, MODE)[1]:
-                        sums = _add_row(
-                            sums, x_base, dys, row, q, counted, H, W,
-                            x_stride_c, x_stride_h, x_stride_w, i + (OPEN - 1) * STRIDE_H,
-                            GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE,
-                            BLOCK_K, LANE_Q, MASKED,
-                        )  # fmt: skip
-                else:
+        for i in tl.static_range(TILE.STEP_P * WINDOW.STRIDE_H):
+            if is_read(
+                i + (OPEN - 1) * WINDOW.STRIDE_H, 0, OPEN + TILE.STEP_P - 2,
+                WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H,
+            ):  # fmt: skip
+                row = h + step * (TILE.STEP_P * WINDOW.STRIDE_H) + i
+                inside = True
+                if MASKED and TILE.STEP_P == 1:  # skip rows of padding: no later row is in flight
+                    inside = fold(row, x_shape[0], WINDOW.MODE)[1]
+                if inside:
                     sums = _add_row(
-                        sums, x_base, dys, row, q, counted, H, W,
-                        x_stride_c, x_stride_h, x_stride_w, i + (OPEN - 1) * STRIDE_H,
-                        GROUP_C, R, S, STRIDE_H, STRIDE_W, PAD_W, DIL_H, DIL_W, MODE,
-                        BLOCK_K, LANE_Q, MASKED,
+                        sums, x_base, dys, row, q, planes, x_shape, x_strides,
+                        i + (OPEN - 1) * WINDOW.STRIDE_H, GROUP_C, WINDOW, TILE, MASKED,
                     )  # fmt: skip
-        dys = dys[STEP_P * BLOCK_K * LANE_Q :]
+        dys = dys[TILE.STEP_P * ROW :]
     return sums
 
 
 @triton.jit
 def _add_row(
-    sums, x_base, dys, row, q, counted, H, W, x_stride_c, x_stride_h, x_stride_w,
-    i: tl.constexpr,
-    GROUP_C: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
-    BLOCK_K: tl.constexpr, LANE_Q: tl.constexpr, MASKED: tl.constexpr,
+    sums, x_base, dys, row, q, mask, x_shape, x_strides, i: tl.constexpr,
+    GROUP_C: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The sums with what an input row gives to them, number i from the oldest row of dys."""
+    ROW: tl.constexpr = TILE.BLOCK_K * TILE.LANE_Q
+    R: tl.constexpr = WINDOW.R
+    S: tl.constexpr = WINDOW.S
     for c in tl.static_range(GROUP_C):
         pixels = load_row(
-            x_base + c * x_stride_c, row, q, counted, H, W, x_stride_h, x_stride_w,
-            sums[0].dtype, S, STRIDE_W, PAD_W, DIL_W, LANE_Q, MODE, MASKED,
+            at(x_base, x_strides, 0, c, 0, 0), x_strides, row, q, mask, x_shape, S,
+            WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W, WINDOW.MODE, TILE.LANE_Q,
+            sums[0].dtype, MASKED,
         )  # fmt: skip
         updated = ()
-        for tap in tl.static_range(BLOCK_K * GROUP_C * R * S):
+        for tap in tl.static_range(len(sums)):
             total = sums[tap]
             if tap // (R * S) % GROUP_C == c:
-                for j in tl.static_range(len(dys) // (BLOCK_K * LANE_Q)):
-                    if tap_of(i, j, R, STRIDE_H, DIL_H) == tap // S % R:
-                        for column in tl.static_range(LANE_Q):
+                for j in tl.static_range(len(dys) // ROW):
+                    if tap_of(i, j, R, WINDOW.STRIDE_H, WINDOW.DIL_H) == tap // S % R:
+                        for column in tl.static_range(TILE.LANE_Q):
                             total = tl.fma(
-                                pixels[column * STRIDE_W + tap % S * DIL_W],
-                                dys[(j * BLOCK_K + tap // (GROUP_C * R * S)) * LANE_Q + column],
+                                pixels[column * WINDOW.STRIDE_W + tap % S * WINDOW.DIL_W],
+                                dys[
+                                    (j * TILE.BLOCK_K + tap // (GROUP_C * R * S)) * TILE.LANE_Q
+                                    + column
+                                ],
                                 total,
                             )
             updated = updated + (total,)  # noqa: RUF005

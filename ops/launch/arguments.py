@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ... import kernels
-from ...kernels.structs import Window, constant
+from ...kernels.structs import Window, constant, tile_struct
 from .. import backend
 from ..geometry import Geometry
 from ..plan.bands import (
@@ -433,6 +433,7 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
         "hole": (hole_top, hole_bottom, hole_left, hole_right),
         "WINDOW": constant(window),
         "INT64": plan.wide,
+        "TILE": constant(tile_struct(extents)),
         "N": geometry.N,
         "H": geometry.H,
         "W": geometry.W,
