@@ -8,6 +8,7 @@ made of, and takes them out again: tests of both kinds run in one process.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,15 +46,41 @@ def _interpreted() -> Iterator[tuple[dict[str, Any], str, Any]]:
                     yield vars(module), attribute, value
 
 
+@tl.core.builtin
+def _load(
+    pointer: Any,
+    mask: Any = None,
+    other: Any = None,
+    *rest: Any,
+    _semantic: Any = None,
+    **options: Any,
+) -> Any:
+    """tl.load, of which a thread gets a NaN where its mask is off and `other` is not said.
+
+    What it gets there is undefined; Triton (3.6, 3.7) happens to leave zeros on NVIDIA's GPUs.
+    """
+    given, value = (tl.core._unwrap_if_constexpr(argument) for argument in (mask, other))
+    if given is not None and value is None:
+        other = float("nan") if pointer.dtype.element_ty.is_floating() else 113
+    return _LOAD(pointer, mask, other, *rest, _semantic=_semantic, **options)
+
+
+_LOAD = tl.load
+
+
 @contextmanager
 def compiling() -> Iterator[None]:
     """Inside, functions are the compiler's, and triton.jit makes more of them."""
     _restore()
+    knobs = triton.knobs
     swapped = list(_interpreted())
     members = {name: value for _, name, value in swapped if _is_member(name)}
     before = {name: vars(tl.core.tensor)[name] for name in members}
-    with triton.knobs.runtime.scope():
-        triton.knobs.runtime.interpret = False
+    with knobs.runtime.scope(), knobs.cache.scope():
+        knobs.runtime.interpret = False
+        # Apart from other kernels: see _load, and driver.keep_ptx.
+        knobs.cache.dir = os.path.join(knobs.cache.dir, "simulated")
+        tl.load = tl.core.load = _load
         for where, name, value in swapped:
             where[name] = compiled(value)
         for name, value in members.items():
@@ -61,6 +88,7 @@ def compiling() -> Iterator[None]:
         try:
             yield
         finally:
+            tl.load = tl.core.load = _LOAD
             for where, name, value in swapped:
                 where[name] = value
             for name, value in before.items():

@@ -6,9 +6,8 @@ runs every program of the grid on the tensors' own memory.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,12 +59,14 @@ class Simulator:
         arch: compute capability times ten.
         races: whether shared memory is checked for races.
         change: what becomes of PTX before it is simulated; tests damage it.
+        change_arguments: what becomes of a launch's integers, by name; tests change them.
         launches: all of them so far.
     """
 
     arch: int = 90
     races: bool = True
-    change: Any = None
+    change: Callable[[str], str] | None = None
+    change_arguments: Callable[[dict[str, int]], dict[str, int]] | None = None
     launches: list[Launch] = field(default_factory=list)
 
     @property
@@ -130,6 +131,10 @@ class Launcher:
         kernel = translated(simulator.change(ptx) if simulator.change else ptx, shared)
         named = dict(zip(self.source.fn.arg_names, bound, strict=True))
         flat = dict(_flattened(named, self.source.signature))
+        if simulator.change_arguments:
+            integers = {name: value for name, (_, value) in flat.items() if type(value) is int}
+            for name, value in simulator.change_arguments(integers).items():
+                flat[name] = flat[name][0], value
         storages = Storages({name: _tensor(value) for name, (_, value) in flat.items()})
         given = self._arguments(flat, storages)
         try:
@@ -217,9 +222,7 @@ def simulated(arch: int = 90, races: bool = True) -> Iterator[Simulator]:
     drivers = triton.runtime.driver
     before, cpu_device = drivers._active, backend.CPU_DEVICE
     knobs = triton.knobs
-    with compiling(), tracked_allocations(), knobs.runtime.scope(), knobs.cache.scope():
-        # Apart from other kernels: an entry here has no machine code.
-        knobs.cache.dir = os.path.join(knobs.cache.dir, "simulator")
+    with compiling(), tracked_allocations(), knobs.runtime.scope():
         knobs.runtime.add_stages_inspection_hook = keep_ptx
         drivers.set_active(simulator)
         backend.CPU_DEVICE = device_called(name, str(arch), processors)

@@ -1,0 +1,98 @@
+"""Kernels with one thing wrong, to see that a simulated call notices."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from triton.runtime.jit import JITFunction
+
+#: Changes a function's syntax tree in place; returns whether there was something to change.
+Change = Callable[[ast.AST], bool]
+
+
+def _is_access(node: ast.AST, kind: str, pointer: str) -> bool:
+    """Whether a node is tl.load or tl.store at an address with a name that starts so."""
+    if not isinstance(node, ast.Call) or ast.unparse(node.func) != f"tl.{kind}" or not node.args:
+        return False
+    names = (name.id for name in ast.walk(node.args[0]) if isinstance(name, ast.Name))
+    return any(name.startswith(pointer) for name in names)
+
+
+def without(keyword: str, kind: str, pointer: str) -> Change:
+    """Drops `keyword` of each tl.load or tl.store at an address with a name that starts so."""
+
+    def change(tree: ast.AST) -> bool:
+        changed = False
+        for node in ast.walk(tree):
+            if _is_access(node, kind, pointer):
+                assert isinstance(node, ast.Call)
+                # Without a mask, Triton refuses another value.
+                dropped = {"mask": ("mask", "other")}.get(keyword, (keyword,))
+                kept = [given for given in node.keywords if given.arg not in dropped]
+                changed |= len(kept) < len(node.keywords)
+                node.keywords = kept
+        return changed
+
+    return change
+
+
+def up_to_and_including(extent: str) -> Change:
+    """Makes each `... < extent` a `... <= extent`."""
+
+    def change(tree: ast.AST) -> bool:
+        changed = False
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Compare) or not isinstance(node.ops[-1], ast.Lt):
+                continue
+            names = (n.id for n in ast.walk(node.comparators[-1]) if isinstance(n, ast.Name))
+            if extent in names:
+                node.ops[-1], changed = ast.LtE(), True
+        return changed
+
+    return change
+
+
+def _functions() -> Iterator[tuple[dict[str, Any], str, JITFunction[Any]]]:
+    for name, module in list(sys.modules.items()):
+        if name.startswith("tricorr.kernels"):
+            for attribute, value in list(vars(module).items()):
+                if isinstance(value, JITFunction):
+                    yield vars(module), attribute, value
+
+
+@contextmanager
+def planted(name: str, change: Change) -> Iterator[None]:
+    """Inside, the package's device function `name` is changed. To be used while simulating.
+
+    Raises:
+        LookupError: there is no such function, or nothing in it to change.
+    """
+    from tricorr.ops.launch.prepared import forget_prepared
+
+    before = list(_functions())
+    # New ones of all: each keeps what was compiled of it and of those that it calls.
+    fresh = {id(f): JITFunction(f.fn) for _, _, f in before}
+    found = {id(f) for _, _, f in before if f.fn.__name__ == name}
+    changed = [_change(fresh[key], change) for key in found]
+    if not any(changed):
+        raise LookupError(f"nothing to change in {name}: say where it went")
+    for where, attribute, value in before:
+        where[attribute] = fresh[id(value)]
+    forget_prepared()  # they hold kernels
+    try:
+        yield
+    finally:
+        forget_prepared()
+        for where, attribute, value in before:
+            where[attribute] = value
+
+
+def _change(function: JITFunction[Any], change: Change) -> bool:
+    tree = ast.parse(function.src)
+    changed = change(tree)
+    function._unsafe_update_src(ast.unparse(tree))
+    return changed

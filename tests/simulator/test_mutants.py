@@ -1,0 +1,117 @@
+"""Faults planted in kernels, in their launches and in their PTX: a simulated call notices each."""
+# mypy: ignore-errors
+
+import re
+
+import pytest
+from cases import tensors
+from closeness import check, operands
+
+from simulator import Fault
+from simulator.calls import FORMATS, calls
+from simulator.driver import simulated
+from simulator.mutants import planted, up_to_and_including, without
+from tricorr import ops
+
+CALLS = {str(call): call for call in calls()}
+FEW = CALLS["sm_90-fprop_stencil-fma-float32-planes-large"]
+FEW_GRADIENT = CALLS["sm_90-wgrad_stencil-fma-float32-planes-large"]
+DENSE = CALLS["sm_90-fprop_gemm-wgmma-float16-planes-dense"]
+OLDER = CALLS["sm_80-fprop_gemm-mma.sync-float16-planes-dense"]
+IMAGE = CALLS["sm_90-fprop_rows-fma-float32-planes-image"]
+BOXES = CALLS["sm_90-fprop_tma-wgmma-float16-planes-rows_out"]
+
+
+def run(call, device):
+    """Runs a call and holds it against the reference; what happened, in words."""
+    args = operands(call.op, *tensors(call.geometry, call.dtype))
+    last = FORMATS[call.format]
+    given = [t.contiguous(memory_format=last) if t.dim() == 4 else t for t in args]
+    try:
+        actual = getattr(ops, call.op.removesuffix("_bias"))(
+            *given, call.geometry, precision=call.precision
+        )
+        check(call.op, args, call.geometry, actual=actual, precision=call.precision)
+    except Fault as fault:
+        return str(fault)
+    except AssertionError as wrong:
+        return f"wrong: {wrong}"
+    return "right"
+
+
+#: (call, function, what is wrong, in words of what is noticed)
+PLANTED = {
+    "mask_of_an_image": (FEW, "fprop_stencil", without("mask", "load", "x"), "load .* x_ptr"),
+    "mask_of_a_weight": (
+        FEW, "fprop_stencil", without("mask", "load", "weight"), "load .* weight_ptr",
+    ),
+    "mask_of_a_store": (FEW, "fprop_stencil", without("mask", "store", "y"), "store .* y_ptr"),
+    "zero_outside_of_an_image": (FEW, "fprop_stencil", without("other", "load", "x"), "wrong"),
+    "zero_outside_of_a_sum": (
+        FEW_GRADIENT, "wgrad_stencil", without("other", "load", "dy"), "wrong",
+    ),
+    "mask_of_a_gradient": (
+        FEW_GRADIENT, "wgrad_stencil", without("mask", "load", "dy"), "load .* dy_ptr",
+    ),
+    "halo": (FEW, "fold", up_to_and_including("EXTENT"), "wrong|load .* x_ptr"),
+    "halo_of_a_product": (DENSE, "is_inside", up_to_and_including("EXTENT"), "x_ptr"),
+    "mask_of_a_product": (
+        DENSE, "fprop_gemm", without("mask", "store", "outputs"), "store .* y_ptr",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "function", "change", "noticed"), PLANTED.values(), ids=PLANTED)
+def test_a_fault_in_a_kernel(call, function, change, noticed):
+    with simulated(call.arch) as device:
+        with planted(function, change):
+            assert re.search(noticed, run(call, device), re.DOTALL)
+        assert run(call, device) == "right"
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [(FEW, "x_stride"), (FEW, "weight_stride"), (IMAGE, "y_stride"), (DENSE, "x_stride")],
+    ids=["image", "weight", "result", "product"],
+)
+def test_a_wrong_stride(call, name):
+    """One too many, from row to row: of an image its last axis but one, of a weight filters."""
+
+    def change(arguments):
+        keys = [key for key in arguments if key.startswith(name) and arguments[key] > 1]
+        return arguments | {keys[-1]: arguments[keys[-1]] + 1}
+
+    with simulated(call.arch) as device:
+        device.change_arguments = change
+        assert run(call, device) != "right"
+
+
+#: (call, what in its PTX, what is noticed); each occurrence is removed alone.
+REMOVED = {
+    "barrier": (DENSE, r"bar\.sync\s+0;", "race"),
+    "older_barrier": (OLDER, r"bar\.sync\s+0;", "race"),
+    "wait_for_copies": (OLDER, r"cp\.async\.wait_group\s+\d;", "on its way|never written"),
+    "wait_for_products": (DENSE, r"wgmma\.wait_group\.sync\.aligned \d;", "wgmma in flight"),
+    "fence": (DENSE, r"fence\.proxy\.async\.shared::cta;", "fence.proxy.async"),
+    "barrier_of_boxes": (BOXES, r"bar\.sync\s+0;", "race|wgmma in flight|no mbarrier"),
+}
+
+
+@pytest.mark.parametrize(("call", "pattern", "noticed"), REMOVED.values(), ids=REMOVED)
+def test_something_removed_from_ptx(call, pattern, noticed):
+    """At least one of the single removals is noticed: some barriers are superfluous."""
+    places, outcomes = [], []
+
+    def change(ptx):
+        places[:] = [found.span() for found in re.finditer(pattern, ptx)]
+        start, end = places[len(outcomes)]
+        return ptx[:start] + ptx[end:]
+
+    with simulated(call.arch) as device:
+        assert run(call, device) == "right"
+        device.change = change
+        while len(outcomes) <= len(places):
+            outcomes.append(run(call, device))
+            if re.search(noticed, outcomes[-1]):
+                return
+    pytest.fail(f"not noticed: {outcomes}")
