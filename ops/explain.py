@@ -11,7 +11,9 @@ from . import backend
 from .errors import ArgumentError
 from .geometry import Geometry
 from .launch.layout import device_of, layout_of
-from .plan.choose import DEVICES, Device, Plan, plan_dgrad, plan_fprop, plan_wgrad
+from .plan import choose
+from .plan.device import DEVICES, Device
+from .plan.problem import Plan, Problem
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,13 @@ def explain(
         device = device_of(x) if backend.runs_kernels(x.device) else None
     layout = layout_of(geometry, x, weight, y)
     passes = {}
-    for op, planner in (("fprop", plan_fprop), ("dgrad", plan_dgrad), ("wgrad", plan_wgrad)):
-        plan = None
-        if device is not None and y.numel():
-            plan = planner(geometry, weight.dtype, layout, device, precision)
+    for op in ("fprop", "dgrad", "wgrad"):
+        plan, bound, floor = None, None, None
         moved = geometry.compulsory_bytes(x.itemsize, weight.itemsize, y.itemsize)
-        bound, floor = _bound(geometry, weight.dtype, precision, device, plan, moved)
+        if device is not None and y.numel():
+            problem = Problem(op, geometry, weight.dtype, precision, layout, device)
+            plan = choose.plan(problem)
+            bound, floor = _bound(problem, plan, moved)
         partial = 8 if weight.dtype == torch.float64 else 4
         partials = plan.partials if plan is not None else 1
         workspace = partials * geometry.weight_numel * partial if partials > 1 else 0
@@ -106,7 +109,7 @@ def explain(
 
 
 def device_named(name: str) -> Device:
-    """One of the devices of plan.DEVICES, by a name in any case.
+    """One of the devices of DEVICES, by a name in any case.
 
     Raises:
         ArgumentError: there is no such device.
@@ -117,26 +120,14 @@ def device_named(name: str) -> Device:
     return DEVICES[key]
 
 
-def _bound(
-    geometry: Geometry,
-    dtype: torch.dtype,
-    precision: str,
-    device: Device | None,
-    plan: Plan | None,
-    moved: int,
-) -> tuple[str | None, float | None]:
-    if device is None or plan is None or device.bandwidth is None:
+def _bound(problem: Problem, plan: Plan, moved: int) -> tuple[str | None, float | None]:
+    """("memory" or "arithmetic", seconds) by the datasheet; None for what it does not say."""
+    device, work = problem.device, plan.tile.work(plan, problem)
+    rate = device.flops_per_second.get(work.unit)
+    if rate is None or device.bandwidth is None:
         return None, None
-    unit, on_matrix_unit = "fma", plan.family in ("gemm", "tma", "banded")
-    if on_matrix_unit and dtype in (torch.float16, torch.bfloat16):
-        unit = "half"
-    elif on_matrix_unit and dtype == torch.float32 and precision != "ieee":
-        unit = "tf32"
-    rate = device.flops_per_second.get("float64" if dtype == torch.float64 else unit)
-    if rate is None:
-        return None, None
-    products = 3 if plan.precision == "tf32x3" else 1
-    arithmetic, memory = products * geometry.flops / rate, moved / device.bandwidth
+    arithmetic = work.products * problem.geometry.flops / rate
+    memory = moved / device.bandwidth
     return ("arithmetic" if arithmetic > memory else "memory"), max(arithmetic, memory)
 
 
@@ -147,10 +138,8 @@ def _describe(cost: Pass) -> str:
         tile = ", ".join(f"{name}={value}" for name, value in vars(plan.tile).items())
         parts.append(f"{plan.kernel} ({tile}), {plan.grid} programs")
         if plan.splits > 1:
-            size = plan.split_pixels or plan.split_strips
-            unit = "pixels" if plan.split_pixels else "strips"
-            parts.append(f"{plan.splits} splits of {size} {unit}")
-        if plan.wide:
+            parts.append(f"{plan.splits} splits of {plan.split_strips} strips")
+        if plan.int64:
             parts.append("64-bit offsets")
     parts.append(f"{_quantity(cost.flops)}FLOP")
     parts.append(f"{_quantity(cost.compulsory_bytes)}B compulsory")

@@ -45,16 +45,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..ops.launch.arguments import BANDS_BLOCK, SUM_TILE
 from ..ops.launch.call import Call
-from ..ops.plan.bands import BandedGradTile, BandedTile, banded_steps
-from ..ops.plan.cost import arithmetic_rate, copy_rate, rates_of
-from ..ops.plan.rows import RowsTile, rows_work
-from ..ops.plan.tiles import GemmTile
-from ..ops.plan.tma import TmaTile
-from ..ops.plan.work import programs_of, unit_of, window_steps
+from ..ops.plan.cost import Work
 from .configurations import PARKED, TARGETS, Configuration, Target, configurations
 from .draw import drawn
 
@@ -304,7 +297,7 @@ def problems(configuration: Configuration, target: Target, built: Build) -> list
         found.append(f"{built.unfenced} products of copies to shared memory without a proxy fence")
     if built.opcodes and configuration.wants_mma(target) and not built.count("mma"):
         found.append("no matrix instructions")
-    if built.opcodes and isinstance(configuration.plan.tile, TmaTile):
+    if built.opcodes and configuration.plan.family == "tma":
         if not built.opcodes.get("UTMALDG"):
             found.append("no loads through tensor descriptors")
         # A weight gradient's left operand, a box, does: Triton keeps only a plain matrix in place.
@@ -375,15 +368,13 @@ _COUNTED = ("all", "load", "fma", "mma")
 
 def entry_of(configuration: Configuration, target: Target, built: Build) -> Entry:
     """The table's line for a build with its instructions."""
-    outputs, macs = _work_of_a_program(configuration)
+    outputs, macs = _work_of_a_program(configuration, target)
+    work = _work(configuration, target)
     fma = built.count("fma", loop=True)
     loop = {kind: built.count(kind, loop=True) for kind in (*_COUNTED, *MARKS)}
     passes = 1
-    if loop["mma"]:
-        passes = _steps(configuration)
-    elif isinstance(configuration.plan.tile, RowsTile):
-        work = rows_work(configuration.plan.op, configuration.geometry, configuration.plan.tile)
-        passes = work.steps * max(1, configuration.plan.split_strips)
+    if loop["mma"] or configuration.kernel.endswith("_rows"):
+        passes = max(1, round(work.steps))
     elif fma:
         passes = max(1, round(macs / (built.threads * fma)))
     whole = {kind: built.count(kind) for kind in _COUNTED}
@@ -410,78 +401,41 @@ def entry_of(configuration: Configuration, target: Target, built: Build) -> Entr
 
 def _bound(configuration: Configuration, target: Target, instructions: float, macs: int) -> str:
     """What bounds a launch whose programs have so many lane instructions and multiply-adds."""
-    plan, geometry, device = configuration.plan, configuration.geometry, target.device
+    plan, device = configuration.plan, target.device
     if not configuration.kernel.startswith(f"{plan.op}_") or plan.op == "dgrad_frame":
         return ""
-    if isinstance(plan.tile, TmaTile) and plan.tile.programs:
+    work, rates = _work(configuration, target), device.rates
+    if work.programs > plan.grid:  # a program has several boxes, and what is outside in its loop
         return ""
-    dtype = torch.float32 if configuration.dtype == torch.uint8 else configuration.dtype
-    x_bytes = (dtype if plan.op == "dgrad" else configuration.dtype).itemsize
-    programs = programs_of(plan, geometry)
-    unit = unit_of(dtype, plan.precision) if configuration.product else "fma"
-    unit = "float64" if dtype == torch.float64 else unit
-    products = 3 if plan.precision == "tf32x3" else 1
-    rates = rates_of(device)
     lanes = rates.issue * target.gpu[2] * rates.clock * device.multiprocessors
-    dram = geometry.compulsory_bytes(x_bytes, dtype.itemsize, dtype.itemsize) / copy_rate(device)
+    dram = configuration.problem(target).compulsory_bytes / device.copy_rate
     units = {
-        "issue": programs * instructions / lanes,
-        "arithmetic": programs * products * macs / arithmetic_rate(device, unit),
+        "issue": work.programs * instructions / lanes,
+        "arithmetic": work.programs * work.products * macs / device.mac_rate(work.unit),
     }
     longest = max(units, key=lambda name: units[name])
     times = units[longest] / dram
     return "dram" if times <= 1 else f"{longest} {times:.3g}"
 
 
-def _work_of_a_program(configuration: Configuration) -> tuple[int, int]:
+def _work(configuration: Configuration, target: Target) -> Work:
+    """What its family counts of a configuration."""
+    plan = configuration.plan
+    return plan.tile.work(plan, configuration.problem(target))
+
+
+def _work_of_a_program(configuration: Configuration, target: Target) -> tuple[int, int]:
     """(result elements, multiply-adds) of one program; two kernels add or copy where others do."""
-    plan, geometry = configuration.plan, configuration.geometry
-    tile, taps = plan.tile, geometry.R * geometry.S
     if configuration.kernel == "sum_partials":
-        return SUM_TILE[1], plan.splits * SUM_TILE[1]
+        return SUM_TILE[1], configuration.plan.splits * SUM_TILE[1]
     if configuration.kernel == "lag_sums":
         call = configuration.call().arguments
         steps = call["SPLIT_ROWS"] * -(-call["Q"] // call["BLOCK_Q"])
         return call["BLOCK_S"], call["BLOCK_S"] * call["BLOCK_Q"] * steps
     if configuration.kernel == "build_bands":
         return BANDS_BLOCK, BANDS_BLOCK
-    if isinstance(tile, BandedTile | BandedGradTile):
-        m, n, k = tile.gemm
-        outputs = tile.BLOCK_R * tile.BLOCK_I if isinstance(tile, BandedGradTile) else m * n
-        return outputs, m * n * k * _steps(configuration)
-    if isinstance(tile, TmaTile):
-        wgrad = plan.op == "wgrad"
-        outputs = tile.BLOCK_N * (tile.BLOCK_K * tile.BLOCK_S if wgrad else tile.pixels)
-        return outputs, outputs * _steps(configuration) * (tile.pixels if wgrad else tile.BLOCK_K)
-    if isinstance(tile, GemmTile):
-        outputs = tile.BLOCK_M * tile.BLOCK_N
-        return outputs, outputs * _steps(configuration) * tile.BLOCK_K
-    if isinstance(tile, RowsTile):
-        work = rows_work(plan.op, geometry, tile)
-        return work.outputs, work.macs * max(1, plan.split_strips)
-    blocks = {name: size for name, size in vars(tile).items() if name.startswith("BLOCK")}
-    if plan.op == "wgrad":
-        return blocks["BLOCK_C"], blocks["BLOCK_C"] * plan.split_pixels
-    outputs = math.prod(blocks.values())
-    return outputs, outputs * taps * (geometry.group_K if plan.op == "dgrad" else geometry.group_C)
-
-
-def _steps(configuration: Configuration) -> int:
-    """Steps of a GEMM's reduction in one program, as its kernel counts them."""
-    plan, geometry = configuration.plan, configuration.geometry
-    if isinstance(plan.tile, BandedTile | BandedGradTile):
-        return plan.split_strips or banded_steps(geometry, plan.tile)
-    if not isinstance(plan.tile, GemmTile | TmaTile):
-        raise TypeError(f"{configuration.name} is no GEMM")
-    block, taps = plan.tile.BLOCK_K, geometry.R * geometry.S
-    if plan.op == "wgrad":
-        return plan.split_strips or -(-plan.split_pixels // block)
-    reduced = geometry.group_C if plan.op == "fprop" else geometry.group_K
-    # An input gradient's taps are dealt out among the phases: on average.
-    phases_h, phases_w = geometry.phases if plan.op == "dgrad" else (1, 1)
-    if plan.one_tap or isinstance(plan.tile, TmaTile):
-        return max(1, round(taps / (phases_h * phases_w))) * -(-reduced // block)
-    return window_steps(-(-geometry.R // phases_h), -(-geometry.S // phases_w), reduced, block)
+    work = _work(configuration, target)
+    return work.outputs, round(work.macs)
 
 
 #: What the recorded table holds: every kernel, tile and kind of product of the target that is tuned

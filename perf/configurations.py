@@ -17,41 +17,22 @@ from ..ops.geometry import Geometry
 from ..ops.launch.arguments import dgrad_call, fprop_call, wgrad_calls
 from ..ops.launch.call import Call
 from ..ops.launch.lag_launch import lag_sums_calls
-from ..ops.launch.layout import NARROW_LIMIT, is_crowded
-from ..ops.plan.banded import BANDED_GRAD_TILES, BANDED_TILES, banded_tiles, in_pieces
-from ..ops.plan.bands import AnyBandedTile, BandedGradTile, BandedTile
-from ..ops.plan.choose import (
-    Layout,
-    Plan,
-    plan_dgrad,
-    plan_dgrad_frame,
-    plan_fprop,
-    plan_wgrad,
-    plan_with_tile,
-)
-from ..ops.plan.device import DEVICES, LIMITS, Device
-from ..ops.plan.tiles import (
+from ..ops.launch.layout import NARROW_LIMIT, is_heavy
+from ..ops.plan import banded, choose, tma
+from ..ops.plan.banded import BANDED_GRAD_TILES, BANDED_TILES, AnyBandedTile
+from ..ops.plan.device import DEVICES, Device
+from ..ops.plan.gemm import (
     GEMM_GRADIENT_TILES,
     GEMM_TILES,
     LONE_RESULTS,
     LONG_STEP,
-    STENCIL_TILES,
     WIDE_GEMM_TILES,
     GemmTile,
-    Tile,
-    gemm_tiles,
-    tile_of,
+    tiles_with_room,
 )
-from ..ops.plan.tma import (
-    ARCHITECTURES,
-    TMA_GRADIENT_SHAPES,
-    TMA_SHAPES,
-    TmaTile,
-    is_legal_tma,
-    shaped_tile,
-    shapes,
-    takes_boxes_in_turn,
-)
+from ..ops.plan.problem import Layout, Plan, Problem, Tile
+from ..ops.plan.stencil import STENCIL_TILES
+from ..ops.plan.tma import ARCHITECTURES, TMA_GRADIENT_SHAPES, TMA_SHAPES
 from ..ops.plan.tuned import tuned_for
 
 #: See Target.parked.
@@ -85,12 +66,12 @@ class Target:
     @property
     def registers(self) -> int:
         """Most that one thread can have."""
-        return LIMITS[self.device.arch].registers
+        return self.device.limits.registers
 
     @property
     def shared(self) -> int:
         """Most bytes of shared memory (LDS) that one program can have."""
-        return LIMITS[self.device.arch].shared
+        return self.device.limits.shared
 
 
 TARGETS = {
@@ -110,7 +91,6 @@ class Case:
 
     Attributes:
         geometry: of fprop and wgrad.
-        one_tap: whether a step of a GEMM covers channels of one tap.
         channels_last: memory format of x and y.
         bias: whether fprop adds one.
         residual: whether it adds one, in the format of x and y.
@@ -118,19 +98,27 @@ class Case:
     """
 
     geometry: Geometry
-    one_tap: bool = False
     channels_last: bool = False
     bias: bool = False
     activation: str = "none"
     residual: bool = False
 
     @property
-    def wide(self) -> bool:
+    def int64(self) -> bool:
         return max(self.geometry.x_numel, self.geometry.y_numel) > NARROW_LIMIT
 
     @property
-    def crowded(self) -> bool:
-        return is_crowded(self.residual, self.activation)
+    def layout(self) -> Layout:
+        """Of tensors that descriptors cannot describe."""
+        return Layout(self.channels_last, self.int64)
+
+    @property
+    def boxed(self) -> Layout:
+        """Of tensors that descriptors can describe, and the epilogue."""
+        boxes = "NHWC" if self.channels_last else "NCHW"
+        heavy = is_heavy(self.residual, self.activation)
+        as_rows = self.geometry.is_point
+        return Layout(self.channels_last, self.int64, boxes, boxes, heavy, as_rows)
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -149,29 +137,21 @@ _ODD: dict[str, Any] = {
 GEMM_CASES = {
     "dense": Case(
         Geometry(8, 64, 56, 56, 64, 3, 3, padding=_SAME),
-        one_tap=True,
         channels_last=True,
         bias=True,
     ),
-    "planes": Case(Geometry(8, 64, 56, 56, 64, 3, 3, padding=_SAME), one_tap=True, bias=True),
+    "planes": Case(Geometry(8, 64, 56, 56, 64, 3, 3, padding=_SAME), bias=True),
     "planes_residual": Case(
         Geometry(8, 64, 56, 56, 64, 3, 3, padding=_SAME),
-        one_tap=True,
         bias=True,
         activation="silu",
         residual=True,
     ),
-    "ragged": Case(
-        Geometry(8, 67, 55, 57, 71, 3, 3, padding=_SAME), one_tap=True, channels_last=True
-    ),
-    "ragged_sum": Case(
-        Geometry(8, 67, 55, 57, 64, 3, 3, padding=_SAME), one_tap=True, channels_last=True
-    ),
-    "ragged_result": Case(
-        Geometry(8, 64, 55, 57, 71, 3, 3, padding=_SAME), one_tap=True, channels_last=True
-    ),
-    "ragged_point": Case(Geometry(64, 131, 1024, 1024, 257, 1, 1), one_tap=True),
-    "pointwise": Case(Geometry(64, 128, 1024, 1024, 256, 1, 1), one_tap=True),
+    "ragged": Case(Geometry(8, 67, 55, 57, 71, 3, 3, padding=_SAME), channels_last=True),
+    "ragged_sum": Case(Geometry(8, 67, 55, 57, 64, 3, 3, padding=_SAME), channels_last=True),
+    "ragged_result": Case(Geometry(8, 64, 55, 57, 71, 3, 3, padding=_SAME), channels_last=True),
+    "ragged_point": Case(Geometry(64, 131, 1024, 1024, 257, 1, 1)),
+    "pointwise": Case(Geometry(64, 128, 1024, 1024, 256, 1, 1)),
     "stem": Case(Geometry(8, 3, 224, 224, 64, 7, 7, stride=(2, 2), padding=((3, 3), (3, 3)))),
     "few": Case(Geometry(8, 3, 112, 112, 64, 3, 3, padding=_SAME)),
     "odd": Case(
@@ -428,6 +408,14 @@ class Configuration:
             return target.float64_mma
         return self.product not in ("", "ieee")
 
+    def problem(self, target: Target) -> Problem:
+        """What is planned."""
+        plan, case = self.plan, self.arguments
+        weights = torch.float32 if self.dtype == torch.uint8 else self.dtype
+        layout = case.boxed if plan.family == "tma" else case.layout
+        precision, x_bytes = plan.precision, self.dtype.itemsize
+        return Problem(plan.op, self.geometry, weights, precision, layout, target.device, x_bytes)
+
     def call(self) -> Call:
         """The launch, of meta tensors: however large, they take no memory."""
         geometry, plan = self.geometry, self.plan
@@ -478,7 +466,8 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
         for row, (product, types) in enumerate(PRODUCTS.items()):
             if product == "tf32x3" and target.is_amd:
                 continue  # planned as ieee
-            too_large = set(GEMM_TILES[product]) - set(gemm_tiles(product, target.device))
+            problem = Problem(op, GEMM_CASES["dense"].geometry, *types[0], device=target.device)
+            too_large = set(GEMM_TILES[product]) - set(tiles_with_room(problem))
             for j, (tile, cases) in enumerate(_gemm_tiles(op, product)):
                 if tile in too_large:
                     continue
@@ -523,19 +512,18 @@ def configurations(target: Target, thin: bool = False) -> Iterator[Configuration
 def _rows(target: Target, thin: bool) -> Iterator[Configuration]:
     """Rows kernels as planned; dgrad with stride 1 runs fprop's, so it is not listed."""
     turn = list(TARGETS).index(target.name)
-    planners = (("fprop", plan_fprop), ("dgrad", plan_dgrad), ("wgrad", plan_wgrad))
-    for i, (op, planner) in enumerate(planners):
+    for i, op in enumerate(OPS):
         for j, (name, case) in enumerate(ROWS_CASES.items()):
             dtypes = [t for t in STENCIL_DTYPES if op != "dgrad" or t != torch.uint8]
             if thin:
                 if (i + j + turn) % len(TARGETS):
                     continue  # one of the targets builds it
                 dtypes = [dtypes[(i + j // 3 + turn) % len(dtypes)]]
-            geometry, layout = launched_geometry(op, case), Layout(case.channels_last, case.wide)
-            geometry = geometry.without_padding_mode() if op == "dgrad" else geometry
+            geometry = launched_geometry(op, case)
             for dtype in dtypes:
                 weights = torch.float32 if dtype == torch.uint8 else dtype
-                plan = planner(geometry, weights, layout, target.device)
+                problem = Problem(op, geometry, weights, "ieee", case.layout, target.device)
+                plan = choose.plan(problem)
                 if plan.family != "rows" or plan.turned:
                     continue
                 yield Configuration(plan.kernel, "", name, case, plan, dtype)
@@ -557,12 +545,7 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
         for j, (table, shape) in enumerate(rows):
             types = PRODUCTS[product]
             cases = [n for n in TMA_CASES if _takes_boxes(op, n, table, shape, *types[0], target)]
-            loops = [
-                n
-                for n in cases
-                if not TMA_CASES[n].crowded  # a program has one box then
-                and _takes_boxes_in_turn(_tma_configuration(op, product, n, shape, *types[0]))
-            ]
+            loops = [n for n in cases if _takes_boxes_in_turn(op, n, shape, *types[0], target)]
             if thin:
                 types = (types[j % len(types)],)
                 pick = i + j // 2 + turn
@@ -570,14 +553,20 @@ def _tma(target: Target, thin: bool) -> Iterator[Configuration]:
                 cases = [] if (i + j + turn) % 2 else cases
             for name in cases:
                 for dtype, precision in types:
-                    yield _tma_configuration(op, product, name, shape, dtype, precision)
+                    yield _tma_configuration(op, product, name, shape, dtype, precision, target)
             for name in loops:
                 for dtype, precision in types:
-                    made = _tma_configuration(op, product, name, shape, dtype, precision)
-                    assert isinstance(made.plan.tile, TmaTile)
-                    tile = replace(made.plan.tile, programs=target.device.multiprocessors)
-                    plan = replace(made.plan, tile=tile, grid=tile.programs)
-                    yield replace(made, plan=plan, case=f"{name}-loop")
+                    loop = target.device.multiprocessors
+                    made = _tma_configuration(
+                        op, product, name, shape, dtype, precision, target, loop
+                    )
+                    yield replace(made, case=f"{name}-loop")
+
+
+def _tma_problem(op: str, name: str, dtype: torch.dtype, precision: str, target: Target) -> Problem:
+    case = TMA_CASES[name]
+    geometry = launched_geometry(op, case)
+    return Problem(op, geometry, dtype, precision, case.boxed, target.device)
 
 
 def _tma_configuration(
@@ -587,26 +576,28 @@ def _tma_configuration(
     shape: tuple[int, int, int, int],
     dtype: torch.dtype,
     precision: str,
+    target: Target,
+    persistent: int = 0,
 ) -> Configuration:
-    case, geometry = TMA_CASES[name], launched_geometry(op, TMA_CASES[name])
-    planned = geometry.as_rows() if geometry.is_point else geometry
-    plan = plan_with_tile(
-        op,
-        geometry,
-        shaped_tile(op, planned, dtype, shape, _boxes_of(case)),
-        wide=case.wide,
-        precision=precision,
-        splits=2 if case.bias else 1,
-        as_rows=geometry.is_point,
-    )
+    case, problem = TMA_CASES[name], _tma_problem(op, name, dtype, precision, target)
+    tile = replace(tma.shaped_tile(problem, shape), persistent=persistent)
+    plan = choose.plan_with_tile(problem, tile, splits=2 if case.bias else 1)
     return Configuration(plan.kernel, product, name, case, plan, dtype)
 
 
-def _takes_boxes_in_turn(configuration: Configuration) -> bool:
+def _takes_boxes_in_turn(
+    op: str,
+    name: str,
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    precision: str,
+    target: Target,
+) -> bool:
     """Whether a program may have several boxes, one after the other."""
-    plan, boxes = configuration.plan, _boxes_of(configuration.arguments)
-    assert isinstance(plan.tile, TmaTile)
-    return takes_boxes_in_turn(plan.op, configuration.geometry, plan.tile, boxes)
+    problem = _tma_problem(op, name, dtype, precision, target)
+    if problem.layout.heavy_epilogue:  # a program has one box then
+        return False
+    return tma.takes_boxes_in_turn(tma.shaped_tile(problem, shape), problem)
 
 
 def _takes_boxes(
@@ -618,17 +609,11 @@ def _takes_boxes(
     precision: str,
     target: Target,
 ) -> bool:
-    case = TMA_CASES[name]
-    geometry, arch = launched_geometry(op, case), target.device.arch
-    if op != "fprop" and case.crowded:
+    problem = _tma_problem(op, name, dtype, precision, target)
+    if op != "fprop" and problem.layout.heavy_epilogue:
         return False
-    legal = is_legal_tma(op, geometry, dtype, precision, arch, _boxes_of(case))
-    found = shapes(op, geometry, case.crowded)
-    return legal and shape in found and set(found) <= set(table)
-
-
-def _boxes_of(case: Case) -> str:
-    return "pixels" if case.channels_last else "planes"
+    found = tma.shapes(problem)
+    return tma.is_legal(problem) and shape in found and set(found) <= set(table)
 
 
 def _frames(target: Target, thin: bool) -> Iterator[Configuration]:
@@ -640,14 +625,10 @@ def _frames(target: Target, thin: bool) -> Iterator[Configuration]:
     for i, (name, case) in enumerate(FRAME_CASES.items()):
         chosen = [products[(i + turn) % len(products)]] if thin else products
         for product, dtype, precision in chosen:
-            plan = plan_dgrad_frame(
-                case.geometry,
-                dtype,
-                Layout(case.channels_last, case.wide),
-                target.device,
-                precision,
+            geometry, layout = case.geometry, case.layout
+            plan = choose.plan(
+                Problem("dgrad_frame", geometry, dtype, precision, layout, target.device)
             )
-            assert plan is not None
             if plan.family == "gemm":
                 yield Configuration(plan.kernel, product, name, case, plan, dtype)
             elif thin or not product.startswith("tf32"):
@@ -667,8 +648,8 @@ def _banded(target: Target, thin: bool) -> Iterator[Configuration]:
         able = [t for t in TARGETS.values() if not (t.is_amd and product == "tf32x3")]
         found = []
         for name, case in BANDED_CASES.items():
-            pieces = in_pieces(case.geometry, Layout(case.channels_last, case.wide))
-            if target in able and tile in banded_tiles(op, product, pieces, target.device):
+            problem = Problem(op, case.geometry, *PRODUCTS[product][0], case.layout, target.device)
+            if target in able and tile in banded.tiles_with_room(problem):
                 for dtype, precision in PRODUCTS[product]:
                     found.append(_configuration(op, product, name, tile, dtype, precision))
         if found and product == "tf32":
@@ -710,32 +691,23 @@ def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:
 def _configuration(
     op: str, product: str, name: str, tile: Tile, dtype: torch.dtype, precision: str
 ) -> Configuration:
-    is_gemm = isinstance(tile, GemmTile)
-    is_banded = isinstance(tile, BandedTile | BandedGradTile)
-    case = (GEMM_CASES if is_gemm else BANDED_CASES if is_banded else STENCIL_CASES)[name]
-    plan = plan_with_tile(
-        op,
-        launched_geometry(op, case),
-        tile,
-        wide=case.wide,
-        precision=precision,
-        one_tap=is_gemm and op != "wgrad" and case.one_tap,
-        splits=2 if case.bias else 1,
-    )
+    cases = {"gemm": GEMM_CASES, "banded": BANDED_CASES}
+    case = cases.get(tile.family, STENCIL_CASES)[name]
+    weights = torch.float32 if dtype == torch.uint8 else dtype
+    problem = Problem(op, launched_geometry(op, case), weights, precision, case.layout)
+    plan = choose.plan_with_tile(problem, tile, splits=2 if case.bias else 1)
     return Configuration(plan.kernel, product, name, case, plan, dtype)
 
 
 def _tuned(target: Target) -> Iterator[Configuration]:
     """The tiles of the device's tuned file, each in a case that the tables have for its kind."""
     for key, found in tuned_for(target.device.name).items():
-        tile, dtype = tile_of(found.tile), getattr(torch, key.dtype)
-        is_gemm = isinstance(tile, GemmTile)
+        tile, dtype = choose.tile_of(found.tile), getattr(torch, key.dtype)
         product = key.precision if dtype == torch.float32 else "half"
         product = "float64" if dtype == torch.float64 else product
-        is_banded = isinstance(tile, BandedTile | BandedGradTile)
-        name = "dense" if is_gemm else "depthwise" if key.channels_last else "image"
-        name = "image31" if is_banded else name
-        on_matrix_unit = is_gemm or is_banded
+        name = "depthwise" if key.channels_last else "image"
+        name = {"gemm": "dense", "banded": "image31"}.get(tile.family, name)
+        on_matrix_unit = tile.family in ("gemm", "banded")
         precision = key.precision if on_matrix_unit else "ieee"
         made = _configuration(key.op, product * on_matrix_unit, name, tile, dtype, precision)
         launch = f"w{tile.num_warps}-s{tile.num_stages}"
@@ -751,7 +723,8 @@ def _sums(target: Target, thin: bool) -> Iterator[Configuration]:
         for j, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16, torch.float64)):
             if thin and (i + j + turn) % len(TARGETS):
                 continue  # one of the targets builds it
-            plan = plan_with_tile("wgrad", case.geometry, GEMM_GRADIENT_TILES["half"][0], splits=2)
+            tile = GEMM_GRADIENT_TILES["half"][0]
+            plan = choose.plan_with_tile(Problem("wgrad", case.geometry), tile, splits=2)
             yield Configuration("sum_partials", "", name, case, plan, dtype)
 
 
@@ -766,5 +739,6 @@ def _lags(target: Target, thin: bool) -> Iterator[Configuration]:
         for j, dtype in enumerate(STENCIL_DTYPES):
             if thin and (i + j + turn) % 2:
                 continue
-            plan = plan_with_tile("wgrad", case.geometry, STENCIL_TILES[0], splits=100)
+            problem = Problem("wgrad", case.geometry)
+            plan = choose.plan_with_tile(problem, STENCIL_TILES[0], splits=100)
             yield Configuration("lag_sums", "", name, case, plan, dtype)

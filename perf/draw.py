@@ -15,15 +15,10 @@ import torch
 from ..ops.errors import ArgumentError
 from ..ops.geometry import geometry_of
 from ..ops.launch.layout import layout_of
-from ..ops.plan.choose import Plan, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
+from ..ops.plan import choose
+from ..ops.plan.problem import Plan, Problem
 from .configurations import Case, Configuration, Target, launched_geometry
 
-_PLANNERS = {
-    "fprop": plan_fprop,
-    "dgrad": plan_dgrad,
-    "dgrad_frame": plan_dgrad_frame,
-    "wgrad": plan_wgrad,
-}
 _EPILOGUES = [("none", False), ("relu", False), ("relu", True), ("gelu", False), ("silu", True)]
 
 
@@ -119,8 +114,8 @@ def _plan(op: str, dtype: torch.dtype, precision: str, case: Case, target: Targe
         torch.empty(shape, dtype=kind, device="meta", memory_format=case.memory_format)
         for shape, kind in ((geometry.x_shape, dtype), (geometry.y_shape, floating))
     )
-    if y.numel() == 0:
+    if y.numel() == 0 or (op == "dgrad_frame" and not geometry.frame_pixels):
         return None
     weight = torch.empty(geometry.weight_shape, dtype=floating, device="meta")
     layout = layout_of(geometry, x, weight, y, y if case.residual else None, case.activation)
-    return _PLANNERS[op](geometry, floating, layout, target.device, precision)
+    return choose.plan(Problem(op, geometry, floating, precision, layout, target.device))

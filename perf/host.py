@@ -26,7 +26,8 @@ from ..autograd.functional import corr2d
 from ..autograd.modules import Conv2D
 from ..ops import direct, geometry_of, registration
 from ..ops.launch.formats import empty_in_format
-from ..ops.plan.choose import INTERPRETER, Layout, plan_fprop
+from ..ops.plan import choose
+from ..ops.plan.problem import Problem
 
 #: Calls that are timed together, and how often in turns.
 CALLS, REPEATS = 1000, 15
@@ -75,7 +76,7 @@ def paths() -> dict[str, Callable[[], Any]]:
     x = torch.rand(1, 1, 6, 8)
     weight, learned = torch.rand(1, 1, 1, 2), torch.rand(1, 1, 1, 2, requires_grad=True)
     geometry = geometry_of((1, 1, 6, 8), (1, 1, 1, 2))
-    plan = plan_fprop(geometry, x.dtype, Layout(), INTERPRETER)
+    plan = choose.plan(Problem("fprop", geometry, x.dtype))
     theirs, ours = torch.nn.Conv2d(1, 1, (1, 2)), Conv2D(1, 1, (1, 2))
     return {
         "F.conv2d": lambda: F.conv2d(x, weight),

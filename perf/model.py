@@ -23,10 +23,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import math
 import re
-import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,46 +34,14 @@ from ..ops import ArgumentError
 from ..ops.explain import device_named
 from ..ops.geometry import Geometry
 from ..ops.launch.layout import NARROW_LIMIT
-from ..ops.plan.bands import BandedGradTile, BandedTile, banded_steps, bands_shape
-from ..ops.plan.choose import Layout, Plan, plan_dgrad, plan_fprop, plan_wgrad
-from ..ops.plan.cost import (
-    THREADS,
-    Code,
-    Work,
-    arithmetic_rate,
-    code_of,
-    copy_rate,
-    gemm_work,
-    times_of,
-)
-from ..ops.plan.device import DEVICES, LIMITS, Device
-from ..ops.plan.rows import RowsTile, rows_work
-from ..ops.plan.tiles import GemmTile, StencilTile
-from ..ops.plan.tma import TmaTile
-from ..ops.plan.work import (
-    READ,
-    device_bytes,
-    partial_bytes,
-    plan_work,
-    programs_of,
-    unit_of,
-    window_steps,
-)
+from ..ops.plan import choose
+from ..ops.plan.cost import Code, times_of
+from ..ops.plan.device import DEVICES, Device
+from ..ops.plan.problem import Layout, Plan, Problem
 from .workloads import OPS, SUITES, Workload, select
-
-_PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
 
 #: The machine code that predictions are made of.
 CODE = Path(__file__).parent / "results" / "codegen.json"
-#: Lane instructions of rows kernels, for a multiply-add and besides for an output: codegen.json has
-#: 0.5 to 2 of the former over its rows, twice as many in a weight gradient and four times in an
-#: input gradient with a stride. Masks on every load make them half as many again.
-INSTRUCTIONS = {"fprop": (1.25, 4.0), "dgrad": (4.0, 0.0), "wgrad": (2.0, 0.0)}
-MASKED = 1.5
-
-
-class UnknownPlanError(ValueError):
-    """A plan of a family that the model has no arithmetic for."""
 
 
 @dataclass(frozen=True)
@@ -160,37 +125,27 @@ def predict(
         suite: of the workload.
 
     Raises:
-        UnknownPlanError: the plan's kernel is of a family that the model does not know.
+        ValueError: the device's rates are not known.
     """
     if device.bandwidth is None:
         raise ValueError(f"the rates of {device.name} are not known")
-    operand = torch.float32 if dtype == torch.uint8 else dtype
-    plan = plan or _PLANNERS[op](
-        geometry, operand, dense_layout(geometry, dtype, channels_last), device, precision
-    )
-    x_bytes = operand.itemsize if op == "dgrad" else dtype.itemsize
-    compulsory = geometry.compulsory_bytes(x_bytes, operand.itemsize, operand.itemsize)
-    asked = _work(plan, geometry, x_bytes, operand.itemsize)
-    planes = not channels_last
-    gathered = planes and not geometry.is_point
+    problem = problem_of(geometry, op, dtype, device, channels_last, precision)
+    plan = plan or choose.plan(replace(problem, x_bytes=0))  # the planner does not know of uint8
+    gathered = not channels_last and not geometry.is_point
     code = recorded_code(plan, dtype, gathered) if device.arch == "90" else None
-    work = _launch(plan, geometry, operand, x_bytes, device, asked, code, planes)
+    work = plan.tile.work(plan, problem, code)
     times = times_of(work, device)
 
     sms = device.multiprocessors
-    programs = programs_of(plan, geometry)
+    programs = work.programs
     waves = -(-programs // sms)
-    needed = 3 if precision == "tf32x3" and operand == torch.float32 else 1
     # A banded plan may leave out taps that lie in the padding: nobody has to do those.
-    macs = min(geometry.macs, asked.macs)
-    fastest = arithmetic_rate(device, unit_of(operand, precision))
-    roofline = max(compulsory / copy_rate(device), needed * macs / fastest)
-    sizes = {
-        "x": geometry.x_numel * x_bytes,
-        "weight": geometry.weight_numel * operand.itemsize,
-        "y": geometry.y_numel * operand.itemsize,
-    }
-    warps = work.threads / LIMITS[device.arch].lanes
+    macs = min(geometry.macs, round(programs * work.macs))
+    compulsory = problem.compulsory_bytes
+    fastest = device.mac_rate(problem.unit)
+    roofline = max(compulsory / device.copy_rate, problem.products * macs / fastest)
+    loaded = round(programs * work.loaded_bytes)
+    warps = work.threads / device.limits.lanes
     return Prediction(
         workload=name,
         suite=suite,
@@ -202,9 +157,9 @@ def predict(
         programs=programs,
         compulsory_bytes=compulsory,
         device_bytes=round(work.dram_bytes + work.between_bytes),
-        load_bytes=asked.load_bytes,
-        reread=asked.load_bytes / max(1, sum(sizes[name] for name in READ[op])),
-        waste=asked.macs / max(1, macs),
+        load_bytes=loaded,
+        reread=loaded / max(1, sum(problem.read_bytes)),
+        waste=round(programs * work.macs) / max(1, macs),
         fill=programs / (waves * sms) if programs else 1.0,
         instructions=work.instructions * warps * programs,
         counted=code is not None,
@@ -214,6 +169,20 @@ def predict(
         roofline_us=roofline * 1e6,
         roofline_fraction=roofline / times.predicted,
     )
+
+
+def problem_of(
+    geometry: Geometry,
+    op: str,
+    dtype: torch.dtype,
+    device: Device,
+    channels_last: bool,
+    precision: str,
+) -> Problem:
+    """The problem of dense tensors; uint8 is the input's dtype, with float32 for the others."""
+    operand = torch.float32 if dtype == torch.uint8 else dtype
+    layout = dense_layout(geometry, dtype, channels_last)
+    return Problem(op, geometry, operand, precision, layout, device, dtype.itemsize)
 
 
 def dense_layout(geometry: Geometry, x_dtype: torch.dtype, channels_last: bool) -> Layout:
@@ -236,8 +205,8 @@ def _dense_boxes(
     if dtype == torch.uint8:
         return ""
     if channels_last or height == width == 1:
-        return "" if channels % step else "pixels"
-    return "" if width % step else "planes"
+        return "" if channels % step else "NHWC"
+    return "" if width % step else "NCHW"
 
 
 def is_wide(geometry: Geometry) -> bool:
@@ -251,160 +220,6 @@ def is_wide(geometry: Geometry) -> bool:
         )
         > NARROW_LIMIT
     )
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What all programs do together: bytes that they load, multiply-adds with all padding."""
-
-    load_bytes: int
-    macs: int
-
-
-def _work(plan: Plan, geometry: Geometry, x_bytes: int, itemsize: int) -> _Asked:
-    """Counted as the kernels loop; masked lanes do arithmetic, and are counted as loads too."""
-    g, tile = geometry, plan.tile
-    first = itemsize if plan.op == "dgrad" else x_bytes
-    taps = g.R * g.S
-    # Those of an input gradient are dealt out among the phases: on average.
-    reached = taps / math.prod(g.phases) if plan.op == "dgrad" else taps
-    if isinstance(tile, TmaTile) and plan.op == "wgrad":
-        boxes = plan.grid * plan.split_strips * tile.pixels
-        return _Asked(
-            boxes * (tile.BLOCK_N * tile.BLOCK_S + tile.BLOCK_K) * itemsize,
-            boxes * tile.BLOCK_N * tile.BLOCK_S * tile.BLOCK_K,
-        )
-    if isinstance(tile, TmaTile):
-        steps = reached * -(-(g.group_C if plan.op == "fprop" else g.group_K) // tile.BLOCK_K)
-        rows, boxes = tile.pixels + tile.BLOCK_N, programs_of(plan, g)
-        return _Asked(
-            round(boxes * steps * tile.BLOCK_K * rows * itemsize),
-            round(boxes * steps * tile.BLOCK_K * tile.pixels * tile.BLOCK_N),
-        )
-    if isinstance(tile, GemmTile):
-        if plan.op == "wgrad":
-            steps = -(-plan.split_pixels // tile.BLOCK_K)
-            bytes_a_step = tile.BLOCK_K * (tile.BLOCK_M * itemsize + tile.BLOCK_N * x_bytes)
-        else:
-            reduced = g.group_C if plan.op == "fprop" else g.group_K
-            steps = reached * -(-reduced // tile.BLOCK_K)
-            if not plan.one_tap:
-                phases_h, phases_w = g.phases if plan.op == "dgrad" else (1, 1)
-                steps = window_steps(
-                    -(-g.R // phases_h), -(-g.S // phases_w), reduced, tile.BLOCK_K
-                )
-            bytes_a_step = tile.BLOCK_K * (tile.BLOCK_M * first + tile.BLOCK_N * itemsize)
-        return _Asked(
-            round(plan.grid * steps * bytes_a_step),
-            round(plan.grid * steps * tile.BLOCK_M * tile.BLOCK_N * tile.BLOCK_K),
-        )
-    if isinstance(tile, BandedTile | BandedGradTile):
-        turned = g.adjoint() if plan.op == "dgrad" else g
-        m, n, k = tile.gemm
-        steps = plan.grid * k * (plan.split_strips or banded_steps(turned, tile))
-        sizes = (itemsize, x_bytes) if plan.op == "wgrad" else (first, itemsize)
-        return _Asked(steps * (m * sizes[0] + n * sizes[1]), steps * m * n)
-    blocks = {name: size for name, size in vars(tile).items() if name.startswith("BLOCK")}
-    if isinstance(tile, RowsTile):
-        work = rows_work(plan.op, g, tile)
-        read, strips = work.loads * first, 1
-        if plan.op == "wgrad":
-            dy = tile.BLOCK_P * tile.BLOCK_Q * tile.BLOCK_C * tile.BLOCK_K
-            read, strips = work.loads * x_bytes + dy * itemsize, plan.split_strips
-        return _Asked(plan.grid * strips * read, plan.grid * strips * work.macs)
-    if not isinstance(tile, StencilTile):
-        raise UnknownPlanError(f"the model does not know {plan.kernel}")
-    lanes = blocks["BLOCK_M"] * blocks["BLOCK_C"]
-    if plan.op == "wgrad":  # one tap of BLOCK_C filters
-        steps = -(-plan.split_pixels // blocks["BLOCK_M"])
-        return _Asked(plan.grid * steps * lanes * (x_bytes + itemsize), plan.grid * steps * lanes)
-    steps = taps * (g.group_C if plan.op == "fprop" else g.group_K)
-    return _Asked(
-        plan.grid * steps * (lanes * first + blocks["BLOCK_C"] * itemsize),
-        plan.grid * steps * lanes,
-    )
-
-
-def _launch(
-    plan: Plan,
-    geometry: Geometry,
-    dtype: torch.dtype,
-    x_bytes: int,
-    device: Device,
-    asked: _Asked,
-    code: Code | None,
-    planes: bool,
-) -> Work:
-    """The plan's launch, and those that prepare or finish it."""
-    g, tile, itemsize = geometry, plan.tile, dtype.itemsize
-    if isinstance(tile, GemmTile | TmaTile | StencilTile):
-        return plan_work(plan, g, dtype, x_bytes, device, code, planes)
-    moved = device_bytes(plan, g, x_bytes, itemsize, device)
-    between = partial_bytes(plan, g, itemsize)
-    threads = LIMITS[device.arch].lanes * tile.num_warps
-    first = itemsize if plan.op == "dgrad" else x_bytes
-    unit = unit_of(dtype, plan.precision)
-    if isinstance(tile, BandedTile | BandedGradTile):
-        turned = g.adjoint() if plan.op == "dgrad" else g
-        if isinstance(tile, BandedTile):
-            between = math.prod(bands_shape(turned, tile)) * itemsize
-            moved += between
-        m, n, k = tile.gemm
-        itemsizes = (itemsize, x_bytes) if plan.op == "wgrad" else (first, itemsize)
-        return gemm_work(
-            "banded",
-            tile.gemm,
-            plan.split_strips or banded_steps(turned, tile),
-            plan.grid,
-            threads,
-            (m + n) * k * itemsize * tile.num_stages,
-            itemsizes,
-            unit,
-            3 if plan.precision == "tf32x3" else 1,
-            moved,
-            code or code_of("banded", plan.op, tile.gemm, threads, False, plan.precision),
-            device,
-            between,
-        )
-    programs = max(1, plan.grid)
-    macs = asked.macs / programs
-    assert isinstance(tile, RowsTile)
-    loads, instructions = _rows_work(plan, g, tile, first, itemsize, code)
-    return Work(
-        plan.grid,
-        threads,
-        moved,
-        loads,
-        asked.load_bytes / programs,
-        macs,
-        "float64" if dtype == torch.float64 else "fma",
-        instructions / threads,
-        THREADS // 2 // threads,
-        2 if between else 1,
-        between,
-    )
-
-
-def _rows_work(
-    plan: Plan, geometry: Geometry, tile: RowsTile, first: int, itemsize: int, code: Code | None
-) -> tuple[float, float]:
-    """(bytes from L2, lane instructions) of a program of a rows kernel."""
-    g, work = geometry, rows_work(plan.op, geometry, tile)
-    strips = plan.split_strips if plan.op == "wgrad" else 1
-    (stride, dilation), strided = g.steps(1), plan.op == "dgrad" and not plan.turned
-    window = min(g.S, (g.S - 1) * dilation + 1)
-    # Shifts of a row are loads from L1 of what L2 delivers once.
-    shifts = window if tile.LANE_Q == 1 or strided else (tile.LANE_Q - 1) * stride + window
-    fresh = 1 if strided else tile.LANE_Q * stride
-    loads = strips * work.loads * first * min(1.0, fresh / shifts)
-    if plan.op == "wgrad":
-        loads += strips * tile.BLOCK_P * tile.BLOCK_Q * tile.BLOCK_C * tile.BLOCK_K * itemsize
-    if code is not None:
-        threads = 32 * tile.num_warps
-        return loads, threads * (code.outside + code.loop * work.steps * strips)
-    mac, output = INSTRUCTIONS["fprop" if plan.turned else plan.op]
-    masked = MASKED if plan.interior == "none" else 1.0
-    return loads, masked * (mac * work.macs * strips + output * work.outputs)
 
 
 @functools.cache
@@ -445,7 +260,7 @@ def recorded_code(plan: Plan, dtype: torch.dtype, gathered: bool = False) -> Cod
     half = dtype.itemsize == 2 and dtype.is_floating_point
     name = "bfloat16" if half else str(dtype).removeprefix("torch.")
     start = "-".join(filter(None, (plan.kernel, product, blocks, name)))
-    if isinstance(tile, TmaTile):
+    if plan.family == "tma":
         start = _any_box(start, gathered)
     if plan.family == "gemm" and plan.op != "wgrad" and not plan.one_tap:
         start += "-stem"
@@ -488,7 +303,6 @@ def predict_workloads(
     device: Device,
     ops: Iterable[str] = OPS,
     dtypes: Iterable[str] = (),
-    unknown: list[str] | None = None,
 ) -> Iterator[Prediction]:
     """Every operator and format of the workloads, in each one's first dtype if none is named.
 
@@ -497,7 +311,6 @@ def predict_workloads(
         device: to plan for.
         ops: only these.
         dtypes: these instead of each one's first.
-        unknown: takes why there is none for a plan that the model does not know; None raises.
     """
     ops, dtypes = set(ops), list(dtypes)
     for workload in workloads:
@@ -505,22 +318,16 @@ def predict_workloads(
             for op in (op for op in workload.ops if op in ops):
                 for memory_format in workload.formats:
                     tensor_dtype, precision = PRODUCTS[dtype]
-                    try:
-                        found = predict(
-                            workload.geometry,
-                            op,
-                            tensor_dtype,
-                            device,
-                            channels_last=memory_format == "channels_last",
-                            precision=precision,
-                            name=workload.name,
-                            suite=workload.suite,
-                        )
-                    except UnknownPlanError as error:
-                        if unknown is None:
-                            raise
-                        unknown.append(str(error))
-                        continue
+                    found = predict(
+                        workload.geometry,
+                        op,
+                        tensor_dtype,
+                        device,
+                        channels_last=memory_format == "channels_last",
+                        precision=precision,
+                        name=workload.name,
+                        suite=workload.suite,
+                    )
                     yield replace(found, dtype=dtype)
 
 
@@ -540,14 +347,11 @@ def main(options: argparse.Namespace) -> int:
     except ArgumentError as error:
         print(error)
         return 2
-    unknown: list[str] = []
     workloads = select(options.suite)
     ops = options.op or OPS
-    found = list(predict_workloads(workloads, device, ops, options.dtype, unknown))
-    if not found and not unknown:
+    found = list(predict_workloads(workloads, device, ops, options.dtype))
+    if not found:
         raise ValueError("no workload of these suites has such an operator and dtype")
-    for line, cases in Counter(unknown).items():
-        print(f"{line}: {cases} cases are left out", file=sys.stderr)
     if options.json:
         print("\n".join(json.dumps(asdict(p)) for p in found))
         return 0

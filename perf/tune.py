@@ -27,30 +27,19 @@ import torch
 
 from ..ops import ArgumentError
 from ..ops.explain import device_named
-from ..ops.plan.choose import (
-    DEVICES,
-    Device,
-    Layout,
-    Plan,
-    plan_dgrad,
-    plan_fprop,
-    plan_wgrad,
-    plan_with_tile,
-    takes_one_tap,
-)
-from ..ops.plan.tiles import Tile, is_legal
+from ..ops.plan import choose
+from ..ops.plan.device import DEVICES, INTERPRETER, Device
+from ..ops.plan.problem import Plan
+from ..ops.plan.problem import Problem as PlanProblem
 from ..ops.plan.tuned import file_of, key_of
 from .machine import Clocks
 from .measure import GpuTimer, Timer, quantile
-from .model import PRODUCTS, UnknownPlanError, dense_layout, predict
+from .model import PRODUCTS, predict, problem_of
 from .providers import Problem, make_problem
-from .tiles import tiles_like
 from .workloads import OPS, Workload, find
 
 if TYPE_CHECKING:
     from .correctness import Truth
-
-_PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
 
 #: A smaller gain is not worth an entry, however well it is measured.
 MIN_GAIN = 0.02
@@ -76,38 +65,16 @@ class Job:
     def format(self) -> str:
         return "channels_last" if self.channels_last else "NCHW"
 
-    @property
-    def operand(self) -> torch.dtype:
-        """dtype of weight, dy and result."""
-        dtype, _ = PRODUCTS[self.dtype]
-        return torch.float32 if dtype == torch.uint8 else dtype
-
-    @property
-    def precision(self) -> str:
-        return PRODUCTS[self.dtype][1]
-
-    @property
-    def layout(self) -> Layout:
-        dtype, _ = PRODUCTS[self.dtype]
-        return dense_layout(self.workload.geometry, dtype, self.channels_last)
+    def problem(self, device: Device) -> PlanProblem:
+        """What is planned."""
+        dtype, precision = PRODUCTS[self.dtype]
+        return problem_of(
+            self.workload.geometry, self.op, dtype, device, self.channels_last, precision
+        )
 
     def table_plan(self, device: Device) -> Plan:
-        """What the tables say, whatever was tuned before."""
-        nameless = replace(device, name="")
-        planner = _PLANNERS[self.op]
-        return planner(self.workload.geometry, self.operand, self.layout, nameless, self.precision)
-
-    def plan_with(self, tile: Tile, splits: int) -> Plan:
-        geometry = self.workload.geometry
-        return plan_with_tile(
-            self.op,
-            geometry,
-            tile,
-            precision=self.precision,
-            one_tap=takes_one_tap(self.op, geometry, tile),
-            splits=splits,
-            as_rows=self.layout.as_rows,
-        )
+        """The plan of the tables, whatever was tuned before."""
+        return choose.plan(replace(self.problem(replace(device, name="")), x_bytes=0))
 
 
 @dataclass(frozen=True)
@@ -174,22 +141,16 @@ def jobs_of(
 
 
 def candidates(job: Job, device: Device) -> list[Plan]:
-    """The legal plans of the table's kernel family but the table's own, the most likely first.
-
-    There are none for a family whose tiles this module has no list of.
-    """
-    base = job.table_plan(device)
+    """The legal plans of the table's kernel family but the table's own, the most likely first."""
+    base, problem = job.table_plan(device), job.problem(device)
     plans: dict[Plan, float] = {}
-    geometry = job.workload.geometry.as_rows() if base.as_rows else job.workload.geometry
-    for tile in tiles_like(job.op, geometry, base.tile, job.layout.boxes(job.op)):
-        if not is_legal(job.op, tile, job.operand, device, job.precision):
-            continue
+    for tile in choose.family_of(base.tile).neighbours(base.tile, problem):
         splits = [base.splits]
         if job.op == "wgrad":
             splits = sorted({max(1, base.splits // 2), base.splits, 2 * base.splits})
         for number in splits:
             try:
-                plan = job.plan_with(tile, number)
+                plan = choose.plan_with_tile(problem, tile, number)
             except ArgumentError:  # more programs than a launch can have
                 continue
             if plan != base:
@@ -202,23 +163,20 @@ def _cost(job: Job, plan: Plan, base: Plan, device: Device) -> float:
     distance = sum(
         abs(math.log2(value / vars(base.tile)[name]))
         for name, value in vars(plan.tile).items()
-        if name != "programs"
+        if name != "persistent"
     )
     if device.bandwidth is None:
         return distance
-    dtype = PRODUCTS[job.dtype][0]
-    try:
-        predicted = predict(
-            job.workload.geometry,
-            job.op,
-            dtype,
-            device,
-            channels_last=job.channels_last,
-            precision=job.precision,
-            plan=plan,
-        )
-    except UnknownPlanError:
-        return distance
+    dtype, precision = PRODUCTS[job.dtype]
+    predicted = predict(
+        job.workload.geometry,
+        job.op,
+        dtype,
+        device,
+        channels_last=job.channels_last,
+        precision=precision,
+        plan=plan,
+    )
     return predicted.predicted_us * (1 + 0.02 * distance)
 
 
@@ -292,7 +250,7 @@ def entry_of(outcome: Outcome, facts: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"nothing won for {job}")
     return {
         "key": _key(job),
-        "tile": asdict(plan.tile),
+        "tile": dict(vars(plan.tile)),
         "splits": plan.splits,
         "evidence": {
             "workload": job.workload.name,
@@ -307,8 +265,7 @@ def entry_of(outcome: Outcome, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _key(job: Job) -> dict[str, Any]:
-    geometry = job.workload.geometry
-    key = key_of(job.op, geometry, job.operand, job.precision, job.channels_last)
+    key = key_of(job.problem(INTERPRETER))
     return asdict(key) | {"sizes": list(key.sizes)}  # as they are read back
 
 
@@ -443,8 +400,8 @@ def main(options: argparse.Namespace) -> int:
         print(error)
         return 2
     jobs = [job for w in workloads for job in jobs_of(w, options.op, options.dtype, options.format)]
-    wide = [job for job in jobs if job.layout.wide]
-    jobs = [job for job in jobs if not job.layout.wide]
+    wide = [job for job in jobs if job.problem(device).layout.int64]
+    jobs = [job for job in jobs if not job.problem(device).layout.int64]
     for job in wide:
         print(f"{job}: left out, 64-bit offsets have tiles of their own")
     if not jobs:

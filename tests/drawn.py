@@ -12,12 +12,8 @@ import torch
 from hypothesis import strategies as st
 
 from tricorr.ops import Geometry, geometry_of
-from tricorr.ops.plan import banded
-from tricorr.ops.plan.choose import Layout, Plan, plan_with_tile
-from tricorr.ops.plan.rows import has_rows_kernel, is_turned, rows_tile
-from tricorr.ops.plan.tiles import GEMM_TILES, STENCIL_TILES, WIDE_GEMM_TILES, is_legal
-from tricorr.ops.plan.tma import is_legal_tma, shaped_tile, shapes
-from tricorr.perf.tiles import tiles_like
+from tricorr.ops.plan import banded, choose, gemm, rows, stencil, tma
+from tricorr.ops.plan.problem import Layout, Plan, Problem
 
 FAMILIES = ("gemm", "stencil", "rows", "banded", "tma")
 #: (product, dtype, precision): the kinds of arithmetic that kernels are planned for.
@@ -119,26 +115,23 @@ def geometries_of(op, family, dtype):
     return geometries(stride=2 if large else 4, **size)
 
 
-def table_tiles(op, family, geometry, product, dtype, layout, device):
-    """The tiles that the planner has for a family, as it would fit them to the geometry."""
+def table_tiles(family, problem):
+    """The tiles that the planner has for a family, as it would fit them to the problem."""
     if family == "gemm":
-        return [*GEMM_TILES[product], WIDE_GEMM_TILES[product]]
+        return [*gemm.GEMM_TILES[problem.product], gemm.WIDE_GEMM_TILES[problem.product]]
     if family == "stencil":
-        return list(STENCIL_TILES)
+        return list(stencil.STENCIL_TILES)
     if family == "rows":
-        tile = rows_tile(op, geometry, dtype, layout, device)
+        tile = rows.tile_for(problem)
         return [tile] if tile else []
     if family == "banded":
-        return banded.banded_tiles(op, product, not layout.wide, device)
-    return [shaped_tile(op, geometry, dtype, s, "pixels") for s in shapes(op, geometry)]
+        return banded.tiles_with_room(problem)
+    return [tma.shaped_tile(problem, shape) for shape in tma.shapes(problem)]
 
 
-def has_kernel(op, family, geometry, dtype, precision, device):
-    if family == "rows":
-        return has_rows_kernel(op, geometry)
-    if family == "banded":
-        return banded.has_banded_kernel(op, geometry, dtype, precision)
-    return family != "tma" or is_legal_tma(op, geometry, dtype, precision, device.arch, "pixels")
+def has_kernel(family, problem):
+    kinds = {"rows": rows, "banded": banded, "tma": tma}
+    return family not in kinds or kinds[family].is_legal(problem)
 
 
 def products_of(op, family):
@@ -164,35 +157,32 @@ def calls(draw, op, family, device, search):
         device: whose limits a tile keeps.
         search: also tiles that only the tuner would try.
     """
-    product, dtype, precision = draw(st.sampled_from(products_of(op, family)))
+    _, dtype, precision = draw(st.sampled_from(products_of(op, family)))
     geometry = draw(geometries_of(op, family, dtype))
-    hypothesis.assume(has_kernel(op, family, geometry, dtype, precision, device))
     channels_last = family == "tma" or draw(st.booleans())
-    boxes = "pixels" if family == "tma" else ""
-    layout = Layout(channels_last, draw(st.booleans()), boxes, boxes)
+    boxes = "NHWC" if family == "tma" else ""
+    int64 = draw(st.booleans())
     as_rows = family == "tma" and geometry.is_point and draw(st.booleans())
-    boxed = geometry.as_rows() if as_rows else geometry
-    tiles = table_tiles(op, family, boxed, product, dtype, layout, device)
+    layout = Layout(channels_last, int64, boxes, boxes, as_rows=as_rows)
+    problem = Problem(op, geometry, dtype, precision, layout, device)
+    hypothesis.assume(has_kernel(family, problem))
+    tiles = table_tiles(family, problem)
     hypothesis.assume(tiles)
     if search and draw(st.booleans()):
         seed = draw(st.sampled_from(tiles))
-        tiles = list(tiles_like(op, boxed, seed, boxes))
+        tiles = list(choose.family_of(seed).neighbours(seed, problem))
     tiles = [
         tile
         for tile in tiles
-        if is_legal(op, tile, dtype, device, precision)
+        if choose.family_of(tile).fits(tile, problem)
         and (family == "rows") * getattr(tile, "BLOCK_P", 0) <= MOST_ROWS
-        and (
-            family != "tma"
-            or is_legal_tma(op, boxed, dtype, precision, device.arch, "pixels", tile)
-        )
+        and (family != "tma" or tma.is_legal(problem, tile))
     ]
-    one_tap = family == "gemm" and op != "wgrad" and draw(st.booleans())
+    either = family == "gemm" and op != "wgrad"
+    one_tap = {"one_tap": draw(st.booleans())} if either else {}
 
     def planned(tile, splits=1):
-        options = {"wide": layout.wide, "precision": precision, "one_tap": one_tap}
-        options["as_rows"] = as_rows
-        return plan_with_tile(op, geometry, tile, splits=splits, **options)
+        return replace(choose.plan_with_tile(problem, tile, splits), **one_tap)
 
     # What is too slow to interpret is left out before it is drawn: little has to be rejected.
     tiles = [tile for tile in tiles if planned(tile).grid <= MOST_PROGRAMS]
@@ -206,5 +196,5 @@ def calls(draw, op, family, device, search):
         found = planned(draw(st.sampled_from(tiles)))
     if family == "rows" and found.interior == "none" and draw(st.booleans()):
         found = replace(found, interior="some")
-    assert found.turned == (family in ("rows", "banded") and is_turned(op, geometry))
+    assert found.turned == (family in ("rows", "banded") and problem.is_turned)
     return Drawn(geometry, found, dtype, precision, channels_last)

@@ -17,16 +17,10 @@ from ... import kernels
 from ...kernels.structs import Window, constant, tile_struct
 from .. import backend
 from ..geometry import Geometry
-from ..plan.bands import (
-    COLUMN_STEP,
-    BandedGradTile,
-    BandedTile,
-    band_of,
-    bands_shape,
-    rows_read,
-)
-from ..plan.choose import Plan, plan_dgrad, plan_dgrad_frame, plan_fprop, plan_wgrad
-from ..plan.tiles import GemmTile, Tile, most_registers
+from ..plan import choose
+from ..plan.banded import COLUMN_STEP, BandedGradTile, BandedTile, rows_read
+from ..plan.gemm import GemmTile
+from ..plan.problem import Plan, Problem, Tile
 from ..plan.tma import TmaTile
 from .call import Call, Packed
 from .descriptors import (
@@ -61,7 +55,9 @@ def fprop(
     if y.numel() == 0:
         return y
     layout = layout_of(geometry, x, weight, y, residual, activation)
-    chosen = plan or plan_fprop(geometry, weight.dtype, layout, device_of(x), precision)
+    chosen = plan or choose.plan(
+        Problem("fprop", geometry, weight.dtype, precision, layout, device_of(x))
+    )
 
     def calls(x: Any, weight: Any, bias: Any, residual: Any, y: Any) -> Iterator[Call]:
         yield fprop_call(x, weight, bias, y, geometry, chosen, activation, residual)
@@ -85,8 +81,14 @@ def dgrad(
     if dx.numel() == 0:
         return dx
     layout = layout_of(geometry, dx, weight, dy)
-    chosen = plan or plan_dgrad(geometry, dy.dtype, layout, device_of(dy), precision)
-    frame = plan_dgrad_frame(geometry, dy.dtype, layout, device_of(dy), precision)
+    chosen = plan or choose.plan(
+        Problem("dgrad", geometry, dy.dtype, precision, layout, device_of(dy))
+    )
+    frame = None
+    if geometry.frame_pixels:
+        frame = choose.plan(
+            Problem("dgrad_frame", geometry, dy.dtype, precision, layout, device_of(dy))
+        )
 
     def calls(dy: Any, weight: Any, bias: Any, dx: Any) -> Iterator[Call]:
         yield dgrad_call(dy, weight, bias, dx, geometry, chosen)
@@ -111,7 +113,9 @@ def wgrad(
     if dw.numel() == 0:
         return dw
     layout = layout_of(geometry, x, dw, dy)
-    chosen = plan or plan_wgrad(geometry, dy.dtype, layout, device_of(x), precision)
+    chosen = plan or choose.plan(
+        Problem("wgrad", geometry, dy.dtype, precision, layout, device_of(x))
+    )
 
     def calls(x: Any, dy: Any, dw: Any) -> Iterator[Call]:
         return wgrad_calls(x, dy, dw, geometry, chosen)
@@ -300,7 +304,7 @@ def _fprop_banded_call(
     residual: torch.Tensor | None = None,
 ) -> Call:
     """The launch that fills y from bands, and before it the one that makes them of the weight."""
-    bands = weight.new_empty(bands_shape(geometry, tile))
+    bands = weight.new_empty(tile.bands_shape(geometry))
     call = _call(
         plan,
         geometry,
@@ -315,7 +319,7 @@ def _fprop_banded_call(
         **_strides("y", "nkpq", y.stride()),
         **_band_arguments(x, y, geometry, tile),
     )
-    first = build_bands_call(weight, bands, geometry, tile, plan.wide)
+    first = build_bands_call(weight, bands, geometry, tile, plan.int64)
     return replace(call, first=first, scratch=bands)
 
 
@@ -326,9 +330,9 @@ BANDS_BLOCK = 1024
 def build_bands_call(
     weight: torch.Tensor, bands: torch.Tensor, geometry: Geometry, tile: BandedTile, wide: bool
 ) -> Call:
-    """The launch that fills `bands`, of bands_shape, from the weight."""
+    """The launch that fills `bands`, of BandedTile.bands_shape, from the weight."""
     weight, strides = _weight_walk(weight, geometry)
-    band, elements = band_of(geometry, tile), bands.numel()
+    band, elements = tile.band(geometry), bands.numel()
     return Call(
         kernels.build_bands,
         -(-elements // BANDS_BLOCK),
@@ -359,7 +363,7 @@ def _band_arguments(
     """What a banded kernel is told besides; `y` is its gradient where the kernel reads that."""
     if not isinstance(tile, BandedTile | BandedGradTile):
         return {}
-    band = band_of(geometry, tile)
+    band = tile.band(geometry)
     first_row, rows = rows_read(geometry)
     return {
         "FIRST_W": band.first,
@@ -377,7 +381,7 @@ def _box_alignment(
     read: torch.Tensor, channels: int, columns: int, written: Sequence[torch.Tensor]
 ) -> int:
     """_alignment of what a kernel writes, or adds to it, in the format of the boxes it reads."""
-    axis, extent = (3, columns) if boxes_of(read) == "planes" else (1, channels)
+    axis, extent = (3, columns) if boxes_of(read) == "NCHW" else (1, channels)
     return math.gcd(*(_alignment(tensor, axis, extent) for tensor in written))
 
 
@@ -432,7 +436,7 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
         "channels": (geometry.groups, geometry.group_C, geometry.group_K),
         "hole": (hole_top, hole_bottom, hole_left, hole_right),
         "WINDOW": constant(window),
-        "INT64": plan.wide,
+        "INT64": plan.int64,
         "TILE": constant(tile_struct(extents)),
         "N": geometry.N,
         "H": geometry.H,
@@ -463,17 +467,14 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
         "SPLIT_PIXELS": plan.split_pixels,
         "SPLIT_STRIPS": plan.split_strips,
         "SPLIT_BOXES": plan.split_strips,
-        "WIDE": plan.wide,
+        "WIDE": plan.int64,
         "PRECISION": plan.precision,
         "INTERIOR": plan.interior,
         **extents,
     }
     kernel = getattr(kernels, plan.kernel)
     taken = {name: arguments[name] for name in kernel.arg_names}
-    tensors = (t for t in taken.values() if isinstance(t, torch.Tensor))
-    double = any(t.dtype == torch.float64 for t in tensors)
-    limit = most_registers(plan.op, tile, plan.wide, plan.precision, double)
-    return Call(kernel, plan.grid, taken, tile.num_warps, tile.num_stages, limit)
+    return Call(kernel, plan.grid, taken, tile.num_warps, tile.num_stages, plan.max_registers)
 
 
 def _samples(geometry: Geometry) -> int:

@@ -21,7 +21,7 @@ def fprop_descriptors(
 ) -> dict[str, Any]:
     """What fprop_tma takes beside what every fprop kernel does."""
     arguments = _phase_descriptors(x, geometry, tile, tile.BLOCK_K)
-    arguments |= {"FLIP": geometry.flip, "FLATTEN": tile.programs > 0}
+    arguments |= {"FLIP": geometry.flip, "FLATTEN": tile.persistent > 0}
     arguments["weight_desc"] = _rows_descriptor(weight, [tile.BLOCK_N, tile.BLOCK_K])
     return arguments
 
@@ -37,9 +37,9 @@ def dgrad_descriptors(
     block = [tile.BLOCK_K, tile.BLOCK_N] if crosswise else [tile.BLOCK_N, tile.BLOCK_K]
     return {
         "FLIP": geometry.flip,
-        "FLATTEN": tile.programs > 0,
+        "FLATTEN": tile.persistent > 0,
         "CROSSWISE": crosswise,
-        "IN_PLANES": boxes_of(dy) == "planes",
+        "IN_PLANES": boxes_of(dy) == "NCHW",
         "dy_desc": _boxes_descriptor(dy, tile, tile.BLOCK_K),
         "weight_desc": _rows_descriptor(weight, block),
     }
@@ -72,7 +72,7 @@ def _phase_descriptors(
 ) -> dict[str, Any]:
     """A descriptor for each phase of x that a tap reads, None for the others a kernel takes."""
     (stride_h, _), (stride_w, _) = geometry.steps(0), geometry.steps(1)
-    arguments: dict[str, Any] = {"IN_PLANES": boxes_of(x) == "planes"}
+    arguments: dict[str, Any] = {"IN_PLANES": boxes_of(x) == "NCHW"}
     for i in range(MAX_PHASES):
         arguments |= {f"x{i}_desc": None, f"PHASE{i}": -1}
     for i, (a, b) in enumerate(phases_with_taps(geometry)):
@@ -94,7 +94,7 @@ def _boxes_descriptor(
     """
     n, c, h, w = image.shape
     stride_n, stride_c, stride_h, stride_w = image.stride()
-    planes = boxes_of(image) == "planes"
+    planes = boxes_of(image) == "NCHW"
     if phase != (0, 0):
         image = image[:, :, phase[0] :, phase[1] :]
     rows, columns = (-(-(e - a) // step) for e, a, step in zip((h, w), phase, stride, strict=True))

@@ -27,9 +27,9 @@ def suggests_channels_last(tensor: torch.Tensor) -> bool:
 
 
 def boxes_of(tensor: torch.Tensor) -> str:
-    """As what boxes a tensor descriptor can describe (N, C, H, W), which needs steps of 16 bytes.
+    """The format in which a tensor descriptor can describe (N, C, H, W), with steps of 16 bytes.
 
-    Returns "pixels" with their channels innermost, "planes" of contiguous rows, or "" for neither.
+    Returns "NHWC", channels innermost, "NCHW", contiguous rows of planes, or "" for neither.
     """
     if tensor.data_ptr() % 16:
         return ""
@@ -39,8 +39,8 @@ def boxes_of(tensor: torch.Tensor) -> str:
     if (N > 1 and not _is_step(n, step)) or (H > 1 and not _is_step(h, step)):
         return ""
     if c == 1 and (W == 1 or _is_step(w, step)):
-        return "pixels"
-    return "planes" if w == 1 and (C == 1 or _is_step(c, step)) else ""
+        return "NHWC"
+    return "NCHW" if w == 1 and (C == 1 or _is_step(c, step)) else ""
 
 
 def _is_step(stride: int, step: int) -> bool:

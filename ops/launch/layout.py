@@ -8,8 +8,8 @@ import torch
 
 from .. import backend
 from ..geometry import Geometry
-from ..plan.choose import Layout
 from ..plan.device import INTERPRETER, Device, device_called
+from ..plan.problem import Layout
 from .formats import as_row, boxes_of, is_row, suggests_channels_last
 
 #: Offsets up to here fit in 32 bits with room for the lanes that a tile has past the end.
@@ -43,16 +43,16 @@ def layout_of(
     x_boxes, y_boxes = (boxes_of(as_row(t) if as_rows else t) for t in (x, y))
     return Layout(
         channels_last=suggests_channels_last(x) or suggests_channels_last(y),
-        wide=largest > NARROW_LIMIT,
+        int64=largest > NARROW_LIMIT,
         x_boxes=x_boxes if x.dtype == y.dtype else "",
         y_boxes=y_boxes if x.dtype == y.dtype else "",
-        crowded=is_crowded(residual is not None, activation),
+        heavy_epilogue=is_heavy(residual is not None, activation),
         as_rows=as_rows,
     )
 
 
-def is_crowded(residual: bool, activation: str) -> bool:
-    """Whether what follows the sums takes many registers of its own.
+def is_heavy(residual: bool, activation: str) -> bool:
+    """Whether the epilogue is register-hungry.
 
     With 128 x 256 sums, a residual spills up to 640 bytes of a thread, gelu 656 and silu 32.
     """

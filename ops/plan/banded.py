@@ -1,34 +1,295 @@
-"""The banded kernels' part of planning: which calls they serve, with which tile, and what it costs.
+"""Banded kernels: large windows of one channel per group, on the matrix units.
 
-Extents of a band are counted in bands.py.
+One channel per group leaves a matrix unit nothing to reduce over but the window, so an output row
+is multiplied by a matrix with a band: see kernels/fprop_banded.py and kernels/wgrad_banded.py.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
-import torch
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeAlias
 
 from ..geometry import Geometry
-from .bands import (
-    COLUMN_STEP,
-    AnyBandedTile,
-    BandedGradTile,
-    BandedTile,
-    banded_programs,
-    banded_steps,
-    bands_shape,
+from . import stencil
+from .cost import (
+    Code,
+    Work,
+    fits_matrix_unit,
+    matrix_work,
+    partial_bytes,
+    pipeline_bytes,
+    splits_that_fill,
 )
-from .cost import RATES
-from .device import DEVICES, LIMITS, MAX_WORKSPACE, SMALLEST, Device, pipeline_bytes
+from .device import DEVICES, LIMITS, MAX_WORKSPACE, RATES
 from .integers import cdiv, power_of_two
+from .problem import Plan, Problem
 
-if TYPE_CHECKING:
-    from .choose import Layout
+#: Columns come in steps of 16 bytes of 16-bit numbers: what one load instruction brings.
+COLUMN_STEP = 8
+#: Strips that a split of a weight gradient sums at least, to make its last reduction worth it.
+MIN_SPLIT_STRIPS = 4
+#: Most accumulator elements per thread whose columns do not come in pieces of 16 bytes, see
+#: in_pieces: each is stored, and what is added to it loaded, at a place of its own. 32 spill up to
+#: 200 bytes, 64 up to 1500, and on sm_80 also where only the columns of x do not.
+MAX_LONE_RESULTS = 16
+#: Instructions of one lane that a H200 issues while L2 delivers a byte: 4.4. A banded kernel issues
+#: 1.3 to 1.6 for a byte, by machine code for sm_90, and a matrix unit multiplies 15 to 60 pairs
+#: meanwhile: L2 is what it waits for.
+LANES_PER_BYTE = (
+    RATES["90"].issue * LIMITS["90"].lanes * DEVICES["h200"].multiprocessors / RATES["90"].l2
+)
+#: Bytes that L2 delivers for a number whose neighbours in memory are not wanted.
+SECTOR = 32
+#: Lane instructions for a number that is loaded alone (sm_90).
+LANES_PER_NUMBER = 25
+#: Lane instructions outside of the loop, for one output (sm_90).
+BANDED_LANES = 50
 
-#: For each kind of product, tiles of banded kernels. The one that loads the least is taken.
+
+@dataclass(frozen=True)
+class BandedTile:
+    """One program's BLOCK_M blocks of BLOCK_P x BLOCK_Q outputs, and what the compiler is told.
+
+    A step of its reduction is BLOCK_K elements (row, column) of the input that a block reads.
+    """
+
+    BLOCK_M: int
+    BLOCK_P: int
+    BLOCK_Q: int
+    BLOCK_K: int
+    num_warps: int
+    num_stages: int
+
+    family: ClassVar[str] = "banded"
+    partials: ClassVar[int] = 1
+
+    @property
+    def results(self) -> int:
+        """Accumulator elements per thread, for 32-thread warps."""
+        return self.BLOCK_M * self.BLOCK_P * self.BLOCK_Q // (32 * self.num_warps)
+
+    def band(self, geometry: Geometry) -> Band:
+        """The band of a block; of an input gradient, `geometry` is the adjoint.
+
+        If one block holds a whole row of the output, the columns are those of the image, without
+        zeros.
+        """
+        band = _band(geometry, self.BLOCK_Q)
+        if geometry.Q > self.BLOCK_Q or geometry.padding_mode != "zeros":
+            return band
+        left = geometry.padding[1][0]
+        first = max(band.first, 0)
+        end = min(geometry.W, geometry.Q - 1 + geometry.S - left)
+        return Band(first, first + left, _round_up(max(1, end - first)))
+
+    def bands_shape(self, geometry: Geometry) -> tuple[int, ...]:
+        """Shape of the workspace of build_bands: (bank, filter, q, row, column)."""
+        rows = geometry.R + 2 * (self.BLOCK_P - 1)
+        banks = geometry.N if geometry.per_sample else 1
+        return (banks, geometry.K, self.BLOCK_Q, rows, self.band(geometry).columns)
+
+    def bands_bytes(self, problem: Problem) -> int:
+        """Bytes of the bands of all filters."""
+        return math.prod(self.bands_shape(problem.correlated)) * problem.dtype.itemsize
+
+    def programs(self, problem: Problem) -> int:
+        """Programs that cover all results."""
+        g = problem.correlated
+        blocks = problem.samples * cdiv(g.P, self.BLOCK_P) * cdiv(g.Q, self.BLOCK_Q)
+        return problem.banks * g.K * cdiv(blocks, self.BLOCK_M)
+
+    def strips(self, problem: Problem) -> int:
+        """Steps of a program's reduction."""
+        g = problem.correlated
+        rows = self.BLOCK_P + g.R - 1
+        if g.padding_mode == "zeros":
+            rows = min(rows, g.H)
+        return cdiv(rows * self.band(g).columns, self.BLOCK_K)
+
+    def step(self, op: str) -> tuple[int, int, int]:
+        """(M, N, K) of one step: blocks are the rows."""
+        return self.BLOCK_M, self.BLOCK_P * self.BLOCK_Q, self.BLOCK_K
+
+    def splits(self, problem: Problem) -> int:
+        """Parts of a reduction: one. Weight gradients have BandedGradTile."""
+        return 1
+
+    def shared_bytes(self, problem: Problem) -> int:
+        """About what a program holds in shared memory: the operands of every pipeline stage."""
+        return pipeline_bytes(self, problem)
+
+    def max_registers(self, problem: Problem) -> int | None:
+        """Registers of a thread that the compiler is limited to: it is not."""
+        return None
+
+    def suits(self, problem: Problem) -> bool:
+        """Whether a tile that was tuned for a problem near this one can serve it: no spills."""
+        return in_pieces(problem) or self.results <= MAX_LONE_RESULTS
+
+    def flags(self, problem: Problem) -> Mapping[str, Any]:
+        """Fields of a Plan that this family decides."""
+        return {"precision": problem.precision, "turned": problem.is_turned}
+
+    def fitted(self, problem: Problem) -> BandedTile:
+        """The tile for an image of this size: itself."""
+        return self
+
+    def others(self, problem: Problem) -> Iterator[BandedTile]:
+        """Tiles of other extents."""
+        extents = itertools.product(
+            (16, 32, 64, 128, 256), (2, 4, 8, 16), (8, 16, 32), (16, 32, 64), (4, 8), (2, 3, 4)
+        )
+        return (BandedTile(*extent) for extent in extents)
+
+    def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
+        """What a launch asks of a device, and the launch that builds the bands."""
+        m, n, _ = self.step(plan.op)
+        return matrix_work(
+            plan,
+            problem,
+            code or Code(180, 900, 120),
+            self.strips(problem),
+            m * n,
+            plan.grid,
+            image_first=True,
+            between_bytes=self.bands_bytes(problem),
+        )
+
+
+@dataclass(frozen=True)
+class BandedGradTile:
+    """One program's BLOCK_R rows and BLOCK_I columns of a window's gradient, with their diagonals.
+
+    A step of its reduction is BLOCK_H rows by BLOCK_W groups of COLUMN_STEP columns of dy.
+    """
+
+    BLOCK_R: int
+    BLOCK_I: int
+    BLOCK_H: int
+    BLOCK_W: int
+    num_warps: int
+    num_stages: int
+
+    family: ClassVar[str] = "banded"
+    partials: ClassVar[int] = COLUMN_STEP
+
+    def band(self, geometry: Geometry) -> Band:
+        """The band of COLUMN_STEP columns."""
+        return _band(geometry, COLUMN_STEP)
+
+    def programs(self, problem: Problem) -> int:
+        """Programs that cover all results, before they are split."""
+        g = problem.geometry
+        columns = self.band(g).columns
+        return problem.banks * g.K * cdiv(g.R, self.BLOCK_R) * cdiv(columns, self.BLOCK_I)
+
+    def strips(self, problem: Problem) -> int:
+        """Steps of the reduction of one problem."""
+        g = problem.geometry
+        lines = cdiv(problem.samples * rows_read(g)[1], self.BLOCK_H)
+        return lines * cdiv(g.Q, self.BLOCK_W * COLUMN_STEP)
+
+    def step(self, op: str) -> tuple[int, int, int]:
+        """(M, N, K) of one step: M are rows of the window times places within a group."""
+        return self.BLOCK_R * COLUMN_STEP, self.BLOCK_I, self.BLOCK_H * self.BLOCK_W
+
+    def splits(self, problem: Problem) -> int:
+        """Parts that the strips are best dealt out to."""
+        return splits_that_fill(self, problem, cdiv(self.strips(problem), MIN_SPLIT_STRIPS))
+
+    def shared_bytes(self, problem: Problem) -> int:
+        """About what a program holds in shared memory: the operands of every pipeline stage."""
+        return pipeline_bytes(self, problem)
+
+    def max_registers(self, problem: Problem) -> int | None:
+        """Registers of a thread that the compiler is limited to: it is not."""
+        return None
+
+    def suits(self, problem: Problem) -> bool:
+        """Whether a tile that was tuned for a problem near this one can serve it: always."""
+        return True
+
+    def flags(self, problem: Problem) -> Mapping[str, Any]:
+        """Fields of a Plan that this family decides."""
+        return {"precision": problem.precision}
+
+    def bands_bytes(self, problem: Problem) -> int:
+        """Bytes of the bands of all filters: there are none."""
+        return 0
+
+    def fitted(self, problem: Problem) -> BandedGradTile:
+        """The tile with steps as wide as the image, and so much higher if it is narrow."""
+        step = self.BLOCK_H * self.BLOCK_W
+        width = min(step, power_of_two(cdiv(problem.geometry.Q, COLUMN_STEP)))
+        return replace(self, BLOCK_H=step // width, BLOCK_W=width)
+
+    def others(self, problem: Problem) -> Iterator[BandedGradTile]:
+        """Tiles of other extents, with steps as wide."""
+        width = self.BLOCK_W
+        steps = itertools.product((4, 8, 16, 32), (16, 32, 64, 128), (16, 32, 64), (4, 8), (2, 3))
+        for r, i, step, warps, stages in steps:
+            if step >= width and r < 2 * problem.geometry.R:
+                yield BandedGradTile(r, i, step // width, width, warps, stages)
+
+    def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
+        """What a launch asks of a device; `code` is of a program, where it was counted."""
+        return matrix_work(
+            plan,
+            problem,
+            code or Code(300, 900, 120),
+            plan.split_strips,
+            self.BLOCK_R * self.BLOCK_I,
+            plan.grid,
+            image_first=False,
+            between_bytes=partial_bytes(plan, problem),
+        )
+
+
+AnyBandedTile: TypeAlias = BandedTile | BandedGradTile
+
+
+@dataclass(frozen=True)
+class Band:
+    """The input that a block of outputs reads, as columns of a matrix.
+
+    Attributes:
+        first: column of the input at i = 0, counted from the block's first output column.
+        shift: tap s of column i and output column q: s = i + shift - q.
+        columns: of the matrix, a multiple of COLUMN_STEP.
+    """
+
+    first: int
+    shift: int
+    columns: int
+
+
+def _band(geometry: Geometry, block: int) -> Band:
+    """The band of `block` output columns.
+
+    The first column lies on a step, so that loads are aligned where the image's rows are.
+    """
+    left = geometry.padding[1][0]
+    first = -_round_up(left)
+    return Band(first, first + left, _round_up(max(1, block - 1 + geometry.S - left - first)))
+
+
+def _round_up(number: int) -> int:
+    return cdiv(number, COLUMN_STEP) * COLUMN_STEP
+
+
+def rows_read(geometry: Geometry) -> tuple[int, int]:
+    """(first, count) of the rows of the padded image that some output reads, without zeros."""
+    top = geometry.padding[0][0]
+    if geometry.padding_mode != "zeros":
+        return 0, geometry.P + geometry.R - 1
+    first = max(0, top)
+    return first, max(0, min(geometry.P + geometry.R - 1, geometry.H + top) - first)
+
+
+#: For each kind of product, tiles of fprop and dgrad. The one that loads the least is taken.
 BANDED_TILES: dict[str, tuple[BandedTile, ...]] = {
     "half": (
         BandedTile(128, 8, 16, 64, num_warps=8, num_stages=3),
@@ -46,8 +307,7 @@ BANDED_TILES: dict[str, tuple[BandedTile, ...]] = {
         BandedTile(64, 8, 8, 32, num_warps=8, num_stages=2),
     ),
 }
-#: The same of their weight gradients. BLOCK_H and BLOCK_W here are for wide images: what a step
-#: covers is as wide as the image needs.
+#: The same of weight gradients. BLOCK_H and BLOCK_W here are for wide images, see fitted.
 BANDED_GRAD_TILES: dict[str, tuple[BandedGradTile, ...]] = {
     "half": (
         BandedGradTile(32, 64, 1, 64, num_warps=8, num_stages=3),
@@ -60,129 +320,92 @@ BANDED_GRAD_TILES: dict[str, tuple[BandedGradTile, ...]] = {
     "tf32x3": (BandedGradTile(16, 32, 1, 32, num_warps=4, num_stages=2),),
 }
 
-#: Most results of a thread whose columns do not come in pieces of 16 bytes, see in_pieces: each is
-#: stored, and what is added to it loaded, at a place of its own. 32 spill up to 200 bytes, 64 up to
-#: 1500, and on sm_80 also where only the columns of x do not.
-MAX_LONE_RESULTS = 16
 
-#: Instructions of one lane that a H200 issues while L2 delivers a byte: 4.4. A banded kernel issues
-#: 1.3 to 1.6 for a byte, by machine code for sm_90, and a matrix unit multiplies 15 to 60 pairs
-#: meanwhile: L2 is what it waits for.
-LANES_PER_BYTE = (
-    RATES["90"].issue * LIMITS["90"].lanes * DEVICES["h200"].multiprocessors / RATES["90"].l2
-)
-#: Bytes that L2 delivers for a number whose neighbours in memory are not wanted.
-SECTOR = 32
-#: Lane instructions for a number that is loaded alone, by the same machine code.
-LANES_PER_NUMBER = 25
-#: Lane instructions of a banded kernel outside of its loop, for one output: its start and its end.
-BANDED_LANES = 50
-
-
-def has_banded_kernel(op: str, geometry: Geometry, dtype: torch.dtype, precision: str) -> bool:
-    """Whether a banded kernel can compute `op`, in any layout."""
-    g = geometry
-    if op == "dgrad_frame" or g.group_C != 1 or g.stride != (1, 1) or g.dilation != (1, 1):
+def is_legal(problem: Problem) -> bool:
+    """Whether a banded kernel can compute this, in any layout."""
+    g = problem.geometry
+    if problem.op == "dgrad_frame" or g.group_C != 1 or g.stride != (1, 1) or g.dilation != (1, 1):
         return False
-    if dtype.itemsize > 2 and (dtype != torch.float32 or precision == "ieee"):
+    if problem.product not in BANDED_TILES:
         return False
-    return op != "dgrad" or g.group_K == 1
+    return problem.op != "dgrad" or g.group_K == 1
 
 
-def banded_tile(
-    op: str,
-    geometry: Geometry,
-    dtype: torch.dtype,
-    layout: Layout,
-    device: Device,
-    precision: str,
-    most: float,
-) -> AnyBandedTile | None:
-    """The tile of a banded kernel; None where it costs no less than `most`, which a stencil does.
+def tiles(problem: Problem) -> list[AnyBandedTile]:
+    """The tile that the planner takes for few channels; none where a stencil costs no more.
 
     Of two kernels whose arithmetic hides behind what feeds it, the cheaper to feed is taken: a
     stencil issues a dozen instructions for every tap, a banded kernel reads (BLOCK_P + R - 1) *
-    COLUMNS * (1 / BLOCK_M + 1 / BLOCK_N) numbers from L2 for every output. Rows kernels hold
+    columns * (1 / BLOCK_M + 1 / BLOCK_N) numbers from L2 for every output. Rows kernels hold
     windows of up to 7x7, and are asked first: their instruction or two for a tap are as cheap as
     the band of a 7x7, 116 lane instructions for an output in 16 bits. Every square window above is
     banded; on large images a 1xN is from 8 taps in 16 bits, from 12 or 13 in float32.
     """
-    product = "half" if dtype.itemsize == 2 else precision
-    g = geometry.adjoint() if op == "dgrad" else geometry
-    tiles = [
-        _fitted(tile, g) if isinstance(tile, BandedGradTile) else tile
-        for tile in banded_tiles(op, product, in_pieces(g, layout), device)
-        if isinstance(tile, BandedGradTile) or _workspace(g, tile, dtype) <= MAX_WORKSPACE
-    ]
-    costs = {tile: _banded_cost(g, tile, dtype, layout, device) for tile in tiles}
-    best = min(tiles, key=lambda tile: costs[tile], default=None)
-    return best if best and costs[best] < most else None
+    if not problem.has_few_channels or problem.geometry.y_numel == 0 or not is_legal(problem):
+        return []
+    found = [tile.fitted(problem) for tile in tiles_with_room(problem)]
+    costs = {
+        tile: lanes_per_output(tile, problem)
+        for tile in found
+        if tile.bands_bytes(problem) <= MAX_WORKSPACE
+    }
+    best = min(costs, key=lambda tile: costs[tile], default=None)
+    if best is None or costs[best] >= stencil.lanes_per_output(problem):
+        return []
+    return [best]
 
 
-def in_pieces(geometry: Geometry, layout: Layout) -> bool:
-    """Whether columns come in pieces of 16 bytes, at places that 32 bits hold, in x and in y."""
-    in_planes = not (layout.channels_last or layout.wide)
-    return in_planes and geometry.W % COLUMN_STEP == geometry.Q % COLUMN_STEP == 0
-
-
-def suits(tile: BandedTile, pieces: bool) -> bool:
-    """Whether a tile does not spill where in_pieces says `pieces`."""
-    return pieces or tile.results <= MAX_LONE_RESULTS
-
-
-def banded_tiles(op: str, product: str, pieces: bool, device: Device) -> list[AnyBandedTile]:
-    """The tiles that an operator may be planned with on a device, for one kind of product.
-
-    Args:
-        op: "fprop", "dgrad" or "wgrad".
-        product: a row of BANDED_TILES.
-        pieces: what in_pieces says.
-        device: whose shared memory counts.
-    """
-    dtype = torch.float16 if product == "half" else torch.float32
-    shared = LIMITS.get(device.arch, SMALLEST).shared
-    tiles: list[AnyBandedTile] = []
-    if op == "wgrad":
-        tiles += BANDED_GRAD_TILES[product]
-    else:
-        tiles += [tile for tile in BANDED_TILES[product] if suits(tile, pieces)]
+def tiles_with_room(problem: Problem) -> list[AnyBandedTile]:
+    """The tiles of the tables that neither spill nor overflow shared memory."""
+    tables: Mapping[str, Sequence[AnyBandedTile]] = BANDED_TILES
+    if problem.op == "wgrad":
+        tables = BANDED_GRAD_TILES
+    room = problem.device.limits.shared
     return [
         tile
-        for tile in tiles
-        if pipeline_bytes(tile.gemm, dtype.itemsize, tile.num_stages, device.arch) <= shared
+        for tile in tables[problem.product]
+        if tile.suits(problem) and tile.shared_bytes(problem) <= room
     ]
 
 
-def _workspace(geometry: Geometry, tile: BandedTile, dtype: torch.dtype) -> int:
-    """Bytes of the bands of all filters."""
-    return math.prod(bands_shape(geometry, tile)) * dtype.itemsize
+def in_pieces(problem: Problem) -> bool:
+    """Whether columns of x and y come in pieces of 16 bytes, at places that 32 bits hold."""
+    g, layout = problem.geometry, problem.layout
+    in_planes = not (layout.channels_last or layout.int64)
+    return in_planes and g.W % COLUMN_STEP == g.Q % COLUMN_STEP == 0
 
 
-def _fitted(tile: BandedGradTile, geometry: Geometry) -> BandedGradTile:
-    """The tile with steps as wide as the image, and so much higher if it is narrow."""
-    step = tile.BLOCK_H * tile.BLOCK_W
-    width = min(step, power_of_two(cdiv(geometry.Q, COLUMN_STEP)))
-    return replace(tile, BLOCK_H=step // width, BLOCK_W=width)
-
-
-def _banded_cost(
-    geometry: Geometry, tile: AnyBandedTile, dtype: torch.dtype, layout: Layout, device: Device
-) -> float:
+def lanes_per_output(tile: AnyBandedTile, problem: Problem) -> float:
     """Lane instructions for one output, waiting for L2 counted as instructions.
 
-    What a multiprocessor without a program could have done in the time is counted, too.
+    Those that a multiprocessor without a program could have issued meanwhile are counted, too.
     """
-    g = geometry
-    m, n, k = tile.gemm
-    banded = pixel = dtype.itemsize * LANES_PER_BYTE
-    if layout.channels_last:
+    g = problem.correlated
+    m, n, k = tile.step(problem.op)
+    banded = pixel = problem.dtype.itemsize * LANES_PER_BYTE
+    if problem.layout.channels_last:
         pixel = SECTOR * LANES_PER_BYTE
     elif g.W % COLUMN_STEP or g.Q % COLUMN_STEP or g.padding_mode != "zeros":
         pixel = max(pixel, LANES_PER_NUMBER)
-    programs = banded_programs(g, tile)
-    if isinstance(tile, BandedTile):  # a weight gradient is split until the device is full
-        programs = cdiv(programs, device.multiprocessors) * device.multiprocessors
+    programs = tile.programs(problem)
+    if problem.op == "wgrad":  # is split until the device is full; both operands are images
+        banded = pixel
     else:
-        banded = pixel  # both operands are images
-    loads = programs * k * banded_steps(g, tile)
+        sms = problem.device.multiprocessors
+        programs = cdiv(programs, sms) * sms
+    loads = programs * k * tile.strips(problem)
     return loads * (m * pixel + n * banded) / g.y_numel + BANDED_LANES
+
+
+#: The types of this family's tiles.
+KINDS: tuple[type[Any], ...] = (BandedTile, BandedGradTile)
+
+
+def neighbours(tile: AnyBandedTile, problem: Problem) -> Iterator[AnyBandedTile]:
+    """The tiles that a tuner tries: of all extents; of a weight gradient, with steps as wide."""
+    return (other for other in tile.others(problem) if fits(other, problem))
+
+
+def fits(tile: AnyBandedTile, problem: Problem) -> bool:
+    """Whether a tile neither spills nor overflows, by count."""
+    return fits_matrix_unit(tile, problem)

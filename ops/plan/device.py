@@ -1,10 +1,64 @@
-"""What is known of devices by their datasheets: nothing here asks one."""
+"""Devices by their datasheets: nothing here asks one."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+
+#: A matrix unit works on 16 x 16; with fewer channels most of its products are with zeros.
+GEMM_MIN = 16
+#: Most bytes that partial sums of a weight gradient, or the bands of a weight, may take.
+MAX_WORKSPACE = 64 * 2**20
+#: Registers of a thread with which twelve warps fit on an NVIDIA multiprocessor, and eight. Without
+#: a limit ptxas takes up to 192 for 128 x 256 sums of boxes, because as many programs fit either
+#: way; in other kernels it stays at a number where one program more fits, and spills 8 or 16 bytes
+#: of a thread to get there (sm_90). With a limit it takes what it needs.
+MAX_REGISTERS, ALL_REGISTERS = 168, 255
+#: Share of the datasheet's rate of device memory that a copy reaches: 4.3 of 4.8 TB/s, as measured
+#: on a H200; assumed for the others.
+COPY_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use on an architecture.
+
+    Attributes:
+        registers: of one thread.
+        shared: bytes of shared memory (LDS).
+        lanes: threads of a warp.
+    """
+
+    registers: int
+    shared: int
+    lanes: int = 32
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one multiprocessor does in a clock, and how long a clock is.
+
+    Attributes:
+        clock: Hz.
+        dram: bytes per second of device memory, for devices whose datasheet is not known.
+        l2: bytes per clock that L2 delivers to all multiprocessors together.
+        l2_bytes: size of L2.
+        shared: bytes through L1 and shared memory.
+        issue: warp instructions.
+        macs: multiply-adds by unit: "fma", "float64", "tf32", "half".
+        rows: rows of the first operand that read the second from shared memory once: those of one
+            warpgroup's instruction; None where every warp reads its own share.
+    """
+
+    clock: float
+    dram: float
+    l2: float
+    l2_bytes: float
+    shared: float
+    issue: float
+    macs: Mapping[str, float]
+    rows: int | None
 
 
 @dataclass(frozen=True)
@@ -26,6 +80,88 @@ class Device:
     bandwidth: float | None = None
     flops_per_second: Mapping[str, float] = field(default_factory=dict, hash=False)
 
+    @property
+    def limits(self) -> Limits:
+        """Of its architecture; the smallest of all for one that is not in LIMITS."""
+        return LIMITS.get(self.arch, SMALLEST)
+
+    @property
+    def rates(self) -> Rates:
+        """Of its architecture; those of "90" for one that is not in RATES."""
+        return RATES.get(self.arch, RATES["90"])
+
+    @property
+    def copy_rate(self) -> float:
+        """Bytes per second of device memory, as a copy reaches them."""
+        return self.rates.dram if self.bandwidth is None else COPY_SHARE * self.bandwidth
+
+    def mac_rate(self, unit: str) -> float:
+        """Multiply-adds per second of one kind of unit, all multiprocessors together."""
+        return self.rates.macs[unit] * self.rates.clock * self.multiprocessors
+
+
+#: By Device.arch.
+LIMITS = {
+    "80": Limits(255, 163 * 1024),
+    "86": Limits(255, 99 * 1024),
+    "89": Limits(255, 99 * 1024),
+    "90": Limits(255, 227 * 1024),
+    "100": Limits(255, 227 * 1024),
+    "120": Limits(255, 99 * 1024),
+    "gfx942": Limits(512, 64 * 1024, lanes=64),
+}
+SMALLEST = Limits(255, 64 * 1024)
+
+#: By Device.arch.
+RATES = {
+    # NVIDIA's A100 white paper: 1.41 GHz, L2 5120 bytes a clock, 1024 16-bit multiply-adds.
+    "80": Rates(
+        clock=1.41e9,
+        dram=1.8e12,
+        l2=5120,
+        l2_bytes=40e6,
+        shared=128,
+        issue=4,
+        macs={"fma": 64, "float64": 64, "tf32": 512, "half": 1024},
+        rows=None,
+    ),
+    # 62 TFLOP/s of float32 and 31 TB/s of shared memory, as measured on a H200, are 1.835 GHz; of
+    # 2048 16-bit multiply-adds a clock, 790 TFLOP/s leave 1631. L2: 7.0 TB/s, assumed.
+    "90": Rates(
+        clock=1.835e9,
+        dram=4.3e12,
+        l2=3815,
+        l2_bytes=50e6,
+        shared=128,
+        issue=4,
+        macs={"fma": 128, "float64": 128, "tf32": 815, "half": 1631},
+        rows=64,
+    ),
+    # The datasheet's rates at 1.85 GHz, four fifths of them on matrix units as on a H200; L2 as
+    # assumed for that.
+    "100": Rates(
+        clock=1.85e9,
+        dram=7.2e12,
+        l2=3815,
+        l2_bytes=126e6,
+        shared=128,
+        issue=4,
+        macs={"fma": 146, "float64": 73, "tf32": 1600, "half": 3280},
+        rows=128,
+    ),
+    # AMD's CDNA 3 white paper: 2.1 GHz, 128 bytes a clock from each of 16 channels of L2 on 8 dies;
+    # a wave's instruction takes a SIMD four clocks.
+    "gfx942": Rates(
+        clock=2.1e9,
+        dram=4.8e12,
+        l2=16384,
+        l2_bytes=256e6,
+        shared=64,
+        issue=1,
+        macs={"fma": 128, "float64": 128, "tf32": 410, "half": 820},
+        rows=None,
+    ),
+}
 
 INTERPRETER = Device("Triton interpreter", "interpreter", 4)
 
@@ -71,7 +207,7 @@ DEVICES = {
 
 
 def device_called(name: str, arch: str, multiprocessors: int) -> Device:
-    """A device that torch describes so, with its datasheet's numbers if DEVICES has them.
+    """The device that torch describes so, with its datasheet's numbers if DEVICES has them.
 
     A "NVIDIA H100 PCIe" has fewer multiprocessors and another memory than the H100 of the table: it
     is no such device.
@@ -81,44 +217,3 @@ def device_called(name: str, arch: str, multiprocessors: int) -> Device:
         if same and re.search(rf"\b{word}\b", name, re.IGNORECASE):
             return replace(known, name=name)
     return Device(name, arch, multiprocessors)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one program may use on an architecture.
-
-    Attributes:
-        registers: of one thread.
-        shared: bytes of shared memory (LDS).
-        lanes: threads of a warp.
-    """
-
-    registers: int
-    shared: int
-    lanes: int = 32
-
-
-#: By Device.arch. An architecture that is not here gets the smallest of them.
-LIMITS = {
-    "80": Limits(255, 163 * 1024),
-    "86": Limits(255, 99 * 1024),
-    "89": Limits(255, 99 * 1024),
-    "90": Limits(255, 227 * 1024),
-    "100": Limits(255, 227 * 1024),
-    "120": Limits(255, 99 * 1024),
-    "gfx942": Limits(512, 64 * 1024, lanes=64),
-}
-SMALLEST = Limits(255, 64 * 1024)
-
-#: A matrix unit works on 16 x 16; with fewer channels than that most of it would multiply zeros.
-GEMM_MIN = 16
-
-#: Most bytes that partials of a weight gradient, or the bands of a weight, may take.
-MAX_WORKSPACE = 64 * 2**20
-
-
-def pipeline_bytes(gemm: tuple[int, int, int], itemsize: int, stages: int, arch: str) -> int:
-    """About what a program holds in shared memory: the operands of every stage of its pipeline."""
-    m, n, k = gemm
-    # Triton's pipeline keeps one stage of AMD's in registers.
-    return (m + n) * k * itemsize * max(1, stages - arch.startswith("gfx"))

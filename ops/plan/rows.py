@@ -1,23 +1,47 @@
-"""The rows kernels' part of planning: which calls they serve, with which tile, and its counts."""
+"""Rows kernels: windows of up to 7x7 and few channels, walked down row by row in registers."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from ..geometry import Geometry
+from .cost import THREADS as RESIDENT_THREADS
+from .cost import Code, Work, device_bytes, is_launchable, partial_bytes, splits_that_fill
+from .device import MAX_REGISTERS
 from .integers import cdiv, power_of_two
+from .problem import Plan, Problem
 
-if TYPE_CHECKING:
-    from .choose import Layout
-    from .device import Device
+#: Largest window along one axis.
+MAX_WINDOW = 7
+#: Largest stride and dilation: the rows and columns between are unrolled, if only to be left out.
+MAX_STEP = 64
+#: Most channels of a group that are summed over: they are unrolled.
+MAX_REDUCED = 8
+#: Most output rows that are open beside the one that is finished next.
+MAX_OPEN = 12
+#: Most 32-bit registers of a thread for weights, open sums and pixels.
+MAX_HELD = 128
+#: Input rows that are unrolled together, by the most multiply-adds that a lane does for one: more
+#: have more loads under way, and more code.
+STEPS = {12: 4, 25: 2}
+#: Threads of a program, and columns of a lane in channels_last.
+THREADS, LANE_Q = 128, 4
+#: Fewest groups that are lanes in channels_last: fewer neighbours are not worth a load.
+MIN_GROUPS = 8
+#: Lane instructions for a multiply-add, and besides for an output (sm_90): 0.5 to 2 of the former
+#: by perf/results/codegen.json, twice as many in a weight gradient and four times in an input
+#: gradient with a stride. Masks on every load make them half as many again.
+INSTRUCTIONS = {"fprop": (1.25, 4.0), "dgrad": (4.0, 0.0), "wgrad": (2.0, 0.0)}
+MASKED = 1.5
 
 
 @dataclass(frozen=True)
 class RowsTile:
-    """One program's outputs, how its lanes share them, and what the compiler is told.
+    """Outputs of one program, how its lanes share them, and what the compiler is told.
 
     Attributes:
         BLOCK_P, BLOCK_Q: output rows and columns; for an input gradient with a stride, steps of it.
@@ -37,34 +61,113 @@ class RowsTile:
     num_warps: int = 4
     num_stages: int = 2
 
+    family: ClassVar[str] = "rows"
+    partials: ClassVar[int] = 1
 
-#: Largest window of a rows kernel along one axis.
-MAX_WINDOW = 7
-#: Largest stride and dilation: the rows and columns between are unrolled, if only to be left out.
-MAX_STEP = 64
-#: Most channels of a group that are summed over: they are unrolled.
-MAX_REDUCED = 8
-#: Most output rows that are open beside the one that is finished next.
-MAX_AHEAD = 12
-#: Numbers of 32 bits that one thread keeps in registers at most: weights, open sums, pixels.
-MAX_HELD = 128
-#: Input rows that are unrolled together, by the most multiply-adds that a lane does for one: more
-#: have more loads under way, and more code.
-STEPS = {12: 4, 25: 2}
-#: Threads of a program, and columns of a lane in channels_last.
-THREADS, LANE_Q = 128, 4
-#: Fewest groups that are lanes in channels_last: fewer neighbours are not worth a load.
-MIN_GROUPS = 8
+    def programs(self, problem: Problem) -> int:
+        """Programs that cover all results, a weight gradient's before it is split."""
+        e = extents(problem)
+        planes = cdiv(e.planes, self.BLOCK_C) * cdiv(e.filters, self.BLOCK_K)
+        if problem.op == "wgrad":
+            return problem.banks * planes
+        return planes * cdiv(e.rows, self.BLOCK_P) * cdiv(e.columns, self.BLOCK_Q)
+
+    def strips(self, problem: Problem) -> int:
+        """Tiles of output rows and columns of one problem, that a weight gradient sums."""
+        g = problem.geometry
+        return problem.samples * cdiv(g.P, self.BLOCK_P) * cdiv(g.Q, self.BLOCK_Q)
+
+    def step(self, op: str) -> tuple[int, int, int]:
+        """(M, N, K) of one step: STEP_P rows of BLOCK_K filters; a strip, of a weight gradient."""
+        if op == "wgrad":
+            return self.BLOCK_C * self.BLOCK_K, 1, self.BLOCK_P * self.BLOCK_Q
+        return self.STEP_P * self.BLOCK_Q * self.BLOCK_C, self.BLOCK_K, 1
+
+    def splits(self, problem: Problem) -> int:
+        """Parts that a weight gradient's strips are best dealt out to."""
+        return splits_that_fill(self, problem, self.strips(problem))
+
+    def shared_bytes(self, problem: Problem) -> int:
+        """Shared memory of a program: none."""
+        return 0
+
+    def max_registers(self, problem: Problem) -> int | None:
+        """Registers of a thread that the compiler is limited to, see device.py."""
+        return MAX_REGISTERS if problem.op == "wgrad" and self.LANE_Q == 1 else None
+
+    def suits(self, problem: Problem) -> bool:
+        """Whether a tile that was tuned for a problem near this one can serve it: always."""
+        return True
+
+    def flags(self, problem: Problem) -> Mapping[str, Any]:
+        """Fields of a Plan that this family decides."""
+        return {"interior": interior(self, problem), "turned": problem.is_turned}
+
+    def held(self, problem: Problem) -> int:
+        """Values that a thread holds: weights, sums of the open rows, and the pixels of one more.
+
+        Another row of values is in flight where something is added to it (a heavy epilogue), and of
+        dy in a weight gradient.
+        """
+        e, taps = extents(problem), row_macs(problem) * self.BLOCK_K
+        g, gradient = problem.geometry, problem.op == "wgrad"
+        in_flight = problem.layout.heavy_epilogue or gradient
+        vector = max(1, self.BLOCK_Q // self.LANE_Q * self.BLOCK_C // THREADS)
+        stride, dilation = g.steps(1)
+        loaded = min(g.steps(0)[0], g.R)  # input rows for one output row
+        columns = {q * stride + s * dilation for q in range(self.LANE_Q) for s in range(g.S)}
+        rows = (e.open + self.STEP_P + in_flight) * self.BLOCK_K * self.LANE_Q * e.row
+        own_weights = gradient or self.BLOCK_C > 1
+        return taps * (vector if own_weights else 1) + (rows + len(columns) * loaded) * vector
+
+    def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
+        """What a launch asks of a device; `code` is of a program, where it was counted."""
+        g, walk = problem.geometry, walk_of(self, problem)
+        pixel, itemsize = problem.image_bytes, problem.dtype.itemsize
+        wgrad, strided = plan.op == "wgrad", problem.op == "dgrad" and not plan.turned
+        strips = plan.split_strips if wgrad else 1
+        stride, dilation = g.steps(1)
+        window = min(g.S, (g.S - 1) * dilation + 1)
+        # Shifts of a row are loads from L1 of what L2 delivers once.
+        shifts = window if self.LANE_Q == 1 or strided else (self.LANE_Q - 1) * stride + window
+        fresh = 1 if strided else self.LANE_Q * stride
+        dy = self.BLOCK_P * self.BLOCK_Q * self.BLOCK_C * self.BLOCK_K * itemsize if wgrad else 0
+        loads = strips * (walk.loads * pixel + dy)
+        from_l2 = strips * (walk.loads * pixel * min(1.0, fresh / shifts) + dy)
+        macs, threads = strips * walk.macs, problem.threads(self)
+        if code is not None:
+            instructions = code.outside + code.loop * walk.steps * strips
+        else:
+            mac, output = INSTRUCTIONS["fprop" if plan.turned else plan.op]
+            masked = MASKED if plan.interior == "none" else 1.0
+            instructions = masked * (mac * macs + output * walk.outputs) / threads
+        between = partial_bytes(plan, problem)
+        return Work(
+            plan.grid,
+            threads,
+            device_bytes(problem, plan.grid, g.R * g.S * g.group_C) + between,
+            from_l2,
+            loads,
+            macs,
+            "float64" if problem.dtype == torch.float64 else "fma",
+            instructions,
+            RESIDENT_THREADS // 2 // threads,
+            2 if between else 1,
+            between,
+            outputs=walk.outputs,
+            steps=walk.steps * strips,
+            loaded_bytes=loads,
+        )
 
 
 class Extents(NamedTuple):
-    """What a rows kernel's walk is like, whichever operator it is.
+    """What a rows kernel walks over, whichever operator it is.
 
     Attributes:
         planes: that lanes can be.
         rows, columns: of outputs.
         reduced, filters: channels of a group that are loaded, and that are computed.
-        ahead: output rows that are open beside the one that is finished.
+        open: largest number of output rows still being summed when another one is finished.
         row: sums of one lane and column in one output row, for one filter.
     """
 
@@ -73,149 +176,16 @@ class Extents(NamedTuple):
     columns: int
     reduced: int
     filters: int
-    ahead: int
+    open: int
     row: int
 
 
-def is_turned(op: str, geometry: Geometry) -> bool:
-    """Whether the input gradient is a forward correlation of dy: with stride 1."""
-    return op == "dgrad" and geometry.stride == (1, 1)
-
-
-def has_rows_kernel(op: str, geometry: Geometry) -> bool:
-    """Whether a rows kernel can compute `op`, in some type and layout."""
-    g = geometry
-    if op == "dgrad_frame" or max(g.R, g.S) > MAX_WINDOW or min(g.y_numel, g.group_C) == 0:
-        return False
-    if max(*g.steps(0), *g.steps(1)) > MAX_STEP:
-        return False
-    if op == "dgrad" and g.stride != (1, 1) and min(g.padding[0][0], g.padding[1][0]) < 0:
-        return False
-    e = _extents(op, g)
-    if e.reduced > MAX_REDUCED or e.ahead > MAX_AHEAD:
-        return False
-    return _block_k(op, g, 1, MAX_HELD) > 0
-
-
-def rows_tile(
-    op: str, geometry: Geometry, dtype: torch.dtype, layout: Layout, device: Device
-) -> RowsTile | None:
-    """The tile of a rows kernel; None where a stencil serves the call better."""
-    if not has_rows_kernel(op, geometry):
-        return None
-    words = 2 if dtype == torch.float64 else 1
-    # 64-bit addresses take registers too.
-    room = (MAX_HELD // 2 if layout.wide else MAX_HELD) // words
-    e = _extents(op, geometry)
-    across = layout.channels_last and geometry.groups >= MIN_GROUPS  # lanes are channels
-    lane_q = min(LANE_Q, power_of_two(e.columns)) if across else 1
-    while not (block_k := _block_k(op, geometry, lane_q, room, layout.crowded)):
-        if lane_q == 1:
-            return None
-        lane_q //= 2
-    step = next((n for most, n in STEPS.items() if _macs(op, geometry) * block_k <= most), 1)
-    step = max(1, min(step // geometry.steps(0)[0], e.rows))
-    step = 1 if op == "dgrad" and not is_turned(op, geometry) else step
-    tile = RowsTile(e.rows, 0, 0, block_k, step, lane_q)
-    # 16 bytes of neighbours, or less.
-    plain = op != "wgrad" and geometry.stride == (1, 1) and not layout.channels_last
-    plain &= dtype.itemsize == 2
-    for vector in (8, 4, 2, 1) if plain else (4, 2, 1):
-        block_q, block_c = _lanes(e, vector * THREADS, lane_q, across)
-        tile = replace(tile, BLOCK_Q=block_q, BLOCK_C=block_c)
-        if rows_held(op, geometry, tile, layout.crowded) <= room:
-            break
-    else:
-        step = 1
-    # By machine code, 4 rows of an image take 3 % less instructions than 3 in a weight gradient and
-    # 30 registers more; of several planes, 1 % less than 2, and 20 to 40 more.
-    step = min(step, 2) if tile.BLOCK_C > 1 else min(step, 3) if op == "wgrad" else step
-    tile = replace(tile, STEP_P=step)
-    most = 64 if e.ahead > 2 else 32
-    for height in (most, most // 2, most // 4):
-        rows = cdiv(e.rows, cdiv(e.rows, height))  # tiles of one height, none nearly empty
-        rows = cdiv(rows + e.ahead, step) * step - e.ahead  # whole steps
-        tile = replace(tile, BLOCK_P=max(1, rows))
-        strips = rows_strips(geometry, tile) if op == "wgrad" else 1
-        if strips * rows_programs(op, geometry, tile) >= 2 * device.multiprocessors:
-            break
-    return tile
-
-
-def _lanes(e: Extents, lanes: int, lane_q: int, across: bool) -> tuple[int, int]:
-    """(BLOCK_Q, BLOCK_C) of a tile with so many lanes, which are planes first if `across`."""
-    planes = power_of_two(e.planes)
-    if not across:
-        block_q = _row_block(e.columns, lanes)
-        return block_q, min(lanes // block_q, planes)
-    # A warp's lanes are planes; warps side by side share the columns between them in cache.
-    beside = min(lanes // min(lanes // 4, planes), power_of_two(cdiv(e.columns, lane_q)))
-    return beside * lane_q, min(lanes // beside, planes)
-
-
-def rows_programs(op: str, geometry: Geometry, tile: RowsTile) -> int:
-    """How many programs cover all results, a weight gradient's before it is split."""
-    e = _extents(op, geometry)
-    planes = cdiv(e.planes, tile.BLOCK_C) * cdiv(e.filters, tile.BLOCK_K)
-    if op == "wgrad":
-        return (geometry.N if geometry.per_sample else 1) * planes
-    return planes * cdiv(e.rows, tile.BLOCK_P) * cdiv(e.columns, tile.BLOCK_Q)
-
-
-def rows_strips(geometry: Geometry, tile: RowsTile) -> int:
-    """Tiles of output rows and columns of one problem, that a weight gradient runs over."""
-    samples = 1 if geometry.per_sample else geometry.N
-    return samples * cdiv(geometry.P, tile.BLOCK_P) * cdiv(geometry.Q, tile.BLOCK_Q)
-
-
-def interior_tiles(op: str, geometry: Geometry, tile: RowsTile) -> str:
-    """Which tiles run without masks: "all"; "some", if a quarter can; else "none"."""
-    inside = total = 1
-    for axis, block in enumerate((tile.BLOCK_P, tile.BLOCK_Q)):
-        tiles, clear = _clear_tiles(op, geometry, axis, block, tile.STEP_P)
-        total *= tiles
-        inside *= clear
-    e = _extents(op, geometry)
-    full = e.planes % tile.BLOCK_C == 0
-    if inside == total and full:
-        return "all"
-    return "some" if 4 * inside >= total else "none"
-
-
-def _clear_tiles(op: str, geometry: Geometry, axis: int, block: int, step: int) -> tuple[int, int]:
-    """(tiles along an axis, how many of them have all that they load and store inside)."""
-    g = geometry.adjoint() if is_turned(op, geometry) else geometry
-    (stride, dilation), pad = g.steps(axis), g.padding[axis][0]
-    inputs, outputs, window = ((g.H, g.P, g.R), (g.W, g.Q, g.S))[axis]
-    reach = (window - 1) * dilation
-    if op == "dgrad" and not is_turned(op, geometry):
-        first = pad // stride
-        tiles = cdiv((inputs - 1 + pad) // stride + 1 - first, block)
-        clear = [
-            t
-            for t in range(first, first + tiles * block, block)
-            if t >= reach // stride
-            and t + block <= outputs
-            and t * stride >= pad
-            and (t + block) * stride <= inputs + pad
-        ]
-        return tiles, len(clear)
-    if axis == 0:  # whole steps are loaded
-        reach = cdiv(block + reach // stride, step) * step * stride - 1
-    else:
-        reach += (block - 1) * stride
-    tiles = cdiv(outputs, block)
-    # Tiles t with 0 <= t * block * stride - pad and t * block * stride - pad + reach < inputs.
-    first = max(0, cdiv(pad, block * stride))
-    last = min((inputs - 1 - reach + pad) // (block * stride), outputs // block - 1)
-    return tiles, max(0, last - first + 1)
-
-
-def _extents(op: str, geometry: Geometry) -> Extents:
-    g = geometry
+def extents(problem: Problem) -> Extents:
+    """The extents of a problem's walk."""
+    g = problem.geometry
     (stride_h, dil_h), (stride_w, _) = g.steps(0), g.steps(1)
-    ahead = (g.R - 1) * dil_h // stride_h
-    if op == "dgrad" and not is_turned(op, geometry):
+    unfinished = (g.R - 1) * dil_h // stride_h
+    if problem.op == "dgrad" and not problem.is_turned:
         rows, columns = (
             (extent - 1 + pad) // stride + 1 - pad // stride
             for extent, pad, stride in (
@@ -224,48 +194,21 @@ def _extents(op: str, geometry: Geometry) -> Extents:
             )
         )
         row = stride_h * stride_w * g.group_C  # a program has all channels
-        return Extents(g.N * g.groups, rows, columns, g.group_K, 1, ahead, row)
-    g = g.adjoint() if op == "dgrad" else g
-    planes = g.groups if op == "wgrad" else g.N * g.groups
-    return Extents(planes, g.P, g.Q, g.group_C, g.group_K, ahead, 1)
+        return Extents(g.N * g.groups, rows, columns, g.group_K, 1, unfinished, row)
+    g = problem.correlated
+    planes = g.groups if problem.op == "wgrad" else g.N * g.groups
+    return Extents(planes, g.P, g.Q, g.group_C, g.group_K, unfinished, 1)
 
 
-def _macs(op: str, geometry: Geometry) -> int:
+def row_macs(problem: Problem) -> int:
     """Multiply-adds for one output row of one lane and filter."""
-    g, e = geometry, _extents(op, geometry)
-    channels = g.group_C * g.group_K if op == "dgrad" and not is_turned(op, g) else e.reduced
+    g = problem.geometry
+    strided = problem.op == "dgrad" and not problem.is_turned
+    channels = g.group_C * g.group_K if strided else extents(problem).reduced
     return channels * g.R * g.S
 
 
-def rows_held(op: str, geometry: Geometry, tile: RowsTile, crowded: bool = False) -> int:
-    """Numbers that a thread keeps: weights, sums of the open rows, and the pixels for one more.
-
-    As many numbers as a row of sums has besides are under way where something is added to it
-    (`crowded`, see Layout), and of dy in a weight gradient.
-    """
-    e, taps = _extents(op, geometry), _macs(op, geometry) * tile.BLOCK_K
-    gradient = op == "wgrad"
-    under_way = crowded or gradient
-    vector = max(1, tile.BLOCK_Q // tile.LANE_Q * tile.BLOCK_C // THREADS)
-    stride, dilation = geometry.steps(1)
-    loaded = min(geometry.steps(0)[0], geometry.R)  # rows of pixels for one of outputs
-    columns = {q * stride + s * dilation for q in range(tile.LANE_Q) for s in range(geometry.S)}
-    rows = (e.ahead + tile.STEP_P + under_way) * tile.BLOCK_K * tile.LANE_Q * e.row
-    own_weights = gradient or tile.BLOCK_C > 1
-    return taps * (vector if own_weights else 1) + (rows + len(columns) * loaded) * vector
-
-
-def _block_k(op: str, geometry: Geometry, lane_q: int, room: int, crowded: bool = False) -> int:
-    """Filters of a group that one program can hold, the most that divide them; 0: not even one."""
-    filters = _extents(op, geometry).filters
-    for k in range(min(filters, 8), 0, -1):
-        tile = RowsTile(1, lane_q, 1, k, 1, lane_q)
-        if filters % k == 0 and rows_held(op, geometry, tile, crowded) <= room:
-            return k
-    return 0
-
-
-class Work(NamedTuple):
+class Walk(NamedTuple):
     """What one program does, rows that only lead into its tile included.
 
     Attributes:
@@ -281,28 +224,188 @@ class Work(NamedTuple):
     steps: int
 
 
-def rows_work(op: str, geometry: Geometry, tile: RowsTile) -> Work:
-    """The work of one program, of a weight gradient's for one strip."""
-    g, e = geometry, _extents(op, geometry)
+def walk_of(tile: RowsTile, problem: Problem) -> Walk:
+    """The walk of one program; of a weight gradient's, for one strip."""
+    g, e = problem.geometry, extents(problem)
     (stride_h, _), (stride_w, dil_w) = g.steps(0), g.steps(1)
     lanes = tile.BLOCK_Q // tile.LANE_Q * tile.BLOCK_C
-    steps = cdiv(tile.BLOCK_P + e.ahead, tile.STEP_P)
+    steps = cdiv(tile.BLOCK_P + e.open, tile.STEP_P)
     rows = steps * tile.STEP_P
     columns = tile.BLOCK_Q * tile.BLOCK_C * tile.BLOCK_K
-    macs = rows * columns * _macs(op, geometry)
-    if op == "dgrad" and not is_turned(op, geometry):
+    macs = rows * columns * row_macs(problem)
+    if problem.op == "dgrad" and not problem.is_turned:
         loads = lanes * rows * e.reduced * (tile.LANE_Q + (g.S - 1) * dil_w // stride_w)
-        return Work(tile.BLOCK_P * columns * e.row, loads, macs, steps)
+        return Walk(tile.BLOCK_P * columns * e.row, loads, macs, steps)
     window = min(g.S, (g.S - 1) * dil_w + 1)
     loads = lanes * rows * stride_h * e.reduced * ((tile.LANE_Q - 1) * stride_w + window)
-    if op == "wgrad":
-        return Work(tile.BLOCK_C * tile.BLOCK_K * e.reduced * g.R * g.S, loads, macs, steps)
-    return Work(tile.BLOCK_P * columns, loads, macs, steps)
+    if problem.op == "wgrad":
+        return Walk(tile.BLOCK_C * tile.BLOCK_K * e.reduced * g.R * g.S, loads, macs, steps)
+    return Walk(tile.BLOCK_P * columns, loads, macs, steps)
+
+
+def is_legal(problem: Problem) -> bool:
+    """Whether a rows kernel can compute this, in some dtype and layout."""
+    g = problem.geometry
+    if problem.op == "dgrad_frame" or max(g.R, g.S) > MAX_WINDOW:
+        return False
+    if min(g.y_numel, g.group_C) == 0 or max(*g.steps(0), *g.steps(1)) > MAX_STEP:
+        return False
+    strided = problem.op == "dgrad" and not problem.is_turned
+    if strided and min(g.padding[0][0], g.padding[1][0]) < 0:
+        return False
+    e = extents(problem)
+    if e.reduced > MAX_REDUCED or e.open > MAX_OPEN:
+        return False
+    light = replace(problem, layout=replace(problem.layout, heavy_epilogue=False))
+    return _block_k(light, 1, MAX_HELD) > 0
+
+
+def tiles(problem: Problem) -> list[RowsTile]:
+    """The tile that the planner takes for few channels; none where a stencil does better."""
+    tile = tile_for(problem) if problem.has_few_channels else None
+    return [] if tile is None else [tile]
+
+
+def tile_for(problem: Problem) -> RowsTile | None:
+    """The tile that follows from a problem; None where it has no kernel or would spill."""
+    if not is_legal(problem):
+        return None
+    g, layout = problem.geometry, problem.layout
+    # 64-bit addresses take registers too.
+    room = (MAX_HELD // 2 if layout.int64 else MAX_HELD) // problem.words
+    e = extents(problem)
+    across = layout.channels_last and g.groups >= MIN_GROUPS  # lanes are channels
+    lane_q = min(LANE_Q, power_of_two(e.columns)) if across else 1
+    while not (block_k := _block_k(problem, lane_q, room)):
+        if lane_q == 1:
+            return None
+        lane_q //= 2
+    step = next((n for most, n in STEPS.items() if row_macs(problem) * block_k <= most), 1)
+    step = max(1, min(step // g.steps(0)[0], e.rows))
+    step = 1 if problem.op == "dgrad" and not problem.is_turned else step
+    tile = RowsTile(e.rows, 0, 0, block_k, step, lane_q)
+    # Vectors of neighbours, 16 bytes at most.
+    plain = problem.op != "wgrad" and g.stride == (1, 1) and not layout.channels_last
+    plain &= problem.dtype.itemsize == 2
+    for vector in (8, 4, 2, 1) if plain else (4, 2, 1):
+        block_q, block_c = _lanes(e, vector * THREADS, lane_q, across)
+        tile = replace(tile, BLOCK_Q=block_q, BLOCK_C=block_c)
+        if tile.held(problem) <= room:
+            break
+    else:
+        step = 1
+    # Fewer rows unrolled: 4 of an image save 3 % of the instructions of 3 in a weight gradient and
+    # take 30 registers more; of several planes, 1 % of those of 2, and 20 to 40 more (sm_90).
+    if tile.BLOCK_C > 1:
+        step = min(step, 2)
+    elif problem.op == "wgrad":
+        step = min(step, 3)
+    tile = replace(tile, STEP_P=step)
+    most = 64 if e.open > 2 else 32
+    for height in (most, most // 2, most // 4):
+        rows = cdiv(e.rows, cdiv(e.rows, height))  # tiles of one height, none nearly empty
+        rows = cdiv(rows + e.open, step) * step - e.open  # whole steps
+        tile = replace(tile, BLOCK_P=max(1, rows))
+        strips = tile.strips(problem) if problem.op == "wgrad" else 1
+        if strips * tile.programs(problem) >= 2 * problem.device.multiprocessors:
+            break
+    return tile
+
+
+def _block_k(problem: Problem, lane_q: int, room: int) -> int:
+    """Filters of a group that one program can hold, the most that divide them; 0: not even one."""
+    filters = extents(problem).filters
+    for k in range(min(filters, 8), 0, -1):
+        if filters % k == 0 and RowsTile(1, lane_q, 1, k, 1, lane_q).held(problem) <= room:
+            return k
+    return 0
+
+
+def _lanes(e: Extents, lanes: int, lane_q: int, across: bool) -> tuple[int, int]:
+    """(BLOCK_Q, BLOCK_C) of a tile with this many lanes, planes first if `across`."""
+    planes = power_of_two(e.planes)
+    if not across:
+        block_q = _row_block(e.columns, lanes)
+        return block_q, min(lanes // block_q, planes)
+    # A warp's lanes are planes; warps side by side share the columns between them in cache.
+    beside = min(lanes // min(lanes // 4, planes), power_of_two(cdiv(e.columns, lane_q)))
+    return beside * lane_q, min(lanes // beside, planes)
 
 
 def _row_block(columns: int, most: int) -> int:
-    """Columns of a tile: the most that leave little more of the last tile empty than any do."""
+    """Columns of a tile: the most among those that leave about the least of the last tile empty."""
     blocks = [most >> i for i in range(most.bit_length()) if most >> i >= 32]
     covered = {block: cdiv(columns, block) * block for block in blocks}
     close = [block for block, width in covered.items() if width <= 1.1 * min(covered.values())]
     return min(close[0], power_of_two(columns))
+
+
+def interior(tile: RowsTile, problem: Problem) -> str:
+    """Which tiles run without masks: "all"; "some", if a quarter can; else "none"."""
+    inside = total = 1
+    for axis, block in enumerate((tile.BLOCK_P, tile.BLOCK_Q)):
+        count, clear = _clear_tiles(problem, axis, block, tile.STEP_P)
+        total *= count
+        inside *= clear
+    full = extents(problem).planes % tile.BLOCK_C == 0
+    if inside == total and full:
+        return "all"
+    return "some" if 4 * inside >= total else "none"
+
+
+def _clear_tiles(problem: Problem, axis: int, block: int, step: int) -> tuple[int, int]:
+    """(tiles along an axis, how many of them load and store inside the image only)."""
+    g = problem.correlated
+    (stride, dilation), pad = g.steps(axis), g.padding[axis][0]
+    inputs, outputs, window = ((g.H, g.P, g.R), (g.W, g.Q, g.S))[axis]
+    reach = (window - 1) * dilation
+    if problem.op == "dgrad" and not problem.is_turned:
+        first = pad // stride
+        count = cdiv((inputs - 1 + pad) // stride + 1 - first, block)
+        clear = [
+            t
+            for t in range(first, first + count * block, block)
+            if t >= reach // stride
+            and t + block <= outputs
+            and t * stride >= pad
+            and (t + block) * stride <= inputs + pad
+        ]
+        return count, len(clear)
+    if axis == 0:  # whole steps are loaded
+        reach = cdiv(block + reach // stride, step) * step * stride - 1
+    else:
+        reach += (block - 1) * stride
+    # Tiles t with 0 <= t * block * stride - pad and t * block * stride - pad + reach < inputs.
+    first = max(0, cdiv(pad, block * stride))
+    last = min((inputs - 1 - reach + pad) // (block * stride), outputs // block - 1)
+    return cdiv(outputs, block), max(0, last - first + 1)
+
+
+#: The types of this family's tiles.
+KINDS: tuple[type[Any], ...] = (RowsTile,)
+
+
+def neighbours(tile: RowsTile, problem: Problem) -> Iterator[RowsTile]:
+    """The tiles that a tuner tries: other blocks of rows, columns and planes."""
+    channels = problem.geometry.groups * (1 if problem.op == "wgrad" else problem.geometry.N)
+    blocks = itertools.product(
+        (8, 16, 32, 64), [2**i for i in range(3, 11)], [2**i for i in range(8)], (1, 2, 4, 8)
+    )
+    for p, q, c, warps in blocks:
+        if 128 <= q * c <= 1024 and c < 2 * channels:
+            block_q = q * tile.LANE_Q
+            found = replace(tile, BLOCK_P=p, BLOCK_Q=block_q, BLOCK_C=c, num_warps=warps)
+            if fits(found, problem):
+                yield found
+
+
+def fits(tile: RowsTile, problem: Problem) -> bool:
+    """Whether a tile does not spill, by count: three rows of sums or dy, three shifts of a row."""
+    if not is_launchable(tile, problem):
+        return False
+    held = tile.BLOCK_Q // tile.LANE_Q * tile.BLOCK_C / problem.threads(tile)
+    return (
+        1 <= held
+        and held * 6 * problem.words <= problem.device.limits.registers // 2
+        and tile.BLOCK_P >= 1
+    )

@@ -1,9 +1,8 @@
-"""Plans for the kernels that load through tensor descriptors: which calls they take, in which box.
+"""Matrix products whose operands come through tensor descriptors: many channels, sm_90 and sm_100.
 
 The hardware fetches a whole box of what a descriptor describes into shared memory, and fills with
-zeros what lies outside. `is_legal_tma` says what it can do that for; the rest is for the kernels
-that take pointers. None of this was measured on a GPU yet: tiles are those that build without
-spills for sm_90 and sm_100.
+zeros what lies outside. `is_legal` says what it can do that for; gemm.py has the rest. None of this
+was measured on a GPU yet: tiles are those that build without spills for sm_90 and sm_100.
 """
 
 from __future__ import annotations
@@ -11,30 +10,37 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 
 from ..geometry import Geometry, Pair
-from .integers import power_of_two
+from .cost import Code, Work, is_launchable, matrix_work, partial_bytes, splits_that_fill
+from .device import MAX_REGISTERS
+from .integers import cdiv, power_of_two
+from .problem import Plan, Problem
 
 #: Device.arch of the devices that these kernels are built and planned for.
 ARCHITECTURES = ("90", "100")
 #: Descriptors of x that a kernel takes, one for each phase that has taps.
 MAX_PHASES = 4
-#: Coordinates of a descriptor have 32 bits: what is added up to one stays well below.
+#: Coordinates of a descriptor have 32 bits: each stays well below, sums of them too.
 MAX_COORDINATE = 2**29
 #: Elements of a box along one axis, by the hardware.
 MAX_BOX = 256
-#: Most of the pixels of all boxes that may lie outside of the image: beyond, pointers waste less.
-#: Short rows of planes are slow besides: a matrix unit reads the weight again for each.
-MAX_OVERHANG = {"pixels": 0.5, "planes": 0.25}
-#: Bytes of summed channels that one step loads for a pixel: the widest row that is swizzled.
+#: Largest fraction of box pixels outside the image; above it the pointer kernel wastes less. Short
+#: rows of planes are slow besides: a matrix unit reads the weight again for each.
+MAX_OVERHANG = {"NHWC": 0.5, "NCHW": 0.25}
+#: Bytes of reduced channels that one step loads for a pixel: the widest row that is swizzled.
 ROW_BYTES = 128
-#: Rows of a box of planes: each has sums of its own, and their code is written out.
+#: Rows of a box of planes: each has sums of its own, and their code is unrolled.
 MAX_PLANE_ROWS = 4
 #: Taps of a weight gradient whose sums a program keeps side by side.
 MAX_TAPS = 3
+#: Strips that a split of a weight gradient sums at least, to make its last reduction worth it.
+MIN_SPLIT_STRIPS = 4
 
 
 @dataclass(frozen=True)
@@ -45,13 +51,13 @@ class TmaTile:
         BLOCK_I: images of the box.
         BLOCK_P: rows of the box.
         BLOCK_Q: columns of the box.
-        BLOCK_N: channels of the result.
-        BLOCK_K: channels that one step of the loop sums; of a weight gradient, which sums the
-            pixels of a box instead, the filters.
+        BLOCK_N: channels of the result; of x, in a weight gradient.
+        BLOCK_K: reduced channels of one step; filters, of a weight gradient, which sums the pixels
+            of a box instead.
         BLOCK_S: taps of a weight gradient that share what is loaded of dy.
-        programs: that deal out all boxes among them, each of its boxes in one loop; 0 for a program
-            for each box.
-        num_warps, num_stages: as Triton takes them.
+        persistent: programs that deal out all boxes among them, each its boxes in one loop; 0 for a
+            program for each box.
+        num_warps, num_stages: of the launch.
     """
 
     BLOCK_I: int
@@ -62,12 +68,113 @@ class TmaTile:
     num_warps: int
     num_stages: int
     BLOCK_S: int = 1
-    programs: int = 0
+    persistent: int = 0
+
+    family: ClassVar[str] = "tma"
+    partials: ClassVar[int] = 1
+
+    @property
+    def box(self) -> tuple[int, int, int]:
+        """(images, rows, columns)."""
+        return self.BLOCK_I, self.BLOCK_P, self.BLOCK_Q
 
     @property
     def pixels(self) -> int:
         """Pixels of the box: what BLOCK_M is to a GEMM."""
-        return self.BLOCK_I * self.BLOCK_P * self.BLOCK_Q
+        return math.prod(self.box)
+
+    def programs(self, problem: Problem) -> int:
+        """Programs that cover all results, a weight gradient's before it is split."""
+        boxes = self.boxes(problem)
+        return min(boxes, self.persistent) if self.persistent else boxes
+
+    def boxes(self, problem: Problem) -> int:
+        """Programs if each had one box."""
+        g = problem.boxed
+        if problem.op == "wgrad":
+            blocks = cdiv(g.group_K, self.BLOCK_K) * cdiv(g.group_C, self.BLOCK_N)
+            return g.groups * g.R * cdiv(g.S, self.BLOCK_S) * blocks
+        boxes = covered(pixel_planes(problem), self.box) // self.pixels
+        if problem.op == "dgrad":  # each phase has boxes of its own
+            boxes *= math.prod(g.phases)
+        return boxes * g.groups * cdiv(problem.group_channels, self.BLOCK_N)
+
+    def strips(self, problem: Problem) -> int:
+        """Boxes of pixels of dy, that a weight gradient sums."""
+        g = problem.boxed
+        return covered((g.N, g.P, g.Q), self.box) // self.pixels
+
+    def step(self, op: str) -> tuple[int, int, int]:
+        """(M, N, K) of one step: channels are the rows."""
+        if op == "wgrad":
+            return self.BLOCK_K, self.BLOCK_N * self.BLOCK_S, self.pixels
+        return self.BLOCK_N, self.pixels, self.BLOCK_K
+
+    def splits(self, problem: Problem) -> int:
+        """Parts that a weight gradient's boxes are best dealt out to.
+
+        One or two programs fill the shared memory of a multiprocessor.
+        """
+        most = cdiv(self.strips(problem), MIN_SPLIT_STRIPS)
+        return splits_that_fill(self, problem, most, side_by_side=2)
+
+    def shared_bytes(self, problem: Problem) -> int:
+        """About what a program holds in shared memory: the operands of every pipeline stage."""
+        m, n, k = self.step(problem.op)
+        return (m + n) * k * problem.dtype.itemsize * self.num_stages
+
+    def max_registers(self, problem: Problem) -> int | None:
+        """Registers of a thread that the compiler is limited to, see device.py."""
+        return MAX_REGISTERS if problem.precision == "ieee" else None  # float32 would spill
+
+    def suits(self, problem: Problem) -> bool:
+        """Whether a tile that was tuned for a problem near this one can serve it.
+
+        The key of a tuned tile says nothing of alignment, nor of what divides a plane.
+        """
+        return is_legal(problem, self)
+
+    def flags(self, problem: Problem) -> Mapping[str, Any]:
+        """Fields of a Plan that this family decides."""
+        return {"precision": problem.precision, "as_rows": problem.layout.as_rows}
+
+    def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
+        """What a launch asks of a device; `code` is of a program, where it was counted."""
+        g, wgrad = problem.geometry, plan.op == "wgrad"
+        if wgrad:
+            programs, steps = plan.grid, float(plan.split_strips)
+        else:
+            programs = self.boxes(problem)
+            phases = math.prod(g.phases) if plan.op == "dgrad" else 1  # the mean over them
+            steps = g.R * g.S / phases * cdiv(problem.reduced, self.BLOCK_K)
+        m, n, _ = self.step(plan.op)
+        return matrix_work(
+            plan,
+            problem,
+            code or self.code(problem),
+            steps,
+            m * n,
+            programs,
+            image_first=False,
+            descriptors=True,
+            parts=self._parts(problem),
+            between_bytes=partial_bytes(plan, problem),
+        )
+
+    def _parts(self, problem: Problem) -> int:
+        """Products of one step: rows of a box of planes are multiplied one by one."""
+        return 1 if problem.op == "wgrad" or problem.layout.channels_last else self.BLOCK_P
+
+    def code(self, problem: Problem) -> Code:
+        """The code of a program, fitted to perf/results/codegen.json for sm_90; a test checks it.
+
+        A pass takes as many instructions whatever its size.
+        """
+        m, n, _ = self.step(problem.op)
+        sums = m * n / problem.threads(self)
+        if problem.op == "wgrad":
+            return Code(100 + 0.9 * n, 500 + 11 * sums, sums + 60)  # n: of all its taps
+        return Code(60 + 40 * self._parts(problem), 450 + 3 * sums, sums + 28)
 
 
 #: (channels of the result, pixels, num_warps, num_stages), largest first: those read each input the
@@ -78,9 +185,9 @@ TMA_SHAPES = (
     (64, 256, 8, 4),
     (64, 128, 4, 4),
 )
-#: (channels, filters, num_warps, num_stages) of a weight gradient. Three taps side by side read
-#: (3 * 64 + 128) rows for what 128 x 128 reads (128 + 128) of twice: 0.6 of the bytes. So they are
-#: taken wherever there are taps to share.
+#: (channels, filters, num_warps, num_stages) of a weight gradient, by whether taps can share dy.
+#: Three taps side by side read (3 * 64 + 128) rows for what 128 x 128 reads (128 + 128) of twice:
+#: 0.6 of the bytes. So they are taken wherever there are taps to share.
 TMA_GRADIENT_SHAPES: dict[bool, tuple[tuple[int, int, int, int], ...]] = {
     True: (
         (64, 128, 8, 4),
@@ -95,59 +202,32 @@ TMA_GRADIENT_SHAPES: dict[bool, tuple[tuple[int, int, int, int], ...]] = {
 }
 
 
-def is_legal_tma(
-    op: str,
-    geometry: Geometry,
-    dtype: torch.dtype,
-    precision: str,
-    arch: str,
-    boxes: str,
-    tile: TmaTile | None = None,
-) -> bool:
-    """Whether a kernel of this family can compute `op`: what it takes is described in kernels/.
+def is_legal(problem: Problem, tile: TmaTile | None = None) -> bool:
+    """Whether a kernel of this family can compute this, with `tile` or with any.
 
-    Args:
-        op: as in Plan.
-        geometry: of the call.
-        dtype: of all tensors.
-        precision: how float32 is multiplied.
-        arch: as in Device.
-        boxes: as Layout.boxes gives them.
-        tile: that it would have; without one, whether there is any.
+    What each takes is described in kernels/.
     """
-    if op not in ("fprop", "dgrad", "wgrad") or arch not in ARCHITECTURES or not boxes:
+    op, g, dtype, boxes = problem.op, problem.boxed, problem.dtype, problem.layout.boxes(problem.op)
+    if op == "dgrad_frame" or problem.device.arch not in ARCHITECTURES or not boxes:
         return False
-    g, planes = geometry, boxes == "planes"
+    planes, wgrad = boxes == "NCHW", op == "wgrad"
     # Rows of planes are pixels of one channel: what a weight gradient sums, and the others do not.
-    if planes == (op != "wgrad") and not multiplies_crosswise(dtype):
+    if planes != wgrad and not multiplies_crosswise(dtype):
         return False
     if planes and op != "dgrad" and g.steps(1)[0] > 1:
         return False  # a descriptor's innermost step is one element
-    if planes and op == "wgrad" and min(g.padding[1]) < 0:
+    if planes and wgrad and min(g.padding[1]) < 0:
         return False  # what is cut off beside a row need not be finite, and would be multiplied
     if g.per_sample or g.padding_mode != "zeros":
         return False
-    if dtype not in (torch.float16, torch.bfloat16) and (dtype, precision) != (
-        torch.float32,
-        "tf32",
-    ):
+    if problem.product not in ("half", "tf32"):
         return False
     # Rows of the weight's matrix and of pixels start at multiples of 16 bytes.
     if any(channels * dtype.itemsize % 16 for channels in (g.group_C, g.group_K)):
         return False
-    block = channel_block(op, g, dtype)
-    if not block:
+    if not channel_block(problem):
         return False
-    if tile and planes and (tile.BLOCK_I > 1 or tile.BLOCK_P > (op == "wgrad" or MAX_PLANE_ROWS)):
-        return False
-    divided = tile is None or not (g.P % tile.BLOCK_P or g.Q % tile.BLOCK_Q)
-    if op == "wgrad" and not (divided or planes or g.is_point):
-        return False
-    if tile and tile.programs and not takes_boxes_in_turn(op, geometry, tile, boxes):
-        return False
-    if tile and tile.BLOCK_S > (1 if op != "wgrad" or g.steps(1)[0] > 1 else g.S):
-        return False
-    if tile and op != "wgrad" and block % tile.BLOCK_K:
+    if tile is not None and not _takes(tile, problem):
         return False
     stride, dilation = zip(g.steps(0), g.steps(1), strict=True)
     reach = (
@@ -164,17 +244,33 @@ def is_legal_tma(
     return len(phases) <= MAX_PHASES and all(a < g.H and b < g.W for a, b in phases)
 
 
-def takes_boxes_in_turn(op: str, geometry: Geometry, tile: TmaTile, boxes: str) -> bool:
+def _takes(tile: TmaTile, problem: Problem) -> bool:
+    """Whether a tile is one that the kernels of a legal problem can have."""
+    g, wgrad = problem.boxed, problem.op == "wgrad"
+    planes = problem.layout.boxes(problem.op) == "NCHW"
+    if planes and (tile.BLOCK_I > 1 or tile.BLOCK_P > (1 if wgrad else MAX_PLANE_ROWS)):
+        return False
+    divided = not (g.P % tile.BLOCK_P or g.Q % tile.BLOCK_Q)
+    if wgrad and not (divided or planes or g.is_point):
+        return False
+    if tile.persistent and not takes_boxes_in_turn(tile, problem):
+        return False
+    if tile.BLOCK_S > (g.S if wgrad and g.steps(1)[0] == 1 else 1):
+        return False
+    return wgrad or channel_block(problem) % tile.BLOCK_K == 0
+
+
+def takes_boxes_in_turn(tile: TmaTile, problem: Problem) -> bool:
     """Whether a program may go on from one box to the next in the loop of its sums.
 
     All boxes must have one loop of as many steps. Several rows of planes have sums of their own:
     in such a loop ptxas (12.8, 13.1) waits for each product before the next one.
     """
-    if boxes == "planes" and tile.BLOCK_P > 1:
+    if problem.layout.boxes(problem.op) == "NCHW" and tile.BLOCK_P > 1:
         return False
-    if op == "fprop":
-        return len(phases_with_taps(geometry)) == 1
-    return op == "dgrad" and math.prod(geometry.phases) == 1
+    if problem.op == "fprop":
+        return len(phases_with_taps(problem.boxed)) == 1
+    return problem.op == "dgrad" and math.prod(problem.geometry.phases) == 1
 
 
 def multiplies_crosswise(dtype: torch.dtype) -> bool:
@@ -182,23 +278,23 @@ def multiplies_crosswise(dtype: torch.dtype) -> bool:
     return dtype.itemsize == 2
 
 
-def channel_block(op: str, geometry: Geometry, dtype: torch.dtype) -> int:
-    """Summed channels of one step, or pixels of a weight gradient's; 0 where none is right.
+def channel_block(problem: Problem) -> int:
+    """Reduced channels of one step, or pixels of a weight gradient's; 0 where none is right.
 
     A step may overhang the channels only where both operands are zero there: not into another
     group, nor into the weight's next tap. A weight gradient sums pixels: any number will do.
     """
-    g = geometry
-    if op == "wgrad":
-        return ROW_BYTES // dtype.itemsize if min(g.group_C, g.group_K) >= 16 else 0
-    summed, results = (g.group_C, g.group_K) if op == "fprop" else (g.group_K, g.group_C)
+    g, dtype = problem.geometry, problem.dtype
     most = ROW_BYTES // dtype.itemsize
-    if min(summed, results) < 16:
+    if min(g.group_C, g.group_K) < 16:
         return 0
-    taps_follow = g.R * g.S > 1 and not (op == "dgrad" and multiplies_crosswise(dtype))
+    if problem.op == "wgrad":
+        return most
+    taps_follow = g.R * g.S > 1 and not (problem.op == "dgrad" and multiplies_crosswise(dtype))
     if g.groups == 1 and not taps_follow:
-        return min(most, power_of_two(summed))
-    return next((b for b in (most, most // 2, most // 4) if b >= 16 and summed % b == 0), 0)
+        return min(most, power_of_two(problem.reduced))
+    divisors = (b for b in (most, most // 2, most // 4) if b >= 16 and problem.reduced % b == 0)
+    return next(divisors, 0)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -214,74 +310,62 @@ def phases_with_taps(geometry: Geometry) -> tuple[Pair, ...]:
     return tuple(itertools.product(rows, columns))
 
 
-def tma_tiles(
-    op: str,
-    geometry: Geometry,
-    dtype: torch.dtype,
-    precision: str,
-    arch: str,
-    boxes: str,
-    crowded: bool = False,
-) -> list[TmaTile]:
-    """Tiles that a call may have; none where it is not legal, or boxes would mostly overhang."""
-    if not is_legal_tma(op, geometry, dtype, precision, arch, boxes):
+def tiles(problem: Problem) -> list[TmaTile]:
+    """The tiles that the planner may take: none of few channels, or if boxes mostly overhang."""
+    if problem.has_few_channels or not is_legal(problem):
         return []
-    g, planes = geometry, pixel_planes(op, geometry)
-    results, summed = (g.group_K, g.group_C) if op == "fprop" else (g.group_C, g.group_K)
-    tiles = []
-    for shape in shapes(op, g, crowded):
-        tile = shaped_tile(op, g, dtype, shape, boxes)
-        loaded = covered(planes, (tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q))
+    g, planes, wgrad = problem.geometry, pixel_planes(problem), problem.op == "wgrad"
+    most_outside = MAX_OVERHANG[problem.layout.boxes(problem.op)]
+    # With wgrad, BLOCK_N are channels of x and BLOCK_K filters.
+    results, filters = (g.group_C, g.group_K) if wgrad else (problem.group_channels, 0)
+    found = []
+    for shape in shapes(problem):
+        tile = shaped_tile(problem, shape)
         if (
             tile.BLOCK_N <= max(64, power_of_two(results))
-            and (op != "wgrad" or tile.BLOCK_K <= max(64, power_of_two(summed)))
+            and (not wgrad or tile.BLOCK_K <= max(64, power_of_two(filters)))
             and tile.pixels >= 16
-            and loaded * (1 - MAX_OVERHANG[boxes]) <= math.prod(planes)
+            and covered(planes, tile.box) * (1 - most_outside) <= math.prod(planes)
         ):
-            tiles.append(tile)
-    return tiles
+            found.append(dealt_out(tile, problem))
+    return found
 
 
-def dealt_out(
-    op: str,
-    geometry: Geometry,
-    tile: TmaTile,
-    dtype: torch.dtype,
-    boxes: str,
-    multiprocessors: int,
-    shared: int,
-) -> TmaTile:
-    """The tile with as many programs as run at once, where there are more boxes than that."""
-    if not takes_boxes_in_turn(op, geometry, tile, boxes):
-        return tile
-    # Bytes of shared memory decide how many run side by side on a multiprocessor.
-    resident = multiprocessors * max(1, shared // shared_bytes_tma(op, tile, dtype))
-    return replace(tile, programs=resident) if tma_programs(op, geometry, tile) > resident else tile
+def dealt_out(tile: TmaTile, problem: Problem) -> TmaTile:
+    """The tile with as many programs as run at once, where there are more boxes than that.
 
-
-def shapes(
-    op: str, geometry: Geometry, crowded: bool = False
-) -> tuple[tuple[int, int, int, int], ...]:
-    """The rows of TMA_SHAPES or TMA_GRADIENT_SHAPES that are for a call.
-
-    Sums of 128 x 256 are not for what is crowded, see Layout.
+    Not with a heavy epilogue or 64-bit offsets: in one loop with the next sums those spill up to
+    112 bytes (sm_90).
     """
-    if op == "wgrad":
-        return TMA_GRADIENT_SHAPES[taps_of(geometry) > 1]
-    return TMA_SHAPES[1:] if crowded else TMA_SHAPES
+    if problem.layout.heavy_epilogue or problem.layout.int64:
+        return tile
+    if not takes_boxes_in_turn(tile, problem):
+        return tile
+    # Shared memory decides how many run side by side on a multiprocessor.
+    device = problem.device
+    side_by_side = max(1, device.limits.shared // tile.shared_bytes(problem))
+    at_once = device.multiprocessors * side_by_side
+    return replace(tile, persistent=at_once) if tile.boxes(problem) > at_once else tile
 
 
-def shaped_tile(
-    op: str, geometry: Geometry, dtype: torch.dtype, shape: tuple[int, int, int, int], boxes: str
-) -> TmaTile:
-    """The tile of one of TMA_SHAPES, or of TMA_GRADIENT_SHAPES, with the best box."""
+def shapes(problem: Problem) -> tuple[tuple[int, int, int, int], ...]:
+    """The rows of TMA_SHAPES or TMA_GRADIENT_SHAPES that are for a problem."""
+    if problem.op == "wgrad":
+        return TMA_GRADIENT_SHAPES[taps_of(problem.boxed) > 1]
+    return TMA_SHAPES[1:] if problem.layout.heavy_epilogue else TMA_SHAPES  # 128 x 256 would spill
+
+
+def shaped_tile(problem: Problem, shape: tuple[int, int, int, int]) -> TmaTile:
+    """The tile of one of `shapes`, with the best box."""
     block_n, size, warps, stages = shape
-    planes, block_k = pixel_planes(op, geometry), channel_block(op, geometry, dtype)
-    if op == "wgrad":
-        whole = box_of if geometry.is_point else whole_box  # beside a plane, both images are zero
-        box = (1, 1, block_k) if boxes == "planes" else whole(planes, block_k)
-        return TmaTile(*box, block_n, size, warps, stages, taps_of(geometry))
-    box = plane_box(planes, size) if boxes == "planes" else box_of(planes, size)
+    planes, block_k = pixel_planes(problem), channel_block(problem)
+    in_planes = problem.layout.boxes(problem.op) == "NCHW"
+    if problem.op == "wgrad":
+        g = problem.boxed
+        whole = box_of if g.is_point else whole_box  # beside a plane, both images are zero
+        box = (1, 1, block_k) if in_planes else whole(planes, block_k)
+        return TmaTile(*box, block_n, size, warps, stages, taps_of(g))
+    box = plane_box(planes, size) if in_planes else box_of(planes, size)
     return TmaTile(*box, block_n, block_k, warps, stages)
 
 
@@ -314,34 +398,14 @@ def whole_box(planes: tuple[int, int, int], pixels: int) -> tuple[int, int, int]
     return box_images, box_rows, box_columns
 
 
-def boxes(geometry: Geometry, tile: TmaTile) -> int:
-    """Boxes of pixels of dy, that a weight gradient runs over."""
-    box = (tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q)
-    return covered((geometry.N, geometry.P, geometry.Q), box) // tile.pixels
-
-
-def tma_programs(op: str, geometry: Geometry, tile: TmaTile) -> int:
-    """How many programs cover all results, a weight gradient's before it is split."""
-    if op == "wgrad":
-        g = geometry
-        tiles = -(-g.group_K // tile.BLOCK_K) * -(-g.group_C // tile.BLOCK_N)
-        return g.groups * g.R * -(-g.S // tile.BLOCK_S) * tiles
-    box = (tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q)
-    programs = covered(pixel_planes(op, geometry), box) // tile.pixels
-    if op == "dgrad":  # each phase has boxes of its own
-        programs *= math.prod(geometry.phases)
-    results = geometry.group_K if op == "fprop" else geometry.group_C
-    return programs * geometry.groups * -(-results // tile.BLOCK_N)
-
-
 def covered(planes: tuple[int, int, int], box: tuple[int, int, int]) -> int:
     """Pixels of all the boxes that cover (images, rows, columns)."""
-    return math.prod(-(-n // block) * block for n, block in zip(planes, box, strict=True))
+    return math.prod(cdiv(n, block) * block for n, block in zip(planes, box, strict=True))
 
 
 @functools.lru_cache(maxsize=4096)
 def box_of(planes: tuple[int, int, int], pixels: int) -> tuple[int, int, int]:
-    """(images, rows, columns), powers of two, of a box of so many pixels that overhangs least.
+    """(images, rows, columns), powers of two, of a box of `pixels` that overhangs least.
 
     Of boxes that overhang nearly as little, the one nearest to a square of a single image: its taps
     read the fewest pixels.
@@ -358,23 +422,39 @@ def box_of(planes: tuple[int, int, int], pixels: int) -> tuple[int, int, int]:
     return min(close, key=lambda box: (box[0] * (box[1] + box[2]), box))
 
 
-def pixel_planes(op: str, geometry: Geometry) -> tuple[int, int, int]:
+def pixel_planes(problem: Problem) -> tuple[int, int, int]:
     """(images, rows, columns) of the pixels that boxes cover: of y or dy, or of a phase of dx."""
-    g = geometry
-    return g.phase_shape if op == "dgrad" else (g.N, g.P, g.Q)
+    g = problem.boxed
+    return g.phase_shape if problem.op == "dgrad" else (g.N, g.P, g.Q)
 
 
-def fits_tma(op: str, tile: TmaTile, dtype: torch.dtype, registers: int, shared: int) -> bool:
+#: The types of this family's tiles.
+KINDS: tuple[type[Any], ...] = (TmaTile,)
+
+
+def neighbours(tile: TmaTile, problem: Problem) -> Iterator[TmaTile]:
+    """The tiles that a tuner tries: other boxes and blocks of channels that divide the tile's."""
+    planes = pixel_planes(problem)
+    in_planes = problem.layout.boxes(problem.op) == "NCHW"
+    for pixels, n, k, warps, stages in itertools.product(
+        (32, 64, 128, 256), (32, 64, 128, 256), (16, 32, 64, 128), (4, 8), (2, 3, 4)
+    ):
+        found = []
+        if problem.op == "wgrad":
+            box = (1, 1, pixels) if in_planes else whole_box(planes, pixels)
+            taps = {1, taps_of(problem.geometry)}
+            found = [TmaTile(*box, n, k, warps, stages, number) for number in taps]
+        elif tile.BLOCK_K % k == 0:
+            box = plane_box(planes, pixels) if in_planes else box_of(planes, pixels)
+            numbers = {0, tile.persistent}
+            found = [TmaTile(*box, n, k, warps, stages, persistent=number) for number in numbers]
+        yield from (other for other in found if fits(other, problem))
+
+
+def fits(tile: TmaTile, problem: Problem) -> bool:
     """Whether a program has room, by count: for its sums, and for the boxes of every stage."""
-    columns = tile.BLOCK_K * tile.BLOCK_S if op == "wgrad" else tile.pixels
-    sums = tile.BLOCK_N * columns / (32 * tile.num_warps)
-    return 1 <= sums <= registers // 2 and shared_bytes_tma(op, tile, dtype) <= shared
-
-
-def shared_bytes_tma(op: str, tile: TmaTile, dtype: torch.dtype) -> int:
-    """About what a program holds in shared memory: the operands of every stage of its pipeline."""
-    if op == "wgrad":
-        elements = (tile.BLOCK_N * tile.BLOCK_S + tile.BLOCK_K) * tile.pixels
-    else:
-        elements = (tile.BLOCK_N + tile.pixels) * tile.BLOCK_K
-    return elements * dtype.itemsize * tile.num_stages
+    if not is_launchable(tile, problem):
+        return False
+    m, n, _ = tile.step(problem.op)
+    sums, limits = m * n / (32 * tile.num_warps), problem.device.limits
+    return 1 <= sums <= limits.registers // 2 and tile.shared_bytes(problem) <= limits.shared

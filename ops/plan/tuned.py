@@ -2,8 +2,8 @@
 
 A file of ops/plan/tuned/ is written by `python -m tricorr.perf tune` on the device that it is named
 after, with the measurements that justify it. It is read once, when the first plan for that device
-is made; nothing is tuned at run time, and without a file, or without an entry, the tables of
-tiles.py decide.
+is made; nothing is tuned at run time, and without a file, or without an entry, the families' tables
+decide.
 
     {"device": "...", "entries": [{"key": {op, kind, sizes, dtype, precision, channels_last},
                                    "tile": {BLOCK_M, ...}, "splits": 1, "evidence": {...}}]}
@@ -20,10 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..geometry import Geometry
 from .device import GEMM_MIN
+from .problem import Problem
 
 DIRECTORY = Path(__file__).parent / "tuned"
 
@@ -67,7 +66,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What an entry says: the fields of a GemmTile or StencilTile, and how often wgrad splits."""
+    """What an entry says: the fields of a tile, and into how many parts wgrad is split."""
 
     tile: Mapping[str, int]
     splits: int = 1
@@ -91,14 +90,21 @@ def kind_of(geometry: Geometry) -> str:
     )
 
 
-def key_of(
-    op: str, geometry: Geometry, dtype: torch.dtype, precision: str, channels_last: bool
-) -> Key:
-    """The key of a call; `precision` is the plan's, so "ieee" for all but float32."""
-    name = str(dtype).removeprefix("torch.")
-    g = geometry
+def key_of(problem: Problem) -> Key:
+    """The key of a problem."""
+    g, dtype = problem.geometry, str(problem.dtype).removeprefix("torch.")
     sizes = tuple(max(1, size) for size in (g.N, g.group_C, g.group_K, g.P, g.Q))
-    return Key(op, kind_of(geometry), sizes, name, precision, channels_last)
+    last = problem.layout.channels_last
+    return Key(problem.op, kind_of(g), sizes, dtype, problem.precision, last)
+
+
+def tuned(problem: Problem) -> tuple[Tuned | None, float]:
+    """(entry of the device's file for this problem or the nearest one, its distance)."""
+    # Tuned without a heavy epilogue and 64-bit offsets, a tile may spill with them.
+    if problem.layout.int64 or problem.layout.heavy_epilogue:
+        return None, math.inf
+    entries = tuned_for(problem.device.name)
+    return nearest(entries, key_of(problem)) if entries else (None, math.inf)
 
 
 def nearest(entries: Mapping[Key, Tuned], key: Key) -> tuple[Tuned | None, float]:

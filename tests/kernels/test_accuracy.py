@@ -20,23 +20,17 @@ import pytest
 import torch
 from cases import tensors
 from closeness import operands, run, to_numpy, truth
+from plans import H200, planned, with_tile
 
 from tricorr.ops import cpu
 from tricorr.ops.plan.banded import BANDED_GRAD_TILES
-from tricorr.ops.plan.choose import (
-    DEVICES,
-    Layout,
-    plan_dgrad,
-    plan_fprop,
-    plan_wgrad,
-    plan_with_tile,
-)
+from tricorr.ops.plan.gemm import GEMM_TILES
+from tricorr.ops.plan.problem import Layout
 from tricorr.ops.plan.rows import RowsTile
-from tricorr.ops.plan.tiles import GEMM_TILES, STENCIL_TILES
+from tricorr.ops.plan.stencil import STENCIL_TILES
 from tricorr.ops.plan.tma import TmaTile
 from tricorr.perf.workloads import WORKLOADS
 
-PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
 #: Channels of a group that are not summed over and outputs along an axis; channels and pixels of
 #: a plane that are summed over, at most; rows and columns of a window that is not.
 OTHERS, OUTPUTS, MOST_TAPS = 16, 4, 9
@@ -103,8 +97,8 @@ def test_our_error_is_at_most_twice_that_of_pytorch(backend, op, g, dtype, last)
         ]
     args = operands(op, *made)
     aligned = last and all(channels * dtype.itemsize % 16 == 0 for channels in (g.C, g.K))
-    boxes = "pixels" if aligned else ""
-    plan = PLANNERS[op](g, dtype, Layout(last, x_boxes=boxes, y_boxes=boxes), DEVICES["h200"])
+    boxes = "NHWC" if aligned else ""
+    plan = planned(op, g, dtype, Layout(last, x_boxes=boxes, y_boxes=boxes), H200)
     exact = truth(op, args, g)
     ours = rms_error(run(op, args, g, launch, plan=plan), exact)
     theirs = rms_error(run(op, args, g, cpu), exact)
@@ -131,7 +125,7 @@ def test_partial_sums_have_32_bits(family, dtype):
 
     shape, K, groups, tile = SPLIT[family]
     g = geometry_of(shape, (K, shape[1] // groups, 3, 3), padding=((1, 1), (1, 1)), groups=groups)
-    plan = plan_with_tile("wgrad", g, tile, splits=2)
+    plan = with_tile("wgrad", g, tile, splits=2)
     assert plan.family == family
     assert plan.splits == 2
     x, weight, _, dy = (

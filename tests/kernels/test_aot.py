@@ -24,9 +24,9 @@ if importlib.util.find_spec("triton") is None:
 
 from tricorr.ops.geometry import Geometry
 from tricorr.ops.launch.layout import layout_of
-from tricorr.ops.plan.bands import BandedGradTile
-from tricorr.ops.plan.choose import plan_dgrad, plan_fprop, plan_wgrad
-from tricorr.ops.plan.rows import MAX_HELD, rows_held
+from tricorr.ops.plan import choose
+from tricorr.ops.plan.problem import Problem
+from tricorr.ops.plan.rows import MAX_HELD
 from tricorr.ops.plan.tma import ARCHITECTURES
 from tricorr.perf.configurations import TARGETS, configurations
 
@@ -168,12 +168,12 @@ def _key(plan, dtype):
     # The same tile may serve two kinds of product: float64's and exact float32's.
     precision = "float64" if dtype == torch.float64 else plan.precision
     product = precision if plan.family in ("gemm", "banded") else ""
-    return plan.op, plan.tile, plan.one_tap, plan.wide, product
+    return plan.op, plan.tile, plan.one_tap, plan.int64, product
 
 
 def _table_tile(plan):
     """The tile as the table has it: the steps of a weight gradient are as wide as the image."""
-    if not isinstance(plan.tile, BandedGradTile):
+    if plan.kernel != "wgrad_banded":
         return plan.tile
     step = plan.tile.BLOCK_H * plan.tile.BLOCK_W
     return replace(plan.tile, BLOCK_H=1, BLOCK_W=step)
@@ -189,7 +189,7 @@ def _shape(plan):
     size = tile.BLOCK_K if plan.op == "wgrad" else tile.pixels
     # Three taps hold more than two.
     shape = tile.BLOCK_N, size, tile.BLOCK_S > 1, tile.num_warps, tile.num_stages
-    return plan.op, *shape, tile.programs > 0, plan.precision
+    return plan.op, *shape, tile.persistent > 0, plan.precision
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -201,7 +201,7 @@ def test_nothing_that_the_planner_chooses_is_left_out(name):
         for c in configurations(target, thin=True)
         if c.kernel not in ("sum_partials", "lag_sums")
     }
-    banded = {(c.plan.op, _table_tile(c.plan), c.plan.wide) for c in _every_banded()}
+    banded = {(c.plan.op, _table_tile(c.plan), c.plan.int64) for c in _every_banded()}
     here = {c.plan.tile for c in configurations(TARGETS[name], thin=True)}
     seen, rows, boxes = 0, [], set()
     for _ in range(600):
@@ -215,17 +215,18 @@ def test_nothing_that_the_planner_chooses_is_left_out(name):
         )
         weight = torch.empty(geometry.weight_shape, dtype=dtype, device="meta")
         layout = layout_of(geometry, x, weight, y)
-        for planner in (plan_fprop, plan_dgrad, plan_wgrad):
+        for op in ("fprop", "dgrad", "wgrad"):
+            problem = Problem(op, geometry, dtype, precision, layout, device)
             try:
-                plan = planner(geometry, dtype, layout, device, precision)
+                plan = choose.plan(problem)
             except ValueError:  # more programs than a launch can have
                 continue
             if plan.family == "banded":
                 op = "wgrad" if plan.op == "wgrad" else "fprop"
-                assert (op, _table_tile(plan), plan.wide) in banded, plan
+                assert (op, _table_tile(plan), plan.int64) in banded, plan
                 continue
             if plan.family == "rows":
-                rows.append((plan, geometry, dtype))
+                rows.append((plan, problem))
                 continue
             if plan.family == "tma":  # the shape of a box only moves bits of its coordinates
                 boxes.add(_shape(plan))
@@ -243,9 +244,8 @@ def test_nothing_that_the_planner_chooses_is_left_out(name):
     assert bool(boxes) == (device.arch in ARCHITECTURES)
     # Tiles of rows kernels follow from the geometry: none holds more than those that are compiled.
     assert len(rows) > 20
-    for plan, geometry, dtype in rows:
-        words = 2 if dtype == torch.float64 else 1
-        assert rows_held(plan.op, geometry, plan.tile) * words <= MAX_HELD, plan
+    for plan, problem in rows:
+        assert plan.tile.held(problem) * problem.words <= MAX_HELD, plan
 
 
 def test_rows_kernels_are_compiled_with_all_that_a_thread_may_hold():
@@ -253,8 +253,8 @@ def test_rows_kernels_are_compiled_with_all_that_a_thread_may_hold():
     for target in TARGETS.values():
         for c in configurations(target, thin=True):
             if c.plan.family == "rows":
-                words = 2 if c.dtype == torch.float64 else 1
-                held = rows_held(c.plan.op, c.geometry, c.plan.tile) * words
+                problem = c.problem(target)
+                held = c.plan.tile.held(problem) * problem.words
                 fullest[c.kernel] = max(held, fullest.get(c.kernel, 0))
     assert set(fullest) == {"fprop_rows", "dgrad_rows", "wgrad_rows"}
     assert min(fullest.values()) > 0.75 * MAX_HELD, fullest

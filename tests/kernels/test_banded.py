@@ -6,12 +6,19 @@ import pytest
 import torch
 from cases import DTYPES, tensors, whole_numbers
 from closeness import check, operands, run, to_numpy, truth
+from plans import H200, OPS, planned, with_tile
 
 from tricorr.ops import geometry_of
 from tricorr.ops.plan import banded, choose
-from tricorr.ops.plan.banded import BANDED_GRAD_TILES, BANDED_TILES
-from tricorr.ops.plan.bands import COLUMN_STEP, BandedGradTile, BandedTile, band_of
-from tricorr.ops.plan.choose import Layout, plan_with_tile
+from tricorr.ops.plan.banded import (
+    BANDED_GRAD_TILES,
+    BANDED_TILES,
+    COLUMN_STEP,
+    BandedGradTile,
+    BandedTile,
+)
+from tricorr.ops.plan.device import DEVICES, INTERPRETER
+from tricorr.ops.plan.problem import Layout, Problem
 
 
 def image(H, W, R, S, padding=(0, 0), N=1, C=1, **more):
@@ -63,13 +70,12 @@ CASES = [
 ]
 
 
-def forced(op, geometry, tile, args, *, splits=1, wide=False, **options):
+def forced(op, geometry, tile, args, *, splits=1, int64=False, **options):
     from tricorr.ops.launch import arguments as launch
 
     name = op.removesuffix("_bias")
-    chosen = plan_with_tile(
-        name, geometry, tile, splits=splits, wide=wide, precision=options.get("precision", "ieee")
-    )
+    precision = options.get("precision", "ieee")
+    chosen = with_tile(name, geometry, tile, splits, precision, int64=int64)
     actual = run(op, args, geometry, launch, plan=chosen)
     return check(op, args, geometry, actual=actual, **options)
 
@@ -77,7 +83,7 @@ def forced(op, geometry, tile, args, *, splits=1, wide=False, **options):
 @pytest.mark.parametrize(("op", "geometry", "tile"), CASES)
 def test_every_window_and_block(kernel_backend, op, geometry, tile):
     args = operands(op, *tensors(geometry, torch.float16, kernel_backend.device))
-    forced(op, geometry, tile, args, wide=tile is TILES[1])
+    forced(op, geometry, tile, args, int64=tile is TILES[1])
 
 
 @pytest.mark.parametrize("splits", [1, 3])
@@ -85,7 +91,7 @@ def test_every_window_and_block(kernel_backend, op, geometry, tile):
 def test_weight_gradient_of_every_window_and_block(kernel_backend, name, splits):
     geometry = (GEOMETRIES | MORE)[name]
     args = operands("wgrad", *tensors(geometry, torch.float16, kernel_backend.device))
-    forced("wgrad", geometry, GRAD_TILES[splits % 2], args, splits=splits, wide=splits == 3)
+    forced("wgrad", geometry, GRAD_TILES[splits % 2], args, splits=splits, int64=splits == 3)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +150,7 @@ def test_a_nan_stays_in_the_blocks_that_load_it(kernel_backend):
     geometry = image(12, 64, 3, 5, (1, 2))
     x, weight, bias, _ = tensors(geometry, torch.float16, kernel_backend.device)
     x[0, 0, 6, 40] = torch.nan
-    chosen = plan_with_tile("fprop", geometry, BandedTile(16, 4, 8, 64, 4, 1))
+    chosen = with_tile("fprop", geometry, BandedTile(16, 4, 8, 64, 4, 1))
     y = launch.fprop(x, weight, bias, geometry, plan=chosen)[0, 0]
     wrong = ~y.isfinite().cpu()
     assert wrong[5:8, 38:43].all()  # the outputs that use it
@@ -183,7 +189,7 @@ def test_what_alignment_the_kernel_is_told():
 @pytest.mark.parametrize("tile", [*TILES, *GRAD_TILES], ids=lambda t: type(t).__name__)
 def test_a_band_holds_every_tap_of_every_column_inside_the_image(name, tile):
     g = GEOMETRIES[name]
-    band = band_of(g, tile)
+    band = tile.band(g)
     block = tile.BLOCK_Q if isinstance(tile, BandedTile) else COLUMN_STEP
     assert band.columns % COLUMN_STEP == band.first % COLUMN_STEP == 0
     for q in range(g.Q):
@@ -194,18 +200,14 @@ def test_a_band_holds_every_tap_of_every_column_inside_the_image(name, tile):
             assert 0 <= i < band.columns or not 0 <= w < g.W
 
 
-PLANNERS = {"fprop": choose.plan_fprop, "dgrad": choose.plan_dgrad, "wgrad": choose.plan_wgrad}
-H200 = choose.DEVICES["h200"]
-
-
 def family(op, window, dtype=torch.bfloat16, precision="tf32", size=2048, last=False, **more):
     pads = tuple((n // 2, (n - 1) // 2) for n in window)
     g = replace(image(size, size, 1, 1, **more), R=window[0], S=window[1], padding=pads)
     layout = Layout(channels_last=last)
-    return PLANNERS[op](g, dtype, layout, H200, precision).family
+    return planned(op, g, dtype, layout, H200, precision).family
 
 
-@pytest.mark.parametrize("op", PLANNERS)
+@pytest.mark.parametrize("op", OPS)
 def test_large_windows_are_banded_where_a_matrix_unit_multiplies_their_numbers(op):
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         for n in (9, 31, 63):
@@ -222,42 +224,51 @@ def test_large_windows_are_banded_where_a_matrix_unit_multiplies_their_numbers(o
 
 @pytest.mark.parametrize(
     ("size", "layout"),
-    [(512, Layout()), (508, Layout()), (512, Layout(channels_last=True)), (512, Layout(wide=True))],
+    [
+        (512, Layout()),
+        (508, Layout()),
+        (512, Layout(channels_last=True)),
+        (512, Layout(int64=True)),
+    ],
     ids=["in_pieces", "between_pieces", "channels_last", "wide"],
 )
 def test_columns_that_do_not_come_in_pieces_take_tiles_with_few_results_a_thread(size, layout):
     pads = ((15, 15), (15, 15))
     g = geometry_of((32, 64, size, size), (64, 1, 31, 31), padding=pads, groups=64)
-    found = choose.plan_fprop(g, torch.float16, layout, H200)
+    found = planned("fprop", g, torch.float16, layout, H200)
     assert found.family == "banded"
     few = found.tile.results <= banded.MAX_LONE_RESULTS
     assert few == (size % 8 > 0 or layout != Layout())
 
 
-@pytest.mark.parametrize("op", PLANNERS)
+@pytest.mark.parametrize("op", OPS)
 def test_steps_and_gaps_are_not_banded(op):
     for steps in ({"stride": (2, 1)}, {"dilation": (1, 2)}):
         g = geometry_of((1, 1, 512, 512), (1, 1, 9, 9), **steps)
-        assert PLANNERS[op](g, torch.float16, Layout(), H200).family == "stencil"
+        assert planned(op, g, torch.float16, Layout(), H200).family == "stencil"
     several = geometry_of((1, 1, 512, 512), (3, 1, 9, 9))
-    found = PLANNERS[op](several, torch.float16, Layout(), H200).family
+    found = planned(op, several, torch.float16, Layout(), H200).family
     assert found == ("stencil" if op == "dgrad" else "banded")
 
 
 def test_bands_too_large_for_the_workspace_are_not_made(monkeypatch):
     monkeypatch.setattr(banded, "MAX_WORKSPACE", 2**20)
-    choose.plan_fprop.cache_clear()
+    choose.plan.cache_clear()
     many = geometry_of((1, 512, 64, 64), (512, 1, 31, 31), groups=512)
-    assert choose.plan_fprop(many, torch.float16, Layout(), H200).family == "stencil"
-    choose.plan_fprop.cache_clear()
+    assert planned("fprop", many, torch.float16, Layout(), H200).family == "stencil"
+    choose.plan.cache_clear()
     monkeypatch.undo()
-    assert choose.plan_fprop(many, torch.float16, Layout(), H200).family == "banded"
+    assert planned("fprop", many, torch.float16, Layout(), H200).family == "banded"
 
 
-@pytest.mark.parametrize("op", PLANNERS)
-@pytest.mark.parametrize(
-    "device", [choose.INTERPRETER, *choose.DEVICES.values()], ids=lambda d: d.arch
-)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("device", [INTERPRETER, *DEVICES.values()], ids=lambda d: d.arch)
 @pytest.mark.parametrize("product", BANDED_TILES)
 def test_every_device_has_room_for_a_tile(op, device, product):
-    assert banded.banded_tiles(op, product, False, device)
+    dtype = torch.float16 if product == "half" else torch.float32
+    g = geometry_of((1, 1, 99, 99), (1, 1, 31, 31))
+    problem = Problem(op, g, dtype, product, device=device)
+    if problem.product == "ieee":  # AMD's tf32x3
+        assert not banded.is_legal(problem)
+    else:
+        assert banded.tiles_with_room(problem)

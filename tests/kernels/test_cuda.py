@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+from plans import planned
 
 import tricorr
 from tricorr.ops import geometry_of
@@ -155,6 +156,6 @@ def test_families_named_here_are_planned(backend):
         geometry = geometry_of(*shapes, (stride, stride), sides, **options)
         y = torch.empty(geometry.y_shape, device="meta")
         layout = launch.layout_of(geometry, x, weight, y)
-        plan = launch.plan_fprop(geometry, x.dtype, layout, launch.device_of(x))
+        plan = planned("fprop", geometry, x.dtype, layout, launch.device_of(x))
         expected = {"gemm": ("gemm", "tma")}.get(name, (name,))
         assert plan.family in expected

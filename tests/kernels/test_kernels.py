@@ -18,11 +18,12 @@ from closeness import (
     to_numpy,
     truth,
 )
+from plans import with_tile
 
 from tricorr import ops
 from tricorr.ops import geometry_of, reference
-from tricorr.ops.plan.choose import plan_with_tile
-from tricorr.ops.plan.tiles import GEMM_GRADIENT_TILES, GEMM_TILES, STENCIL_TILES, GemmTile
+from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, GEMM_TILES, GemmTile
+from tricorr.ops.plan.stencil import STENCIL_TILES
 
 GEMM_DTYPES = {
     "half": torch.float16,
@@ -139,9 +140,8 @@ def check_forced(op, tile, dtype, device, precision="ieee", per_sample=False, ch
     geometry = leftover_geometry(op, tile, per_sample)
     args = operands(op, *tensors(geometry, dtype, device))
     for choice in choices:
-        plan = plan_with_tile(
-            op.removesuffix("_bias"), geometry, tile, precision=precision, **choice
-        )
+        name = op.removesuffix("_bias")
+        plan = with_tile(name, geometry, tile, precision=precision, **choice)
         assert plan.splits >= choice.get("splits", 1)
         actual = run(op, args, geometry, launch, precision=precision, plan=plan)
         check(op, args, geometry, actual=actual, precision=precision)
@@ -156,7 +156,7 @@ def check_forced(op, tile, dtype, device, precision="ieee", per_sample=False, ch
 )
 def test_every_gemm_tile(kernel_backend, op, product, tile, wide, one_tap):
     precision = product if product in ("tf32", "tf32x3") else "ieee"
-    choices = [{"wide": wide, "one_tap": one_tap}]
+    choices = [{"int64": wide, "one_tap": one_tap}]
     check_forced(op, tile, GEMM_DTYPES[product], kernel_backend.device, precision, choices=choices)
 
 
@@ -164,7 +164,7 @@ def test_every_gemm_tile(kernel_backend, op, product, tile, wide, one_tap):
 @pytest.mark.parametrize("wide", [False, True], ids=["int32", "int64"])
 def test_every_gemm_tile_of_wgrad(kernel_backend, product, tile, wide):
     precision = product if product in ("tf32", "tf32x3") else "ieee"
-    choices = [{"wide": wide, "splits": splits} for splits in ((4,) if wide else (1, 2, 4))]
+    choices = [{"int64": wide, "splits": splits} for splits in ((4,) if wide else (1, 2, 4))]
     check_forced(
         "wgrad", tile, GEMM_DTYPES[product], kernel_backend.device, precision, choices=choices
     )
@@ -174,20 +174,20 @@ def test_every_gemm_tile_of_wgrad(kernel_backend, product, tile, wide):
 @pytest.mark.parametrize("tile", STENCILS)
 @pytest.mark.parametrize("wide", [False, True], ids=["int32", "int64"])
 def test_every_stencil_tile(kernel_backend, op, tile, wide):
-    check_forced(op, tile, torch.float32, kernel_backend.device, choices=[{"wide": wide}])
+    check_forced(op, tile, torch.float32, kernel_backend.device, choices=[{"int64": wide}])
 
 
 @pytest.mark.parametrize("tile", STENCILS)
 @pytest.mark.parametrize("wide", [False, True], ids=["int32", "int64"])
 def test_every_stencil_tile_of_wgrad(kernel_backend, tile, wide):
-    choices = [{"wide": wide, "splits": splits} for splits in (1, 2)]
+    choices = [{"int64": wide, "splits": splits} for splits in (1, 2)]
     check_forced("wgrad", tile, torch.float32, kernel_backend.device, choices=choices)
 
 
 @ALL_OPS
 @pytest.mark.parametrize("tile", [GEMM_TILES["ieee"][1], STENCIL_TILES[2]], ids=["gemm", "stencil"])
 def test_a_bank_per_sample_in_both_families(kernel_backend, op, tile):
-    choices = [{"splits": 2 if op == "wgrad" else 1, "wide": wide} for wide in (False, True)]
+    choices = [{"splits": 2 if op == "wgrad" else 1, "int64": wide} for wide in (False, True)]
     device = kernel_backend.device
     check_forced(op, tile, torch.float32, device, per_sample=True, choices=choices)
 
@@ -313,7 +313,7 @@ def test_what_is_not_finite_spreads_as_in_the_reference(kernel_backend, name, op
     args = operands(op, x, weight, None, dy)
     plan = None
     if name != "leftover_rows":  # not by the rows kernels that would be planned, see below
-        plan = plan_with_tile(op, geometry, STENCIL_TILES[2])
+        plan = with_tile(op, geometry, STENCIL_TILES[2])
     actual = run(op, args, geometry, import_module("tricorr.ops.launch.arguments"), plan=plan)
     check(op, args, geometry, actual=actual)
     assert 0 < actual.isfinite().sum() < actual.numel()

@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 import torch
 from closeness import operands, run
+from plans import planned, with_tile
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan.bands import BandedGradTile, BandedTile
-from tricorr.ops.plan.choose import plan_with_tile
+from tricorr.ops.plan.banded import BandedGradTile, BandedTile
+from tricorr.ops.plan.gemm import GEMM_TILES, GemmTile
 from tricorr.ops.plan.rows import RowsTile
-from tricorr.ops.plan.tiles import GEMM_TILES, STENCIL_TILES, GemmTile
+from tricorr.ops.plan.stencil import STENCIL_TILES
 from tricorr.ops.plan.tma import TmaTile
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and mprotect")
@@ -129,7 +130,7 @@ def test_no_kernel_leaves_its_tensors(op, name, at_end, monkeypatch):
     if op == "fprop_bias":
         more["residual"] = guarded(torch.randn(geometry.y_shape), at_end)
     plans = [
-        plan_with_tile(op.removesuffix("_bias"), geometry, tile, **choice)
+        with_tile(op.removesuffix("_bias"), geometry, tile, **choice)
         for choice in ([{"splits": 1}, {"splits": 2}] if op == "wgrad" else one_tap(tile))
     ]
 
@@ -175,7 +176,7 @@ def test_no_descriptor_leaves_its_tensor(op, at_end, monkeypatch):
     x, weight, y = map(guarded_last, (geometry.x_shape, geometry.weight_shape, geometry.y_shape))
     args = operands(op, x, weight, guarded(torch.randn(geometry.K).half(), at_end), y)
     more = {"residual": guarded_last(geometry.y_shape)} if op == "fprop_bias" else {}
-    plan = plan_with_tile(op.removesuffix("_bias"), geometry, tile)
+    plan = with_tile(op.removesuffix("_bias"), geometry, tile)
     monkeypatch.setattr(
         launch, "empty_in_format", lambda shape, dtype, like: guarded_last(shape).zero_()
     )
@@ -222,8 +223,8 @@ def test_offsets_past_32_bits(op, family):
     near = operands(op, *tensors)
     far = (far_apart(near[0]), *near[1:])
     layout = launch.layout_of(geometry, *far[:2], tensors[3])
-    assert layout.wide
-    plan = getattr(launch, f"plan_{op.removesuffix('_bias')}")
-    plan = plan(geometry, torch.float16, layout, launch.device_of(far[0]))
-    assert (plan.family, plan.wide) == (family, True)
+    assert layout.int64
+    name = op.removesuffix("_bias")
+    plan = planned(name, geometry, torch.float16, layout, launch.device_of(far[0]))
+    assert (plan.family, plan.int64) == (family, True)
     assert torch.equal(run(op, far, geometry), run(op, near, geometry))

@@ -5,7 +5,7 @@ import torch
 from cases import tensors, whole_numbers
 from closeness import OPS, operands, run, truth
 
-from tricorr.ops.plan.choose import DEVICES
+from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.tma import ARCHITECTURES
 
 hypothesis = pytest.importorskip("hypothesis")

@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import DTYPES, tensors, whole_numbers
+from plans import with_tile
 from test_epilogue import FORWARD_MODE, GEOMETRIES, SAME, THEIRS, half_a_unit
 from torch.autograd import gradcheck, gradgradcheck
 
 import tricorr
 from tricorr.ops import geometry_of, reference
-from tricorr.ops.plan.bands import BandedTile
-from tricorr.ops.plan.choose import plan_with_tile
+from tricorr.ops.plan.banded import BandedTile
 from tricorr.ops.plan.tma import TmaTile
 
 #: Whose tiles the planner has for larger images only, and for 16 bits.
@@ -44,7 +44,7 @@ def launched(family, dtype, device, activation, order=lambda r: r):
     x, weight, bias, residual = x / 16, weight * 129 / 16, bias + 1 / 256, residual * 129 / 256
     if family == "tma":
         x = x.to(memory_format=torch.channels_last)
-    plan = tile and plan_with_tile("fprop", g, tile)
+    plan = tile and with_tile("fprop", g, tile)
     residual = order(residual)
     y = launch.fprop(x, weight, bias, g, "ieee", activation, plan, residual)
     sums = reference.fprop(*(t.double().cpu().numpy() for t in (x, weight, bias)), g)

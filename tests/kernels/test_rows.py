@@ -6,17 +6,12 @@ import pytest
 import torch
 from cases import DTYPES, tensors, whole_numbers
 from closeness import OPS, check, operands, run, truth
+from plans import H200, planned, with_tile
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan.choose import (
-    DEVICES,
-    Layout,
-    plan_dgrad,
-    plan_fprop,
-    plan_wgrad,
-    plan_with_tile,
-)
-from tricorr.ops.plan.rows import MAX_HELD, RowsTile, has_rows_kernel, rows_held
+from tricorr.ops.plan import choose
+from tricorr.ops.plan.problem import Layout, Problem
+from tricorr.ops.plan.rows import MAX_HELD, RowsTile, is_legal
 
 SAME = ((1, 1), (1, 1))
 #: Several tiles along every axis, the last of each with something left over, where they fit.
@@ -84,14 +79,14 @@ def forced(op, geometry, tile, device, dtype=torch.float32, splits=1, make=torch
     if op == "dgrad" and geometry.stride != (1, 1):
         filters = 1  # of a program, which has all channels
     tile = replace(tile, BLOCK_K=next(k for k in (3, 2, 1) if filters % k == 0))
-    plan = plan_with_tile(op, geometry, tile, splits=splits)
+    plan = with_tile(op, geometry, tile, splits=splits)
     return args, run(op, args, geometry, launch, plan=replace(plan, **changes))
 
 
 @pytest.mark.parametrize(("op", "name", "tile", "interior"), CASES)
 def test_every_window_and_step(kernel_backend, op, name, tile, interior):
     geometry, device = GEOMETRIES[name], kernel_backend.device
-    changes = {"interior": interior, "wide": interior == "some"}
+    changes = {"interior": interior, "int64": interior == "some"}
     args, actual = forced(op, geometry, TILES[tile], device, **changes)
     check(op, args, geometry, actual=actual)
 
@@ -131,7 +126,7 @@ def test_tiles_that_are_all_inside_need_no_masks(kernel_backend, op):
     size, padding = ((6, 16), ((2, 2), (2, 2))) if op == "dgrad" else ((8, 18), ((0, 0), (0, 0)))
     geometry = geometry_of((1, 2, *size), (2, 1, 3, 3), padding=padding, groups=2)
     tile = RowsTile(3, 8, 2)
-    assert plan_with_tile(op, geometry, tile).interior == "all"
+    assert with_tile(op, geometry, tile).interior == "all"
     args, actual = forced(op, geometry, tile, kernel_backend.device)
     check(op, args, geometry, actual=actual)
 
@@ -141,11 +136,10 @@ def test_tiles_that_are_all_inside_need_no_masks(kernel_backend, op):
 @pytest.mark.parametrize("size", [64, 2048])
 def test_code_without_masks_is_there_when_most_tiles_use_it(op, stride, size):
     geometry = geometry_of((1, 1, size, size), (1, 1, 3, 3), (stride, stride), SAME)
-    plan = plan_with_tile(op, geometry, RowsTile(16, 64, 1))
+    plan = with_tile(op, geometry, RowsTile(16, 64, 1))
     assert plan.interior == ("some" if size == 2048 else "none")
 
 
-PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
 SERVED = {
     "depthwise": geometry_of((64, 96, 56, 56), (96, 1, 7, 7), padding=((3, 3), (3, 3)), groups=96),
     "strided_depthwise": geometry_of((64, 96, 112, 112), (96, 1, 3, 3), (2, 2), SAME, groups=96),
@@ -156,11 +150,11 @@ SERVED = {
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("op", PLANNERS)
+@pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
 @pytest.mark.parametrize("name", SERVED)
 def test_few_channels_take_the_rows(name, op, last):
     geometry = SERVED[name]
-    plan = PLANNERS[op](geometry, torch.float32, Layout(channels_last=last), DEVICES["h200"])
+    plan = planned(op, geometry, torch.float32, Layout(channels_last=last), H200)
     assert plan.family == "rows"
     filters = geometry.group_C if plan.turned else geometry.group_K
     if plan.kernel != "dgrad_rows":
@@ -176,8 +170,9 @@ def test_lanes_have_as_many_columns_as_a_thread_can_hold():
             (64, 64, 224, 224), (64, 1, 7, 7), padding=pads, dilation=dilation, groups=64
         )
         last = Layout(channels_last=True)
-        tile = plan_wgrad(geometry, torch.float32, last, DEVICES["h200"]).tile
-        assert rows_held("wgrad", geometry, tile) <= MAX_HELD
+        problem = Problem("wgrad", geometry, layout=last, device=H200)
+        tile = choose.plan(problem).tile
+        assert tile.held(problem) <= MAX_HELD
         held[dilation] = tile.LANE_Q
     assert held == {(1, 1): 4, (2, 2): 4, (2, 4): 2}
 
@@ -186,8 +181,8 @@ def test_what_is_added_to_a_row_takes_room_too():
     geometry = geometry_of((64, 144, 224, 224), (576, 1, 3, 1), dilation=(3, 3), groups=144)
     last = Layout(channels_last=True)
     tiles = [
-        plan_fprop(geometry, torch.bfloat16, layout, DEVICES["h200"]).tile
-        for layout in (last, replace(last, crowded=True))
+        planned("fprop", geometry, torch.bfloat16, layout, H200).tile
+        for layout in (last, replace(last, heavy_epilogue=True))
     ]
     assert [tile.BLOCK_K for tile in tiles] == [4, 2]
 
@@ -195,9 +190,9 @@ def test_what_is_added_to_a_row_takes_room_too():
 @pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
 def test_what_no_thread_can_hold_has_no_rows_kernel(op):
     for weight, steps in (((1, 1, 8, 8), {}), ((1, 1, 3, 3), {"dilation": (99, 1)})):
-        assert not has_rows_kernel(op, geometry_of((1, 1, 512, 512), weight, **steps))
+        assert not is_legal(Problem(op, geometry_of((1, 1, 512, 512), weight, **steps)))
     far = geometry_of((1, 1, 512, 512), (1, 1, 3, 3), (40, 40))
-    assert has_rows_kernel(op, far) == (op != "dgrad")
+    assert is_legal(Problem(op, far)) == (op != "dgrad")
 
 
 def test_the_adjoint_of_the_adjoint_is_the_geometry():

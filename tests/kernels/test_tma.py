@@ -6,24 +6,19 @@ import pytest
 import torch
 from cases import tensors
 from closeness import check, operands, run
+from plans import H200, OPS, boxed, planned, with_tile
 
 from tricorr.ops import geometry_of
 from tricorr.ops.launch.formats import boxes_of
 from tricorr.ops.launch.layout import layout_of
-from tricorr.ops.plan.choose import (
-    DEVICES,
-    Layout,
-    plan_dgrad,
-    plan_fprop,
-    plan_wgrad,
-    plan_with_tile,
-)
+from tricorr.ops.plan.device import DEVICES
+from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.tma import (
     TmaTile,
     box_of,
     channel_block,
     covered,
-    is_legal_tma,
+    is_legal,
     phases_with_taps,
     plane_box,
     taps_of,
@@ -36,7 +31,7 @@ def _case(x, k, window, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1)
 
 
 _SAME = ((1, 1), (1, 1))
-PIXELS = Layout(channels_last=True, x_boxes="pixels", y_boxes="pixels")
+PIXELS = boxed("NHWC")
 #: Several boxes along every axis, the last of each with pixels, images or channels left over.
 GEOMETRIES = {
     "leftovers": _case((3, 32, 9, 5), 48, (3, 3), padding=_SAME),
@@ -58,7 +53,7 @@ GEOMETRIES = {
 }
 #: Only for the input gradient: the forward kernel has descriptors for four phases.
 NINE_PHASES = {"stride_3": _case((1, 16, 8, 7), 16, (4, 3), (3, 3), _SAME)}
-FORMATS = {"pixels": torch.channels_last, "planes": torch.contiguous_format}
+FORMATS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
 TILES = [TmaTile(1, 8, 4, 32, 16, 4, 2), TmaTile(2, 4, 8, 16, 16, 4, 2)]
 CASES = [
     pytest.param(op, geometry, turn % 2, id=f"{op}-{name}")
@@ -75,17 +70,17 @@ def in_channels_last(args):
 
 
 def forced(
-    op, geometry, tile, device, dtype=torch.float32, precision="tf32", boxes="pixels", **changes
+    op, geometry, tile, device, dtype=torch.float32, precision="tf32", boxes="NHWC", **changes
 ):
     from tricorr.ops.launch import arguments as launch
 
     args = operands(op, *tensors(geometry, dtype, device))
-    given = in_channels_last(args) if boxes == "pixels" else args
+    given = in_channels_last(args) if boxes == "NHWC" else args
     name = op.removesuffix("_bias")
     read = given[:2] if op == "wgrad" else given[:1]
     assert all(boxes_of(image) == boxes for image in read)
-    assert is_legal_tma(name, geometry, dtype, precision, "90", boxes, tile)
-    plan = replace(plan_with_tile(name, geometry, tile, precision=precision), **changes)
+    assert is_legal(Problem(name, geometry, dtype, precision, boxed(boxes), H200), tile)
+    plan = with_tile(name, geometry, tile, precision=precision, **changes)
     actual = run(op, given, geometry, launch, plan=plan)
     check(op, args, geometry, actual=actual, precision=precision)
     if op != "wgrad":
@@ -95,7 +90,7 @@ def forced(
 
 @pytest.mark.parametrize(("op", "geometry", "turn"), CASES)
 def test_every_window_and_step(kernel_backend, op, geometry, turn):
-    forced(op, geometry, TILES[turn], kernel_backend.device, wide=turn == 1)
+    forced(op, geometry, TILES[turn], kernel_backend.device, int64=turn == 1)
 
 
 @pytest.mark.parametrize("name", ["leftovers", "groups"])
@@ -106,7 +101,7 @@ def test_programs_deal_out_the_boxes(kernel_backend, op, name):
     geometry, tile = GEOMETRIES[name], TILES[1]
     one_each, plan, args = forced(op, geometry, tile, kernel_backend.device)
     assert plan.grid > 3
-    few = plan_with_tile(plan.op, geometry, replace(tile, programs=3), precision="tf32")
+    few = with_tile(plan.op, geometry, replace(tile, persistent=3), precision="tf32")
     assert few.grid == 3
     assert torch.equal(run(op, args, geometry, launch, plan=few), one_each)
 
@@ -115,21 +110,20 @@ def test_programs_deal_out_the_boxes(kernel_backend, op, name):
 def test_boxes_are_dealt_out_where_there_are_more_than_run_side_by_side(device):
     def plans(n, window, stride, layout=PIXELS):
         geometry = _case((n, 256, 56, 56), 256, window, stride, padding=_SAME)
-        return [planner(geometry, torch.bfloat16, layout, device)
-                for planner in (plan_fprop, plan_dgrad, plan_wgrad)]  # fmt: skip
+        return [planned(op, geometry, torch.bfloat16, layout, device) for op in OPS]
 
     fprop, dgrad, wgrad = plans(32, (3, 3), (1, 1))
     assert fprop.grid == dgrad.grid == device.multiprocessors
-    for one_each in ({"crowded": True}, {"wide": True}):
-        assert plans(32, (3, 3), (1, 1), replace(PIXELS, **one_each))[0].tile.programs == 0
-    assert wgrad.tile.programs == 0
-    assert all(getattr(plan.tile, "programs", 0) == 0 for plan in plans(1, (3, 3), (1, 1)))
-    assert all(plan.tile.programs == 0 for plan in plans(32, (3, 3), (2, 2)))
-    dealt = [getattr(plan.tile, "programs", 0) > 0 for plan in plans(32, (1, 1), (2, 2))]
+    for one_each in ({"heavy_epilogue": True}, {"int64": True}):
+        assert plans(32, (3, 3), (1, 1), replace(PIXELS, **one_each))[0].tile.persistent == 0
+    assert wgrad.tile.persistent == 0
+    assert all(getattr(plan.tile, "persistent", 0) == 0 for plan in plans(1, (3, 3), (1, 1)))
+    assert all(plan.tile.persistent == 0 for plan in plans(32, (3, 3), (2, 2)))
+    dealt = [getattr(plan.tile, "persistent", 0) > 0 for plan in plans(32, (1, 1), (2, 2))]
     assert dealt == [True, False, False]
     # Several rows of planes have sums of their own: ptxas would wait for each of their products.
-    for plan in plans(32, (3, 3), (1, 1), Layout(x_boxes="planes", y_boxes="planes"))[:2]:
-        assert (plan.tile.BLOCK_P > 1, plan.tile.programs) == (True, 0)
+    for plan in plans(32, (3, 3), (1, 1), boxed("NCHW"))[:2]:
+        assert (plan.tile.BLOCK_P > 1, plan.tile.persistent) == (True, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -155,9 +149,7 @@ def test_descriptors_round_what_is_multiplied_as_tf32(dtype, rounds):
         for shape in (geometry.x_shape, geometry.weight_shape, geometry.y_shape)
     )
     precision = "tf32" if rounds else "ieee"
-    plans = [
-        plan_with_tile(op, geometry, TILES[0], precision=precision) for op in ("fprop", "dgrad")
-    ]
+    plans = [with_tile(op, geometry, TILES[0], precision=precision) for op in ("fprop", "dgrad")]
     calls = [
         launch.fprop_call(x, weight, None, y, geometry, plans[0]),
         launch.dgrad_call(y, weight, None, x, geometry, plans[1]),
@@ -202,16 +194,16 @@ def test_planes_need_no_transposed_copy(kernel_backend, op, name, turn):
     if op == "wgrad":
         tile = TmaTile(1, 1, [16, 32][turn % 2], 16, 32, 4, 2, BLOCK_S=geometry.S)
     else:
-        block = channel_block(op.removesuffix("_bias"), geometry, dtype)
+        block = channel_block(Problem(op.removesuffix("_bias"), geometry, dtype))
         tile = TmaTile(1, [2, 4][turn % 2], 16, 32, min(block, 16), 4, 2)
-    changes = {"wide": turn % 3 == 0}
-    forced(op, geometry, tile, kernel_backend.device, dtype, "ieee", "planes", **changes)
+    changes = {"int64": turn % 3 == 0}
+    forced(op, geometry, tile, kernel_backend.device, dtype, "ieee", "NCHW", **changes)
 
 
 def test_planes_give_a_weight_gradient_in_tf32(kernel_backend):
     tile = TmaTile(1, 1, 16, 32, 16, 4, 2, BLOCK_S=2)
     geometry = PLANES["asymmetric_padding"]
-    forced("wgrad", geometry, tile, kernel_backend.device, boxes="planes")
+    forced("wgrad", geometry, tile, kernel_backend.device, boxes="NCHW")
 
 
 #: Planes whose rows are no multiples of 16 bytes, but which are themselves.
@@ -229,11 +221,12 @@ def test_a_window_of_one_pixel_reads_planes_as_rows(kernel_backend, op, name, bo
 
     geometry, dtype = POINTS[name], torch.float16
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
-    given = in_channels_last(args) if boxes == "pixels" else args
+    given = in_channels_last(args) if boxes == "NHWC" else args
     op_name = op.removesuffix("_bias")
     taken = TmaTile(1, 1, 16, 16, 32 if op == "wgrad" else 16, 4, 2)
-    assert is_legal_tma(op_name, geometry.as_rows(), dtype, "ieee", "90", boxes, taken)
-    plan = plan_with_tile(op_name, geometry, taken, splits=2, as_rows=True)
+    layout = boxed(boxes, as_rows=True)
+    assert is_legal(Problem(op_name, geometry, dtype, "ieee", layout, H200), taken)
+    plan = with_tile(op_name, geometry, taken, splits=2, layout=layout)
     actual = run(op, given, geometry, launch, plan=plan)
     check(op, args, geometry, actual=actual)
     if op != "wgrad":
@@ -246,12 +239,12 @@ def test_the_planner_reads_planes_as_rows_where_the_tensors_allow_it(boxes):
     geometry = _case((128, 256, 28, 28), 256, (1, 1))
     x, y = (torch.empty(128, 256, 28, 28, dtype=torch.bfloat16, device="meta") for _ in range(2))
     weight = torch.empty(256, 256, 1, 1, dtype=torch.bfloat16, device="meta")
-    if boxes == "pixels":
+    if boxes == "NHWC":
         x, y = in_channels_last([x, y])
-    assert (boxes_of(x) == "pixels") == (boxes == "pixels"), "28 columns are 56 bytes"
+    assert (boxes_of(x) == "NHWC") == (boxes == "NHWC"), "28 columns are 56 bytes"
     layout = layout_of(geometry, x, weight, y)
-    for planner in (plan_fprop, plan_dgrad, plan_wgrad):
-        plan = planner(geometry, torch.bfloat16, layout, DEVICES["h200"])
+    for op in OPS:
+        plan = planned(op, geometry, torch.bfloat16, layout, H200)
         assert (plan.family, plan.as_rows) == ("tma", True)
         assert (plan.tile.BLOCK_P, plan.grid > 0) == (1, True)
     cropped = torch.empty(128, 256, 30, 30, dtype=torch.bfloat16, device="meta")[..., 1:-1, 1:-1]
@@ -260,7 +253,7 @@ def test_the_planner_reads_planes_as_rows_where_the_tensors_allow_it(boxes):
         layout_of(geometry, x, weight, y, cropped),
     ):
         assert not layout.as_rows
-        assert not plan_fprop(geometry, torch.bfloat16, layout, DEVICES["h200"]).as_rows
+        assert not planned("fprop", geometry, torch.bfloat16, layout, H200).as_rows
 
 
 def test_boxes_of_one_pixel_windows_may_overhang_in_a_weight_gradient(kernel_backend):
@@ -269,9 +262,9 @@ def test_boxes_of_one_pixel_windows_may_overhang_in_a_weight_gradient(kernel_bac
 
     geometry = _case((3, 16, 7, 5), 24, (1, 1))
     taken = TmaTile(1, 4, 4, 16, 32, 4, 2)
-    assert is_legal_tma("wgrad", geometry, torch.float16, "ieee", "90", "pixels", taken)
+    assert is_legal(Problem("wgrad", geometry, torch.float16, "ieee", PIXELS, H200), taken)
     args = operands("wgrad", *tensors(geometry, torch.float16, kernel_backend.device))
-    plan = plan_with_tile("wgrad", geometry, taken, splits=3)
+    plan = with_tile("wgrad", geometry, taken, splits=3)
     actual = run("wgrad", in_channels_last(args), geometry, launch, plan=plan)
     check("wgrad", args, geometry, actual=actual)
 
@@ -287,9 +280,9 @@ def test_what_follows_the_sums_finds_room():
     for name in ("none", "relu", "relu6", "gelu", "silu", "residual"):
         added = (y, "none") if name == "residual" else (None, name)
         layout = layout_of(geometry, x, weight, y, *added)
-        tile = plan_fprop(geometry, torch.bfloat16, layout, DEVICES["h200"]).tile
+        tile = planned("fprop", geometry, torch.bfloat16, layout, H200).tile
         sums[name] = tile.BLOCK_N * tile.pixels
-        assert (tile.programs > 0) == (name in ("none", "relu", "relu6"))
+        assert (tile.persistent > 0) == (name in ("none", "relu", "relu6"))
     assert sums["none"] == sums["relu"] == sums["relu6"] == 128 * 256
     assert max(sums["gelu"], sums["silu"], sums["residual"]) < 128 * 256
 
@@ -301,10 +294,10 @@ def test_a_residual_is_added_in_both_formats(kernel_backend, boxes):
     geometry = POINTS["leftovers"]
     x, weight, bias, dy = tensors(geometry, torch.float16, kernel_backend.device)
     residual = torch.randn_like(dy)
-    if boxes == "pixels":
+    if boxes == "NHWC":
         x, residual = in_channels_last([x, residual])
     tile = TmaTile(1, 1, 16, 16, 16, 4, 2)
-    plan = plan_with_tile("fprop", geometry, tile, as_rows=True)
+    plan = with_tile("fprop", geometry, tile, layout=boxed(boxes, as_rows=True))
     linear = launch.fprop(x.float(), weight.float(), bias.float(), geometry)
     for added in (residual, residual.contiguous(), in_channels_last([residual])[0]):
         y = launch.fprop(x, weight, bias, geometry, plan=plan, residual=added)
@@ -335,10 +328,9 @@ def test_weight_gradient(kernel_backend, name, splits):
     dtype = [torch.float16, torch.bfloat16][splits % 2]
     taps = taps_of(geometry) if splits != 2 else 1
     tile = TmaTile(*box, 16, 32, 4, 2, taps)
-    assert is_legal_tma("wgrad", geometry, dtype, "ieee", "90", "pixels", tile)
+    assert is_legal(Problem("wgrad", geometry, dtype, "ieee", PIXELS, H200), tile)
     args = operands("wgrad", *tensors(geometry, dtype, kernel_backend.device))
-    plan = plan_with_tile("wgrad", geometry, tile, splits=splits)
-    plan = replace(plan, wide=splits == 2)
+    plan = with_tile("wgrad", geometry, tile, splits, int64=splits == 2)
     actual = run("wgrad", in_channels_last(args), geometry, launch, plan=plan)
     check("wgrad", args, geometry, actual=actual)
 
@@ -349,7 +341,7 @@ def test_pixels_that_no_window_reads_do_not_count(kernel_backend):
     geometry, box = GRADIENTS["unread_pixels"]
     x, _, _, dy = tensors(geometry, torch.float16, kernel_backend.device)
     x[:, :, 2::3], x[:, :, -1] = float("nan"), float("nan")
-    plan = plan_with_tile("wgrad", geometry, TmaTile(*box, 16, 16, 4, 2))
+    plan = with_tile("wgrad", geometry, TmaTile(*box, 16, 16, 4, 2))
     assert launch.wgrad(*in_channels_last([x, dy]), geometry, plan=plan).isfinite().all()
 
 
@@ -357,14 +349,14 @@ def test_pixels_that_no_window_reads_do_not_count(kernel_backend):
 def test_sums_of_filters_may_overhang_although_taps_follow(kernel_backend, dtype):
     """The weight is multiplied crosswise then: its rows, filters, are followed by zeros."""
     geometry = _case((2, 16, 5, 6), 24, (2, 3), padding=((1, 0), (1, 1)))
-    assert channel_block("dgrad", geometry, dtype) == 32
+    assert channel_block(Problem("dgrad", geometry, dtype)) == 32
     forced("dgrad", geometry, TmaTile(1, 4, 4, 16, 32, 4, 2), kernel_backend.device, dtype, "ieee")
 
 
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
 def test_a_sum_of_channels_may_overhang_where_nothing_follows(kernel_backend, op):
     geometry = GEOMETRIES["pointwise_overhanging_channels"]
-    assert channel_block(op.removesuffix("_bias"), geometry, torch.float32) == 32
+    assert channel_block(Problem(op.removesuffix("_bias"), geometry)) == 32
     tile = TmaTile(1, 4, 4, 16, 32, 4, 2)
     forced(op, geometry, tile, kernel_backend.device)
 
@@ -375,7 +367,7 @@ def test_activations_come_before_the_rounding(kernel_backend):
     geometry = GEOMETRIES["pointwise_overhanging_channels"]
     x, weight, bias, _ = tensors(geometry, torch.float16, kernel_backend.device)
     x, weight = in_channels_last([x, weight])
-    plan = plan_with_tile("fprop", geometry, TmaTile(1, 4, 8, 32, 32, 4, 2))
+    plan = with_tile("fprop", geometry, TmaTile(1, 4, 8, 32, 32, 4, 2))
     linear = launch.fprop(x, weight, bias, geometry, plan=plan)
     actual = launch.fprop(x, weight, bias, geometry, activation="relu", plan=plan)
     assert torch.equal(actual, linear.relu())
@@ -384,38 +376,37 @@ def test_activations_come_before_the_rounding(kernel_backend):
 def test_the_planner_takes_descriptors_where_it_can():
     geometry = _case((32, 256, 14, 14), 256, (3, 3), padding=_SAME)
     layout = PIXELS
-    for planner in (plan_fprop, plan_dgrad, plan_wgrad):
+    for op in OPS:
         for name, family in {
             "h200": "tma",
             "b200": "tma",
             "a100": "gemm",
             "mi300x": "gemm",
         }.items():
-            plan = planner(geometry, torch.bfloat16, layout, DEVICES[name])
+            plan = planned(op, geometry, torch.bfloat16, layout, DEVICES[name])
             assert plan.family == family
             assert plan.kernel == f"{plan.op}_{family}"
         pointers = Layout(channels_last=True)
-        assert planner(geometry, torch.bfloat16, pointers, DEVICES["h200"]).family == "gemm"
+        assert planned(op, geometry, torch.bfloat16, pointers, H200).family == "gemm"
         for precision in ("ieee", "tf32x3"):
-            plan = planner(geometry, torch.float32, layout, DEVICES["h200"], precision)
+            plan = planned(op, geometry, torch.float32, layout, H200, precision)
             assert plan.family == "gemm"
 
 
 @pytest.mark.parametrize("device", ["h200", "b200"])
 def test_the_planner_takes_planes_where_rows_are_long(device):
-    layout = Layout(x_boxes="planes", y_boxes="planes")
+    layout = boxed("NCHW")
 
     def families(size, stride=(1, 1), dtype=torch.bfloat16, layout=layout):
         geometry = _case((32, 256, size, size), 256, (3, 3), stride, padding=_SAME)
-        return [planner(geometry, dtype, layout, DEVICES[device], "tf32").family
-                for planner in (plan_fprop, plan_dgrad, plan_wgrad)]  # fmt: skip
+        return [planned(op, geometry, dtype, layout, DEVICES[device], "tf32").family for op in OPS]
 
     assert families(56) == ["tma"] * 3
     assert families(56, (2, 1)) == ["tma"] * 3
     assert families(64, (1, 2)) == ["gemm", "tma", "gemm"], "no descriptor steps over pixels"
     assert families(16) == ["gemm"] * 3, "half of a box of 32 columns"
     assert families(56, dtype=torch.float32) == ["gemm", "gemm", "tma"]
-    mixed = Layout(x_boxes="planes", y_boxes="")
+    mixed = Layout(x_boxes="NCHW", y_boxes="")
     assert families(56, layout=mixed) == ["tma", "gemm", "gemm"]
 
 
@@ -431,7 +422,7 @@ def test_what_is_not_finite_stays_in_its_channel(kernel_backend):
     geometry = PLANES["leftovers"]
     x, _, _, dy = tensors(geometry, torch.float16, kernel_backend.device)
     x[0, 3, :, -1] = float("nan")
-    plan = plan_with_tile("wgrad", geometry, TmaTile(1, 1, 16, 16, 32, 4, 2, BLOCK_S=3))
+    plan = with_tile("wgrad", geometry, TmaTile(1, 1, 16, 16, 32, 4, 2, BLOCK_S=3))
     dw = launch.wgrad(x, dy, geometry, plan=plan)
     assert dw[:, 3, :, 1:].isnan().all()
     assert dw[:, :3].isfinite().all()
@@ -455,14 +446,14 @@ def test_what_is_not_finite_stays_in_its_channel(kernel_backend):
 def test_the_rest_is_for_pointers(changes):
     geometry = replace(_case((2, 64, 8, 8), 64, (3, 3), padding=_SAME), **changes[1])
     assert geometry.P > 0
-    assert not is_legal_tma("fprop", geometry, torch.bfloat16, "ieee", "90", "pixels")
+    assert not is_legal(Problem("fprop", geometry, torch.bfloat16, "ieee", PIXELS, H200))
 
 
 def test_a_tile_of_another_problem_is_refused():
     geometry = _case((2, 48, 9, 8), 64, (3, 3), padding=_SAME)
 
     def legal(op, tile):
-        return is_legal_tma(op, geometry, torch.bfloat16, "ieee", "90", "pixels", tile)
+        return is_legal(Problem(op, geometry, torch.bfloat16, "ieee", PIXELS, H200), tile)
 
     assert legal("fprop", TmaTile(2, 8, 8, 64, 16, 4, 4))
     assert not legal("fprop", TmaTile(2, 8, 8, 64, 32, 4, 4)), "32 of 48 channels, twice"
@@ -479,10 +470,10 @@ def test_descriptors_need_steps_of_sixteen_bytes():
         layout = layout_of(geometry, x, weight, y)
         return layout.x_boxes, layout.y_boxes
 
-    assert kinds(x) == ("planes", "planes")
+    assert kinds(x) == ("NCHW", "NCHW")
     last, y = in_channels_last([x, y])
-    assert kinds(last, y) == ("pixels", "pixels")
-    assert kinds(x, y) == ("planes", "pixels")
+    assert kinds(last, y) == ("NHWC", "NHWC")
+    assert kinds(x, y) == ("NCHW", "NHWC")
     assert kinds(x.byte(), y) == ("", "")
     wide = torch.randn(2, 8, 8, 68).half()
     flat = torch.randn(2 * 64 * 8 * 8 + 1).half()
@@ -497,9 +488,9 @@ def test_descriptors_need_steps_of_sixteen_bytes():
     ):
         assert boxes_of(view) == ""  # fmt: skip
     assert boxes_of(x[:, :, :, ::2]) == "", "columns apart"
-    assert boxes_of(x[:, 2:9, 1::2]) == "planes", "whole rows, whichever"
+    assert boxes_of(x[:, 2:9, 1::2]) == "NCHW", "whole rows, whichever"
     assert boxes_of(x[:1, :, :1].expand(3, -1, -1, -1)) == ""
-    assert boxes_of(torch.randn(4, 8, 1, 1)) == "pixels", "planes of one pixel are pixels"
+    assert boxes_of(torch.randn(4, 8, 1, 1)) == "NHWC", "planes of one pixel are pixels"
 
 
 def test_boxes_of_a_weight_gradient_divide_the_planes():
@@ -518,9 +509,7 @@ def test_a_smaller_tile_is_taken_where_the_device_has_less_to_do():
     many, few = (
         _case((n, 320, size, size), 256, (3, 3), padding=_SAME) for n, size in ((64, 64), (2, 32))
     )
-    large, small = (
-        plan_fprop(g, torch.bfloat16, layout, DEVICES["h200"]).tile for g in (many, few)
-    )
+    large, small = (planned("fprop", g, torch.bfloat16, layout, H200).tile for g in (many, few))
     assert (large.BLOCK_N, large.pixels) == (128, 256)
     assert (small.BLOCK_N, small.pixels) == (64, 128)
 

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from plans import OPS, boxed, planned
 
 from tricorr import ArgumentError, corr2d, explain
 from tricorr.ops.geometry import geometry_of
 from tricorr.ops.launch import layout
-from tricorr.ops.plan import choose
 from tricorr.ops.plan.device import DEVICES, Device, device_called
+from tricorr.ops.plan.problem import Plan
 
 
 def meta(*shape, dtype=torch.float32):
@@ -27,20 +28,20 @@ def test_bytes_and_flops_are_those_of_the_arithmetic():
     assert call.geometry.P == 5
 
 
-@pytest.mark.parametrize("name", choose.DEVICES)
+@pytest.mark.parametrize("name", DEVICES)
 def test_every_known_device_can_be_planned_for(name):
     call = explain(meta(8, 64, 28, 28), meta(64, 64, 3, 3), padding=1, device=name)
     for op, cost in call.passes.items():
         assert cost.plan.kernel in (f"{op}_gemm", f"{op}_tma")
         assert cost.bound in ("memory", "arithmetic")
         assert cost.floor_seconds > 0
-    assert choose.DEVICES[name].name in str(call)
+    assert DEVICES[name].name in str(call)
     json.dumps(call.as_dict())
 
 
 def test_huge_tensors_need_64_bit_offsets_and_no_memory():
     call = explain(meta(1, 1, 2**17, 2**17), meta(1, 1, 3, 3), device="h200")
-    assert call.passes["fprop"].plan.wide
+    assert call.passes["fprop"].plan.int64
     assert "64-bit offsets" in str(call)
 
 
@@ -56,9 +57,9 @@ def test_a_card_of_the_table_is_planned_for_as_the_table_says(monkeypatch, name)
     in_process = layout._device.__wrapped__(torch.device("cuda"))
     assert in_process == known
     layer = geometry_of((32, 256, 14, 14), (256, 256, 3, 3), padding=((1, 1), (1, 1)))
-    facts = choose.Layout(channels_last=True, x_boxes="pixels", y_boxes="pixels")
-    for planner in (choose.plan_fprop, choose.plan_dgrad, choose.plan_wgrad):
-        plans = [planner(layer, torch.bfloat16, facts, d) for d in (in_process, known)]
+    for op in OPS:
+        devices = (in_process, known)
+        plans = [planned(op, layer, torch.bfloat16, boxed("NHWC"), d) for d in devices]
         assert plans[0] == plans[1]
         assert in_process.bandwidth == known.bandwidth
 
@@ -86,7 +87,7 @@ def test_the_plan_told_is_the_plan_run(kernel_backend, monkeypatch):
     build = launch.fprop_call
 
     def recorded(*arguments):
-        ran.append(next(a for a in arguments if isinstance(a, choose.Plan)))
+        ran.append(next(a for a in arguments if isinstance(a, Plan)))
         return build(*arguments)
 
     monkeypatch.setattr(launch, "fprop_call", recorded)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from cases import tensors
 from closeness import OPS, check, operands, run
+from plans import planned
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan.choose import DEVICES, INTERPRETER, Layout, plan_dgrad, plan_fprop, plan_wgrad
-from tricorr.ops.plan.tiles import FAMILIES
+from tricorr.ops.plan.choose import FAMILIES
+from tricorr.ops.plan.device import DEVICES, INTERPRETER
+from tricorr.ops.plan.problem import Layout
 
 _SAME = ((1, 1), (1, 1))
 DEPTHWISE = geometry_of((2, 4, 9, 7), (4, 1, 3, 3), padding=_SAME, groups=4)
@@ -103,12 +105,14 @@ def test_what_is_planned_above():
     """Every family, with and without what a prepared call has to make: scratch, views, frames."""
     families = {}
     for name, (g, device) in CALLS.items():
-        boxes = "pixels" if name in HALF else ""
+        boxes = "NHWC" if name in HALF else ""
         layout = Layout(channels_last=name in HALF, x_boxes=boxes, y_boxes=boxes)
         dtype = torch.float16 if name in HALF else torch.float32
-        for planner in (plan_fprop, plan_dgrad, plan_wgrad):
-            families.setdefault(name, []).append(planner(g, dtype, layout, device, "ieee"))
-    assert {p.family for plans in families.values() for p in plans} == set(FAMILIES.values())
+        families[name] = [
+            planned(op, g, dtype, layout, device) for op in ("fprop", "dgrad", "wgrad")
+        ]
+    taken = {p.family for plans in families.values() for p in plans}
+    assert taken == {kind.family for family in FAMILIES for kind in family.KINDS}
     assert any(plans[2].partials > 1 for plans in families.values())
     assert families["rows"][1].turned
 

@@ -20,7 +20,6 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from tricorr.ops.plan.cost import copy_rate, rates_of
 from tricorr.perf import codegen
 from tricorr.perf.codegen import Build, Entry
 from tricorr.perf.configurations import TARGETS, configurations
@@ -132,10 +131,10 @@ def test_the_table_names_what_bounds_a_launch(name, bound):
 def test_the_bound_is_the_slowest_unit_by_the_rates_of_the_device():
     stencil = configuration("fprop_stencil-512x1-float32-image")
     device = TARGETS["sm_90"].device
-    dram = 8 * 4096**2 / copy_rate(device)  # an image in, one out
-    clocks = dram * rates_of(device).clock * device.multiprocessors
+    dram = 8 * 4096**2 / device.copy_rate  # an image in, one out
+    clocks = dram * device.rates.clock * device.multiprocessors
     for times in (0.5, 2):  # of the lane instructions that pass meanwhile
-        lanes = times * clocks * rates_of(device).issue * 32
+        lanes = times * clocks * device.rates.issue * 32
         per_thread = round(lanes / (4096**2 / 512) / 128)
         built = Build("fprop_stencil", "sm_90", 128, 40, 0, 0, {"IMAD": per_thread}, {})
         found = codegen.entry_of(stencil, TARGETS["sm_90"], built)

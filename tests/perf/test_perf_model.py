@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
+from plans import with_tile
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan.bands import BandedTile
-from tricorr.ops.plan.choose import DEVICES, INTERPRETER, plan_fprop, plan_with_tile
-from tricorr.ops.plan.tiles import FAMILIES, GemmTile, StencilTile
+from tricorr.ops.plan.banded import BandedTile
+from tricorr.ops.plan.device import DEVICES, INTERPRETER
+from tricorr.ops.plan.gemm import GemmTile
+from tricorr.ops.plan.stencil import StencilTile
 from tricorr.perf import model
 from tricorr.perf.workloads import OPS, SUITES, WORKLOADS
 
@@ -30,7 +32,7 @@ def run(*arguments):
 
 def test_a_stencil_that_fits_wastes_nothing_and_loads_every_tap():
     image = geometry_of((1, 1, 1024, 1024), (1, 1, 3, 3), padding=SAME)
-    plan = plan_with_tile("fprop", image, StencilTile(512, 1))
+    plan = with_tile("fprop", image, StencilTile(512, 1))
     found = model.predict(image, "fprop", torch.float32, H200, plan=plan)
     pixels = 1024 * 1024
     assert found.waste == 1
@@ -42,7 +44,7 @@ def test_a_stencil_that_fits_wastes_nothing_and_loads_every_tap():
 def test_edges_and_padding_of_channels_are_waste():
     # 3 channels of 9 taps are 27, padded to a step of 32; 40 filters to 64; 49 pixels to 64.
     layer = geometry_of((1, 3, 7, 7), (40, 3, 3, 3), padding=SAME)
-    plan = plan_with_tile("fprop", layer, GemmTile(64, 64, 32, 4, 2))
+    plan = with_tile("fprop", layer, GemmTile(64, 64, 32, 4, 2))
     found = model.predict(layer, "fprop", torch.bfloat16, H200, plan=plan)
     assert found.waste == pytest.approx((32 / 27) * (64 / 40) * (64 / 49))
     assert found.fill == pytest.approx(1 / 132)
@@ -64,7 +66,7 @@ def test_splits_move_their_partial_sums_through_memory():
             "wgrad",
             torch.bfloat16,
             H200,
-            plan=plan_with_tile("wgrad", layer, tile, splits=splits),
+            plan=with_tile("wgrad", layer, tile, splits=splits),
         )
         for splits in (1, 4)
     )
@@ -98,7 +100,7 @@ def test_bounds_hold_for_every_workload(name):
 
 def test_three_products_take_three_times_as_long():
     layer = geometry_of((8, 64, 64, 64), (64, 64, 3, 3), padding=SAME)
-    plan = plan_with_tile("fprop", layer, GemmTile(64, 64, 32, 4, 2), precision="tf32")
+    plan = with_tile("fprop", layer, GemmTile(64, 64, 32, 4, 2), precision="tf32")
     once = model.predict(layer, "fprop", torch.float32, H200, precision="tf32", plan=plan)
     plan = replace(plan, precision="tf32x3")
     thrice = model.predict(layer, "fprop", torch.float32, H200, precision="tf32x3", plan=plan)
@@ -107,7 +109,7 @@ def test_three_products_take_three_times_as_long():
 
 def test_a_banded_plan_counts_its_zeros_and_leaves_out_rows_in_the_padding():
     image = geometry_of((1, 1, 1024, 1024), (1, 1, 9, 9), padding=((4, 4), (4, 4)))
-    plan = plan_with_tile("fprop", image, BandedTile(128, 8, 16, 64, 8, 3))
+    plan = with_tile("fprop", image, BandedTile(128, 8, 16, 64, 8, 3))
     found = model.predict(image, "fprop", torch.bfloat16, H200, plan=plan)
     # 16 rows of 32 columns for 8x16 outputs: 24 for the window and its block, aligned to 8.
     assert found.waste == pytest.approx(16 * 32 / 81)
@@ -140,27 +142,6 @@ def test_json_is_one_prediction_a_line_and_can_be_narrowed(capsys):
     assert {p["op"] for p in found} == {"wgrad"} <= set(OPS)
     assert {p["dtype"] for p in found} == {"tf32"}
     assert run("--device", "abacus") == 2
-
-
-def test_a_plan_of_an_unknown_family_is_left_out_and_counted(capsys, monkeypatch):
-    @dataclass(frozen=True)
-    class Tile:
-        num_warps: int = 4
-        num_stages: int = 2
-
-    known = plan_fprop
-
-    def planner(geometry, *arguments):
-        plan = known(geometry, *arguments)
-        return replace(plan, tile=Tile()) if geometry.dilation[0] > 1 else plan
-
-    monkeypatch.setitem(FAMILIES, Tile, "new")
-    monkeypatch.setitem(model._PLANNERS, "fprop", planner)
-    assert run("--suite", "odd", "--op", "fprop") == 0
-    said = capsys.readouterr()
-    assert said.err == "the model does not know fprop_new: 2 cases are left out\n"
-    assert "fprop_gemm" in said.out
-    assert "fprop_new" not in said.out
 
 
 def test_recorded_code_is_found_for_tiles_of_the_planner():

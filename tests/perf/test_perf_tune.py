@@ -7,23 +7,23 @@ import json
 import math
 from dataclasses import replace
 
+import plans
 import pytest
 import torch
+from plans import boxed
 
 from tricorr.ops import geometry_of
 from tricorr.ops.plan import choose, tuned
 from tricorr.ops.plan.banded import MAX_LONE_RESULTS
-from tricorr.ops.plan.choose import DEVICES, Device, Layout
-from tricorr.ops.plan.tiles import (
+from tricorr.ops.plan.device import DEVICES, Device
+from tricorr.ops.plan.gemm import (
     GEMM_GRADIENT_TILES,
-    STENCIL_TILES,
     WIDE_GEMM_TILES,
     GemmTile,
-    StencilTile,
-    gemm_tiles,
-    is_legal,
-    tile_of,
+    tiles_with_room,
 )
+from tricorr.ops.plan.problem import Layout, Problem
+from tricorr.ops.plan.stencil import STENCIL_TILES, StencilTile
 from tricorr.perf import tune
 from tricorr.perf.measure import CpuTimer
 from tricorr.perf.tune import Comparison, Job
@@ -43,10 +43,13 @@ def directory(tmp_path, monkeypatch):
     forget()
 
 
+def fits(tile, problem):
+    return choose.family_of(tile).fits(tile, problem)
+
+
 def forget():
     tuned.tuned_for.cache_clear()
-    for planner in (choose.plan_fprop, choose.plan_dgrad, choose.plan_wgrad):
-        planner.cache_clear()
+    choose.plan.cache_clear()
 
 
 class Bench:
@@ -122,14 +125,14 @@ def test_candidates_are_legal_and_in_the_order_of_the_model():
         assert base not in found
         assert len(set(found)) == len(found) > 10
         assert all(p.family == base.family for p in found)
-        assert all(is_legal(job.op, p.tile, job.operand, DEVICE) for p in found)
+        assert all(fits(p.tile, job.problem(DEVICE)) for p in found)
         costs = [tune._cost(job, p, base, DEVICE) for p in found]
         assert costs == sorted(costs)
 
 
 def test_the_planner_takes_what_was_written_and_only_for_its_key(directory):
     candidates = tune.candidates(DENSE, DEVICE)
-    target = next(p for p in candidates if p.tile.BLOCK_N == 32 and not p.tile.programs)
+    target = next(p for p in candidates if p.tile.BLOCK_N == 32 and not p.tile.persistent)
     outcome = search(Bench(lambda p: 0.5 if p == target else 1.0))
     path = tuned.file_of(DEVICE.name)
     assert path == directory / "a_test_device_8_gb.json"
@@ -137,10 +140,10 @@ def test_the_planner_takes_what_was_written_and_only_for_its_key(directory):
 
     geometry = DENSE.workload.geometry
     forget()
-    last = Layout(channels_last=True, x_boxes="pixels", y_boxes="pixels")
+    last = boxed("NHWC")
 
     def planned(geometry=geometry, dtype=torch.bfloat16, layout=last, device=DEVICE):
-        return choose.plan_fprop(geometry, dtype, layout, device)
+        return plans.planned("fprop", geometry, dtype, layout, device)
 
     assert planned() == target
     assert planned(replace(geometry, H=geometry.H - 9)) != planned(), "another grid"
@@ -152,10 +155,10 @@ def test_the_planner_takes_what_was_written_and_only_for_its_key(directory):
     assert planned(replace(geometry, stride=(2, 2))).tile != target.tile
     assert planned(dtype=torch.float16).tile == tables
     assert planned(layout=Layout()).family == "gemm", "pointers have tiles of their own"
-    assert planned(layout=replace(last, wide=True)).tile != target.tile
-    assert planned(layout=replace(last, crowded=True)).tile != target.tile
+    assert planned(layout=replace(last, int64=True)).tile != target.tile
+    assert planned(layout=replace(last, heavy_epilogue=True)).tile != target.tile
     assert planned(device=DEVICES["h200"]).tile == tables
-    assert choose.plan_dgrad(geometry, torch.bfloat16, last, DEVICE).tile == tables
+    assert plans.planned("dgrad", geometry, torch.bfloat16, last, DEVICE).tile == tables
     assert DENSE.table_plan(DEVICE).tile == tables, "a search starts from the tables"
 
 
@@ -168,7 +171,7 @@ def test_a_tile_for_columns_in_pieces_serves_no_problem_near_it_without(director
     geometry = job.workload.geometry
     for size in (48, 56, 55):
         near = replace(geometry, H=size, W=size)
-        tile = choose.plan_fprop(near, torch.bfloat16, Layout(), DEVICE).tile
+        tile = plans.planned("fprop", near, torch.bfloat16, device=DEVICE).tile
         assert (tile == target.tile) == (size % 8 == 0)
         assert tile.results <= MAX_LONE_RESULTS or size % 8 == 0
 
@@ -205,22 +208,24 @@ def test_splits_of_a_weight_gradient_are_tuned_too(directory):
     job = Job(find("images-4096-3x3"), "wgrad", "float32", False)
     target = tuned_to_more_splits(job)
     geometry = job.workload.geometry
-    assert choose.plan_wgrad(geometry, torch.float32, Layout(), DEVICE) == target
+    assert choose.plan(Problem("wgrad", geometry, device=DEVICE)) == target
 
 
 def test_a_problem_near_a_tuned_one_takes_its_tile_and_splits_of_its_own(directory):
     job = Job(find("images-4096-3x3"), "wgrad", "float32", False)
     target = tuned_to_more_splits(job)
     quarter = replace(job.workload.geometry, H=job.workload.geometry.H // 4)
-    splits = choose._splits(quarter, target.tile, torch.float32, DEVICE)
-    found = choose.plan_wgrad(quarter, torch.float32, Layout(), DEVICE)
-    assert found == choose.plan_with_tile("wgrad", quarter, target.tile, splits=splits)
+    problem = Problem("wgrad", quarter, device=DEVICE)
+    found = choose.plan(problem)
+    splits = target.tile.splits(problem)
+    assert found == choose.plan_with_tile(problem, target.tile, splits)
     assert found.splits != target.splits
 
 
 def _key(N=32, C=64, K=64, P=56, **changes):
     geometry = geometry_of((N, C, P, 56), (K, C, 3, 3), padding=((1, 1), (1, 1)))
-    return replace(tuned.key_of("fprop", geometry, torch.float16, "ieee", True), **changes)
+    problem = Problem("fprop", geometry, torch.float16, layout=Layout(channels_last=True))
+    return replace(tuned.key_of(problem), **changes)
 
 
 def test_the_nearest_of_the_entries_serves():
@@ -251,7 +256,7 @@ def test_every_tuned_file_that_is_shipped_can_be_read():
         file = json.loads(path.read_text(encoding="utf-8"))
         assert tuned.file_of(file["device"]).name == path.name
         for found in tuned.parse(file).values():
-            assert vars(tile_of(found.tile)) == found.tile
+            assert vars(choose.tile_of(found.tile)) == found.tile
         assert all(entry["evidence"]["ratio_low"] > 1 for entry in file["entries"])
 
 
@@ -301,15 +306,18 @@ def test_no_file_and_no_name_mean_the_tables(directory):
 
 @pytest.mark.parametrize("name", DEVICES)
 def test_the_tables_are_legal_everywhere(name):
-    for product, wide in WIDE_GEMM_TILES.items():
+    def problem(op, product):
         dtype = DTYPES.get(product, torch.float32)
-        for tile in (*gemm_tiles(product, DEVICES[name]), wide):
-            assert is_legal("fprop", tile, dtype, DEVICES[name], product), tile
+        return Problem(op, DENSE.workload.geometry, dtype, product, device=DEVICES[name])
+
+    for product, wide in WIDE_GEMM_TILES.items():
+        for tile in (*tiles_with_room(problem("fprop", product)), wide):
+            assert fits(tile, problem("fprop", product)), tile
         for tile in GEMM_GRADIENT_TILES[product]:
-            assert is_legal("wgrad", tile, dtype, DEVICES[name], product), tile
+            assert fits(tile, problem("wgrad", product)), tile
     for tile in STENCIL_TILES:
-        for dtype in (torch.bfloat16, torch.float32, torch.float64):
-            assert is_legal("fprop", tile, dtype, DEVICES[name]), tile
+        for product in ("half", "ieee", "float64"):
+            assert fits(tile, problem("fprop", product)), tile
 
 
 @pytest.mark.parametrize(
@@ -325,13 +333,13 @@ def test_the_tables_are_legal_everywhere(name):
     ],
 )
 def test_the_hopeless_is_left_out(tile, why):
-    assert not is_legal("fprop", tile, torch.bfloat16, DEVICES["a100"]), why
+    assert not fits(tile, DENSE.problem(DEVICES["a100"])), why
 
 
 def test_an_unknown_architecture_gets_the_smallest_limits():
     tile = GemmTile(128, 128, 64, 8, 3)
-    assert is_legal("fprop", tile, torch.bfloat16, DEVICES["h200"])
-    assert not is_legal("fprop", tile, torch.bfloat16, Device("new", "990", 10))
+    assert fits(tile, DENSE.problem(DEVICES["h200"]))
+    assert not fits(tile, DENSE.problem(Device("new", "990", 10)))
 
 
 def test_without_a_gpu_the_command_lists_what_it_would_try(capsys, monkeypatch, directory):
@@ -355,9 +363,3 @@ def test_the_kind_of_a_problem_is_told_in_words():
     geometry = geometry_of((32, 64, 56, 56), (72, 64, 3, 3), padding=((1, 1), (1, 1)))
     expected = "groups 1 window 3x3 stride 1x1 dilation 1x1 channels by 16 and 8"
     assert tuned.kind_of(geometry) == expected
-
-
-def test_tiles_of_an_unknown_family_are_not_searched(monkeypatch):
-    table = DENSE.table_plan(DEVICE)
-    monkeypatch.setattr(Job, "table_plan", lambda job, device: replace(table, tile=object()))
-    assert tune.candidates(DENSE, DEVICE) == []

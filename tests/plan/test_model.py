@@ -5,44 +5,43 @@ from dataclasses import replace
 
 import pytest
 import torch
+from plans import H200, OPS, PLAIN, boxed, planned
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan.choose import (
-    DEVICES,
-    INTERPRETER,
-    Layout,
-    plan_dgrad,
-    plan_fprop,
-    plan_wgrad,
-    plan_with_tile,
-)
+from tricorr.ops.plan import tma
+from tricorr.ops.plan.choose import plan_with_tile
 from tricorr.ops.plan.cost import (
-    COPY_SHARE,
     LATENCY,
     LAUNCH_SECONDS,
-    RATES,
+    MARGIN,
     Work,
-    code_of,
-    gemm_work,
-    reread_bytes,
+    cheapest,
+    device_bytes,
     times_of,
 )
-from tricorr.ops.plan.tiles import (
-    GEMM_GRADIENT_TILES,
-    GEMM_TILES,
-    GemmTile,
-    StencilTile,
-    gemm_tiles,
-)
-from tricorr.ops.plan.tma import TmaTile, tma_tiles
-from tricorr.ops.plan.work import MARGIN, cheapest, passes, plan_work
+from tricorr.ops.plan.device import COPY_SHARE, DEVICES, INTERPRETER
+from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, GEMM_TILES, GemmTile, tiles_with_room
+from tricorr.ops.plan.problem import Layout, Problem
+from tricorr.ops.plan.stencil import StencilTile
+from tricorr.ops.plan.tma import TmaTile
 from tricorr.perf.model import CODE
 
-H200 = DEVICES["h200"]
-CLOCK, L2 = RATES["90"].clock, RATES["90"].l2
+CLOCK, L2 = H200.rates.clock, H200.rates.l2
 SAME = ((1, 1), (1, 1))
-PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
 LAYER = geometry_of((32, 256, 14, 14), (256, 256, 3, 3), padding=SAME)
+
+
+def half(op, geometry=LAYER, layout=PLAIN, device=H200):
+    return Problem(op, geometry, torch.bfloat16, layout=layout, device=device)
+
+
+def work_of(problem, tile, splits=1):
+    plan = plan_with_tile(problem, tile, splits)
+    return plan.tile.work(plan, problem)
+
+
+def seconds(plan, problem):
+    return times_of(plan.tile.work(plan, problem), problem.device).predicted
 
 
 def test_the_time_of_every_unit_by_hand():
@@ -75,26 +74,22 @@ def test_what_one_kernel_leaves_to_the_next_is_read_when_it_is_done():
 
 
 def test_operands_in_shared_memory_are_read_once_for_64_rows():
-    def bytes_of(family, gemm):
-        code = code_of(family, "fprop", gemm, 256, False, "ieee")
-        work = gemm_work(family, gemm, 1, 1, 256, 2**16, (2, 2), "half", 1, 0, code, H200)
-        return work.l2_bytes, work.shared_bytes
+    def bytes_of_a_pass(tile, layout):
+        work = work_of(half("fprop", layout=layout), tile)
+        return work.l2_bytes / work.steps, work.shared_bytes / work.steps
 
-    loaded, moved = bytes_of("tma", (128, 256, 64))
+    loaded, moved = bytes_of_a_pass(TmaTile(1, 16, 16, 128, 64, 8, 3), boxed("NHWC"))
     assert loaded == 64 * (128 + 256) * 2
     assert moved == loaded + 64 * (128 + 2 * 256) * 2
     # Through pointers what is loaded passes L1 as well.
-    assert bytes_of("gemm", (128, 256, 64)) == (loaded, moved + loaded)
+    last = Layout(channels_last=True)
+    assert bytes_of_a_pass(GemmTile(128, 256, 64, 8, 4), last) == (loaded, moved + loaded)
 
 
 def test_rows_of_a_box_of_planes_read_the_weight_again():
     tile = TmaTile(1, 4, 64, 128, 64, 8, 3)
-    plan = plan_with_tile("fprop", LAYER, tile)
-    once, again = (
-        plan_work(plan, LAYER, torch.bfloat16, 2, H200, planes=planes) for planes in (False, True)
-    )
-    passes_made = passes(plan, LAYER)
-    assert again.shared_bytes - once.shared_bytes == passes_made * 3 * 128 * 64 * 2
+    once, again = (work_of(half("fprop", layout=boxed(f)), tile) for f in ("NHWC", "NCHW"))
+    assert again.shared_bytes - once.shared_bytes == once.steps * 3 * 128 * 64 * 2
     assert again.instructions > once.instructions
     assert again.l2_bytes == once.l2_bytes
 
@@ -103,54 +98,53 @@ def test_pixels_that_a_window_moves_out_of_line_are_loaded_alone():
     tile = GEMM_TILES["half"][1]
     point = geometry_of((32, 256, 14, 14), (256, 256, 1, 1))
     for g, more in ((LAYER, True), (point, False)):
-        plan = plan_with_tile("fprop", g, tile, one_tap=True)
         last, planes = (
-            plan_work(plan, g, torch.bfloat16, 2, H200, planes=planes).instructions
-            for planes in (False, True)
+            work_of(half("fprop", g, Layout(channels_last=last)), tile).instructions
+            for last in (True, False)
         )
         assert (planes > last) == more
 
 
 def test_a_weight_larger_than_half_of_L2_is_read_by_every_wave():
-    assert reread_bytes("fprop", 10**7, 2 * 10**7, 132 * 3, 1, H200) == 0
-    assert reread_bytes("fprop", 10**7, 3 * 10**7, 132 * 3, 1, H200) == 2 * 3 * 10**7
-    assert reread_bytes("fprop", 10**7, 3 * 10**7, 132, 1, H200) == 0
+    def again(filters, waves):
+        # A pixel is 2 bytes; a filter of 2500 channels of 2x2 taps 20 kB.
+        g = geometry_of((1, 2500, 41, 41), (filters, 2500, 2, 2))
+        problem = half("fprop", g)
+        return device_bytes(problem, 132 * waves, 1) - problem.compulsory_bytes
+
+    assert again(1000, 3) == 0
+    assert again(1500, 3) == 2 * 3 * 10**7
+    assert again(1500, 1) == 0
 
 
 def test_passes_are_those_of_the_kernels():
     few = geometry_of((1, 3, 8, 8), (64, 3, 3, 3), padding=SAME)
     tile = next(t for t in GEMM_TILES["half"] if t.BLOCK_K == 32)
-    assert passes(plan_with_tile("fprop", few, tile), few) == 1  # 27 of 32
-    assert passes(plan_with_tile("fprop", LAYER, tile, one_tap=True), LAYER) == 9 * 256 / 32
+    assert work_of(half("fprop", few), tile).steps == 1  # 27 of 32
+    assert work_of(half("fprop"), tile).steps == 9 * 256 / 32
     strided = geometry_of((1, 64, 8, 8), (64, 64, 3, 3), (2, 2), SAME)
-    assert passes(plan_with_tile("dgrad", strided, tile, one_tap=True), strided) == 9 / 4 * 2
-    box = TmaTile(1, 8, 8, 64, 64, 4, 4)
-    assert (
-        passes(plan_with_tile("wgrad", strided, replace(box, BLOCK_P=4, BLOCK_Q=4)), strided) == 1
-    )
+    assert work_of(half("dgrad", strided), tile).steps == 9 / 4 * 2
+    assert work_of(half("wgrad", strided), TmaTile(1, 4, 4, 64, 64, 4, 4)).steps == 1
 
 
 def _gemms():
-    """(entry, what code_of says) for the pointer and descriptor kernels of codegen.json."""
+    """(entry, the code that its tile counts) for the products of codegen.json on sm_90."""
     for entry in json.loads(CODE.read_text(encoding="utf-8"))["entries"]:
-        kernel, product, blocks, *_ = entry["name"].split("-")
-        op, _, family = kernel.partition("_")
-        if entry["target"] != "sm_90" or family not in ("gemm", "tma"):
-            continue
-        if entry["name"].endswith("loop"):
-            continue  # has what is outside in the loop
-        sizes = [int(n) for n in blocks.split("x")]
-        gemm, parts, alone = tuple(sizes), 1, 0
-        planes = entry["name"].endswith("planes")
+        name = entry["name"].split("-")
+        op, _, family = name[0].partition("_")
+        if entry["target"] != "sm_90" or family not in ("gemm", "tma") or name[-1] == "loop":
+            continue  # a loop has what is outside in it
+        product, blocks, case = name[1], name[2], name[-1]
+        sizes, warps = [int(n) for n in blocks.split("x")], entry["threads"] // 32
+        layout = boxed("NCHW" if case == "planes" else "NHWC")
+        dtype = {"half": torch.bfloat16, "float64": torch.float64}.get(product, torch.float32)
+        problem = Problem(op, LAYER, dtype, product, layout, H200)
         if family == "tma":
-            i, p, q, n, k, s = sizes
-            parts = p if planes and op != "wgrad" else 1
-            gemm = (k, n * s, i * p * q) if op == "wgrad" else (n, i * p * q, k)
-        elif planes:
-            alone = gemm[2] * (gemm[0] + gemm[1] * (op == "wgrad"))
-        unit = {"ieee": "fma"}.get(product, product)
-        flat = entry["name"].endswith("stem") and op != "wgrad"
-        yield entry, code_of(family, op, gemm, entry["threads"], flat, unit, parts, alone)
+            yield entry, TmaTile(*sizes[:5], warps, 3, sizes[5]).code(problem)
+        else:
+            tile = GemmTile(*sizes, warps, 3)
+            plan = replace(plan_with_tile(problem, tile), one_tap=case != "stem")
+            yield entry, tile.code(plan, problem)
 
 
 def test_instructions_and_registers_are_near_those_of_machine_code():
@@ -164,41 +158,34 @@ def test_instructions_and_registers_are_near_those_of_machine_code():
 
 
 @pytest.mark.parametrize("device", [*DEVICES.values(), INTERPRETER], ids=lambda d: d.arch)
-@pytest.mark.parametrize("op", PLANNERS)
+@pytest.mark.parametrize("op", OPS)
 def test_the_planner_takes_what_the_model_expects_to_be_done_first(op, device):
-    layout = Layout(channels_last=True, x_boxes="pixels", y_boxes="pixels")
-    chosen = PLANNERS[op](LAYER, torch.bfloat16, layout, device)
-    others = tma_tiles(op, LAYER, torch.bfloat16, "ieee", device.arch, "pixels")
-    table = GEMM_GRADIENT_TILES["half"][:2] if op == "wgrad" else gemm_tiles("half", device)
-    tiles = [*table, *others]
-    for tile in tiles:
-        plan = plan_with_tile(op, LAYER, tile, one_tap=op != "wgrad", splits=chosen.splits)
-        mine, its = (
-            times_of(plan_work(p, LAYER, torch.bfloat16, 2, device), device).predicted
-            for p in (chosen, plan)
-        )
-        assert mine <= 1.1 * its, tile
+    problem = half(op, layout=boxed("NHWC"), device=device)
+    chosen = planned(op, LAYER, torch.bfloat16, problem.layout, device)
+    table = GEMM_GRADIENT_TILES["half"][:2] if op == "wgrad" else tiles_with_room(problem)
+    for tile in [*table, *tma.tiles(problem)]:
+        plan = plan_with_tile(problem, tile, chosen.splits)
+        assert seconds(chosen, problem) <= 1.1 * seconds(plan, problem), tile
 
 
 def test_descriptors_are_taken_because_they_do_not_pass_L1():
-    layout = Layout(channels_last=True, x_boxes="pixels", y_boxes="pixels")
-    boxes = plan_fprop(LAYER, torch.bfloat16, layout, H200)
-    pointers = plan_fprop(LAYER, torch.bfloat16, replace(layout, x_boxes="", y_boxes=""), H200)
-    assert (boxes.family, pointers.family) == ("tma", "gemm")
-    mine, theirs = (
-        times_of(plan_work(p, LAYER, torch.bfloat16, 2, H200), H200) for p in (boxes, pointers)
-    )
+    boxes, pointers = half("fprop", layout=boxed("NHWC")), half("fprop", layout=Layout(True))
+    mine, theirs = planned_times(boxes), planned_times(pointers)
     assert mine.predicted < theirs.predicted
     assert mine.shared < mine.arithmetic < theirs.shared
 
 
+def planned_times(problem):
+    plan = planned("fprop", LAYER, torch.bfloat16, problem.layout, H200)
+    assert plan.family == ("tma" if problem.layout.x_boxes else "gemm")
+    return times_of(plan.tile.work(plan, problem), H200)
+
+
 def test_a_stencil_stays_unless_another_takes_half_of_its_time():
     g = geometry_of((1, 1, 512, 512), (1, 1, 9, 9), stride=(2, 1))
-    stencil = plan_with_tile("wgrad", g, StencilTile(512, 1), splits=7)
-    gemm = plan_with_tile("wgrad", g, GemmTile(64, 64, 32, 4, 3), splits=125)
-    times = [
-        times_of(plan_work(p, g, torch.float16, 2, H200), H200).predicted for p in (stencil, gemm)
-    ]
-    assert MARGIN < times[1] / times[0] < 1
-    assert cheapest([stencil, gemm], g, torch.float16, H200) == stencil
-    assert cheapest([gemm], g, torch.float16, H200) == gemm
+    problem = Problem("wgrad", g, torch.float16, layout=Layout(True), device=H200)
+    stencil = plan_with_tile(problem, StencilTile(512, 1), splits=7)
+    gemm = plan_with_tile(problem, GemmTile(64, 64, 32, 4, 3), splits=125)
+    assert MARGIN < seconds(gemm, problem) / seconds(stencil, problem) < 1
+    assert cheapest([stencil, gemm], problem) == stencil
+    assert cheapest([gemm], problem) == gemm

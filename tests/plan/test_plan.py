@@ -5,22 +5,17 @@ import itertools
 import pytest
 import torch
 from cases import CASES, DTYPES
+from plans import OPS, planned
 
 from tricorr.ops import ArgumentError, geometry_of
 from tricorr.ops.plan import choose, rows
-from tricorr.ops.plan.bands import BandedGradTile, BandedTile, grad_strips
-from tricorr.ops.plan.choose import Device, Layout
-from tricorr.ops.plan.rows import RowsTile
-from tricorr.ops.plan.tiles import (
-    GEMM_GRADIENT_TILES,
-    GEMM_TILES,
-    STENCIL_TILES,
-    WIDE_GEMM_TILES,
-    GemmTile,
-)
+from tricorr.ops.plan.device import DEVICES as KNOWN
+from tricorr.ops.plan.device import GEMM_MIN, INTERPRETER, MAX_WORKSPACE, Device
+from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, GEMM_TILES, WIDE_GEMM_TILES
+from tricorr.ops.plan.problem import Layout, Problem
+from tricorr.ops.plan.stencil import STENCIL_TILES
 
-DEVICES = (choose.INTERPRETER, Device("a GPU", "90", 132), Device("another GPU", "gfx942", 304))
-PLANNERS = {"fprop": choose.plan_fprop, "dgrad": choose.plan_dgrad, "wgrad": choose.plan_wgrad}
+DEVICES = (INTERPRETER, Device("a GPU", "90", 132), Device("another GPU", "gfx942", 304))
 LARGE = {
     "large_gemm": geometry_of((32, 256, 56, 56), (256, 256, 3, 3), padding=((1, 1), (1, 1))),
     "large_depthwise": geometry_of((32, 256, 56, 56), (256, 1, 3, 3), groups=256),
@@ -34,38 +29,23 @@ ALL = CASES | LARGE
 
 
 def plans(op, geometry):
-    """What the planner gives for every dtype, precision, layout and device."""
+    """(problem, plan) for every dtype, precision, layout and device."""
     precisions = ("ieee", "tf32", "tf32x3")
     for dtype, precision, last, device in itertools.product(
         DTYPES, precisions, (False, True), DEVICES
     ):
-        yield dtype, PLANNERS[op](geometry, dtype, Layout(channels_last=last), device, precision)
+        problem = Problem(op, geometry, dtype, precision, Layout(channels_last=last), device)
+        yield problem, choose.plan(problem)
 
 
-def results_of_a_program(op, geometry, tile):
-    if isinstance(tile, GemmTile):
-        return tile.BLOCK_M * tile.BLOCK_N
-    if isinstance(tile, BandedTile):
-        return tile.BLOCK_M * tile.BLOCK_P * tile.BLOCK_Q
-    if isinstance(tile, BandedGradTile):
-        return tile.BLOCK_R * tile.BLOCK_I
-    if isinstance(tile, RowsTile):
-        g, outputs = geometry, tile.BLOCK_P * tile.BLOCK_Q
-        if op == "wgrad":
-            outputs = g.group_C * g.R * g.S
-        elif op == "dgrad" and g.stride != (1, 1):  # every phase, of every channel
-            outputs *= g.group_C * g.steps(0)[0] * g.steps(1)[0]
-        return tile.BLOCK_C * tile.BLOCK_K * outputs
-    return tile.BLOCK_C * (1 if op == "wgrad" else tile.BLOCK_M)
-
-
-@pytest.mark.parametrize("op", PLANNERS)
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("name", ALL)
 def test_the_grid_covers_every_result_once(op, name):
     g = ALL[name]
     results = {"fprop": g.y_numel, "dgrad": g.x_numel, "wgrad": g.weight_numel}[op]
-    for _, p in plans(op, g):
-        assert p.grid * results_of_a_program(op, g, p.tile) >= results * p.splits
+    for problem, p in plans(op, g):
+        outputs = p.tile.work(p, problem).outputs
+        assert p.grid * outputs >= results * p.splits
         assert p.grid <= max(1, results) * p.splits, "a program without a result"
 
 
@@ -73,25 +53,20 @@ def test_the_grid_covers_every_result_once(op, name):
 def test_splits_cover_every_pixel_and_none_is_empty(name):
     g = ALL[name]
     pixels = g.P * g.Q * (1 if g.per_sample else g.N)
-    for dtype, p in plans("wgrad", g):
-        partials = p.partials * g.weight_numel * (8 if dtype == torch.float64 else 4)
-        assert p.splits == 1 or partials <= choose.MAX_WORKSPACE
-        if p.family == "banded":
-            strips = grad_strips(g, p.tile)
-            assert (p.splits - 1) * p.split_strips < strips <= p.splits * p.split_strips
-            continue
+    for problem, p in plans("wgrad", g):
+        partials = p.partials * g.weight_numel * (8 if problem.dtype == torch.float64 else 4)
+        assert p.splits == 1 or partials <= MAX_WORKSPACE
+        strips = p.tile.strips(problem)
+        assert (p.splits - 1) * p.split_strips < max(1, strips) <= p.splits * p.split_strips
+        if p.family in ("gemm", "stencil"):
+            assert p.splits * p.split_pixels >= pixels
+            assert (p.splits - 1) * p.split_pixels < max(1, pixels)
         if p.family == "rows":
             columns, rows = -(-g.Q // p.tile.BLOCK_Q), -(-g.P // p.tile.BLOCK_P)
-            strips = columns * rows * (1 if g.per_sample else g.N)
-            assert (p.splits - 1) * p.split_strips < strips <= p.splits * p.split_strips
-            continue
-        assert p.splits * p.split_pixels >= pixels
-        assert (p.splits - 1) * p.split_pixels < max(1, pixels)
-        step = p.tile.BLOCK_K if p.family == "gemm" else p.tile.BLOCK_M
-        assert p.split_pixels % step == 0
+            assert strips == columns * rows * (1 if g.per_sample else g.N)
 
 
-@pytest.mark.parametrize("op", PLANNERS)
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("name", ALL)
 def test_many_channels_take_the_gemm_one_the_rows_and_others_what_is_cheaper(op, name):
     g = ALL[name]
@@ -101,31 +76,31 @@ def test_many_channels_take_the_gemm_one_the_rows_and_others_what_is_cheaper(op,
         "dgrad": min(g.group_C, g.group_K * taps),
         "wgrad": min(g.group_K, g.group_C * taps),
     }[op]
-    for _, p in plans(op, g):
-        if shorter >= choose.GEMM_MIN:
+    for problem, p in plans(op, g):
+        if shorter >= GEMM_MIN:
             assert p.family == "gemm"
         elif p.family == "gemm":  # where a stencil would have a sum of many channels
             assert op == "wgrad" or (g.group_C if op == "fprop" else g.group_K) >= p.tile.BLOCK_K
-        assert p.family != "rows" or rows.has_rows_kernel(op, g)
+        assert p.family != "rows" or rows.is_legal(problem)
         turned = op == "dgrad" and p.family in ("rows", "banded") and g.stride == (1, 1)
         assert p.kernel == f"{'fprop' if turned else op}_{p.family}"
 
 
-@pytest.mark.parametrize("op", PLANNERS)
+@pytest.mark.parametrize("op", OPS)
 def test_few_results_of_many_channels_are_no_stencils(op):
     # The gradient of a photograph, and the layer that makes one: a matrix unit has an eighth of
     # its columns to do, a stencil 64 * 49 taps for every pixel.
     C, K = (64, 3) if op == "fprop" else (3, 64)
     g = geometry_of((32, C, 112, 112), (K, C, 7, 7), padding=((3, 3), (3, 3)))
-    for device in choose.DEVICES.values():
-        assert PLANNERS[op](g, torch.bfloat16, Layout(), device).family == "gemm"
+    for device in KNOWN.values():
+        assert planned(op, g, torch.bfloat16, Layout(), device).family == "gemm"
 
 
-@pytest.mark.parametrize("op", PLANNERS)
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 def test_depthwise_takes_the_rows_in_both_formats(op, last):
     g = geometry_of((8, 32, 56, 56), (32, 1, 3, 3), padding=((1, 1), (1, 1)), groups=32)
-    p = PLANNERS[op](g, torch.float32, Layout(channels_last=last), choose.DEVICES["h200"])
+    p = planned(op, g, torch.float32, Layout(channels_last=last), KNOWN["h200"])
     assert p.family == "rows"
     assert (p.tile.LANE_Q > 1) == last
 
@@ -133,10 +108,10 @@ def test_depthwise_takes_the_rows_in_both_formats(op, last):
 def test_a_window_too_large_to_unroll_takes_the_stencil_without_matrix_units():
     for window, steps in ((8, {}), (3, {"dilation": (50, 1)})):
         g = geometry_of((1, 1, 512, 512), (1, 1, window, window), **steps)
-        assert choose.plan_fprop(g, torch.float32, Layout(), choose.INTERPRETER).family == "stencil"
+        assert planned("fprop", g, torch.float32, Layout(), INTERPRETER).family == "stencil"
 
 
-@pytest.mark.parametrize("op", PLANNERS)
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("name", ALL)
 def test_plans_come_from_the_tables_print_and_hash(op, name):
     tiles = {tile for table in GEMM_TILES.values() for tile in table} | set(STENCIL_TILES)
@@ -151,7 +126,7 @@ def test_plans_come_from_the_tables_print_and_hash(op, name):
 
 def test_precision_is_for_float32_only_and_amd_has_no_tf32x3():
     for dtype, precision, device in itertools.product(DTYPES, ("tf32", "tf32x3"), DEVICES):
-        p = choose.plan_fprop(LARGE["large_gemm"], dtype, Layout(), device, precision)
+        p = planned("fprop", LARGE["large_gemm"], dtype, Layout(), device, precision)
         exact = dtype != torch.float32 or (precision == "tf32x3" and device.arch == "gfx942")
         assert p.precision == ("ieee" if exact else precision)
 
@@ -163,7 +138,7 @@ def test_many_pixels_of_one_filter_are_split():
 
 def test_equal_calls_get_the_same_plan_object():
     first, second = (
-        choose.plan_fprop(LARGE["large_gemm"], torch.float16, Layout(), choose.INTERPRETER)
+        planned("fprop", LARGE["large_gemm"], torch.float16, Layout(), INTERPRETER)
         for _ in range(2)
     )
     assert first is second
@@ -171,8 +146,8 @@ def test_equal_calls_get_the_same_plan_object():
 
 def test_a_grid_too_large_to_launch_is_refused():
     geometry = geometry_of((2**19, 1, 2**10, 2**10), (1, 1, 1, 1))
-    assert choose.plan_fprop(geometry, torch.float16, Layout(wide=True), choose.INTERPRETER)
+    assert planned("fprop", geometry, torch.float16, Layout(int64=True), INTERPRETER)
     too_large = geometry_of((2**21, 1, 2**10, 2**10), (1, 1, 1, 8))  # a stencil's window
-    layout = Layout(channels_last=True, wide=True)
+    layout = Layout(channels_last=True, int64=True)
     with pytest.raises(ArgumentError, match=r"4265607168 programs, more than the 2147483647"):
-        choose.plan_fprop(too_large, torch.float16, layout, choose.INTERPRETER)
+        planned("fprop", too_large, torch.float16, layout, INTERPRETER)

@@ -11,26 +11,20 @@ import pytest
 import torch
 from cases import tensors, whole_numbers
 from closeness import operands, run, truth
+from plans import H200, OPS, boxed, planned, with_tile
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan.choose import (
-    DEVICES,
-    Layout,
-    plan_dgrad,
-    plan_fprop,
-    plan_wgrad,
-    plan_with_tile,
-)
-from tricorr.ops.plan.tiles import GEMM_GRADIENT_TILES, GEMM_TILES, WIDE_GEMM_TILES
+from tricorr.ops.plan import choose
+from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, GEMM_TILES, WIDE_GEMM_TILES
+from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.tma import (
     TMA_GRADIENT_SHAPES,
     TMA_SHAPES,
-    is_legal_tma,
+    is_legal,
     multiplies_crosswise,
     shaped_tile,
 )
 
-PLANNERS = {"fprop": plan_fprop, "dgrad": plan_dgrad, "wgrad": plan_wgrad}
 KINDS = {
     "half": (torch.float16, "ieee"),
     "tf32": (torch.float32, "tf32"),
@@ -38,7 +32,6 @@ KINDS = {
     "ieee": (torch.float32, "ieee"),
     "float64": (torch.float64, "ieee"),
 }
-H200 = DEVICES["h200"]
 #: Between them they take every tile on a H200: few and many pixels, channels and filters.
 CALLS = [
     geometry_of((N, C, size, size), (K, C, R, R), (step, step), ((R // 2,) * 2,) * 2)
@@ -89,7 +82,7 @@ def shape_of(op, tile):
     return (tile.BLOCK_N, size, tile.num_warps, tile.num_stages)
 
 
-@pytest.mark.parametrize("op", PLANNERS)
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("product", KINDS)
 def test_every_tile_of_the_tables_is_planned_for_some_call(op, product):
     dtype, precision = KINDS[product]
@@ -97,10 +90,10 @@ def test_every_tile_of_the_tables_is_planned_for_some_call(op, product):
     for g in CALLS:
         g = replace(g, C=g.K, K=g.C) if op == "dgrad" else g
         aligned = all(n * dtype.itemsize % 16 == 0 for n in (g.C, g.K))
-        boxes = "pixels" if aligned else ""
-        layouts = (Layout(), Layout(wide=True), Layout(True), Layout(True, False, boxes, boxes))
+        boxes = "NHWC" if aligned else ""
+        layouts = (Layout(), Layout(int64=True), Layout(True), Layout(True, False, boxes, boxes))
         for layout in layouts:
-            plan = PLANNERS[op](g, dtype, layout, H200, precision)
+            plan = planned(op, g, dtype, layout, H200, precision)
             taken.add(shape_of(op, plan.tile) if plan.family == "tma" else plan.tile)
     tables = {*(GEMM_GRADIENT_TILES if op == "wgrad" else GEMM_TILES)[product]}
     if op != "wgrad":  # has its own, the last of its table
@@ -149,9 +142,10 @@ def test_every_shape_of_boxes(kernel_backend, op, product, shape):
     # Every tap is a program of its own in a weight gradient.
     rows, columns, R = (8, 8, 1) if op == "wgrad" else (10, 18, 3)
     g = geometry_of((2, C, rows, columns), (K, C, R, 2), padding=((R // 2, R // 2), (0, 1)))
-    tile = shaped_tile(name, g, dtype, shape, "pixels")
-    assert is_legal_tma(name, g, dtype, precision, "90", "pixels", tile)
-    plan = plan_with_tile(name, g, tile, precision=precision, splits=2)
+    problem = Problem(name, g, dtype, precision, boxed("NHWC"), H200)
+    tile = shaped_tile(problem, shape)
+    assert is_legal(problem, tile)
+    plan = choose.plan_with_tile(problem, tile, splits=2)
     assert plan.grid > 1
     assert multiplies_crosswise(dtype) == (product == "half")
     exact(op, g, plan, dtype, device, precision, channels_last=True)
@@ -166,6 +160,6 @@ def test_every_tile_of_wide_offsets(kernel_backend, op, product):
     tile = WIDE_GEMM_TILES[product]
     C, K = (tile.BLOCK_N + 3, 5) if op == "dgrad" else (5, tile.BLOCK_N + 3)
     g = geometry_of((2, C, 9, 11), (K, C, 3, 3), (1, 2), ((1, 1), (1, 1)))
-    plan = plan_with_tile(name, g, tile, wide=True, precision=precision, splits=2)
+    plan = with_tile(name, g, tile, 2, precision, int64=True, one_tap=False)
     assert plan.grid > 1
     exact(op, g, plan, dtype, kernel_backend.device, precision, channels_last=product == "tf32")

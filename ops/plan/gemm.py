@@ -1,0 +1,313 @@
+"""Matrix products through pointers: any call with many channels, and few channels of long sums."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from .cost import (
+    Code,
+    Work,
+    fits_matrix_unit,
+    matrix_work,
+    partial_bytes,
+    pipeline_bytes,
+    splits_that_fill,
+)
+from .device import MAX_REGISTERS
+from .integers import cdiv
+from .problem import Plan, Problem
+
+#: A split of a weight gradient sums at least this many pixels, so that partials stay few.
+MIN_SPLIT_PIXELS = 1024
+
+
+@dataclass(frozen=True)
+class GemmTile:
+    """Extents of one program's GEMM, and what the compiler is told.
+
+    Attributes:
+        BLOCK_M: pixels; filters, of a weight gradient.
+        BLOCK_N: channels of the result; columns (tap, channel), of a weight gradient.
+        BLOCK_K: elements (tap, channel) of a step of the sum; pixels, of a weight gradient.
+        num_warps, num_stages: of the launch.
+    """
+
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+    num_warps: int
+    num_stages: int
+
+    family: ClassVar[str] = "gemm"
+    partials: ClassVar[int] = 1
+
+    @property
+    def results(self) -> int:
+        """Accumulator elements per thread, for 32-thread warps."""
+        return self.BLOCK_M * self.BLOCK_N // (32 * self.num_warps)
+
+    def programs(self, problem: Problem) -> int:
+        """Programs that cover all results, a weight gradient's before it is split."""
+        g = problem.geometry
+        if problem.op == "wgrad":
+            rows, columns, problems = g.group_K, g.group_C * g.R * g.S, g.groups
+        else:
+            rows, columns, problems = problem.pixels, problem.group_channels, g.groups
+        if problem.op == "dgrad":  # each phase has programs of its own
+            rows = problem.samples * math.prod(g.phase_shape[1:])
+            problems *= math.prod(g.phases)
+        problems *= problem.banks
+        return problems * cdiv(rows, self.BLOCK_M) * cdiv(columns, self.BLOCK_N)
+
+    def strips(self, problem: Problem) -> int:
+        """Runs of BLOCK_K pixels of one problem, that a weight gradient sums."""
+        return cdiv(problem.pixels, self.BLOCK_K)
+
+    def step(self, op: str) -> tuple[int, int, int]:
+        """(M, N, K) of one step of the loop."""
+        return self.BLOCK_M, self.BLOCK_N, self.BLOCK_K
+
+    def splits(self, problem: Problem) -> int:
+        """Parts that a weight gradient's pixels are best cut into."""
+        return splits_that_fill(self, problem, cdiv(problem.pixels, MIN_SPLIT_PIXELS))
+
+    def shared_bytes(self, problem: Problem) -> int:
+        """About what a program holds in shared memory: the operands of every pipeline stage."""
+        return pipeline_bytes(self, problem)
+
+    def max_registers(self, problem: Problem) -> int | None:
+        """Registers of a thread that the compiler is limited to, see device.py."""
+        return MAX_REGISTERS if problem.dtype == torch.float64 else None
+
+    def suits(self, problem: Problem) -> bool:
+        """Whether a tile that was tuned for a problem near this one can serve it: always."""
+        return True
+
+    def flags(self, problem: Problem) -> Mapping[str, Any]:
+        """Fields of a Plan that this family decides."""
+        fills_a_step = problem.op != "wgrad" and problem.reduced >= self.BLOCK_K
+        return {"precision": problem.precision, "one_tap": fills_a_step}
+
+    def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
+        """What a launch asks of a device; `code` is of a program, where it was counted."""
+        return matrix_work(
+            plan,
+            problem,
+            code or self.code(plan, problem),
+            self._steps(plan, problem),
+            self.BLOCK_M * self.BLOCK_N,
+            plan.grid,
+            image_first=plan.op != "wgrad",
+            lone=self._lone(problem),
+            between_bytes=partial_bytes(plan, problem),
+        )
+
+    def _steps(self, plan: Plan, problem: Problem) -> float:
+        """Passes of a program's loop; of an input gradient, the mean over its phases."""
+        g = problem.geometry
+        if plan.op == "wgrad":
+            return plan.split_strips
+        phases = g.phases if plan.op == "dgrad" else (1, 1)
+        if plan.one_tap:
+            return g.R * g.S / math.prod(phases) * cdiv(problem.reduced, self.BLOCK_K)
+        # Whole rows of the window in a step, if they fit.
+        rows, row = cdiv(g.R, phases[0]), cdiv(g.S, phases[1]) * problem.reduced
+        return cdiv(rows, max(1, self.BLOCK_K // row)) * cdiv(row, self.BLOCK_K)
+
+    def _lone(self, problem: Problem) -> int:
+        """16-bit elements of a pass that are loaded one by one: of planes, moved by a window."""
+        if problem.layout.channels_last or problem.geometry.is_point or problem.dtype.itemsize > 2:
+            return 0
+        return self.BLOCK_K * (self.BLOCK_M + self.BLOCK_N * (problem.op == "wgrad"))
+
+    def code(self, plan: Plan, problem: Problem) -> Code:
+        """The code of a program, fitted to perf/results/codegen.json for sm_90; a test checks it.
+
+        A pass loads every element of its operands that a thread has in pieces of 16 bytes, and one
+        by one where each has a tap of its own; lone elements are put in pairs besides.
+        """
+        threads = problem.threads(self)
+        sums = self.BLOCK_M * self.BLOCK_N / threads
+        elements = (self.BLOCK_M + self.BLOCK_N) * self.BLOCK_K / threads
+        each_a_tap = plan.op != "wgrad" and not plan.one_tap
+        loop = 85 + (2.5 if each_a_tap else 0.8) * elements + 2.7 * self._lone(problem) / threads
+        if plan.op == "wgrad":  # decodes pixels
+            loop += 70
+        if problem.product == "tf32":
+            loop += 40
+        if problem.product == "tf32x3":  # both halves of every operand are made in registers
+            loop += 18 * elements
+        if problem.unit == "fma":
+            loop += sums * self.BLOCK_K
+        return Code(loop, 400 + 10 * sums, sums + (30 if problem.unit == "fma" else 60))
+
+
+#: For each kind of product, tiles from the largest down, the last one for few columns. The largest
+#: that fills the device is taken: it reads each input the fewest times. By machine code for sm_90,
+#: a warp issues for 2048 multiply-adds in bf16 (4 cycles of a H100's matrix unit, 8 of an A100's)
+#: and channels_last 1.1 instructions with 128x256x64, 2.2 with 128x128x64, 3.9 with 128x64x32 and
+#: 6.3 with 64x64x32. None has been tuned on a GPU yet; each is checked ahead of time for spills on
+#: sm_80, sm_90, sm_100 and gfx942.
+GEMM_TILES: dict[str, tuple[GemmTile, ...]] = {
+    "half": (
+        # Four stages: by shared memory for sm_90 and sm_100 only. On sm_80 it would spill.
+        GemmTile(128, 256, 64, num_warps=8, num_stages=4),
+        GemmTile(128, 128, 64, num_warps=8, num_stages=3),
+        GemmTile(128, 128, 32, num_warps=8, num_stages=3),
+        GemmTile(128, 64, 32, num_warps=4, num_stages=3),
+        GemmTile(64, 64, 32, num_warps=4, num_stages=3),
+        GemmTile(128, 32, 32, num_warps=4, num_stages=3),
+    ),
+    "tf32": (
+        GemmTile(128, 128, 32, num_warps=8, num_stages=3),
+        GemmTile(128, 64, 32, num_warps=8, num_stages=3),
+        GemmTile(64, 64, 32, num_warps=4, num_stages=3),
+        GemmTile(128, 32, 32, num_warps=4, num_stages=3),
+    ),
+    # Three products per product: operands are held twice, so tiles are smaller.
+    "tf32x3": (
+        GemmTile(64, 64, 32, num_warps=8, num_stages=2),
+        GemmTile(64, 32, 32, num_warps=4, num_stages=2),
+    ),
+    # No matrix unit multiplies float32 exactly: fused multiply-adds from registers.
+    "ieee": (
+        GemmTile(128, 64, 16, num_warps=8, num_stages=2),
+        GemmTile(64, 64, 16, num_warps=8, num_stages=2),
+        GemmTile(64, 32, 16, num_warps=4, num_stages=3),
+    ),
+    "float64": (
+        GemmTile(64, 32, 16, num_warps=8, num_stages=2),
+        GemmTile(32, 32, 16, num_warps=4, num_stages=2),
+    ),
+}
+
+#: Summed channels of a step that only channels_last loads: in 16 bits, where pixels are neighbours
+#: instead, every element passes through a register of its own, and more of them spill (sm_80).
+LONG_STEP = 64
+
+#: Most accumulator elements per thread where the channels of neither, one and both of the images
+#: come in pieces that 16 bytes do not divide: such elements are loaded and stored one by one, each
+#: at an offset of its own. 64 spill with one such image (sm_80 in the loop, sm_90 after it); with
+#: two, WIDE_GEMM_TILES are left.
+LONE_RESULTS = (math.inf, 32, 0)
+
+#: For offsets that take two registers or are not shared: every element has one of its own, see
+#: LONE_RESULTS; or a reduction or columns run through several taps while offsets have 64 bits or
+#: taps are counted at run time, as those of an input gradient's phase are. Most tiles above spill
+#: there, none does with 16 results per thread.
+WIDE_GEMM_TILES: dict[str, GemmTile] = {
+    "half": GemmTile(64, 64, 32, num_warps=8, num_stages=3),
+    "tf32": GemmTile(64, 64, 32, num_warps=8, num_stages=3),
+    "tf32x3": GemmTile(64, 32, 32, num_warps=8, num_stages=2),
+    "ieee": GemmTile(64, 64, 16, num_warps=8, num_stages=2),
+    "float64": GemmTile(64, 32, 16, num_warps=8, num_stages=2),
+}
+
+#: Tiles of weight gradients: for many filters and columns, for few, and as WIDE_GEMM_TILES.
+#: Rows are filters there, and splits fill the device, so the size does not depend on the pixels.
+GEMM_GRADIENT_TILES: dict[str, tuple[GemmTile, GemmTile, GemmTile]] = {
+    "half": (
+        GemmTile(128, 128, 32, num_warps=8, num_stages=3),
+        GemmTile(64, 64, 32, num_warps=4, num_stages=3),
+        GemmTile(64, 64, 32, num_warps=8, num_stages=3),
+    ),
+    "tf32": (
+        GemmTile(128, 64, 32, num_warps=8, num_stages=3),
+        GemmTile(64, 64, 32, num_warps=4, num_stages=3),
+        GemmTile(64, 64, 32, num_warps=8, num_stages=3),
+    ),
+    "tf32x3": (
+        GemmTile(64, 64, 32, num_warps=8, num_stages=2),
+        GemmTile(64, 32, 32, num_warps=8, num_stages=2),
+        GemmTile(64, 32, 32, num_warps=8, num_stages=2),
+    ),
+    "ieee": (
+        GemmTile(64, 64, 16, num_warps=8, num_stages=3),
+        GemmTile(64, 32, 16, num_warps=4, num_stages=2),
+        GemmTile(64, 32, 16, num_warps=8, num_stages=3),
+    ),
+    "float64": (
+        GemmTile(64, 32, 16, num_warps=4, num_stages=2),
+        GemmTile(32, 32, 16, num_warps=4, num_stages=2),
+        GemmTile(64, 32, 16, num_warps=8, num_stages=2),
+    ),
+}
+
+
+def tiles(problem: Problem) -> list[GemmTile]:
+    """The tiles that the planner may take.
+
+    Of few channels, one: a matrix unit multiplies mostly zeros, but a stencil pays for every
+    reduced channel, so it is tried where those fill a step.
+    """
+    if problem.op == "wgrad":
+        many, few, wide = GEMM_GRADIENT_TILES[problem.product]
+        alone = problem.layout.int64 or _ragged_images(problem) == 2
+        return [wide] if alone else [many, few]
+    found = _pixel_tiles(problem)
+    if problem.layout.heavy_epilogue:  # 128 x 256 sums would spill, and 128 x 128 of NCHW images
+        columns = 256 if problem.layout.channels_last else 128
+        found = [tile for tile in found if tile.BLOCK_N < columns]
+    if problem.has_few_channels:
+        narrowest = min(found, key=lambda tile: tile.BLOCK_N)
+        return [narrowest] if problem.reduced >= narrowest.BLOCK_K else []
+    return found
+
+
+def _pixel_tiles(problem: Problem) -> list[GemmTile]:
+    """The tiles of fprop and dgrad that neither spill nor overflow shared memory."""
+    layout, reduced = problem.layout, problem.reduced
+    long_steps = layout.channels_last and reduced % LONG_STEP == 0 and not layout.int64
+    table = [t for t in tiles_with_room(problem) if long_steps or t.BLOCK_K < LONG_STEP]
+    if problem.op == "dgrad_frame":  # has few pixels, and two loops that take registers
+        table = table[-1:]
+    by_phases = problem.op == "dgrad" and math.prod(problem.geometry.phases) > 1
+    most = LONE_RESULTS[_ragged_images(problem)]
+    kept = [
+        tile
+        for tile in table
+        if (tile.results <= most if reduced >= tile.BLOCK_K else not (layout.int64 or by_phases))
+    ]
+    return kept if len(kept) == len(table) else [*kept, WIDE_GEMM_TILES[problem.product]]
+
+
+def tiles_with_room(problem: Problem) -> list[GemmTile]:
+    """The tiles of GEMM_TILES whose operands a device has the shared memory for."""
+    room = problem.device.limits.shared
+    return [t for t in GEMM_TILES[problem.product] if t.shared_bytes(problem) <= room]
+
+
+def _ragged_images(problem: Problem) -> int:
+    """How many of x and y have channels that do not come in pieces of 16 bytes."""
+    g, piece = problem.geometry, max(1, 16 // problem.dtype.itemsize)
+    return sum(channels % piece != 0 for channels in (g.group_C, g.group_K))
+
+
+#: The types of this family's tiles.
+KINDS: tuple[type[Any], ...] = (GemmTile,)
+
+
+def neighbours(tile: GemmTile, problem: Problem) -> Iterator[GemmTile]:
+    """The tiles that a tuner tries: of any size that the channels can fill half of."""
+    g = problem.geometry
+    wgrad = problem.op == "wgrad"
+    rows = g.group_K if wgrad else math.inf
+    columns = g.group_C * g.R * g.S if wgrad else problem.group_channels
+    for m, n, *rest in itertools.product(
+        (32, 64, 128, 256), (16, 32, 64, 128, 256), (16, 32, 64, 128), (4, 8), (2, 3, 4)
+    ):
+        if m < 2 * max(rows, 32) and n < 2 * max(columns, 16):
+            found = GemmTile(m, n, *rest)
+            if fits(found, problem):
+                yield found
+
+
+def fits(tile: GemmTile, problem: Problem) -> bool:
+    """Whether a tile neither spills nor overflows, by count."""
+    return fits_matrix_unit(tile, problem)

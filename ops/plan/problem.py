@@ -1,0 +1,289 @@
+"""What is planned, what a plan is, and what every kernel family's tile can be asked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+
+from ..geometry import Geometry
+from .device import GEMM_MIN, INTERPRETER, Device
+
+if TYPE_CHECKING:
+    from .cost import Code, Work
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tensors of a call lie in memory, and what follows its sums.
+
+    Attributes:
+        channels_last: neighbouring channels are neighbours in memory.
+        int64: some offset or pixel count needs 64 bits.
+        x_boxes: the format in which a tensor descriptor can describe x: "NHWC", "NCHW", or "" for
+            neither and where x and y differ in dtype. See launch/layout.py, boxes_of.
+        y_boxes: the same of y.
+        heavy_epilogue: the epilogue is register-hungry (residual, gelu, silu).
+        as_rows: planes are read as one row of H * W pixels, which a 1x1 window allows; x_boxes and
+            y_boxes are those of the rows.
+    """
+
+    channels_last: bool = False
+    int64: bool = False
+    x_boxes: str = ""
+    y_boxes: str = ""
+    heavy_epilogue: bool = False
+    as_rows: bool = False
+
+    def boxes(self, op: str) -> str:
+        """The format of all images that `op` reads, "" where they differ."""
+        if op == "wgrad":
+            return self.x_boxes if self.x_boxes == self.y_boxes else ""
+        return self.x_boxes if op == "fprop" else self.y_boxes
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One operator to plan: everything that a planner, a cost or a tuner may ask.
+
+    Attributes:
+        op: "fprop", "dgrad", "wgrad", or "dgrad_frame" for what a padding mode adds to dgrad.
+        geometry: of the forward call. Of dgrad, the padding mode is "zeros" whatever was given.
+        dtype: of the weight and of the images; x may be uint8, see x_bytes.
+        precision: how float32 is multiplied: "ieee", "tf32" or "tf32x3". It is "ieee" for other
+            dtypes whatever was given, and for tf32x3 on AMD, where Triton has none: no less exact.
+        layout: of the tensors in memory.
+        device: that runs it.
+        x_bytes: of an element of x; 0 for those of dtype. The planner takes a uint8 image for one
+            of dtype; predictions do not.
+    """
+
+    op: str
+    geometry: Geometry
+    dtype: torch.dtype = torch.float32
+    precision: str = "ieee"
+    layout: Layout = Layout()
+    device: Device = INTERPRETER
+    x_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.op == "dgrad":
+            object.__setattr__(self, "geometry", self.geometry.without_padding_mode())
+        lacks_tf32x3 = self.precision == "tf32x3" and self.device.arch.startswith("gfx")
+        if self.dtype != torch.float32 or lacks_tf32x3:
+            object.__setattr__(self, "precision", "ieee")
+
+    @property
+    def is_input_gradient(self) -> bool:
+        """Whether the result is dx, or its frame."""
+        return self.op.startswith("dgrad")
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether rows and banded kernels compute it as a forward correlation of dy."""
+        return self.op == "dgrad" and self.geometry.stride == (1, 1)
+
+    @functools.cached_property
+    def correlated(self) -> Geometry:
+        """Of the forward correlation that computes it where is_turned, else of the call."""
+        return self.geometry.adjoint() if self.is_turned else self.geometry
+
+    @functools.cached_property
+    def boxed(self) -> Geometry:
+        """The geometry with planes as rows where the layout says that they are read so."""
+        return self.geometry.as_rows() if self.layout.as_rows else self.geometry
+
+    @property
+    def product(self) -> str:
+        """The kind of product: "half", "tf32", "tf32x3", "ieee" or "float64"."""
+        if self.dtype == torch.float32:
+            return self.precision
+        return "float64" if self.dtype == torch.float64 else "half"
+
+    @property
+    def products(self) -> int:
+        """Products of a matrix unit for each multiply-add."""
+        return 3 if self.precision == "tf32x3" else 1
+
+    @property
+    def unit(self) -> str:
+        """The unit of a device that multiplies matrices of this kind, see device.Rates."""
+        return {"ieee": "fma", "tf32x3": "tf32"}.get(self.product, self.product)
+
+    @property
+    def words(self) -> int:
+        """32-bit registers of one sum."""
+        return 2 if self.dtype == torch.float64 else 1
+
+    @property
+    def channels(self) -> int:
+        """Channels of the result; filters, of a weight gradient."""
+        return self.geometry.C if self.is_input_gradient else self.geometry.K
+
+    @property
+    def group_channels(self) -> int:
+        """Channels of the result in one group."""
+        return self.channels // self.geometry.groups
+
+    @property
+    def reduced(self) -> int:
+        """Channels of a group that are summed over; of a weight gradient, those of x."""
+        g = self.geometry
+        return g.group_K if self.is_input_gradient else g.group_C
+
+    @property
+    def has_few_channels(self) -> bool:
+        """Whether a matrix unit would mostly multiply zeros."""
+        window = self.geometry.R * self.geometry.S
+        return min(self.group_channels, self.reduced * window) < GEMM_MIN
+
+    @property
+    def samples(self) -> int:
+        """Samples whose pixels are counted through in one independent problem."""
+        return 1 if self.geometry.per_sample else self.geometry.N
+
+    @property
+    def banks(self) -> int:
+        """Independent problems: a filter bank per sample makes each sample one."""
+        return self.geometry.N if self.geometry.per_sample else 1
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of one independent problem: of the result, or of dy for a weight gradient."""
+        g = self.geometry
+        if self.op == "dgrad_frame":
+            return self.samples * g.frame_pixels
+        return self.samples * (g.H * g.W if self.op == "dgrad" else g.P * g.Q)
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of an element of the image that is read: x, or dy for an input gradient."""
+        return (
+            self.dtype.itemsize if self.is_input_gradient else self.x_bytes or self.dtype.itemsize
+        )
+
+    @property
+    def read_bytes(self) -> tuple[int, int]:
+        """Bytes of the two tensors that are read, the image first: (x or dy, weight or dy)."""
+        g, itemsize = self.geometry, self.dtype.itemsize
+        if self.is_input_gradient:
+            return g.y_numel * itemsize, g.weight_numel * itemsize
+        second = g.y_numel if self.op == "wgrad" else g.weight_numel
+        return g.x_numel * self.image_bytes, second * itemsize
+
+    @property
+    def compulsory_bytes(self) -> int:
+        """Bytes that must be moved: each tensor once."""
+        return self.geometry.compulsory_bytes(
+            self.image_bytes, self.dtype.itemsize, self.dtype.itemsize
+        )
+
+    def threads(self, tile: Tile) -> int:
+        """Threads of a program with this tile."""
+        return self.device.limits.lanes * tile.num_warps
+
+
+class Tile(Protocol):
+    """What one program of a kernel family computes, and what follows from that.
+
+    Fields in upper case are extents that the kernel is given under the same names. A family is a
+    module with such a class and two functions: `tiles(problem)`, which the planner may take, none
+    where the family cannot or should not, and `neighbours(tile, problem)`, which a tuner tries.
+    """
+
+    family: ClassVar[str]
+
+    @property
+    def num_warps(self) -> int:
+        """Warps of a program."""
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the loop's software pipeline."""
+
+    @property
+    def partials(self) -> int:
+        """Results of a weight gradient that one part of its pixels leaves to sum_partials."""
+
+    def programs(self, problem: Problem) -> int:
+        """Programs that cover all results, a weight gradient's before it is split."""
+
+    def strips(self, problem: Problem) -> int:
+        """Steps of a weight gradient's reduction, which parts of it are whole numbers of."""
+
+    def step(self, op: str) -> tuple[int, int, int]:
+        """(M, N, K) of one step: M x N results, sums over K."""
+
+    def splits(self, problem: Problem) -> int:
+        """Parts that a weight gradient's reduction is best cut into."""
+
+    def shared_bytes(self, problem: Problem) -> int:
+        """About what a program holds in shared memory: the operands of every pipeline stage."""
+
+    def max_registers(self, problem: Problem) -> int | None:
+        """Registers of a thread that the compiler is limited to on NVIDIA, None for no limit."""
+
+    def suits(self, problem: Problem) -> bool:
+        """Whether a tile that was tuned for a problem near this one can serve it."""
+
+    def flags(self, problem: Problem) -> Mapping[str, Any]:
+        """Fields of a Plan that this family decides."""
+
+    def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
+        """What a launch asks of a device; `code` is of a program, where it was counted."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One operator's kernel and how it is launched.
+
+    Attributes:
+        op: as in Problem.
+        tile: extents of a program; its family names the kernel.
+        grid: number of programs.
+        int64: offsets are 64-bit.
+        precision: how the kernel multiplies float32: "ieee", "tf32" or "tf32x3".
+        one_tap: a reduction step of a GEMM covers channels of a single tap.
+        splits: parts that a weight gradient's reduction is cut into.
+        split_strips: strips of one part, see Tile.strips; 0 of other operators.
+        interior: tiles of a rows kernel that run without masks: "none", "some" or "all".
+        turned: an input gradient runs as a forward correlation, see Geometry.adjoint.
+        as_rows: boxes of a tma kernel are those of Geometry.as_rows.
+        max_registers: of a thread, None where that is left to the compiler.
+    """
+
+    op: str
+    tile: Tile
+    grid: int
+    int64: bool
+    precision: str = "ieee"
+    one_tap: bool = False
+    splits: int = 1
+    split_strips: int = 0
+    interior: str = "none"
+    turned: bool = False
+    as_rows: bool = False
+    max_registers: int | None = None
+
+    @property
+    def family(self) -> str:
+        """The kernel family: gemm, tma, stencil, rows or banded."""
+        return self.tile.family
+
+    @property
+    def kernel(self) -> str:
+        """The name of the kernel, which is also the name of its file in kernels/."""
+        return f"{'fprop' if self.turned else self.op}_{self.family}"
+
+    @property
+    def split_pixels(self) -> int:
+        """Pixels of one part of a weight gradient whose strips are runs of pixels."""
+        return self.split_strips * self.tile.step(self.op)[2]
+
+    @property
+    def partials(self) -> int:
+        """Results of a weight gradient that sum_partials adds up; 1 if there is nothing to add."""
+        return self.splits * self.tile.partials

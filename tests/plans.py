@@ -1,0 +1,29 @@
+"""Plans as the planner makes them, and with a tile of a test's choice."""
+
+from dataclasses import replace
+
+import torch
+
+from tricorr.ops.plan import choose
+from tricorr.ops.plan.device import DEVICES, INTERPRETER
+from tricorr.ops.plan.problem import Layout, Problem
+
+OPS = ("fprop", "dgrad", "wgrad")
+H200 = DEVICES["h200"]
+PLAIN = Layout()
+
+
+def boxed(boxes, as_rows=False):
+    """The layout of images that descriptors can describe in this format."""
+    return Layout(boxes == "NHWC", x_boxes=boxes, y_boxes=boxes, as_rows=as_rows)
+
+
+def planned(op, geometry, dtype, layout=PLAIN, device=INTERPRETER, precision="ieee"):
+    """The planner's plan."""
+    return choose.plan(Problem(op, geometry, dtype, precision, layout, device))
+
+
+def with_tile(op, geometry, tile, splits=1, precision="ieee", layout=PLAIN, **changes):
+    """The plan with a tile, and with fields of it changed."""
+    problem = Problem(op, geometry, torch.float32, precision, layout)
+    return replace(choose.plan_with_tile(problem, tile, splits), **changes)
