@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .compiler import compiling
 from .faults import Unsupported
@@ -151,7 +150,7 @@ class Launcher:
         maps = iter(self.metadata.tensordesc_meta or [])
         given: list[int | TensorMap] = []
         for _, value in flat.values():
-            if isinstance(value, TensorDescriptor):
+            if hasattr(value, "block_shape"):  # a descriptor, Triton's or Gluon's
                 how = next(maps)
                 given.append(
                     TensorMap(
