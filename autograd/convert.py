@@ -10,13 +10,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..ops import ArgumentTypeError, shown
+from ..ops import ArgumentError, ArgumentTypeError, as_padding, as_pair, shown
 from ..ops.checks import FLOAT_DTYPES
 from .modules import Conv2D, ConvTranspose2D, LazyConv2D, LazyConvTranspose2D
 
@@ -58,9 +60,11 @@ def convert(model: nn.Module, where: Callable[[str, nn.Module], bool] | None = N
     mode, and runs on our kernels from now on. Layers that are ours already are passed over, so a
     second call changes nothing. A compiled model compiles anew at its next call.
 
-    A subclass stays an instance of its class. It is left alone where that class overrides `forward`
-    or `_conv_forward`, for what these do is not ours to know. So are quantized, complex and
-    TorchScript layers.
+    A layer is converted only where ours is known to compute the same. It is left alone where its
+    class overrides `forward` or `_conv_forward`, where somebody has replaced these in PyTorch's own
+    classes or on the layer, where PyTorch would go on with padding that was changed after it was
+    made, where an attribute means something else to ours, and where it is quantized, complex or
+    TorchScript. A subclass stays an instance of its class.
 
     Args:
         model: any module; it may itself be the layer.
@@ -88,8 +92,8 @@ def convert_back(
     """Makes every layer of ours inside a model PyTorch's again: undoes `convert`.
 
     Layers that were made as ours become PyTorch's as well, except what PyTorch does not have: the
-    textbook's layer without channels, padding that differs from side to side, a class written on
-    one of ours.
+    textbook's layer without channels, padding that differs from side to side or was changed after
+    the layer was made, an activation, a class written on one of ours.
 
     Args:
         model, where: as for `convert`.
@@ -167,11 +171,18 @@ def _reason_to_leave(layer: Any) -> str | None:
     replaced = {"forward", "_conv_forward"} & vars(layer).keys()
     if replaced:
         return f"{min(replaced)} is replaced on this very layer"
+    if getattr(layer, "activation", None) is not None:
+        return f"it has an activation of its own, here {shown(layer.activation)}"
     for form in (cls, getattr(cls, "cls_to_become", None) or cls):
         overrides = _override(form)
         if overrides:
             return overrides
+    unclear = _replaced_in_pytorch(cls) or _stale_numbers(layer)
+    if unclear:
+        return unclear
     for tensor in _operands(layer):
+        if type(tensor).__module__.partition(".")[0] != "torch":
+            return f"it holds a {type(tensor).__name__}, whose operations may be its own"
         if tensor.dtype not in FLOAT_DTYPES:
             return f"it holds {tensor.dtype}, not float16, bfloat16, float32 or float64"
         if tensor.layout != torch.strided:
@@ -188,6 +199,50 @@ def _override(cls: type) -> str | None:
     return None
 
 
+def _replaced_in_pytorch(cls: type) -> str | None:
+    """Which function of PyTorch that a layer runs is no longer PyTorch's, or None."""
+    base = nn.Conv2d if issubclass(cls, nn.Conv2d) else nn.ConvTranspose2d
+    for name in ("forward", "_conv_forward"):
+        method = getattr(base, name, None)
+        if method is not None and not _is_written_in(method, nn.modules.conv.__file__):
+            return f"nn.{base.__name__}.{name} has been replaced"
+    name = "conv2d" if base is nn.Conv2d else "conv_transpose2d"
+    if not isinstance(getattr(F, name), BuiltinFunctionType):
+        return f"torch.nn.functional.{name} has been replaced"
+    return None
+
+
+def _is_written_in(function: Any, file: str) -> bool:
+    return isinstance(function, FunctionType) and function.__code__.co_filename == file
+
+
+def _stale_numbers(layer: Any) -> str | None:
+    """Why a layer's stride, padding and dilation do not say what PyTorch's layer does, or None.
+
+    PyTorch's layer pads by a private list that was made with it, except with zeros; ours reads the
+    attributes when it is called.
+    """
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        weight = layer._buffers.get("weight")
+    known = weight is not None and not nn.parameter.is_lazy(weight)
+    window = tuple(weight.shape[-2:]) if known else as_pair("kernel_size", layer.kernel_size)
+    try:
+        stride, dilation = as_pair("stride", layer.stride), as_pair("dilation", layer.dilation)
+        (top, bottom), (left, right) = as_padding(layer.padding, window, stride, dilation)
+    except (ArgumentError, ArgumentTypeError) as error:
+        return str(error)
+    if layer.padding_mode == "zeros":
+        return None
+    made_with = list(layer._reversed_padding_repeated_twice)
+    if made_with == [left, right, top, bottom]:
+        return None
+    return (
+        f"PyTorch's layer pads by {made_with} (left, right, top, bottom), as it was made, and not "
+        f"by its padding={layer.padding!r}"
+    )
+
+
 def _operands(layer: nn.Module) -> Iterator[torch.Tensor]:
     """What weight and bias are made of. They are not asked for: a parametrization would compute."""
     yield from layer.parameters()
@@ -202,9 +257,11 @@ def _reason_to_keep(layer: Any) -> str | None:
         return f"{written.__name__} is written on tricorr's layer"
     if getattr(layer, "_every_plane", False):
         return "nn.Conv2d has no layer without channels"
-    if any(isinstance(sides, tuple) for sides in layer.padding):
+    if getattr(layer, "activation", None) not in (None, "none"):
+        return f"PyTorch's layer has no activation, here {layer.activation!r}"
+    if isinstance(layer.padding, tuple) and isinstance(layer.padding[0], tuple):
         return f"PyTorch's layer has no padding by side, here {layer.padding}"
-    return None
+    return _stale_numbers(layer)
 
 
 def _our_class(cls: type) -> type:
