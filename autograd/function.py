@@ -23,7 +23,7 @@ from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
 from .. import ops
-from ..ops import Geometry, direct
+from ..ops import BackendError, Geometry, direct
 from ..ops.cpu import ACTIVATION_FUNCTIONS
 from .batching import fold_bias, fold_weighted, fold_wgrad
 
@@ -55,6 +55,11 @@ def input_gradient(
 ) -> torch.Tensor:
     """dgrad, differentiable in dy, weight and bias."""
     if _is_traced():
+        if torch._C._get_tracing_state():  # PyTorch's tracer takes no operator with SymInt[]
+            raise BackendError(
+                "torch.jit.trace cannot record a transposed correlation or an input gradient: "
+                "make the model PyTorch's first, by tricorr.convert_back, or use torch.export"
+            )
         return ops.dgrad(dy, weight, geometry, precision, bias)
     if _is_unwatched(dy, weight, bias):
         return InputGradient2D.forward(dy, weight, bias, geometry, precision)
@@ -73,12 +78,13 @@ def weight_gradient(
 
 
 def _is_traced() -> bool:
-    """Whether a compiler reads along and can do so through the operators alone.
+    """Whether a compiler or torch.jit.trace reads along and can do so through the operators alone.
 
-    Inside torch.func's transforms it can not: an operator's derivative has no forward mode (its
+    Inside torch.func's transforms they can not: an operator's derivative has no forward mode (its
     tangents would be zero) and no transforms. The Functions there make Dynamo leave the graph.
     """
-    return torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    reads = torch.compiler.is_compiling() or torch._C._get_tracing_state()
+    return bool(reads) and not torch._C._are_functorch_transforms_active()
 
 
 def _is_unwatched(*tensors: torch.Tensor | None) -> bool:

@@ -21,6 +21,7 @@ from ..ops import (
     shown,
 )
 from ..ops.checks import are_alike, check_activation, check_precision, check_tensors
+from ..ops.geometry import shape_of
 from .function import correlate, input_gradient, weight_gradient
 
 if TYPE_CHECKING:
@@ -459,7 +460,7 @@ def _apply(
     if residual is not None:
         residual = _residual(residual, input, weight, bank, geometry)
     y = correlate(x, bank, bias, geometry, _precision(bank, precision), activation, residual)
-    if weight.dim() == 2 and y.shape[:2] != input.shape[:-2]:
+    if weight.dim() == 2 and shape_of(y)[:2] != shape_of(input)[:-2]:
         return y.reshape(*input.shape[:-2], geometry.P, geometry.Q)
     return y if input.dim() == 4 else y.squeeze(0)
 
@@ -484,7 +485,7 @@ def _prepare(
     if precision is not None:
         check_precision(precision)
     x, bank, groups = _four_dimensional(input, weight, as_integer("groups", groups))
-    x_shape, bank_shape = x.shape, bank.shape
+    x_shape, bank_shape = shape_of(x), shape_of(bank)
     step, spread = as_pair("stride", stride), as_pair("dilation", dilation)
     border = as_padding(padding, bank_shape[-2:], step, spread)
     geometry = ops.geometry_of(
@@ -581,7 +582,7 @@ def _gradient_geometry(
 
 
 def _check_bias(bias: torch.Tensor | None, filters: int, weight: torch.Tensor) -> None:
-    if bias is not None and bias.shape != (filters,):
+    if bias is not None and shape_of(bias) != (filters,):
         raise ArgumentError(
             f"bias must have shape ({filters},) for a weight of shape {_shape(weight)}, "
             f"got {_shape(bias)}"

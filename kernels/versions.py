@@ -42,6 +42,11 @@ def fence_copies(operand, PRECISION: tl.constexpr):
         )
 
 
+def is_interpreted():
+    """Whether Triton decorated its own functions and the kernels for its interpreter."""
+    return not any(isinstance(f, triton.runtime.JITFunction) for f in (tl.cdiv, fence_copies))
+
+
 @functools.cache
 def mend_interpreter():
     """Makes range(n) run in the interpreter of Triton 3.6 where the kernel computed n.

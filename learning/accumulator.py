@@ -251,7 +251,7 @@ class KernelAccumulator:
         error = squared_error(sums, theta).clamp(min=0)
         quality = quality_of(sums, constraints, theta, error, shape, [], solver == "normal")
         return LearnedKernel.of(
-            from_flat(theta, shape, torch.empty(0, dtype=self._dtype)),
+            from_flat(theta, shape, torch.empty(0, dtype=self._dtype, device="cpu")),
             self.settings,
             self._plain,
             history=history,

@@ -57,7 +57,7 @@ class Sums:
         filters, channels, R, S = weight_shape
         unknowns = channels * R * S + terms
         shapes = ((grams, unknowns, unknowns), (filters, unknowns), *[(filters,)] * 4, (2,))
-        return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device="cpu") for shape in shapes))
 
     def add(self, other: Sums) -> None:
         """Adds the sums over other pixels to these."""

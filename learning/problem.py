@@ -165,9 +165,10 @@ class Problem:
             p.weights is None or p.weights.shape[1] == 1 for p in self.pairs
         )
         K = 1 if same else K
-        random = torch.Generator().manual_seed(0)
+        cpu = torch.device("cpu")
+        random = torch.Generator(cpu).manual_seed(0)
         draws = [
-            torch.randn(K, *shape, generator=random, dtype=torch.float64).to(self.like)
+            torch.randn(K, *shape, generator=random, dtype=torch.float64, device=cpu).to(self.like)
             for shape in (window, (len(self.background.terms),))
         ]
         point = Point(*draws)

@@ -107,7 +107,7 @@ def quality_of(
     normals = [Normal(g, replace(constraints, ridge=0.0)) for g in sums.gram]
     worst = max(normals, key=lambda n: (-n.rank, n.condition), default=None)
     ranks = [n.rank for n in normals for _ in range(len(theta) // len(normals))]
-    degrees = sums.pixels - torch.tensor(ranks or [free] * len(theta)).to(sums.pixels)
+    degrees = sums.pixels - sums.pixels.new_tensor(ranks or [free] * len(theta))
     spread = sums.squares - sums.target_sum.square() / sums.weight_sum.clamp(min=1e-300)
     total, weight = float(error.sum()), float(sums.weight_sum.sum())
     found = Quality(

@@ -406,6 +406,18 @@ def as_shape(name: str, value: Any) -> tuple[int, ...]:
     return tuple(as_integer(name, item) for item in items)
 
 
+def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
+    """A tensor's sizes as ints: while torch.jit.trace records, PyTorch gives tensors for them."""
+    if torch.compiler.is_compiling() or not torch._C._get_tracing_state():
+        return tensor.shape
+    recording = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        return tuple(tensor.shape)
+    finally:
+        torch._C._set_tracing_state(recording)  # type: ignore[attr-defined]
+
+
 def as_padding(
     value: Any, window: Sequence[int] = (1, 1), stride: Pair = (1, 1), dilation: Pair = (1, 1)
 ) -> tuple[Pair, Pair]:

@@ -36,7 +36,8 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTI
 pytestmark = [
     pytest.mark.parametrize("backend", ["cpu"], indirect=True),
     # PyTorch's rules for forward mode still use TorchScript.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),
+    pytest.mark.filterwarnings(r"ignore:`torch.jit.\w+` is deprecated"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     # Dynamo makes one to look at it.
     pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated"),
 ]

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ...kernels.versions import mend_interpreter
+from ...kernels.versions import is_interpreted, mend_interpreter
+from ..errors import BackendError
 
 # The interpreter patches triton.language while it runs, so it takes one launch at a time.
 _LOCK = threading.RLock()
@@ -15,7 +16,16 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def one_launch() -> Iterator[None]:
-    """What a launch in the interpreter has to be inside of."""
+    """What a launch in the interpreter has to be inside of.
+
+    Raises:
+        BackendError: Triton was imported before TRITON_INTERPRET was set, and compiles.
+    """
+    if not is_interpreted():
+        raise BackendError(
+            "TRITON_INTERPRET=1 was set after triton had been imported, which then compiles: set "
+            "it in the shell, or before the first import of triton or torch._inductor"
+        )
     # A GPU does not warn of infinities; NumPy, with which the interpreter computes, would.
     with _LOCK, sys.modules["numpy"].errstate(all="ignore"):
         mend_interpreter()

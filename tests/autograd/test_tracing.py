@@ -1,0 +1,92 @@
+"""torch.jit.trace, default devices, and an interpreter that comes too late."""
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import tricorr
+
+on_cpu = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*:DeprecationWarning")
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_traced_layer_computes_and_is_saved(backend, grad):
+    layer = tricorr.Conv2D(1, 2, 2, activation="relu").to(backend.device).requires_grad_(grad)
+    image, other = (
+        torch.randn(shape, device=backend.device) for shape in ((1, 1, 3, 4), (2, 1, 4, 3))
+    )
+    saved = io.BytesIO()
+    torch.jit.save(torch.jit.trace(layer, image), saved)
+    saved.seek(0)
+    traced = torch.jit.load(saved)
+    assert torch.equal(traced(other), layer(other))  # any size, not only the traced one
+    if grad:
+        traced(other).sum().backward()
+        (weight,) = (p for p in traced.parameters() if p.dim() == 4)
+        (expected,) = torch.autograd.grad(layer(other).sum(), layer.weight)
+        assert torch.equal(weight.grad, expected)
+
+
+@on_cpu
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_transposed_layer_is_not_traced(backend):
+    layer = tricorr.ConvTranspose2D(1, 2, 2)
+    with pytest.raises(
+        tricorr.BackendError, match=r"torch\.jit\.trace cannot record .*convert_back"
+    ):
+        torch.jit.trace(layer, torch.ones(1, 1, 3, 3))
+
+
+@on_cpu
+def test_operands_say_where_tensors_are_made(backend):
+    """Under a default device of another kind: a tensor made on it meets the others and fails."""
+    x, y = torch.rand(2, 8, 8).double().unbind()
+    weight = torch.rand(3, 3, dtype=torch.float64)
+    options = {"solver": "normal", "background": 1}
+
+    def everything():
+        accumulator = tricorr.KernelAccumulator((3, 3))
+        accumulator.update(x, y)
+        image = x.clone().requires_grad_()
+        circular = tricorr.corr2d(image, weight, padding=1, padding_mode="circular")
+        return [
+            accumulator.solve().weight,
+            tricorr.learn_kernel(x, y, (3, 3), nonnegative=True, sum_to=1.0, **options).weight,
+            tricorr.learn_kernel(x, y, (3, 3), solver="gd", steps=3).weight,
+            tricorr.learn_kernel(x, y, (3, 3), loss="huber", mask=y > 0.1, weights=y).weight,
+            tricorr.learn_kernel_field(x, y, (3, 3), (2, 2), **options).weight,
+            *torch.autograd.grad(circular.sum(), image),
+        ]
+
+    expected = everything()
+    with torch.device("meta"):
+        found = everything()
+    for ours, same in zip(found, expected, strict=True):
+        assert torch.equal(ours, same)
+
+
+@pytest.mark.parametrize("first", ["triton", "torch._inductor.utils"])
+def test_an_interpreter_that_comes_too_late_says_so(tmp_path, first):
+    pytest.importorskip("triton")
+    code = (
+        f"import os, torch, {first}\n"
+        "os.environ['TRITON_INTERPRET'] = '1'\n"
+        "import tricorr\n"
+        "try:\n"
+        "    tricorr.corr2d(torch.ones(3, 3), torch.ones(2, 2))\n"
+        "except tricorr.BackendError as error:\n"
+        "    print(error)\n"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert run.stdout.startswith("TRITON_INTERPRET=1 was set after triton had been imported")
+    assert len(run.stdout.splitlines()) == 1
