@@ -35,7 +35,8 @@ def test_any_geometry_by_any_plan(kernel_backend, family, op, data):
     from tricorr.ops.launch.layout import device_of
 
     interpreted = kernel_backend.name == "interpreter"
-    device = DEVICES["h200"] if interpreted else device_of(torch.empty(0, device="cuda"))
+    here = torch.empty(0, device=kernel_backend.device)
+    device = DEVICES["h200"] if interpreted else device_of(here)
     if family == "tma" and device.arch not in ARCHITECTURES:
         pytest.skip("this GPU has no such descriptors")
     # What the tuner tries may not fit into a GPU: it finds out by itself, before it times it.

@@ -1,0 +1,155 @@
+"""Calls that no table thinks of: drawn at random, and with offsets about the limit of 32 bits.
+
+Plans drawn as freely as calls are simulated in test_random_geometries.py.
+"""
+# mypy: ignore-errors
+
+import random
+
+import pytest
+import torch
+from cases import tensors
+from closeness import assert_close_to_reference, check, operands, terms, to_numpy, truth
+
+from simulator.calls import ARCHS
+from simulator.driver import simulated
+from tricorr import ArgumentError, ops
+from tricorr.ops import geometry_of
+
+pytestmark = pytest.mark.slow
+
+#: Drawn for each architecture, and multiply-adds of one at most.
+COUNT, MOST = 60, 4e6
+DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MODES = (*["zeros"] * 4, "reflect", "replicate", "circular")
+
+
+def draw_geometry(rng):
+    """Small images of every kind: one channel, few, many, groups, a bank for every sample."""
+    kind = rng.choice(["image", "few", "depthwise", "multiplier", "bank", "many", "many", "many"])
+    groups = 1
+    if kind == "image":
+        C, K = 1, rng.choice([1, 1, 2, 3, 8])
+    elif kind == "few":
+        C, K = rng.choice([2, 3, 4]), rng.choice([1, 2, 3, 8, 16, 24])
+    elif kind == "bank":
+        C, K, groups = rng.choice([(1, 1, 1), (3, 3, 3), (2, 4, 1), (24, 16, 1), (32, 40, 2)])
+    elif kind == "many":
+        C, K = rng.choice([16, 24, 32, 40, 64, 67]), rng.choice([16, 24, 32, 48, 64, 67, 128])
+        groups = rng.choice([1, 1, 1, 2]) if C % 2 == K % 2 == 0 else 1
+    else:
+        C = groups = rng.choice([3, 12, 32])
+        K = groups * (rng.choice([2, 3]) if kind == "multiplier" else 1)
+    R = min(rng.choice([1, 1, 2, 3, 3, 3, 5, 7, 9, 11]), 5 if C // groups > 8 else 11)
+    S = rng.choice([R, R, R, 1, 3, 5])
+    dilation = rng.choice([1, 1, 1, 2]), rng.choice([1, 1, 1, 2, 3])
+    padding = []
+    for taps, gap in zip((R, S), dilation, strict=True):
+        same = (taps - 1) * gap // 2
+        padding.append(rng.choice([(same, same), (same, same), (0, 0), (same, 0), (1, 2), (-1, 1)]))
+    N = rng.choice([1, 2, 3])
+    weight = (K, C // groups, R, S)
+    return geometry_of(
+        (N, C, rng.choice([5, 7, 8, 11, 14, 16, 19]), rng.choice([5, 7, 8, 13, 14, 16, 24, 31])),
+        (N, *weight) if kind == "bank" else weight,
+        rng.choice([(1, 1), (1, 1), (1, 1), (2, 2), (2, 1), (1, 2), (3, 3)]),
+        tuple(padding),
+        dilation,
+        groups,
+        rng.random() < 0.25,
+        rng.choice(MODES),
+    )
+
+
+def in_a_larger_one(image, rng):
+    """A slice of something larger, full of NaN."""
+    n, c, h, w = image.shape
+    step = 16 // image.itemsize if rng.random() < 0.5 else 1  # aligned pieces stay so, or not
+    large = image.new_full((n, c + 2 * step, h + 1, w + 2 * step), float("nan"))
+    view = large[:, step : c + step, :h, step : w + step]
+    return view.copy_(image)
+
+
+def in_pixels(made):
+    return [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in made]
+
+
+def draw(rng):
+    """(operator, geometry, dtype, precision, operands, residual, activation)."""
+    geometry = None
+    while geometry is None or not geometry.y_numel or geometry.macs > MOST:
+        try:
+            geometry = draw_geometry(rng)
+        except ArgumentError:
+            geometry = None
+    op, dtype = rng.choice(["fprop_bias", "fprop", "dgrad", "wgrad"]), rng.choice(DTYPES)
+    precision = rng.choice(["ieee", "tf32", "tf32x3"]) if dtype == torch.float32 else "ieee"
+    made = tensors(geometry, dtype)
+    if rng.random() < 0.5:
+        made = in_pixels(made)
+    if rng.random() < 0.2:
+        made[0], made[3] = in_a_larger_one(made[0], rng), in_a_larger_one(made[3], rng)
+    if dtype == torch.float32 and op.startswith("fprop") and rng.random() < 0.15:
+        made[0] = torch.randint(0, 256, geometry.x_shape, dtype=torch.uint8)
+    residual = torch.randn_like(made[3]) if rng.random() < 0.3 else None
+    activation = rng.choice(["none", "none", "relu", "relu6"])
+    return op, geometry, dtype, precision, operands(op, *made), residual, activation
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("number", range(COUNT))
+def test_drawn(arch, number):
+    rng = random.Random(1000 * arch + number)
+    op, geometry, _, precision, args, residual, activation = draw(rng)
+    if not op.startswith("fprop"):
+        with simulated(arch):
+            actual = getattr(ops, op)(*args, geometry, precision=precision)
+        check(op, args, geometry, actual=actual, precision=precision)
+        return
+    with simulated(arch):
+        actual = ops.fprop(*args, geometry, precision, activation, residual)
+    expected = truth(op, args, geometry)
+    absolute = truth(op, [None if t is None else t.abs() for t in args], geometry)
+    if residual is not None:
+        expected, absolute = (sums + f(to_numpy(residual)) for sums, f in
+                              ((expected, lambda t: t), (absolute, abs)))  # fmt: skip
+    if activation != "none":  # no two sums are further apart behind either of them
+        expected = expected.clip(0, 6 if activation == "relu6" else None)
+    count = terms(op, geometry) + (residual is not None)
+    assert_close_to_reference(actual, expected, absolute, count, precision=precision)
+
+
+#: Elements from one image to the next: the last offset fits in 32 bits, or does not.
+STEPS = {"below": 2**31 - 2**16 - 2**14, "beyond": 2**31 + 2**12}
+FAR = {
+    "dense": geometry_of((2, 32, 8, 8), (32, 32, 3, 3), padding=((1, 1), (1, 1))),
+    "point": geometry_of((2, 32, 8, 8), (32, 32, 1, 1)),
+    "few": geometry_of((2, 3, 9, 11), (16, 3, 3, 3), padding=((1, 1), (1, 1))),
+    "depthwise": geometry_of((2, 8, 8, 16), (8, 1, 3, 3), padding=((1, 1), (1, 1)), groups=8),
+    "image": geometry_of((2, 1, 24, 24), (1, 1, 11, 11), padding=((5, 5), (5, 5))),
+}
+
+
+def far_apart(image, step):
+    """The same with so many elements from image to image; the memory between is never touched."""
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    far = torch.empty_strided(image.shape, (step, *image.stride()[1:]), dtype=image.dtype)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    return far.copy_(image)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("last", [False, True], ids=["planes", "pixels"])
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
+@pytest.mark.parametrize("name", FAR)
+def test_far_apart(arch, step, last, op, name):
+    geometry = FAR[name]
+    made = tensors(geometry, torch.float16)
+    if last:
+        made = in_pixels(made)
+    args = operands(op, *made)
+    given = [far_apart(args[0], STEPS[step]), *args[1:]]
+    with simulated(arch):
+        actual = getattr(ops, op.removesuffix("_bias"))(*given, geometry)
+    check(op, args, geometry, actual=actual)
