@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..ops import ArgumentError, ArgumentTypeError, as_padding, as_pair, shown
-from ..ops.checks import FLOAT_DTYPES
+from ..ops.arguments import FLOAT_DTYPES
 from .modules import Conv2D, ConvTranspose2D, LazyConv2D, LazyConvTranspose2D
 
 #: Lazy classes first: they are subclasses of the others.

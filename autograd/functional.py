@@ -20,8 +20,13 @@ from ..ops import (
     as_shape,
     shown,
 )
-from ..ops.checks import are_alike, check_activation, check_precision, check_tensors
-from ..ops.geometry import shape_of
+from ..ops.arguments import (
+    are_alike,
+    check_activation,
+    check_precision,
+    check_tensors,
+    shape_of,
+)
 from .function import correlate, input_gradient, weight_gradient
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..ops import ArgumentError, ArgumentTypeError, as_integer, as_pair, shown
-from ..ops.checks import check_activation
+from ..ops.arguments import check_activation
 from .functional import corr2d, corr_transpose2d
 
 PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..ops import ArgumentError, ArgumentTypeError, as_integer
-from ..ops.checks import FLOAT_DTYPES, check_tensors
+from ..ops.arguments import FLOAT_DTYPES, check_tensors
 from .read import pillow_array, read_image
 
 if TYPE_CHECKING:

@@ -29,5 +29,5 @@ def activate(z, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "silu":
         z = z / (1.0 + tl.exp(-z))
     else:
-        tl.static_assert(ACTIVATION == "none", "an activation of ops/checks.py")
+        tl.static_assert(ACTIVATION == "none", "an activation of ops/arguments.py")
     return z

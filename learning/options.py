@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Any
 
 from ..ops import ArgumentError, ArgumentTypeError, as_integer, as_padding, as_pair, shown
-from ..ops.checks import check_padding_mode
+from ..ops.arguments import check_padding_mode
 from ..ops.geometry import Pair
 from .background import Background, as_background
 from .normal import Constraints

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 
 from .. import ops
 from ..ops import ArgumentError, ArgumentTypeError, Geometry, as_padding, shown
-from ..ops.checks import check_padding_mode, check_tensors
-from ..ops.geometry import Pair, check_sides
+from ..ops.arguments import Pair, check_padding_mode, check_sides, check_tensors
 from .background import Place
 
 

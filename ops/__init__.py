@@ -2,8 +2,9 @@
 
 import sys
 
+from .arguments import as_integer, as_padding, as_pair, as_shape
 from .errors import ArgumentError, ArgumentTypeError, BackendError, shown
-from .geometry import Geometry, as_integer, as_padding, as_pair, as_shape, geometry_of
+from .geometry import Geometry, geometry_of
 from .lag_sums import lag_sums
 from .registration import dgrad, fprop, wgrad
 from .schema import geometry_of_call

@@ -9,19 +9,16 @@ The letters are those of CUTLASS and cuDNN: input N C H W, weight K C R S, outpu
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
-from .checks import check_padding_mode
-from .errors import ArgumentError, ArgumentTypeError, shown
-
-Pair: TypeAlias = tuple[int, int]
-#: What callers may give where (h, w) is meant.
-PairLike: TypeAlias = int | tuple[int, int] | list[int]
+from .arguments import Pair as Pair
+from .arguments import PairLike as PairLike
+from .arguments import check_padding_mode, check_sides
+from .errors import ArgumentError, shown
 
 #: Sizes and offsets are 64-bit integers everywhere below Python.
 INT64_MAX = 2**63 - 1
@@ -336,20 +333,6 @@ def _validated_geometry(
 _cached_geometry = functools.lru_cache(maxsize=4096)(_validated_geometry)
 
 
-def check_sides(name: str, extent: int, sides: Pair, mode: str) -> None:
-    """Raises ArgumentError if a padding mode has not that much to show on both sides of an axis."""
-    if mode == "zeros":
-        return
-    # A reflection leaves out the border itself; a turn of the image is the image.
-    limit = {"reflect": extent - 1, "circular": extent}.get(mode, max(sides))
-    if max(sides) > limit:
-        raise ArgumentError(
-            f"padding_mode={mode!r} can pad a {name} of {extent} by at most {limit}, got {sides}"
-        )
-    if min(sides) < 0:
-        raise ArgumentError(f"padding_mode={mode!r} needs padding >= 0, got {sides}")
-
-
 def _unshown(extent: int, sides: Pair, mode: str) -> Pair:
     """(first, last + 1) of the coordinates along one axis that no padding shows; maybe none."""
     before, after = sides
@@ -366,106 +349,6 @@ def _unshown(extent: int, sides: Pair, mode: str) -> Pair:
 
 def _output_extent(extent: int, window: int, stride: int, pad: Pair, dilation: int) -> int:
     return (extent + pad[0] + pad[1] - dilation * (window - 1) - 1) // stride + 1
-
-
-def as_integer(name: str, value: Any) -> int:
-    """`value` as an int; NumPy integers and one-element integer tensors count, bool does not."""
-    if type(value) is int:  # as nearly always: this and the like below are for the host's time
-        return value
-    if not isinstance(value, bool):
-        try:
-            return operator.index(value)
-        except TypeError:
-            pass
-    raise ArgumentTypeError(
-        f"{name} must be an integer, got {shown(value)} ({type(value).__name__})"
-    )
-
-
-def as_pair(name: str, value: Any) -> Pair:
-    """An int or a sequence of one or two ints as (h, w), the forms that PyTorch accepts."""
-    if type(value) is int:
-        return value, value
-    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
-        return value
-    items = _items(value)
-    if items is None:
-        number = as_integer(name, value)
-        return number, number
-    if len(items) not in (1, 2):
-        raise ArgumentError(f"{name} must be one integer or two (h, w), got {shown(value)}")
-    numbers = [as_integer(name, item) for item in items]
-    return numbers[0], numbers[-1]
-
-
-def as_shape(name: str, value: Any) -> tuple[int, ...]:
-    """A sequence of integers as a tuple."""
-    items = _items(value)
-    if items is None:
-        raise ArgumentTypeError(f"{name} must be a sequence of integers, got {shown(value)}")
-    return tuple(as_integer(name, item) for item in items)
-
-
-def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
-    """A tensor's sizes as ints: while torch.jit.trace records, PyTorch gives tensors for them."""
-    if torch.compiler.is_compiling() or not torch._C._get_tracing_state():
-        return tensor.shape
-    recording = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
-    try:
-        return tuple(tensor.shape)
-    finally:
-        torch._C._set_tracing_state(recording)  # type: ignore[attr-defined]
-
-
-def as_padding(
-    value: Any, window: Sequence[int] = (1, 1), stride: Pair = (1, 1), dilation: Pair = (1, 1)
-) -> tuple[Pair, Pair]:
-    """Any accepted padding as ((top, bottom), (left, right)).
-
-    Args:
-        value: an int, (h, w), ((top, bottom), (left, right)), "valid" or "same". As in PyTorch,
-            "same" puts the odd element of an even window at the bottom and at the right.
-        window: (R, S), needed by "same".
-        stride: (h, w); "same" needs (1, 1).
-        dilation: (h, w), needed by "same".
-    """
-    if type(value) is int and value >= 0:
-        return (value, value), (value, value)
-    if type(value) is tuple and len(value) == 2:
-        h, w = value
-        if type(h) is type(w) is int and h >= 0 and w >= 0:
-            return (h, h), (w, w)
-    if isinstance(value, str):
-        if value == "valid":
-            return (0, 0), (0, 0)
-        if value != "same":
-            raise ArgumentError(f"padding must be numbers, 'same' or 'valid', got {shown(value)}")
-        if tuple(stride) != (1, 1):
-            raise ArgumentError(f"padding='same' needs stride 1, got {shown(stride)}")
-        total_h, total_w = (d * (k - 1) for k, d in zip(window, dilation, strict=True))
-        return (total_h // 2, total_h - total_h // 2), (total_w // 2, total_w - total_w // 2)
-    items = _items(value)
-    if items is not None and len(items) == 2 and any(_items(item) is not None for item in items):
-        sides = [_items(item) for item in items]
-        if any(side is None or len(side) != 2 for side in sides):
-            raise ArgumentError(
-                f"padding must be ((top, bottom), (left, right)), got {shown(value)}"
-            )
-        top, bottom, left, right = (as_integer("padding", i) for side in sides for i in side or ())
-    else:
-        top, left = as_pair("padding", value)
-        bottom, right = top, left
-    if min(top, bottom, left, right) < 0:
-        raise ArgumentError(f"padding must not be negative, got {shown(value)}")
-    return (top, bottom), (left, right)
-
-
-def _items(value: Any) -> Sequence[Any] | None:
-    """The elements of a sequence (list, tuple, 1-D array or tensor), None for anything else."""
-    if isinstance(value, str) or getattr(value, "ndim", 1) == 0:
-        return None
-    return list(value) if isinstance(value, Sequence) or hasattr(value, "ndim") else None
 
 
 def _is_too_large(number: Any) -> bool:

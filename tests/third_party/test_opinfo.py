@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 import tricorr
-from tricorr.ops.checks import FLOAT_DTYPES
+from tricorr.ops.arguments import FLOAT_DTYPES
 
 pytest.importorskip("expecttest", reason="torch.testing._internal needs expecttest")
 from torch.testing._internal.common_methods_invocations import op_db
