@@ -7,15 +7,13 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..ops import ArgumentError, ArgumentTypeError, as_integer
 from ..ops.arguments import FLOAT_DTYPES, check_tensors
-from .read import pillow_array, read_image
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
 #: What a function of images takes besides tensors, and gives NumPy arrays for.
@@ -57,7 +55,7 @@ class Held:
         if self.channel_axis is not None:
             channels = self.planes.dim() - 3 - result.dim()
             result = result.movedim(channels, self.channel_axis)
-        return np.ascontiguousarray(result.numpy(force=True)) if self.as_array else result
+        return result.contiguous().numpy(force=True) if self.as_array else result
 
 
 def hold(image: Any, channel_axis: int | None = None, *, name: str = "input") -> Held:
@@ -83,7 +81,8 @@ def hold(image: Any, channel_axis: int | None = None, *, name: str = "input") ->
         tensor, as_array = image, False
     else:
         tensor, as_array = _from_object(name, image), True
-        if not isinstance(image, np.ndarray) and tensor.dim() == 3 and channel_axis is None:
+        knows_channels = is_pillow(image) or isinstance(image, str | os.PathLike)
+        if knows_channels and tensor.dim() == 3 and channel_axis is None:
             channel_axis = -1
     tensor = _as_brightness(name, tensor)
     if tensor.dim() < 2:
@@ -103,14 +102,26 @@ def hold(image: Any, channel_axis: int | None = None, *, name: str = "input") ->
     return Held(tensor.movedim(axis, -3), axis, as_array)
 
 
+def is_pillow(image: Any) -> bool:
+    """Whether this is a Pillow image: only where somebody has imported Pillow."""
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(image, pillow.Image)
+
+
 def _from_object(name: str, image: Any) -> torch.Tensor:
     """(H, W), (H, W, C), or an array as it is, of what is no tensor."""
+    # NumPy is imported no sooner than it is needed: `import tricorr` does not pay for it.
     if isinstance(image, str | os.PathLike):
+        from .read import read_image
+
         picture = read_image(image, double=True)
         pixels = picture.pixels * picture.white if picture.white != 1 else picture.pixels
         return pixels.movedim(0, -1) if pixels.dim() == 3 else pixels
-    pillow = sys.modules.get("PIL.Image")
-    if pillow is not None and isinstance(image, pillow.Image):
+    import numpy as np
+
+    if is_pillow(image):
+        from .read import pillow_array
+
         array = pillow_array(image)
     elif isinstance(image, np.ma.MaskedArray):
         raise ArgumentTypeError(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import direct
+from . import decompositions, direct
 from .geometry import Geometry
 from .launch.formats import empty_in_format
 from .schema import geometry_of_call, steps_of
@@ -155,3 +155,5 @@ for _name, _implementation, _fake in (
 ):
     _LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tricorr::{_name}", _fake, lib=_LIBRARY)
+
+decompositions.register({"fprop": _fprop_fake, "dgrad": _dgrad_fake})
