@@ -20,7 +20,7 @@ from .fprop_tma import add_taps_tma, box_pixels, no_sums
 from .indexing import align_extents, align_strides, next_digit, phase_taps, phases, widen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def dgrad_tma(
     dy_desc, weight_desc, bias_ptr, dx_ptr,
     N, H, W, GROUPS, GROUP_C, GROUP_K,

@@ -37,7 +37,7 @@ from .indexing import (
 from .versions import fence_copies
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["PIXELS"])
 def fprop_gemm(
     x_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr,
     H, W, P, Q, PIXELS, GROUPS, GROUP_C, GROUP_K,

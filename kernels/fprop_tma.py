@@ -26,7 +26,7 @@ from .epilogue import activate, add_residual
 from .indexing import align_extents, align_strides, next_digit, phase_taps, widen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def fprop_tma(
     x0_desc, x1_desc, x2_desc, x3_desc, weight_desc, bias_ptr, residual_ptr, y_ptr,
     N, P, Q, GROUPS, GROUP_C, GROUP_K,

@@ -12,7 +12,7 @@ import triton.language as tl
 from .indexing import widen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["SPLITS"])
 def sum_partials(
     partials_ptr, out_ptr,
     SPLITS, ELEMENTS,

@@ -33,7 +33,7 @@ from .indexing import (
 from .versions import fence_copies
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["SPLITS"])
 def wgrad_gemm(
     x_ptr, dy_ptr, dw_ptr,
     H, W, P, Q, PIXELS, SPLITS, SPLIT_PIXELS, GROUPS, GROUP_C, GROUP_K,

@@ -22,7 +22,7 @@ import triton.language as tl
 from .indexing import next_digit, widen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "SPLITS", "SPLIT_BOXES"])
 def wgrad_tma(
     x0_desc, x1_desc, x2_desc, x3_desc, dy_desc, dw_ptr,
     N, P, Q, SPLITS, SPLIT_BOXES, GROUPS, GROUP_C, GROUP_K,
