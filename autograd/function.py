@@ -10,7 +10,8 @@ one: its gradient is G again. A residual is added to the sum: its gradient is th
 
 Compilers trace the registered operators, whose derivatives are registered at the end of this file;
 eager mode and the transforms of torch.func run the autograd.Functions, which have forward-mode
-derivatives and rules for vmap too.
+derivatives and rules for vmap too. Where PyTorch's own operators do the work, on CPU, they are
+called in their place: their derivatives are PyTorch's.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
 from .. import ops
-from ..ops import BackendError, Geometry, direct
+from ..ops import BackendError, Geometry, backend, cpu, direct
 from ..ops.cpu import ACTIVATION_FUNCTIONS
 from .batching import fold_bias, fold_weighted, fold_wgrad
 
@@ -40,6 +41,8 @@ def correlate(
     """fprop, differentiable in x, weight, bias and residual."""
     if _is_traced():
         return ops.fprop(x, weight, bias, geometry, precision, activation, residual)
+    if cpu.suffices(x, weight, bias, residual):
+        return cpu.fprop(x, weight, bias, geometry, activation, residual)
     arguments = (x, weight, bias, residual, geometry, precision, activation)
     if _is_unwatched(x, weight, bias, residual):
         return CrossCorrelation2D.forward(*arguments)
@@ -61,6 +64,8 @@ def input_gradient(
                 "make the model PyTorch's first, by tricorr.convert_back, or use torch.export"
             )
         return ops.dgrad(dy, weight, geometry, precision, bias)
+    if cpu.suffices(dy, weight, bias):
+        return cpu.dgrad(dy, weight, geometry, bias)
     if _is_unwatched(dy, weight, bias):
         return InputGradient2D.forward(dy, weight, bias, geometry, precision)
     return InputGradient2D.apply(dy, weight, bias, geometry, precision)
@@ -72,6 +77,8 @@ def weight_gradient(
     """wgrad, differentiable in x and dy."""
     if _is_traced():
         return ops.wgrad(x, dy, geometry, precision)
+    if cpu.suffices(x, dy):
+        return cpu.wgrad(x, dy, geometry)
     if _is_unwatched(x, dy):
         return WeightGradient2D.forward(x, dy, geometry, precision)
     return WeightGradient2D.apply(x, dy, geometry, precision)
@@ -99,7 +106,9 @@ def _is_unwatched(*tensors: torch.Tensor | None) -> bool:
 
 
 def bias_gradient(dy: torch.Tensor) -> torch.Tensor:
-    """db[k] = sum_{n,p,q} dy[n,k,p,q]: the weight gradient of a depthwise 1x1 window on ones."""
+    """db[k] = sum_{n,p,q} dy[n,k,p,q]: for kernels, a depthwise 1x1 weight gradient on ones."""
+    if not backend.runs_kernels(dy.device):
+        return dy.sum((0, 2, 3))
     N, K, P, Q = dy.shape
     ones = dy.new_ones(1).expand(N, K, P, Q)
     geometry = ops.geometry_of((N, K, P, Q), (K, 1, 1, 1), groups=K)

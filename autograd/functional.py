@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import ops
@@ -18,9 +19,11 @@ from ..ops import (
     as_padding,
     as_pair,
     as_shape,
+    cpu,
     shown,
 )
 from ..ops.arguments import (
+    PADDING_MODES,
     are_alike,
     check_activation,
     check_precision,
@@ -127,6 +130,10 @@ def corr2d(
             precision=precision,
             residual=residual,
         )
+    if activation is precision is residual is None:
+        y = _by_pytorch(input, weight, bias, stride, padding, (dilation, groups), padding_mode)
+        if y is not None:
+            return y
     return _apply(
         input,
         weight,
@@ -248,6 +255,11 @@ def corr_transpose2d(
                 [2., 4., 2.],
                 [1., 2., 1.]])
     """
+    if precision is None:
+        steps = (output_padding, groups, dilation)
+        y = _by_pytorch(input, weight, bias, stride, padding, steps, None)
+        if y is not None:
+            return y
     input, weight, bias = _autocast(input, weight, bias)
     check_tensors(input=input, weight=weight, bias=bias)
     check_precision(precision)
@@ -439,6 +451,58 @@ def explain(
     chosen = _precision(bank, precision, on_gpu=target is not None or bank.is_cuda)
     y = torch.empty(geometry.y_shape, dtype=bank.dtype, device="meta")
     return explain(geometry, x, bank, y, chosen, target)
+
+
+def _by_pytorch(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    steps: tuple[Any, ...],
+    padding_mode: str | None,
+) -> torch.Tensor | None:
+    """PyTorch's own function of these arguments, if it does all that ours would.
+
+    It checks them, and faster. Where it refuses, and wherever ours would differ, None is returned:
+    our own checks say why.
+
+    Args:
+        input, weight, bias, stride, padding: as for `corr2d`.
+        steps: the other arguments of torch.conv2d, or of torch.conv_transpose2d.
+        padding_mode: as for `corr2d`; None for a transposed correlation.
+    """
+    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
+        return None
+    if not cpu.suffices(input, weight, bias) or input.dtype is not weight.dtype:
+        return None
+    if stride != 1 and cpu.crashes(input, weight, stride):
+        return None
+    dims = input.dim(), weight.dim()
+    try:
+        if type(padding) is not int:
+            h, w = padding  # a string's letters are no numbers either
+            if not (type(h) is type(w) is int):
+                return None
+        if padding_mode is None:
+            y = torch.conv_transpose2d(input, weight, bias, stride, padding, *steps)
+        else:
+            if padding_mode != "zeros":
+                h, w = (padding, padding) if type(padding) is int else padding
+                if padding_mode not in PADDING_MODES or min(h, w) < 0 or dims[0] < 3:
+                    return None
+                input, padding = F.pad(input, (w, w, h, h), padding_mode), 0
+            if dims == (2, 2):
+                planes = input.unsqueeze(0), weight.view(1, 1, *weight.shape)
+                return torch.conv2d(*planes, bias, stride, padding, *steps).squeeze(0)
+            if dims[1] != 4:
+                return None
+            y = torch.conv2d(input, weight, bias, stride, padding, *steps)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return None
+    # Where only the weight is channels_last, PyTorch's result is too.
+    same = y.is_contiguous() == input.is_contiguous() or dims[0] != 4
+    return y if same else cpu.in_format(y, like=input)
 
 
 def _apply(

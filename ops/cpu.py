@@ -1,20 +1,24 @@
-"""The three operators by PyTorch's own convolution, for CPU tensors without the interpreter.
+"""The three operators by PyTorch's own, for CPU tensors without the interpreter.
 
 PyTorch's convolution has no asymmetric padding, no padding but zeros, no flipped window and no
 filter bank per sample: here the padding is copied, the window is flipped, samples become groups.
+All steps are differentiable operators of PyTorch: autograd, torch.func and forward mode go through
+them, and a call costs what PyTorch's costs.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import profiler
 
+from . import backend
 from .geometry import Geometry, Pair
-from .launch.formats import empty_in_format
+from .launch.formats import suggests_channels_last
 
 #: What checks.ACTIVATIONS name, for tensors.
 ACTIVATION_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -25,7 +29,49 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
 }
 
+_PAD_BACKWARD = {
+    "reflect": torch.ops.aten.reflection_pad2d_backward,
+    "replicate": torch.ops.aten.replication_pad2d_backward,
+}
+_STRIDED = torch.strided
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_tracer = torch._C._get_tracing_state
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 _Operator = TypeVar("_Operator", bound=Callable[..., torch.Tensor])
+
+
+def suffices(
+    image: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+) -> bool:
+    """Whether a call with these operands, the first maybe an image of bytes, is all PyTorch's.
+
+    Not where somebody listens for tricorr's operators (a compiler, a tracer, a profiler, a dispatch
+    mode, a subclass), where PyTorch would keep sums in 16 bits, or where nothing is summed.
+    """
+    if backend.INTERPRET or _dispatch_modes() or profiler._is_profiler_enabled or _tracer():
+        return False
+    if type(image) not in _PLAIN or type(weight) not in _PLAIN:
+        return False
+    if not (image.is_cpu and weight.is_cpu) or weight.dtype not in _native_dtypes():
+        return False
+    if image.layout is not _STRIDED or weight.layout is not _STRIDED:
+        return False
+    if image.numel() == 0 or weight.numel() == 0:
+        return False
+    if bias is not None and (type(bias) not in _PLAIN or not bias.is_cpu):
+        return False
+    return residual is None or (type(residual) in _PLAIN and residual.is_cpu)
+
+
+@functools.cache
+def _native_dtypes() -> frozenset[torch.dtype]:
+    """The dtypes whose gradients PyTorch sums in float32 or better; float16's it does not."""
+    wide = frozenset({torch.float32, torch.float64})
+    # Without these units bfloat16 takes a path whose sums over samples are bfloat16.
+    return wide | {torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else wide
 
 
 def _without_autocast(operator: _Operator) -> _Operator:
@@ -51,35 +97,26 @@ def fprop(
     residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """y (N, K, P, Q); see registration.fprop."""
-    y = empty_in_format(geometry.y_shape, weight.dtype, like=x)
     act = ACTIVATION_FUNCTIONS[activation]
     if geometry.macs == 0:
-        y.zero_()
+        y = weight.new_zeros(geometry.y_shape)
         for term in (None if bias is None else bias.view(-1, 1, 1), residual):
-            y = y if term is None else y.add_(term)
-        return y.copy_(act(y))
-    x, padding = _symmetric(x.to(weight.dtype), geometry)
+            y = y if term is None else y + term
+        return in_format(act(y), like=x)
+    image, padding = _symmetric(x.to(weight.dtype), geometry)
     if geometry.flip:
         weight = weight.flip(-2, -1)
-    groups = geometry.groups
+    stride, groups = geometry.stride, geometry.groups
     if geometry.per_sample:
-        x, weight, groups = _samples_as_groups(x), weight.flatten(0, 1), groups * geometry.N
+        image, weight = _samples_as_groups(image), weight.flatten(0, 1)
+        groups *= geometry.N
         bias = None if bias is None else bias.repeat(geometry.N)
-    result = torch.ops.aten.convolution(
-        x,
-        weight,
-        bias,
-        geometry.stride,
-        padding,
-        geometry.dilation,
-        False,
-        (0, 0),
-        groups,
-    )
+    elif crashes(image, weight, stride):
+        image, stride = image[..., :: stride[0], :: stride[1]], (1, 1)
+    y = torch.conv2d(image, weight, bias, stride, padding, geometry.dilation, groups)
     if geometry.per_sample:  # not a view: autograd would let nobody write to it in place
-        result = torch.ops.aten._unsafe_view(result, y.shape)
-    result = act(result if residual is None else result + residual)
-    return result if result.stride() == y.stride() else y.copy_(result)
+        y = torch.ops.aten._unsafe_view(y, geometry.y_shape)
+    return in_format(act(y if residual is None else y + residual), like=x)
 
 
 @_without_autocast
@@ -87,59 +124,63 @@ def dgrad(
     dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """dx (N, C, H, W); see registration.dgrad."""
-    dx = empty_in_format(geometry.x_shape, dy.dtype, like=dy)
     if geometry.macs == 0:
-        return dx.copy_(bias.view(-1, 1, 1).expand_as(dx)) if bias is not None else dx.zero_()
-    dy, weight = _summable(dy), _summable(weight)
+        zeros = dy.new_zeros(geometry.x_shape)
+        return in_format(zeros if bias is None else zeros + bias.view(-1, 1, 1), like=dy)
+    padding, (top, bottom), (left, right) = _split_padding(geometry)
+    padded = (geometry.N, geometry.C, geometry.H + top + bottom, geometry.W + left + right)
+    # A bias is added before the rounding.
+    wide_dy, weight = _summable(dy, bias is not None), _summable(weight, bias is not None)
     if geometry.flip:
         weight = weight.flip(-2, -1)
-    padding, (top, bottom), (left, right) = _split_padding(geometry)
-    padded = (geometry.H + top + bottom, geometry.W + left + right)
-    dx_padded = _backward(None, dy, weight, geometry, padding, padded)
-    if geometry.padding_mode == "zeros":
-        result = F.pad(dx_padded, (-left, -right, -top, -bottom))
-    else:
-        result = _add_images(dx_padded, geometry)
-    return dx.copy_(result if bias is None else result + bias.view(-1, 1, 1))
+    dx, _ = _gradients(None, wide_dy, weight, geometry, padding, padded)
+    dx = dx.reshape(padded)
+    if geometry.padding_mode != "zeros":
+        dx = _add_images(dx, geometry)
+    elif top or bottom or left or right:
+        dx = F.pad(dx, (-left, -right, -top, -bottom))
+    if bias is not None:
+        dx = dx + bias.view(-1, 1, 1)
+    return in_format(dx.to(dy.dtype), like=dy)
 
 
 @_without_autocast
 def wgrad(x: torch.Tensor, dy: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """dw, shaped as the weight; see registration.wgrad."""
-    dw = dy.new_empty(geometry.weight_shape)
     if geometry.macs == 0:
-        return dw.zero_()
-    dy = _summable(dy)
-    # PyTorch 2.13 on one thread crashes on a channels_last image under a strided 1x1 window.
-    x, padding = _symmetric(x.to(dy.dtype).contiguous(), geometry)
-    result = _backward(x, dy, None, geometry, padding, (x.shape[-2], x.shape[-1]))
-    return dw.copy_(result.flip(-2, -1) if geometry.flip else result)
+        return dy.new_zeros(geometry.weight_shape)
+    wide_dy = _summable(dy)
+    image, padding = _symmetric(x.to(wide_dy.dtype), geometry)
+    _, dw = _gradients(image, wide_dy, None, geometry, padding, image.shape)
+    dw = dw.reshape(geometry.weight_shape).to(dy.dtype)
+    return dw.flip(-2, -1) if geometry.flip else dw.contiguous()
 
 
-def _backward(
+def _gradients(
     x: torch.Tensor | None,
     dy: torch.Tensor,
     weight: torch.Tensor | None,
     geometry: Geometry,
     padding: Pair,
-    padded: Pair,
-) -> torch.Tensor:
-    """The gradient of whichever of x (N, C, *padded) and weight is None, shaped like it."""
+    x_shape: Sequence[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient of whichever of x and weight is None, in its place; samples may be groups."""
     # aten asks for both operands and reads only the shape of the one whose gradient it computes.
     stand_in = dy.new_empty(1)
-    x_shape = (geometry.N, geometry.C, *padded)
-    operand = stand_in.expand(x_shape) if x is None else x
+    image = stand_in.expand(x_shape) if x is None else x
     filters = stand_in.expand(geometry.weight_shape) if weight is None else weight
-    groups = geometry.groups
+    stride, groups = geometry.stride, geometry.groups
     if geometry.per_sample:
-        operand, dy = _samples_as_groups(operand), _samples_as_groups(dy)
+        image, dy = _samples_as_groups(image), _samples_as_groups(dy)
         filters, groups = filters.flatten(0, 1), groups * geometry.N
+    elif weight is None and crashes(image, filters, stride):
+        image, stride = image[..., :: stride[0], :: stride[1]], (1, 1)
     dx, dw, _ = torch.ops.aten.convolution_backward(
         dy,
-        operand,
+        image,
         filters,
         None,
-        geometry.stride,
+        stride,
         padding,
         geometry.dilation,
         False,
@@ -147,34 +188,55 @@ def _backward(
         groups,
         (x is None, weight is None, False),
     )
-    if x is None:
-        return dx.reshape(x_shape)
-    return dw.reshape(geometry.weight_shape)
+    return dx, dw
+
+
+def in_format(result: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A 4-D result in the memory format of `like`, as PyTorch's convolution nearly always has it.
+
+    It takes the weight's instead where only the weight is channels_last. vmap knows no formats.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return result
+    channels_last = suggests_channels_last(like)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return result.contiguous(memory_format=memory_format)
+
+
+def crashes(x: torch.Tensor, weight: torch.Tensor, stride: Any) -> bool:
+    """Whether PyTorch 2.13's weight gradient may end the process, as it has done on one thread.
+
+    Under a strided window of one pixel and from or to few channels, where image or weight is
+    channels_last. What the window reads, taken first, is as good.
+    """
+    if weight.shape[-2:] != (1, 1) or x.dtype != torch.float32 or stride in (1, (1, 1)):
+        return False
+    if x.shape[-3] % 16 == 0 and weight.shape[0] % 16 == 0:
+        return False
+    return x.dim() == 4 and (suggests_channels_last(x) or suggests_channels_last(weight))
 
 
 def _add_images(dx_padded: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """The adjoint of F.pad(mode=...): each pixel's sum over the places that show it."""
-    mode = geometry.padding_mode
-    for axis, extent, (before, after) in (
-        (-2, geometry.H, geometry.padding[0]),
-        (-1, geometry.W, geometry.padding[1]),
-    ):
-        place = torch.arange(-before, extent + after, device=dx_padded.device)
-        if mode == "reflect":
-            place = extent - 1 - (extent - 1 - place.abs()).abs()
-        elif mode == "replicate":
-            place = place.clamp(0, extent - 1)
-        else:
-            place = place % extent
+    rows, columns = geometry.padding
+    if geometry.padding_mode != "circular":
+        adjoint = _PAD_BACKWARD[geometry.padding_mode]
+        # aten asks for the image and reads only its shape.
+        image = dx_padded.new_empty(1).expand(geometry.x_shape)
+        return adjoint(dx_padded, image, (*columns, *rows))
+    for axis, extent, (before, after) in ((-2, geometry.H, rows), (-1, geometry.W, columns)):
+        place = torch.arange(-before, extent + after, device=dx_padded.device) % extent
         shape = list(dx_padded.shape)
         shape[axis] = extent
-        dx_padded = dx_padded.new_zeros(shape).index_add_(axis, place, dx_padded)
+        dx_padded = dx_padded.new_zeros(shape).index_add(axis, place, dx_padded)
     return dx_padded
 
 
-def _summable(tensor: torch.Tensor) -> torch.Tensor:
-    """16-bit tensors as float32: PyTorch's CPU backward would keep float16 sums in float16."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def _summable(tensor: torch.Tensor, added_to: bool = False) -> torch.Tensor:
+    """16-bit tensors as float32, if PyTorch would sum in 16 bits or the sums are `added_to`."""
+    if tensor.itemsize > 2 or (tensor.dtype in _native_dtypes() and not added_to):
+        return tensor
+    return tensor.float()
 
 
 def _samples_as_groups(tensor: torch.Tensor) -> torch.Tensor:

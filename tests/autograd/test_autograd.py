@@ -323,7 +323,8 @@ def test_compiled_is_eager(tensors, name, dynamic):
         grads = torch.autograd.grad(y, leaves, direction(y))
         expected_grads = torch.autograd.grad(expected, leaves, direction(y))
         assert torch.equal(y, expected)
-        assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
+        # Eager gradients are PyTorch's own, which sums in an order of its own.
+        torch.testing.assert_close(grads, expected_grads)
 
 
 LAYERS = {

@@ -52,7 +52,8 @@ def test_exported_network_is_saved_and_trains(backend, tmp_path):
     y = loaded(x)
     assert torch.equal(y, model(x))
     grads = torch.autograd.grad(y.square().sum(), list(loaded.parameters()))
-    assert all(torch.equal(*pair) for pair in zip(grads, expected, strict=True))
+    # Eager gradients are PyTorch's own, which sums in an order of its own.
+    torch.testing.assert_close(grads, expected)
 
 
 @pytest.mark.slow

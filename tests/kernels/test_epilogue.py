@@ -88,7 +88,8 @@ def test_compiled_is_eager(backend, activation):
     assert torch.equal(y, expected)
     dy = torch.randn_like(y)
     ours, theirs = (torch.autograd.grad(out, leaves, dy) for out in (y, expected))
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    # Eager gradients are PyTorch's own, which sums in an order of its own.
+    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
