@@ -130,7 +130,7 @@ def corr2d(
             precision=precision,
             residual=residual,
         )
-    if activation is precision is residual is None:
+    if activation is None and precision is None and residual is None:
         y = _by_pytorch(input, weight, bias, stride, padding, (dilation, groups), padding_mode)
         if y is not None:
             return y

@@ -51,7 +51,9 @@ def suffices(
     Not where somebody listens for tricorr's operators (a compiler, a tracer, a profiler, a dispatch
     mode, a subclass), where PyTorch would keep sums in 16 bits, or where nothing is summed.
     """
-    if backend.INTERPRET or _dispatch_modes() or profiler._is_profiler_enabled or _tracer():
+    if backend.CPU_DEVICE is not None or profiler._is_profiler_enabled:
+        return False
+    if _dispatch_modes() or _tracer():
         return False
     if type(image) not in _PLAIN or type(weight) not in _PLAIN:
         return False
