@@ -9,13 +9,20 @@ CORES   := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 WORKERS := $(shell [ $(CORES) -gt 4 ] && echo 4 || echo $(CORES))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format typecheck docs pictures clean
+.PHONY: help demo gpu test test-all lint format typecheck docs pictures clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 
 demo: $(VENV)/.installed ## learn a kernel from a photograph; leaves a picture
 	@$(BIN)/python -m tricorr demo $(ARGS)
+
+OUT     ?= perf-results
+MINUTES ?= 9
+
+gpu: ## measure on this machine's GPU, with the Python there is: nothing is installed; OUT=DIR MINUTES=9
+	@mkdir -p build/run && ln -sfn ../.. build/run/tricorr
+	@PYTHONPATH=$(CURDIR)/build/run PYTHONSAFEPATH=1 $(PYTHON) -m tricorr.perf gpu --minutes $(MINUTES) --out $(OUT) $(ARGS)
 
 # The script and not `python -m pytest`, which would put the root on sys.path and with it `kernels`, `ops`, ...
 test: $(VENV)/.installed ## run the tests but the slow ones; ARGS='-k geometry' narrows them

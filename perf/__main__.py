@@ -14,15 +14,23 @@ from importlib import import_module
 
 #: Command: (module, what it does).
 COMMANDS = {
-    "all": ("bench", "measure every row there is time for, the most valuable first"),
+    "gpu": ("run", "the first minutes on a GPU: right before fast, families, rows, tiles, report"),
+    "all": ("run", "measure every row there is time for, the most informative first"),
     "workloads": ("workloads", "list what is measured"),
     "learn": ("learning", "time and memory of the ways to a kernel between two images"),
     "startup": ("startup", "time the import and the first call, in fresh processes"),
     "host": ("host", "time what a call costs the host, layer by layer"),
     "report": ("report", "turn rows into tables and plots"),
-    "tune": ("tune", "search the tiles of given workloads"),
-    "predict": ("model", "bounds of every workload from the static model, without a GPU"),
+    "tune": ("run", "search the tiles of given workloads"),
+    "predict": ("predict", "bounds of every workload from the static model, without a GPU"),
     "codegen": ("codegen", "check the machine code of every configuration"),
+}
+
+
+#: Commands that are another one with options of their own.
+DEFAULTS: dict[str, dict[str, object]] = {
+    "all": {"stages": ["rows"], "minutes": 8.0},
+    "tune": {"stages": ["check", "tune"], "minutes": 5.0},
 }
 
 
@@ -44,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = import_module(f".{module}", __package__)
         own = argparse.ArgumentParser(prog=f"{parser.prog} {name}", description=what)
         command.add_arguments(own)
+        own.set_defaults(**DEFAULTS.get(name, {}))
         options = own.parse_args(arguments[1:])
         return int(command.main(options))
     except BrokenPipeError:  # `... | head` has seen enough

@@ -118,17 +118,19 @@ def _kind(opcode: str) -> str:
     return next(k for k in KINDS if match[k]) if match else "other"
 
 
-def build(call: Call, target: Target, disassemble: bool = True) -> Build:
-    """Compiles `call` for `target`; `disassemble`, the slow half, fills in the instructions."""
-    from triton.backends.compiler import GPUTarget
+def source_of(call: Call, gpu: Any) -> tuple[Any, dict[str, Any]]:
+    """(source, options) of a launch as Triton's JIT would compile it for a GPUTarget.
+
+    Arguments are specialised by Triton's own binder: what `triton.compile` makes of the source, a
+    launch of these arguments finds in the cache.
+    """
     from triton.compiler import ASTSource, make_backend
     from triton.runtime.jit import JITFunction, create_function_from_signature
 
     kernel = call.kernel
     if not isinstance(kernel, JITFunction):
         raise RuntimeError("kernels are interpreted: unset TRITON_INTERPRET to compile them")
-    call = replace(call, maxnreg=None) if target.is_amd else call
-    gpu = GPUTarget(*target.gpu)
+    call = replace(call, maxnreg=None) if gpu.backend == "hip" else call
     # The steps of JITFunction.run, with a backend of our choice in place of the driver's.
     backend = make_backend(gpu)
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
@@ -136,8 +138,16 @@ def build(call: Call, target: Target, disassemble: bool = True) -> Build:
     parsed, signature, constexprs, attrs = kernel._pack_args(
         backend, call.options, bound, specialization, rest
     )
-    source = ASTSource(kernel, signature, constexprs, attrs)
-    compiled, said = _compiled(source, gpu, parsed.__dict__)
+    return ASTSource(kernel, signature, constexprs, attrs), parsed.__dict__
+
+
+def build(call: Call, target: Target, disassemble: bool = True) -> Build:
+    """Compiles `call` for `target`; `disassemble`, the slow half, fills in the instructions."""
+    from triton.backends.compiler import GPUTarget
+
+    gpu = GPUTarget(*target.gpu)
+    source, options = source_of(call, gpu)
+    compiled, said = _compiled(source, gpu, options)
     ptx = compiled.asm.get("ptx", "")
 
     if target.is_amd:

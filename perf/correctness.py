@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
-from .providers import Problem
+from .providers import Operands
 
 Coordinates: TypeAlias = tuple[torch.Tensor, ...]
 
@@ -28,7 +28,7 @@ WGRAD_BUDGET = {"cuda": 2**29, "cpu": 2**23}
 
 
 #: As `corr2d` names them, in the tensor's own precision.
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "none": lambda y: y,
     "relu": F.relu,
     "gelu": F.gelu,
@@ -62,7 +62,8 @@ class Truth:
         add up as a random walk, with a factor 8 for the worst of many elements. A single missing
         tap is far above it: about one over the root of the taps.
         """
-        sums = torch.finfo(torch.float32).eps * math.sqrt(self.terms)
+        summed_in = torch.float64 if dtype == torch.float64 else torch.float32
+        sums = torch.finfo(summed_in).eps * math.sqrt(self.terms)
         rounding = self.roundings * torch.finfo(dtype).eps
         return 8 * (rounding + sums + 2.0**-10 * (precision == "tf32"))
 
@@ -86,7 +87,7 @@ class Truth:
         return float(deviation / scale) if float(scale) > 0 else float(deviation)
 
 
-def truth_of(problem: Problem) -> Truth:
+def truth_of(problem: Operands) -> Truth:
     """Elements of the problem's result, computed in float64."""
     g, device = problem.geometry, problem.x.device
     random = torch.Generator(device).manual_seed(1)
@@ -135,7 +136,7 @@ def _random_coordinates(
     return torch.unravel_index(flat, shape)
 
 
-def _fprop_at(problem: Problem, at: Coordinates) -> torch.Tensor:
+def _fprop_at(problem: Operands, at: Coordinates) -> torch.Tensor:
     g, x = problem.geometry, problem.x
     n, k, p, q = at
     h, row_is = _taps(p, g.stride[0], g.padding[0][0], g.dilation[0], g.R, g.H, g.padding_mode)
@@ -147,10 +148,12 @@ def _fprop_at(problem: Problem, at: Coordinates) -> torch.Tensor:
     y = (patch * weight.double()).sum((1, 2, 3))
     if problem.bias is not None:
         y = y + problem.bias[k].double()
-    return _ACTIVATIONS[problem.workload.activation](y)
+    if problem.residual is not None:
+        y = y + problem.residual[at].double()
+    return ACTIVATIONS[problem.workload.activation](y)
 
 
-def _dgrad_at(problem: Problem, at: Coordinates) -> torch.Tensor:
+def _dgrad_at(problem: Operands, at: Coordinates) -> torch.Tensor:
     g, dy = problem.geometry, problem.dy
     n, c, h, w = at
     p, row_is = _sources(h, g.stride[0], g.padding[0][0], g.dilation[0], g.R, g.P)
@@ -164,7 +167,7 @@ def _dgrad_at(problem: Problem, at: Coordinates) -> torch.Tensor:
     return (patch * weight.double()).sum((1, 2, 3))
 
 
-def _wgrad_at(problem: Problem, at: Coordinates) -> torch.Tensor:
+def _wgrad_at(problem: Operands, at: Coordinates) -> torch.Tensor:
     g, x, dy = problem.geometry, problem.x, problem.dy
     p, q = (torch.arange(extent, device=x.device) for extent in (g.P, g.Q))
     found = []

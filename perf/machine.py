@@ -43,10 +43,29 @@ class Ceilings:
     Attributes:
         copy: bytes per second of a large copy, read and written.
         matmul: floating-point operations per second of a large product, by a row's dtype.
+        l2: bytes per second that all multiprocessors read of L2.
+        launch: seconds of a kernel that does nothing, between others in a graph.
+        latency: seconds of a load from device memory on which the next one depends.
     """
 
     copy: float
     matmul: dict[str, float]
+    l2: float | None = None
+    launch: float | None = None
+    latency: float | None = None
+
+    def __str__(self) -> str:
+        parts = [f"copy {self.copy / 1e12:.2f} TB/s"]
+        parts += [f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in self.matmul.items()]
+        parts += [f"L2 {self.l2 / 1e12:.2f} TB/s"] if self.l2 else []
+        parts += [f"launch {self.launch * 1e6:.1f} us"] if self.launch else []
+        parts += [f"latency {self.latency * 1e9:.0f} ns"] if self.latency else []
+        return ", ".join(parts)
+
+    def constants(self) -> dict[str, float]:
+        """What the static model has too, by name."""
+        found = {name: getattr(self, name) for name in ("copy", "l2", "launch", "latency")}
+        return {name: value for name, value in found.items() if value is not None}
 
     def seconds(self, flops: int, moved: int, dtype: str) -> float:
         """No call takes less."""
@@ -105,17 +124,15 @@ def child_environment() -> dict[str, str]:
 
 @cache
 def revision_of(root: Path) -> str:
-    """The git revision of a checkout; with a hash of the sources if they differ or git is absent.
+    """The git revision of a checkout, if it is one, "+" and a hash of what decides a time of ours.
 
-    Only what decides a time counts: a change of the documentation does not start all over.
+    A change of the documentation does not start all over, nor do tiles that were tuned: those are
+    in the plan that a row names.
     """
-    head = _git(root, "rev-parse", "--short=12", "HEAD")
-    if head is not None and not _git(root, "status", "--porcelain", "--", *SOURCES):
-        return head
     digest = hashlib.sha256()
-    for path in sorted(p for name in SOURCES for p in (root / name).rglob("*")):
-        if path.suffix in (".py", ".json"):  # code, and tuned tiles
-            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    for path in sorted(p for name in SOURCES for p in (root / name).rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    head = _git(root, "rev-parse", "--short=12", "HEAD")
     return f"{head or 'sources'}+{digest.hexdigest()[:12]}"
 
 

@@ -25,10 +25,10 @@ from .providers import (
     PROVIDERS,
     PYTORCH,
     TENSOR_DTYPES,
-    Problem,
+    Operands,
     Provider,
     configure,
-    make_problem,
+    make_operands,
 )
 from .rows import Row
 from .workloads import Workload
@@ -388,7 +388,10 @@ def contenders_of(
 
 
 def run_job(
-    job: Job, session: Session, skip: Mapping[tuple[str, str], str] | None = None
+    job: Job,
+    session: Session,
+    skip: Mapping[tuple[str, str], str] | None = None,
+    caches: Sequence[str] | None = None,
 ) -> list[Row]:
     """All rows of a job.
 
@@ -396,21 +399,24 @@ def run_job(
         job: what to measure.
         session: with what.
         skip: (provider, format) that took a process down before, with the reason: not run again.
+        caches: only these states; all of the timer's if None.
 
     Raises:
         PoisonedError: the process can measure no further. What was announced last is to blame.
     """
     with torch.no_grad():
-        return _run_job(job, session, skip or {})
+        return _run_job(job, session, skip or {}, caches or session.timer.caches)
 
 
-def _run_job(job: Job, session: Session, skip: Mapping[tuple[str, str], str]) -> list[Row]:
+def _run_job(
+    job: Job, session: Session, skip: Mapping[tuple[str, str], str], caches: Sequence[str]
+) -> list[Row]:
     timer, rows = session.timer, list[Row]()
-    first = timer.caches[0]
+    first = caches[0]
     configure(job.dtype, timer.device)
     ready: dict[tuple[str, str], Contender] = {}
     members = contenders_of(job, session.providers, timer.device)
-    problems: dict[str, tuple[Problem, Truth] | Exception] = {}
+    problems: dict[str, tuple[Operands, Truth] | Exception] = {}
     for provider, format in members:
         name = (provider.name, format)
         if name in skip:
@@ -425,7 +431,7 @@ def _run_job(job: Job, session: Session, skip: Mapping[tuple[str, str], str]) ->
                 raise found
             contender = _checked(provider, *found)
             if contender.error > contender.bound:
-                rows.append(_wrong(job, session, contender))
+                rows.append(_wrong(job, session, contender, first))
                 continue
             contender.seconds = timer.seconds(contender.call)
             contender.host = timer.host_seconds(contender.call, contender.seconds)
@@ -436,7 +442,7 @@ def _run_job(job: Job, session: Session, skip: Mapping[tuple[str, str], str]) ->
         except Exception as error:
             rows.append(session.failed(job, *name, first, error))
             timer.recover()
-    for cache in timer.caches:
+    for cache in caches:
         rows += _timed(job, session, ready, cache)
     ready.clear()
     problems.clear()
@@ -446,17 +452,17 @@ def _run_job(job: Job, session: Session, skip: Mapping[tuple[str, str], str]) ->
     return rows
 
 
-def _problem(job: Job, format: str, timer: Timer) -> tuple[Problem, Truth] | Exception:
+def _problem(job: Job, format: str, timer: Timer) -> tuple[Operands, Truth] | Exception:
     """The tensors and the truth, or why there are none: then no provider can run."""
     try:
-        problem = make_problem(job.workload, job.op, job.dtype, format, timer.device)
+        problem = make_operands(job.workload, job.op, job.dtype, format, timer.device)
         return problem, truth_of(problem)
     except Exception as error:
         timer.recover()
         return type(error)(f"the inputs or their check: {_one_line(error)}")
 
 
-def _checked(provider: Provider, problem: Problem, truth: Truth) -> Contender:
+def _checked(provider: Provider, problem: Operands, truth: Truth) -> Contender:
     """The provider's call, run once and compared with the truth."""
     call = provider.prepare(problem)
     dtype = TENSOR_DTYPES[problem.dtype][1]
@@ -470,14 +476,14 @@ def _checked(provider: Provider, problem: Problem, truth: Truth) -> Contender:
     return Contender(provider.name, problem.format, call, error, bound, rms)
 
 
-def _wrong(job: Job, session: Session, contender: Contender) -> Row:
+def _wrong(job: Job, session: Session, contender: Contender, cache: str) -> Row:
     finite = math.isfinite(contender.error)
     note = f"error {contender.error:.3g} is above {contender.bound:.3g}"
     return session.row(
         job,
         contender.provider,
         contender.format,
-        session.timer.caches[0],
+        cache,
         status="wrong",
         note=note if finite else "not finite, or not of the right shape",
         error=contender.error if finite else None,
@@ -578,6 +584,14 @@ def ratio_fields(samples: Sequence[float], ours: Sequence[float] | None) -> dict
 
 def _repeats(budget: float, seconds: float, most: int) -> int:
     return max(1, min(most, round(budget / max(seconds, 1e-9))))
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong first, in a line: a compiler's errors have the reason in their last one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1].strip()}"[:300]
 
 
 def _one_line(error: object) -> str:

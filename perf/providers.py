@@ -36,13 +36,15 @@ TENSOR_DTYPES = {
     "float32": (torch.float32, torch.float32),
     "tf32": (torch.float32, torch.float32),
     "uint8": (torch.uint8, torch.float32),
+    "tf32x3": (torch.float32, torch.float32),
+    "float64": (torch.float64, torch.float64),
 }
 #: Most multiply-adds of a problem for NumPy and SciPy, which are there for orientation.
 SMALL = 5_000_000
 
 
 @dataclass(frozen=True)
-class Problem:
+class Operands:
     """One operator of one workload, with its tensors. All are there, also the result's stand-in."""
 
     workload: Workload
@@ -53,6 +55,7 @@ class Problem:
     weight: torch.Tensor
     bias: torch.Tensor | None
     dy: torch.Tensor
+    residual: torch.Tensor | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -60,23 +63,31 @@ class Problem:
 
     @property
     def precision(self) -> str:
-        return "tf32" if self.dtype == "tf32" else "ieee"
+        return self.dtype if self.dtype.startswith("tf32") else "ieee"
 
 
-def make_problem(
+def make_operands(
     workload: Workload, op: str, dtype: str, format: str, device: str, seed: int = 0
-) -> Problem:
-    """Random tensors, the same for every format: zeros would hide errors and run faster."""
+) -> Operands:
+    """Random tensors, the same for every format: zeros would hide errors and run faster.
+
+    On "meta" there are shapes and strides only, and no memory is taken.
+    """
     g = workload.geometry
-    random = torch.Generator(device).manual_seed(seed)
+    random = None if device == "meta" else torch.Generator(device).manual_seed(seed)
     image, other = TENSOR_DTYPES[dtype]
     layout = torch.channels_last if format == "channels_last" else torch.contiguous_format
 
     def normal(shape: tuple[int, ...]) -> torch.Tensor:
+        if random is None:
+            memory_format = layout if len(shape) == 4 else torch.contiguous_format
+            return torch.empty(shape, device=device, dtype=other, memory_format=memory_format)
         tensor = torch.randn(shape, generator=random, device=device, dtype=other)
         return tensor.contiguous(memory_format=layout) if len(shape) == 4 else tensor
 
-    if image == torch.uint8:
+    if image == torch.uint8 and random is None:
+        x = torch.empty(g.x_shape, device=device, dtype=image, memory_format=layout)
+    elif image == torch.uint8:
         x = torch.randint(256, g.x_shape, generator=random, device=device, dtype=image)
         x = x.contiguous(memory_format=layout)
     else:
@@ -86,10 +97,11 @@ def make_problem(
     else:
         weight = normal(g.weight_shape)
     # As large as the sums, so that a result without it is wrong at once.
-    bias = normal((g.K,)) * (g.group_C * g.R * g.S) ** 0.5 if workload.bias else None
+    bias = normal((g.K,)).mul_((g.group_C * g.R * g.S) ** 0.5) if workload.bias else None
     # fprop does not read dy: it need not take memory.
     dy = torch.empty((), device=device, dtype=other) if op == "fprop" else normal(g.y_shape)
-    return Problem(workload, op, dtype, format, x, weight, bias, dy)
+    residual = normal(g.y_shape) if workload.residual else None
+    return Operands(workload, op, dtype, format, x, weight, bias, dy, residual)
 
 
 @dataclass(frozen=True)
@@ -108,12 +120,12 @@ class Provider:
 
     name: str
     group: str
-    build: Callable[[Problem], Call]
+    build: Callable[[Operands], Call]
     available: Callable[[], str | None] = lambda: None
     supports: Callable[[Workload, str, str, str], str | None] = lambda *_: None
     formats: tuple[str, ...] = ("NCHW", "channels_last")
 
-    def prepare(self, problem: Problem) -> Call:
+    def prepare(self, problem: Operands) -> Call:
         """A call that computes the problem's operator once and returns the result."""
         return self.build(problem)
 
@@ -130,7 +142,7 @@ def configure(dtype: str, device: str) -> None:
         torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
 
 
-def _ours(problem: Problem) -> Call:
+def _ours(problem: Operands) -> Call:
     g, op = problem.geometry, problem.op
     x, weight, bias, dy = problem.x, problem.weight, problem.bias, problem.dy
     steps = (g.stride, g.padding, g.dilation, g.groups)
@@ -139,10 +151,13 @@ def _ours(problem: Problem) -> Call:
         plane = weight[0, 0]
         return lambda: functional.corr2d(x, plane, None, *steps[:3], precision=precision)
     if op == "fprop":
-        mode, activation = g.padding_mode, problem.workload.activation
-        return lambda: functional.corr2d(
-            x, weight, bias, *steps, padding_mode=mode, activation=activation, precision=precision
-        )
+        options: dict[str, Any] = {
+            "padding_mode": g.padding_mode,
+            "activation": problem.workload.activation,
+            "residual": problem.residual,
+            "precision": precision,
+        }
+        return lambda: functional.corr2d(x, weight, bias, *steps, **options)
     if op == "wgrad":
         shape = g.weight_shape
         return lambda: functional.corr2d_weight_grad(x, shape, dy, *steps, precision=precision)
@@ -166,7 +181,7 @@ _TORCH_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
 }
 
 
-def _torch_function(problem: Problem) -> tuple[Callable[..., torch.Tensor], tuple[Any, ...]]:
+def _torch_function(problem: Operands) -> tuple[Callable[..., torch.Tensor], tuple[Any, ...]]:
     """PyTorch's way to do it, as a function and its tensors."""
     g = problem.geometry
     (top, bottom), (left, right) = g.padding
@@ -219,7 +234,7 @@ def _output_padding(g: Geometry) -> tuple[int, int]:
     return rows, columns
 
 
-def _pytorch(problem: Problem) -> Call:
+def _pytorch(problem: Operands) -> Call:
     function, tensors = _torch_function(problem)
     return lambda: function(*tensors)
 
@@ -238,8 +253,8 @@ def _torch_supports(workload: Workload, op: str, dtype: str, device: str) -> str
     return None
 
 
-def _compiled(mode: str) -> Callable[[Problem], Call]:
-    def build(problem: Problem) -> Call:
+def _compiled(mode: str) -> Callable[[Operands], Call]:
+    def build(problem: Operands) -> Call:
         function, tensors = _torch_function(problem)
         compiled = torch.compile(function, mode=mode, dynamic=False, fullgraph=True)
         return lambda: compiled(*tensors)
@@ -274,7 +289,7 @@ def _flaggems_missing() -> str | None:
     return _missing("flag_gems")() or (None if torch.cuda.is_available() else "needs a GPU")
 
 
-def _flaggems(problem: Problem) -> Call:
+def _flaggems(problem: Operands) -> Call:
     flag_gems = importlib.import_module("flag_gems")  # optional, and not typed
 
     g = problem.geometry
@@ -302,7 +317,7 @@ def _flaggems_supports(workload: Workload, op: str, dtype: str, device: str) -> 
     return None
 
 
-def _kornia(problem: Problem) -> Call:
+def _kornia(problem: Operands) -> Call:
     from kornia.filters import filter2d
 
     x, dtype = problem.x, problem.weight.dtype
@@ -325,14 +340,14 @@ def _on_cpu(workload: Workload, op: str, dtype: str, device: str) -> str | None:
     return _one_filter(workload, op, dtype, device)
 
 
-def _padded_planes(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+def _padded_planes(problem: Operands) -> tuple[np.ndarray, np.ndarray]:
     (top, bottom), (left, right) = problem.geometry.padding
     mode = _TORCH_MODES[problem.geometry.padding_mode]
     planes = F.pad(problem.x, (left, right, top, bottom), mode).flatten(0, 1).numpy()
     return planes, problem.weight[0, 0].numpy()
 
 
-def _scipy(problem: Problem) -> Call:
+def _scipy(problem: Operands) -> Call:
     from scipy.signal import correlate2d
 
     planes, kernel = _padded_planes(problem)
@@ -345,7 +360,7 @@ def _scipy(problem: Problem) -> Call:
     return call
 
 
-def _numpy(problem: Problem) -> Call:
+def _numpy(problem: Operands) -> Call:
     planes, kernel = _padded_planes(problem)
     shape = problem.geometry.y_shape
 

@@ -500,7 +500,7 @@ def readme_section(results: Path = RESULTS) -> str:
         ]
     lines += [
         "",
-        "`python -m tricorr.perf all` measures on your machine, `python -m tricorr.perf report`",
+        "`python -m tricorr.perf gpu` measures on your machine, `python -m tricorr.perf report`",
         "makes the page, and this section, from the rows.",
         END,
     ]
@@ -568,36 +568,19 @@ def with_section(text: str, section: str) -> str:
 
 
 def draw(processor: Processor, out: Path) -> list[tuple[str, str]]:
-    """Draws the ratios and the shares of the roofline; returns (title, file name) of each."""
-    cases = processor.cases()
+    """Draws the ratios, if there are any; returns (title, file name) of each picture."""
+    points = [(case, case.ratio) for case in processor.cases() if case.ratio is not None]
+    if not points:
+        return []
     slug = re.sub(r"[^a-z0-9]+", "-", processor.device.lower()).strip("-")[:40]
     fallback = "CPU fallback: " * (processor.kind == "cpu")
-    label = f"{fallback}{processor.device}, {processor.cache} cache"
-    ratios = [(case, case.ratio) for case in cases if case.ratio is not None]
-    shares = [(c, 100 * s) for c in cases if (s := c.ours.roofline_fraction) is not None]
-    found = []
-    for name, title, axis, points in (
-        (
-            "ratio",
-            "Time of the best peer over ours",
-            "time of the best peer / ours (log scale): right of 1 ours is faster",
-            ratios,
-        ),
-        (
-            "roofline",
-            "Share of the roofline",
-            "% of the roofline: least time by the measured copy and matrix rates / time",
-            shares,
-        ),
-    ):
-        if points:
-            file = f"{name}-{processor.kind}-{slug}.png"
-            _dots(points, f"{title}, a mark for each dtype\n{label}", axis).savefig(out / file)
-            found.append((title, file))
-    return found
+    title, file = "Time of the best peer over ours", f"ratio-{processor.kind}-{slug}.png"
+    label = f"{title}, a mark for each dtype\n{fallback}{processor.device}, {processor.cache} cache"
+    _dots(points, label).savefig(out / file)
+    return [(title, file)]
 
 
-def _dots(points: list[tuple[Case, float]], title: str, axis: str) -> Figure:
+def _dots(points: list[tuple[Case, float]], title: str) -> Figure:
     """Workloads as lines, in the table's order; operators side by side in a line."""
     with needs("plots"):
         from matplotlib.figure import Figure
@@ -607,13 +590,14 @@ def _dots(points: list[tuple[Case, float]], title: str, axis: str) -> Figure:
     figure = Figure(figsize=(9.5, 1.6 + 0.27 * len(names)), layout="constrained", dpi=100)
     panel = figure.subplots()
     panel.set_title(title, fontsize=11)
-    panel.set_xlabel(axis)
-    if "log" in axis:
-        panel.set_xscale("log")
-        panel.set_xlim(min(0.8, *(v for _, v in points)) / 1.15, None)
-        panel.axvspan(panel.get_xlim()[0], 1, color="#F3E3DC", zorder=0)
-        panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    panel.axvline(1 if "log" in axis else 100, color="black", linewidth=1.2, zorder=2)
+    panel.set_xlabel("time of the best peer / ours (log scale): right of 1 ours is faster")
+    panel.set_xscale("log")
+    low = min(0.8, *(ratio for _, ratio in points)) / 1.15
+    panel.set_xlim(low, max(1.25, *(ratio for _, ratio in points)) * 1.15)
+    panel.axvspan(low, 1, color="#F3E3DC", zorder=0)
+    panel.axvline(1, color="black", linewidth=1.2, zorder=2)
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    panel.xaxis.set_minor_formatter("")
     for op in OPS:
         marker, colour = MARKS[op]
         for memory_format, face in (("NCHW", colour), ("channels_last", "white")):
@@ -680,10 +664,18 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def write(rows: list[Row], out: Path, plots: bool = True) -> tuple[Path, list[str]]:
-    """Writes report.md and its pictures into a directory; returns their names."""
+def write(rows: list[Row], out: Path, plots: bool = True, head: str = "") -> tuple[Path, list[str]]:
+    """Writes report.md and its pictures into a directory; returns their names.
+
+    Args:
+        rows: all of them.
+        out: the directory.
+        plots: whether to draw.
+        head: what a run has to say, before the tables.
+    """
     out.mkdir(parents=True, exist_ok=True)
     pictures = {(p.kind, p.device): draw(p, out) for p in processors(rows)} if plots else {}
     path = out / "report.md"
-    path.write_text(page(rows, pictures), encoding="utf-8")
+    text = f"```\n{head}\n```\n\n" if head else ""
+    path.write_text(text + page(rows, pictures), encoding="utf-8")
     return path, [file for found in pictures.values() for _, file in found]

@@ -30,7 +30,7 @@ CHOICES = {
     "kind": ("gpu", "cpu"),
 }
 
-Key: TypeAlias = tuple[str, str, str, str, str, str, str, str]
+Key: TypeAlias = tuple[str, ...]
 
 
 class RowError(ValueError):
@@ -57,7 +57,7 @@ class Row:
         kind: "gpu", or "cpu" for times of PyTorch's CPU fallback, which say nothing of a kernel.
         device: name of the processor.
         time: when, UTC, ISO 8601.
-        revision: git revision measured; "+" and a hash follow where its sources were changed.
+        revision: git revision, "+" and a hash of the sources that decide a time.
         torch, tricorr: versions.
         triton, cudnn, driver: versions, None where there is none.
         precision: how float32 products are made, "ieee" or "tf32".
@@ -79,6 +79,7 @@ class Row:
         error_to: root mean square of the deviation from float64 over that of PyTorch's own
             convolution in the same dtype and format; None where that did not run in the same job.
         steps: of a learning loop.
+        plan: of ours: kernel, tile, warps, stages, splits.
         sm_clock: MHz, while this was measured.
         throttle: why the clock was held back, as the driver's bit mask; "0x...0" is nothing.
     """
@@ -120,12 +121,17 @@ class Row:
     error_bound: float | None = None
     error_to: float | None = None
     steps: int | None = None
+    plan: str | None = None
     sm_clock: int | None = None
     throttle: str | None = None
 
     @property
     def key(self) -> Key:
-        """What makes it the same measurement: a run that is resumed does not take it again."""
+        """What makes it the same measurement: a run that is resumed does not take it again.
+
+        Of a revision only the hash of the sources counts, where it has one; of tuned tiles, which
+        that leaves out, the plan.
+        """
         return (
             self.workload,
             self.op,
@@ -134,7 +140,8 @@ class Row:
             self.provider,
             self.cache,
             self.device,
-            self.revision,
+            self.revision.rpartition("+")[2],
+            self.plan or "",
         )
 
 

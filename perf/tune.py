@@ -1,45 +1,37 @@
-"""Search the legal tiles for workloads on this GPU, and record those that win outside the noise.
+"""The search for a plan that is faster than the planner's, and the file of those that are.
 
-    python -m tricorr.perf tune resnet50-64x56x56-64-3x3 --op fprop --minutes 5
-
-For every operator, dtype and memory format of a workload: the table's plan is timed against itself,
-which gives the noise; candidates are timed against it in turns, those that the static model likes
-first; the best few are timed again for longer. One that is still faster in four turns of five, by
-more than the noise and by more than MIN_GAIN, is written to the device's file in ops/plan/tuned/,
-with the measurements that justify it, and the planner takes it from then on. A key that was
-searched again and did not win is taken out.
+For an operator, dtype and memory format of a workload: the table's plan is timed against itself,
+which gives the noise; candidates of every family, and register limits, are timed against it in
+turns, those that the static model likes first; the best few are timed again for longer. One that is
+still faster in four turns of five, by more than the noise and by more than MIN_GAIN, is written to
+the device's file with the measurements that justify it; put into ops/plan/tuned/, the planner takes
+it from then on. A key that was searched again and did not win is taken out.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
 from ..ops import ArgumentError
-from ..ops.explain import device_named
 from ..ops.plan import choose
-from ..ops.plan.device import DEVICES, INTERPRETER, Device
-from ..ops.plan.problem import Plan
-from ..ops.plan.problem import Problem as PlanProblem
-from ..ops.plan.tuned import file_of, key_of
+from ..ops.plan.device import Device
+from ..ops.plan.problem import Plan, Problem
+from ..ops.plan.tuned import key_of
+from .correctness import Truth, truth_of
 from .machine import Clocks
-from .measure import GpuTimer, Timer, quantile
-from .model import PRODUCTS, predict, problem_of
-from .providers import Problem, make_problem
-from .workloads import OPS, Workload, find
-
-if TYPE_CHECKING:
-    from .correctness import Truth
+from .measure import Timer, quantile, reason_of
+from .predict import alternatives, describe, problem_of, seconds_of
+from .providers import Operands, make_operands
+from .workloads import Workload
 
 #: A smaller gain is not worth an entry, however well it is measured.
 MIN_GAIN = 0.02
@@ -47,6 +39,8 @@ MIN_GAIN = 0.02
 LOOK_TURNS, DECIDE_TURNS = 5, 25
 #: Candidates that are measured again, and the share of the time that the first look may take.
 FINALISTS, LOOK_SHARE = 3, 0.7
+#: Limits of a thread's registers that a rows kernel is tried with; None for none.
+REGISTERS = (64, 80, 96, None)
 
 
 @dataclass(frozen=True)
@@ -65,16 +59,14 @@ class Job:
     def format(self) -> str:
         return "channels_last" if self.channels_last else "NCHW"
 
-    def problem(self, device: Device) -> PlanProblem:
+    def problem(self, device: Device) -> Problem:
         """What is planned."""
-        dtype, precision = PRODUCTS[self.dtype]
-        return problem_of(
-            self.workload.geometry, self.op, dtype, device, self.channels_last, precision
-        )
+        operands = make_operands(self.workload, self.op, self.dtype, self.format, "meta")
+        return problem_of(operands, device)
 
     def table_plan(self, device: Device) -> Plan:
         """The plan of the tables, whatever was tuned before."""
-        return choose.plan(replace(self.problem(replace(device, name="")), x_bytes=0))
+        return choose.plan(self.problem(replace(device, name="")))
 
 
 @dataclass(frozen=True)
@@ -123,61 +115,55 @@ class Outcome:
     candidates: int
     problems: tuple[str, ...] = ()
 
-
-def jobs_of(
-    workload: Workload, ops: Iterable[str], dtypes: Iterable[str], formats: Iterable[str]
-) -> Iterator[Job]:
-    """The jobs of a workload, narrowed to what is named where something is."""
-    ops, dtypes, formats = list(ops), list(dtypes), list(formats)
-    for op in workload.ops:
-        for dtype in workload.dtypes:
-            for memory_format in workload.formats:
-                if (
-                    (not ops or op in ops)
-                    and (not dtypes or dtype in dtypes)
-                    and (not formats or memory_format in formats)
-                ):
-                    yield Job(workload, op, dtype, memory_format == "channels_last")
+    def __str__(self) -> str:
+        found = self.comparison
+        said = f"{self.job}: tried {self.tried} of {self.candidates}, noise {self.noise:.1%}; "
+        if self.best is not None:
+            said += (
+                f"{describe(self.best)} wins: {found.ratio:.3f} ({found.ratio_low:.3f} to "
+                f"{found.ratio_high:.3f}) of the table's speed, {found.ms:.4g} ms, table "
+                f"{found.base_ms:.4g}"
+            )
+        else:
+            said += f"nothing wins outside the noise, the closest had {found.ratio:.3f}"
+        return said + "".join(f"; {problem}" for problem in self.problems[:3])
 
 
 def candidates(job: Job, device: Device) -> list[Plan]:
-    """The legal plans of the table's kernel family but the table's own, the most likely first."""
-    base, problem = job.table_plan(device), job.problem(device)
+    """The legal plans of every family but the table's own plan, the most likely first."""
+    base, problem = job.table_plan(device), job.problem(replace(device, name=""))
     plans: dict[Plan, float] = {}
-    for tile in choose.family_of(base.tile).neighbours(base.tile, problem):
-        splits = [base.splits]
-        if job.op == "wgrad":
-            splits = sorted({max(1, base.splits // 2), base.splits, 2 * base.splits})
-        for number in splits:
-            try:
-                plan = choose.plan_with_tile(problem, tile, number)
-            except ArgumentError:  # more programs than a launch can have
-                continue
+    for origin in alternatives(problem):
+        for plan in _around(origin, problem):
             if plan != base:
-                plans.setdefault(plan, _cost(job, plan, base, device))
+                plans.setdefault(plan, _cost(plan, origin, problem))
     return sorted(plans, key=lambda plan: plans[plan])
 
 
-def _cost(job: Job, plan: Plan, base: Plan, device: Device) -> float:
-    """The model's microseconds, and a little more for every doubling away from the table's tile."""
+def _around(origin: Plan, problem: Problem) -> Iterator[Plan]:
+    """Plans of a family, around one of them: other tiles, splits and register limits."""
+    splits = [origin.splits]
+    if problem.op == "wgrad":
+        splits = sorted({max(1, origin.splits // 2), origin.splits, 2 * origin.splits})
+    for tile in choose.family_of(origin.tile).neighbours(origin.tile, problem):
+        for number in splits:
+            try:
+                yield choose.plan_with_tile(problem, tile, number)
+            except ArgumentError:  # more programs than a launch can have
+                continue
+    yield origin
+    if origin.family == "rows":
+        yield from (replace(origin, max_registers=number) for number in REGISTERS)
+
+
+def _cost(plan: Plan, origin: Plan, problem: Problem) -> float:
+    """The model's seconds, and a little more for every doubling away from a tile it would take."""
     distance = sum(
-        abs(math.log2(value / vars(base.tile)[name]))
+        abs(math.log2(value / vars(origin.tile)[name]))
         for name, value in vars(plan.tile).items()
         if name != "persistent"
     )
-    if device.bandwidth is None:
-        return distance
-    dtype, precision = PRODUCTS[job.dtype]
-    predicted = predict(
-        job.workload.geometry,
-        job.op,
-        dtype,
-        device,
-        channels_last=job.channels_last,
-        precision=precision,
-        plan=plan,
-    )
-    return predicted.predicted_us * (1 + 0.02 * distance)
+    return seconds_of(plan, problem) * (1 + 0.02 * distance)
 
 
 def search(
@@ -186,7 +172,7 @@ def search(
     measure: Measure,
     seconds: float,
     clock: Callable[[], float] = time.monotonic,
-    say: Callable[[str], None] = lambda line: None,
+    off: Container[tuple[str, str]] = (),
 ) -> Outcome:
     """The best plan for a job within a time budget.
 
@@ -196,11 +182,11 @@ def search(
         measure: times one plan against another.
         seconds: budget; the measurement that is running when it ends is finished.
         clock: seconds, from any start.
-        say: gets a line for every new best.
+        off: (kernel, dtype) of those that are left out.
     """
     start = clock()
     base = job.table_plan(device)
-    plans = candidates(job, device)
+    plans = [p for p in candidates(job, device) if (p.kernel, job.dtype) not in off]
     itself = measure(job, base, base, DECIDE_TURNS)
     if itself.problem:
         return Outcome(job, base, None, itself, 0.0, 0, len(plans), (itself.problem,))
@@ -216,8 +202,6 @@ def search(
         if found.problem:
             problems.append(f"{describe(plan)}: {found.problem}")
             continue
-        if not looked or found.ratio > max(ratio for ratio, _ in looked):
-            say(f"  {describe(plan)}: {found.ratio:.3f}x the table's speed at first look")
         looked.append((found.ratio, plan))
     looked.sort(key=lambda item: -item[0])
     best: tuple[Comparison, Plan] | None = None
@@ -237,21 +221,19 @@ def search(
     return Outcome(job, base, winner, comparison, noise, tried, len(plans), tuple(problems))
 
 
-def describe(plan: Plan) -> str:
-    """A plan's tile and splits, for people."""
-    tile = " ".join(f"{name}={value}" for name, value in vars(plan.tile).items())
-    return tile + (f" splits={plan.splits}" if plan.op == "wgrad" else "")
-
-
-def entry_of(outcome: Outcome, facts: dict[str, Any]) -> dict[str, Any]:
+def entry_of(outcome: Outcome, device: Device, facts: dict[str, Any]) -> dict[str, Any]:
     """The entry of a device's file for a plan that won."""
     job, plan = outcome.job, outcome.best
     if plan is None:
         raise ValueError(f"nothing won for {job}")
-    return {
-        "key": _key(job),
-        "tile": dict(vars(plan.tile)),
+    entry: dict[str, Any] = {
+        "key": _key(job, device),
+        "tile": asdict(plan.tile),  # type: ignore[call-overload]
         "splits": plan.splits,
+    }
+    if plan.max_registers != plan.tile.max_registers(job.problem(device)):
+        entry["registers"] = plan.max_registers or 0
+    return entry | {
         "evidence": {
             "workload": job.workload.name,
             "table": describe(outcome.base),
@@ -264,68 +246,66 @@ def entry_of(outcome: Outcome, facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _key(job: Job) -> dict[str, Any]:
-    key = key_of(job.problem(INTERPRETER))
+def _key(job: Job, device: Device) -> dict[str, Any]:
+    key = key_of(job.problem(device))
     return asdict(key) | {"sizes": list(key.sizes)}  # as they are read back
 
 
-def update(path: Path, device_name: str, outcomes: Iterable[Outcome], facts: dict[str, Any]) -> int:
+def searched(path: Path) -> list[str]:
+    """The jobs that a file says were searched."""
+    if not path.exists():
+        return []
+    found: list[str] = json.loads(path.read_text(encoding="utf-8")).get("searched", [])
+    return found
+
+
+def update(path: Path, device: Device, outcomes: Iterable[Outcome], facts: dict[str, Any]) -> int:
     """Writes the winners into a device's file; returns how many entries it has then.
 
     What was searched replaces what the file says of it, also where nothing won; the rest stays.
     """
-    entries = []
+    entries, jobs = [], searched(path)
     if path.exists():
         entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
     for outcome in outcomes:
-        key = _key(outcome.job)
+        jobs = [*(job for job in jobs if job != str(outcome.job)), str(outcome.job)]
+        key = _key(outcome.job, device)
         entries = [entry for entry in entries if entry["key"] != key]
         if outcome.best is not None:
-            entries.append(entry_of(outcome, facts))
+            entries.append(entry_of(outcome, device, facts))
     entries.sort(key=lambda entry: json.dumps(entry["key"], sort_keys=True))
-    if entries or path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = ",\n".join(json.dumps(entry) for entry in entries)
-        path.write_text(
-            f'{{"device": {json.dumps(device_name)}, "entries": [\n{lines}\n]}}\n', encoding="utf-8"
-        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(entry) for entry in entries)
+    head = f'"device": {json.dumps(device.name)}, "searched": {json.dumps(jobs)}'
+    path.write_text(f'{{{head}, "entries": [\n{lines}\n]}}\n', encoding="utf-8")
     return len(entries)
 
 
-def call_of(problem: Problem, plan: Plan | None = None) -> Callable[[], torch.Tensor]:
-    """A call of our kernels, and of nothing around them. `plan` replaces the planner's."""
-    from ..ops.launch import arguments as launch
-
-    p, g = problem, problem.geometry
-    if p.op == "fprop":
-        activation = p.workload.activation
-        return lambda: launch.fprop(p.x, p.weight, p.bias, g, p.precision, activation, plan)
-    if p.op == "dgrad":
-        return lambda: launch.dgrad(p.dy, p.weight, g, p.precision, plan=plan)
-    return lambda: launch.wgrad(p.x, p.dy, g, p.precision, plan=plan)
-
-
-def measure_by(timer: Timer, clocks: Clocks | None = None) -> Measure:
-    """A measure for `search`: the problem's elements are checked in float64, then both plans timed.
+def measure_by(
+    timer: Timer,
+    call_of: Callable[[Operands, Plan], Callable[[], torch.Tensor]],
+    clocks: Clocks | None = None,
+) -> Measure:
+    """A measure for `search`: the result's elements are checked in float64, then both plans timed.
 
     Args:
         timer: of the device that the tensors are to be on.
+        call_of: a call of our kernels with a plan.
         clocks: asked while plans are timed.
     """
-    from .correctness import truth_of
 
     @functools.lru_cache(maxsize=1)
-    def prepared(job: Job) -> tuple[Problem, Truth]:
-        problem = make_problem(job.workload, job.op, job.dtype, job.format, timer.device)
-        return problem, truth_of(problem)
+    def prepared(job: Job) -> tuple[Operands, Truth]:
+        operands = make_operands(job.workload, job.op, job.dtype, job.format, timer.device)
+        return operands, truth_of(operands)
 
     def measure(job: Job, base: Plan, plan: Plan, turns: int) -> Comparison:
         try:
-            problem, truth = prepared(job)
-            calls = [call_of(problem, base), call_of(problem, plan)]
+            operands, truth = prepared(job)
+            calls = [call_of(operands, base), call_of(operands, plan)]
             for call in calls:
                 result = call()
-                error, bound = truth.error(result), truth.bound(result.dtype, problem.precision)
+                error, bound = truth.error(result), truth.bound(result.dtype, operands.precision)
                 if not error <= bound:
                     return Comparison(problem=f"error {error:.2g} is above {bound:.2g}")
                 del result
@@ -339,8 +319,7 @@ def measure_by(timer: Timer, clocks: Clocks | None = None) -> Measure:
             samples = [[sampler() for sampler in samplers] for _ in range(turns)]
         except Exception as error:
             timer.recover()
-            reason = (str(error).splitlines() or [""])[0]
-            return Comparison(problem=f"{type(error).__name__}: {reason}")
+            return Comparison(problem=reason_of(error))
         ratios = [first / second for first, second in samples]
         return Comparison(
             1e3 * quantile([first for first, _ in samples], 0.5),
@@ -351,107 +330,3 @@ def measure_by(timer: Timer, clocks: Clocks | None = None) -> Measure:
         )
 
     return measure
-
-
-def on_gpu() -> tuple[Device, Measure, Callable[[], dict[str, Any]]]:
-    """(the GPU of this process, how to time plans on it, what to note with what was found)."""
-    from ..ops.launch.layout import device_of
-    from .machine import machine
-
-    clocks = Clocks()
-    # Where the datasheet is known the model can put the candidates in order.
-    device = device_of(torch.empty(0, device="cuda"))
-
-    def facts() -> dict[str, Any]:
-        clock, throttle = clocks.read()
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return {**asdict(machine("gpu")), "time": now, "sm_clock": clock, "throttle": throttle}
-
-    return device, measure_by(GpuTimer(), clocks), facts
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `python -m tricorr.perf tune`."""
-    parser.add_argument("workloads", nargs="+", metavar="WORKLOAD", help="a name from the table")
-    parser.add_argument("--minutes", type=float, default=5.0, help="for all of it (%(default)s)")
-    parser.add_argument("--op", action="append", default=[], choices=OPS)
-    parser.add_argument("--dtype", action="append", default=[], choices=sorted(PRODUCTS))
-    parser.add_argument("--format", action="append", default=[], choices=("NCHW", "channels_last"))
-    parser.add_argument("--out", type=Path, metavar="FILE", help="instead of the device's file")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="list what would be tried, in order; this is all that can be done without a GPU",
-    )
-    parser.add_argument(
-        "--device", default="h200", help=f"to list for, of {', '.join(DEVICES)} (%(default)s)"
-    )
-
-
-def main(options: argparse.Namespace) -> int:
-    """Searches and writes, or lists what it would try where there is no GPU."""
-    try:
-        workloads = [find(name) for name in options.workloads]
-        device = device_named(options.device)
-    except KeyError as error:
-        print(f"no workload is called {error}; `python -m tricorr.perf workloads` lists them")
-        return 2
-    except ArgumentError as error:
-        print(error)
-        return 2
-    jobs = [job for w in workloads for job in jobs_of(w, options.op, options.dtype, options.format)]
-    wide = [job for job in jobs if job.problem(device).layout.int64]
-    jobs = [job for job in jobs if not job.problem(device).layout.int64]
-    for job in wide:
-        print(f"{job}: left out, 64-bit offsets have tiles of their own")
-    if not jobs:
-        print("nothing to search: these workloads have no such operator, dtype or format")
-        return 2
-    if options.dry_run or not torch.cuda.is_available():
-        if not options.dry_run:
-            print("No GPU here, so nothing is timed and nothing is written.", end=" ")
-        _list(jobs, device)
-        return 0
-
-    device, measure, facts = on_gpu()
-    path = options.out or file_of(device.name)
-    count = 0
-    deadline = time.monotonic() + 60 * options.minutes
-    for i, job in enumerate(jobs):
-        share = (deadline - time.monotonic()) / (len(jobs) - i)
-        if share <= 0:
-            print(f"out of time: {len(jobs) - i} jobs are left")
-            break
-        print(job, flush=True)
-        outcome = search(job, device, measure, share, say=lambda line: print(line, flush=True))
-        _report(outcome)
-        # After every job: a run that is cut off keeps what it found.
-        count = update(path, device.name, [outcome], facts())
-    print(f"{count} entries in {path}")
-    return 0
-
-
-def _list(jobs: list[Job], device: Device) -> None:
-    print(f"What would be tried on {device.name}, the likeliest first by the static model:")
-    for job in jobs:
-        base = job.table_plan(device)
-        plans = candidates(job, device)
-        count = len(plans) or "no"
-        print(f"\n{job}: {count} legal plans of {base.kernel}; the table has {describe(base)}")
-        for plan in plans[:5]:
-            print(f"  {describe(plan)}")
-
-
-def _report(outcome: Outcome) -> None:
-    print(f"  tried {outcome.tried} of {outcome.candidates}, noise {outcome.noise:.1%}")
-    found = outcome.comparison
-    if outcome.best is not None:
-        print(
-            f"  {describe(outcome.best)} wins: {found.ratio:.3f} ({found.ratio_low:.3f} to "
-            f"{found.ratio_high:.3f}) of the table's speed, {found.ms:.4g} ms, table "
-            f"{found.base_ms:.4g}"
-        )
-    else:
-        print(f"  nothing wins outside the noise; the closest had {found.ratio:.3f}")
-    for problem in outcome.problems:
-        print(f"  {problem}")

@@ -33,6 +33,7 @@ class Workload:
         ops: the operators to measure, each alone.
         bias: whether fprop adds one.
         activation: what fprop applies after it, as `corr2d` names it.
+        residual: whether fprop adds a tensor shaped as its result before the activation.
         shared: all planes share one filter: the weight is (1, 1, R, S), expanded over groups.
         tags: "dense", "depthwise", "grouped", "pointwise", "image", "transposed", "per_sample",
             "padding_mode", "epilogue", "scaled".
@@ -46,6 +47,7 @@ class Workload:
     ops: tuple[str, ...] = OPS
     bias: bool = False
     activation: str = "none"
+    residual: bool = False
     shared: bool = False
     tags: tuple[str, ...] = ()
     priority: int = 1
@@ -339,6 +341,18 @@ WORKLOADS: tuple[Workload, ...] = (
 
 SUITES = tuple(dict.fromkeys(w.suite for w in WORKLOADS))
 BY_NAME = {w.name: w for w in WORKLOADS}
+
+
+def regime(workload: Workload) -> str:
+    """Workloads of one regime are bound by the same: kind, and size of the window."""
+    g = workload.geometry
+    special = [t for t in ("per_sample", "padding_mode", "epilogue") if t in workload.tags]
+    taps = max(g.R, g.S)
+    window = "point" if taps == 1 else "small" if taps <= 7 else "large"
+    channels = "few" if min(g.group_C, g.group_K) < 16 < max(g.group_C, g.group_K) else ""
+    strided = "strided" if max(g.stride) > 1 else ""
+    base = "kernelbench" if workload.suite == "kernelbench" else workload.tags[0]
+    return " ".join(filter(None, ([*special, base][0], window, channels, strided)))
 
 
 def find(name: str) -> Workload:

@@ -37,7 +37,10 @@ def plan(problem: Problem) -> Plan:
     """
     found, distance = tuned(problem)
     if found is not None and (tile := tile_of(found.tile)).suits(problem):
-        return plan_with_tile(problem, tile, tile.splits(problem) if distance else found.splits)
+        best = plan_with_tile(problem, tile, tile.splits(problem) if distance else found.splits)
+        if found.registers is None:
+            return best
+        return dataclasses.replace(best, max_registers=found.registers or None)
     return cheapest(
         [plan_with_tile(problem, tile, tile.splits(problem)) for tile in candidates(problem)],
         problem,

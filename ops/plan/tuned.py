@@ -66,13 +66,20 @@ class Key:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What an entry says: the fields of a tile, and into how many parts wgrad is split."""
+    """What an entry says.
+
+    Attributes:
+        tile: the fields of a tile.
+        splits: parts that a weight gradient is split into.
+        registers: the limit for a thread, 0 for none; None for what the tile says.
+    """
 
     tile: Mapping[str, int]
     splits: int = 1
+    registers: int | None = None
 
     def __hash__(self) -> int:
-        return hash((tuple(sorted(self.tile.items())), self.splits))
+        return hash((tuple(sorted(self.tile.items())), self.splits, self.registers))
 
 
 def kind_of(geometry: Geometry) -> str:
@@ -134,7 +141,7 @@ def parse(file: Mapping[str, Any]) -> Mapping[Key, Tuned]:
     """The entries of a file as the planner looks them up."""
     return {
         Key(**entry["key"] | {"sizes": tuple(entry["key"]["sizes"])}): Tuned(
-            entry["tile"], entry.get("splits", 1)
+            entry["tile"], entry.get("splits", 1), entry.get("registers")
         )
         for entry in file["entries"]
     }

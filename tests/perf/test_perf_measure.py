@@ -9,7 +9,7 @@ import torch
 
 from tricorr.ops import Geometry, reference
 from tricorr.perf import __main__ as command
-from tricorr.perf import bench, rows
+from tricorr.perf import rows, run, workloads
 from tricorr.perf.correctness import truth_of
 from tricorr.perf.machine import Ceilings, Machine
 from tricorr.perf.measure import (
@@ -24,9 +24,8 @@ from tricorr.perf.measure import (
     quantile,
     run_job,
 )
-from tricorr.perf.providers import PROVIDERS, Provider, make_problem
-from tricorr.perf.worker import Worker, WorkerError
-from tricorr.perf.workloads import WORKLOADS, Workload
+from tricorr.perf.providers import PROVIDERS, Provider, make_operands
+from tricorr.perf.workloads import WORKLOADS, Workload, find
 
 FACTS = Machine("cpu", "a processor", "0123456789ab", "2.11", "0.1.0", None, None, None)
 SMALL = Workload("tiny", "test", Geometry(1, 2, 8, 9, 4, 3, 3), ("float32",))
@@ -243,7 +242,7 @@ def test_truth_is_the_references(per_sample, draws, monkeypatch):
     )
     workload = Workload("odd", "test", geometry, ("float32",), bias=True)
     for op in workload.ops:
-        problem = make_problem(workload, op, "float32", "NCHW", "cpu")
+        problem = make_operands(workload, op, "float32", "NCHW", "cpu")
         x, weight, dy = (t.double().numpy() for t in (problem.x, problem.weight, problem.dy))
         bias = problem.bias.double().numpy()
         expected = {
@@ -257,142 +256,23 @@ def test_truth_is_the_references(per_sample, draws, monkeypatch):
         torch.testing.assert_close(truth.values, found, rtol=1e-12, atol=1e-12)
 
 
-class FakeWorker:
-    """Answers requests as a Worker does, with rows of a fake provider, by the clock given."""
-
-    def __init__(self, clock, seconds=1.0, crash_at=()):
-        self.machine = dataclasses.asdict(FACTS)
-        self.clock, self.seconds, self.crash_at = clock, seconds, crash_at
-        self.requests = []
-
-    def run(self, request, timeout):
-        self.requests.append(request)
-        if self.seconds > timeout:
-            self.clock.now += timeout
-            raise WorkerError("took too long", timed_out=True)
-        self.clock.now += self.seconds
-        skip = {(provider, format): why for provider, format, why in request["skip"]}
-        task = next(t for t in TASKS if t.request["workload"] == request["workload"])
-        for provider in FAKES:
-            name = (provider.name, "NCHW")
-            yield {"at": name}
-            if name[0] in self.crash_at and name not in skip:
-                raise WorkerError("the process ended (signal 11)")
-        session = Session(CpuTimer(self.clock), FACTS, FAKES)
-        for row in run_job(dataclasses.replace(task.job, op=request["op"]), session, skip):
-            yield {"row": dataclasses.asdict(row)}
-
-    def close(self):
-        pass
-
-
-CLOCK = Clock()
-FAKES = [fake("tricorr", CLOCK, 0.001), fake("peer", CLOCK, 0.002)]
-TASKS = [
-    bench.Task(bench._request(job), job, i)
-    for i, job in enumerate(
-        Job(dataclasses.replace(SMALL, name=f"tiny-{i}"), "fprop", "float32") for i in range(4)
-    )
-]
-
-
-def a_run(worker, recorded=None, seconds=1000.0, providers=FAKES):
-    found = [] if recorded is None else recorded
-    run = bench.Run(worker, providers, lambda row: None, found, seconds, clock=CLOCK)
-    run.all(TASKS)
-    return run
-
-
-def test_a_run_is_resumed():
-    worker = FakeWorker(CLOCK)
-    run = a_run(worker)
-    assert len(run.recorded) == len(TASKS) * 2
-    assert not run.left
-    again = FakeWorker(CLOCK)
-    a_run(again, run.recorded)
-    assert not again.requests
-    missing = [row for row in run.recorded if (row.workload, row.provider) != ("tiny-2", "peer")]
-    a_run(again, missing)
-    assert [request["workload"] for request in again.requests] == ["tiny-2"]
-    other = [dataclasses.replace(row, revision="another") for row in run.recorded]
-    a_run(again, other)
-    assert len(again.requests) == 1 + len(TASKS)
-
-
-def test_a_crash_is_one_row():
-    worker = FakeWorker(CLOCK, crash_at=("peer",))
-    run = a_run(worker)
-    by_provider = {
-        p: {r.status for r in run.recorded if r.provider == p} for p in ("tricorr", "peer")
-    }
-    assert by_provider == {"tricorr": {"ok"}, "peer": {"failed"}}
-    assert "signal 11" in next(r.note for r in run.recorded if r.provider == "peer")
-    assert not run.left
-
-
-def test_a_run_ends_inside_its_budget():
-    start = CLOCK.now
-    run = a_run(FakeWorker(CLOCK, seconds=20.0), seconds=50.0)
-    assert CLOCK.now - start <= 50
-    assert {row.workload for row in run.recorded} == {"tiny-0", "tiny-1"}
-    assert [str(task) for task in run.left] == ["tiny-2 fprop float32", "tiny-3 fprop float32"]
-
-
-def test_a_job_that_hangs_fails_and_the_rest_goes_on(monkeypatch):
-    monkeypatch.setattr(bench, "JOB_LIMIT", 5.0)
-    start = CLOCK.now
-    run = a_run(FakeWorker(CLOCK, seconds=10.0))
-    assert {row.status for row in run.recorded} == {"failed"}
-    assert CLOCK.now - start <= len(TASKS) * 6
-    assert not run.left
-
-
-def test_a_missing_peer_is_one_row():
-    missing = fake("absent", CLOCK, 0.0, available=lambda: "absent is not installed")
-    run = a_run(FakeWorker(CLOCK), providers=[*FAKES, missing])
-    found = [row for row in run.recorded if row.provider == "absent"]
-    assert [(row.status, row.note) for row in found] == [("unavailable", "absent is not installed")]
-    assert rows.validate(found[0])
-
-
 @pytest.mark.parametrize("kind", ["gpu", "cpu"])
-def test_the_most_valuable_come_first(kind):
-    tasks = bench.tasks_of(kind)
-    first = {task.job.workload.suite for task in tasks[:12] if task.job}
-    assert {"resnet50", "convnext-t", "images", "kernelbench", "mobilenet-v2", "sd-unet"} <= first
-    names = {task.job.workload.name.removesuffix("-small") for task in tasks if task.job}
+def test_one_of_every_regime_comes_before_a_second(kind):
+    tasks = run.tasks_of(kind)
+    jobs = [task.job for task in tasks if task.job]
+    regimes = {workloads.regime(w) for w in WORKLOADS}
+    first = {}
+    for place, job in enumerate(jobs):
+        first.setdefault(workloads.regime(find(job.workload.name.removesuffix("-small"))), place)
+    assert set(first) == regimes
+    assert max(first.values()) < 3 * len(regimes)  # each in three passes at most
+    names = {job.workload.name.removesuffix("-small") for job in jobs}
     assert names == {workload.name for workload in WORKLOADS}
     assert {"learn", "startup"} <= {task.group for task in tasks}
-    only = bench.tasks_of(kind, suites=["odd"], ops=["wgrad"], dtypes=["float32"])
+    only = run.tasks_of(kind, suites=["odd"], ops=["wgrad"], dtypes=["float32"])
     assert {(t.job.workload.suite, t.job.op, t.job.dtype) for t in only} <= {
         ("odd", "wgrad", "float32")
     }
-
-
-@pytest.mark.slow
-def test_a_worker_measures_and_survives_its_end(tmp_path):
-    worker = Worker(tmp_path / "worker.log", providers=["tricorr", "pytorch"])
-    request = {
-        "workload": "images-6x8-1x2-small",
-        "op": "fprop",
-        "dtype": "float32",
-        "group": "core",
-        "skip": [],
-    }
-    try:
-        assert worker.hello(60)["kind"] == "cpu"
-        with pytest.raises(WorkerError, match="exit code 1"):
-            list(worker.run({**request, "workload": "no such workload"}, 60))
-        assert "KeyError" in (tmp_path / "worker.log").read_text()
-        answers = list(worker.run(request, 60))
-        found = [rows.from_json(bench.json.dumps(a["row"])) for a in answers if "row" in a]
-        assert {row.provider for row in found} == {"tricorr", "pytorch"}
-        assert {row.status for row in found} <= {"ok"}
-        with pytest.raises(WorkerError, match="took more than") as error:
-            list(worker.run(request, 0))
-        assert error.value.timed_out
-    finally:
-        worker.close()
 
 
 @pytest.mark.parametrize(
@@ -400,6 +280,8 @@ def test_a_worker_measures_and_survives_its_end(tmp_path):
     [
         (["all", "--minutes", "0"], "--minutes must be positive"),
         (["all", "--suite", "odd", "--op", "learn"], "nothing to measure"),
+        (["gpu", "nothing"], "no workload is called nothing"),
+        (["tune", "images-4096-3x3"], "there is no GPU here"),
         (["predict", "--suite", "odd", "--dtype", "float64"], "no workload of these suites"),
     ],
 )
@@ -434,14 +316,3 @@ def test_gpu_timer(backend):
 def test_a_wrong_estimate_does_not_hold_up_the_run():
     taken = interleave({"slow": lambda: time.sleep(0.01) or 0.01}, {"slow": 1e-6}, budget=0.001)
     assert len(taken["slow"]) == LEAST < MOST
-
-
-def test_a_run_that_is_interrupted_says_how_to_go_on(capsys, monkeypatch, tmp_path):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(bench, "_measure", interrupted)
-    arguments = ["all", "--suite", "odd", "--out", str(tmp_path)]
-    assert command.main(arguments) == 130
-    assert "stopped: 0 rows are in" in capsys.readouterr().out
-    assert rows.read(tmp_path) == []

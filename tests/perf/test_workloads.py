@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tricorr import ops
 from tricorr.perf import providers, workloads
 from tricorr.perf.correctness import truth_of
-from tricorr.perf.providers import PROVIDERS, TENSOR_DTYPES, make_problem
+from tricorr.perf.providers import PROVIDERS, TENSOR_DTYPES, make_operands
 from tricorr.perf.workloads import WORKLOADS
 
 ALL = pytest.mark.parametrize("workload", WORKLOADS, ids=lambda w: w.name)
@@ -91,7 +91,7 @@ def test_small_version_runs_right(workload, backend):
     small = workload.scaled(200_000)
     ours, pytorch = PROVIDERS[:2]
     for op in small.ops:
-        problem = make_problem(small, op, "float32", "NCHW", backend.device)
+        problem = make_operands(small, op, "float32", "NCHW", backend.device)
         truth = truth_of(problem)
         result = ours.prepare(problem)()
         assert truth.error(result) <= truth.bound(result.dtype, "ieee")
@@ -106,7 +106,7 @@ def test_small_version_runs_right(workload, backend):
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 def test_a_forgotten_mode_bias_or_activation_is_wrong(name, backend):
     small = workloads.find(name).scaled(200_000)
-    problem = make_problem(small, "fprop", "bfloat16", "NCHW", backend.device)
+    problem = make_operands(small, "fprop", "bfloat16", "NCHW", backend.device)
     truth = truth_of(problem)
     zeros = replace(small, geometry=small.geometry.without_padding_mode())
     spoilt = [
@@ -126,7 +126,7 @@ def test_a_forgotten_mode_bias_or_activation_is_wrong(name, backend):
 
 @pytest.mark.parametrize("name", ["images-64x3x512-5x5-per-sample", "images-4096-3x3-circular"])
 def test_peers_are_one_graph_for_a_compiler(name):
-    problem = make_problem(workloads.find(name).scaled(50_000), "fprop", "float32", "NCHW", "cpu")
+    problem = make_operands(workloads.find(name).scaled(50_000), "fprop", "float32", "NCHW", "cpu")
     function, tensors = providers._torch_function(problem)
     compiled = torch.compile(function, backend="eager", dynamic=False, fullgraph=True)
     torch.testing.assert_close(compiled(*tensors), function(*tensors), rtol=0, atol=0)
@@ -135,7 +135,7 @@ def test_peers_are_one_graph_for_a_compiler(name):
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
 def test_activations_of_peers_are_one_graph_for_a_compiler(activation):
     layer = replace(workloads.find("epilogue-64x56x56-64-3x3-relu"), activation=activation)
-    problem = make_problem(layer.scaled(50_000), "fprop", "float32", "NCHW", "cpu")
+    problem = make_operands(layer.scaled(50_000), "fprop", "float32", "NCHW", "cpu")
     function, tensors = providers._torch_function(problem)
     compiled = torch.compile(function, backend="eager", dynamic=False, fullgraph=True)
     torch.testing.assert_close(compiled(*tensors), function(*tensors), rtol=0, atol=0)

@@ -24,7 +24,7 @@ from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, GEMM_TILES, GemmTile, til
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.stencil import StencilTile
 from tricorr.ops.plan.tma import TmaTile
-from tricorr.perf.model import CODE
+from tricorr.perf.predict import CODE
 
 CLOCK, L2 = H200.rates.clock, H200.rates.l2
 SAME = ((1, 1), (1, 1))

@@ -1,21 +1,23 @@
-"""What every workload's plan costs by arithmetic: bytes, waste and time, before any run.
+"""Plans of measured calls, and what they cost by arithmetic: bytes, waste and time, before any run.
 
     python -m tricorr.perf predict [--device h200] [--suite images] [--json]
 
 The model predicts; it claims nothing, and nothing in it was measured. It exists to be compared with
 rows: where a row is far from it, one of its assumptions is wrong, and which one says what to
-change. ops/plan/cost.py has its arithmetic and its rates, by which the planner chooses among GEMMs;
-here the other families are counted too, and set beside the problem's own bound:
+change. ops/plan/cost.py and the families beside it have the arithmetic and the rates, by which the
+planner chooses; here it is set beside the problem's own bound:
 
  - Every element that a program asks for comes through L1 once per use: nothing is shared between
    programs there, and a stencil's taps each load their pixel. Through L2 a program of few channels
    reads each pixel of its tile once, with what its window overhangs; a pipelined GEMM loads each
    element of its tiles once a step. Loads are assumed to be coalesced.
  - Instructions are those of perf/results/codegen.json where that has the plan's code for sm_90,
-   else what ops/plan/cost.py, and INSTRUCTIONS here, fitted to it.
+   else what the family says, fitted to it.
  - The roofline is the problem's, not the plan's: compulsory bytes at the rate of a copy or the
    FLOPs at the rate of the fastest unit that multiplies this dtype at this precision, whichever
    takes longer. Predicted fraction = roofline time / predicted time.
+
+Calls are those of meta tensors (providers.make_operands), on a device that need not be there.
 """
 
 from __future__ import annotations
@@ -32,16 +34,88 @@ import torch
 
 from ..ops import ArgumentError
 from ..ops.explain import device_named
-from ..ops.geometry import Geometry
-from ..ops.launch.layout import NARROW_LIMIT
-from ..ops.plan import choose
-from ..ops.plan.cost import Code, times_of
+from ..ops.launch.layout import layout_of
+from ..ops.plan import banded, choose, rows, stencil
+from ..ops.plan.cost import Code, Times, times_of
 from ..ops.plan.device import DEVICES, Device
-from ..ops.plan.problem import Layout, Plan, Problem
+from ..ops.plan.problem import Plan, Problem, Tile
+from .providers import TENSOR_DTYPES, Operands, make_operands
 from .workloads import OPS, SUITES, Workload, select
 
 #: The machine code that predictions are made of.
 CODE = Path(__file__).parent / "results" / "codegen.json"
+
+
+def problem_of(operands: Operands, device: Device, op: str = "") -> Problem:
+    """What is planned for a call; `op` is "dgrad_frame" for what a padding mode adds to dgrad."""
+    o, g = operands, operands.geometry
+    last = o.format == "channels_last"
+    memory_format = torch.channels_last if last else torch.contiguous_format
+
+    def image(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
+
+    dtype = o.weight.dtype
+    x = image(g.x_shape, dtype if o.op == "dgrad" else o.x.dtype)
+    y = image(g.y_shape, dtype)
+    residual = y if o.residual is not None and o.op == "fprop" else None
+    activation = o.workload.activation if o.op == "fprop" else "none"
+    layout = layout_of(g, x, o.weight, y, residual, activation)
+    return Problem(op or o.op, g, dtype, o.precision, layout, device)
+
+
+def planned(problem: Problem) -> Plan:
+    """The planner's plan."""
+    return choose.plan(problem)
+
+
+def alternatives(problem: Problem) -> list[Plan]:
+    """The planner's plan, then the best of every other family that can run the call, by time."""
+    own = planned(problem)
+    could: dict[str, list[Tile]] = {
+        family.__name__: list(family.tiles(problem)) for family in choose.FAMILIES
+    }
+    # What the planner would not take, because another family is expected to do better.
+    by_rows = rows.tile_for(problem) if rows.is_legal(problem) else None
+    could[rows.__name__] = could[rows.__name__] or ([] if by_rows is None else [by_rows])
+    could[stencil.__name__] = could[stencil.__name__] or [stencil.tile_for(problem)]
+    if not could[banded.__name__] and banded.is_legal(problem):
+        could[banded.__name__] = [t.fitted(problem) for t in banded.tiles_with_room(problem)]
+    best = []
+    for tiles in could.values():
+        plans = [plan for tile in tiles for plan in _plans_with(tile, problem)]
+        if plans and plans[0].family != own.family:
+            best.append(min(plans, key=lambda plan: seconds_of(plan, problem)))
+    return [own, *sorted(best, key=lambda plan: seconds_of(plan, problem))]
+
+
+def _plans_with(tile: Tile, problem: Problem) -> Iterator[Plan]:
+    try:
+        yield choose.plan_with_tile(problem, tile, tile.splits(problem))
+    except ArgumentError:  # more programs than a launch can have
+        return
+
+
+def times(plan: Plan, problem: Problem) -> Times:
+    """The static model's times of a plan."""
+    return times_of(plan.tile.work(plan, problem, recorded_code(plan, problem)), problem.device)
+
+
+def seconds_of(plan: Plan, problem: Problem) -> float:
+    """The static model's time of a plan."""
+    return times(plan, problem).predicted
+
+
+def describe(plan: Plan) -> str:
+    """A plan in a few words: kernel, tile, warps, stages, splits, programs, register limit."""
+    blocks = "x".join(str(v) for k, v in vars(plan.tile).items() if k.startswith("BLOCK"))
+    rest = {k: v for k, v in vars(plan.tile).items() if k in ("LANE_Q", "persistent") and v > 1}
+    return (
+        f"{plan.kernel} {blocks} w{plan.tile.num_warps} s{plan.tile.num_stages}"
+        + "".join(f" {name.lower()}{value}" for name, value in rest.items())
+        + f" /{plan.splits}" * (plan.splits > 1)
+        + (f" r{plan.max_registers}" if plan.max_registers else "")
+    )
 
 
 @dataclass(frozen=True)
@@ -100,41 +174,31 @@ class Prediction:
 
 
 def predict(
-    geometry: Geometry,
-    op: str,
-    dtype: torch.dtype,
-    device: Device,
-    *,
-    channels_last: bool = False,
-    precision: str = "ieee",
+    problem: Problem,
     plan: Plan | None = None,
-    name: str = "",
-    suite: str = "",
+    *,
+    x_bytes: int = 0,
+    workload: Workload | None = None,
 ) -> Prediction:
-    """The model's numbers for one operator.
+    """The model's numbers for one problem.
 
     Args:
-        geometry: of the call.
-        op: "fprop", "dgrad" or "wgrad".
-        dtype: of all tensors; uint8 is the input's, with float32 for the others.
-        device: one whose datasheet is known.
-        channels_last: memory format of x and y.
-        precision: how float32 is multiplied.
+        problem: of a device whose datasheet is known.
         plan: instead of the planner's.
-        name: of the workload.
-        suite: of the workload.
+        x_bytes: of an element of x, if that is not of the weight's dtype.
+        workload: that it is of.
 
     Raises:
         ValueError: the device's rates are not known.
     """
+    device, geometry = problem.device, problem.geometry
     if device.bandwidth is None:
         raise ValueError(f"the rates of {device.name} are not known")
-    problem = problem_of(geometry, op, dtype, device, channels_last, precision)
-    plan = plan or choose.plan(replace(problem, x_bytes=0))  # the planner does not know of uint8
-    gathered = not channels_last and not geometry.is_point
-    code = recorded_code(plan, dtype, gathered) if device.arch == "90" else None
+    plan = plan or choose.plan(problem)
+    problem = replace(problem, x_bytes=x_bytes)
+    code = recorded_code(plan, problem)
     work = plan.tile.work(plan, problem, code)
-    times = times_of(work, device)
+    found = times_of(work, device)
 
     sms = device.multiprocessors
     programs = work.programs
@@ -146,14 +210,15 @@ def predict(
     roofline = max(compulsory / device.copy_rate, problem.products * macs / fastest)
     loaded = round(programs * work.loaded_bytes)
     warps = work.threads / device.limits.lanes
+    image = problem.op != "dgrad" and x_bytes == 1
     return Prediction(
-        workload=name,
-        suite=suite,
-        op=op,
-        dtype=str(dtype).removeprefix("torch."),
-        format="channels_last" if channels_last else "NCHW",
+        workload="" if workload is None else workload.name,
+        suite="" if workload is None else workload.suite,
+        op=problem.op,
+        dtype="uint8" if image else str(problem.dtype).removeprefix("torch."),
+        format="channels_last" if problem.layout.channels_last else "NCHW",
         kernel=plan.kernel,
-        tile=_tile_name(plan),
+        tile=describe(plan).partition(" ")[2],
         programs=programs,
         compulsory_bytes=compulsory,
         device_bytes=round(work.dram_bytes + work.between_bytes),
@@ -163,62 +228,11 @@ def predict(
         fill=programs / (waves * sms) if programs else 1.0,
         instructions=work.instructions * warps * programs,
         counted=code is not None,
-        **{f"{unit}_us": seconds * 1e6 for unit, seconds in vars(times).items()},
-        predicted_us=times.predicted * 1e6,
-        bound=times.bound,
+        **{f"{unit}_us": seconds * 1e6 for unit, seconds in vars(found).items()},
+        predicted_us=found.predicted * 1e6,
+        bound=found.bound,
         roofline_us=roofline * 1e6,
-        roofline_fraction=roofline / times.predicted,
-    )
-
-
-def problem_of(
-    geometry: Geometry,
-    op: str,
-    dtype: torch.dtype,
-    device: Device,
-    channels_last: bool,
-    precision: str,
-) -> Problem:
-    """The problem of dense tensors; uint8 is the input's dtype, with float32 for the others."""
-    operand = torch.float32 if dtype == torch.uint8 else dtype
-    layout = dense_layout(geometry, dtype, channels_last)
-    return Problem(op, geometry, operand, precision, layout, device, dtype.itemsize)
-
-
-def dense_layout(geometry: Geometry, x_dtype: torch.dtype, channels_last: bool) -> Layout:
-    """The layout of dense tensors of this geometry, as facts.layout_of finds it."""
-    g = geometry.as_rows() if geometry.is_point else geometry
-    return Layout(
-        channels_last,
-        is_wide(g),
-        as_rows=g.is_point,
-        x_boxes=_dense_boxes(g.C, (g.H, g.W), x_dtype, channels_last),
-        y_boxes=_dense_boxes(g.K, (g.P, g.Q), x_dtype, channels_last),
-    )
-
-
-def _dense_boxes(
-    channels: int, plane: tuple[int, int], dtype: torch.dtype, channels_last: bool
-) -> str:
-    """As formats.boxes_of says of a dense image of several samples; x and y are of one dtype."""
-    step, (height, width) = 16 // dtype.itemsize, plane
-    if dtype == torch.uint8:
-        return ""
-    if channels_last or height == width == 1:
-        return "" if channels % step else "NHWC"
-    return "" if width % step else "NCHW"
-
-
-def is_wide(geometry: Geometry) -> bool:
-    """Whether dense tensors of this geometry need 64-bit offsets."""
-    return (
-        max(
-            geometry.x_numel,
-            geometry.y_numel,
-            geometry.weight_numel,
-            geometry.N * geometry.H * geometry.W,
-        )
-        > NARROW_LIMIT
+        roofline_fraction=roofline / found.predicted,
     )
 
 
@@ -242,23 +256,19 @@ def _codes() -> dict[tuple[str, int], Code]:
     return found
 
 
-def recorded_code(plan: Plan, dtype: torch.dtype, gathered: bool = False) -> Code | None:
-    """The code of a plan's program on sm_90, where codegen.json has such a tile.
-
-    Args:
-        plan: of the launch.
-        dtype: of the tensors.
-        gathered: pixels are neighbours in memory, but a window moves them out of line.
-    """
-    tile = plan.tile
+def recorded_code(plan: Plan, problem: Problem) -> Code | None:
+    """The code of a plan's program on sm_90, where codegen.json has such a tile."""
+    if problem.device.arch != "90" or plan.family == "stencil":
+        return None  # a whole window is one pass of some stencils, one row of others
+    tile, dtype = plan.tile, problem.dtype
+    # Pixels are neighbours in memory, but a window moves them out of line.
+    gathered = not problem.layout.channels_last and not problem.geometry.is_point
     blocks = "x".join(str(v) for k, v in vars(tile).items() if k.startswith("BLOCK"))
     product = ""
     if plan.family in ("gemm", "tma", "banded"):
         product = {2: "half", 8: "float64"}.get(dtype.itemsize, plan.precision)
-    if plan.family == "stencil":  # a whole window is one pass of some, one row of others
-        return None
-    half = dtype.itemsize == 2 and dtype.is_floating_point
-    name = "bfloat16" if half else str(dtype).removeprefix("torch.")
+    name = "bfloat16" if dtype.itemsize == 2 else str(dtype).removeprefix("torch.")
+    name = "uint8" if problem.image_bytes == 1 else name
     start = "-".join(filter(None, (plan.kernel, product, blocks, name)))
     if plan.family == "tma":
         start = _any_box(start, gathered)
@@ -281,23 +291,6 @@ def _any_box(start: str, planes: bool) -> str:
     return "-".join((kernel, product, blocks, dtype))
 
 
-def _tile_name(plan: Plan) -> str:
-    blocks = "x".join(str(v) for k, v in vars(plan.tile).items() if k.startswith("BLOCK"))
-    split = f" /{plan.splits}" if plan.splits > 1 else ""
-    return f"{blocks} w{plan.tile.num_warps} s{plan.tile.num_stages}{split}"
-
-
-#: dtype of a row -> (dtype of the tensors, precision).
-PRODUCTS = {
-    "bfloat16": (torch.bfloat16, "ieee"),
-    "float16": (torch.float16, "ieee"),
-    "tf32": (torch.float32, "tf32"),
-    "float32": (torch.float32, "ieee"),
-    "uint8": (torch.uint8, "ieee"),
-    "float64": (torch.float64, "ieee"),
-}
-
-
 def predict_workloads(
     workloads: Iterable[Workload],
     device: Device,
@@ -317,16 +310,11 @@ def predict_workloads(
         for dtype in [d for d in workload.dtypes if d in dtypes] if dtypes else workload.dtypes[:1]:
             for op in (op for op in workload.ops if op in ops):
                 for memory_format in workload.formats:
-                    tensor_dtype, precision = PRODUCTS[dtype]
+                    operands = make_operands(workload, op, dtype, memory_format, "meta")
                     found = predict(
-                        workload.geometry,
-                        op,
-                        tensor_dtype,
-                        device,
-                        channels_last=memory_format == "channels_last",
-                        precision=precision,
-                        name=workload.name,
-                        suite=workload.suite,
+                        problem_of(operands, device),
+                        x_bytes=0 if op == "dgrad" else operands.x.itemsize,
+                        workload=workload,
                     )
                     yield replace(found, dtype=dtype)
 
@@ -336,20 +324,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="h200", help=f"one of {', '.join(DEVICES)}")
     parser.add_argument("--suite", action="append", default=[], choices=SUITES)
     parser.add_argument("--op", action="append", default=[], choices=OPS)
-    parser.add_argument("--dtype", action="append", default=[], choices=sorted(PRODUCTS))
+    parser.add_argument("--dtype", action="append", default=[], choices=sorted(TENSOR_DTYPES))
     parser.add_argument("--json", action="store_true", help="one prediction a line")
 
 
 def main(options: argparse.Namespace) -> int:
     """Prints the table; nothing is run."""
-    try:
-        device = device_named(options.device)
-    except ArgumentError as error:
-        print(error)
-        return 2
-    workloads = select(options.suite)
+    device = device_named(options.device)
     ops = options.op or OPS
-    found = list(predict_workloads(workloads, device, ops, options.dtype))
+    found = list(predict_workloads(select(options.suite), device, ops, options.dtype))
     if not found:
         raise ValueError("no workload of these suites has such an operator and dtype")
     if options.json:

@@ -1,0 +1,250 @@
+"""Right before fast: tiny calls, one for each kernel, dtype, format and way through its code.
+
+Each runs twice on memory that is filled with NaN; both results must be equal in every bit and as
+near to float64 as rounding explains. The whole result is compared, with `ops/reference.py`.
+
+    python -m tricorr.perf.checks [PATTERN]     on the GPU of this process, in turn
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..ops import Geometry, reference
+from ..ops.lag_sums import lag_sums
+from .correctness import ACTIVATIONS, Truth
+from .machine import Machine
+from .predict import alternatives, describe, problem_of
+from .providers import TENSOR_DTYPES, Operands, make_operands
+from .rig import Entrant, GpuRig
+from .workloads import OPS, Workload
+
+if TYPE_CHECKING:
+    from ..ops.plan.device import Device
+    from ..ops.plan.problem import Plan
+
+
+def _tiny(name: str, *shape: int, epilogue: str = "none", **steps: Any) -> Workload:
+    """From (N, C, H, W, K, R, S), with the padding that keeps the size."""
+    N, C, H, W, K, R, S = shape
+    same = (((R - 1) // 2, R // 2), ((S - 1) // 2, S // 2))
+    geometry = Geometry(N, C, H, W, K, R, S, padding=same, **steps)
+    gradients = () if epilogue != "none" else OPS[1:]
+    return Workload(
+        name,
+        "check",
+        geometry,
+        tuple(TENSOR_DTYPES),
+        ("fprop", *gradients),
+        bias=True,
+        activation=epilogue,
+        residual=epilogue != "none",
+    )
+
+
+#: Each with a way through the kernels that no other one takes.
+TINY: tuple[Workload, ...] = (
+    _tiny("dense", 2, 32, 24, 20, 48, 3, 3),
+    _tiny("phases", 2, 32, 13, 14, 48, 3, 3, stride=(2, 2)),
+    _tiny("ragged", 2, 19, 11, 13, 21, 3, 3),
+    _tiny("point", 2, 32, 8, 8, 48, 1, 1),
+    _tiny("flattened", 2, 3, 20, 22, 32, 5, 5, stride=(2, 2)),
+    _tiny("epilogue", 2, 32, 12, 16, 48, 3, 3, epilogue="gelu"),
+    _tiny("frame", 2, 16, 10, 12, 16, 3, 3, padding_mode="reflect"),
+    _tiny("image", 1, 1, 70, 1100, 1, 3, 3),
+    _tiny("frame", 1, 1, 40, 70, 1, 5, 5, padding_mode="replicate"),
+    _tiny("epilogue", 1, 1, 40, 70, 2, 3, 3, epilogue="silu"),
+    _tiny("depthwise", 2, 24, 18, 20, 24, 3, 3, groups=24),
+    _tiny("depthwise7", 2, 24, 18, 20, 24, 7, 7, groups=24, padding_mode="circular"),
+    _tiny("depthwise_phases", 2, 24, 18, 20, 24, 3, 3, groups=24, stride=(2, 2)),
+    _tiny("window", 1, 1, 48, 80, 1, 13, 13),
+    _tiny("windows", 2, 4, 14, 14, 4, 13, 13, groups=4),
+    _tiny("multiplier", 2, 8, 9, 11, 12, 3, 3, groups=4),
+    _tiny("per_sample", 2, 3, 20, 24, 3, 5, 5, groups=3, per_sample=True),
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A tiny call.
+
+    Attributes:
+        workload, op, dtype, format: as in a row; "lag_sums" is an operator here.
+        plan: of the launch, None of lag_sums.
+    """
+
+    workload: Workload
+    op: str
+    dtype: str
+    format: str
+    plan: Plan | None
+
+    @property
+    def kernel(self) -> str:
+        return self.op if self.plan is None else self.plan.kernel
+
+    def __str__(self) -> str:
+        plan = self.op if self.plan is None else describe(self.plan)
+        return f"{plan} {self.dtype} {self.format} {self.workload.name}"
+
+    def operands(self, device: str) -> Operands:
+        """The tensors."""
+        op = "wgrad" if self.op == "lag_sums" else self.op
+        return make_operands(self.workload, op, self.dtype, self.format, device)
+
+
+def checks(device: Device) -> Iterator[Check]:
+    """The calls for a device: each kernel in each dtype and format, and each way through it."""
+    seen: set[Any] = set()
+    for workload, op in itertools.product(TINY, OPS):
+        for i, dtype in enumerate(workload.dtypes if op in workload.ops else ()):
+            if dtype == "uint8" and (op == "dgrad" or workload.geometry.group_C > 3):
+                continue
+            formats = workload.formats[:: (-1) ** i]  # each dtype begins with another one
+            for memory_format in formats:
+                operands = make_operands(workload, op, dtype, memory_format, "meta")
+                for plan in alternatives(problem_of(operands, device)):
+                    if dtype.startswith("tf32") and plan.precision == "ieee":
+                        continue  # it multiplies float32 as it is
+                    new = {
+                        (plan.kernel, way)
+                        for way in (
+                            dtype,
+                            memory_format,
+                            ("one tap", plan.one_tap),
+                            ("split", plan.splits > 1),
+                            ("interior", plan.interior),
+                            ("rows", plan.as_rows),
+                            workload.name in ("phases", "epilogue", "frame") and workload.name,
+                        )
+                    }
+                    if not new <= seen:
+                        seen |= new
+                        yield Check(workload, op, dtype, memory_format, plan)
+    image = next(w for w in TINY if w.name == "image")
+    for dtype in ("float32", "uint8", "bfloat16"):
+        yield Check(image, "lag_sums", dtype, "NCHW", None)
+
+
+def whole_truth(operands: Operands) -> Truth:
+    """Every element of a tiny result, in float64."""
+    g, o = operands.geometry, operands
+    x, weight, dy = (t.double().numpy(force=True) for t in (o.x, o.weight, o.dy))
+    roundings = 1
+    if o.op == "fprop":
+        bias = None if o.bias is None else o.bias.double().numpy(force=True)
+        values = torch.from_numpy(reference.fprop(x, weight, bias, g))
+        if o.residual is not None:
+            values = values + o.residual.double().cpu()
+        values = ACTIVATIONS[o.workload.activation](values)
+        terms, shape = g.group_C * g.R * g.S + 2, g.y_shape
+    elif o.op == "dgrad":
+        values = torch.from_numpy(reference.dgrad(dy, weight, g))
+        terms, shape = g.group_K * g.R * g.S, g.x_shape
+        roundings += g.padding_mode != "zeros"  # the frame is added to a rounded result
+    else:
+        values = torch.from_numpy(reference.wgrad(x, dy, g))
+        terms, shape = g.P * g.Q * (1 if g.per_sample else g.N), g.weight_shape
+    device = o.weight.device
+    at = torch.unravel_index(torch.arange(values.numel(), device=device), shape)
+    return Truth(at, values.flatten().to(device), terms, shape, roundings)
+
+
+def run(check: Check, rig: GpuRig) -> str:
+    """What is wrong with the call's result, in words; "" if nothing is."""
+    operands = check.operands(rig.device)
+    with torch.no_grad(), poisoned():
+        if check.op == "lag_sums":
+            return _run_lag_sums(operands)
+        truth = whole_truth(operands)
+        assert check.plan is not None
+        call = rig.call(operands, Entrant("tricorr", check.format, check.plan))
+        first = call().clone()
+        again = call()
+        error, bound = truth.error(first), truth.bound(first.dtype, operands.precision)
+        if not error <= bound:
+            return f"error {error:.3g} is above {bound:.3g}"
+        bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[first.element_size()]
+        if not torch.equal(first.view(bits), again.view(bits)):
+            return "a second call gives other bits"
+    return ""
+
+
+def _run_lag_sums(operands: Operands) -> str:
+    R, S = operands.geometry.R, operands.geometry.S
+    x = operands.x
+    part = x[..., : x.shape[2] - R + 1, : x.shape[3] - S + 1]
+    found = lag_sums(part, x, (R, S))
+    truth = lag_sums(part.double().cpu(), x.double().cpu(), (R, S)).to(found)
+    scale = float(truth.abs().max())
+    error = float((found - truth).abs().max()) / scale
+    if not error <= part.numel() * torch.finfo(torch.float64).eps:
+        return f"error {error:.3g} of float64 sums"
+    same = torch.equal(found.view(torch.int64), lag_sums(part, x, (R, S)).view(torch.int64))
+    return "" if same else "a second call gives other bits"
+
+
+class poisoned:  # noqa: N801 - a context manager, used as a word
+    """While it lasts, torch.empty returns NaN."""
+
+    def __enter__(self) -> None:
+        self.before = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+    def __exit__(self, *_: object) -> None:
+        torch.use_deterministic_algorithms(self.before[0], warn_only=self.before[1])
+
+
+class Notes:
+    """The outcomes of checks in a file, so that a run which goes on repeats none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def of(self, machine: Machine) -> dict[str, str]:
+        """The note of every check on this machine with these sources; "" of one that was right."""
+        if not self.path.exists():
+            return {}
+        here = [machine.device, machine.revision.rpartition("+")[2]]
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        found = [json.loads(line) for line in lines if line.endswith("\n")]
+        return {f["check"]: f["note"] for f in found if [f["device"], f["sources"]] == here}
+
+    def write(self, check: Check, note: str, machine: Machine) -> None:
+        """Appends an outcome."""
+        fields = {
+            "check": str(check),
+            "note": note,
+            "device": machine.device,
+            "sources": machine.revision.rpartition("+")[2],
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(fields) + "\n")
+
+
+def main(pattern: str = "") -> int:
+    """Runs the calls whose names match, here; for compute-sanitizer."""
+    rig = GpuRig()
+    wrong = 0
+    for check in checks(rig.planned_for()):
+        if re.search(pattern, str(check)):
+            problem = run(check, rig)
+            wrong += bool(problem)
+            print(f"{check}: {problem or 'right'}", flush=True)
+    return min(1, wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:2]))

@@ -1,0 +1,725 @@
+"""One command for the first minutes on a GPU: right before fast, and nothing left to chance.
+
+    python -m tricorr.perf gpu --minutes 9 --out DIR     everything below; again: goes on
+    python -m tricorr.perf all --minutes 8 --out DIR     rows only, also on a CPU
+    python -m tricorr.perf tune WORKLOAD --out DIR       a search of tiles only
+
+Builds run in processes of their own from the first second. One process measures: (1) ceilings of
+the device; (2) tiny calls of every kernel, each alone in a process: one that is wrong, hangs or
+does not compile is off for the rest of the run, and its calls take another family; (3) families,
+formats, programs and register limits side by side where the model has them close; (4) rows of the
+table of workloads, one of every regime in all passes before a second of any; (5) a search of tiles
+where another family won; (6) constants and a multiplier for each family, as data for the planner.
+Every result is on the disk before the next measurement begins, and the run ends inside its budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..ops.plan.tuned import file_of
+from . import calibrate, checks, learning, report, rows, tune
+from .machine import child_environment
+from .measure import Job, contenders_of
+from .predict import alternatives, describe, planned, problem_of, seconds_of
+from .processes import Child, Pool, ProcessError
+from .providers import OURS, PROVIDERS, make_operands
+from .requests import At, Done, Here, Learn, Measure, Search, Start, serve_builds, serve_check
+from .requests import serve as serve_measurements
+from .rig import CpuRig, Entrant, GpuRig
+from .rows import Row
+from .shootouts import shootouts
+from .workloads import BY_NAME, OPS, SUITES, WORKLOADS, Workload, regime
+
+if TYPE_CHECKING:
+    from ..ops.plan.problem import Plan
+    from .machine import Ceilings
+
+STAGES = ("check", "families", "rows", "tune", "feedback", "sanitize")
+#: Share of the budget after which a stage begins nothing new.
+UNTIL = {"check": 0.35, "families": 0.55, "rows": 0.83, "tune": 0.95, "sanitize": 0.95}
+#: Seconds that are kept for the report.
+RESERVE = 4.0
+#: How much later a group's jobs come, in rank: compilers take long.
+GROUPS = {"core": 0.0, "compile": 3.0, "max-autotune": 6.0}
+#: First guesses of a job's seconds; what was measured replaces them.
+GUESSES = {
+    "gpu": {"core": 4.0, "compile": 15.0, "max-autotune": 40.0, "learn": 10.0, "startup": 60.0},
+    "cpu": {"core": 1.0, "compile": 1.0, "max-autotune": 1.0, "learn": 5.0, "startup": 40.0},
+}
+#: A job may end the process so often at most.
+MOST_RESTARTS = 4
+#: Tiny calls that run side by side.
+SIDE_BY_SIDE = 4
+
+
+@dataclass(frozen=True)
+class Task:
+    """A line of the plan: a job of the table, a size of learning, or the start-up.
+
+    Attributes:
+        name: of the workload.
+        op, dtype: as in a row.
+        group: of providers, or the operator where there is no job.
+        job: None of learning and the start-up.
+        rank: the lowest is measured first.
+    """
+
+    name: str
+    op: str
+    dtype: str
+    group: str
+    job: Job | None
+    rank: float
+
+    def __str__(self) -> str:
+        return " ".join([self.name, self.op, self.dtype, *([self.group] * (self.group in GROUPS))])
+
+
+def tasks_of(
+    kind: str,
+    *,
+    names: Sequence[str] = (),
+    suites: Sequence[str] = (),
+    ops: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
+    peers: Sequence[str] | None = None,
+) -> list[Task]:
+    """All tasks of a machine, the most informative first; empty filters let all through.
+
+    One workload of each regime, in all passes and its first dtype, comes before a second of any;
+    further dtypes and the compilers come later.
+    """
+    found = []
+    count: Counter[str] = Counter()
+    for workload in sorted(WORKLOADS, key=lambda w: w.priority):
+        kind_of = regime(workload)
+        position, count[kind_of] = count[kind_of], count[kind_of] + 1
+        if (names and workload.name not in names) or (suites and workload.suite not in suites):
+            continue
+        item = workload if kind == "gpu" else workload.scaled()
+        # A CPU has neither TF32 nor a reason to measure 16 bits.
+        kinds = workload.dtypes if kind == "gpu" else ("float32",)
+        for i, dtype in enumerate(kinds):
+            for op in workload.ops:
+                if (op != "fprop" and dtype == "uint8") or (ops and op not in ops):
+                    continue
+                for group, later in GROUPS.items():
+                    if (group != "core" and (i > 0 or kind == "cpu")) or (
+                        dtypes and dtype not in dtypes
+                    ):
+                        continue
+                    job = Job(item, op, dtype, group)
+                    chosen = [p for p in PROVIDERS if peers is None or p.name in (OURS, *peers)]
+                    if contenders_of(job, chosen, "cuda" if kind == "gpu" else "cpu"):
+                        # An image's 16 bits come soon: there what bounds a launch changes.
+                        rank = position + i * (0.5 if "image" in workload.tags else 1.5) + later
+                        found.append(Task(item.name, op, dtype, group, job, rank))
+    if names:
+        return sorted(found, key=lambda task: task.rank)
+    if not dtypes or "float32" in dtypes:
+        if (not ops or "learn" in ops) and (not suites or "learn" in suites):
+            for i, name in enumerate(learning.names(kind)):
+                found.append(Task(name, "learn", "float32", "learn", None, 0.9 + i))
+        if (not ops or "startup" in ops) and (not suites or "startup" in suites):
+            found.append(Task("startup", "startup", "float32", "startup", None, 2.4))
+    return sorted(found, key=lambda task: task.rank)
+
+
+@dataclass
+class Run:
+    """One run; everything that it finds is in `out`.
+
+    Attributes:
+        rig: the device, as processes reach it.
+        out: directory of results.
+        seconds: the budget.
+        stages: of STAGES.
+        tasks: what rows are wanted, in order.
+        peers: names of those that take part.
+        say: is told what happens, a line each.
+        profile: whether the profiler looks at a few launches in the end.
+    """
+
+    rig: GpuRig
+    out: Path
+    seconds: float
+    stages: Sequence[str] = STAGES
+    tasks: Sequence[Task] = ()
+    peers: tuple[str, ...] = tuple(p.name for p in PROVIDERS if p.name != OURS)
+    say: Callable[[str], None] = print
+    profile: bool = False
+    left: list[Task] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.start = time.monotonic()
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.log = self.out / "worker.log"
+        self.recorded = rows.read(self.out / rows.FILE) if (self.out / rows.FILE).exists() else []
+        self.writer = rows.Writer(self.out / rows.FILE)
+        self.notes = checks.Notes(self.out / "checks.jsonl")
+        self.off: dict[tuple[str, str], str] = {}
+        self.costs = dict(GUESSES[self.rig.kind])
+        self.known: Ceilings | None = None
+        self.outcomes: list[tune.Outcome] = []
+        self.child = Child(self.log, serve_measurements, self.rig, None)
+        self.plans: dict[Any, Plan] = {}
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the report has to be written."""
+        return self.seconds - RESERVE - (time.monotonic() - self.start)
+
+    def left_of(self, stage: str) -> float:
+        """Seconds in which a stage may begin something."""
+        share = UNTIL[stage] if set(self.stages) - {stage} else 1.0
+        return min(self.remaining, share * self.seconds - (time.monotonic() - self.start))
+
+    def all(self) -> None:
+        """Every stage that is asked for, then the report, whatever happened before."""
+        pools: list[Pool] = []
+        try:
+            self.begin()
+            size = max(1, (os.cpu_count() or 1) - 2)
+            self.builds = Pool(
+                size,
+                self.rig.build_limit,
+                lambda: Child(self.log, serve_builds, self.rig, self.device),
+            )
+            self.tiny = Pool(
+                SIDE_BY_SIDE,
+                self.rig.check_limit,
+                lambda: Child(self.log, serve_check, self.rig),
+                reuse=False,
+            )
+            pools = [self.builds, self.tiny]
+            for stage in STAGES:
+                if stage in self.stages:
+                    self.say(f"{time.monotonic() - self.start:5.0f} s  {stage}")
+                    getattr(self, f"do_{stage}")()
+        finally:
+            for pool in pools:
+                pool.end()
+            self.child.end()
+            self.writer.close()
+            self.finish()
+
+    # -- the device -----------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Starts the measuring process and waits until it says where it runs, and how fast."""
+        here = self.child.answer(time.monotonic() + min(120.0, max(5.0, self.remaining)))
+        assert isinstance(here, Here)
+        self.machine, self.device = here.machine, here.device
+        self.say(
+            f"{here.machine.device}, PyTorch {here.machine.torch}, Triton {here.machine.triton}"
+        )
+        self.known = self.child.answer(time.monotonic() + max(5.0, self.remaining))
+        if self.known is not None:
+            self.say(str(self.known))
+        self.child.arguments = (self.rig, self.known)
+
+    def plan_of(self, workload: Workload, op: str, dtype: str, memory_format: str) -> Plan | None:
+        """The plan of a call without the kernels that are off; None where none is left."""
+        key = (workload, op, dtype, memory_format)
+        problem = problem_of(make_operands(workload, op, dtype, memory_format, "meta"), self.device)
+        if key not in self.plans:
+            self.plans[key] = planned(problem)
+        if not self.is_off(self.plans[key], dtype):
+            return self.plans[key]
+        others = alternatives(problem)
+        return next((plan for plan in others if not self.is_off(plan, dtype)), None)
+
+    def is_off(self, plan: Plan, dtype: str) -> bool:
+        return (plan.kernel, dtype) in self.off
+
+    def turn_off(self, kernel: str, dtype: str, why: str) -> None:
+        """Leaves a kernel out for the rest of the run, in one dtype."""
+        if (kernel, dtype) not in self.off:
+            self.off[kernel, dtype] = why
+            self.say(f"OFF {kernel} {dtype}: {why}")
+
+    # -- tiny calls -----------------------------------------------------------------------------
+
+    def do_check(self) -> None:
+        """Builds and runs the tiny calls, and turns off the kernels that are not right."""
+        wanted = {
+            str(check): check
+            for check in checks.checks(self.device)
+            if self.rig.is_checked(check.kernel, check.dtype)
+        }
+        for name, note in self.notes.of(self.machine).items():
+            if check := wanted.pop(name, None):
+                self._checked(check, note, again=True)
+        self.queue_builds(wanted.values())
+        waiting = dict(wanted)
+        while (waiting or len(self.tiny)) and self.left_of("check") > 0:
+            soon = time.monotonic() + 0.2
+            for key, problem in self.builds.answers(soon):
+                check = waiting.pop(key, None)
+                if check is None:
+                    self._built(key, problem)
+                elif problem:
+                    self._checked(check, f"does not compile: {problem}")
+                elif (check.kernel, check.dtype) not in self.off:
+                    self.tiny.put(check, check)
+            for check, problem in self.tiny.answers(time.monotonic() + 0.05):
+                timed_out = isinstance(problem, ProcessError) and problem.timed_out
+                self._checked(check, f"hangs: {problem}" if timed_out else str(problem))
+        self.tiny.end()
+        late = len(waiting)
+        self.say(f"{len(wanted) - late} tiny calls, {len(self.off)} kernels off, {late} not begun")
+
+    def _checked(self, check: checks.Check, note: str, again: bool = False) -> None:
+        if not again and (check.kernel, check.dtype) not in self.off:
+            self.notes.write(check, note, self.machine)
+        if note:
+            self.turn_off(check.kernel, check.dtype, f"{note} ({check})")
+
+    def queue_builds(self, tiny: Iterable[checks.Check]) -> None:
+        """Everything that will be launched, in the order in which it will be."""
+        for check in tiny:
+            call = (check.workload, check.op, check.dtype, check.format, check.plan)
+            self.builds.put(str(check), call)
+        for job, entrants in self._entrants() if "families" in self.stages else ():
+            for e in entrants:
+                call = (job.workload, job.op, job.dtype, e.format, e.plan)
+                self.builds.put((e.plan.kernel, job.dtype), call)
+        for task in self.tasks if "rows" in self.stages else ():
+            if task.job is not None and task.group == "core":
+                w = task.job.workload
+                for memory_format in w.formats:
+                    plan = self.plan_of(w, task.op, task.dtype, memory_format)
+                    if plan is not None:
+                        call = (w, task.op, task.dtype, memory_format, plan)
+                        self.builds.put((plan.kernel, task.dtype), call)
+
+    def _built(self, key: Any, problem: Any) -> None:
+        """A build that no tiny call waits for: a kernel that does not compile is off."""
+        if problem and isinstance(key, tuple):
+            kernel, dtype = key
+            self.turn_off(kernel, dtype, f"does not compile: {problem}")
+
+    # -- the measuring process ------------------------------------------------------------------
+
+    def ask(self, request: Any, limit: float) -> Iterator[Any]:
+        """The answers to a request.
+
+        Raises:
+            ProcessError: the process is gone.
+        """
+        if self.child.connection is None:  # a new one says where it is, and knows the ceilings
+            for _ in range(2):
+                self.child.answer(time.monotonic() + 60)
+        self.child.ask(request)
+        deadline = time.monotonic() + limit
+        while True:
+            answer = self.child.answer(deadline)
+            if isinstance(answer, Done):
+                if answer.error:
+                    self.child.end()
+                    raise ProcessError(answer.error)
+                return
+            yield answer
+
+    def measure(self, request: Measure, limit: float) -> bool:
+        """Writes the rows of a job, again without whoever took the process down.
+
+        False if the time ran out that was left, which is nobody's fault.
+        """
+        named = {(e.name, e.format): e.plan for e in request.entrants}
+        job, written = request.job, set()
+        for _ in range(MOST_RESTARTS):
+            at = At(OURS, "NCHW")
+            timeout = max(1.0, min(limit, self.remaining + RESERVE / 2))
+            try:
+                for answer in self.ask(request, timeout):
+                    if isinstance(answer, At):
+                        at = answer
+                    elif answer.key not in written:
+                        plan = named.get((answer.provider, answer.format))
+                        if answer.provider == OURS and plan is None:
+                            plan = self.plan_of(job.workload, job.op, job.dtype, answer.format)
+                        self.write(answer, plan)
+                        written.add(answer.key)
+                return True
+            except ProcessError as error:
+                if error.timed_out and timeout < limit:
+                    return False
+                skip = (at.provider, at.format, str(error))
+                request = replace(request, skip=(*request.skip, skip))
+                plan = named.get((at.provider, at.format))
+                if at.provider == OURS and plan is None:
+                    plan = self.plan_of(job.workload, job.op, job.dtype, at.format)
+                if plan is not None:  # the others of that kernel need not be tried
+                    where = f"{job.workload.name} {job.op} {at.format}"
+                    why = f"{'hangs: ' * error.timed_out}{error} ({where}, {describe(plan)})"
+                    self.turn_off(plan.kernel, job.dtype, why)
+                    on = tuple(e for e in request.entrants if not self.is_off(e.plan, job.dtype))
+                    request = replace(request, entrants=on)
+        return True
+
+    def write(self, row: Row, plan: Plan | None = None) -> None:
+        """Writes a row, ours with its plan; a kernel that is wrong is off."""
+        if plan is not None:
+            row = replace(row, plan=describe(plan))
+            if row.status == "wrong":
+                self.turn_off(plan.kernel, row.dtype, f"{row.note} ({row.workload}, {row.plan})")
+        self.writer.write(row)
+        self.recorded.append(row)
+
+    def has(self, **fields: Any) -> list[Row]:
+        """Rows of this machine and these sources with such fields."""
+        here = (self.machine.device, self.machine.revision.rpartition("+")[2])
+        return [
+            row
+            for row in self.recorded
+            if (row.device, row.revision.rpartition("+")[2]) == here
+            if all(getattr(row, name) == value for name, value in fields.items())
+        ]
+
+    # -- families -------------------------------------------------------------------------------
+
+    def _entrants(self) -> Iterator[tuple[Job, list[Entrant]]]:
+        """Jobs of the shoot-out without what is off; the first that is left stands for ours."""
+        for job, entrants in shootouts(self.device, self.rig.workload):
+            on = [e for e in entrants if not self.is_off(e.plan, job.dtype)]
+            for memory_format in job.workload.formats:
+                mine = [e for e in on if e.format == memory_format]
+                if mine and mine[0].name != OURS:
+                    on[on.index(mine[0])] = replace(mine[0], name=OURS)
+            yield job, on
+
+    def do_families(self) -> None:
+        """Families, formats, programs and register limits, side by side, with cold caches."""
+        for job, entrants in self._entrants():
+            if self.left_of("families") < self.costs["core"]:
+                return
+            measured = self.has(workload=job.workload.name, op=job.op, dtype=job.dtype)
+            names = {(row.provider, row.format, row.plan) for row in measured}
+            new = [e for e in entrants if (e.name, e.format, describe(e.plan)) not in names]
+            if new:
+                with self._costing("core"):
+                    request = Measure(job, tuple(entrants), ("pytorch",), self.rig.cold)
+                    self.measure(request, self.rig.job_limit)
+
+    # -- rows -----------------------------------------------------------------------------------
+
+    def do_rows(self) -> None:
+        """Rows of the table, until the time is over."""
+        todo = [task for task in self.tasks if not self._is_done(task)]
+        self._note_missing(todo)
+        for task in todo:
+            for key, problem in self.builds.answers(time.monotonic()):
+                self._built(key, problem)
+            if self.costs[task.group] > self.left_of("rows"):
+                self.left.append(task)
+                continue
+            with self._costing(task.group):
+                if not self._one(task):
+                    self.left.append(task)
+        self.say(f"{len(todo) - len(self.left)} jobs measured, {len(self.left)} are left")
+
+    @contextlib.contextmanager
+    def _costing(self, group: str) -> Iterator[None]:
+        """Learns what a job of a group takes; one very long job does not rule out all after it."""
+        start = time.monotonic()
+        yield
+        guess, cost = self.costs[group], time.monotonic() - start
+        self.costs[group] = 0.7 * guess + 0.3 * min(cost, 4 * guess)
+
+    def _one(self, task: Task) -> bool:
+        """Measures a task. False if the time ran out."""
+        job, limit = task.job, self.rig.job_limit
+        if job is None:
+            request = Learn(task.name) if task.op == "learn" else Start()
+            timeout = max(1.0, min(2 * limit, self.remaining + RESERVE / 2))
+            try:
+                for answer in self.ask(request, timeout):
+                    if isinstance(answer, Row):
+                        self.write(answer)
+            except ProcessError as error:
+                if error.timed_out and timeout < 2 * limit:
+                    return False
+                self.write(self._failed(task, OURS, "NCHW", str(error)))
+            return True
+        entrants = []
+        for memory_format in job.workload.formats:
+            plan = self.plan_of(job.workload, job.op, job.dtype, memory_format)
+            first = self.plans[job.workload, job.op, job.dtype, memory_format]
+            if plan is None:
+                why = f"every kernel for it is off: {self.off[first.kernel, job.dtype]}"
+                self.write(self._failed(task, OURS, memory_format, why))
+                return True
+            if plan != first or not self.rig.by_public_call:
+                entrants.append(Entrant(OURS, memory_format, plan))
+        return self.measure(Measure(job, tuple(entrants), self.peers), limit)
+
+    def _is_done(self, task: Task) -> bool:
+        mine = self.has(op=task.op)
+        if task.job is None:
+            return any(row.workload == task.name or task.op == "startup" for row in mine)
+        job, last = task.job, self.rig.caches[-1]
+        have = {
+            (row.provider, row.format, row.plan if row.provider == OURS else None)
+            for row in mine
+            if (row.workload, row.dtype) == (task.name, task.dtype)
+            if row.cache == last or row.status != "ok"
+        }
+        wanted = set()
+        members = [p for p in self.rig.providers if p.name in (OURS, *self.peers)]
+        for provider, memory_format in contenders_of(job, members, self.rig.device):
+            text = None
+            if provider.name == OURS:
+                if job.group != "core":
+                    continue
+                plan = self.plan_of(job.workload, job.op, job.dtype, memory_format)
+                text = None if plan is None else describe(plan)
+            wanted.add((provider.name, memory_format, text))
+        return wanted <= have
+
+    def _note_missing(self, todo: Sequence[Task]) -> None:
+        """A row for each provider that is not there, at the first job it would have met."""
+        for provider in self.rig.providers:
+            reason = provider.available()
+            if reason is None or provider.name not in self.peers:
+                continue
+            if self.has(provider=provider.name, status="unavailable"):
+                continue
+            for task in todo:
+                job = task.job
+                if job is not None and not provider.supports(
+                    job.workload, job.op, job.dtype, self.rig.device
+                ):
+                    row = self._failed(task, provider.name, provider.formats[0], reason)
+                    self.write(replace(row, status="unavailable"))
+                    break
+
+    def _failed(self, task: Task, provider: str, memory_format: str, why: str) -> Row:
+        """A row for what the process could not say itself."""
+        return Row(
+            workload=task.name,
+            suite=task.job.workload.suite if task.job is not None else task.op,
+            op=task.op,
+            dtype=task.dtype,
+            format=memory_format,
+            provider=provider,
+            cache=self.rig.caches[0] if task.job is not None else "warm",
+            status="failed",
+            note=why[:300],
+            time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            precision="tf32" if task.dtype == "tf32" else "ieee",
+            **asdict(self.machine),
+        )
+
+    # -- tuning and feedback --------------------------------------------------------------------
+
+    def do_tune(self) -> None:
+        """Searches tiles where the planner's plan lost its shoot-out, or of the named workloads."""
+        path = self.out / "tuned" / file_of(self.device.name).name
+        searched = tune.searched(path)
+        jobs = [job for job in self._undecided() if str(job) not in searched]
+        for i, job in enumerate(jobs):
+            least, most = self.rig.search_seconds
+            share = min(most, max(least, self.left_of("tune") / (len(jobs) - i)))
+            if share > self.left_of("tune"):
+                self.say(f"{len(jobs) - i} searches are left")
+                break
+            try:
+                for outcome in self.ask(
+                    Search(job, self.device, share, frozenset(self.off)), share + 30
+                ):
+                    if isinstance(outcome, tune.Outcome):
+                        self.say(str(outcome))
+                        self.outcomes.append(outcome)
+                        facts = asdict(self.machine) | {"time": _now()}
+                        tune.update(path, self.device, [outcome], facts)
+            except ProcessError as error:
+                self.say(f"search of {job}: {error}")
+
+    def _undecided(self) -> list[tune.Job]:
+        """Searches, where a loss is largest first."""
+        if "families" not in self.stages:
+            found = [
+                tune.Job(t.job.workload, t.op, t.dtype, memory_format == "channels_last")
+                for t in self.tasks
+                if t.job is not None and t.group == "core"
+                for memory_format in t.job.workload.formats
+            ]
+            return list(dict.fromkeys(found))
+        lost: dict[tune.Job, float] = {}
+        for row in self.has(status="ok", cache=self.rig.cold[0]):
+            workload = self.rig.workload(row.workload)
+            if row.provider.startswith(f"{OURS}@") and row.ratio_to and workload:
+                job = tune.Job(workload, row.op, row.dtype, row.format == "channels_last")
+                lost[job] = min(lost.get(job, math.inf), row.ratio_to)
+        return sorted((job for job, ratio in lost.items() if ratio < 1.05), key=lost.__getitem__)
+
+    def do_feedback(self) -> None:
+        """What the measured times say of the model's constants, as data for the planner."""
+        timed = [
+            calibrate.Timed(
+                plan.family, (row.ms or 0.0) / 1e3, seconds_of(plan, problem), row.host_us
+            )
+            for row in self.has(status="ok", cache=self.rig.cold[0])
+            if row.provider.partition("@")[0] == OURS and row.op in OPS
+            if (workload := self.rig.workload(row.workload))
+            for operands in [make_operands(workload, row.op, row.dtype, row.format, "meta")]
+            for problem in [problem_of(operands, self.device)]
+            for plan in alternatives(problem)
+            if describe(plan) == row.plan
+        ]
+        calls = [
+            (task.job, f)
+            for task in self.tasks
+            if task.job is not None and task.group == "core"
+            for f in task.job.workload.formats
+        ]
+        self.calibration = calibrate.calibration(self.device, self.machine, self.known, timed)
+        self.changed = calibrate.changed_plans(self.calibration, self.device, calls)
+        calibrate.write(self.out / "calibration.json", self.calibration, self.changed)
+        for line in self.calibration.lines():
+            self.say(line)
+        self.say(f"{len(self.changed)} of {len(calls)} plans change with it")
+
+    # -- tools from outside ---------------------------------------------------------------------
+
+    def do_sanitize(self) -> None:
+        """memcheck and racecheck on tiny calls, where the tool is installed and time is left."""
+        tool = shutil.which("compute-sanitizer")
+        if tool is None or self.rig.kind != "gpu":
+            self.say("compute-sanitizer is not installed")
+            return
+        environment = child_environment() | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        for kind in ("memcheck", "racecheck"):
+            limit = min(self.left_of("sanitize"), 90.0)
+            if limit < 20:
+                self.say(f"no time for {kind}")
+                return
+            command = [tool, "--tool", kind, "--error-exitcode", "9", sys.executable]
+            command += ["-m", "tricorr.perf.checks", "bfloat16|float32"]
+            try:
+                done = subprocess.run(
+                    command, env=environment, capture_output=True, text=True, timeout=limit
+                )
+            except subprocess.TimeoutExpired:
+                self.say(f"{kind}: stopped after {limit:.0f} s")
+                continue
+            said = [line for line in done.stdout.splitlines() if line.startswith("=====")]
+            self.say(f"{kind}: {'errors' if done.returncode else 'none'}; {(said or [''])[-1]}")
+
+    # -- the end --------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Writes the report, and says what a person can act on."""
+        text = "\n".join(self.summary())
+        report.write(self.recorded, self.out, head=text, plots=self.remaining > -RESERVE)
+        self.say(text)
+
+    def summary(self) -> Iterator[str]:
+        """Kernels that are off, families far from the model, losses, wins."""
+        yield f"kernels off: {len(self.off)}"
+        for (kernel, dtype), why in self.off.items():
+            yield f"  {kernel} {dtype}: {why}"
+        if calibration := getattr(self, "calibration", None):
+            yield from calibration.lines()
+            for change in self.changed[:10]:
+                yield f"  plan changes: {change}"
+        for outcome in self.outcomes:
+            yield str(outcome)
+        for processor in report.processors(self.recorded):
+            cases = [case for case in processor.cases() if case.ratio is not None]
+            losses = [case for case in cases if (case.ratio or 0) < 1]
+            yield f"{processor.device}: slower in {len(losses)} of {len(cases)} cases"
+            shown = [*losses[:15], *cases[len(losses) :][-10:]]
+            for case in shown:
+                row, best = case.ours, case.best
+                yield (
+                    f"  {case.ratio:6.2f}  {row.workload} {row.op} {row.dtype} {row.format} "
+                    f"{row.ms:.4g} ms, {best.provider if best else ''} ({row.plan or ''})"
+                )
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `gpu`, `all` and `tune`."""
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="only these")
+    parser.add_argument("--minutes", type=float, default=9.0, help="budget (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("perf-results"), metavar="DIR")
+    parser.add_argument(
+        "--stage", nargs="+", dest="stages", choices=STAGES, metavar="STAGE", default=list(STAGES),
+        help=f"of {', '.join(STAGES)}",
+    )  # fmt: skip
+    suites, ops = [*SUITES, "learn", "startup"], [*OPS, "learn", "startup"]
+    parser.add_argument("--suite", nargs="+", default=[], choices=suites, metavar="SUITE")
+    parser.add_argument("--op", nargs="+", default=[], choices=ops, metavar="OP")
+    dtypes = rows.CHOICES["dtype"]
+    parser.add_argument("--dtype", nargs="+", default=[], choices=dtypes, metavar="DTYPE")
+    peers = [p.name for p in PROVIDERS if p.name != OURS]
+    parser.add_argument("--peer", nargs="*", choices=peers, metavar="PEER", help="only these peers")
+    parser.add_argument("--list", action="store_true", help="print the plan and stop")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Runs, or prints what would be run."""
+    if not options.minutes > 0 or not math.isfinite(options.minutes):
+        raise ValueError(f"--minutes must be positive, got {options.minutes}")
+    unknown = sorted(set(options.workloads) - set(BY_NAME))
+    if unknown:
+        raise ValueError(
+            f"no workload is called {unknown[0]}; `python -m tricorr.perf workloads` lists them"
+        )
+    rig = GpuRig() if torch.cuda.is_available() else CpuRig()
+    if rig.kind == "cpu" and not options.list and "rows" not in options.stages:
+        raise ValueError("there is no GPU here, and nothing else that can be tuned")
+    tasks = tasks_of(
+        rig.kind,
+        names=options.workloads,
+        suites=options.suite,
+        ops=options.op,
+        dtypes=options.dtype,
+        peers=options.peer,
+    )
+    if not tasks:
+        why = "" if rig.kind == "gpu" else "; with no GPU only float32 is measured"
+        raise ValueError(f"nothing to measure: no workload passes the filters{why}")
+    if options.list:
+        for task in tasks:
+            print(f"{task.rank:6.2f}  {task}")
+        return 0
+    stages = options.stages if rig.kind == "gpu" else ["rows"]
+    peers = tuple(p.name for p in PROVIDERS if p.name != OURS)
+    chosen = peers if options.peer is None else tuple(options.peer)
+    run = Run(rig, options.out, 60 * options.minutes, stages, tasks, chosen)
+    try:
+        run.all()
+    except ProcessError as error:
+        raise ValueError(f"the measuring process did not start: {error}") from error
+    except KeyboardInterrupt:
+        print(f"\nstopped: {len(run.recorded)} rows are in {options.out}; the same command goes on")
+        return 130
+    print(f"everything is in {options.out}; the same command goes on with {len(run.left)} jobs")
+    if rig.kind == "cpu":
+        print(
+            "No GPU: these are times of PyTorch's CPU convolution behind tricorr's API, on scaled "
+            "workloads; they say nothing of the kernels."
+        )
+    return 0
