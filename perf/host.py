@@ -1,22 +1,25 @@
 """What a call costs the host: Python's share of it, with the kernels themselves left out.
 
-Calls take the way that they take on a GPU, down to the line that launches, where a kernel stands
-that does nothing. What remains is arguments, geometry, autograd, allocation and what a launch is
-given; Triton's own launcher and the driver come on top of that. PyTorch's own call is timed whole,
-on CPU, on an image small enough for its work not to matter: on a GPU its launches add to it too.
+Calls take the way that they take on a GPU, down to Triton's C launcher, in whose place a function
+stands that does nothing. What remains is arguments, geometry, autograd, allocation and what a
+launch is given; the launcher and the driver come on top of that (tests/launched/host_cost.py times
+the former too). PyTorch's own call is timed whole, on CPU, on an image small enough for its work
+not to matter: on a GPU its launches add to it too.
 "launch", "autograd", "corr2d" and "Conv2D" each have the one before in their path; the registered
 operator, which they call only where a compiler traces them, stands beside, and so does a launch
 that has not been prepared (ops/launch/call.py): what the first call of its kind pays. Each number
-is the least of repeated runs, taken in turns: what else the machine does only ever adds.
+is the least CPU time of repeated runs, taken in turns: what else the machine does only ever adds.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 import timeit
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -39,11 +42,30 @@ class _Unlaunched:
     def __init__(self, kernel: Any) -> None:
         self.arg_names = kernel.arg_names
 
-    def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+    def __getitem__(self, grid: tuple[int]) -> Callable[..., Any]:
         return self._launch
 
-    def _launch(self, *arguments: Any, **options: Any) -> None:
-        pass
+    def _launch(self, *arguments: Any, **options: Any) -> _Unlaunched:
+        return self
+
+    pre_run_hooks: tuple[Any, ...] = ()
+
+
+def _launched_nowhere(compiled: Any, grid: int, arguments: Sequence[Any]) -> Any:
+    """A launch past Triton's JIT whose last step does nothing."""
+    from ..ops.launch.compiled import DirectLaunch, Place
+
+    at_run_time = [value for value in arguments if not isinstance(value, str | bool)]
+    pointers = [
+        (place, value.tensor, value.offset)
+        for place, value in enumerate(at_run_time)
+        if isinstance(value, Place)
+    ]
+    return DirectLaunch(_nothing, (grid, 1, 1), (), at_run_time, pointers, [], False)
+
+
+def _nothing(*arguments: Any) -> None:
+    pass
 
 
 @contextmanager
@@ -51,22 +73,22 @@ def without_work() -> Iterator[None]:
     """Operators that do all but run their kernels."""
     from .. import kernels
     from ..ops.launch import arguments as launch
-    from ..ops.launch.prepared import forget_prepared
+    from ..ops.launch import prepared
 
-    names = [name for name in kernels.__all__ if hasattr(getattr(kernels, name), "arg_names")]
-    real = {name: getattr(kernels, name) for name in names}
-    fprop = direct.fprop
-    for name, kernel in real.items():
-        setattr(kernels, name, _Unlaunched(kernel))
-    direct.fprop = launch.fprop  # type: ignore[assignment]
-    forget_prepared()
-    try:
+    with ExitStack() as stack:
+
+        def replace(module: Any, name: str, value: Any) -> None:
+            stack.enter_context(patch.object(module, name, value))
+
+        for name in kernels.__all__:
+            if hasattr(kernel := getattr(kernels, name), "arg_names"):
+                replace(kernels, name, _Unlaunched(kernel))
+        replace(direct, "fprop", launch.fprop)
+        replace(prepared, "direct_launch", _launched_nowhere)
+        replace(prepared, "current_stream", lambda device: 0)
+        prepared.forget_prepared()
+        stack.callback(prepared.forget_prepared)
         yield
-    finally:
-        direct.fprop = fprop
-        for name, kernel in real.items():
-            setattr(kernels, name, kernel)
-        forget_prepared()
 
 
 def paths() -> dict[str, Callable[[], Any]]:
@@ -94,17 +116,24 @@ def paths() -> dict[str, Callable[[], Any]]:
     }
 
 
+def least(
+    paths: dict[str, Callable[[], Any]], calls: int = CALLS, repeats: int = REPEATS
+) -> dict[str, float]:
+    """Microseconds of CPU time of one call, by path: the least of runs that are taken in turns."""
+    timers = {name: timeit.Timer(call, timer=time.thread_time) for name, call in paths.items()}
+    found: dict[str, list[float]] = {name: [] for name in timers}
+    for timer in timers.values():
+        timer.timeit(max(2, calls // 10))
+    for _ in range(repeats):
+        for name, timer in timers.items():
+            found[name].append(timer.timeit(calls) / calls * 1e6)
+    return {name: min(times) for name, times in found.items()}
+
+
 def measure(calls: int = CALLS, repeats: int = REPEATS) -> dict[str, float]:
     """Microseconds of one call, by path."""
     with without_work():
-        timers = {name: timeit.Timer(call) for name, call in paths().items()}
-        found: dict[str, list[float]] = {name: [] for name in timers}
-        for timer in timers.values():
-            timer.timeit(max(1, calls // 10))
-        for _ in range(repeats):
-            for name, timer in timers.items():
-                found[name].append(timer.timeit(calls) / calls * 1e6)
-    return {name: min(times) for name, times in found.items()}
+        return least(paths(), calls, repeats)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
