@@ -146,11 +146,23 @@ def _tier(item):
 
 
 #: What takes the interpreter long, and the cases that stand for all of it where `slow` is left out.
+#: Tiles are compiled ahead of time, and simulated by `make test-all`; other projects' cases ask for
+#: what comes before a kernel, which PyTorch's backend ("cpu") shows as well.
 INTERPRETED = {
     "test_gradients_of_both_orders_are_numerical_ones": {"bank", "reflect"},
     "test_derivatives_are_numerical_ones": {"gelu"},
     "test_kernels_make_a_step_as_pytorchs": {"convnext", "mobilenet_v2", "resnet18"},
+    "test_our_error_is_at_most_twice_that_of_pytorch": {"wgrad"},
+    "test_every_gemm_tile": {"ieee"},
+    "test_every_gemm_tile_of_wgrad": {"ieee"},
+    "test_every_shape_of_boxes": {"wgrad"},
+    "test_opcheck": {"none"},
+    "test_node": {"none"},
+    "test_layers": {"none"},
+    "test_values_in_lower_precision": {"none"},
 }
+#: Files whose simulated tests are not `slow`: the textbook's calls, through the public functions.
+SIMULATED = ("simulator", "test_textbook.py")
 
 
 def _names(item):
@@ -163,8 +175,8 @@ def pytest_collection_modifyitems(items):
         cases = INTERPRETED.get(getattr(item, "originalname", None))
         if cases and _tier(item) == "interpreter" and not cases & _names(item):
             item.add_marker("slow")
-        if _tier(item) == "simulated" and "simulator" not in item.path.parts:
-            item.add_marker("slow")
+        if _tier(item) == "simulated" and not set(SIMULATED) & set(item.path.parts):
+            item.add_marker("slow")  # many kernels to compile
         item.user_properties.append(
             ("tier", _tier(item))
         )  # travels in the reports, also from xdist's workers

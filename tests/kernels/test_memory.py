@@ -114,6 +114,7 @@ TILES = {
 }
 
 
+@pytest.mark.slow  # the simulator looks at every access of every call
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("at_end", [True, False], ids=["end", "start"])
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
@@ -160,6 +161,7 @@ def test_no_kernel_leaves_its_tensors(op, name, at_end, monkeypatch):
     assert signal_of_child(work) == 0
 
 
+@pytest.mark.slow  # the simulator looks at every access of every call
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("at_end", [True, False], ids=["end", "start"])
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])

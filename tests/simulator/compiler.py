@@ -111,6 +111,17 @@ def _restore() -> None:
                 setattr(place, name, attributes[name])
 
 
+def mended(ptx: str) -> str:
+    """PTX with the fence between cp.async and wgmma that Triton before 3.7 leaves out.
+
+    See triton-lang/triton, pull requests 9610 and 10537. The package's kernels have one of their
+    own there.
+    """
+    return ptx.replace(
+        "wgmma.fence.sync.aligned;", "fence.proxy.async.shared::cta; wgmma.fence.sync.aligned;"
+    )
+
+
 def build(
     function: Any,
     arch: int,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from simulator import Fault, Unsupported
-from simulator.compiler import build
+from simulator.compiler import build, mended
 from simulator.test_instructions import (
     ADD,
     add,
@@ -16,6 +16,7 @@ from simulator.test_instructions import (
     run,
     run_through_boxes,
 )
+from tricorr.kernels.versions import BEFORE_3_7
 
 K = 128
 
@@ -29,7 +30,8 @@ def product(request):
     compiled = build(
         matmul, request.param, signature, options, tuple(signature), num_warps=4, num_stages=3
     )
-    return request.param, compiled.asm["ptx"], compiled.metadata.shared
+    ptx = compiled.asm["ptx"]
+    return request.param, mended(ptx) if BEFORE_3_7 else ptx, compiled.metadata.shared
 
 
 def outcome(ptx, shared):

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 
 from simulator import Fault, Kernel, Memory, TensorMap
-from simulator.compiler import build
+from simulator.compiler import build, mended
+from tricorr.kernels.versions import BEFORE_3_7
 
 ARCHS = pytest.mark.parametrize("arch", [80, 90])
 
@@ -37,7 +38,8 @@ def run(ptx, shared, grid, arguments, **options):
 
 def launch(compiled, *rest):
     """The same of a kernel that Triton compiled."""
-    run(compiled.asm["ptx"], compiled.metadata.shared, *rest)
+    ptx = compiled.asm["ptx"]
+    run(mended(ptx) if BEFORE_3_7 else ptx, compiled.metadata.shared, *rest)
 
 
 @triton.jit
