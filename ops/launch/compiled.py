@@ -10,6 +10,7 @@ by address.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -116,12 +117,11 @@ def direct_launch(compiled: Any, grid: int, arguments: Sequence[Any]) -> DirectL
     Returns:
         None where Triton's version, its driver or the kernel is not one that this knows.
     """
-    from triton.backends.nvidia import driver as nvidia
-
     version = tuple(map(int, triton.__version__.split(".")[:2]))
     launcher = compiled.run
-    if version not in KNOWN_VERSIONS or type(launcher) is not nvidia.CudaLauncher:
+    if version not in KNOWN_VERSIONS or type(launcher).__name__ != "CudaLauncher":
         return None
+    nvidia = sys.modules[type(launcher).__module__]
     if launcher.global_scratch_size or launcher.profile_scratch_size:
         return None
     kinds = list(compiled.src.signature.values())

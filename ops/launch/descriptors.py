@@ -91,6 +91,11 @@ def _boxes_descriptor(
     """Of boxes of one phase of (N, C, H, W), with so many channels, as formats.boxes_of says.
 
     Written without views of the tensor where it can be: each takes the host microseconds.
+
+    Strides are multiples of 16 bytes, which is all that drivers and CUTLASS check. The text of
+    cuTensorMapEncodeTiled (cuda.h of CUDA 13.1) builds each as a multiple of the one before; the
+    sample stride of every other row of an odd height is none. FlashAttention 3 relies on more than
+    that: it passes the smaller stride of a head after that of a row.
     """
     n, c, h, w = image.shape
     stride_n, stride_c, stride_h, stride_w = image.stride()
