@@ -19,11 +19,11 @@ from .integers import cdiv
 from .problem import Plan, Problem, Tile
 from .tuned import tuned
 
-#: The kernel families in the order in which they are asked. What one of the first two offers is
-#: taken: rows and banded kernels offer a tile only where they beat the rest. The others' tiles are
-#: compared.
-FAMILIES = (rows, banded, stencil, gemm, tma)
+#: Families that offer a tile only where they beat the rest: the first one that does is taken.
 DECISIVE = (rows, banded)
+#: Families whose tiles are compared.
+COMPARED = (stencil, gemm, tma)
+FAMILIES = (*DECISIVE, *COMPARED)
 #: The largest grid that CUDA and HIP launch along the first axis.
 MAX_GRID = 2**31 - 1
 
@@ -49,12 +49,10 @@ def plan(problem: Problem) -> Plan:
 
 def candidates(problem: Problem) -> list[Tile]:
     """The tiles to compare."""
-    found: list[Tile] = []
-    for family in FAMILIES:
-        found += family.tiles(problem)
-        if found and family in DECISIVE:
-            break
-    return found
+    for family in DECISIVE:
+        if found := family.tiles(problem):
+            return list(found)
+    return [tile for family in COMPARED for tile in family.tiles(problem)]
 
 
 def family_of(tile: Tile) -> ModuleType:
