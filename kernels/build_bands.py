@@ -12,31 +12,24 @@ import triton
 import triton.language as tl
 
 from .indexing import next_digit, widen
+from .structs import tap_at
 
 
 @triton.jit
 def build_bands(
-    weight_ptr, bands_ptr,
-    ELEMENTS, GROUPS, GROUP_K,
-    weight_stride_n, weight_stride_k, weight_stride_r, weight_stride_s,
-    R: tl.constexpr, S: tl.constexpr,
-    SHIFT: tl.constexpr, COLUMNS: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_E: tl.constexpr,
+    weight_ptr, bands_ptr, ELEMENTS, FILTERS, weight_strides,
+    R: tl.constexpr, S: tl.constexpr, SHIFT: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, INT64: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    element = widen(tl.program_id(0), WIDE) * BLOCK_E + tl.arange(0, BLOCK_E)  # [BLOCK_E]
+    element = widen(tl.program_id(0), INT64) * BLOCK_E + tl.arange(0, BLOCK_E)  # [BLOCK_E]
     i, line = next_digit(element, COLUMNS)
     row, line = next_digit(line, R + 2 * (BLOCK_P - 1))
     q, line = next_digit(line, BLOCK_Q)
-    k, n = next_digit(line, GROUPS * GROUP_K)
+    k, n = next_digit(line, FILTERS)
     r = row - (BLOCK_P - 1)
     s = i + SHIFT - q
     tap = tl.load(
-        weight_ptr
-        + n * weight_stride_n
-        + k * weight_stride_k
-        + r * weight_stride_r
-        + s * weight_stride_s,
+        tap_at(weight_ptr, weight_strides, n, k, 0, r, s),
         mask=(element < ELEMENTS) & (r >= 0) & (r < R) & (s >= 0) & (s < S),
         other=0.0,
     )  # [BLOCK_E]

@@ -8,7 +8,7 @@
 
 The pixels of phase (a, b), dx[:, :, a::STRIDE_H, b::STRIDE_W], are reached through the same taps,
 and through one tap a box of them by a box of dy: no product with a zero between the strides. The
-rest is as in fprop_tma, IN_PLANES of dy too, whatever the strides. CROSSWISE: the weight is a
+rest is as in fprop_tma, NCHW of dy too, whatever the strides. CROSSWISE: the weight is a
 matrix (k, (r,s,c)) that is multiplied with its axes exchanged, which only 16-bit operands can be;
 otherwise it is (c, (r,s,k)).
 """
@@ -18,71 +18,67 @@ import triton.language as tl
 
 from .fprop_tma import add_taps_tma, box_pixels, no_sums
 from .indexing import align_extents, align_strides, next_digit, phase_taps, phases, widen
+from .structs import at
 
 
 @triton.jit(do_not_specialize=["N"])
 def dgrad_tma(
     dy_desc, weight_desc, bias_ptr, dx_ptr,
-    N, H, W, GROUPS, GROUP_C, GROUP_K,
-    bias_stride,
-    dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w,
-    R: tl.constexpr, S: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr,
-    FLIP: tl.constexpr, IN_PLANES: tl.constexpr, CROSSWISE: tl.constexpr,
-    X_ALIGN: tl.constexpr, FLATTEN: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    N, x_shape, channels, bias_stride, dx_strides,
+    WINDOW: tl.constexpr, LAYOUT: tl.constexpr,
+    PRECISION: tl.constexpr, INT64: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    GROUP_C, W = align_extents(GROUP_C, W, IN_PLANES, X_ALIGN)
-    dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w = align_strides(
-        dx_stride_n, dx_stride_c, dx_stride_h, dx_stride_w, IN_PLANES, X_ALIGN
-    )
+    H, W = x_shape
+    GROUPS, GROUP_C, GROUP_K = channels
+    STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
+    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
+    GROUP_C, W = align_extents(GROUP_C, W, LAYOUT.NCHW, LAYOUT.ALIGN)
+    dx_strides = align_strides(dx_strides, LAYOUT.NCHW, LAYOUT.ALIGN)
 
-    tiles = tl.cdiv(GROUP_C, BLOCK_N) * phases(STRIDE_H, H) * phases(STRIDE_W, W) * GROUPS
-    tiles *= tl.cdiv(tl.cdiv(W, STRIDE_W), BLOCK_Q) * tl.cdiv(tl.cdiv(H, STRIDE_H), BLOCK_P)
-    tiles *= tl.cdiv(N, BLOCK_I)
+    tiles = tl.cdiv(GROUP_C, TILE.BLOCK_N) * phases(STRIDE_H, H) * phases(STRIDE_W, W) * GROUPS
+    tiles *= tl.cdiv(tl.cdiv(W, STRIDE_W), TILE.BLOCK_Q)
+    tiles *= tl.cdiv(tl.cdiv(H, STRIDE_H), TILE.BLOCK_P)
+    tiles *= tl.cdiv(N, TILE.BLOCK_I)
     first, last, step = tl.program_id(0), tl.program_id(0) + 1, 1
-    if FLATTEN:
+    if LAYOUT.PERSISTENT:
         last, step = tiles, tl.num_programs(0)
-    for tile in tl.range(first, last, step, flatten=FLATTEN):
-        tile_n, program = next_digit(tile, tl.cdiv(GROUP_C, BLOCK_N))
+    for tile in tl.range(first, last, step, flatten=LAYOUT.PERSISTENT):
+        tile_n, program = next_digit(tile, tl.cdiv(GROUP_C, TILE.BLOCK_N))
         phase_w, program = next_digit(program, phases(STRIDE_W, W))
         phase_h, program = next_digit(program, phases(STRIDE_H, H))
-        tile_w, program = next_digit(program, tl.cdiv(tl.cdiv(W, STRIDE_W), BLOCK_Q))
-        tile_h, program = next_digit(program, tl.cdiv(tl.cdiv(H, STRIDE_H), BLOCK_P))
-        tile_i, group = next_digit(program, tl.cdiv(N, BLOCK_I))
-        corner = (tile_i * BLOCK_I, tile_h * BLOCK_P, tile_w * BLOCK_Q)
+        tile_w, program = next_digit(program, tl.cdiv(tl.cdiv(W, STRIDE_W), TILE.BLOCK_Q))
+        tile_h, program = next_digit(program, tl.cdiv(tl.cdiv(H, STRIDE_H), TILE.BLOCK_P))
+        tile_i, group = next_digit(program, tl.cdiv(N, TILE.BLOCK_I))
+        corner = (tile_i * TILE.BLOCK_I, tile_h * TILE.BLOCK_P, tile_w * TILE.BLOCK_Q)
         n, row, column = corner
-        c, k = tile_n * BLOCK_N, group * GROUP_K
+        c, k = tile_n * TILE.BLOCK_N, group * GROUP_K
 
-        first_r, taps_r, shift_h, step_r, step_h = phase_taps(phase_h, R, STRIDE_H, PAD_H, DIL_H)
-        first_s, taps_s, shift_w, step_s, step_w = phase_taps(phase_w, S, STRIDE_W, PAD_W, DIL_W)
-        accs = no_sums(IN_PLANES, BLOCK_I, BLOCK_P, BLOCK_Q, BLOCK_N)
-        if CROSSWISE:
+        first_r, taps_r, shift_h, step_r, step_h = phase_taps(
+            phase_h, WINDOW.R, STRIDE_H, WINDOW.PAD_H, WINDOW.DIL_H
+        )
+        first_s, taps_s, shift_w, step_s, step_w = phase_taps(
+            phase_w, WINDOW.S, STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W
+        )
+        if LAYOUT.CROSSWISE:
             weight_row, weight_column, TAP_COLUMNS = k, c, GROUP_C
         else:
             weight_row, weight_column, TAP_COLUMNS = group * GROUP_C + c, 0, GROUP_K
         accs = add_taps_tma(
-            accs, dy_desc, weight_desc, n, row - shift_h, column - shift_w, k,
-            weight_row, weight_column, GROUP_K, TAP_COLUMNS,
-            first_r, taps_r, step_r, -step_h, first_s, taps_s, step_s, -step_w,
-            R, S, FLIP, IN_PLANES, CROSSWISE, PRECISION, BLOCK_K,
+            no_sums(LAYOUT, TILE), dy_desc, weight_desc,
+            (n, row - shift_h, column - shift_w, k), (weight_row, weight_column),
+            GROUP_K, TAP_COLUMNS,
+            (first_r, taps_r, step_r, -step_h), (first_s, taps_s, step_s, -step_w),
+            WINDOW, LAYOUT, PRECISION, TILE.BLOCK_K,
         )  # fmt: skip
 
-        group_c = c + tl.arange(0, BLOCK_N)[:, None]  # [BLOCK_N, 1]
-        c = widen(group * GROUP_C + group_c, WIDE)
+        group_c = c + tl.arange(0, TILE.BLOCK_N)[:, None]  # [BLOCK_N, 1]
+        c = widen(group * GROUP_C + group_c, INT64)
         bias = 0.0
         if bias_ptr is not None:
             bias = tl.load(bias_ptr + c * bias_stride, mask=group_c < GROUP_C, other=0.0)
         for i in tl.static_range(len(accs)):
-            n, h, w = box_pixels(
-                corner, i, len(accs), BLOCK_I, BLOCK_P, BLOCK_Q, WIDE
-            )  # [1, pixels]
+            n, h, w = box_pixels(corner, i, len(accs), TILE, INT64)  # [1, pixels]
             h, w = phase_h + h * STRIDE_H, phase_w + w * STRIDE_W
-            tl.store(
-                dx_ptr + n * dx_stride_n + c * dx_stride_c + h * dx_stride_h + w * dx_stride_w,
-                (accs[i] + bias).to(dx_ptr.dtype.element_ty),
-                mask=(group_c < GROUP_C) & (n < N) & (h < H) & (w < W),
-            )
+            dx = (accs[i] + bias).to(dx_ptr.dtype.element_ty)
+            mask = (group_c < GROUP_C) & (n < N) & (h < H) & (w < W)
+            tl.store(at(dx_ptr, dx_strides, n, c, h, w), dx, mask=mask)

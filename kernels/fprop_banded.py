@@ -31,62 +31,64 @@ import triton
 import triton.language as tl
 
 from .epilogue import activate, add_residual
-from .indexing import at_least_one, input_coordinate, next_digit, round_down, widen
+from .indexing import align_planes, at_least_one, input_coordinate, next_digit, round_down, widen
+from .structs import at
 from .versions import fence_copies
 
 
 @triton.jit
 def fprop_banded(
     x_ptr, bands_ptr, bias_ptr, residual_ptr, y_ptr,
-    H, W, P, Q, SAMPLES, GROUPS, GROUP_K,
-    x_stride_n, x_stride_c, x_stride_h, x_stride_w,
-    bias_stride,
-    residual_stride_n, residual_stride_k, residual_stride_p, residual_stride_q,
-    y_stride_n, y_stride_k, y_stride_p, y_stride_q,
-    R: tl.constexpr,
-    PAD_H: tl.constexpr, MODE: tl.constexpr, ACTIVATION: tl.constexpr,
-    FIRST_W: tl.constexpr, COLUMNS: tl.constexpr, X_ALIGN: tl.constexpr, Y_ALIGN: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    x_shape, y_shape, SAMPLES, GROUPS, GROUP_K,
+    x_strides, bias_stride, residual_strides, y_strides,
+    WINDOW: tl.constexpr, BAND: tl.constexpr, ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr, INT64: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    LINE: tl.constexpr = (R + 2 * (BLOCK_P - 1)) * COLUMNS
+    H, W = x_shape
+    P, Q = y_shape
+    BLOCK_P: tl.constexpr = TILE.BLOCK_P
+    BLOCK_Q: tl.constexpr = TILE.BLOCK_Q
+    BLOCK_K: tl.constexpr = TILE.BLOCK_K
+    LINE: tl.constexpr = (WINDOW.R + 2 * (BLOCK_P - 1)) * BAND.COLUMNS
     blocks_p, blocks_q = tl.cdiv(P, BLOCK_P), tl.cdiv(Q, BLOCK_Q)
-    program = widen(tl.program_id(0), WIDE)
-    tile_m, program = next_digit(program, tl.cdiv(blocks_p * blocks_q * SAMPLES, BLOCK_M))
+    program = widen(tl.program_id(0), INT64)
+    tile_m, program = next_digit(program, tl.cdiv(blocks_p * blocks_q * SAMPLES, TILE.BLOCK_M))
     k, batch = next_digit(program, GROUPS * GROUP_K)
 
     # Rows of blocks are the slowest digit of m: a tile reads as few rows of the input as can be.
-    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]  # [BLOCK_M, 1]
+    m = tile_m * TILE.BLOCK_M + tl.arange(0, TILE.BLOCK_M)[:, None]  # [BLOCK_M, 1]
     block_q, line = next_digit(m, blocks_q)
     n, block_p = next_digit(line, SAMPLES)
     n += batch
     p, q = block_p * BLOCK_P, block_q * BLOCK_Q
-    stride_n, stride_h = round_down(x_stride_n, X_ALIGN), round_down(x_stride_h, X_ALIGN)
-    x_base = x_ptr + n * stride_n + (k // GROUP_K) * round_down(x_stride_c, X_ALIGN)
+    x_strides = align_planes(x_strides, BAND.X_ALIGN)
+    x_base = at(x_ptr, x_strides, n, k // GROUP_K, 0, 0)
 
     pq = tl.arange(0, BLOCK_P * BLOCK_Q)[None, :]  # [1, BLOCK_P * BLOCK_Q]
     block_row, column = pq // BLOCK_Q, pq % BLOCK_Q
     bands_base = bands_ptr + (batch * (GROUPS * GROUP_K) + k) * (BLOCK_Q * LINE)
-    bands_base += column * LINE + (BLOCK_P - 1 - block_row) * COLUMNS
+    bands_base += column * LINE + (BLOCK_P - 1 - block_row) * BAND.COLUMNS
 
     # Rows of zeros are left out where they are so for the whole tile.
-    first_p = tile_m * BLOCK_M // (blocks_q * SAMPLES) * BLOCK_P
-    last_p = (tile_m * BLOCK_M + BLOCK_M - 1) // (blocks_q * SAMPLES) * BLOCK_P
+    first_p = tile_m * TILE.BLOCK_M // (blocks_q * SAMPLES) * BLOCK_P
+    last_p = (tile_m * TILE.BLOCK_M + TILE.BLOCK_M - 1) // (blocks_q * SAMPLES) * BLOCK_P
     first = 0
-    end = (BLOCK_P + R - 1) * COLUMNS
-    if MODE == "zeros":
-        first = tl.maximum(0, PAD_H - last_p) * COLUMNS
-        end = tl.minimum(BLOCK_P + R - 1, H + PAD_H - first_p) * COLUMNS
+    end = (BLOCK_P + WINDOW.R - 1) * BAND.COLUMNS
+    if WINDOW.MODE == "zeros":
+        first = tl.maximum(0, WINDOW.PAD_H - last_p) * BAND.COLUMNS
+        end = tl.minimum(BLOCK_P + WINDOW.R - 1, H + WINDOW.PAD_H - first_p) * BAND.COLUMNS
 
-    acc = tl.zeros([BLOCK_M, BLOCK_P * BLOCK_Q], tl.float32)
+    acc = tl.zeros([TILE.BLOCK_M, BLOCK_P * BLOCK_Q], tl.float32)
     start = first
     for _ in range(at_least_one(tl.cdiv(end - first, BLOCK_K))):
         lane = start + tl.arange(0, BLOCK_K)[None, :]  # [1, BLOCK_K]
-        i, row = next_digit(lane, COLUMNS)
-        h, h_inside = input_coordinate(p, row, 1, PAD_H, 1, H, MODE)
-        w, w_inside = input_coordinate(q, i, 1, -FIRST_W, 1, round_down(W, X_ALIGN), MODE)
+        i, row = next_digit(lane, BAND.COLUMNS)
+        h, h_inside = input_coordinate(p, row, 1, WINDOW.PAD_H, 1, H, WINDOW.MODE)
+        w, w_inside = input_coordinate(
+            q, i, 1, -BAND.FIRST_W, 1, round_down(W, BAND.X_ALIGN), WINDOW.MODE
+        )
         x = tl.load(
-            x_base + h * stride_h + w * x_stride_w,
+            at(x_base, x_strides, 0, 0, h, w),
             mask=(block_p < blocks_p) & h_inside & w_inside & (lane < end),
             other=0.0,
         )  # [BLOCK_M, BLOCK_K]
@@ -100,16 +102,14 @@ def fprop_banded(
 
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + k * bias_stride)
-    y_base = y_ptr + n * round_down(y_stride_n, Y_ALIGN) + k * round_down(y_stride_k, Y_ALIGN)
-    y_stride_p = round_down(y_stride_p, Y_ALIGN)
-    y_base += p * y_stride_p + q * y_stride_q  # [BLOCK_M, 1]
-    exists = (block_p < blocks_p) & (block_row < P - p) & (column < round_down(Q, Y_ALIGN) - q)
+    y_strides = align_planes(y_strides, BAND.Y_ALIGN)
+    y_base = at(y_ptr, y_strides, n, k, p, q)  # [BLOCK_M, 1]
+    mask = (block_p < blocks_p) & (block_row < P - p) & (column < round_down(Q, BAND.Y_ALIGN) - q)
     if residual_ptr is not None:
-        residual = residual_ptr + n * residual_stride_n + k * residual_stride_k
-        residual += (p + block_row) * residual_stride_p + (q + column) * residual_stride_q
-        acc = add_residual(acc, residual, exists)
+        residual = at(residual_ptr, residual_strides, n, k, p + block_row, q + column)
+        acc = add_residual(acc, residual, mask)
     tl.store(
-        y_base + (block_row * y_stride_p + column * y_stride_q),
+        y_base + (block_row * y_strides[2] + column * y_strides[3]),
         activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty),
-        mask=exists,
+        mask=mask,
     )

@@ -332,13 +332,28 @@ def round_down(number, BASE: tl.constexpr):
 
 
 @triton.jit
-def align_strides(n, c, h, w, PIXEL_AXIS: tl.constexpr, ALIGN: tl.constexpr):
+def align_strides(strides, PIXEL_AXIS: tl.constexpr, ALIGN: tl.constexpr):
     """An image's strides: the compiler now sees that ALIGN divides all but the innermost."""
+    n, c, h, w = strides
     if PIXEL_AXIS == 0:
         w = round_down(w, ALIGN)
     else:
         c = round_down(c, ALIGN)
     return round_down(n, ALIGN), c, round_down(h, ALIGN), w
+
+
+@triton.jit
+def align_planes(strides, ALIGN: tl.constexpr):
+    """An image's strides: the compiler now sees that ALIGN divides all but that of columns."""
+    n, c, h, w = strides
+    return round_down(n, ALIGN), round_down(c, ALIGN), round_down(h, ALIGN), w
+
+
+@triton.jit
+def align_tap_strides(strides, ALIGN: tl.constexpr):
+    """A filter bank's strides: the compiler now sees that ALIGN divides those of k, r and s."""
+    n, k, c, r, s = strides
+    return n, round_down(k, ALIGN), c, round_down(r, ALIGN), round_down(s, ALIGN)
 
 
 @triton.jit

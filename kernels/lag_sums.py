@@ -15,44 +15,41 @@ import triton
 import triton.language as tl
 
 from .indexing import as_block, next_digit, widen
+from .structs import at
 
 
 @triton.jit
 def lag_sums(
     a_ptr, b_ptr, out_ptr,
-    D, P, Q, R, S, ROWS, SPLITS, SPLIT_ROWS,
-    a_stride_n, a_stride_c, a_stride_p, a_stride_q,
-    b_stride_n, b_stride_d, b_stride_h, b_stride_w,
-    out_stride_split,
-    WIDE: tl.constexpr,
+    D, a_shape, lags, ROWS, SPLITS, SPLIT_ROWS,
+    a_strides, b_strides, out_stride_split,
+    INT64: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
-    program = widen(tl.program_id(0), WIDE)
+    P, Q = a_shape
+    R, S = lags
+    program = widen(tl.program_id(0), INT64)
     tile_s, program = next_digit(program, tl.cdiv(S, BLOCK_S))
     r, program = next_digit(program, R)
     d, program = next_digit(program, D)
     split, c = next_digit(program, SPLITS)
     s = tile_s * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]  # [BLOCK_S, 1]
-    a_base = a_ptr + c * a_stride_c
-    b_base = b_ptr + d * b_stride_d + s * b_stride_w
+    a_base = at(a_ptr, a_strides, 0, c, 0, 0)
+    b_base = at(b_ptr, b_strides, 0, d, 0, s)
     first = split * SPLIT_ROWS
     last = tl.minimum(first + SPLIT_ROWS, ROWS)
     tiles = tl.cdiv(Q, BLOCK_Q)
 
     acc = tl.zeros([BLOCK_S, BLOCK_Q], tl.float64)
     for step in range(SPLIT_ROWS * tiles):
-        tile_q, row = next_digit(widen(step, WIDE), tiles)
+        tile_q, row = next_digit(widen(step, INT64), tiles)
         row += first
         p, n = next_digit(row, P)
         q = tile_q * BLOCK_Q + tl.arange(0, BLOCK_Q)[None, :]  # [1, BLOCK_Q]
         pixel = (as_block(row) < last) & (q < Q)
-        a = tl.load(
-            a_base + n * a_stride_n + p * a_stride_p + q * a_stride_q, mask=pixel, other=0.0
-        )  # [1, BLOCK_Q]
+        a = tl.load(at(a_base, a_strides, n, 0, p, q), mask=pixel, other=0.0)  # [1, BLOCK_Q]
         b = tl.load(
-            b_base + n * b_stride_n + (p + r) * b_stride_h + q * b_stride_w,
-            mask=pixel & (s < S),
-            other=0.0,
+            at(b_base, b_strides, n, 0, p + r, q), mask=pixel & (s < S), other=0.0
         )  # [BLOCK_S, BLOCK_Q]
         acc += a.to(tl.float64) * b.to(tl.float64)
 

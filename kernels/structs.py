@@ -56,6 +56,67 @@ def tap_at(weight, strides, n, k, c, r, s):
     return bank + c * strides[2] + r * strides[3] + s * strides[4]
 
 
+class GemmLayout(NamedTuple):
+    """How the operands of a GEMM through pointers lie in memory, and how it walks through them.
+
+    Attributes:
+        PIXEL_AXIS: axis of every block along which pixels lie, see fprop_gemm.
+        X_ALIGN, WEIGHT_ALIGN, Y_ALIGN: elements of a piece, of 16 bytes at most, that starts at a
+            multiple of it.
+        FLATTEN_K: summed channels if they are few: a step then covers elements (r,s,channel).
+        K_DIVIDES: a step covers channels that all exist.
+        PREFETCH: the image is loaded a step ahead.
+        ONE_TAP: all columns of a tile of a weight gradient belong to one tap.
+    """
+
+    PIXEL_AXIS: int
+    X_ALIGN: int
+    WEIGHT_ALIGN: int
+    Y_ALIGN: int
+    FLATTEN_K: int | None
+    K_DIVIDES: bool
+    PREFETCH: bool
+    ONE_TAP: bool
+
+
+class TmaLayout(NamedTuple):
+    """How boxes and a weight that come through tensor descriptors lie in memory.
+
+    Attributes:
+        NCHW: images are (N, C, H, W), else (N, H, W, C).
+        PHASES: of every descriptor of x the phase a * STRIDE_W + b of the input, or -1.
+        FLIP: the window is turned.
+        CROSSWISE: the weight is multiplied with its axes exchanged, see dgrad_tma.
+        PERSISTENT: a program goes on from one box to the next.
+        ALIGN: elements of a piece, of 16 bytes at most, that starts at a multiple of it in what is
+            stored, and added to it.
+    """
+
+    NCHW: bool
+    PHASES: tuple[int, ...] = ()
+    FLIP: bool = False
+    CROSSWISE: bool = False
+    PERSISTENT: bool = False
+    ALIGN: int = 1
+
+
+class BandLayout(NamedTuple):
+    """The input that a block of outputs reads, as columns of a matrix; see Band in ops/plan.
+
+    Attributes:
+        FIRST_W, SHIFT, COLUMNS: of the band.
+        COLUMN_GROUP: columns that a weight gradient takes together.
+        X_ALIGN, Y_ALIGN: elements of a piece, of 16 bytes at most, that starts at a multiple of it.
+    """
+
+    FIRST_W: int
+    SHIFT: int
+    COLUMNS: int
+    COLUMN_GROUP: int
+    X_ALIGN: int
+    Y_ALIGN: int
+
+
 @functools.cache
 def _tile_type(names: tuple[str, ...]) -> type[tuple[int, ...]]:
     return namedtuple("Tile", names)  # type: ignore[misc]

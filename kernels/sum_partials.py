@@ -16,13 +16,13 @@ from .indexing import widen
 def sum_partials(
     partials_ptr, out_ptr,
     SPLITS, ELEMENTS,
-    WIDE: tl.constexpr,
+    INT64: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    e = widen(tl.program_id(0), WIDE) * BLOCK_E + tl.arange(0, BLOCK_E)[None, :]  # [1, BLOCK_E]
+    e = widen(tl.program_id(0), INT64) * BLOCK_E + tl.arange(0, BLOCK_E)[None, :]  # [1, BLOCK_E]
     acc = tl.zeros([BLOCK_S, BLOCK_E], partials_ptr.dtype.element_ty)
     for i in range(tl.cdiv(SPLITS, BLOCK_S)):
-        split = widen(i, WIDE) * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]  # [BLOCK_S, 1]
+        split = widen(i, INT64) * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]  # [BLOCK_S, 1]
         acc += tl.load(
             partials_ptr + split * ELEMENTS + e,
             mask=(split < SPLITS) & (e < ELEMENTS),

@@ -26,75 +26,73 @@ have, so an infinity or nan at the border of x can reach taps that do not use it
 import triton
 import triton.language as tl
 
-from .indexing import at_least_one, input_coordinate, next_digit, round_down, widen
+from .indexing import align_planes, at_least_one, input_coordinate, next_digit, round_down, widen
+from .structs import at
 from .versions import fence_copies
 
 
 @triton.jit
 def wgrad_banded(
     x_ptr, dy_ptr, dw_ptr,
-    H, W, P, Q, SAMPLES, SPLITS, SPLIT_STRIPS, GROUPS, GROUP_K, FIRST_ROW, ROWS,
-    x_stride_n, x_stride_c, x_stride_h, x_stride_w,
-    dy_stride_n, dy_stride_k, dy_stride_p, dy_stride_q,
-    dw_stride_split,
-    dw_stride_n, dw_stride_k, dw_stride_r, dw_stride_s,
-    R: tl.constexpr, S: tl.constexpr,
-    PAD_H: tl.constexpr, MODE: tl.constexpr,
-    FIRST_W: tl.constexpr, SHIFT: tl.constexpr, COLUMNS: tl.constexpr, COLUMN_GROUP: tl.constexpr,
-    X_ALIGN: tl.constexpr, Y_ALIGN: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
+    x_shape, y_shape, SAMPLES, SPLITS, SPLIT_STRIPS, GROUPS, GROUP_K, FIRST_ROW, ROWS,
+    x_strides, dy_strides, dw_stride_split, dw_strides,
+    WINDOW: tl.constexpr, BAND: tl.constexpr,
+    PRECISION: tl.constexpr, INT64: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    BLOCK_M: tl.constexpr = BLOCK_R * COLUMN_GROUP
-    BLOCK_K: tl.constexpr = BLOCK_H * BLOCK_W
-    program = widen(tl.program_id(0), WIDE)
-    tile_i, program = next_digit(program, tl.cdiv(COLUMNS, BLOCK_I))
-    tile_r, program = next_digit(program, tl.cdiv(R, BLOCK_R))
+    H, W = x_shape
+    P, Q = y_shape
+    GROUP: tl.constexpr = BAND.COLUMN_GROUP
+    BLOCK_W: tl.constexpr = TILE.BLOCK_W
+    BLOCK_M: tl.constexpr = TILE.BLOCK_R * GROUP
+    BLOCK_K: tl.constexpr = TILE.BLOCK_H * BLOCK_W
+    program = widen(tl.program_id(0), INT64)
+    tile_i, program = next_digit(program, tl.cdiv(BAND.COLUMNS, TILE.BLOCK_I))
+    tile_r, program = next_digit(program, tl.cdiv(WINDOW.R, TILE.BLOCK_R))
     split, program = next_digit(program, SPLITS)
     k, batch = next_digit(program, GROUPS * GROUP_K)
 
     m = tl.arange(0, BLOCK_M)[:, None]  # [BLOCK_M, 1]
-    r, column = tile_r * BLOCK_R + m // COLUMN_GROUP, m % COLUMN_GROUP
-    i = tile_i * BLOCK_I + tl.arange(0, BLOCK_I)[None, :]  # [1, BLOCK_I]
-    x_base = x_ptr + (k // GROUP_K) * round_down(x_stride_c, X_ALIGN)
-    dy_base = dy_ptr + k * round_down(dy_stride_k, Y_ALIGN) + column * dy_stride_q
-    x_stride_n, x_stride_h = round_down(x_stride_n, X_ALIGN), round_down(x_stride_h, X_ALIGN)
-    dy_stride_n, dy_stride_p = round_down(dy_stride_n, Y_ALIGN), round_down(dy_stride_p, Y_ALIGN)
-    W, Q = round_down(W, X_ALIGN), round_down(Q, Y_ALIGN)
+    r, column = tile_r * TILE.BLOCK_R + m // GROUP, m % GROUP
+    i = tile_i * TILE.BLOCK_I + tl.arange(0, TILE.BLOCK_I)[None, :]  # [1, BLOCK_I]
+    x_strides = align_planes(x_strides, BAND.X_ALIGN)
+    dy_strides = align_planes(dy_strides, BAND.Y_ALIGN)
+    W, Q = round_down(W, BAND.X_ALIGN), round_down(Q, BAND.Y_ALIGN)
+    x_base = at(x_ptr, x_strides, 0, k // GROUP_K, 0, 0)
+    dy_base = at(dy_ptr, dy_strides, 0, k, 0, column)
 
-    acc = tl.zeros([BLOCK_M, BLOCK_I], tl.float32)
+    acc = tl.zeros([BLOCK_M, TILE.BLOCK_I], tl.float32)
     for step in range(at_least_one(SPLIT_STRIPS)):
-        strip = split * SPLIT_STRIPS + widen(step, WIDE)
-        tile_w, tile_h = next_digit(strip, tl.cdiv(Q, BLOCK_W * COLUMN_GROUP))
+        strip = split * SPLIT_STRIPS + widen(step, INT64)
+        tile_w, tile_h = next_digit(strip, tl.cdiv(Q, BLOCK_W * GROUP))
         lane = tl.arange(0, BLOCK_K)[None, :]  # [1, BLOCK_K]
-        row, n = next_digit(tile_h * BLOCK_H + lane // BLOCK_W, ROWS)
-        q = (tile_w * BLOCK_W + lane % BLOCK_W) * COLUMN_GROUP
+        row, n = next_digit(tile_h * TILE.BLOCK_H + lane // BLOCK_W, ROWS)
+        q = (tile_w * BLOCK_W + lane % BLOCK_W) * GROUP
         p = FIRST_ROW + row - r
         dy = tl.load(
-            dy_base + (batch + n) * dy_stride_n + p * dy_stride_p + q * dy_stride_q,
-            mask=(n < SAMPLES) & (r < R) & (p >= 0) & (p < P) & (column < Q - q),
+            at(dy_base, dy_strides, batch + n, 0, p, q),
+            mask=(n < SAMPLES) & (r < WINDOW.R) & (p >= 0) & (p < P) & (column < Q - q),
             other=0.0,
         )  # [BLOCK_M, BLOCK_K]
 
         lane = tl.arange(0, BLOCK_K)[:, None]  # [BLOCK_K, 1]
-        row, n = next_digit(tile_h * BLOCK_H + lane // BLOCK_W, ROWS)
-        q = (tile_w * BLOCK_W + lane % BLOCK_W) * COLUMN_GROUP
-        h, h_inside = input_coordinate(FIRST_ROW + row, 0, 1, PAD_H, 1, H, MODE)
-        w, w_inside = input_coordinate(q, i, 1, -FIRST_W, 1, W, MODE)
+        row, n = next_digit(tile_h * TILE.BLOCK_H + lane // BLOCK_W, ROWS)
+        q = (tile_w * BLOCK_W + lane % BLOCK_W) * GROUP
+        h, h_inside = input_coordinate(FIRST_ROW + row, 0, 1, WINDOW.PAD_H, 1, H, WINDOW.MODE)
+        w, w_inside = input_coordinate(q, i, 1, -BAND.FIRST_W, 1, W, WINDOW.MODE)
         x = tl.load(
-            x_base + (batch + n) * x_stride_n + h * x_stride_h + w * x_stride_w,
+            at(x_base, x_strides, batch + n, 0, h, w),
             mask=(n < SAMPLES) & h_inside & w_inside,
             other=0.0,
         )  # [BLOCK_K, BLOCK_I]
         fence_copies(dy, PRECISION)
         acc = tl.dot(dy, x.to(dy.dtype), acc, input_precision=PRECISION, out_dtype=tl.float32)
 
-    s = i + SHIFT - column  # [BLOCK_M, BLOCK_I]
-    dw_base = dw_ptr + batch * dw_stride_n + k * dw_stride_k
-    partial = split * COLUMN_GROUP + column
-    stride_split, stride_r = widen(dw_stride_split, WIDE), widen(dw_stride_r, WIDE)
+    s = i + BAND.SHIFT - column  # [BLOCK_M, BLOCK_I]
+    dw_base = dw_ptr + batch * dw_strides[0] + k * dw_strides[1]
+    partial = split * GROUP + column
+    stride_split, stride_r = widen(dw_stride_split, INT64), widen(dw_strides[3], INT64)
     tl.store(
-        dw_base + partial * stride_split + r * stride_r + s * widen(dw_stride_s, WIDE),
+        dw_base + partial * stride_split + r * stride_r + s * widen(dw_strides[4], INT64),
         acc.to(dw_ptr.dtype.element_ty),
-        mask=(r < R) & (s >= 0) & (s < S),
+        mask=(r < WINDOW.R) & (s >= 0) & (s < WINDOW.S),
     )

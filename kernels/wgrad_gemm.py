@@ -30,171 +30,154 @@ from .indexing import (
     split_pixel,
     widen,
 )
+from .structs import tap_at
 from .versions import fence_copies
 
 
 @triton.jit(do_not_specialize=["SPLITS"])
 def wgrad_gemm(
     x_ptr, dy_ptr, dw_ptr,
-    H, W, P, Q, PIXELS, SPLITS, SPLIT_PIXELS, GROUPS, GROUP_C, GROUP_K,
-    x_stride_n, x_stride_c, x_stride_h, x_stride_w,
-    dy_stride_n, dy_stride_k, dy_stride_p, dy_stride_q,
-    dw_stride_split,
-    dw_stride_n, dw_stride_k, dw_stride_c, dw_stride_r, dw_stride_s,
-    R: tl.constexpr, S: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    PAD_BOTTOM: tl.constexpr, PAD_RIGHT: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr,
-    PIXEL_AXIS: tl.constexpr, X_ALIGN: tl.constexpr, Y_ALIGN: tl.constexpr,
-    ONE_TAP: tl.constexpr, AHEAD: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x_shape, y_shape, channels, PIXELS, SPLITS, SPLIT_PIXELS,
+    x_strides, dy_strides, dw_stride_split, dw_strides,
+    WINDOW: tl.constexpr, LAYOUT: tl.constexpr,
+    PRECISION: tl.constexpr, INT64: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    PADDED: tl.constexpr = PAD_H != 0 or PAD_W != 0 or PAD_BOTTOM != 0 or PAD_RIGHT != 0
+    P, Q = y_shape
+    GROUPS, GROUP_C, GROUP_K = channels
+    AXIS: tl.constexpr = LAYOUT.PIXEL_AXIS
+    BLOCK_K: tl.constexpr = TILE.BLOCK_K
+    PADDED: tl.constexpr = (
+        WINDOW.PAD_H != 0 or WINDOW.PAD_W != 0 or WINDOW.PAD_BOTTOM != 0 or WINDOW.PAD_RIGHT != 0
+    )
     # Pixels that follow one another in memory. Taps, padding and steps move those of x out of line,
     # and dy alone is not loaded in pieces: its block would need a layout and pixels of its own.
-    POINT: tl.constexpr = R * S * STRIDE_H * STRIDE_W == 1 and not PADDED
-    PIECE: tl.constexpr = min(X_ALIGN, Y_ALIGN) if PIXEL_AXIS == 1 and POINT else 1
-    if PIXEL_AXIS == 0:
-        GROUP_C, GROUP_K = round_down(GROUP_C, X_ALIGN), round_down(GROUP_K, Y_ALIGN)
-    x_stride_n, x_stride_c, x_stride_h, x_stride_w = align_strides(
-        x_stride_n, x_stride_c, x_stride_h, x_stride_w, PIXEL_AXIS, X_ALIGN
+    POINT: tl.constexpr = (
+        WINDOW.R * WINDOW.S * WINDOW.STRIDE_H * WINDOW.STRIDE_W == 1 and not PADDED
     )
-    dy_stride_n, dy_stride_k, dy_stride_p, dy_stride_q = align_strides(
-        dy_stride_n, dy_stride_k, dy_stride_p, dy_stride_q, PIXEL_AXIS, Y_ALIGN
-    )
+    PIECE: tl.constexpr = min(LAYOUT.X_ALIGN, LAYOUT.Y_ALIGN) if AXIS == 1 and POINT else 1
+    if AXIS == 0:
+        GROUP_C = round_down(GROUP_C, LAYOUT.X_ALIGN)
+        GROUP_K = round_down(GROUP_K, LAYOUT.Y_ALIGN)
+    x_strides = align_strides(x_strides, AXIS, LAYOUT.X_ALIGN)
+    dy_strides = align_strides(dy_strides, AXIS, LAYOUT.Y_ALIGN)
 
-    program = widen(tl.program_id(0), WIDE)
-    tiles_m, tiles_n = tl.cdiv(GROUP_K, BLOCK_M), tl.cdiv(GROUP_C * R * S, BLOCK_N)
+    program = widen(tl.program_id(0), INT64)
+    tiles_m = tl.cdiv(GROUP_K, TILE.BLOCK_M)
+    tiles_n = tl.cdiv(GROUP_C * WINDOW.R * WINDOW.S, TILE.BLOCK_N)
     tile_m, tile_n, program = next_tile(program, tiles_m, tiles_n)
     split, program = next_digit(program, SPLITS)
     group, batch = next_digit(program, GROUPS)
 
-    group_k = tile_m * BLOCK_M + along(0, BLOCK_M)
+    group_k = tile_m * TILE.BLOCK_M + along(0, TILE.BLOCK_M)
     k = group * GROUP_K + group_k
-    tap, c = split_column(tile_n, along(1 - PIXEL_AXIS, BLOCK_N), GROUP_C, ONE_TAP, BLOCK_N)
-    r, s = tap // S, tap % S
-    x_base = x_ptr + (group * GROUP_C + c) * x_stride_c
-    if MODE == "zeros":
-        x_base += r * DIL_H * x_stride_h + s * DIL_W * x_stride_w
-    dy_base = dy_ptr + k * dy_stride_k
-    k_valid, c_valid = group_k < GROUP_K, tap < R * S
+    tap, c = split_column(tile_n, along(1 - AXIS, TILE.BLOCK_N), GROUP_C, LAYOUT.ONE_TAP, TILE)
+    r, s = tap // WINDOW.S, tap % WINDOW.S
+    x_base = x_ptr + (group * GROUP_C + c) * x_strides[1]
+    if WINDOW.MODE == "zeros":
+        x_base += r * WINDOW.DIL_H * x_strides[2] + s * WINDOW.DIL_W * x_strides[3]
+    dy_base = dy_ptr + k * dy_strides[1]
+    k_mask, c_mask = group_k < GROUP_K, tap < WINDOW.R * WINDOW.S
 
     ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
-    acc = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+    acc = tl.zeros([TILE.BLOCK_M, TILE.BLOCK_N], ACC)
     first = split * SPLIT_PIXELS
     last = round_down(tl.minimum(first + SPLIT_PIXELS, PIXELS), PIECE)
     # The pixels of either block, of which the compiler keeps one if they lie along one axis.
-    dy_m, x_m = first + along(1, BLOCK_K), first + along(PIXEL_AXIS, BLOCK_K)
+    dy_m, x_m = first + along(1, BLOCK_K), first + along(AXIS, BLOCK_K)
     dy_n, dy_p, dy_q = split_pixel(dy_m, P, Q)
     x_n, x_p, x_q = split_pixel(x_m, P, Q)
-    if AHEAD:  # as in add_taps_gemm of fprop_gemm
+    if LAYOUT.PREFETCH:  # as in add_taps_gemm of fprop_gemm
         dy = load_dy(
-            dy_base, batch + dy_n, dy_p, dy_q, k_valid & (dy_m < last),
-            dy_stride_n, dy_stride_p, dy_stride_q, PIXEL_AXIS, PIECE,
-        )  # fmt: skip
+            dy_base, batch + dy_n, dy_p, dy_q, k_mask & (dy_m < last), dy_strides, AXIS, PIECE
+        )
         x = load_x(
-            x_base, batch + x_n, x_p, x_q, (x_m < last) & c_valid, r, s, H, W,
-            x_stride_n, x_stride_h, x_stride_w,
-            STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W, MODE, PADDED,
-            PIXEL_AXIS, PIECE,
+            x_base, batch + x_n, x_p, x_q, (x_m < last) & c_mask, r, s, x_shape, x_strides,
+            WINDOW, PADDED, AXIS, PIECE,
         )  # fmt: skip
     for _ in range(at_least_one(tl.cdiv(SPLIT_PIXELS, BLOCK_K))):
-        if AHEAD:
+        if LAYOUT.PREFETCH:
             dy_m += BLOCK_K
             x_m += BLOCK_K
             dy_n, dy_p, dy_q = next_pixel(dy_n, dy_p, dy_q, P, Q, BLOCK_K)
             x_n, x_p, x_q = next_pixel(x_n, x_p, x_q, P, Q, BLOCK_K)
         next_dy = load_dy(
-            dy_base, batch + dy_n, dy_p, dy_q, k_valid & (dy_m < last),
-            dy_stride_n, dy_stride_p, dy_stride_q, PIXEL_AXIS, PIECE,
-        )  # fmt: skip
+            dy_base, batch + dy_n, dy_p, dy_q, k_mask & (dy_m < last), dy_strides, AXIS, PIECE
+        )
         next_x = load_x(
-            x_base, batch + x_n, x_p, x_q, (x_m < last) & c_valid, r, s, H, W,
-            x_stride_n, x_stride_h, x_stride_w,
-            STRIDE_H, STRIDE_W, PAD_H, PAD_W, DIL_H, DIL_W, MODE, PADDED,
-            PIXEL_AXIS, PIECE,
+            x_base, batch + x_n, x_p, x_q, (x_m < last) & c_mask, r, s, x_shape, x_strides,
+            WINDOW, PADDED, AXIS, PIECE,
         )  # fmt: skip
-        if not AHEAD:
+        if not LAYOUT.PREFETCH:
             dy, x = next_dy, next_x
             dy_m += BLOCK_K
             x_m += BLOCK_K
             dy_n, dy_p, dy_q = next_pixel(dy_n, dy_p, dy_q, P, Q, BLOCK_K)
             x_n, x_p, x_q = next_pixel(x_n, x_p, x_q, P, Q, BLOCK_K)
         columns = x.to(dy.dtype)  # [BLOCK_K, BLOCK_N] or its transpose
-        if PIXEL_AXIS == 1:
+        if AXIS == 1:
             columns = columns.T
         fence_copies(dy, PRECISION)
         acc = tl.dot(dy, columns, acc, input_precision=PRECISION, out_dtype=ACC)
-        if AHEAD:
+        if LAYOUT.PREFETCH:
             dy, x = next_dy, next_x
 
     # Again, along the last axis.
-    tap, c = split_column(tile_n, along(1, BLOCK_N), GROUP_C, ONE_TAP, BLOCK_N)
-    r, s = tap // S, tap % S
-    sums = dw_ptr + split * dw_stride_split + batch * dw_stride_n + k * dw_stride_k
-    column = c * dw_stride_c + r * dw_stride_r + s * dw_stride_s
-    if not ONE_TAP and (PIXEL_AXIS == 1 or X_ALIGN == 1):
+    tap, c = split_column(tile_n, along(1, TILE.BLOCK_N), GROUP_C, LAYOUT.ONE_TAP, TILE)
+    r, s = tap // WINDOW.S, tap % WINDOW.S
+    sums = tap_at(dw_ptr + split * dw_stride_split, dw_strides, batch, k, 0, 0, 0)
+    column = c * dw_strides[2] + r * dw_strides[3] + s * dw_strides[4]
+    if not LAYOUT.ONE_TAP and (AXIS == 1 or LAYOUT.X_ALIGN == 1):
         sums = side_by_side(sums, column)
     else:
         sums += column
-    tl.store(
-        sums,
-        acc.to(dw_ptr.dtype.element_ty),
-        mask=(group_k < GROUP_K) & (tap < R * S),
-    )
+    mask = (group_k < GROUP_K) & (tap < WINDOW.R * WINDOW.S)
+    tl.store(sums, acc.to(dw_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def split_column(tile, lane, GROUP_C, ONE_TAP: tl.constexpr, BLOCK_N: tl.constexpr):
+def split_column(tile, lane, GROUP_C, ONE_TAP: tl.constexpr, TILE: tl.constexpr):
     """(tap, c) of a column (r,s,c)."""
     if ONE_TAP:
-        tiles = GROUP_C // BLOCK_N  # of one tap
-        tap, c = tile // tiles, tile % tiles * BLOCK_N + lane
+        tiles = GROUP_C // TILE.BLOCK_N  # of one tap
+        tap, c = tile // tiles, tile % tiles * TILE.BLOCK_N + lane
     else:
-        index = tile * BLOCK_N + lane
+        index = tile * TILE.BLOCK_N + lane
         tap, c = index // GROUP_C, index % GROUP_C
     return tap, c
 
 
 @triton.jit
-def load_dy(
-    dy_base, n, p, q, valid, dy_stride_n, dy_stride_p, dy_stride_q,
-    PIXEL_AXIS: tl.constexpr, ALIGN: tl.constexpr,
-):  # fmt: skip
+def load_dy(dy_base, n, p, q, mask, strides, AXIS: tl.constexpr, ALIGN: tl.constexpr):
     """The block [BLOCK_M, BLOCK_K] of a step, ALIGN pixels of which are neighbours in memory."""
-    line = n * dy_stride_n + p * dy_stride_p
-    if PIXEL_AXIS == 1:
-        offset = side_by_side(line, q * dy_stride_q)
-    else:
-        offset = line + q * dy_stride_q
-    if ALIGN > 1:
-        offset = tl.max_contiguous(tl.multiple_of(offset, [1, ALIGN]), [1, ALIGN])
-    return tl.load(dy_base + offset, mask=valid, other=0.0)
+    line = n * strides[0] + p * strides[2]
+    return tl.load(dy_base + pixels_of(line, q * strides[3], AXIS, ALIGN), mask=mask, other=0.0)
 
 
 @triton.jit
 def load_x(
-    x_base, n, p, q, valid, r, s, H, W, x_stride_n, x_stride_h, x_stride_w,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr, PAD_W: tl.constexpr,
-    DIL_H: tl.constexpr, DIL_W: tl.constexpr, MODE: tl.constexpr, PADDED: tl.constexpr,
-    PIXEL_AXIS: tl.constexpr, ALIGN: tl.constexpr,
+    x_base, n, p, q, mask, r, s, x_shape, strides,
+    WINDOW: tl.constexpr, PADDED: tl.constexpr, AXIS: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """The block [BLOCK_K, BLOCK_N] of a step, or its transpose."""
-    h, w = p * STRIDE_H - PAD_H, q * STRIDE_W - PAD_W
-    if MODE != "zeros":
-        h, h_inside = fold(h + r * DIL_H, H, MODE)
-        w, w_inside = fold(w + s * DIL_W, W, MODE)
-        valid &= h_inside & w_inside
+    H, W = x_shape
+    h, w = p * WINDOW.STRIDE_H - WINDOW.PAD_H, q * WINDOW.STRIDE_W - WINDOW.PAD_W
+    if WINDOW.MODE != "zeros":
+        h, h_inside = fold(h + r * WINDOW.DIL_H, H, WINDOW.MODE)
+        w, w_inside = fold(w + s * WINDOW.DIL_W, W, WINDOW.MODE)
+        mask &= h_inside & w_inside
     elif PADDED:
-        valid &= is_inside(h + r * DIL_H, H) & is_inside(w + s * DIL_W, W)
-    line = n * x_stride_n + h * x_stride_h
-    if PIXEL_AXIS == 1:
-        offset = side_by_side(line, w * x_stride_w)
+        mask &= is_inside(h + r * WINDOW.DIL_H, H) & is_inside(w + s * WINDOW.DIL_W, W)
+    line = n * strides[0] + h * strides[2]
+    return tl.load(x_base + pixels_of(line, w * strides[3], AXIS, ALIGN), mask=mask, other=0.0)
+
+
+@triton.jit
+def pixels_of(line, column, AXIS: tl.constexpr, ALIGN: tl.constexpr):
+    """Offsets of pixels, of which ALIGN are neighbours in memory."""
+    if AXIS == 1:
+        offset = side_by_side(line, column)
     else:
-        offset = line + w * x_stride_w
+        offset = line + column
     if ALIGN > 1:
         offset = tl.max_contiguous(tl.multiple_of(offset, [1, ALIGN]), [1, ALIGN])
-    return tl.load(x_base + offset, mask=valid, other=0.0)
+    return offset

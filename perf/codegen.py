@@ -440,7 +440,7 @@ def _work_of_a_program(configuration: Configuration, target: Target) -> tuple[in
         return SUM_TILE[1], configuration.plan.splits * SUM_TILE[1]
     if configuration.kernel == "lag_sums":
         call = configuration.call().arguments
-        steps = call["SPLIT_ROWS"] * -(-call["Q"] // call["BLOCK_Q"])
+        steps = call["SPLIT_ROWS"] * -(-call["a_shape"][1] // call["BLOCK_Q"])
         return call["BLOCK_S"], call["BLOCK_S"] * call["BLOCK_Q"] * steps
     if configuration.kernel == "build_bands":
         return BANDS_BLOCK, BANDS_BLOCK

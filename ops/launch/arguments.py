@@ -5,6 +5,7 @@ Importing this imports triton: only registration.py does so, when a call needs a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from ... import kernels
-from ...kernels.structs import Window, constant, tile_struct
+from ...kernels.structs import BandLayout, GemmLayout, Window, constant, tile_struct
 from .. import backend
 from ..geometry import Geometry
 from ..plan import choose
@@ -160,8 +161,8 @@ def fprop_call(
     packed, descriptors = _packed(weight, plan, geometry.groups), {}
     weight = packed.copy if packed else weight
     if isinstance(plan.tile, TmaTile):
-        descriptors = fprop_descriptors(x, weight, geometry, plan.tile)
-        descriptors["Y_ALIGN"] = _box_alignment(x, geometry.group_K, geometry.Q, [y, *added])
+        align = _box_alignment(x, geometry.group_K, geometry.Q, [y, *added])
+        descriptors = fprop_descriptors(x, weight, geometry, plan.tile, align)
     gemm = _gemm_arguments(x, weight, y, geometry, plan)
     weight, weight_strides = _weight_walk(weight, geometry)
     call = _call(
@@ -174,11 +175,11 @@ def fprop_call(
         y_ptr=y,
         ACTIVATION=activation,
         **_residual(*added),
-        **_strides("x", "nchw", x.stride()),
-        **_strides("weight", "nkcrs", weight_strides),
+        x_strides=x.stride(),
+        weight_strides=weight_strides,
         weight_stride_g=geometry.group_K * weight_strides[1],
         bias_stride=0 if bias is None else bias.stride(0),
-        **_strides("y", "nkpq", y.stride()),
+        y_strides=y.stride(),
         **descriptors,
         **gemm,
     )
@@ -203,8 +204,8 @@ def dgrad_call(
     packed, descriptors = _packed(weight, plan, geometry.groups), {}
     weight = packed.copy if packed else weight
     if isinstance(plan.tile, TmaTile):
-        descriptors = dgrad_descriptors(dy, weight, geometry, plan.tile, plan.precision)
-        descriptors["X_ALIGN"] = _box_alignment(dy, geometry.group_C, geometry.W, [dx])
+        align = _box_alignment(dy, geometry.group_C, geometry.W, [dx])
+        descriptors = dgrad_descriptors(dy, weight, geometry, plan.tile, align, plan.precision)
     gemm = _gemm_arguments(dx, weight, dy, geometry, plan)
     pixels = geometry.frame_pixels if plan.op == "dgrad_frame" else geometry.H * geometry.W
     weight, weight_strides = _weight_walk(weight, geometry)
@@ -216,11 +217,11 @@ def dgrad_call(
         weight_ptr=weight,
         bias_ptr=bias,
         dx_ptr=dx,
-        **_strides("dy", "nkpq", dy.stride()),
-        **_strides("weight", "nkcrs", weight_strides),
+        dy_strides=dy.stride(),
+        weight_strides=weight_strides,
         weight_stride_g=geometry.group_K * weight_strides[1],
         bias_stride=0 if bias is None else bias.stride(0),
-        **_strides("dx", "nchw", dx.stride()),
+        dx_strides=dx.stride(),
         **descriptors,
         **gemm,
     )
@@ -245,13 +246,13 @@ def _turned_call(
         weight_ptr=weight,
         bias_ptr=bias,
         y_ptr=dx,
-        **_strides("x", "nchw", dy.stride()),
-        **_strides("weight", "nkcrs", (n, c, k, r, s)),
+        x_strides=dy.stride(),
+        weight_strides=(n, c, k, r, s),
         weight_stride_g=geometry.group_K * k,
         ACTIVATION="none",
         **_residual(),
         bias_stride=0 if bias is None else bias.stride(0),
-        **_strides("y", "nkpq", dx.stride()),
+        y_strides=dx.stride(),
     )
 
 
@@ -276,10 +277,10 @@ def wgrad_calls(
         x_ptr=x,
         dy_ptr=dy,
         dw_ptr=walk,
-        **_strides("x", "nchw", x.stride()),
-        **_strides("dy", "nkpq", dy.stride()),
+        x_strides=x.stride(),
+        dy_strides=dy.stride(),
         dw_stride_split=dw.numel() if plan.partials > 1 else 0,
-        **_strides("dw", "nkcrs", dw_strides),
+        dw_strides=dw_strides,
         **_band_arguments(x, dy, geometry, plan.tile),
         **_gemm_arguments(x, walk, dy, geometry, plan),
         dw_stride_g=geometry.group_K * dw_strides[1],
@@ -314,9 +315,9 @@ def _fprop_banded_call(
         y_ptr=y,
         ACTIVATION=activation,
         **_residual(residual),
-        **_strides("x", "nchw", x.stride()),
+        x_strides=x.stride(),
         bias_stride=0 if bias is None else bias.stride(0),
-        **_strides("y", "nkpq", y.stride()),
+        y_strides=y.stride(),
         **_band_arguments(x, y, geometry, tile),
     )
     first = build_bands_call(weight, bands, geometry, tile, plan.int64)
@@ -340,14 +341,13 @@ def build_bands_call(
             "weight_ptr": weight,
             "bands_ptr": bands,
             "ELEMENTS": elements,
-            "GROUPS": geometry.groups,
-            "GROUP_K": geometry.group_K,
-            **{f"weight_stride_{a}": s for a, s in zip("nkcrs", strides, strict=True) if a != "c"},
+            "FILTERS": geometry.K,
+            "weight_strides": strides,
             "R": geometry.R,
             "S": geometry.S,
             "SHIFT": band.shift,
             "COLUMNS": band.columns,
-            "WIDE": wide,
+            "INT64": wide,
             "BLOCK_P": tile.BLOCK_P,
             "BLOCK_Q": tile.BLOCK_Q,
             "BLOCK_E": BANDS_BLOCK,
@@ -359,22 +359,21 @@ def build_bands_call(
 
 def _band_arguments(
     x: torch.Tensor, y: torch.Tensor, geometry: Geometry, tile: Tile
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """What a banded kernel is told besides; `y` is its gradient where the kernel reads that."""
     if not isinstance(tile, BandedTile | BandedGradTile):
         return {}
     band = tile.band(geometry)
     first_row, rows = rows_read(geometry)
-    return {
-        "FIRST_W": band.first,
-        "SHIFT": band.shift,
-        "COLUMNS": band.columns,
-        "COLUMN_GROUP": COLUMN_STEP,
-        "FIRST_ROW": first_row,
-        "ROWS": max(1, rows),
-        "X_ALIGN": math.gcd(COLUMN_STEP, _alignment(x, 3, geometry.W)),
-        "Y_ALIGN": math.gcd(COLUMN_STEP, _alignment(y, 3, geometry.Q)),
-    }
+    layout = BandLayout(
+        FIRST_W=band.first,
+        SHIFT=band.shift,
+        COLUMNS=band.columns,
+        COLUMN_GROUP=COLUMN_STEP,
+        X_ALIGN=math.gcd(COLUMN_STEP, _alignment(x, 3, geometry.W)),
+        Y_ALIGN=math.gcd(COLUMN_STEP, _alignment(y, 3, geometry.Q)),
+    )
+    return {"BAND": constant(layout), "FIRST_ROW": first_row, "ROWS": max(1, rows)}
 
 
 def _box_alignment(
@@ -406,7 +405,7 @@ def sum_partials_call(partials: torch.Tensor, out: torch.Tensor, splits: int) ->
             "out_ptr": out,
             "SPLITS": splits,
             "ELEMENTS": elements,
-            "WIDE": splits * elements > NARROW_LIMIT,
+            "INT64": splits * elements > NARROW_LIMIT,
             "BLOCK_S": block_s,
             "BLOCK_E": block_e,
         },
@@ -423,51 +422,24 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
     """A launch of the plan's kernel, which takes what it names of all these."""
     tile = plan.tile
     extents = {name: value for name, value in vars(tile).items() if name.isupper()}
-    (pad_h, pad_bottom), (pad_w, pad_right) = geometry.padding
-    (hole_top, hole_bottom), (hole_left, hole_right) = geometry.hole
-    (stride_h, dil_h), (stride_w, dil_w) = geometry.steps(0), geometry.steps(1)
-    window = Window(
-        geometry.R, geometry.S, stride_h, stride_w, pad_h, pad_w, pad_bottom, pad_right,
-        dil_h, dil_w, geometry.padding_mode,
-    )  # fmt: skip
     arguments |= {
         "x_shape": (geometry.H, geometry.W),
         "y_shape": (geometry.P, geometry.Q),
         "channels": (geometry.groups, geometry.group_C, geometry.group_K),
-        "hole": (hole_top, hole_bottom, hole_left, hole_right),
-        "WINDOW": constant(window),
-        "INT64": plan.int64,
-        "TILE": constant(tile_struct(extents)),
+        "hole": tuple(itertools.chain(*geometry.hole)),
         "N": geometry.N,
-        "H": geometry.H,
-        "W": geometry.W,
-        "P": geometry.P,
-        "Q": geometry.Q,
         "PLANES": geometry.N * geometry.groups,
         "SAMPLES": _samples(geometry),
         "GROUPS": geometry.groups,
         "GROUP_C": geometry.group_C,
         "GROUP_K": geometry.group_K,
-        "R": geometry.R,
-        "S": geometry.S,
-        "STRIDE_H": stride_h,
-        "STRIDE_W": stride_w,
-        "PAD_H": pad_h,
-        "PAD_W": pad_w,
-        "PAD_BOTTOM": pad_bottom,
-        "PAD_RIGHT": pad_right,
-        "HOLE_TOP": hole_top,
-        "HOLE_BOTTOM": hole_bottom,
-        "HOLE_LEFT": hole_left,
-        "HOLE_RIGHT": hole_right,
-        "MODE": geometry.padding_mode,
-        "DIL_H": dil_h,
-        "DIL_W": dil_w,
         "SPLITS": plan.splits,
         "SPLIT_PIXELS": plan.split_pixels,
         "SPLIT_STRIPS": plan.split_strips,
         "SPLIT_BOXES": plan.split_strips,
-        "WIDE": plan.int64,
+        "WINDOW": constant(_window(geometry)),
+        "TILE": constant(tile_struct(extents)),
+        "INT64": plan.int64,
         "PRECISION": plan.precision,
         "INTERIOR": plan.interior,
         **extents,
@@ -477,14 +449,28 @@ def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
     return Call(kernel, plan.grid, taken, tile.num_warps, tile.num_stages, plan.max_registers)
 
 
+def _window(geometry: Geometry) -> Window:
+    """The window as kernels take it."""
+    (pad_h, pad_bottom), (pad_w, pad_right) = geometry.padding
+    (stride_h, dil_h), (stride_w, dil_w) = geometry.steps(0), geometry.steps(1)
+    return Window(
+        R=geometry.R,
+        S=geometry.S,
+        STRIDE_H=stride_h,
+        STRIDE_W=stride_w,
+        PAD_H=pad_h,
+        PAD_W=pad_w,
+        PAD_BOTTOM=pad_bottom,
+        PAD_RIGHT=pad_right,
+        DIL_H=dil_h,
+        DIL_W=dil_w,
+        MODE=geometry.padding_mode,
+    )
+
+
 def _samples(geometry: Geometry) -> int:
     """Samples whose pixels are counted through in one problem."""
     return 1 if geometry.per_sample else geometry.N
-
-
-def _strides(name: str, axes: str, strides: tuple[int, ...]) -> dict[str, Any]:
-    each = {f"{name}_stride_{axis}": s for axis, s in zip(axes, strides, strict=True)}
-    return {f"{name}_strides": tuple(strides), **each}
 
 
 def _is_read_as_it_is(weight: torch.Tensor) -> bool:
@@ -541,17 +527,18 @@ def _gemm_arguments(
     # A window moves pixels out of line by one, and a step leaves some out.
     together = aligned[read is y] if pixel_axis == 0 or geometry.is_point else 1
     one_tap = geometry.group_C % tile.BLOCK_N == 0  # of a weight gradient
-    return {
-        "PIXEL_AXIS": pixel_axis,
-        "X_ALIGN": aligned[0],
-        "WEIGHT_ALIGN": _alignment(weight, -3, geometry.group_C),
-        "Y_ALIGN": aligned[1],
-        "FLAT": channels if flat else None,
-        "EVEN": channels % tile.BLOCK_K == 0,
-        "ONE_TAP": one_tap,
+    layout = GemmLayout(
+        PIXEL_AXIS=pixel_axis,
+        X_ALIGN=aligned[0],
+        WEIGHT_ALIGN=_alignment(weight, -3, geometry.group_C),
+        Y_ALIGN=aligned[1],
+        FLATTEN_K=channels if flat else None,
+        K_DIVIDES=channels % tile.BLOCK_K == 0,
         # With taps that differ in a tile, Triton 3.7 loads such a block without coalescing.
-        "AHEAD": read.itemsize * together < 4 and (plan.op != "wgrad" or one_tap),
-    }
+        PREFETCH=read.itemsize * together < 4 and (plan.op != "wgrad" or one_tap),
+        ONE_TAP=one_tap,
+    )
+    return {"LAYOUT": constant(layout)}
 
 
 def _step(image: torch.Tensor, axis: int) -> float:
@@ -562,7 +549,7 @@ def _step(image: torch.Tensor, axis: int) -> float:
 def _residual(residual: torch.Tensor | None = None) -> dict[str, Any]:
     """What a kernel is told of the tensor that it adds to its sums, (N, K, P, Q), or of none."""
     strides = (0, 0, 0, 0) if residual is None else residual.stride()
-    return {"residual_ptr": residual, **_strides("residual", "nkpq", strides)}
+    return {"residual_ptr": residual, "residual_strides": strides}
 
 
 def _weight_walk(weight: torch.Tensor, geometry: Geometry) -> tuple[torch.Tensor, tuple[int, ...]]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ...kernels import TensorDescriptor
+from ...kernels.structs import TmaLayout, constant
 from ...kernels.versions import BEFORE_3_7
 from ..geometry import Geometry, Pair
 from ..plan.tma import MAX_PHASES, TmaTile, phases_with_taps
@@ -17,17 +18,30 @@ from .formats import boxes_of, channels_innermost
 
 
 def fprop_descriptors(
-    x: torch.Tensor, weight: torch.Tensor, geometry: Geometry, tile: TmaTile
+    x: torch.Tensor, weight: torch.Tensor, geometry: Geometry, tile: TmaTile, align: int
 ) -> dict[str, Any]:
-    """What fprop_tma takes beside what every fprop kernel does."""
-    arguments = _phase_descriptors(x, geometry, tile, tile.BLOCK_K)
-    arguments |= {"FLIP": geometry.flip, "FLATTEN": tile.persistent > 0}
-    arguments["weight_desc"] = _rows_descriptor(weight, [tile.BLOCK_N, tile.BLOCK_K])
-    return arguments
+    """What fprop_tma takes beside what every fprop kernel does; `align` as in TmaLayout."""
+    layout = TmaLayout(
+        boxes_of(x) == "NCHW",
+        _phases(geometry),
+        geometry.flip,
+        PERSISTENT=tile.persistent > 0,
+        ALIGN=align,
+    )
+    return {
+        "LAYOUT": constant(layout),
+        "weight_desc": _rows_descriptor(weight, [tile.BLOCK_N, tile.BLOCK_K]),
+        **_phase_descriptors(x, geometry, tile, tile.BLOCK_K),
+    }
 
 
 def dgrad_descriptors(
-    dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry, tile: TmaTile, precision: str
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    geometry: Geometry,
+    tile: TmaTile,
+    align: int,
+    precision: str,
 ) -> dict[str, Any]:
     """What dgrad_tma takes beside what every dgrad kernel does; `weight` as `reads_crosswise` says.
 
@@ -35,11 +49,15 @@ def dgrad_descriptors(
     """
     crosswise = reads_crosswise(precision)
     block = [tile.BLOCK_K, tile.BLOCK_N] if crosswise else [tile.BLOCK_N, tile.BLOCK_K]
+    layout = TmaLayout(
+        boxes_of(dy) == "NCHW",
+        FLIP=geometry.flip,
+        CROSSWISE=crosswise,
+        PERSISTENT=tile.persistent > 0,
+        ALIGN=align,
+    )
     return {
-        "FLIP": geometry.flip,
-        "FLATTEN": tile.persistent > 0,
-        "CROSSWISE": crosswise,
-        "IN_PLANES": boxes_of(dy) == "NCHW",
+        "LAYOUT": constant(layout),
         "dy_desc": _boxes_descriptor(dy, tile, tile.BLOCK_K),
         "weight_desc": _rows_descriptor(weight, block),
     }
@@ -63,8 +81,17 @@ def wgrad_descriptors(
     x: torch.Tensor, dy: torch.Tensor, geometry: Geometry, tile: TmaTile
 ) -> dict[str, Any]:
     """What wgrad_tma takes beside what every wgrad kernel does."""
-    arguments = _phase_descriptors(x, geometry, tile, tile.BLOCK_N)
-    return arguments | {"dy_desc": _boxes_descriptor(dy, tile, tile.BLOCK_K)}
+    return {
+        "LAYOUT": constant(TmaLayout(boxes_of(x) == "NCHW", _phases(geometry))),
+        "dy_desc": _boxes_descriptor(dy, tile, tile.BLOCK_K),
+        **_phase_descriptors(x, geometry, tile, tile.BLOCK_N),
+    }
+
+
+def _phases(geometry: Geometry) -> tuple[int, ...]:
+    """PHASES of a TmaLayout."""
+    found = [a * geometry.steps(1)[0] + b for a, b in phases_with_taps(geometry)]
+    return (*found, *[-1] * (MAX_PHASES - len(found)))
 
 
 def _phase_descriptors(
@@ -72,12 +99,9 @@ def _phase_descriptors(
 ) -> dict[str, Any]:
     """A descriptor for each phase of x that a tap reads, None for the others a kernel takes."""
     (stride_h, _), (stride_w, _) = geometry.steps(0), geometry.steps(1)
-    arguments: dict[str, Any] = {"IN_PLANES": boxes_of(x) == "NCHW"}
-    for i in range(MAX_PHASES):
-        arguments |= {f"x{i}_desc": None, f"PHASE{i}": -1}
+    arguments: dict[str, Any] = dict.fromkeys(f"x{i}_desc" for i in range(MAX_PHASES))
     for i, (a, b) in enumerate(phases_with_taps(geometry)):
         arguments[f"x{i}_desc"] = _boxes_descriptor(x, tile, channels, (a, b), (stride_h, stride_w))
-        arguments[f"PHASE{i}"] = a * stride_w + b
     return arguments
 
 

@@ -95,7 +95,7 @@ def test_offsets_beyond_32_bits(kernel_backend):
     a.fill_(3)
     out = torch.empty(1, 1, 1, 1, dtype=torch.float64, device=a.device)
     call, *_ = lag_launch.lag_sums_calls(a, a, out, 1)
-    assert call.arguments["WIDE"]
+    assert call.arguments["INT64"]
     call.run(a.device)
     assert out.item() == 16 * 9
 
