@@ -194,37 +194,38 @@ def rows_of_step(CHANNELS, MOST_S, BLOCK):
 
 @triton.jit
 def reduction_steps(
-    CHANNELS, R, S, FLAT: tl.constexpr, MOST_S: tl.constexpr, BLOCK: tl.constexpr
+    CHANNELS, R, S, FLATTEN_K: tl.constexpr, MOST_S: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """How many steps sum CHANNELS through R * S taps: see first_step."""
-    if FLAT is None:
+    if FLATTEN_K is None:
         steps = R * S * tl.cdiv(CHANNELS, BLOCK)
     else:
-        steps = tl.cdiv(R, rows_of_step(FLAT, MOST_S, BLOCK)) * tl.cdiv(MOST_S * FLAT, BLOCK)
+        rows = tl.cdiv(R, rows_of_step(FLATTEN_K, MOST_S, BLOCK))
+        steps = rows * tl.cdiv(MOST_S * FLATTEN_K, BLOCK)
     return steps
 
 
 @triton.jit
 def first_step(
-    lane, R, FLAT: tl.constexpr, MOST_S: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
+    lane, R, FLATTEN_K: tl.constexpr, MOST_S: tl.constexpr, INT64: tl.constexpr, BLOCK: tl.constexpr
 ):
     """(r, s, channel) of the first step of a reduction through taps and channels.
 
-    If FLAT is None a step covers BLOCK channels of one tap. These are scalars, the channel the
-    first of BLOCK. Otherwise FLAT is the number of channels, few, and a step covers BLOCK elements
-    (r, s, channel) of the window, whole rows of it if it can: these are of element `lane`.
+    If FLATTEN_K is None a step covers BLOCK channels of one tap. These are scalars, the channel the
+    first of BLOCK. Otherwise FLATTEN_K is the number of channels, few, and a step covers BLOCK
+    elements (r, s, channel) of the window, whole rows of it if it can: these are of element `lane`.
     """
-    if FLAT is None:
-        r, s, channel = widen(0, WIDE), widen(0, WIDE), widen(0, WIDE)
+    if FLATTEN_K is None:
+        r, s, channel = widen(0, INT64), widen(0, INT64), widen(0, INT64)
     else:
-        r, s, channel = split_step(0, lane, R, FLAT, MOST_S, WIDE, BLOCK)
+        r, s, channel = split_step(0, lane, R, FLATTEN_K, MOST_S, INT64, BLOCK)
     return r, s, channel
 
 
 @triton.jit
 def next_step(
     step, r, s, channel, lane, R, S,
-    POINT: tl.constexpr, FLAT: tl.constexpr, MOST_S: tl.constexpr, WIDE: tl.constexpr,
+    POINT: tl.constexpr, FLATTEN_K: tl.constexpr, MOST_S: tl.constexpr, INT64: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """(r, s, channel) of the step after number `step`, of which they are given.
@@ -232,8 +233,8 @@ def next_step(
     Taps are innermost: what they read overlaps, and all but the first find it in a cache. POINT:
     there is one tap, and the compiler sees that r and s stay zero.
     """
-    if FLAT is not None:
-        r, s, channel = split_step(step + 1, lane, R, FLAT, MOST_S, WIDE, BLOCK)
+    if FLATTEN_K is not None:
+        r, s, channel = split_step(step + 1, lane, R, FLATTEN_K, MOST_S, INT64, BLOCK)
     elif POINT:
         channel += BLOCK
     else:
@@ -248,7 +249,7 @@ def next_step(
 @triton.jit
 def split_step(
     step, lane, R,
-    FLAT: tl.constexpr, MOST_S: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    FLATTEN_K: tl.constexpr, MOST_S: tl.constexpr, INT64: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """(r, s, channel) of element `lane` in a step of BLOCK elements, see first_step.
 
@@ -256,22 +257,22 @@ def split_step(
     element. A step of whole rows has the same s and channels as any other: the compiler finds them
     before the loop.
     """
-    row: tl.constexpr = MOST_S * FLAT
-    rows: tl.constexpr = rows_of_step(FLAT, MOST_S, BLOCK)
+    row: tl.constexpr = MOST_S * FLATTEN_K
+    rows: tl.constexpr = rows_of_step(FLATTEN_K, MOST_S, BLOCK)
     if rows > 1:
-        index = widen(lane, WIDE)
+        index = widen(lane, INT64)
         r = tl.where(index // row < rows, step * rows + index // row, R)
         index %= row
     else:
-        index = widen(step % tl.cdiv(row, BLOCK), WIDE) * BLOCK + lane
-        r = widen(step // tl.cdiv(row, BLOCK), WIDE)
-    return r, index // FLAT, index % FLAT
+        index = widen(step % tl.cdiv(row, BLOCK), INT64) * BLOCK + lane
+        r = widen(step // tl.cdiv(row, BLOCK), INT64)
+    return r, index // FLATTEN_K, index % FLATTEN_K
 
 
 @triton.jit
-def widen(index, WIDE: tl.constexpr):
+def widen(index, INT64: tl.constexpr):
     """`index` as int64 when the host found an offset of 2**31 or more, else as it is."""
-    if WIDE:
+    if INT64:
         index = tl.cast(index, tl.int64)  # not .to: interpreted loops count in Python's int
     return index
 
