@@ -18,15 +18,18 @@ import torch
 
 from ..autograd.modules import PaddingMode
 from ..ops import ArgumentError, as_integer
-from ..ops.geometry import Pair
+from ..ops.arguments import Pair
+from .fitting import dtype_of
 from .gram import Report, Sums, gather
 from .learned import LearnedKernel
+from .normal import Constraints
 from .options import as_constraints, as_settings
 from .pairs import ImagePair
-from .problem import from_flat
+from .problem import Point, from_flat
 from .quality import quality_of
-from .solve import descend, largest_step, solve, squared_error, with_sum
+from .solve import descend, largest_step, normals_of, penalty_of, solve, squared_error, with_sum
 from .steps import checked_step
+from .units import Units, converted
 
 
 class KernelAccumulator:
@@ -42,7 +45,8 @@ class KernelAccumulator:
 
     Attributes:
         settings: those.
-        sums: G, b, c and the counts, see `Sums`; None before the first update.
+        sums: G, b, c and the counts, see `Sums`, in `units`; None before the first update.
+        units: what the images are measured in, from the first update.
         pairs: how many calls of update it has seen.
 
     Example:
@@ -69,6 +73,7 @@ class KernelAccumulator:
             kernel_size, bias, background, padding, padding_mode, groups, flip
         )
         self.sums: Sums | None = None
+        self.units = Units()
         self.pairs = 0
         self._weight_shape: tuple[int, ...] = ()
         self._plain = True
@@ -107,8 +112,7 @@ class KernelAccumulator:
         if padding is not None:
             place["padding"] = padding
         pair = self.settings.pair(x, y, mask, input_mask, weights, **place)
-        double = torch.float64 in (x.dtype, y.dtype)
-        return self.add(pair, x.dim() == 2, torch.float64 if double else torch.float32)
+        return self.add(pair, len(x.shape) == 2, dtype_of([pair]))
 
     def add(
         self, pair: ImagePair, plain: bool, dtype: torch.dtype, report: Report | None = None
@@ -127,8 +131,12 @@ class KernelAccumulator:
                 f"all images must have the same channels: earlier ones give a kernel of shape "
                 f"{self._weight_shape}, these one of shape {shape}"
             )
-        sums = gather([pair], self.settings.background, report=report).to("cpu")
-        self._take(sums, 1, shape, plain, dtype)
+        background = self.settings.background
+        units = Units.of([pair], background) if self.sums is None else self.units
+        kept = pair.x.dtype if pair.x.is_floating_point() else torch.float32
+        standard = units.standard(pair, kept)
+        sums = gather([standard], background, report=report).to("cpu")
+        self._take(sums, units, 1, shape, plain, dtype)
         return self
 
     def merge(self, other: KernelAccumulator) -> KernelAccumulator:
@@ -146,17 +154,25 @@ class KernelAccumulator:
                 f"merge takes sums for kernels of the same shape, {self._weight_shape}, got "
                 f"{other._weight_shape}"
             )
-        self._take(other.sums, other.pairs, other._weight_shape, other._plain, other._dtype)
+        self._take(
+            other.sums, other.units, other.pairs, other._weight_shape, other._plain, other._dtype
+        )
         return self
 
     def _take(
-        self, sums: Sums, pairs: int, shape: tuple[int, ...], plain: bool, dtype: torch.dtype
+        self,
+        sums: Sums,
+        units: Units,
+        pairs: int,
+        shape: tuple[int, ...],
+        plain: bool,
+        dtype: torch.dtype,
     ) -> None:
-        """Adds sums that fit."""
+        """Adds sums that fit, in some units."""
         if self.sums is None:
-            self.sums = Sums(**vars(sums))
+            self.sums, self.units = Sums(**vars(sums)), units
         else:
-            self.sums.add(sums)
+            self.sums.add(converted(sums, units, self.units, shape))
         self.pairs += pairs
         self._weight_shape = shape
         self._plain = self._plain and plain
@@ -175,7 +191,7 @@ class KernelAccumulator:
         import torch.distributed as dist
 
         own = None if self.sums is None else (self._weight_shape, len(self.sums.gram))
-        facts = (self.settings, own, self.pairs, self._plain, self._dtype)
+        facts = (self.settings, own, self.units, self.pairs, self._plain, self._dtype)
         everyone: list[Any] = [None] * dist.get_world_size(process_group)
         dist.all_gather_object(everyone, facts, group=process_group)
         shapes = {held for _, held, *_ in everyone if held is not None}
@@ -184,9 +200,10 @@ class KernelAccumulator:
         if not shapes:
             return self
         shape, grams = next(iter(shapes))[0], max(count for _, count in shapes)
+        units = next(units for _, held, units, *_ in everyone if held is not None)
         mine = Sums.zeros(grams, shape, len(self.settings.background.terms))
         if self.sums is not None:
-            mine.add(self.sums)
+            mine.add(converted(self.sums, self.units, units, shape))
         flat = torch.cat([getattr(mine, f.name).flatten() for f in fields(Sums)])
         on_gpu = dist.get_backend(process_group) == "nccl"
         flat = flat.to("cuda" if on_gpu else "cpu")
@@ -196,9 +213,9 @@ class KernelAccumulator:
             old = getattr(mine, field.name)
             setattr(mine, field.name, flat[start : start + old.numel()].cpu().view(old.shape))
             start += old.numel()
-        self._weight_shape = shape
+        self._weight_shape, self.units = shape, units
         self.pairs = sum(pairs for *_, pairs, _, _ in everyone)
-        self._plain = all(plain for _, held, _, plain, _ in everyone if held is not None)
+        self._plain = all(plain for _, held, *_, plain, _ in everyone if held is not None)
         if any(dtype == torch.float64 for *_, dtype in everyone):
             self._dtype = torch.float64
         return self
@@ -208,6 +225,7 @@ class KernelAccumulator:
         solver: str = "normal",
         *,
         ridge: float = 0.0,
+        smooth: float = 0.0,
         nonnegative: bool = False,
         sum_to: float | None = None,
         steps: int = 200,
@@ -219,7 +237,7 @@ class KernelAccumulator:
         Args:
             solver: "normal", exact; or "gd", whose losses and kernels are those of gradient
                 descent on the images, step by step, to rounding.
-            ridge, nonnegative, sum_to, initial: as for learn_kernel.
+            ridge, smooth, nonnegative, sum_to, initial: as for learn_kernel.
             steps, step_size: of "gd".
 
         Returns:
@@ -228,34 +246,49 @@ class KernelAccumulator:
         Raises:
             ArgumentError: nothing was seen, or options that do not go together.
         """
-        sums, shape = self._seen(), self._weight_shape
-        elements = shape[1] * shape[2] * shape[3]
-        constraints = as_constraints(elements, ridge, nonnegative, sum_to)
-        start = with_sum(self._start(initial), constraints)
+        sums, shape, units = self._seen(), self._weight_shape, self.units
+        given = as_constraints((shape[1], shape[2], shape[3]), ridge, nonnegative, sum_to, smooth)
+        constraints = units.constraints(given)
+        start = self._own(self._start(initial))
         limit: float | None = None
-        history = [self._loss(start, constraints.ridge)]
+        normals = normals_of(sums, constraints)
         if solver == "normal":
             if step_size is not None:
                 raise ArgumentError("step_size is for solver='gd'; 'normal' needs none")
-            theta = solve(sums, constraints, start)
+            start = with_sum(start, constraints)
+            theta = solve(sums, constraints, start, normals)
+            history = [self._loss(start, constraints)]
         elif solver == "gd":
-            if nonnegative or sum_to is not None:
-                raise ArgumentError("nonnegative and sum_to need solver='normal', got 'gd'")
-            limit = largest_step(sums, constraints)
+            if nonnegative or sum_to is not None or smooth:
+                raise ArgumentError("nonnegative, sum_to and smooth need solver='normal', got 'gd'")
+            own = converted(sums, units, Units(), shape)
+            limit = largest_step(own, given)
             step_size = checked_step(step_size, limit)
             theta, history = descend(
-                sums, constraints, start, as_integer("steps", steps), step_size
+                own, given, self._start(initial), as_integer("steps", steps), step_size
             )
+            theta = self._own(theta)
         else:
             raise ArgumentError(f"solver must be 'normal' or 'gd' here, got {solver!r}")
         error = squared_error(sums, theta).clamp(min=0)
-        quality = quality_of(sums, constraints, theta, error, shape, [], solver == "normal")
+        quality = quality_of(
+            sums,
+            constraints,
+            theta,
+            error,
+            shape,
+            [],
+            solver == "normal",
+            normals=normals,
+            units=units,
+        )
+        point = units.user(from_flat(theta, shape, theta))
         return LearnedKernel.of(
-            from_flat(theta, shape, torch.empty(0, dtype=self._dtype, device="cpu")),
+            Point(point.weight.to(self._dtype), point.background.to(self._dtype)),
             self.settings,
             self._plain,
             history=history,
-            loss=max(0.0, self._loss(theta, constraints.ridge)),
+            loss=max(0.0, self._loss(theta, constraints)),
             residual=None,
             solver=solver,
             reason="asked for" if solver != "normal" else "the sums determine the exact answer",
@@ -282,12 +315,16 @@ class KernelAccumulator:
                 )
             first = theta.shape[1] - terms
             theta[:, first : first + given.shape[1]] = given
-        return self._loss(theta, 0.0)
+        return self._loss(self._own(theta), None)
 
-    def _loss(self, theta: torch.Tensor, ridge: float) -> float:
-        elements = theta.shape[1] - len(self.settings.background.terms)
-        penalty = ridge * theta[:, :elements].square().sum()
-        return float(squared_error(self._seen(), theta).sum() + penalty)
+    def _loss(self, theta: torch.Tensor, constraints: Constraints | None) -> float:
+        """In the user's units, of a kernel in the sums' own."""
+        penalty = 0.0 if constraints is None else penalty_of(constraints, theta)
+        return (float(squared_error(self._seen(), theta).sum()) + penalty) * self.units.loss
+
+    def _own(self, theta: torch.Tensor) -> torch.Tensor:
+        """theta (K, D) of the user's units in the sums' own."""
+        return self.units.own(from_flat(theta, self._weight_shape, theta)).flat()
 
     def _seen(self) -> Sums:
         if self.sums is None:

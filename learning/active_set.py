@@ -1,111 +1,118 @@
-"""Non-negative least squares on the normal matrix: Lawson and Hanson's active set.
+"""Non-negative least squares on the normal matrix: block principal pivoting.
 
-C. L. Lawson and R. J. Hanson, Solving Least Squares Problems, chapter 23. Elements are free
-(passive) or held at zero (active). The best answer over the free ones is found; if it is negative
-somewhere, the way there ends where the first element reaches zero, and that one is held. When all
-is well, the held element that would lower the loss most is freed. Unknowns of the background are
-always free. A sum that is asked for adds one Lagrange multiplier, the same for every element.
+J. J. Judice and F. M. Pires, A block principal pivoting algorithm for large-scale strictly monotone
+linear complementarity problems, Computers and Operations Research 21 (1994). Elements are free or
+held at zero. The best answer over the free ones is found; then all that are wrong change sides at
+once: the free ones below zero and the held ones that would lower the loss. Where that does not make
+them fewer, the last wrong one alone changes sides (Murty's rule), which always ends. Unknowns of
+the background are always free. A sum that is asked for adds one Lagrange multiplier.
+
+Where the images leave directions open, the least change from the last answer is added to the loss
+and the fit repeated (the proximal point method): the answer stays near where it started.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import torch
 
 from .normal import Constraints, Normal
 
+#: Failed exchanges of all wrong elements before Murty's rule.
+PATIENCE = 4
+#: What is added where directions are open, as a fraction of the largest diagonal element, how often
+#: the fit is then repeated at most, and the change at which that ends.
+DAMPING, REPEATS, STILL = 1e-9, 60, 1e-13
+
 
 def nonnegative_minimum(
-    gram: torch.Tensor, moments: torch.Tensor, constraints: Constraints, guess: torch.Tensor
+    normal: Normal, moments: torch.Tensor, constraints: Constraints, guess: torch.Tensor
 ) -> torch.Tensor:
     """The best theta (D,) whose kernel part is not negative.
 
     Args:
-        gram: (D, D).
+        normal: the matrix, with the constraints' penalties.
         moments: (D,).
         constraints: sum_to must not be negative.
         guess: (D,), such as the best theta that may be negative: its signs are where to begin.
     """
-    elements = constraints.elements
-    bounded = torch.arange(len(gram), device=gram.device) < elements
-    theta = _feasible(guess, constraints)
+    gram, moments = normal.gram, moments * normal.scale
+    theta = guess / normal.scale
+    bounded = torch.arange(len(gram), device=gram.device) < constraints.elements
     free = ~bounded | (theta > 0)
-    tolerance = 10 * len(gram) * torch.finfo(gram.dtype).eps * float(moments.abs().max())
-    refused = torch.zeros_like(bounded)
-    for _ in range(3 * len(gram) + 10):
-        theta, free = _settle(gram, moments, constraints, theta, free, bounded)
-        lowers = moments - gram @ theta - constraints.ridge * theta * bounded
-        if constraints.sum_to is not None:
-            support = free & bounded
-            lowers = lowers - lowers[support].mean() * bounded if support.any() else lowers
-        candidates = bounded & ~free & ~refused & (lowers > tolerance)
-        if not candidates.any():
-            return theta
-        freed = int(torch.where(candidates, lowers, -torch.inf).argmax())
-        free[freed] = True
-        after = _best(gram, moments, constraints, theta, free)
-        # Rounding can free an element only to want it below zero: that one is left where it is.
-        if after[freed] <= 0:
-            free[freed] = False
-            refused[freed] = True
-        else:
-            refused[:] = False
-    return theta
+    if constraints.sum_to == 0:
+        free = ~bounded
+    if normal.rank == len(normal.reduced):
+        theta, _ = _pivot(gram, moments, constraints.sum_to, free, bounded)
+        return theta * normal.scale
+    damping = DAMPING * float(gram.diagonal().max())
+    damped = gram + torch.diag(torch.full_like(moments, damping or 1.0))
+    theta = torch.where(bounded, theta.clamp(min=0), theta)
+    for _ in range(REPEATS):
+        before = theta
+        theta, free = _pivot(
+            damped, moments + (damping or 1.0) * theta, constraints.sum_to, free, bounded
+        )
+        if float((theta - before).abs().max()) <= STILL * float(theta.abs().max()):
+            break
+    return theta * normal.scale
 
 
-def _feasible(guess: torch.Tensor, constraints: Constraints) -> torch.Tensor:
-    theta = guess.clone()
-    kernel = theta[: constraints.elements]
-    kernel.clamp_(min=0)
-    if constraints.sum_to is not None:
-        total = float(kernel.sum())
-        if total > 0:
-            kernel *= constraints.sum_to / total
-        else:
-            kernel += constraints.sum_to / constraints.elements
-    return theta
-
-
-def _settle(
+def _pivot(
     gram: torch.Tensor,
     moments: torch.Tensor,
-    constraints: Constraints,
-    theta: torch.Tensor,
+    total: float | None,
     free: torch.Tensor,
     bounded: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best theta over the free elements, with those held that the way there takes to zero."""
+    """The best theta for a positive definite matrix, and which of its elements are free."""
+    eps = torch.finfo(gram.dtype).eps
+    tolerance = 10 * len(gram) * eps * float(moments.abs().max())
+    fewest, patience = len(gram) + 1, PATIENCE
     while True:
-        target = _best(gram, moments, constraints, theta, free)
-        wrong = free & bounded & (target <= 0)
-        if not wrong.any():
-            return target, free
-        lengths = theta[wrong] / (theta[wrong] - target[wrong])
-        theta = theta + float(lengths.nan_to_num(0.0).min()) * (target - theta)
-        stopped = free & bounded & (theta <= 1e-14 * theta.abs().max()) & wrong
-        if not stopped.any():  # rounding: hold the one that comes first
-            stopped = torch.zeros_like(free)
-            stopped[wrong.nonzero()[int(lengths.nan_to_num(0.0).argmin())]] = True
-        free = free & ~stopped
-        theta = torch.where(stopped, torch.zeros_like(theta), theta)
+        if total is not None and total > 0 and not bool((free & bounded).any()):
+            free = free | bounded  # something has to sum to it
+        theta, multiplier = _best(gram, moments, total, free, bounded)
+        raises = gram @ theta - moments + multiplier * bounded  # what an element more would cost
+        smallest = 4 * eps * float(theta[bounded].abs().max()) if bool(bounded.any()) else 0.0
+        wrong = torch.where(free, theta < -smallest, raises < -tolerance) & bounded
+        if total == 0:
+            wrong = wrong & free
+        count = int(wrong.sum())
+        if not count:
+            return torch.where(bounded, theta.clamp(min=0), theta), free
+        if count < fewest:
+            fewest, patience = count, PATIENCE
+        elif patience:
+            patience -= 1
+        else:
+            last = int(wrong.nonzero()[-1])
+            wrong = torch.zeros_like(wrong)
+            wrong[last] = True
+        free = free ^ wrong
 
 
 def _best(
     gram: torch.Tensor,
     moments: torch.Tensor,
-    constraints: Constraints,
-    theta: torch.Tensor,
+    total: float | None,
     free: torch.Tensor,
-) -> torch.Tensor:
-    """theta with its free elements at their best and the others at zero."""
+    bounded: torch.Tensor,
+) -> tuple[torch.Tensor, float]:
+    """theta with its free elements at their best and the others at zero; the sum's multiplier."""
+    theta = torch.zeros_like(moments)
     where = free.nonzero().flatten()
-    elements = int((where < constraints.elements).sum())
-    best = torch.zeros_like(theta)
-    if len(where):
-        some = replace(constraints, elements=elements)
-        if not elements:
-            some = replace(some, sum_to=None)
-        normal = Normal(gram[where][:, where], some)
-        best[where] = normal.minimum(moments[where], theta[where])
-    return best
+    if not len(where):
+        return theta, 0.0
+    part = gram[where][:, where]
+    factor = torch.linalg.cholesky(part)
+    right = torch.stack([moments[where], bounded[where].to(moments)], 1)
+    found = torch.cholesky_solve(right, factor)
+    found = found + torch.cholesky_solve(right - part @ found, factor)
+    best, of_sum = found.T
+    multiplier = 0.0
+    if total is not None and bool(bounded[where].any()):
+        ones = bounded[where]
+        multiplier = float((best[ones].sum() - total) / of_sum[ones].sum())
+        best = best - multiplier * of_sum
+    theta[where] = best
+    return theta, multiplier

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..ops import ArgumentError, as_integer, shown
-from ..ops.geometry import Pair
+from ..ops.arguments import Pair
 
 
 @dataclass(frozen=True)

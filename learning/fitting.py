@@ -1,89 +1,198 @@
-"""One fit: from checked pairs of images and a task to a LearnedKernel."""
+"""One fit: from checked pairs of images and options to a LearnedKernel."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
-from .choice import Task, check_options, chosen_solver
-from .gram import Sums, gather
+from .gram import Sums, block_pixels, gather
 from .learned import LearnedKernel
+from .normal import Constraints, Normal
+from .options import Chosen, Options, chosen_solver
 from .pairs import ImagePair
 from .problem import Point, Problem, from_flat
-from .quality import quality_of
+from .quality import noise_of, quality_of
 from .robust import LOSSES, reweighted
-from .solve import solve, squared_error, with_sum
-from .steps import (
-    Reporter,
-    checked_step,
-    conjugate_gradients,
-    gradient_descent,
-    optimise,
+from .solve import (
+    descend,
+    largest_step,
+    normals_of,
+    penalty_of,
+    solve,
+    squared_error,
+    with_sum,
 )
+from .steps import Reporter, checked_step, conjugate_gradients, optimise
+from .units import Units, converted
 
 #: Most multiply-adds spent on the normal matrix only to examine an answer, about a second on one
 #: core, and most unknowns.
 GRAM_BUDGET = 1e9
 GRAM_UNKNOWNS = 1024
+#: Steps of gradient descent on sums that are over before a progress bar could be drawn.
+FEW_STEPS = 1000
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What a solver returns: the kernel, and what only it knows."""
+    """What a solver returns, in the units of the fit: the kernel, and what only it knows."""
 
     point: Point
     history: list[float]
     sums: Sums | None = None
+    normals: list[Normal] | None = None
     loss: float | None = None
     step_size: float | None = None
     limit: float | None = None
 
 
-def learn(task: Task, pairs: list[ImagePair]) -> LearnedKernel:
-    """The best kernel between pairs of images, by the solver that the task asks for or gets."""
-    weighted = any(pair.weights is not None for pair in pairs) or task.loss in LOSSES
-    unknowns = task.constraints.elements + len(task.settings.background.terms)
-    name, reason, make = chosen_solver(task, unknowns, weighted)
-    check_options(task, name, make)
-    converted = [pair.to(task.dtype) for pair in pairs]
-    problem = Problem(converted, task.settings.background, task.constraints.ridge)
-    start = _start(task, problem)
+@dataclass(frozen=True)
+class _Fit:
+    """A fit in its units.
 
-    def fit(problem: Problem) -> _Found:
-        if name == "normal":
-            return _by_normal_matrix(task, problem, start)
-        return _by_steps(task, problem, start, name, make)
+    Attributes:
+        options: of the call.
+        chosen: the solver.
+        constraints: on the kernel.
+        units: that `problem` is in; the user's own for an optimiser, whose steps depend on them.
+        start: where to begin.
+    """
 
-    if task.loss in LOSSES:
-        problem, fits = reweighted(problem, task.loss, lambda p: fit(p).point)
-        reason = f"{reason}; {fits} weighted fits for loss={task.loss!r}"
-    found = fit(problem)
-    residual = problem.residual(found.point)
+    options: Options
+    chosen: Chosen
+    constraints: Constraints
+    units: Units
+    start: Point
+
+    def by(self, problem: Problem) -> _Found:
+        """The answer to a problem."""
+        if self.chosen.name in ("normal", "gd"):
+            return self._by_sums(problem)
+        return self._by_steps(problem)
+
+    def _by_sums(self, problem: Problem) -> _Found:
+        options, start = self.options, self.start.flat()
+        outputs = sum(pair.y.numel() for pair in problem.pairs)
+        with Reporter(0, options.progress).over(None, total=outputs, unit="pixel") as bar:
+            sums = gather(problem.pairs, problem.background, report=bar.update)
+        if self.chosen.name == "gd":
+            return self._descended(problem, sums)
+        normals = normals_of(sums, self.constraints)
+        theta = solve(sums, self.constraints, start, normals)
+        point = from_flat(theta, problem.weight_shape, problem.like.double())
+        before = float(squared_error(sums, start).sum()) + penalty_of(self.constraints, start)
+        return _Found(point, [max(0.0, before)], sums, normals)
+
+    def _descended(self, problem: Problem, sums: Sums) -> _Found:
+        """Gradient descent in the user's units, whose steps depend on them."""
+        options, shape, plain = self.options, problem.weight_shape, Units()
+        own = converted(sums, self.units, plain, shape)
+        constraints = replace(
+            self.constraints, ridge=self.constraints.ridge * self.units.x**2 * self.units.weights
+        )
+        limit = largest_step(own, constraints)
+        step_size = checked_step(options.step_size, limit)
+        start = self.units.user(self.start).flat()
+        steps = 200 if options.steps is None else options.steps
+        shown = options.log_every or options.progress or steps > FEW_STEPS
+        report = Reporter(options.log_every, options.progress) if shown else None
+        theta, history = descend(own, constraints, start, steps, step_size, report)
+        point = self.units.own(from_flat(theta, shape, problem.like.double()))
+        history = [loss / self.units.loss for loss in history]
+        return _Found(point, history, sums, step_size=step_size, limit=limit)
+
+    def _by_steps(self, problem: Problem) -> _Found:
+        options, start = self.options, self.start
+        report = Reporter(options.log_every, options.progress)
+        start = Point(start.weight.to(problem.like), start.background.to(problem.like))
+        if self.chosen.name == "cg":
+            steps = problem.unknowns if options.steps is None else options.steps
+            keep_sum = self.constraints.sum_to is not None
+            point, history = conjugate_gradients(problem, start, steps, report, keep_sum)
+            return _Found(point, history)
+        steps = 200 if options.steps is None else options.steps
+        function = options.loss if callable(options.loss) else None
+        assert self.chosen.make is not None
+        point, history, loss = optimise(
+            problem, start, steps, self.chosen.make, options.step_size, function, report
+        )
+        return _Found(point, history, loss=loss, step_size=options.step_size)
+
+
+def learn(
+    options: Options, pairs: list[ImagePair], ranks: list[int], single: bool
+) -> LearnedKernel:
+    """The best kernel between pairs of images, by the solver that the options ask for or get.
+
+    Args:
+        options: of the call.
+        pairs: checked.
+        ranks: how many dimensions the images of each pair had.
+        single: whether there is one pair, and not a list.
+    """
+    settings, constraints = options.settings(), options.constraints(pairs[0])
+    dtype = dtype_of(pairs)
+    g = pairs[0].geometry
+    unknowns = constraints.elements + len(settings.background.terms)
+    apart = any(pair.weights is not None and pair.weights.shape[1] > 1 for pair in pairs)
+    noisy = any(pair.x_variance is not None for pair in pairs)
+    chosen = chosen_solver(options, unknowns, g.K if apart else g.groups, noisy)
+    units = Units() if chosen.make is not None else Units.of(pairs, settings.background)
+    constraints = units.constraints(constraints)
+    problem = Problem(
+        [units.standard(pair, dtype) for pair in pairs], settings.background, constraints.ridge
+    )
+    plain = all(rank == 2 for rank in ranks)
+    start = _start(options, problem, plain, units, constraints)
+    fit = _Fit(options, chosen, constraints, units, start)
+    reason = chosen.reason
+    if options.loss in LOSSES:
+        problem, fits = reweighted(problem, str(options.loss), lambda p: fit.by(p).point)
+        reason = f"{reason}; {fits} weighted fits for loss={options.loss!r}"
+    found = fit.by(problem)
+    point = Point(*(t.to(problem.like) for t in (found.point.weight, found.point.background)))
+    residual = problem.residual(point)
     errors = problem.squared(residual)
+    sums = found.sums or _examined(problem)
+    theta = found.point.flat()
     loss = found.loss
     if loss is None:
-        loss = float(errors.sum()) + problem.penalty(found.point)
-    sums = found.sums or _examined(problem)
+        loss = float(errors.sum()) + penalty_of(constraints, theta)
     quality = quality_of(
         sums,
-        task.constraints,
-        found.point.flat(),
+        constraints,
+        theta,
         errors,
         problem.weight_shape,
         [(r, pair.weights) for r, pair in zip(residual, problem.pairs, strict=True)],
-        exact=None if callable(task.loss) else name == "normal",
+        exact=None if callable(options.loss) else chosen.name == "normal",
+        normals=found.normals,
+        units=units,
+        x_noise=None if noisy else noise_of(problem.pairs[0]),
     )
-    shown_residual = [r[(0,) * (4 - n)] for r, n in zip(residual, task.ranks, strict=True)]
+    notes = [note for pair in pairs for note in pair.notes]
+    mostly_noise = sums.noiseless(constraints.elements)[1] if noisy else 0
+    if mostly_noise:
+        notes.append(
+            f"in {mostly_noise} of {constraints.elements} directions x holds more noise than image: "
+            "there the kernel stays pulled towards zero"
+        )
+    quality = replace(quality, notes=notes + quality.notes)
+    user = units.user(Point(found.point.weight.double(), found.point.background.double()))
+    user = Point(user.weight.to(dtype), user.background.to(dtype))
+    shown = [
+        (r if units.y == 1 else r * units.y)[(0,) * (4 - n)]
+        for r, n in zip(residual, ranks, strict=True)
+    ]
     return LearnedKernel.of(
-        found.point,
-        task.settings,
-        task.plain,
-        history=found.history,
-        loss=loss,
-        residual=shown_residual[0] if task.single else shown_residual,
-        solver=name,
+        user,
+        settings,
+        plain,
+        history=[loss * units.loss for loss in found.history],
+        loss=loss * units.loss,
+        residual=shown[0] if single else shown,
+        solver=chosen.name,
         reason=reason,
         step_size=found.step_size,
         max_step_size=found.limit,
@@ -91,55 +200,33 @@ def learn(task: Task, pairs: list[ImagePair]) -> LearnedKernel:
     )
 
 
-def _start(task: Task, problem: Problem) -> Point:
-    initial = task.initial
-    if isinstance(initial, torch.Tensor) and task.settings.flip and initial.dim() >= 2:
+def dtype_of(pairs: list[ImagePair]) -> torch.dtype:
+    """float64 if an image is, else float32."""
+    found = {image.dtype for pair in pairs for image in (pair.x, pair.y)}
+    return torch.float64 if torch.float64 in found else torch.float32
+
+
+def _start(
+    options: Options, problem: Problem, plain: bool, units: Units, constraints: Constraints
+) -> Point:
+    initial = options.initial
+    if isinstance(initial, torch.Tensor) and options.flip and initial.dim() >= 2:
         initial = initial.flip(-2, -1)
-    point = problem.start(initial, task.plain)
-    if task.constraints.sum_to is None:
+    point = problem.start(initial, plain)
+    point = units.own(Point(point.weight.double(), point.background.double()))
+    if constraints.sum_to is None:
         return point
-    flat = with_sum(point.flat(), task.constraints)
-    return from_flat(flat, problem.weight_shape, problem.like)
-
-
-def _by_normal_matrix(task: Task, problem: Problem, start: Point) -> _Found:
-    outputs = sum(pair.y.numel() for pair in problem.pairs)
-    with Reporter(0, task.progress).over(None, total=outputs, unit="pixel") as bar:
-        sums = gather(problem.pairs, problem.background, report=bar.update)
-    theta = solve(sums, task.constraints, start.flat())
-    point = from_flat(theta, problem.weight_shape, problem.like)
-    before = float(squared_error(sums, start.flat()).sum()) + problem.penalty(start)
-    return _Found(point, [before], sums)
-
-
-def _by_steps(task: Task, problem: Problem, start: Point, name: str, make: Any) -> _Found:
-    report = Reporter(task.log_every, task.progress)
-    steps = task.steps
-    if steps is None:
-        steps = problem.unknowns if name == "cg" else 200
-    if name == "cg":
-        keep_sum = task.constraints.sum_to is not None
-        point, history = conjugate_gradients(problem, start, steps, report, keep_sum)
-        return _Found(point, history)
-    if name == "gd":
-        curvature = problem.curvature()
-        limit = 2 / curvature if curvature > 0 else float("inf")
-        step_size = checked_step(task.step_size, limit)
-        point, history = gradient_descent(problem, start, steps, step_size, report)
-        return _Found(point, history, step_size=step_size, limit=limit)
-    function = task.loss if callable(task.loss) else None
-    point, history, loss = optimise(problem, start, steps, make, task.step_size, function, report)
-    return _Found(point, history, loss=loss, step_size=task.step_size)
+    flat = with_sum(point.flat(), constraints)
+    return from_flat(flat, problem.weight_shape, problem.like.double())
 
 
 def _examined(problem: Problem) -> Sums:
     """The sums, with the normal matrix if that is no great work."""
-    work = 0
+    work = 0.0
     for pair in problem.pairs:
         g = pair.geometry
-        products = g.group_C * g.group_C * 2 * g.R * g.S * g.groups
-        if pair.weights is not None:
-            products = problem.unknowns**2 * (1 if pair.weights.shape[1] == 1 else g.K) // 2
-        work += products * g.N * g.H * g.W
+        pixels = g.N * g.P * g.Q
+        by_lags = block_pixels(pair, problem.background) >= g.R * g.S * g.Q
+        work += pixels * (64 * g.C * g.group_C if by_lags else problem.unknowns**2 / 2)
     affordable = problem.unknowns <= GRAM_UNKNOWNS and work <= GRAM_BUDGET
     return gather(problem.pairs, problem.background, with_gram=affordable)

@@ -2,17 +2,20 @@
 
     G[(c,r,s), (c',r',s')] = sum_{n,p,q} weights * x[n,c,p+r,q+s] * x[n,c',p+r',q+s']
 
-Two ways to G, both over pieces of the images, so that the windows (R * S * H * W numbers) are never
-written out. With weights, windows of a few thousand pixels at a time and their matrix product.
-Without, an entry depends on the lag (r'-r, s'-s) and, through the border alone, on (r, s): the sum
-of a product image for each of (2R-1)(2S-1)/2 lags, instead of (R*S)^2 / 2 of them, and then, for
-each further row or column, what enters minus what leaves.
+Three ways to G, all over pieces of the images: the windows (R * S * H * W numbers) are never written
+out.
+
+- Without weights an entry depends on the lag (r'-r, s'-s) and, through the border alone, on (r, s):
+  the sum of a product image for each of (2R-1)(2S-1)/2 lags, and then, for each further row or
+  column, what enters less what leaves.
+- Where a mask leaves few pixels out, the same, less the windows of these.
+- With other weights, the windows of a few thousand pixels at a time and their matrix product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -25,7 +28,10 @@ from .pairs import ImagePair
 Report: TypeAlias = Callable[[int], object]
 #: Elements of the windows that are held at a time, and pixels where lags are summed.
 ROW_ELEMENTS = 2**20
-LAG_PIXELS = 2**20
+LAG_PIXELS = 2**22
+#: Where less than this fraction of a sum of squares is left after the windows of masked pixels are
+#: taken off, too many digits are gone.
+CANCELLED = 1e-4
 
 
 @dataclass
@@ -41,6 +47,7 @@ class Sums:
         weight_sum: sum weights, (K,).
         pixels: values of y whose weight is not zero, (K,).
         varies: whether x changes from row to row and from column to column, (2,), as counts.
+        noise: what the noise of x adds to the diagonal of gram, (groups or K, D) like it, or zeros.
     """
 
     gram: torch.Tensor
@@ -50,6 +57,31 @@ class Sums:
     weight_sum: torch.Tensor
     pixels: torch.Tensor
     varies: torch.Tensor
+    noise: torch.Tensor
+
+    def noiseless(self, elements: int) -> tuple[torch.Tensor, int]:
+        """The gram that x would have without its noise, and how many directions are mostly noise.
+
+        In units of the noise, eigenvalues lose one; but in directions that hold more noise than
+        image the loss is limited to half, or chance would make them negative.
+
+        Args:
+            elements: of a filter's kernel; the other unknowns are the background's.
+        """
+        if not bool((self.noise > 0).any()):
+            return self.gram, 0
+        found, mostly_noise = self.gram.clone(), 0
+        for gram, noise in zip(found, self.noise, strict=True):
+            root = noise[:elements].clamp(min=1e-300).sqrt()
+            kernel, cross = gram[:elements, :elements], gram[:elements, elements:]
+            alone = kernel
+            if cross.shape[1]:
+                alone = kernel - cross @ torch.linalg.pinv(gram[elements:, elements:]) @ cross.T
+            values, vectors = torch.linalg.eigh(alone / root[:, None] / root)
+            mostly_noise = max(mostly_noise, int((values < 2).sum()))
+            taken = (vectors * (values.clamp(min=0) / 2).clamp(max=1)) @ vectors.T
+            kernel -= taken * root[:, None] * root
+        return found, mostly_noise
 
     @classmethod
     def zeros(cls, grams: int, weight_shape: tuple[int, ...], terms: int) -> Sums:
@@ -57,17 +89,25 @@ class Sums:
         filters, channels, R, S = weight_shape
         unknowns = channels * R * S + terms
         shapes = ((grams, unknowns, unknowns), (filters, unknowns), *[(filters,)] * 4, (2,))
+        shapes += ((grams, unknowns),)
         return cls(*(torch.zeros(shape, dtype=torch.float64, device="cpu") for shape in shapes))
 
     def add(self, other: Sums) -> None:
         """Adds the sums over other pixels to these."""
         filters = len(self.moments)
         if self.gram.shape != other.gram.shape:
-            self.gram, grown = (_per_filter(s.gram, filters) for s in (self, other))
-            self.gram = self.gram + grown
-        else:
-            self.gram = self.gram + other.gram
-        for name in ("moments", "squares", "target_sum", "weight_sum", "pixels", "varies"):
+            for sums in (self, other):
+                sums.gram, sums.noise = (_per_filter(m, filters) for m in (sums.gram, sums.noise))
+        for name in (
+            "gram",
+            "noise",
+            "moments",
+            "squares",
+            "target_sum",
+            "weight_sum",
+            "pixels",
+            "varies",
+        ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def to(self, device: torch.device | str) -> Sums:
@@ -89,7 +129,7 @@ def sums_of(pair: ImagePair, background: Background, with_gram: bool = True) -> 
     unknowns = g.group_C * g.R * g.S + len(background.terms)
     gram, moments = y.new_zeros(0, unknowns, unknowns), y.new_zeros(g.K, unknowns)
     if with_gram:
-        gram, moments = (_by_lags if _has_lags(pair) else _by_rows)(pair, background)
+        gram, moments = _gram_and_moments(pair, background)
     return Sums(
         gram,
         moments,
@@ -98,6 +138,7 @@ def sums_of(pair: ImagePair, background: Background, with_gram: bool = True) -> 
         weight_sum=ones.sum((0, 2, 3)),
         pixels=(ones > 0).sum((0, 2, 3)).double(),
         varies=y.new_zeros(2),
+        noise=_noise(pair, len(gram), unknowns),
     )
 
 
@@ -142,9 +183,77 @@ def block_pixels(pair: ImagePair, background: Background) -> int:
 
 
 def _has_lags(pair: ImagePair) -> bool:
-    """Whether sums by lags are possible, and not more work."""
+    """Whether sums by lags are possible, with the windows of some pixels taken off again."""
     g = pair.geometry
-    return pair.weights is None and g.Q >= g.S
+    if (g.stride[0], g.stride[1]) != (1, 1) or g.Q < g.S:
+        return False
+    if pair.weights is None:
+        return True
+    return pair.weights.shape[1] == 1 and 2 * len(_left_out(pair)) <= g.N * g.P * g.Q
+
+
+def _left_out(pair: ImagePair) -> torch.Tensor:
+    """Indices (n, p, q) of the pixels with weight zero, (M, 3); all if others differ from one."""
+    assert pair.weights is not None
+    weights = pair.weights[:, 0]
+    if bool(((weights != 0) & (weights != 1)).any()):
+        return weights.new_zeros(1).expand(weights.numel())
+    return (weights == 0).nonzero()
+
+
+def _gram_and_moments(pair: ImagePair, background: Background) -> tuple[torch.Tensor, torch.Tensor]:
+    """gram (groups or K, D, D) and moments (K, D)."""
+    if not _has_lags(pair):
+        return _by_rows(pair, background)
+    if pair.weights is None:
+        return _by_lags(pair, background)
+    target = torch.where(pair.weights > 0, pair.y, pair.y.new_zeros(()))
+    gram, moments = _by_lags(replace(pair, y=target), background)
+    largest = gram.diagonal(dim1=1, dim2=2).clone()
+    where = _left_out(pair)
+    step = max(1, ROW_ELEMENTS // gram.shape[-1])
+    for first in range(0, len(where), step):
+        rows = _windows_at(pair, background, where[first : first + step])
+        gram -= rows @ rows.mT
+    if bool((gram.diagonal(dim1=1, dim2=2) < CANCELLED * largest).any()):
+        return _by_rows(pair, background)  # x is huge where it does not count
+    return gram, moments
+
+
+def _windows_at(pair: ImagePair, background: Background, where: torch.Tensor) -> torch.Tensor:
+    """Windows and background of some pixels (n, p, q): (groups, D, M)."""
+    g = pair.geometry
+    (top, bottom), (left, right) = g.padding
+    n, p, q = where.T
+    x = F.pad(pair.x, (left, right, top, bottom))
+    windows = x.unfold(2, g.R, 1).unfold(3, g.S, 1).permute(0, 2, 3, 1, 4, 5)[n, p, q]
+    windows = windows.double().reshape(len(where), g.groups, -1).permute(1, 2, 0)
+    surfaces = background.images(pair.extent, pair.place, windows)[:, p, q]
+    return torch.cat([windows, surfaces.expand(g.groups, -1, -1)], 1)
+
+
+def _noise(pair: ImagePair, grams: int, unknowns: int) -> torch.Tensor:
+    """(grams, D): sum weights * variance of x under each element of the window."""
+    noise = pair.x.new_zeros(grams, unknowns, dtype=torch.float64)
+    if pair.x_variance is None or not grams:
+        return noise
+    g = pair.geometry
+    (top, bottom), (left, right) = g.padding
+    variance = F.pad(pair.x_variance.double(), (left, right, top, bottom))
+    weights = variance.new_ones(1, 1, 1, 1) if pair.weights is None else pair.weights.double()
+    weights = weights.expand(g.N, -1, g.P, g.Q)
+    apart = variance.new_zeros(  # the weights with stride - 1 zeros between them
+        g.N, weights.shape[1], (g.P - 1) * g.stride[0] + 1, (g.Q - 1) * g.stride[1] + 1
+    )
+    apart[..., :: g.stride[0], :: g.stride[1]] = weights
+    reach = apart.shape[-2] + g.R - 1, apart.shape[-1] + g.S - 1
+    sums = ops.lag_sums(apart, variance[..., : reach[0], : reach[1]], (g.R, g.S))
+    for i in range(grams):
+        group = i * g.groups // grams
+        channels = sums[min(i, len(sums) - 1) if len(sums) > 1 else 0]
+        channels = channels.expand(g.C, g.R, g.S)[group * g.group_C : (group + 1) * g.group_C]
+        noise[i, : channels.numel()] = channels.flatten()
+    return noise
 
 
 def _by_lags(pair: ImagePair, background: Background) -> tuple[torch.Tensor, torch.Tensor]:
@@ -176,7 +285,7 @@ def _by_rows(pair: ImagePair, background: Background) -> tuple[torch.Tensor, tor
     g = pair.geometry
     (top, bottom), (left, right) = g.padding
     x = F.pad(pair.x.double(), (left, right, top, bottom))
-    windows = x.unfold(2, g.R, 1).unfold(3, g.S, 1)  # (N, C, P, Q, R, S), a view
+    windows = x.unfold(2, g.R, g.stride[0]).unfold(3, g.S, g.stride[1])  # (N,C,P,Q,R,S), a view
     windows = windows.permute(1, 4, 5, 0, 2, 3).reshape(g.groups, g.group_C * g.R * g.S, -1)
     surfaces = background.images(pair.extent, pair.place, x)[:, None]
     surfaces = surfaces.expand(-1, g.N, -1, -1).reshape(1, len(surfaces), g.N * g.P * g.Q)
@@ -205,44 +314,70 @@ def gram_matrix(x: torch.Tensor, R: int, S: int) -> torch.Tensor:
     Returns:
         (C*R*S, C*R*S), symmetric, on the device of x.
     """
-    C, P = x.shape[1], x.shape[2] - R + 1
+    C = x.shape[1]
     gram = x.new_zeros(C, R, S, C, R, S, dtype=torch.float64)
-    base = _first_rows(x, R, S)
-    top, bottom = (_row_products(x[:, :, first : first + R - 1], S) for first in (0, P))
-    for lag in range(R):
-        sums = base[:, :, lag]  # (C, S, C, S): of rows 0 up to P with rows lag up to P + lag
-        for r in range(R - lag):
-            if r:  # row P + r - 1 enters, row r - 1 leaves
-                sums = sums + bottom[:, r - 1, :, :, r - 1 + lag] - top[:, r - 1, :, :, r - 1 + lag]
-            gram[:, r, :, :, r + lag] = sums
-            gram[:, r + lag, :, :, r] = sums.permute(2, 3, 0, 1)
-    gram = gram.reshape(C * R * S, C * R * S)
+    for lag, sums in enumerate(window_sums(x, x, R, S)):
+        gram.diagonal(lag, 1, 4).copy_(sums)
+        gram.diagonal(-lag, 1, 4).copy_(sums.permute(2, 3, 0, 1, 4))
+    gram = gram.view(C * R * S, C * R * S)
     return (gram + gram.T) / 2
 
 
-def _first_rows(x: torch.Tensor, R: int, S: int) -> torch.Tensor:
-    """sum_{n, p < P, q < Q} x[n,c,p,q+s] * x[n,d,p+lag,q+t] as (C, S, R, C, S): c, s, lag, d, t.
+def window_sums(a: torch.Tensor, b: torch.Tensor, R: int, S: int) -> list[torch.Tensor]:
+    """sum_{n, p < P, q < Q} a[n,c,p+r,q+s] * b[n,d,p+r',q+s'] for r <= r', by lag r' - r.
+
+    Args:
+        a: (N, C, H, W), W >= 2 * S - 1, of which P = H - R + 1 and Q = W - S + 1 are summed.
+        b: (N, D, H, W).
+        R, S: the window.
+
+    Returns:
+        For each lag from 0 to R - 1, (C, S, D, S, R - lag): c, s, d, s', r.
+    """
+    P = a.shape[2] - R + 1
+    base = _first_rows(a, b, R, S)  # (C, S, R, D, S)
+    if R == 1:
+        return [base[:, :, 0, :, :, None]]
+    # With r + 1 for r, row P + r enters and row r leaves.
+    top, bottom = (
+        _row_products(a[:, :, first : first + R - 1], b[:, :, first : first + R - 1], S)
+        for first in (0, P)
+    )
+    change = bottom - top  # (C, R - 1, S, D, R - 1, S)
+    sums = []
+    for lag in range(R):
+        first = base[:, :, lag][..., None]
+        steps = change.diagonal(lag, 1, 4)  # (C, S, D, S, R - 1 - lag)
+        sums.append(torch.cat([first, first + steps.cumsum(-1)], -1))
+    return sums
+
+
+def _first_rows(a: torch.Tensor, b: torch.Tensor, R: int, S: int) -> torch.Tensor:
+    """sum_{n, p < P, q < Q} a[n,c,p,q+s] * b[n,d,p+lag,q+t] as (C, S, R, D, S): c, s, lag, d, t.
 
     Columns S - 1 up to Q are under every tap s: their sums depend on t - s alone. What is left and
     right of them is a few columns.
     """
-    P, Q = x.shape[2] - R + 1, x.shape[3] - S + 1
-    inner = ops.lag_sums(x[:, :, :P, S - 1 : Q], x, (R, 2 * S - 1))  # (C, C, R, 2S - 1)
-    # With w = q + s the rest is w from s up to S - 1, and from Q up to Q + s.
-    edges = x.double()
-    lagged = edges.unfold(2, P, 1)  # (N, C, R, W, P), a view: rows lag up to lag + P
+    C, D = a.shape[1], b.shape[1]
+    P, Q = a.shape[2] - R + 1, a.shape[3] - S + 1
+    inner = ops.lag_sums(a[:, :, :P, S - 1 : Q], b, (R, 2 * S - 1))  # (C, D, R, 2S - 1)
+    s = torch.arange(S, device=a.device)
+    if S == 1:
+        return inner.permute(0, 2, 1, 3)[:, None]
+    # With w = q + s the rest is w from s up to S - 1, and from Q up to Q + s: a few columns, each
+    # taken as an image of its own.
     sides = []
     for first, reach in ((0, 0), (Q, Q - S + 1)):
-        here = edges[:, :, :P, first : first + S - 1]
-        there = lagged[:, :, :, reach : reach + 2 * S - 2]
-        sides.append(torch.einsum("ncpw,ndrvp->cdrwv", here, there))
+        here = a[:, :, :P, first : first + S - 1].transpose(2, 3).flatten(1, 2)
+        there = b[:, :, :, reach : reach + 2 * S - 2].transpose(2, 3).flatten(1, 2)
+        side = ops.lag_sums(here[..., None], there[..., None], (R, 1))
+        sides.append(side.view(C, S - 1, D, 2 * S - 2, R).permute(0, 2, 4, 1, 3))
     before = F.pad(sides[0], (S - 1, S - 1))  # column v is at w' = v - (S - 1)
     after = F.pad(sides[1], (0, 2 * S - 2))  # column v is at w' = Q - S + 1 + v
     from_right = _diagonals(before, S).flip(3).cumsum(3).flip(3)
     left = F.pad(from_right, (0, 0, 0, 1))  # [s] sums w from s up to S - 1
     right = F.pad(_diagonals(after, S).cumsum(3), (0, 0, 1, 0))  # [s] sums w from Q up to Q + s
-    by_lag = inner[:, :, :, None] + left + right  # (C, C, R, S, 2S - 1): s and t - s + S - 1
-    s = torch.arange(S, device=x.device)
+    by_lag = inner[:, :, :, None] + left + right  # (C, D, R, S, 2S - 1): s and t - s + S - 1
     found = by_lag[:, :, :, s[:, None], s[None, :] - s[:, None] + S - 1]
     return found.permute(0, 3, 2, 1, 4)
 
@@ -254,15 +389,8 @@ def _diagonals(products: torch.Tensor, S: int) -> torch.Tensor:
     return products[..., w, w + e]
 
 
-def _row_products(rows: torch.Tensor, S: int) -> torch.Tensor:
-    """sum_{n,q} rows[n,c,h,q+s] * rows[n,d,i,q+t] as (C, h, S, C, i, S)."""
-    C, count = rows.shape[1], rows.shape[2]
-    total = rows.new_zeros(C * count * S, C * count * S, dtype=torch.float64)
-    Q = rows.shape[3] - S + 1
-    step = max(1, ROW_ELEMENTS // max(1, C * count * S))
-    for image in rows:
-        for q in range(0, Q, step):
-            piece = image[..., q : min(Q, q + step) + S - 1].double().unfold(2, S, 1)
-            windows = piece.permute(0, 1, 3, 2).reshape(C * count * S, piece.shape[2])
-            total += windows @ windows.T
-    return total.view(C, count, S, C, count, S)
+def _row_products(a: torch.Tensor, b: torch.Tensor, S: int) -> torch.Tensor:
+    """sum_{n,q} a[n,c,h,q+s] * b[n,d,i,q+t] as (C, h, S, D, i, S): rows as images of their own."""
+    C, D, rows = a.shape[1], b.shape[1], a.shape[2]
+    sums = _first_rows(a.flatten(1, 2)[:, :, None], b.flatten(1, 2)[:, :, None], 1, S)
+    return sums[:, :, 0].view(C, rows, S, D, rows, S)

@@ -12,8 +12,6 @@ G = A^T A, b = A^T y and c = y^T y the best kernel follows without another look 
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -22,16 +20,14 @@ import torch
 
 from ..autograd.functional import corr2d  # noqa: F401 - for the docstrings' examples
 from ..autograd.modules import PaddingMode
-from ..ops import ArgumentError, as_integer, as_pair, shown
-from .choice import Task
+from ..ops import ArgumentError, as_pair
 from .fitting import learn
 from .learned import KernelField, LearnedKernel
-from .options import as_constraints, as_pairs, as_settings
+from .options import Loss, Options, Solver, is_list
 from .pairs import ImagePair
-from .robust import LOSSES
 
-Images: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
-Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+#: A tensor, an array, an image of Astropy's, or a sequence of them.
+Images: TypeAlias = Any
 
 
 def learn_kernel(
@@ -39,7 +35,7 @@ def learn_kernel(
     y: Images,
     kernel_size: Any,
     *,
-    solver: str | Callable[..., torch.optim.Optimizer] = "auto",
+    solver: Solver = "auto",
     steps: int | None = None,
     step_size: float | None = None,
     bias: bool = False,
@@ -48,13 +44,16 @@ def learn_kernel(
     padding_mode: PaddingMode = "zeros",
     groups: int = 1,
     flip: bool = False,
+    stride: Any = 1,
     mask: Images | None = None,
     input_mask: Images | None = None,
     weights: Images | None = None,
+    input_noise: Any = None,
     ridge: float = 0.0,
+    smooth: float = 0.0,
     nonnegative: bool = False,
     sum_to: float | None = None,
-    loss: str | Loss = "squared",
+    loss: Loss = "squared",
     initial: torch.Tensor | None = None,
     log_every: int = 0,
     progress: bool | None = None,
@@ -127,9 +126,31 @@ def learn_kernel(
         >>> found.solver
         'normal'
     """
-    task, pairs = _task(dict(locals()))
+    options = Options(
+        kernel_size=kernel_size,
+        solver=solver,
+        steps=steps,
+        step_size=step_size,
+        bias=bias,
+        background=background,
+        padding=padding,
+        padding_mode=padding_mode,
+        groups=groups,
+        flip=flip,
+        stride=stride,
+        ridge=ridge,
+        smooth=smooth,
+        nonnegative=nonnegative,
+        sum_to=sum_to,
+        loss=loss,
+        initial=initial,
+        log_every=log_every,
+        progress=progress,
+    )
+    counts = {"mask": mask, "input_mask": input_mask, "weights": weights}
+    pairs, ranks, single = _checked(options, x, y, **counts, input_noise=input_noise)
     with torch.no_grad():
-        return learn(task, pairs)
+        return learn(options, pairs, ranks, single)
 
 
 def learn_kernel_field(
@@ -156,68 +177,40 @@ def learn_kernel_field(
         >>> learn_kernel_field(X, Y, 1, tiles=(1, 2)).weight.flatten().round(decimals=6)
         tensor([1., 2.], dtype=torch.float64)
     """
-    call = inspect.signature(learn_kernel).bind(x, y, kernel_size, **options)
-    call.apply_defaults()
-    task, pairs = _task(call.arguments)
+    counts = {
+        name: options.pop(name, None) for name in ("mask", "input_mask", "weights", "input_noise")
+    }
+    checked = Options(kernel_size=kernel_size, **options)
+    pairs, ranks, single = _checked(checked, x, y, **counts)
     with torch.no_grad():
-        return _learn_tiles(task, pairs, as_pair("tiles", tiles))
+        return _learn_tiles(checked, pairs, ranks, single, as_pair("tiles", tiles))
 
 
-def _task(given: dict[str, Any]) -> tuple[Task, list[ImagePair]]:
-    """The arguments of learn_kernel, checked."""
-    settings = as_settings(
-        *(given[n] for n in ("kernel_size", "bias", "background", "padding")),
-        *(given[n] for n in ("padding_mode", "groups", "flip")),
-    )
-    x, y = given["x"], given["y"]
-    single = not isinstance(x, Sequence)
-    pairs = as_pairs(settings, x, y, given["mask"], given["input_mask"], given["weights"])
-    if callable(given["loss"]) and given["weights"] is not None:
+def _checked(
+    options: Options,
+    x: Images,
+    y: Images,
+    mask: Images | None,
+    input_mask: Images | None,
+    weights: Images | None,
+    input_noise: Any,
+) -> tuple[list[ImagePair], list[int], bool]:
+    """Checked pairs, the dimensions that their images had, and whether there was no list."""
+    pairs = options.settings().pairs(x, y, mask, input_mask, weights, input_noise)
+    if callable(options.loss) and weights is not None:
         raise ArgumentError("weights count squared errors: a function as loss takes masks only")
-    images = [x, y] if single else [*x, *y]  # those of all pairs first, then their targets
-    geometry = pairs[0].geometry
-    task = Task(
-        settings=settings,
-        ranks=[image.dim() for image in images[: len(pairs)]],
-        single=single,
-        dtype=_dtype(images),
-        constraints=as_constraints(
-            geometry.weight_numel // geometry.K,
-            *(given[n] for n in ("ridge", "nonnegative", "sum_to")),
-        ),
-        solver=given["solver"],
-        steps=_checked_steps(given["steps"]),
-        step_size=given["step_size"],
-        loss=_checked_loss(given["loss"]),
-        initial=given["initial"],
-        log_every=as_integer("log_every", given["log_every"]),
-        progress=given["progress"],
-    )
-    return task, pairs
+    single = not is_list(x)
+    ranks = [len(image.shape) for image in ([x] if single else x)]
+    return pairs, ranks, single
 
 
-def _dtype(images: list[torch.Tensor]) -> torch.dtype:
-    return torch.float64 if torch.float64 in {i.dtype for i in images} else torch.float32
-
-
-def _checked_steps(steps: Any) -> int | None:
-    if steps is None:
-        return None
-    steps = as_integer("steps", steps)
-    if steps < 0:
-        raise ArgumentError(f"steps must not be negative, got {steps}")
-    return steps
-
-
-def _checked_loss(loss: Any) -> Any:
-    if callable(loss) or loss in ("squared", *LOSSES):
-        return loss
-    raise ArgumentError(
-        f"loss must be 'squared', 'huber', 'tukey' or a function, got {shown(loss)}"
-    )
-
-
-def _learn_tiles(task: Task, pairs: list[ImagePair], tiles: tuple[int, int]) -> KernelField:
+def _learn_tiles(
+    options: Options,
+    pairs: list[ImagePair],
+    ranks: list[int],
+    single: bool,
+    tiles: tuple[int, int],
+) -> KernelField:
     P, Q = pairs[0].extent
     if any(pair.extent != (P, Q) for pair in pairs):
         raise ArgumentError("tiles need outputs of one size in all pairs")
@@ -226,13 +219,13 @@ def _learn_tiles(task: Task, pairs: list[ImagePair], tiles: tuple[int, int]) -> 
     rows, columns = ([n * i // t for i in range(t + 1)] for n, t in zip((P, Q), tiles, strict=True))
     kernels = [
         [
-            learn(task, [pair.crop(top, bottom, left, right) for pair in pairs])
+            learn(options, [pair.crop(top, bottom, left, right) for pair in pairs], ranks, single)
             for left, right in pairwise(columns)
         ]
         for top, bottom in pairwise(rows)
     ]
     # A tile's own kernel predicts from the part of the padded image that it sees.
     kernels = [[replace(kernel, padding=((0, 0), (0, 0))) for kernel in row] for row in kernels]
-    s = task.settings
+    s = options.settings()
     border = s.padding or ((0, 0), (0, 0))
     return KernelField(kernels, rows, columns, border, s.padding_mode, s.groups, s.flip)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ from ..autograd.functional import convolve2d, corr2d
 from ..autograd.modules import Conv2D, PaddingMode
 from ..images.extras import needs
 from ..images.output import StrPath, replacing
-from ..ops import ArgumentError, as_padding, geometry_of
-from ..ops.geometry import Pair
+from ..ops import ArgumentError, as_padding, fourier, geometry_of
+from ..ops.arguments import Pair
 from .background import Background, Place
+from .data import as_data
 from .options import Settings
-from .pairs import padded_image
+from .pairs import four_dimensional, padded_image
 from .problem import Point
 from .quality import Quality
 
@@ -49,7 +50,7 @@ class LearnedKernel:
         max_step_size: gradient descent diverges from here on; None for other solvers.
         quality: how far the answer can be trusted, see Quality.
         notes: what a user should know about the answer, in sentences.
-        padding, padding_mode, groups, flip: of the fit; flip is strict convolution.
+        padding, padding_mode, groups, flip, stride: of the fit; flip is strict convolution.
     """
 
     weight: torch.Tensor
@@ -68,6 +69,7 @@ class LearnedKernel:
     padding_mode: PaddingMode = "zeros"
     groups: int = 1
     flip: bool = False
+    stride: Pair = (1, 1)
 
     @classmethod
     def of(cls, point: Point, settings: Settings, plain: bool, **facts: Any) -> LearnedKernel:
@@ -91,6 +93,7 @@ class LearnedKernel:
             padding_mode=settings.padding_mode,
             groups=settings.groups,
             flip=settings.flip,
+            stride=settings.stride,
             **{"notes": facts["quality"].notes, **facts},
         )
 
@@ -109,36 +112,37 @@ class LearnedKernel:
         """Largest over smallest eigenvalue of the normal matrix; None if not examined."""
         return self.quality.condition
 
+    @overload
     def predict(
-        self,
-        x: torch.Tensor,
-        *,
-        padding: Any = None,
-        origin: Pair = (0, 0),
-        size: Pair | None = None,
-    ) -> torch.Tensor:
+        self, x: torch.Tensor, *, padding: Any = ..., origin: Pair = ..., size: Pair | None = ...
+    ) -> torch.Tensor: ...
+
+    @overload
+    def predict(
+        self, x: Any, *, padding: Any = ..., origin: Pair = ..., size: Pair | None = ...
+    ) -> Any: ...
+
+    def predict(
+        self, x: Any, *, padding: Any = None, origin: Pair = (0, 0), size: Pair | None = None
+    ) -> Any:
         """The output that the kernel makes of x, background included, with the fit's padding.
 
         Args:
-            x: (H, W), (C, H, W) or (N, C, H, W).
+            x: (H, W), (C, H, W) or (N, C, H, W): a tensor, an array, or an image of Astropy's.
             padding: another one, for a piece of a larger image: 0 inside of it.
             origin: (row, column) of the first output pixel, if x is a piece of a larger image.
                 Only a polynomial background depends on it.
             size: (rows, columns) of that image's output; by default the output is all of it.
 
         Returns:
-            (P, Q), (K, P, Q) or (N, K, P, Q), in the weight's dtype.
+            (P, Q), (K, P, Q) or (N, K, P, Q), in the weight's dtype: a tensor for a tensor, else an
+            array.
         """
-        function = convolve2d if self.flip else corr2d
+        if not isinstance(x, torch.Tensor):
+            x = as_data("x", x).values.to(self.weight.device)
+            return self.predict(x, padding=padding, origin=origin, size=size).numpy(force=True)
         x = x.to(self.weight)
-        y = function(
-            x,
-            self.weight,
-            self.bias,
-            padding=self.padding if padding is None else padding,
-            groups=self.groups,
-            padding_mode=self.padding_mode,
-        )
+        y = self._output(x, self.padding if padding is None else padding)
         if self.background is None:
             return y
         coefficients = self.background.clone()
@@ -147,6 +151,31 @@ class LearnedKernel:
         order = round((2 * coefficients.shape[1] + 0.25) ** 0.5 - 1.5)
         surface = Background(order).evaluate(coefficients, extent, Place(origin, size or extent))
         return y + (surface if y.dim() > 2 else surface[0])
+
+    def _output(self, x: torch.Tensor, padding: Any) -> torch.Tensor:
+        """The kernel's output and its bias."""
+        window = (self.weight.shape[-2], self.weight.shape[-1])
+        filters = self.weight.shape[0] if self.weight.dim() == 4 else 1
+        channels = x.shape[-3] if x.dim() > 2 else 1
+        transforms = fourier.pays(window, channels, filters, self.groups)
+        if x.device.type != "cpu" or x.requires_grad or self.stride != (1, 1) or not transforms:
+            function = convolve2d if self.flip else corr2d
+            return function(
+                x,
+                self.weight,
+                self.bias,
+                stride=self.stride,
+                padding=padding,
+                groups=self.groups,
+                padding_mode=self.padding_mode,
+            )
+        weight = four_dimensional(self.weight.flip(-2, -1) if self.flip else self.weight)
+        images, sides = four_dimensional(x), as_padding(padding, window)
+        geometry_of(tuple(images.shape), tuple(weight.shape), padding=sides, groups=self.groups)
+        y = fourier.correlate(padded_image(images, sides, self.padding_mode), weight, self.groups)
+        if self.bias is not None:
+            y += self.bias[:, None, None]
+        return y[(0,) * (4 - x.dim())]
 
     def conv2d(self, *, background: bool = True) -> Conv2D:
         """The kernel as a layer, with its bias.
@@ -168,6 +197,7 @@ class LearnedKernel:
             "kernel_size": tuple(weight.shape[-2:]),
             "padding": self.padding,
             "padding_mode": self.padding_mode,
+            "stride": self.stride,
             "bias": bias is not None,
             "device": weight.device,
             "dtype": weight.dtype,

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 #: Eigenvalues of the normal matrix below this fraction of the largest count as zero: far above the
 #: rounding of float64 sums, far below what 8-bit or float32 images can tell apart.
 RANK_TOLERANCE = 1e-10
+#: Cholesky's factor is trusted without a look at the eigenvalues where the smallest one, estimated,
+#: is this much above the tolerance; and used from so many unknowns on.
+CLEARLY_DETERMINED = 100
+FACTORED_UNKNOWNS = 48
+#: Power iterations of an estimate: within a factor of two for a thousand unknowns.
+ITERATIONS = 16
 
 
 @dataclass(frozen=True)
@@ -20,66 +27,164 @@ class Constraints:
         ridge: added to the loss: ridge * the kernel's sum of squares.
         nonnegative: no element of the kernel is below zero.
         sum_to: what the kernel's elements sum to; None if that is free.
+        smooth: added to the loss: smooth * the sum of squared differences between neighbours.
+        window: (C/groups, R, S), as the elements are laid out.
     """
 
     elements: int
     ridge: float = 0.0
     nonnegative: bool = False
     sum_to: float | None = None
+    smooth: float = 0.0
+    window: tuple[int, int, int] = (1, 1, 1)
+
+    def penalty(self, unknowns: int, like: torch.Tensor) -> torch.Tensor:
+        """The quadratic form that is added to the loss, (unknowns, unknowns)."""
+        kernel = torch.arange(unknowns, device=like.device) < self.elements
+        penalty = torch.diag(self.ridge * kernel.to(like))
+        if self.smooth:
+            penalty[: self.elements, : self.elements] += self.smooth * roughness(self.window, like)
+        return penalty
+
+
+def roughness(window: tuple[int, int, int], like: torch.Tensor) -> torch.Tensor:
+    """D^T D with D the differences between neighbours in rows and columns, zero beyond the window.
+
+    Returns:
+        (C*R*S, C*R*S).
+    """
+    along = []
+    for count in window[1:]:
+        off = like.new_ones(count - 1)
+        along.append(2 * _identity(count, like) - torch.diag(off, 1) - torch.diag(off, -1))
+    rows, columns = along
+    eye_rows, eye_columns = _identity(len(rows), like), _identity(len(columns), like)
+    plane = torch.kron(rows, eye_columns) + torch.kron(eye_rows, columns)
+    return torch.kron(_identity(window[0], like), plane)
+
+
+def _identity(count: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.eye(count, dtype=like.dtype, device=like.device)
 
 
 class Normal:
-    """One normal matrix, prepared: (G + ridge) on the directions that a sum leaves free.
+    """One normal matrix, prepared: G and the penalties on the directions that a sum leaves free.
 
     Attributes:
-        gram: G + ridge (D, D), scaled.
+        gram: G and the penalties (D, D), scaled.
         scale: (D,): unknowns are scale times the scaled ones.
-        basis: (D, free), orthonormal: the directions that keep the kernel's sum.
-        eigenvalues: (free,), ascending.
-        vectors: (free, free).
+        reduced: gram on the free directions.
         rank: how many eigenvalues count.
     """
 
     def __init__(self, gram: torch.Tensor, constraints: Constraints) -> None:
         elements = constraints.elements
         self.scale = background_scale(gram, elements)
-        self.gram = gram * self.scale[:, None] * self.scale
-        kernel = torch.arange(len(gram), device=gram.device) < elements
-        self.gram = self.gram + torch.diag(constraints.ridge * kernel.to(gram))
-        self.basis = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        self.gram = gram + constraints.penalty(len(gram), gram)
+        self.gram = self.gram * self.scale[:, None] * self.scale
+        self._mirror: torch.Tensor | None = None
+        self.reduced = self.gram
         if constraints.sum_to is not None:
-            self.basis = _sum_keeping(kernel.to(gram))
-        reduced = self.basis.T @ self.gram @ self.basis
-        self.eigenvalues, self.vectors = torch.linalg.eigh((reduced + reduced.T) / 2)
-        self.rank = int(_counts(self.eigenvalues).sum())
+            # Householder's reflection of the sum onto the first axis, which is then left out. The
+            # vector's first element is 1 + 1 / sqrt(elements): no cancellation.
+            kernel = torch.arange(len(gram), device=gram.device) < elements
+            self._mirror = kernel.to(gram) / elements**0.5
+            self._mirror[0] += 1
+            self._mirror /= self._mirror.norm()
+            self.reduced = self._reflected(self._reflected(self.gram).T)[1:, 1:]
+        self.reduced = (self.reduced + self.reduced.T) / 2
+        self._factor = self._cholesky() if len(self.reduced) >= FACTORED_UNKNOWNS else None
+        self.rank = len(self.reduced)
+        if self._factor is None and self.rank:
+            values = self._eigen[0]
+            self.rank = int((values > RANK_TOLERANCE * values[-1]).sum())
+
+    @cached_property
+    def eigenvalues(self) -> torch.Tensor:
+        """(free,), ascending."""
+        if self._factor is None:
+            return self._eigen[0]
+        return torch.linalg.eigvalsh(self.reduced)
 
     @property
     def condition(self) -> float:
         """Largest over smallest eigenvalue; inf if some count as zero."""
-        if self.rank < len(self.eigenvalues) or not self.rank:
-            return float("inf")
+        free = len(self.reduced)
+        if self.rank < free or not free:
+            return float("inf") if free else 1.0
         return float(self.eigenvalues[-1] / self.eigenvalues[0])
 
     def inverse(self) -> torch.Tensor:
         """The pseudo-inverse on the free directions, in the unknowns' own scale: (D, D)."""
-        vectors = self.basis @ self.vectors[:, len(self.eigenvalues) - self.rank :]
-        vectors = vectors * self.scale[:, None]
-        return (vectors / self.eigenvalues[len(self.eigenvalues) - self.rank :]) @ vectors.T
+        if self._factor is not None:
+            inverse = torch.cholesky_inverse(self._factor)
+        else:
+            values, vectors = self._determined
+            inverse = (vectors / values) @ vectors.T
+        inverse = self._expanded(self._expanded(inverse).T)
+        return inverse * self.scale[:, None] * self.scale
 
     def null_space(self) -> torch.Tensor:
         """Directions that leave the loss as it is, (D, undetermined), orthonormal when scaled."""
-        blind = self.vectors[:, : len(self.eigenvalues) - self.rank]
-        return (self.basis @ blind) * self.scale[:, None]
+        if self.rank == len(self.reduced):
+            return self.gram.new_zeros(len(self.gram), 0)
+        blind = self._eigen[1][:, : len(self.reduced) - self.rank]
+        return self._expanded(blind) * self.scale[:, None]
 
     def minimum(self, moments: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-        """The best theta (D,), from a `start` that has the right sum."""
-        theta, moments = start / self.scale, moments * self.scale
-        determined = self.vectors[:, len(self.eigenvalues) - self.rank :]
-        values = self.eigenvalues[len(self.eigenvalues) - self.rank :]
+        """The best theta (K, D) for moments (K, D), from a `start` that has the right sum."""
+        theta, moments = (start / self.scale).T, (moments * self.scale).T
         for _ in range(2):  # the second time refines what the first one's rounding left
-            downhill = self.basis.T @ (moments - self.gram @ theta)
-            theta = theta + self.basis @ (determined @ (determined.T @ downhill / values))
-        return theta * self.scale
+            theta = theta + self._solved(moments - self.gram @ theta)
+        return theta.T * self.scale
+
+    def solve(self, right: torch.Tensor) -> torch.Tensor:
+        """The pseudo-inverse times `right` (D, columns), in the unknowns' own scale."""
+        return self._solved(right * self.scale[:, None]) * self.scale[:, None]
+
+    def _solved(self, right: torch.Tensor) -> torch.Tensor:
+        right = right if self._mirror is None else self._reflected(right)[1:]
+        if self._factor is not None:
+            return self._expanded(torch.cholesky_solve(right, self._factor))
+        values, vectors = self._determined
+        return self._expanded(vectors @ (vectors.T @ right / values[:, None]))
+
+    @cached_property
+    def _eigen(self) -> tuple[torch.Tensor, torch.Tensor]:
+        values, vectors = torch.linalg.eigh(self.reduced)
+        return values, vectors
+
+    @property
+    def _determined(self) -> tuple[torch.Tensor, torch.Tensor]:
+        values, vectors = self._eigen
+        first = len(values) - self.rank
+        return values[first:], vectors[:, first:]
+
+    def _reflected(self, columns: torch.Tensor) -> torch.Tensor:
+        assert self._mirror is not None
+        return columns - torch.outer(2 * self._mirror, self._mirror @ columns)
+
+    def _expanded(self, columns: torch.Tensor) -> torch.Tensor:
+        """Columns on the free directions, as columns of D elements."""
+        if self._mirror is None:
+            return columns
+        return self._reflected(torch.cat([columns.new_zeros(1, columns.shape[1]), columns]))
+
+    def _cholesky(self) -> torch.Tensor | None:
+        """The factor of a matrix whose eigenvalues all count, without a doubt; else None."""
+        factor, failed = torch.linalg.cholesky_ex(self.reduced)
+        if int(failed):
+            return None
+        cpu = torch.device("cpu")
+        generator = torch.Generator(cpu).manual_seed(0)
+        vector = torch.randn(len(factor), 1, generator=generator, dtype=torch.float64, device=cpu)
+        vector = vector.to(factor)
+        low, high = vector, vector
+        for _ in range(ITERATIONS):
+            low = torch.cholesky_solve(low / low.norm(), factor)
+            high = self.reduced @ (high / high.norm())
+        clear = CLEARLY_DETERMINED * RANK_TOLERANCE
+        return factor if float(1 / low.norm()) > clear * float(high.norm()) else None
 
 
 def background_scale(gram: torch.Tensor, elements: int) -> torch.Tensor:
@@ -90,16 +195,3 @@ def background_scale(gram: torch.Tensor, elements: int) -> torch.Tensor:
     usable = ratio.isfinite() & (ratio > 0)
     ones = torch.ones_like(diagonal[:elements])
     return torch.cat([ones, torch.where(usable, ratio, torch.ones_like(ratio))])
-
-
-def _counts(eigenvalues: torch.Tensor) -> torch.Tensor:
-    return eigenvalues > RANK_TOLERANCE * eigenvalues[-1]
-
-
-def _sum_keeping(kernel: torch.Tensor) -> torch.Tensor:
-    """(D, D - 1), orthonormal: what is orthogonal to `kernel`, by Householder's reflection."""
-    vector = kernel / kernel.norm()
-    vector[0] += 1  # the kernel's first element is 1 / its norm: no cancellation
-    reflection = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
-    reflection = reflection - torch.outer(vector, vector) * (2 / vector.dot(vector))
-    return reflection[:, 1:]

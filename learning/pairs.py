@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from .. import ops
-from ..ops import ArgumentError, ArgumentTypeError, Geometry, as_padding, shown
-from ..ops.arguments import Pair, check_padding_mode, check_sides, check_tensors
+from ..ops import ArgumentError, ArgumentTypeError, Geometry, as_padding
+from ..ops.arguments import Pair, check_padding_mode, check_sides
 from .background import Place
+from .data import as_counts, as_data
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class ImagePair:
         padding: ((top, bottom), (left, right)) zeros around x.
         groups: channel groups.
         place: where y lies in the output that a polynomial background spans.
+        stride: (h, w) step between windows, in pixels of x.
+        x_variance: (N, 1 or C, H, W) of the noise of x, like x; None for none.
+        notes: what was left out of the images, in sentences.
     """
 
     x: torch.Tensor
@@ -36,13 +40,22 @@ class ImagePair:
     padding: tuple[Pair, Pair]
     groups: int
     place: Place
+    stride: Pair = (1, 1)
+    x_variance: torch.Tensor | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def geometry(self) -> Geometry:
         """Of the correlation of x with a kernel."""
         N, C, H, W = self.x.shape
         weight_shape = (self.y.shape[1], C // self.groups, *self.window)
-        return ops.geometry_of((N, C, H, W), weight_shape, padding=self.padding, groups=self.groups)
+        return ops.geometry_of(
+            (N, C, H, W),
+            weight_shape,
+            stride=self.stride,
+            padding=self.padding,
+            groups=self.groups,
+        )
 
     @property
     def extent(self) -> Pair:
@@ -62,13 +75,17 @@ class ImagePair:
         R, S = self.window
         (pad_top, _), (pad_left, _) = self.padding
         H, W = self.x.shape[-2:]
-        rows, pad_rows = _inside(top - pad_top, bottom - pad_top + R - 1, H)
-        columns, pad_columns = _inside(left - pad_left, right - pad_left + S - 1, W)
+        down, across = self.stride
+        rows, pad_rows = _inside(top * down - pad_top, (bottom - 1) * down - pad_top + R, H)
+        columns, pad_columns = _inside(
+            left * across - pad_left, (right - 1) * across - pad_left + S, W
+        )
         row, column = self.place.origin
-        weights = self.weights
+        weights, variance = self.weights, self.x_variance
         return replace(
             self,
             x=self.x[..., rows, columns],
+            x_variance=None if variance is None else variance[..., rows, columns],
             y=self.y[..., top:bottom, left:right],
             weights=None if weights is None else weights[..., top:bottom, left:right],
             padding=(pad_rows, pad_columns),
@@ -83,7 +100,14 @@ class ImagePair:
         for first in range(0, len(self.x), samples):
             last = first + samples
             weights = None if self.weights is None else self.weights[first:last]
-            batch = replace(self, x=self.x[first:last], y=self.y[first:last], weights=weights)
+            variance = None if self.x_variance is None else self.x_variance[first:last]
+            batch = replace(
+                self,
+                x=self.x[first:last],
+                y=self.y[first:last],
+                weights=weights,
+                x_variance=variance,
+            )
             for top in range(0, P, rows):
                 yield batch.crop(top, min(P, top + rows), 0, Q)
 
@@ -101,11 +125,13 @@ def as_image_pair(
     mask: Any = None,
     input_mask: Any = None,
     weights: Any = None,
+    input_noise: Any = None,
     *,
     window: Pair,
     padding: Any = None,
     padding_mode: str = "zeros",
     groups: int = 1,
+    stride: Pair = (1, 1),
     origin: Pair = (0, 0),
     size: Pair | None = None,
 ) -> ImagePair:
@@ -114,14 +140,17 @@ def as_image_pair(
     Raises:
         ArgumentError, ArgumentTypeError: as learn_kernel says.
     """
-    check_tensors(images=("x", "y"), x=x, y=y)
+    of_x, of_y = as_data("x", x), as_data("y", y)
+    x, y = of_x.values, of_y.values
     check_padding_mode(padding_mode)
+    if x.device != y.device:
+        raise ArgumentTypeError(f"x and y must be on the same device, got {x.device}, {y.device}")
     if x.dim() not in (2, 3, 4) or y.dim() != x.dim():
         raise ArgumentError(
             "x and y must both be (H, W), (C, H, W) or (N, C, H, W), "
             f"got {tuple(x.shape)} and {tuple(y.shape)}"
         )
-    x, y = (four_dimensional(t.detach()) for t in (x, y))
+    x, y = four_dimensional(x), four_dimensional(y)
     if not len(x):
         raise ArgumentError("x must hold at least one image, got an empty batch")
     if groups < 1 or x.shape[1] % groups or y.shape[1] % groups:
@@ -129,31 +158,44 @@ def as_image_pair(
             f"groups must divide the channels of x and y, {x.shape[1]} and {y.shape[1]}, "
             f"got {groups}"
         )
-    border = ((0, 0), (0, 0)) if padding is None else as_padding(padding, window)
+    border = ((0, 0), (0, 0)) if padding is None else as_padding(padding, window, stride)
+    known = _both(
+        None if input_mask is None else _spread("input_mask", input_mask, x) != 0, of_x.good
+    )
     unknown = None
-    if input_mask is not None:
-        known = _spread("input_mask", input_mask, x) != 0
+    if known is not None:
+        known = known.expand(len(x), -1, *x.shape[-2:])
         unknown = padded_image((~known).any(1, keepdim=True).float(), border, padding_mode)
-        x = torch.where(known, x, torch.zeros((), dtype=x.dtype, device=x.device))
+        x = torch.where(known, x, x.new_zeros(()))
     _check_finite("x", x, "input_mask")
+    variance = None if input_noise is None else _variance(input_noise, x)
     if padding_mode != "zeros":
+        if variance is not None:
+            variance = padded_image(variance, border, padding_mode)
         x, border = padded_image(x, border, padding_mode), ((0, 0), (0, 0))
     place = Place((0, 0), (1, 1))
-    whole = ImagePair(x, y, None, window, border, groups, place)
+    whole = ImagePair(x, y, None, window, border, groups, place, stride, variance)
     P, Q = whole.geometry.P, whole.geometry.Q
-    rows, columns = _fitted_part(whole, x if padding is None else None)
-    counts = _weights(mask, weights, y)
+    rows, columns = _fitted_part(whole, x if padding is None and stride == (1, 1) else None)
+    counts = _weights(mask, of_y.good, weights, y)
     y = y[..., rows, columns]
     if counts is not None:
         counts = counts[..., rows, columns]
     if unknown is not None:
-        reached = F.max_pool2d(F.max_pool2d(unknown, (window[0], 1), 1), (1, window[1]), 1)
+        reached = F.max_pool2d(unknown, (window[0], 1), (stride[0], 1))
+        reached = F.max_pool2d(reached, (1, window[1]), (1, stride[1]))
         counts = (1 - reached) if counts is None else counts * (1 - reached).to(counts.dtype)
     if counts is not None:
         left_out = (counts == 0) & ~y.isfinite()
-        y = torch.where(left_out, torch.zeros((), dtype=y.dtype, device=y.device), y)
+        y = torch.where(left_out, y.new_zeros(()), y)
     _check_finite("y", y, "mask")
-    return replace(whole, y=y, weights=counts, place=Place(origin, size or (P, Q)))
+    return replace(
+        whole,
+        y=y,
+        weights=counts,
+        place=Place(origin, size or (P, Q)),
+        notes=(of_x.notes if input_mask is None else ()) + (of_y.notes if mask is None else ()),
+    )
 
 
 def four_dimensional(image: torch.Tensor) -> torch.Tensor:
@@ -195,28 +237,58 @@ def _fitted_part(pair: ImagePair, cropped_as: torch.Tensor | None) -> tuple[slic
     )
 
 
-def _weights(mask: Any, weights: Any, y: torch.Tensor) -> torch.Tensor | None:
-    """The product of mask and weights, (N, 1 or K, rows, columns), before any cropping of y."""
-    counts = None
-    if mask is not None:
-        counts = (_spread("mask", mask, y) != 0).float()
+def _weights(
+    mask: Any, good: torch.Tensor | None, weights: Any, y: torch.Tensor
+) -> torch.Tensor | None:
+    """The product of masks and weights, (N, 1 or K, rows, columns), before any cropping of y."""
+    kept = _both(None if mask is None else _spread("mask", mask, y) != 0, good)
+    if kept is not None and kept.shape[1] > 1 and bool((kept == kept[:, :1]).all()):
+        kept = kept[:, :1]
+    counts = None if kept is None else kept.expand(len(y), -1, *y.shape[-2:]).float()
     if weights is not None:
         given = _spread("weights", weights, y)
         given = given if given.is_floating_point() else given.float()
+        if counts is not None:
+            given = torch.where(counts > 0, given, given.new_zeros(()))
         if not given.isfinite().all() or bool((given < 0).any()):
             raise ArgumentError("weights must be finite and not negative")
-        counts = given if counts is None else given * counts
+        counts = given
     return counts
+
+
+def _both(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tensor | None:
+    """Where both masks are True, (N, C, H, W)."""
+    if second is None:
+        return first
+    second = four_dimensional(second)
+    return second if first is None else first & second
+
+
+def _variance(noise: Any, x: torch.Tensor) -> torch.Tensor:
+    """(N, 1 or C, H, W) of a standard deviation, one number or a map."""
+    if isinstance(noise, int | float) and not isinstance(noise, bool):
+        if not 0 <= noise < float("inf"):
+            raise ArgumentError(f"input_noise must be finite and not negative, got {noise}")
+        return (
+            x.new_full((1, 1, 1, 1), noise, dtype=torch.float64)
+            .square()
+            .expand(len(x), 1, *x.shape[-2:])
+        )
+    given = _spread("input_noise", noise, x).double()
+    if not given.isfinite().all() or bool((given < 0).any()):
+        raise ArgumentError("input_noise must be finite and not negative")
+    return given.square()
 
 
 def _spread(name: str, values: Any, image: torch.Tensor) -> torch.Tensor:
     """`values` over the image (N, C, H, W), with one channel if they are the same for all."""
-    if not isinstance(values, torch.Tensor):
-        raise ArgumentTypeError(f"{name} must be a torch.Tensor, got {shown(type(values))}")
+    values = as_counts(name, values)
     if values.device != image.device:
-        raise ArgumentTypeError(
-            f"{name} must be on the device of the images, {image.device}, got {values.device}"
-        )
+        if values.device.type != "cpu":
+            raise ArgumentTypeError(
+                f"{name} must be on the device of the images, {image.device}, got {values.device}"
+            )
+        values = values.to(image.device)
     spread = four_dimensional(values.detach())
     fits = spread.dim() == 4 and all(
         n in (1, m) for n, m in zip(spread.shape, image.shape, strict=True)
@@ -232,6 +304,4 @@ def _spread(name: str, values: Any, image: torch.Tensor) -> torch.Tensor:
 
 def _check_finite(name: str, image: torch.Tensor, mask: str) -> None:
     if not image.isfinite().all():
-        raise ArgumentError(
-            f"{name} must be finite, got NaN or infinity in it ({mask} leaves pixels out)"
-        )
+        raise ArgumentError(f"{name} must be finite, got infinity in it ({mask} leaves pixels out)")

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 
+from .. import ops
 from ..autograd.function import bias_gradient, correlate, weight_gradient
-from ..ops import ArgumentError
+from ..ops import ArgumentError, Geometry, fourier
+from ..ops.arguments import Pair
 from .background import Background
 from .pairs import ImagePair
 
@@ -41,8 +44,11 @@ class Point:
 
     def norm2(self) -> torch.Tensor:
         """The sum of squares of each filter's unknowns, (K,) in float64."""
-        weight, background = self.weight.double().flatten(1), self.background.double()
-        return weight.square().sum(1) + background.square().sum(1)
+        return self.dot(self)
+
+    def dot(self, other: Point) -> torch.Tensor:
+        """The inner product of each filter's unknowns, (K,) in float64."""
+        return (self.flat() * other.flat()).sum(1)
 
     def flat(self) -> torch.Tensor:
         """(K, C/groups * R * S + T) in float64: the order of the normal matrix."""
@@ -154,45 +160,20 @@ class Problem:
             return gradient
         return Point(gradient.weight + self.ridge * point.weight, gradient.background)
 
-    def curvature(self, iterations: int = 200, tolerance: float = 1e-6) -> float:
-        """The largest eigenvalue of the loss's Hessian, by power iteration.
-
-        Where the normal operator is the same for every filter, one filter stands for all. The start
-        is random, with a fixed seed: a regular one can be orthogonal to what is looked for.
-        """
-        K, *window = self.weight_shape
-        same = self.pairs[0].groups == 1 and all(
-            p.weights is None or p.weights.shape[1] == 1 for p in self.pairs
-        )
-        K = 1 if same else K
-        cpu = torch.device("cpu")
-        random = torch.Generator(cpu).manual_seed(0)
-        draws = [
-            torch.randn(K, *shape, generator=random, dtype=torch.float64, device=cpu).to(self.like)
-            for shape in (window, (len(self.background.terms),))
-        ]
-        point = Point(*draws)
-        estimate = 0.0
-        for _ in range(iterations):
-            length = float(point.norm2().sum()) ** 0.5
-            if length == 0:
-                return 0.0
-            point = point.times(1 / length)
-            images = self.apply(point)
-            previous, estimate = estimate, 2 * self.loss(images, point)
-            if abs(estimate - previous) <= tolerance * estimate:
-                break
-            point = self.gradient(images, point)
-        return estimate
-
     def _pieces(self, pair: ImagePair) -> list[ImagePair]:
-        if pair.x.device.type != "cpu" or pair.x.dtype != torch.float64:
-            return [pair]
         g = pair.geometry
+        if pair.x.device.type != "cpu" or pair.x.dtype != torch.float64 or _by_fourier(g, pair):
+            return [pair]
         return list(pair.blocks(max(1, UNFOLDED_ELEMENTS // max(1, g.C * g.R * g.S))))
 
     def _output(self, piece: ImagePair, point: Point) -> torch.Tensor:
         geometry = replace(piece.geometry, K=len(point.weight))
+        if _by_fourier(geometry, piece):
+            output = correlated(piece.x, point.weight, piece.padding, piece.groups)
+            if self.background.order is not None:
+                surface = self.background.evaluate(point.background, piece.extent, piece.place)
+                output += surface.to(output)
+            return output
         # A constant is the operator's own bias.
         bias = point.background[:, 0] if self.background.order == 0 else None
         output = correlate(piece.x, point.weight, bias, geometry, "ieee")
@@ -202,12 +183,39 @@ class Problem:
         return output
 
     def _pull_back(self, piece: ImagePair) -> Point:
-        weight = weight_gradient(piece.x, piece.y, piece.geometry, "ieee")
+        g = piece.geometry
+        if _by_fourier(g, piece):
+            weight = _lag_gradient(piece)
+        else:
+            weight = weight_gradient(piece.x, piece.y, g, "ieee")
         if self.background.order is None:
             return Point(weight, weight.new_zeros(len(weight), 0))
         if self.background.order == 0:
             return Point(weight, bias_gradient(piece.y)[:, None])
         return Point(weight, self.background.moments(piece.y, piece.place))
+
+
+def _by_fourier(geometry: Geometry, pair: ImagePair) -> bool:
+    """Whether transforms are cheaper than PyTorch's convolution."""
+    g = geometry
+    on_cpu = pair.x.device.type == "cpu" and g.stride == (1, 1)
+    return on_cpu and fourier.pays((g.R, g.S), g.C, g.K, g.groups)
+
+
+def correlated(
+    x: torch.Tensor, weight: torch.Tensor, padding: tuple[Pair, Pair], groups: int
+) -> torch.Tensor:
+    """Cross-correlation of x (N, C, H, W) with zero padding, by transforms."""
+    (top, bottom), (left, right) = padding
+    return fourier.correlate(F.pad(x, (left, right, top, bottom)), weight, groups)
+
+
+def _lag_gradient(pair: ImagePair) -> torch.Tensor:
+    """sum_{n,p,q} y[n,k,p,q] * x[n,c,p+r,q+s]: (K, C/groups, R, S)."""
+    (top, bottom), (left, right) = pair.padding
+    x = F.pad(pair.x, (left, right, top, bottom))
+    parts = zip(pair.y.chunk(pair.groups, 1), x.chunk(pair.groups, 1), strict=True)
+    return torch.cat([ops.lag_sums(y, images, pair.window) for y, images in parts]).to(pair.x)
 
 
 def _joined(pieces: list[torch.Tensor], pair: ImagePair) -> torch.Tensor:

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from .gram import Sums
 from .normal import Constraints, Normal
+from .pairs import ImagePair
+from .solve import normals_of
+from .units import Units
 
 #: An element that many standard errors from zero is seen: chance does that to one in 16000.
 SIGNIFICANT = 4
+#: Residuals of neighbours that are correlated more than this, and significantly, are not
+#: independent errors: the standard errors would be a fifth too small or worse.
+CORRELATED = 0.15
+#: A residual of this much of the target's own variation, and more, explains next to nothing.
+UNEXPLAINED = 0.9
+#: Elements at the window's border above this fraction of the largest say that it is cut off.
+CUT_OFF = 0.005
+#: Noise of x is worth a note if it moves an element by that many standard errors, and by that
+#: fraction of the largest element.
+NOISE_ERRORS, NOISE_BIAS = 2, 0.01
+#: The parts of the squared error that noise of x must explain to be named.
+NOISE_PARTS = 0.2, 2.0
+#: Noise of more than this many standard deviations of x is taken for the image.
+MOST_NOISE = 0.5
+#: Pixels along a side of the part of x in which its noise is estimated.
+NOISE_PIXELS = 1024
 
 
 @dataclass(frozen=True)
@@ -32,26 +54,28 @@ class Quality:
         rms: root of the weighted mean squared error, in the units of y.
         reblur_error: RMS error over the RMS of y about its mean: 0 for an exact fit, 1 for a
             kernel that says no more than a constant does.
-        mean: weighted mean of prediction minus target; None after streaming, as the next two.
+        mean: weighted mean of prediction minus target; None after streaming, as the next three.
         robust: 1.4826 times the median absolute residual: a standard deviation that outliers do
             not move.
         largest: the largest absolute residual.
+        correlation: of the residuals of neighbouring pixels, in rows or in columns, whichever is
+            larger. Errors of y that are independent give 0; a window too small, noise of x, or what
+            no kernel explains gives more.
         unknowns: of one filter.
         rank: how many directions of these the images determine.
-        condition: largest over smallest eigenvalue of the normal matrix; inf if some directions
-            are undetermined.
-        eigenvalues: (U,) of the normal matrix, ascending; of the worst group.
-        null_space: (undetermined, C/groups, R, S): kernels that change no prediction, orthonormal;
-            every kernel of the answer's quality is the answer plus some of these.
         noise: standard deviation of a target value of weight one about the prediction, with the
             unknowns counted: sqrt(squared_error / (pixels - rank)).
         standard_error: shaped as the weight: one standard deviation of each element if the errors
             of y are independent, of equal size but for the weights, and nothing is held at zero;
-            inf where the images do not determine it. A robust loss's weights are taken as given:
-            with loss="tukey" the errors are a sixth too small, with "huber" too large where there
-            are strong outliers.
+            inf where the images do not determine it; None where `correlation` says that they are
+            not independent. A robust loss's weights are taken as given: with loss="tukey" the
+            errors are a sixth too small, with "huber" too large where there are strong outliers.
         background_error: (K, T), the same for the background's coefficients.
         notes: warnings in sentences.
+        normal: the normal matrix of the worst group, as it was solved.
+        elements: of a filter's kernel.
+        weight_shape: (K, C/groups, R, S).
+        eigenvalue_unit: what an eigenvalue of one is in the units of the images.
     """
 
     pixels: int
@@ -65,20 +89,46 @@ class Quality:
     mean: float | None
     robust: float | None
     largest: float | None
+    correlation: float | None
     unknowns: int
     rank: int | None
-    condition: float | None
-    eigenvalues: torch.Tensor | None
-    null_space: torch.Tensor | None
     noise: float
     standard_error: torch.Tensor | None
     background_error: torch.Tensor | None
     notes: list[str] = field(default_factory=list)
+    normal: Normal | None = field(default=None, repr=False, compare=False)
+    elements: int = 0
+    weight_shape: tuple[int, ...] = ()
+    eigenvalue_unit: float = 1.0
 
     @property
     def undetermined(self) -> int | None:
         """How many of a filter's unknowns the images leave open; None if not examined."""
         return None if self.rank is None else self.unknowns - self.rank
+
+    @property
+    def condition(self) -> float | None:
+        """Largest over smallest eigenvalue of the normal matrix; inf if directions are open."""
+        return None if self.normal is None else self.normal.condition
+
+    @cached_property
+    def eigenvalues(self) -> torch.Tensor | None:
+        """(U,) of the normal matrix, ascending; of the worst group."""
+        return None if self.normal is None else self.normal.eigenvalues * self.eigenvalue_unit
+
+    @cached_property
+    def null_space(self) -> torch.Tensor | None:
+        """(undetermined, C/groups, R, S): kernels that change no prediction, orthonormal.
+
+        Every kernel of the answer's quality is the answer plus some of these.
+        """
+        if self.normal is None:
+            return None
+        directions = self.normal.null_space()[: self.elements]
+        return directions.T.reshape(-1, *self.weight_shape[1:])
+
+
+Residual = list[tuple[torch.Tensor, torch.Tensor | None]]
 
 
 def quality_of(
@@ -87,10 +137,13 @@ def quality_of(
     theta: torch.Tensor,
     error: torch.Tensor,
     weight_shape: tuple[int, ...],
-    residual: list[tuple[torch.Tensor, torch.Tensor | None]],
+    residual: Residual,
     exact: bool | None,
+    normals: list[Normal] | None = None,
+    units: Units | None = None,
+    x_noise: float | None = None,
 ) -> Quality:
-    """The quality of an answer.
+    """The quality of an answer: given in the units of the fit, returned in the user's.
 
     Args:
         sums: of the images, their gram empty if it was too large to gather.
@@ -101,12 +154,20 @@ def quality_of(
         residual: prediction minus target and weights of each pair; empty after streaming.
         exact: whether theta is the best answer, not one on the way there; None if it is, or is on
             the way to, the best by a loss other than squared error.
+        normals: the matrices that were solved, if they were.
+        units: of the fit; None for the user's.
+        x_noise: a standard deviation that the noise of x may have; None if it is accounted for.
     """
+    units = units or Units()
     examined = len(sums.gram) > 0
     free = theta.shape[1] - (constraints.sum_to is not None)
-    normals = [Normal(g, replace(constraints, ridge=0.0)) for g in sums.gram]
-    worst = max(normals, key=lambda n: (-n.rank, n.condition), default=None)
-    ranks = [n.rank for n in normals for _ in range(len(theta) // len(normals))]
+    penalised = bool(constraints.ridge or constraints.smooth)
+    solved = (normals or normals_of(sums, constraints)) if examined else []
+    plain = solved
+    if penalised:
+        plain = normals_of(sums, replace(constraints, ridge=0.0, smooth=0.0)) if examined else []
+    worst = max(plain, key=_badness, default=None)
+    ranks = [n.rank for n in plain for _ in range(len(theta) // len(plain))]
     degrees = sums.pixels - sums.pixels.new_tensor(ranks or [free] * len(theta))
     spread = sums.squares - sums.target_sum.square() / sums.weight_sum.clamp(min=1e-300)
     total, weight = float(error.sum()), float(sums.weight_sum.sum())
@@ -122,32 +183,154 @@ def quality_of(
         **_statistics(residual),
         unknowns=free,
         rank=worst.rank if worst is not None else None,
-        condition=worst.condition if worst is not None else None,
-        eigenvalues=worst.eigenvalues if worst is not None else None,
-        null_space=_null_space(worst, constraints, weight_shape) if worst is not None else None,
         noise=_ratio(total, float(degrees.clamp(min=0).sum())) ** 0.5,
         standard_error=None,
         background_error=None,
+        normal=worst,
+        elements=constraints.elements,
+        weight_shape=weight_shape,
     )
+    precision = residual[0][0].dtype if residual else torch.float64
+    eps = max(64 * torch.finfo(precision).eps, 2.0**-40)
+    rounding = eps * float(sums.squares.sum()) ** 0.5
+    rounded = total**0.5 <= rounding  # nothing is left over but rounding, which may be correlated
+    correlated = not rounded and _is_correlated(found)
+    notes = []
+    if exact is not None and found.reblur_error > UNEXPLAINED and not rounded:
+        notes.append(
+            f"the kernel explains next to nothing: the error is {100 * found.reblur_error:.3g} % "
+            "of the target's own variation (are these images of one scene, and is their shift "
+            "smaller than the window?)"
+        )
     if not examined:
-        note = "whether the images determine the kernel was not examined (size)"
-        return replace(found, notes=[note])
+        notes.append("whether the images determine the kernel was not examined (size)")
+        return _in_user_units(replace(found, notes=notes), units)
+    levels = units.levels(weight_shape)
+    found = _with_errors(found, sums, constraints, degrees, error, solved, plain, levels)
+    if exact is False:
+        found = _compared_with_the_best(found, sums, constraints, theta, precision, solved)
+    if exact is not None:
+        reason = _Reason(sums, constraints, theta, solved, units, correlated, rounding, x_noise)
+        notes += _notes(found, reason)
+    if correlated:
+        found = replace(found, standard_error=None, background_error=None)
+    return _in_user_units(replace(found, notes=notes), units)
+
+
+@dataclass(frozen=True)
+class _Reason:
+    """What notes are drawn from.
+
+    Attributes:
+        sums, constraints, theta, units, x_noise: as for quality_of.
+        solved: the normal matrices, with penalties.
+        correlated: whether residuals are no independent errors.
+        rounding: a root of the squared error that is rounding.
+    """
+
+    sums: Sums
+    constraints: Constraints
+    theta: torch.Tensor
+    solved: list[Normal]
+    units: Units
+    correlated: bool
+    rounding: float
+    x_noise: float | None
+
+    @property
+    def per_matrix(self) -> int:
+        """Filters that share a normal matrix."""
+        return len(self.theta) // len(self.solved)
+
+
+def _in_user_units(quality: Quality, units: Units) -> Quality:
+    def times(value: Any, factor: float) -> Any:
+        return None if value is None else value * factor
+
+    to_weight = units.y / units.x
+    return replace(
+        quality,
+        weight_sum=quality.weight_sum * units.weights,
+        squared_error=quality.squared_error * units.loss,
+        excess=times(quality.excess, units.loss),
+        farthest=times(quality.farthest, to_weight),
+        rms=quality.rms * units.y,
+        mean=times(quality.mean, units.y),
+        robust=times(quality.robust, units.y),
+        largest=times(quality.largest, units.y),
+        noise=quality.noise * units.y * units.weights**0.5,
+        standard_error=times(quality.standard_error, to_weight),
+        background_error=times(quality.background_error, units.y),
+        eigenvalue_unit=units.x**2 * units.weights,
+    )
+
+
+def noise_of(pair: ImagePair) -> float:
+    """A standard deviation of the noise in x, by second differences; texture adds to it.
+
+    0 where x is hardly anything else: nothing then tells noise from image.
+
+    J. Immerkaer, Fast noise variance estimation, Computer Vision and Image Understanding 64 (1996),
+    with the median in place of the mean.
+    """
+    H, W = pair.x.shape[-2:]
+    if min(H, W) < 3:
+        return 0.0
+    rows, columns = (
+        slice(max(0, (n - NOISE_PIXELS) // 2), (n + NOISE_PIXELS) // 2) for n in (H, W)
+    )
+    x = pair.x[:1, :1, rows, columns].double()
+    deviation = float(x.std())
+    for axis in (2, 3):
+        n = x.shape[axis] - 2
+        x = x.narrow(axis, 0, n) - 2 * x.narrow(axis, 1, n) + x.narrow(axis, 2, n)
+    noise = 1.4826 * float(x.abs().median()) / 6
+    return noise if noise < MOST_NOISE * deviation else 0.0
+
+
+def _badness(normal: Normal) -> tuple[int, float]:
+    # Eigenvalues of a large matrix are not worth a choice between groups.
+    return -normal.rank, normal.condition if len(normal.gram) <= 64 else 0.0
+
+
+def _with_errors(
+    found: Quality,
+    sums: Sums,
+    constraints: Constraints,
+    degrees: torch.Tensor,
+    error: torch.Tensor,
+    solved: list[Normal],
+    plain: list[Normal],
+    levels: torch.Tensor | None,
+) -> Quality:
+    """With the standard errors of every unknown."""
     noise = torch.where(degrees > 0, error.clamp(min=0) / degrees, torch.nan).sqrt()
-    grams = zip(sums.gram, normals, strict=True)
-    unit = torch.stack([_unit_errors(gram, normal, constraints) for gram, normal in grams])
-    unit = unit.repeat_interleave(len(theta) // len(unit), dim=0)
+    units = []
+    for i, (normal, bare) in enumerate(zip(solved, plain, strict=True)):
+        inverse = normal.inverse()
+        if normal is not bare or bool((sums.noise[i] > 0).any()):
+            inverse = inverse @ sums.gram[i] @ inverse
+        elements = constraints.elements
+        variance = inverse.diagonal().clone()
+        if levels is not None and inverse.shape[0] > elements:
+            # The user's constant is this one less what the levels of x add up to.
+            of_constant = inverse.new_zeros(len(inverse))
+            of_constant[:elements] = -levels[i * len(levels) // len(solved)].to(inverse)
+            of_constant[elements] = 1
+            variance[elements] = of_constant @ inverse @ of_constant
+        errors = variance.clamp(min=0).sqrt()
+        if normal is bare and bare.rank < len(bare.reduced):
+            blind = bare.null_space().norm(dim=1) > 1e-6
+            errors = torch.where(blind, torch.inf, errors)
+        units.append(errors)
+    unit = torch.stack(units).repeat_interleave(len(error) // len(units), dim=0)
     errors = torch.where(unit.isinf(), torch.inf, noise[:, None] * unit)
     elements = constraints.elements
-    found = replace(
+    return replace(
         found,
-        standard_error=errors[:, :elements].reshape(weight_shape),
+        standard_error=errors[:, :elements].reshape(found.weight_shape),
         background_error=errors[:, elements:] if errors.shape[1] > elements else None,
     )
-    if exact is False:
-        precision = residual[0][0].dtype if residual else torch.float64
-        found = _compared_with_the_best(found, sums, constraints, theta, precision)
-    notes = _notes(found, sums, theta, weight_shape) if exact is not None else []
-    return replace(found, notes=notes)
 
 
 def _compared_with_the_best(
@@ -156,16 +339,17 @@ def _compared_with_the_best(
     constraints: Constraints,
     theta: torch.Tensor,
     precision: torch.dtype,
+    normals: list[Normal],
 ) -> Quality:
     """With what steps towards the least loss have left undone."""
-    normals = [Normal(gram, constraints) for gram in sums.gram]
     per_gram = len(theta) // len(normals)
     excess = farthest = 0.0
-    for k, at in enumerate(theta.to(sums.gram)):
-        normal = normals[k // per_gram]
-        change = (normal.minimum(sums.moments[k], at) - at) / normal.scale
-        excess += float(change @ normal.gram @ change)
-        farthest = max(farthest, float(change[: constraints.elements].abs().max()))
+    for i, normal in enumerate(normals):
+        filters = slice(i * per_gram, (i + 1) * per_gram)
+        at = theta[filters].to(sums.gram)
+        change = (normal.minimum(sums.moments[filters], at) - at) / normal.scale
+        excess += float(((change @ normal.gram) * change).sum())
+        farthest = max(farthest, float(change[:, : constraints.elements].abs().max()))
     # One standard error in each unknown is a loss of noise^2; below the other there is rounding.
     chance = found.unknowns * len(theta) * found.noise**2
     rounding = torch.finfo(precision).eps * float(sums.squares.sum())
@@ -178,86 +362,182 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole > 0 else (float("inf") if part > 0 else 0.0)
 
 
-def _statistics(
-    residual: list[tuple[torch.Tensor, torch.Tensor | None]],
-) -> dict[str, Any]:
+def _statistics(residual: Residual) -> dict[str, Any]:
+    names = ("mean", "robust", "largest", "correlation")
     if not residual:
-        return {"mean": None, "robust": None, "largest": None}
+        return dict.fromkeys(names)
     total, weight, values = 0.0, 0.0, []
+    along, square = [0.0, 0.0], 0.0
     for image, weights in residual:
         if weights is None:
-            total, weight = total + float(image.double().sum()), weight + image.numel()
+            scaled = image
+            total, weight = total + float(image.sum(dtype=torch.float64)), weight + image.numel()
             values.append(image.flatten())
         else:
             counts = weights.double().expand_as(image)
             total, weight = total + float((image * counts).sum()), weight + float(counts.sum())
             values.append(image[counts > 0])
+            scaled = image * counts.sqrt()
+        square += float(torch.linalg.vector_norm(scaled, dtype=torch.float64)) ** 2
+        for axis in (0, 1):
+            n = scaled.shape[2 + axis] - 1
+            pair = scaled.narrow(2 + axis, 0, n), scaled.narrow(2 + axis, 1, n)
+            along[axis] += float((pair[0] * pair[1]).sum(dtype=torch.float64))
     distances = torch.cat(values).abs()
     if not len(distances):
-        return {"mean": 0.0, "robust": 0.0, "largest": 0.0}
+        return dict.fromkeys(names, 0.0)
     return {
         "mean": total / weight,
         "robust": 1.4826 * float(distances.median()),
         "largest": float(distances.max()),
+        "correlation": max(along) / square if square > 0 else 0.0,
     }
 
 
-def _null_space(
-    normal: Normal, constraints: Constraints, weight_shape: tuple[int, ...]
-) -> torch.Tensor:
-    directions = normal.null_space()[: constraints.elements]
-    return directions.T.reshape(-1, *weight_shape[1:])
+def _is_correlated(found: Quality) -> bool:
+    if found.correlation is None or not found.pixels:
+        return False
+    return found.correlation > max(CORRELATED, 5 / math.sqrt(found.pixels))
 
 
-def _unit_errors(gram: torch.Tensor, normal: Normal, constraints: Constraints) -> torch.Tensor:
-    """(D,): standard errors if the errors of y had a standard deviation of one."""
-    if constraints.ridge:
-        pull = Normal(gram, constraints).inverse()
-        return (pull @ gram @ pull).diagonal().clamp(min=0).sqrt()
-    errors = normal.inverse().diagonal().clamp(min=0).sqrt()
-    blind = normal.null_space().norm(dim=1) > 1e-6
-    return torch.where(blind, torch.inf, errors)
-
-
-def _notes(
-    found: Quality,
-    sums: Sums,
-    theta: torch.Tensor,
-    weight_shape: tuple[int, ...],
-) -> list[str]:
-    notes = [_undetermined_note(found, sums)] if found.undetermined else []
+def _notes(found: Quality, reason: _Reason) -> list[str]:
+    notes = [_undetermined_note(found, reason.sums)] if found.undetermined else []
     if not found.converged:
+        assert found.excess is not None
+        assert found.farthest is not None
+        units = reason.units
         notes.append(
-            f"the steps ended before they converged: the loss is {found.excess:.3g} above the "
-            f"least possible, and elements are up to {found.farthest:.2g} from where it is (more "
-            "steps, or solver='normal', would help)"
+            f"the steps ended before they converged: the loss is {found.excess * units.loss:.3g} "
+            "above the least possible, and elements are up to "
+            f"{found.farthest * units.y / units.x:.2g} from where it is (more steps, or "
+            "solver='normal', would help)"
         )
     if notes:
         return notes
+    elements = reason.constraints.elements
+    weight = reason.theta[:, :elements].reshape(found.weight_shape)
+    noisy = _noise_note(found, reason, weight)
+    if reason.correlated:
+        return [*noisy, _correlated_note(found, weight)]
     assert found.standard_error is not None
-    elements = weight_shape[1] * weight_shape[2] * weight_shape[3]
-    weight = theta[:, :elements].reshape(weight_shape).abs()
-    largest = float(weight.max())
+    largest = float(weight.abs().max())
     error = found.standard_error.to(weight)
-    if largest > 0 and not bool((weight > SIGNIFICANT * error).any()):
+    if largest > 0 and not bool((weight.abs() > SIGNIFICANT * error).any()):
         return [
             f"the images barely tell: no element of the kernel differs from zero by {SIGNIFICANT} "
-            "standard errors (a smaller window, more pixels, or ridge would help)"
+            "standard errors (a smaller window, more pixels, or ridge would help)",
         ]
     least = torch.full_like(error, 1e-6 * largest)
-    seen = (weight > torch.maximum(SIGNIFICANT * error, least)).flatten(0, 1)
-    rows, columns = seen.any(2).any(0).nonzero().flatten(), seen.any(1).any(0).nonzero().flatten()
-    if not len(rows):
+    seen = weight.abs() > torch.maximum(SIGNIFICANT * error, least)
+    return noisy + _smaller_window_note(found, reason, seen)
+
+
+def _correlated_note(found: Quality, weight: torch.Tensor) -> str:
+    """Why the residuals of neighbours are alike: the window cuts the kernel off, or something."""
+    R, S = weight.shape[-2:]
+    text = (
+        f"the residuals of neighbouring pixels are correlated ({found.correlation:.2f}): they are "
+        "no independent errors, and no standard errors are given"
+    )
+    assert found.standard_error is not None
+    border = torch.ones(R, S, dtype=torch.bool, device=weight.device)
+    border[1:-1, 1:-1] = False
+    edge, error = weight.abs()[..., border], found.standard_error.to(weight)[..., border]
+    largest = float(weight.abs().max())
+    seen = edge > torch.clamp(2 * SIGNIFICANT * error, min=CUT_OFF * largest)
+    if bool(seen.any()):
+        return (
+            "the window seems to cut the kernel off: elements at its border reach "
+            f"{100 * float(edge[seen].max()) / largest:.1f} % of the largest one; try "
+            f"{R + 4} x {S + 4} or kernel_size='auto'. Also, {text}"
+        )
+    return f"{text} (noise in x, a change that is no kernel, or a window too small)"
+
+
+def _noise_note(found: Quality, reason: _Reason, weight: torch.Tensor) -> list[str]:
+    """Where x and the residual tell of noise in x, which pulls the kernel towards zero."""
+    if not reason.x_noise or reason.constraints.nonnegative or not found.weight_sum:
         return []
-    box = [int(v) for v in (rows[0], rows[-1], columns[0], columns[-1])]
-    size = (box[1] - box[0] + 1, box[3] - box[2] + 1)
-    if size == tuple(weight_shape[2:]):
+    variance = reason.x_noise**2
+    passed_on = variance * float(weight.square().sum()) / len(weight)
+    part = passed_on * found.weight_sum / max(found.squared_error, 1e-300)
+    if not NOISE_PARTS[0] < part < NOISE_PARTS[1]:
+        return []
+    # The kernel spreads noise over neighbours: where that is not seen, x is as it should be.
+    alike = [
+        (weight.narrow(d, 0, n) * weight.narrow(d, 1, n)).sum()
+        for d, n in ((2, weight.shape[2] - 1), (3, weight.shape[3] - 1))
+    ]
+    expected = part * float(max(alike)) / float(weight.square().sum())
+    if (found.correlation or 0.0) < expected / 2:
+        return []
+    flat, change = weight.flatten(1), 0.0
+    for i, normal in enumerate(reason.solved):
+        first = i * reason.per_matrix
+        mine = flat[first : first + reason.per_matrix]
+        right = F.pad(mine, (0, len(normal.gram) - flat.shape[1])).T
+        moved = normal.solve(float(reason.sums.weight_sum[first]) * variance * right)
+        change = max(change, float(moved[: flat.shape[1]].abs().max()))
+    largest = float(weight.abs().max())
+    error = found.standard_error
+    known = float(error.max()) if error is not None else 0.0
+    if change <= max(NOISE_ERRORS * known, NOISE_BIAS * largest):
         return []
     return [
-        f"the window is larger than the kernel: outside rows {box[0]} to {box[1]} and columns "
-        f"{box[2]} to {box[3]} every element is zero within its error, so {size[0]} x {size[1]} "
-        "would do"
+        "x seems to be noisy: unless y was made from this very x, that pulls the kernel towards "
+        f"zero by about {100 * change / largest:.2g} %, and input_noise= (a standard deviation or "
+        "a map) takes it into account"
     ]
+
+
+def _smaller_window_note(found: Quality, reason: _Reason, seen: torch.Tensor) -> list[str]:
+    """The smallest window about the same centre that a fit to the same sums finds as good."""
+    constraints, theta, sums = reason.constraints, reason.theta, reason.sums
+    rows = seen.flatten(0, 1).any(2).any(0).nonzero().flatten()
+    columns = seen.flatten(0, 1).any(1).any(0).nonzero().flatten()
+    if not len(rows) or constraints.nonnegative or constraints.sum_to is not None:
+        return []
+    _, channels, R, S = found.weight_shape
+    size = (centred_size(rows, R), centred_size(columns, S))
+    if size == (R, S):
+        return []
+    kept = inside((R, S), size, sums.gram.device).flatten().repeat(channels)
+    kept = F.pad(kept, (0, theta.shape[1] - len(kept)), value=True)
+    some = replace(constraints, elements=channels * size[0] * size[1], window=(channels, *size))
+    rise = 0.0
+    for i, gram in enumerate(sums.noiseless(constraints.elements)[0]):
+        filters = slice(i * reason.per_matrix, (i + 1) * reason.per_matrix)
+        moments, whole = sums.moments[filters], theta[filters].to(gram)
+        normal = Normal(gram[kept][:, kept], some)
+        part = torch.zeros_like(whole)
+        part[:, kept] = normal.minimum(moments[:, kept], whole[:, kept])
+        change = part - whole
+        rise += float(((change @ gram) * change).sum())
+    dropped = len(theta) * int((~kept).sum())
+    chance = (dropped + SIGNIFICANT * math.sqrt(2 * dropped)) * found.noise**2
+    if rise > max(chance, reason.rounding**2):
+        return []
+    return [
+        f"the window is larger than the kernel: a fit with {size[0]} x {size[1]} about the same "
+        "centre is as good"
+    ]
+
+
+def centred_size(taps: torch.Tensor, whole: int) -> int:
+    """The smallest window about the centre of one of `whole` taps that has some taps of it."""
+    centre = (whole - 1) // 2
+    before, after = centre - int(taps[0]), int(taps[-1]) - centre
+    return max(1, 2 * before + 1 if before > 0 else 1, 2 * after if after > 0 else 1)
+
+
+def inside(whole: tuple[int, int], size: tuple[int, int], device: Any = None) -> torch.Tensor:
+    """Where in a window of `whole` taps one of `size` about the same centre lies, bool (R, S)."""
+    axes = []
+    for taps, some in zip(whole, size, strict=True):
+        first = (taps - 1) // 2 - (some - 1) // 2
+        place = torch.arange(taps, device=device)
+        axes.append((place >= first) & (place < first + some))
+    return axes[0][:, None] & axes[1]
 
 
 def _undetermined_note(found: Quality, sums: Sums) -> str:

@@ -1,11 +1,10 @@
 """Kernels from the sums G, b, c of `gram.py`: exact, constrained, or by gradient descent on them.
 
-    loss(theta) = c - 2 b . theta + theta^T G theta + ridge * |kernel part of theta|^2
+    loss(theta) = c - 2 b . theta + theta^T G theta + penalties of the kernel part of theta
 
-All in float64. A symmetric eigendecomposition decides the rank: directions whose eigenvalue is
-below RANK_TOLERANCE of the largest are the images' blind spots, and there the answer stays where it
-started. The background's columns are first scaled to the size of the kernel's, so that the units of
-x and y do not decide.
+All in float64. Directions whose eigenvalue is below RANK_TOLERANCE of the largest are the images'
+blind spots, and there the answer stays where it started. The background's columns are first scaled
+to the size of the kernel's, so that the units of x and y do not decide.
 """
 
 from __future__ import annotations
@@ -15,28 +14,39 @@ import torch
 from .active_set import nonnegative_minimum
 from .gram import Sums
 from .normal import Constraints, Normal
+from .steps import Reporter
 
 
-def solve(sums: Sums, constraints: Constraints, start: torch.Tensor) -> torch.Tensor:
+def normals_of(sums: Sums, constraints: Constraints) -> list[Normal]:
+    """The normal matrices, one for each of sums.gram, without the noise of x."""
+    return [Normal(gram, constraints) for gram in sums.noiseless(constraints.elements)[0]]
+
+
+def solve(
+    sums: Sums, constraints: Constraints, start: torch.Tensor, normals: list[Normal] | None = None
+) -> torch.Tensor:
     """The best theta (K, D) under the constraints.
 
     Args:
         sums: of the images.
         constraints: of every filter.
         start: (K, D); the answer stays near it where the images do not tell.
+        normals: `normals_of` these, where they are known already.
     """
-    filters = len(sums.moments)
-    per_gram = filters // len(sums.gram)
+    normals = normals_of(sums, constraints) if normals is None else normals
+    per_gram = len(sums.moments) // len(normals)
     start = with_sum(start.to(sums.gram), constraints)
     found = []
-    for i, gram in enumerate(sums.gram):
-        normal = Normal(gram, constraints)
-        for k in range(i * per_gram, (i + 1) * per_gram):
-            theta = normal.minimum(sums.moments[k], start[k])
-            if constraints.nonnegative:
-                theta = nonnegative_minimum(gram, sums.moments[k], constraints, theta)
-            found.append(theta)
-    return torch.stack(found)
+    for i, normal in enumerate(normals):
+        filters = slice(i * per_gram, (i + 1) * per_gram)
+        theta = normal.minimum(sums.moments[filters], start[filters])
+        if constraints.nonnegative:
+            negative = (theta[:, : constraints.elements] < 0).any(1)
+            for k in negative.nonzero().flatten().tolist():
+                moments = sums.moments[filters][k]
+                theta[k] = nonnegative_minimum(normal, moments, constraints, theta[k])
+        found.append(theta)
+    return torch.cat(found)
 
 
 def squared_error(sums: Sums, theta: torch.Tensor) -> torch.Tensor:
@@ -46,29 +56,49 @@ def squared_error(sums: Sums, theta: torch.Tensor) -> torch.Tensor:
     return sums.squares - 2 * (sums.moments * theta).sum(1) + quadratic
 
 
+def penalty_of(constraints: Constraints, theta: torch.Tensor) -> float:
+    """What is added to the loss of all filters."""
+    if not constraints.ridge and not constraints.smooth:
+        return 0.0
+    return float((theta @ constraints.penalty(theta.shape[1], theta) * theta).sum())
+
+
 def descend(
-    sums: Sums, constraints: Constraints, start: torch.Tensor, steps: int, step_size: float
+    sums: Sums,
+    constraints: Constraints,
+    start: torch.Tensor,
+    steps: int,
+    step_size: float,
+    report: Reporter | None = None,
 ) -> tuple[torch.Tensor, list[float]]:
     """Gradient descent: theta (K, D) after `steps`, and the loss before each step.
 
-    The same as on the images, step by step, to rounding; a step costs K * D^2.
+    The same as on the images, step by step, to rounding; a step costs K * D^2. `report` shows the
+    losses on the way.
     """
-    theta = start.to(sums.gram)
-    kernel = (torch.arange(theta.shape[1], device=theta.device) < constraints.elements).to(theta)
-    gram = sums.gram.repeat_interleave(len(theta) // len(sums.gram), dim=0)
-    ridge = constraints.ridge * kernel
-    history = []
-    for _ in range(steps):
-        penalty = (ridge * theta.square()).sum()
-        history.append(float(squared_error(sums, theta).sum() + penalty))
-        gradient = torch.einsum("kde,ke->kd", gram, theta) - sums.moments + ridge * theta
-        theta = theta - 2 * step_size * gradient
-    return theta, history
+    theta = start.to(sums.gram).clone()
+    D = theta.shape[1]
+    gram = sums.gram + torch.diag(
+        constraints.ridge * (torch.arange(D, device=theta.device) < constraints.elements).to(theta)
+    )
+    per_gram = len(theta) // len(gram)
+    moments = sums.moments.view(len(gram), per_gram, D)
+    theta = theta.view(len(gram), per_gram, D)
+    losses, squares = [], sums.squares.sum()
+    for step in range(steps) if report is None else report.over(range(steps)):
+        product = theta @ gram
+        losses.append(((product - 2 * moments) * theta).sum() + squares)
+        if report is not None:
+            report.loss(step, float(losses[-1]))
+        theta = theta - 2 * step_size * (product - moments)
+    history = torch.stack(losses).clamp(min=0).tolist() if losses else []
+    return theta.reshape(-1, D), history
 
 
 def largest_step(sums: Sums, constraints: Constraints) -> float:
     """Gradient descent diverges from this step size on: 2 over the Hessian's top eigenvalue."""
-    kernel = torch.arange(sums.gram.shape[-1], device=sums.gram.device) < constraints.elements
+    D = sums.gram.shape[-1]
+    kernel = torch.arange(D, device=sums.gram.device) < constraints.elements
     ridge = torch.diag(constraints.ridge * kernel.to(sums.gram))
     largest = float(torch.linalg.eigvalsh(sums.gram + ridge).max())
     return 1 / largest if largest > 0 else float("inf")

@@ -11,6 +11,10 @@ import torch
 from ..ops import ArgumentError, ArgumentTypeError, as_integer, shown
 from .problem import Point, Problem
 
+#: A filter of conjugate gradients stands still after so many steps that lower its loss by less than
+#: this many times the squared rounding unit; residuals are computed anew every REFRESH steps.
+IDLE_STEPS, STANDING, REFRESH = 3, 1e3, 50
+
 
 class Reporter:
     """Progress bar and printed losses of a loop."""
@@ -44,19 +48,6 @@ class Reporter:
         self.bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
 
 
-def gradient_descent(
-    problem: Problem, point: Point, steps: int, step_size: float, report: Reporter
-) -> tuple[Point, list[float]]:
-    """The textbook's loop; returns the kernel and the loss before each step."""
-    history = []
-    for step in report.over(range(steps)):
-        residual = problem.residual(point)
-        history.append(problem.loss(residual, point))
-        report.loss(step, history[-1])
-        point = point.plus(problem.gradient(residual, point), -2 * step_size)
-    return point, history
-
-
 def checked_step(step_size: Any, limit: float) -> float:
     """The step size of gradient descent, half of the largest if none is given.
 
@@ -85,6 +76,9 @@ def conjugate_gradients(
 ) -> tuple[Point, list[float]]:
     """Hestenes and Stiefel's method on A^T A (CGLS), every filter a system of its own.
 
+    Each step goes to the least loss along its direction, so that no rounding makes the loss rise; a
+    filter stands still once its loss does.
+
     Args:
         problem: the images.
         point: where to start.
@@ -96,24 +90,33 @@ def conjugate_gradients(
     residual = problem.residual(point)
     downhill = _downhill(problem, residual, point, keep_sum)
     direction, slope = downhill, downhill.norm2()
-    first_slope = slope
+    eps = torch.finfo(residual[0].dtype).eps
+    least_slope = eps**2 * slope  # below this the gradient is rounding
+    idle = torch.zeros_like(slope)
     for step in report.over(range(steps)):
         history.append(problem.loss(residual, point))
         report.loss(step, history[-1])
-        # Below this the gradient is rounding: further steps would only stir it.
-        moving = slope > torch.finfo(residual[0].dtype).eps ** 2 * first_slope
+        moving = (slope > least_slope) & (idle < IDLE_STEPS)
         if not moving.any():
             break
         images = problem.apply(direction)
-        curvature = problem.squared(images)
-        curvature = curvature + problem.ridge * direction.weight.double().square().sum((1, 2, 3))
-        length = torch.where(moving & (curvature > 0), slope / curvature, torch.zeros_like(slope))
+        penalty = problem.ridge * direction.weight.double().square().sum((1, 2, 3))
+        curvature = problem.squared(images) + penalty
+        fall = downhill.dot(direction)
+        steep = moving & (curvature > 0) & (fall > 0)
+        length = torch.where(steep, fall / curvature, torch.zeros_like(fall))
         point = point.plus(direction, length)
-        along = length.to(residual[0].dtype)[:, None, None]
-        residual = [r + along * image for r, image in zip(residual, images, strict=True)]
+        if step % REFRESH == REFRESH - 1:
+            residual = problem.residual(point)
+        else:
+            along = length.to(residual[0].dtype)[:, None, None]
+            residual = [r + along * image for r, image in zip(residual, images, strict=True)]
+        small = length * fall <= STANDING * eps**2 * (problem.squared(residual) + penalty)
+        idle = torch.where(small, idle + 1, torch.zeros_like(idle))
         downhill = _downhill(problem, residual, point, keep_sum)
         previous, slope = slope, downhill.norm2()
-        ratio = torch.where(moving, slope / previous, torch.zeros_like(slope))
+        # A direction that does not lead down is given up for the steepest one.
+        ratio = torch.where(steep, slope / previous, torch.zeros_like(slope))
         direction = downhill.plus(direction, ratio)
     return point, history
 

@@ -14,7 +14,7 @@ import torch
 
 from ..images.rows import ImageRows, ImageSource, open_rows, shown_source
 from ..ops import ArgumentError, as_integer, geometry_of
-from ..ops.geometry import Pair
+from ..ops.arguments import Pair
 from .accumulator import KernelAccumulator
 from .options import Settings
 from .steps import Reporter

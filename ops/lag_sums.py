@@ -11,11 +11,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from . import backend
-from .geometry import Pair
+from . import backend, fourier
+from .arguments import Pair
 
-#: On a CPU, elements of the chunks that are written out at a time: they should stay in a cache.
-CHUNK_ELEMENTS = 2**18
+#: On a CPU, elements of the rows that dot products run over at a time: they should stay in a cache.
+DOT_ELEMENTS = 2**15
+#: Lags for each transformed channel up to which dot products are cheaper than transforms.
+DOT_LAGS = 16
 
 
 def lag_sums(a: torch.Tensor, b: torch.Tensor, lags: Pair) -> torch.Tensor:
@@ -39,36 +41,33 @@ def lag_sums(a: torch.Tensor, b: torch.Tensor, lags: Pair) -> torch.Tensor:
         from .launch import lag_launch
 
         return lag_launch.lag_sums(a, b, lags)
-    return _by_products(a, b, lags)
+    if C * b.shape[1] * R * S <= DOT_LAGS * (C + b.shape[1]):
+        return _by_dots(a, b, lags)
+    return fourier.lag_sums(a, b, lags)
 
 
-def _by_products(a: torch.Tensor, b: torch.Tensor, lags: Pair) -> torch.Tensor:
-    """By matrix products, on a CPU.
+def _by_dots(a: torch.Tensor, b: torch.Tensor, lags: Pair) -> torch.Tensor:
+    """A dot product of flattened rows for each lag: whole numbers give exact sums.
 
-    Rows are cut into chunks of B columns. The product of all chunks of a (B columns) with those of
-    b (B + S - 1 columns) has the sum for lag s spread over one of its diagonals. That multiplies
-    (B + S - 1) / S times as much as is needed, at the speed of a matrix product.
+    With the rows of a continued by zeros to the width W of b, lag (r, s) is r * W + s elements.
     """
     R, S = lags
     N, C, P, Q = a.shape
-    D = b.shape[1]
-    B = max(S, 16 // max(C, D), 1)
-    chunks = -(-Q // B)
-    wide = B + S - 1
-    total = torch.zeros(R, C, B, D, wide, dtype=torch.float64, device=a.device)
-    rows = max(R, CHUNK_ELEMENTS // (chunks * (C * B + D * wide)))
+    D, W = b.shape[1], b.shape[3]
+    out = a.new_zeros(C, D, R, S, dtype=torch.float64)
+    rows = max(1, DOT_ELEMENTS // W)
     for n in range(N):
         for top in range(0, P, rows):
             bottom = min(P, top + rows)
-            left = F.pad(a[n, :, top:bottom].double(), (0, chunks * B - Q))
-            left = left.view(C, -1, chunks, B).permute(0, 3, 1, 2).reshape(C * B, -1)
-            right = F.pad(b[n, :, top : bottom + R - 1].double(), (0, chunks * B - Q))
-            right = right.unfold(2, wide, B).permute(1, 2, 0, 3).flatten(2)  # a copy
-            for r in range(R):
-                # (rows, chunks, D * wide), rows r to r + bottom - top of it
-                part = right[r : r + bottom - top].flatten(0, 1)
-                total[r] += (left @ part).view(C, B, D, wide)
-    # Element (i, i + s) of each B x wide matrix belongs to lag s.
-    step = total.stride()
-    diagonals = total.as_strided((R, C, D, B, S), (step[0], step[1], step[3], step[2] + 1, 1))
-    return diagonals.sum(3).permute(1, 2, 0, 3).contiguous()
+            left = F.pad(a[n, :, top:bottom].double(), (0, W - Q)).flatten(1)
+            right = F.pad(b[n, :, top : bottom + R - 1].double().flatten(1), (0, S - 1))
+            count = left.shape[1]
+            sums = [
+                torch.dot(left[c], right[d, r * W + s : r * W + s + count])
+                for c in range(C)
+                for d in range(D)
+                for r in range(R)
+                for s in range(S)
+            ]
+            out += torch.stack(sums).view(C, D, R, S)
+    return out

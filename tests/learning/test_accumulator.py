@@ -46,7 +46,8 @@ def assert_same(found, expected):
     assert found.loss == pytest.approx(expected.loss, rel=1e-9)
     assert found.quality.pixels == expected.quality.pixels
     errors = found.quality.standard_error, expected.quality.standard_error
-    torch.testing.assert_close(*errors, rtol=1e-8, atol=0)
+    if errors[1] is not None:  # without images nobody sees that residuals are correlated
+        torch.testing.assert_close(*errors, rtol=1e-8, atol=0)
 
 
 def test_it_finds_what_learn_kernel_finds(backend):
@@ -186,7 +187,7 @@ def test_what_does_not_fit_is_refused(backend):
         sums.merge(KernelAccumulator((3, 2)).update(x[:, :1], y))
     with pytest.raises(ArgumentError, match="solver must be 'normal' or 'gd' here, got 'cg'"):
         sums.solve("cg")
-    with pytest.raises(ArgumentError, match="nonnegative and sum_to need solver='normal'"):
+    with pytest.raises(ArgumentError, match="nonnegative, sum_to and smooth need solver='normal'"):
         sums.solve("gd", nonnegative=True)
     with pytest.raises(ArgumentError, match=r"a kernel must be a tensor of shape \(2, 2, 3, 2\)"):
         sums.solve(initial=torch.zeros(3, 2))

@@ -164,10 +164,10 @@ def test_images_that_cannot_tell_say_so(backend, image, undetermined, words):
 @on_cpu
 def test_what_is_too_large_to_examine_is_said_not_guessed(backend, monkeypatch):
     monkeypatch.setattr(fitting, "GRAM_BUDGET", 10)
-    found = learn_kernel(torch.rand(8, 8), torch.rand(6, 6), 3, steps=1)
+    found = learn_kernel(torch.rand(8, 8), torch.rand(6, 6), 3, solver="cg", steps=1)
     assert found.undetermined is None
     assert found.condition is None
-    assert "not examined" in found.notes[0]
+    assert "not examined" in found.notes[-1]
 
 
 def test_uint8_images_are_learned_from(backend):
@@ -239,10 +239,11 @@ IMAGE, TARGET = torch.rand(6, 8), torch.rand(4, 6)
         ((IMAGE, TARGET, 3), {"step_size": "big"}, "step_size must be a positive number"),
         ((IMAGE, TARGET, 3), {"step_size": 1.0, "solver": "cg"}, "step_size is for solver='gd'"),
         ((IMAGE, TARGET, 3), {"initial": torch.zeros(2, 2)}, r"initial must be .* got \(2, 2\)"),
-        ((IMAGE * float("nan"), TARGET, 3), {}, "x must be finite"),
+        ((IMAGE * float("nan"), TARGET, 3), {}, "x must hold numbers, got NaN in every pixel"),
         ((IMAGE, TARGET / 0, 3), {}, "y must be finite"),
-        ((IMAGE.int(), TARGET, 3), {}, "x must be float16.* or a uint8 image, got torch.int32"),
-        ((IMAGE.numpy(), TARGET, 3), {}, "x must be a torch.Tensor, got numpy.ndarray"),
+        ((IMAGE * 1j, TARGET, 3), {}, "x must hold real numbers, got torch.complex64"),
+        (("a.png", TARGET, 3), {}, "x must be a tensor, an array or an image of Astropy's"),
+        ((torch.rand(20, 18, 3),) * 2 + (3,), {}, r"looks like .* \(H, W, 3\).*permute\(2, 0, 1\)"),
     ],
 )
 def test_what_cannot_be_learned_is_refused_in_one_line(arguments, options, message):

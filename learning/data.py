@@ -1,0 +1,134 @@
+"""Images as people hold them: tensors, NumPy and masked arrays, Astropy's NDData, CCDData and HDUs.
+
+A mask of NumPy or Astropy is True where a pixel is bad; `learn_kernel`'s own masks are True where it
+is good. NaN is a bad pixel too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..images.inputs import hold, is_pillow
+from ..ops import ArgumentError, ArgumentTypeError, shown
+
+#: Dtypes that are taken as they are; other numbers become float64.
+KEPT = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
+
+
+@dataclass(frozen=True)
+class Data:
+    """An image and which of its pixels are good.
+
+    Attributes:
+        values: of a dtype in KEPT, NaN replaced by zero.
+        good: bool, shaped as values; None where all are.
+        notes: what was left out, in sentences.
+    """
+
+    values: torch.Tensor
+    good: torch.Tensor | None
+    notes: tuple[str, ...] = ()
+
+
+def as_data(name: str, given: Any) -> Data:
+    """An image in whatever form.
+
+    Args:
+        name: of the argument, for messages.
+        given: a tensor; a NumPy or masked array of any numbers and byte order; an object with
+            `data` and `mask`, as Astropy's NDData and CCDData, or `data` and `header`, as its HDUs;
+            a Pillow image or the name of a file; anything that NumPy makes an array of.
+
+    Raises:
+        ArgumentError: no pixel is good, infinity, or what looks like (H, W, 3).
+        ArgumentTypeError: no image.
+    """
+    bad = None
+    if isinstance(given, str | os.PathLike) or is_pillow(given):
+        given = hold(given, name=name).planes
+    numpy = sys.modules.get("numpy")  # whoever has arrays has imported it
+    if not isinstance(given, torch.Tensor) and not (numpy and isinstance(given, numpy.ndarray)):
+        if hasattr(given, "data") and (hasattr(given, "mask") or hasattr(given, "header")):
+            given, bad = given.data, getattr(given, "mask", None)
+            if given is None:
+                raise ArgumentTypeError(f"{name} holds no image: its data is None")
+    elif numpy is not None and isinstance(given, numpy.ma.MaskedArray):
+        given, bad = given.data, numpy.ma.getmaskarray(given)
+    values = as_tensor(name, given)
+    _check_channels_first(name, values)
+    if not values.is_floating_point():
+        return Data(values, None if bad is None else _good(name, bad, values))
+    good = ~values.isnan()
+    notes: tuple[str, ...] = ()
+    missing = values.numel() - int(good.sum())
+    if missing:
+        if missing == values.numel():
+            raise ArgumentError(f"{name} must hold numbers, got NaN in every pixel")
+        some = "1 pixel" if missing == 1 else f"{missing} pixels"
+        is_nan = "is NaN and was" if missing == 1 else "are NaN and were"
+        notes = (f"{some} of {name} {is_nan} left out",)
+        values = torch.where(good, values, values.new_zeros(()))
+    if bad is not None:
+        good &= _good(name, bad, values)
+    return Data(values, good if missing or bad is not None else None, notes)
+
+
+def as_tensor(name: str, given: Any) -> torch.Tensor:
+    """Numbers in any form as a tensor of a dtype in KEPT.
+
+    Raises:
+        ArgumentTypeError: no numbers.
+    """
+    if isinstance(given, torch.Tensor):
+        tensor = given.detach()
+    elif hasattr(given, "__array__"):
+        import numpy as np
+
+        array = np.asarray(given)
+        if array.dtype.kind not in "biuf":
+            raise ArgumentTypeError(f"{name} must hold real numbers, got {array.dtype}")
+        if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+            array = array.astype(np.float64)
+        if array.dtype.kind in "iu" and array.dtype.itemsize > 1:
+            array = array.astype(np.float64)
+        # Torch takes the machine's byte order and no negative strides.
+        tensor = torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
+    else:
+        raise ArgumentTypeError(
+            f"{name} must be a tensor, an array or an image of Astropy's, got {shown(type(given))}"
+        )
+    if tensor.is_complex():
+        raise ArgumentTypeError(f"{name} must hold real numbers, got {tensor.dtype}")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        raise ArgumentTypeError(f"{name} must be dense, got {tensor.layout}")
+    if tensor.dtype == torch.bool:
+        return tensor.to(torch.uint8)
+    return tensor if tensor.dtype in KEPT else tensor.double()
+
+
+def as_counts(name: str, given: Any) -> Any:
+    """A mask or weights in any form as a tensor; None stays None."""
+    if given is None or isinstance(given, torch.Tensor):
+        return given
+    return as_tensor(name, given)
+
+
+def _good(name: str, bad: Any, values: torch.Tensor) -> torch.Tensor:
+    good = as_tensor(f"the mask of {name}", bad) == 0
+    if not good.any():
+        raise ArgumentError(f"{name} must hold good pixels: its mask is True (bad) everywhere")
+    return good.to(values.device).expand(values.shape)
+
+
+def _check_channels_first(name: str, values: torch.Tensor) -> None:
+    shape = tuple(values.shape)
+    if len(shape) == 3 and shape[2] in (3, 4) and min(shape[:2]) > 16:
+        raise ArgumentError(
+            f"{name} looks like an image of shape (H, W, {shape[2]}), got {shape}; channels come "
+            f"first here: {name}.permute(2, 0, 1), or np.moveaxis({name}, 2, 0)"
+        )
