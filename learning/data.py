@@ -1,7 +1,7 @@
-"""Images as people hold them: tensors, NumPy and masked arrays, Astropy's NDData, CCDData and HDUs.
+"""Images as people hold them, with what they know of bad pixels: arrays, masked ones, NDData.
 
-A mask of NumPy or Astropy is True where a pixel is bad; `learn_kernel`'s own masks are True where it
-is good. NaN is a bad pixel too.
+A mask of NumPy or Astropy is True where a pixel is bad; `learn_kernel`'s own masks are True where
+it is good. NaN is a bad pixel too.
 """
 
 from __future__ import annotations

@@ -175,8 +175,8 @@ def learn(
     mostly_noise = sums.noiseless(constraints.elements)[1] if noisy else 0
     if mostly_noise:
         notes.append(
-            f"in {mostly_noise} of {constraints.elements} directions x holds more noise than image: "
-            "there the kernel stays pulled towards zero"
+            f"in {mostly_noise} of {constraints.elements} directions x is noise more than image, "
+            "and there the kernel stays pulled towards zero"
         )
     quality = replace(quality, notes=notes + quality.notes)
     user = units.user(Point(found.point.weight.double(), found.point.background.double()))

@@ -2,8 +2,8 @@
 
     G[(c,r,s), (c',r',s')] = sum_{n,p,q} weights * x[n,c,p+r,q+s] * x[n,c',p+r',q+s']
 
-Three ways to G, all over pieces of the images: the windows (R * S * H * W numbers) are never written
-out.
+Three ways to G, all over pieces of the images: the windows (R * S * H * W numbers) are never
+written out.
 
 - Without weights an entry depends on the lag (r'-r, s'-s) and, through the border alone, on (r, s):
   the sum of a product image for each of (2R-1)(2S-1)/2 lags, and then, for each further row or
