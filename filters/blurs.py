@@ -14,7 +14,7 @@ import torch
 from ..autograd.modules import PaddingMode
 from ..images.inputs import ImageLike, hold
 from ..ops import ArgumentError, ArgumentTypeError, as_pair, shown
-from ..ops.geometry import PairLike
+from ..ops.arguments import PairLike
 from .apply import separable, typed
 from .banks import gaussian_window
 

@@ -48,14 +48,34 @@ def check_tensors(bias: Any = None, images: tuple[str, ...] = (), **tensors: Any
             also = ", or a uint8 image" if name in images else ""
             raise ArgumentTypeError(
                 f"{name} must be float16, bfloat16, float32 or float64{also}, got {tensor.dtype}"
+                f" ({_remedy(name, tensor.dtype)})"
             )
     typed = {n: t for n, t in given.items() if not (t.dtype == torch.uint8 and n in images)}
     if len({t.dtype for t in typed.values()}) > 1:
         dtypes = _words(t.dtype for t in typed.values())
-        raise ArgumentTypeError(f"{_words(typed)} must have the same dtype, got {dtypes}")
+        raise ArgumentTypeError(
+            f"{_words(typed)} must have the same dtype, got {dtypes} ({_alike(typed, 'dtype')})"
+        )
     if len({t.device for t in given.values()}) > 1:
         devices = _words(t.device for t in given.values())
-        raise ArgumentTypeError(f"{_words(given)} must be on the same device, got {devices}")
+        raise ArgumentTypeError(
+            f"{_words(given)} must be on the same device, got {devices} ({_alike(given, 'device')})"
+        )
+
+
+def _remedy(name: str, dtype: torch.dtype) -> str:
+    """What makes a tensor of another dtype one that is taken."""
+    if dtype.is_complex:
+        return f"correlate {name}.real and {name}.imag one by one"
+    return f"convert it, for example by {name}.float()"
+
+
+def _alike(tensors: dict[str, torch.Tensor], what: str) -> str:
+    """What gives the first tensor that differs from the weight, or from the first, its `what`."""
+    like = "weight" if "weight" in tensors else next(iter(tensors))
+    wanted = getattr(tensors[like], what)
+    other = next(name for name, t in tensors.items() if getattr(t, what) != wanted)
+    return f"convert one, for example by {other}.to({like}.{what})"
 
 
 def are_alike(*tensors: Any) -> bool:
@@ -77,7 +97,10 @@ def _check_dense(name: str, tensor: Any) -> None:
     if not isinstance(tensor, torch.Tensor):
         kind = type(tensor)
         module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-        raise ArgumentTypeError(f"{name} must be a torch.Tensor, got {module}{kind.__qualname__}")
+        remedy = f" (torch.from_numpy({name}) is one)" if module == "numpy." else ""
+        raise ArgumentTypeError(
+            f"{name} must be a torch.Tensor, got {module}{kind.__qualname__}{remedy}"
+        )
     if tensor.is_nested or tensor.layout != torch.strided:
         layout = "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
         raise ArgumentTypeError(f"{name} must be a dense (strided) tensor, got {layout}")
