@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..ops import ArgumentError, ArgumentTypeError, as_integer, as_pair, shown
-from ..ops.arguments import check_activation
+from ..ops.arguments import Activation, PaddingLike, PairLike, check_activation
+from ..ops.arguments import PaddingMode as PaddingMode
 from .functional import corr2d, corr_transpose2d
-
-PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 
 # torch.fx.symbolic_trace keeps layers of torch.nn whole and looks into all others: what it sees
 # there are the two functions, and these it keeps whole.
@@ -43,24 +42,24 @@ class Conv2D(nn.Conv2d):
         torch.Size([6, 7])
     """
 
-    activation: str | None = None
+    activation: Activation | None = None
     _every_plane = False  # of a layer that nn.Conv2d's __init__ has made
 
     def __init__(
         self,
         in_channels: int | None = None,
         out_channels: int | None = None,
-        kernel_size: Any = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
+        kernel_size: PairLike | None = None,
+        stride: PairLike = 1,
+        padding: PaddingLike = 0,
+        dilation: PairLike = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: PaddingMode = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str | None = None,
+        activation: Activation | None = None,
     ) -> None:
         check_activation(activation)
         if kernel_size is None:
@@ -80,9 +79,9 @@ class Conv2D(nn.Conv2d):
             in_channels,
             out_channels,
             as_pair("kernel_size", kernel_size),
-            stride,
-            padding,
-            dilation,
+            stride,  # type: ignore[arg-type]
+            padding,  # type: ignore[arg-type]
+            dilation,  # type: ignore[arg-type]
             groups,
             bias,
             padding_mode,
@@ -124,9 +123,9 @@ class Conv2D(nn.Conv2d):
             input,
             weight,
             bias,
-            self.stride,
-            self.padding,
-            self.dilation,
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.dilation,  # type: ignore[arg-type]
             self.groups,
             padding_mode=self.padding_mode,
             activation=self.activation,
@@ -150,9 +149,9 @@ class LazyConv2D(nn.LazyConv2d, Conv2D):  # type: ignore[misc]
         torch.Size([1, 1, 6, 7])
     """
 
-    cls_to_become = Conv2D
+    cls_to_become = Conv2D  # type: ignore[assignment]
 
-    def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, activation: Activation | None = None, **kwargs: Any) -> None:
         check_activation(activation)
         super().__init__(*args, **kwargs)
         self.activation = activation
@@ -171,13 +170,13 @@ class ConvTranspose2D(nn.ConvTranspose2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        output_padding: Any = 0,
+        kernel_size: PairLike,
+        stride: PairLike = 1,
+        padding: PairLike = 0,
+        output_padding: PairLike = 0,
         groups: int = 1,
         bias: bool = True,
-        dilation: Any = 1,
+        dilation: PairLike = 1,
         padding_mode: PaddingMode = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -187,12 +186,12 @@ class ConvTranspose2D(nn.ConvTranspose2d):
             in_channels,
             out_channels,
             as_pair("kernel_size", kernel_size),
-            stride,
-            padding,
-            output_padding,
+            stride,  # type: ignore[arg-type]
+            padding,  # type: ignore[arg-type]
+            output_padding,  # type: ignore[arg-type]
             groups,
             bias,
-            dilation,
+            dilation,  # type: ignore[arg-type]
             padding_mode,
             device,
             dtype,
@@ -218,11 +217,11 @@ class ConvTranspose2D(nn.ConvTranspose2d):
             input,
             self.weight,
             self.bias,
-            self.stride,
-            self.padding,
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
             output_padding,
             self.groups,
-            self.dilation,
+            self.dilation,  # type: ignore[arg-type]
         )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, cast, o
 import torch
 
 from ..autograd.functional import corr2d
+from ..autograd.modules import PaddingMode
 from ..images.inputs import ArrayLike
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def typed(function: Callable[Concatenate[Any, P], Any]) -> Filter[P]:
     return cast("Filter[P]", function)
 
 
-def responses(input: torch.Tensor, bank: torch.Tensor, padding_mode: str) -> torch.Tensor:
+def responses(input: torch.Tensor, bank: torch.Tensor, padding_mode: PaddingMode) -> torch.Tensor:
     """(..., K, H, W): every plane under every filter of a bank (K, 1, R, S), by one operator."""
     if is_channels_last(input) and input.dim() == 3:
         return responses(_batch_of_one(input), bank, padding_mode).squeeze(0)
@@ -55,7 +56,7 @@ def responses(input: torch.Tensor, bank: torch.Tensor, padding_mode: str) -> tor
 def filtered(
     input: torch.Tensor,
     window: torch.Tensor,
-    padding_mode: str,
+    padding_mode: PaddingMode,
     plus: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """(..., H, W) under a window (R, S), or (N, C, H, W) under one per sample (N, R, S).
@@ -77,7 +78,7 @@ def filtered(
 
 
 def separable(
-    input: torch.Tensor, down: torch.Tensor, across: torch.Tensor, padding_mode: str
+    input: torch.Tensor, down: torch.Tensor, across: torch.Tensor, padding_mode: PaddingMode
 ) -> torch.Tensor:
     """The image under down[r] * across[s]: windows (R,) and (S,), or one of each per sample."""
     column, row = down.unsqueeze(-1), across.unsqueeze(-2)
@@ -115,7 +116,7 @@ def is_channels_last(input: torch.Tensor) -> bool:
 
 
 def _correlated(
-    input: torch.Tensor, window: torch.Tensor, padding_mode: str, **options: Any
+    input: torch.Tensor, window: torch.Tensor, padding_mode: PaddingMode, **options: Any
 ) -> torch.Tensor:
     """corr2d in the dtype of the result, whatever autocast says, and on the image's device."""
     # non_blocking: no waiting for what runs on the device.

@@ -154,7 +154,7 @@ def _blurred(
     sigma: Any,
     kernel_size: Any,
     truncate: float,
-    padding_mode: str,
+    padding_mode: PaddingMode,
 ) -> torch.Tensor:
     """gaussian_blur of planes (..., H, W)."""
     sigma_h, sigma_w = _sigmas(sigma, input)

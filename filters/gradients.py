@@ -281,7 +281,7 @@ def log_gabor(
 
 
 def _derivatives(
-    image: torch.Tensor, mode: str, normalized: bool, padding_mode: str
+    image: torch.Tensor, mode: str, normalized: bool, padding_mode: PaddingMode
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """d/dx and d/dy, each a difference along its own axis, smoothed along the other.
 
@@ -306,7 +306,7 @@ def _derivatives(
 
 
 def _magnitude(
-    image: torch.Tensor, mode: str, normalized: bool, eps: float, padding_mode: str
+    image: torch.Tensor, mode: str, normalized: bool, eps: float, padding_mode: PaddingMode
 ) -> torch.Tensor:
     if not 0 <= eps < math.inf:
         raise ArgumentError(f"eps must be finite and not negative, got {shown(eps)}")

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..autograd.functional import corr2d, corr_transpose2d
+from ..autograd.modules import PaddingMode
 
 
 class Conv2D(nn.Module):
@@ -27,7 +28,7 @@ class Conv2D(nn.Module):
     padding: Any
     dilation: tuple[int, int]
     groups: int
-    padding_mode: str
+    padding_mode: PaddingMode
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As nn.Conv2d.forward, computed by `corr2d`."""

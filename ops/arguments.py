@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
@@ -16,14 +16,19 @@ from .errors import ArgumentError, ArgumentTypeError, shown
 Pair: TypeAlias = tuple[int, int]
 #: What callers may give where (h, w) is meant.
 PairLike: TypeAlias = int | tuple[int, int] | list[int]
+#: (h, w) in any form, or ((top, bottom), (left, right)).
+SidesLike: TypeAlias = PairLike | tuple[tuple[int, int], tuple[int, int]] | list[list[int]]
+PaddingLike: TypeAlias = SidesLike | Literal["same", "valid"]
+PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
+Activation: TypeAlias = Literal["none", "relu", "relu6", "gelu", "silu"]
+Precision: TypeAlias = Literal["ieee", "tf32", "tf32x3"]
 
 FLOAT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 _STRIDED = torch.strided
-PRECISIONS = ("ieee", "tf32", "tf32x3")
-PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
-
-ACTIVATIONS = ("none", "relu", "relu6", "gelu", "silu")
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+PADDING_MODES: tuple[str, ...] = get_args(PaddingMode)
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
 
 def check_tensors(bias: Any = None, images: tuple[str, ...] = (), **tensors: Any) -> None:

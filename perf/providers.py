@@ -146,7 +146,7 @@ def _ours(problem: Operands) -> Call:
     g, op = problem.geometry, problem.op
     x, weight, bias, dy = problem.x, problem.weight, problem.bias, problem.dy
     steps = (g.stride, g.padding, g.dilation, g.groups)
-    precision = problem.precision
+    precision: Any = problem.precision
     if op == "fprop" and problem.workload.shared:
         plane = weight[0, 0]
         return lambda: functional.corr2d(x, plane, None, *steps[:3], precision=precision)
