@@ -7,13 +7,15 @@ a kernel asks for multiples.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from tricorr.ops import Geometry, geometry_of
 
 ARCHS = (80, 90)
+#: Simulated as far as it goes, which is what does not multiply with tcgen05.
+NEWEST = 100
 FORMATS = {"planes": torch.contiguous_format, "pixels": torch.channels_last}
 
 
@@ -103,6 +105,13 @@ TABLE = [
     ("rows_out", _ROWS_OUT, HALF, "ieee", "planes", "tma", ("fprop_bias",), _WGMMA),
     ("rows_in", _ROWS_IN, HALF, "ieee", "planes", "tma", ("dgrad",), _WGMMA),
 ]  # fmt: skip
+
+
+def newest_calls() -> Iterator[Simulated]:
+    """What NEWEST does with float32 as it is, and where 16 bits are multiplied one by one."""
+    for call in calls():
+        if call.arch == 90 and call.unit == "fma":
+            yield replace(call, arch=NEWEST)
 
 
 def calls() -> Iterator[Simulated]:

@@ -24,7 +24,11 @@ from .tensor_maps import TensorMap
 from .tensors import Storages, tracked_allocations
 
 #: By architecture: (name that PyTorch gives the device, kilobytes of shared memory, processors).
-DEVICES = {80: ("NVIDIA A100 80GB", 163, 108), 90: ("NVIDIA H100 80GB HBM3", 227, 132)}
+DEVICES = {
+    80: ("NVIDIA A100 80GB", 163, 108),
+    90: ("NVIDIA H100 80GB HBM3", 227, 132),
+    100: ("NVIDIA B200", 227, 148),  # without its matrix unit, tcgen05
+}
 
 _kernels: dict[tuple[str, int], Kernel] = {}
 
@@ -41,13 +45,15 @@ def translated(ptx: str, shared: int) -> Kernel:
 
 @dataclass(frozen=True)
 class Launch:
-    """What was launched."""
+    """What was launched: `arguments` are those at run time, `ptx` is what they were given to."""
 
     kernel: str
     arch: int
     unit: str
     grid: int
     seconds: float
+    arguments: dict[str, Any] = field(repr=False)
+    ptx: str = field(repr=False)
 
 
 @dataclass
@@ -141,8 +147,12 @@ class Launcher:
         finally:
             storages.copy_back()
             seconds = time.perf_counter() - start
-            launch = Launch(kernel.name, simulator.arch, kernel.unit, grid_0, seconds)
-            simulator.launches.append(launch)
+            values = {name: _told(value) for name, (_, value) in flat.items()}
+            simulator.launches.append(
+                Launch(
+                    kernel.name, simulator.arch, kernel.unit, grid_0, seconds, values, kernel.ptx
+                )
+            )  # fmt: skip
 
     def _arguments(
         self, flat: Mapping[str, tuple[str, Any]], storages: Storages
@@ -167,6 +177,13 @@ class Launcher:
             else:
                 given.append(int(value))
         return [*given, 0, 0]  # no scratch memory
+
+
+def _told(value: Any) -> Any:
+    """An argument to look at later, which keeps no tensor."""
+    if not isinstance(value, torch.Tensor):
+        return str(value) if hasattr(value, "block_shape") else value
+    return f"{value.dtype} {tuple(value.shape)} {value.stride()}"
 
 
 def _tensor(value: Any) -> Any:

@@ -7,12 +7,17 @@ import torch
 from cases import tensors
 from closeness import check, operands
 
-from simulator.calls import ARCHS, FORMATS, calls
+from simulator.calls import ARCHS, FORMATS, calls, newest_calls
 from simulator.driver import simulated
 from tricorr import kernels, ops
 
+CALLS = [
+    *[pytest.param(call, id=str(call)) for call in calls()],
+    *[pytest.param(call, id=str(call), marks=pytest.mark.slow) for call in newest_calls()],
+]
 
-@pytest.mark.parametrize("call", list(calls()), ids=str)
+
+@pytest.mark.parametrize("call", CALLS)
 def test_call(call):
     made = tensors(call.geometry, call.dtype)
     if call.x_dtype == torch.uint8:

@@ -101,7 +101,14 @@ class Arithmetic(Writer):
         target, a, b = operands
         name = kind[-1]
         if name in ("bf16", "bf16x2", "f16", "f16x2"):
-            self._narrow(kind, target, [a, b], f"{{0}} {sign} {{1}}")
+            if kind[:-1] == ["rn", "f32"]:  # a narrow number and a wide one, on sm_100
+                value = f"{self._widened(a, name)} {sign} {self.operand(b, 32, 'f')}"
+                self.define(target, self.emit(value), "f")
+            else:
+                self._narrow(kind, target, [a, b], f"{{0}} {sign} {{1}}")
+            return
+        if name == "f32x2":
+            self._pairs(kind, target, [a, b], f"{{0}} {sign} {{1}}")
             return
         if set(kind[:-1]) - {"ftz", "rn"}:
             raise Unsupported("modifier")
@@ -116,6 +123,18 @@ class Arithmetic(Writer):
             self.define(target, value, "f")
             return
         self.define(target, self.emit(f"{self.operand(a, bits)} {sign} {self.operand(b, bits)}"))
+
+    def _pairs(self, kind: list[str], target: str, operands: list[str], expression: str) -> None:
+        """Arithmetic of two float32 in a register of 64 bits, on sm_100."""
+        if set(kind[:-1]) - {"rn"}:
+            raise Unsupported("modifier")
+        values = [f"{self.operand(o, 64)}.view(f4)" for o in operands]
+        self.define(target, self.emit(f"({expression.format(*values)}).view(u8)"))
+
+    def _widened(self, operand: str, name: str) -> str:
+        """A float32 of a 16-bit one."""
+        value = self.operand(operand, 16)
+        return f"bf16_to({value})" if name == "bf16" else f"{value}.view(f2).astype(f4)"
 
     def _narrow(self, kind: list[str], target: str, operands: list[str], expression: str) -> None:
         """Arithmetic of 16-bit floats, one or two: rounded once from float32."""
@@ -152,6 +171,9 @@ class Arithmetic(Writer):
             return
         if name in ("bf16", "bf16x2", "f16", "f16x2"):
             self._narrow(kind, target, [a, b], "{0} * {1}")
+            return
+        if name == "f32x2":
+            self._pairs(kind, target, [a, b], "{0} * {1}")
             return
         self.define(target, *self._product(kind, a, b))
 
@@ -331,10 +353,16 @@ class Arithmetic(Writer):
 
     def op_fma(self, ins: Instruction, kind: list[str], operands: list[str]) -> None:
         name = kind[-1]
-        if kind[0] != "rn" or set(kind[1:-1]) - {"ftz"}:
-            raise Unsupported("modifier")
-        if name in ("bf16", "bf16x2", "f16", "f16x2"):
-            raise Unsupported("narrow fma")
+        if kind[:-1] == ["rn", "f32"] and name in ("f16", "bf16"):  # two narrow ones and a wide
+            x, y = (self._widened(o, name) for o in operands[1:3])
+            value = self.emit(f"fma32({x}, {y}, {self.operand(operands[3], 32, 'f')})")
+            self.define(operands[0], value, "f")
+            return
+        if name == "f32x2":
+            self._pairs(kind, operands[0], operands[1:], "fma32({0}, {1}, {2})")
+            return
+        if kind[0] != "rn" or set(kind[1:-1]) - {"ftz"} or name not in ("f32", "f64"):
+            raise Unsupported("modifier or type")
         bits = bits_of(name)
         a, b, c = (self.operand(o, bits, "f") for o in operands[1:])
         if "ftz" in kind:

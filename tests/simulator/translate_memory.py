@@ -36,25 +36,29 @@ class MemoryAccess(Writer):
         if vector and int(vector[0][1]) != len(targets):
             raise Unsupported("vector")
         bits = bits_of(name)
-        if name[0] == "s" and bits < 16:
-            raise Unsupported("signed bytes")
+        if name[0] == "s" and (bits < 16 or any(self.width(t) > bits for t in targets if t != "_")):
+            raise Unsupported("signed numbers in wider registers")
         for target in targets:
-            if target != "_" and self.width(target) != max(16, bits):
-                raise Unsupported("register wider than what is loaded")
+            if target != "_" and self.width(target) < max(16, bits):
+                raise Unsupported("register narrower than what is loaded")
         function, width = {"global": ("memory.load", 64), "shared": ("shared.load", 32)}[space]
         address = self.address(operands[1], width)
         mask = self.mask()
-        old = "None"
+        old, loaded = "None", f"u{max(16, bits) // 8}"
         if mask != "None":
             parts = [
-                self.register(t) if t != "_" else f"np.zeros(cta.T, u{max(16, bits) // 8})"
+                f"{self.register(t)}.astype({loaded}, copy=False)"
+                if t != "_"
+                else f"np.zeros(cta.T, {loaded})"
                 for t in targets
             ]
             old = f"[{', '.join(parts)}]"
         result = self.emit(f"cta.{function}({address}, {mask}, {bits // 8}, {len(targets)}, {old})")
         self.guard = None
         for i, target in enumerate(targets):
-            self.define(target, self.emit(f"{result}[{i}]"))
+            if target != "_":  # a wider register has zeros above
+                wide = f"u{self.width(target) // 8}"
+                self.define(target, self.emit(f"{result}[{i}].astype({wide}, copy=False)"))
 
     def op_st(self, ins: Instruction, kind: list[str], operands: list[str]) -> None:
         space, name = kind[0], kind[-1]
