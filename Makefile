@@ -2,6 +2,8 @@
 # pyproject.toml or constraints.txt change. PYTHON=... chooses another interpreter (3.11 or newer).
 PYTHON  ?= python3
 ARGS    ?=
+OLDEST  ?= 3.6.0
+OLDER   := build/triton-$(OLDEST)
 VENV    := .venv
 BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -9,7 +11,7 @@ CORES   := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 WORKERS := $(shell [ $(CORES) -gt 4 ] && echo 4 || echo $(CORES))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gpu test test-all lint format typecheck docs pictures clean
+.PHONY: help test-oldest demo gpu test test-all lint format typecheck docs pictures clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -28,8 +30,15 @@ gpu: ## measure on this machine's GPU, with the Python there is: nothing is inst
 test: $(VENV)/.installed ## run the tests but the slow ones; ARGS='-k geometry' narrows them
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal -m 'not slow' $(ARGS)
 
-test-all: $(VENV)/.installed ## run the tests marked slow too
+test-all: $(VENV)/.installed ## run the tests marked slow too, and test-oldest
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	@$(MAKE) --no-print-directory test-oldest
+
+# An older Triton compiles other code: the simulator runs that too, beside the PyTorch of constraints.txt.
+test-oldest: $(VENV)/.installed ## simulate the kernels as OLDEST=3.6.0, the oldest Triton supported, compiles them
+	@if [ -d $(OLDER)/triton ] || $(subst --constraint constraints.txt,,$(INSTALL)) --no-deps --target $(OLDER) triton==$(OLDEST); then \
+		PYTHONPATH=$(CURDIR)/$(OLDER) $(BIN)/pytest -n $(WORKERS) --dist worksteal -m 'not slow' tests/simulator $(ARGS); \
+	else echo "Triton $(OLDEST) cannot be installed here: what it compiles was not simulated"; fi
 
 lint: $(VENV)/.lint typecheck ## check style, formatting and types
 	@$(BIN)/ruff check .
@@ -42,7 +51,8 @@ format: $(VENV)/.lint ## apply the style
 # mypy names modules after directories, and the checkout may be called anything: show it the root as `tricorr`.
 typecheck: $(VENV)/.lint
 	@mkdir -p build/typecheck && ln -sfn ../.. build/typecheck/tricorr
-	@cd build/typecheck && MYPYPATH=../../tests ../../$(BIN)/mypy --config-file ../../pyproject.toml -p tricorr -p simulator
+	@ln -sfn ../../tests/simulator build/typecheck/simulator
+	@cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p tricorr -p simulator
 
 docs: $(VENV)/.docs ## build guides and reference into build/docs; a warning is an error
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs

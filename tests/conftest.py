@@ -25,6 +25,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
     interpreter.install()
 
+import triton
 from simulator.driver import simulated  # keeps Triton's functions as the interpreter found them
 
 # Tests run many tiny operators, in several processes: with more threads they wait for each other.
@@ -190,6 +191,7 @@ def pytest_terminal_summary(terminalreporter):
             tier = dict(getattr(report, "user_properties", ())).get("tier", "host")
             counts[tier, "failed" if outcome == "error" else outcome] += 1
     terminalreporter.section("tiers")
+    terminalreporter.line(f"Triton {triton.__version__}, PyTorch {torch.__version__}")
     for tier in TIERS:
         passed, failed, skipped = (
             counts[tier, outcome] for outcome in ("passed", "failed", "skipped")

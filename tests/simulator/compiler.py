@@ -46,7 +46,6 @@ def _interpreted() -> Iterator[tuple[dict[str, Any], str, Any]]:
                     yield vars(module), attribute, value
 
 
-@tl.core.builtin
 def _load(
     pointer: Any,
     mask: Any = None,
@@ -66,6 +65,7 @@ def _load(
 
 
 _LOAD = tl.load
+_load = tl.core.builtin(_load)
 
 
 @contextmanager

@@ -114,7 +114,9 @@ def _far_pieces(tensors: list[torch.Tensor], size: int) -> list[slice]:
         far = [(n, s) for n, s in axes if s * size > 2**20]
         span = 1 + sum((n - 1) * s for n, s in axes if s * size <= 2**20)
         for index in itertools.product(*[range(n) for n, _ in far]):
-            first = t.storage_offset() + sum(i * s for i, (_, s) in zip(index, far, strict=True))
+            first = int(t.storage_offset()) + sum(
+                i * s for i, (_, s) in zip(index, far, strict=True)
+            )
             pieces.append([first * size // 16 * 16, (first + span) * size])
     merged: list[list[int]] = []
     for first, last in sorted(pieces):
@@ -146,7 +148,7 @@ class Storages:
     def address(self, tensor: torch.Tensor) -> int:
         """The simulated address of a tensor's first element."""
         base = self._bases[tensor.untyped_storage()._cdata]
-        return base + tensor.storage_offset() * tensor.itemsize
+        return base + int(tensor.storage_offset()) * tensor.itemsize
 
     def copy_back(self) -> None:
         """Writes results to storages that had to be copied."""
