@@ -1,7 +1,8 @@
 """What measured times say of the static model: its constants, and a multiplier for each family.
 
 A multiplier is the median, over the measured calls of a family, of the time measured over the time
-that the model predicts. `calibration.json` has both, with the plans that would change by them.
+that the model predicts. `calibration.json` has both, with the plans that change by them: put into
+ops/plan/measured/ under the device's name, the planner reads it.
 """
 
 from __future__ import annotations
@@ -10,25 +11,23 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..ops.plan import choose
+from ..ops.plan.measured import parse
 from .machine import Ceilings, Machine
 from .measure import Job
-from .predict import alternatives, describe, problem_of, seconds_of
+from .predict import describe, problem_of
 from .providers import make_operands
 
 if TYPE_CHECKING:
     from ..ops.plan.device import Device
 
-#: Fewest calls of a family from which a multiplier follows.
-FEWEST = 3
 #: A family is far from the model beyond this factor, either way.
 FAR = 1.5
-#: Another family has to be so much faster, by the calibrated model, to be taken instead.
-MARGIN = 1.1
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,6 @@ class Calibration:
                 f"{f.high:.2f}, {f.calls} calls){'  FAR FROM THE MODEL' * far}"
             )
 
-    def multiplier(self, family: str) -> float:
-        """Of a family; 1 where too few calls were measured."""
-        found = self.families.get(family)
-        return found.multiplier if found is not None and found.calls >= FEWEST else 1.0
-
 
 def calibration(
     device: Device, machine: Machine, ceilings: Ceilings | None, timed: Iterable[Timed]
@@ -112,17 +106,15 @@ def calibration(
 def changed_plans(
     found: Calibration, device: Device, calls: Sequence[tuple[Job, str]]
 ) -> list[dict[str, str]]:
-    """Calls for which another family is faster once each family's time has its multiplier."""
+    """Calls that the planner plans otherwise once it reads the calibration."""
+    calibrated = replace(device, measured=parse(asdict(found)))
     changed = []
     for job, memory_format in calls:
         operands = make_operands(job.workload, job.op, job.dtype, memory_format, "meta")
-        problem = problem_of(operands, device)
-        plans = alternatives(problem)
-        seconds = [found.multiplier(p.family) * seconds_of(p, problem) for p in plans]
-        best = seconds.index(min(seconds))
-        if MARGIN * seconds[best] < seconds[0]:
+        was, now = (choose.plan(problem_of(operands, d)) for d in (device, calibrated))
+        if was != now:
             call = f"{job.workload.name} {job.op} {job.dtype} {memory_format}"
-            changed.append({"call": call, "was": describe(plans[0]), "now": describe(plans[best])})
+            changed.append({"call": call, "was": describe(was), "now": describe(now)})
     return changed
 
 
@@ -130,11 +122,3 @@ def write(path: Path, found: Calibration, changed: list[dict[str, str]]) -> None
     """Writes calibration.json."""
     text = json.dumps(asdict(found) | {"changes": changed}, indent=1)
     path.write_text(text + "\n", encoding="utf-8")
-
-
-def read(path: Path) -> Calibration:
-    """The calibration of a file."""
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    fields.pop("changes", None)
-    families = {name: Family(**values) for name, values in fields.pop("families").items()}
-    return Calibration(**fields, families=families)

@@ -114,25 +114,25 @@ class GpuRig:
 
     def call(self, operands: Operands, entrant: Entrant) -> Call:
         """A call of our kernels with a plan, and of nothing around them."""
-        from ..ops.launch.layout import device_of
+        from ..ops.launch import arguments
 
-        device, o = device_of(operands.weight), operands
+        o, g, plan = operands, operands.geometry, entrant.plan
+        activation = o.workload.activation
 
-        def call() -> torch.Tensor:
-            used = o
-            if entrant.copied:
-                memory_format = torch.channels_last
-                used = replace(
-                    o,
-                    x=o.x.contiguous(memory_format=memory_format),
-                    dy=o.dy.contiguous(memory_format=memory_format) if o.dy.ndim == 4 else o.dy,
-                )
-            result, calls = launches_of(used, entrant.plan, device)
-            for launch in calls:
-                launch.run(result.device)
-            return result
+        def to_last(image: torch.Tensor) -> torch.Tensor:
+            return image.contiguous(memory_format=torch.channels_last) if entrant.copied else image
 
-        return call
+        def fprop() -> torch.Tensor:
+            x, residual = to_last(o.x), o.residual
+            return arguments.fprop(x, o.weight, o.bias, g, o.precision, activation, plan, residual)
+
+        def dgrad() -> torch.Tensor:
+            return arguments.dgrad(to_last(o.dy), o.weight, g, o.precision, plan=plan)
+
+        def wgrad() -> torch.Tensor:
+            return arguments.wgrad(to_last(o.x), to_last(o.dy), g, o.precision, plan=plan)
+
+        return {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}[o.op]
 
     def build(self, operands: Operands, plan: Plan, device: Device) -> None:
         """Compiles a call of meta tensors into Triton's cache, as its launch will look it up."""

@@ -21,6 +21,8 @@ from .tuned import tuned
 
 #: Families that offer a tile only where they beat the rest: the first one that does is taken.
 DECISIVE = (rows, banded)
+#: Measured to take so many times what the model says, one of those is compared with the others.
+FAR = 1.2
 #: Families whose tiles are compared.
 COMPARED = (stencil, gemm, tma)
 FAMILIES = (*DECISIVE, *COMPARED)
@@ -50,9 +52,10 @@ def plan(problem: Problem) -> Plan:
 def candidates(problem: Problem) -> list[Tile]:
     """The tiles to compare."""
     for family in DECISIVE:
-        if found := family.tiles(problem):
+        found = family.tiles(problem)
+        if found and problem.device.slowdown(found[0].family) < FAR:
             return list(found)
-    return [tile for family in COMPARED for tile in family.tiles(problem)]
+    return [tile for family in FAMILIES for tile in family.tiles(problem)]
 
 
 def family_of(tile: Tile) -> ModuleType:

@@ -1,6 +1,6 @@
 """What a launch costs by arithmetic: the time of every unit that it keeps busy, before any run.
 
-    seconds = launches * LAUNCH_SECONDS + time to read partial sums again
+    seconds = launches * launch_seconds + time to read partial sums again
               + max(device memory, L2, shared, arithmetic, issue, latency)
 
 The units are assumed to overlap perfectly, so the slowest decides. With n the programs of the
@@ -12,11 +12,12 @@ busiest multiprocessor, ceil(programs / multiprocessors), and per program and cl
                     which read the second operand once for every 64 rows of the first
     arithmetic      n * multiply-adds / rate of the unit, padding of tiles and channels included
     issue           n * instructions of all warps / 4
-    latency         ceil(n / r) * (LATENCY + the slowest unit of one program alone), if r programs
+    latency         ceil(n / r) * (latency + the slowest unit of one program alone), if r programs
                     fit on a multiprocessor side by side
 
 The ceilings in n and n / r are the waves: a last wave that is not full takes as long as one that
-is. Nothing is measured here: device.py names the source of every rate. What is compared are plans
+is. Nothing is measured here: device.py names the source of every rate, or has what was measured;
+then each family's seconds are multiplied by its slowdown. What is compared are plans
 for one device, whose order depends on the ratios of these rates only.
 """
 
@@ -31,11 +32,6 @@ from .device import GEMM_MIN, MAX_WORKSPACE, Device
 from .integers import cdiv
 from .problem import Plan, Problem, Tile
 
-#: Clocks from a load's start to its end when it comes from device memory: about 600 to 800 on sm_80
-#: and sm_90 by published microbenchmarks; assumed.
-LATENCY = 700
-#: A kernel's start and end, in which none of its programs run; assumed.
-LAUNCH_SECONDS = 2e-6
 #: Bytes that one multiprocessor takes from L2 in a clock: the width of the port.
 L2_PORT = 64
 #: 32-bit registers of a multiprocessor, and threads that it holds.
@@ -136,18 +132,20 @@ class Times:
 def cheapest(plans: Sequence[Plan], problem: Problem) -> Plan:
     """The plan that the model expects to be done first.
 
-    Of few channels the first plan is the stencil's: see MARGIN for the others.
+    Of few channels the first plan is the stencil's, or that of a family which was measured to be
+    slow: see MARGIN for the others.
     """
     if len(plans) == 1:
         return plans[0]
-    times = {plan: times_of(plan.tile.work(plan, problem), problem.device) for plan in plans}
-    fastest = min(times, key=lambda plan: times[plan].predicted)
+    device = problem.device
+    times = {plan: times_of(plan.tile.work(plan, problem), device) for plan in plans}
+    seconds = {plan: times[plan].predicted * device.slowdown(plan.family) for plan in plans}
+    fastest = min(plans, key=lambda plan: seconds[plan])
     if problem.has_few_channels:
-        gains = times[fastest].predicted < MARGIN * times[plans[0]].predicted
-        return fastest if gains else plans[0]
-    limit = CLOSE * times[fastest].predicted
-    close = [plan for plan, time in times.items() if time.predicted <= limit]
-    return min(close, key=lambda plan: times[plan].busy)
+        margin = MARGIN if device.measured is None else 1 / CLOSE
+        return fastest if seconds[fastest] < margin * seconds[plans[0]] else plans[0]
+    close = [plan for plan in plans if seconds[plan] <= CLOSE * seconds[fastest]]
+    return min(close, key=lambda plan: times[plan].busy * device.slowdown(plan.family))
 
 
 def times_of(work: Work, device: Device) -> Times:
@@ -170,8 +168,8 @@ def times_of(work: Work, device: Device) -> Times:
         shared=busiest * shared / rates.clock,
         arithmetic=busiest * arithmetic / rates.clock,
         issue=busiest * issue / rates.clock,
-        latency=rounds * (LATENCY + alone) / rates.clock,
-        launch=work.launches * LAUNCH_SECONDS + again,
+        latency=rounds * (device.latency + alone) / rates.clock,
+        launch=work.launches * device.launch_seconds + again,
     )
 
 

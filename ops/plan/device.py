@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from .measured import Measured, measured_on
+
 #: A matrix unit works on 16 x 16; with fewer channels most of its products are with zeros.
 GEMM_MIN = 16
 #: Most bytes that partial sums of a weight gradient, or the bands of a weight, may take.
@@ -18,6 +20,11 @@ MAX_REGISTERS, ALL_REGISTERS = 168, 255
 #: Share of the datasheet's rate of device memory that a copy reaches: 4.3 of 4.8 TB/s, as measured
 #: on a H200; assumed for the others.
 COPY_SHARE = 0.9
+#: Clocks of a load from device memory: about 600 to 800 on sm_80 and sm_90 by published
+#: microbenchmarks; assumed.
+LATENCY = 700
+#: Seconds of a kernel's start and end; assumed.
+LAUNCH_SECONDS = 2e-6
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class Device:
         bandwidth: bytes per second of device memory by the datasheet; None if not known here.
         flops_per_second: by the datasheet and without sparsity, for "fma" (float32), "float64",
             "tf32" and "half" (16-bit) products. Only explain() reads the last two.
+        measured: constants that were measured on it; None for those that are assumed.
     """
 
     name: str
@@ -79,6 +87,7 @@ class Device:
     multiprocessors: int
     bandwidth: float | None = None
     flops_per_second: Mapping[str, float] = field(default_factory=dict, hash=False)
+    measured: Measured | None = None
 
     @property
     def limits(self) -> Limits:
@@ -88,12 +97,34 @@ class Device:
     @property
     def rates(self) -> Rates:
         """Of its architecture; those of "90" for one that is not in RATES."""
-        return RATES.get(self.arch, RATES["90"])
+        rates = RATES.get(self.arch, RATES["90"])
+        if self.measured is None or self.measured.l2 is None:
+            return rates
+        return replace(rates, l2=self.measured.l2 / rates.clock)
 
     @property
     def copy_rate(self) -> float:
         """Bytes per second of device memory, as a copy reaches them."""
+        if self.measured is not None and self.measured.copy is not None:
+            return self.measured.copy
         return self.rates.dram if self.bandwidth is None else COPY_SHARE * self.bandwidth
+
+    @property
+    def latency(self) -> float:
+        """Clocks of a load from device memory."""
+        if self.measured is None or self.measured.latency is None:
+            return LATENCY
+        return self.measured.latency * self.rates.clock
+
+    @property
+    def launch_seconds(self) -> float:
+        """Seconds of a kernel's start and end, in which none of its programs run."""
+        found = None if self.measured is None else self.measured.launch
+        return LAUNCH_SECONDS if found is None else found
+
+    def slowdown(self, family: str) -> float:
+        """How many times the model's time a kernel family takes."""
+        return 1.0 if self.measured is None else self.measured.slowdown(family)
 
     def mac_rate(self, unit: str) -> float:
         """Multiply-adds per second of one kind of unit, all multiprocessors together."""
@@ -212,8 +243,14 @@ def device_called(name: str, arch: str, multiprocessors: int) -> Device:
     A "NVIDIA H100 PCIe" has fewer multiprocessors and another memory than the H100 of the table: it
     is no such device.
     """
+    measured = measured_on(slug_of(name))
     for word, known in DEVICES.items():
         same = (known.arch, known.multiprocessors) == (arch, multiprocessors)
         if same and re.search(rf"\b{word}\b", name, re.IGNORECASE):
-            return replace(known, name=name)
-    return Device(name, arch, multiprocessors)
+            return replace(known, name=name, measured=measured)
+    return Device(name, arch, multiprocessors, measured=measured)
+
+
+def slug_of(name: str) -> str:
+    """A device's name as the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

@@ -14,14 +14,13 @@ from __future__ import annotations
 import functools
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..geometry import Geometry
-from .device import GEMM_MIN
+from .device import GEMM_MIN, slug_of
 from .problem import Problem
 
 DIRECTORY = Path(__file__).parent / "tuned"
@@ -124,8 +123,7 @@ def nearest(entries: Mapping[Key, Tuned], key: Key) -> tuple[Tuned | None, float
 
 def file_of(device_name: str) -> Path:
     """Where the tuned tiles of a device are, whether or not there are any."""
-    slug = re.sub(r"[^a-z0-9]+", "_", device_name.lower()).strip("_")
-    return DIRECTORY / f"{slug}.json"
+    return DIRECTORY / f"{slug_of(device_name)}.json"
 
 
 @functools.cache

@@ -3,6 +3,8 @@
 Each function raises AssertionError where it is not so.
 """
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -317,6 +319,28 @@ def planted_faults(stub: StubDriver, driver: Any, observer: Observer, *_: Any) -
     prepared.forget_prepared()
 
 
+def built_ahead_of_time(*_: Any) -> None:
+    """A launch finds what perf's builders made of meta tensors: nothing is compiled again."""
+    from tricorr.ops import backend
+    from tricorr.perf.checks import checks
+    from tricorr.perf.rig import Entrant, GpuRig
+
+    device, rig = backend.CPU_DEVICE, GpuRig(device="cpu")
+    wanted = {"fprop_tma": "dense", "wgrad_tma": "dense", "fprop_rows": "epilogue"}
+    for check in checks(device):
+        if wanted.get(check.kernel) != check.workload.name:
+            continue
+        del wanted[check.kernel]
+        with tempfile.TemporaryDirectory() as cache, knobs.cache.scope():
+            knobs.cache.dir = cache
+            rig.build(check.operands("meta"), check.plan, device)
+            built = sorted(os.listdir(cache))
+            rig.call(check.operands("cpu"), Entrant("ours", check.format, check.plan))()
+            assert built, check
+            assert sorted(os.listdir(cache)) == built, check
+    assert not wanted
+
+
 CHECKS = {
     "launches go past the JIT": past_the_jit,
     "hooks": hooks,
@@ -328,4 +352,5 @@ CHECKS = {
     "unknown versions": unknown_versions,
     "refusals": refusals,
     "planted faults": planted_faults,
+    "built ahead of time": built_ahead_of_time,
 }

@@ -119,6 +119,10 @@ def test_compiled_kernels_fit_the_device(name, start):
     assert report["shared"] <= 232448
 
 
+def test_a_launch_finds_what_was_built_ahead_of_time(start):
+    assert start("compiled").ask("check", "built ahead of time") == ""
+
+
 def test_every_kernel_is_compiled_above():
     from tricorr import kernels
 

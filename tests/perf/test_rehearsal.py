@@ -16,7 +16,8 @@ from pathlib import Path
 import fake_gpu
 import pytest
 
-from tricorr.perf import calibrate, rows, run
+from tricorr.ops.plan import measured
+from tricorr.perf import rows, run
 from tricorr.perf.processes import Child, ProcessError
 
 WRONG, HANGING = ("fprop_rows", "bfloat16"), ("wgrad_rows", "bfloat16")
@@ -80,11 +81,12 @@ def faults_are_named_and_their_calls_take_other_kernels(out, done, said):
 
 
 def feedback_changes_the_plans_that_it_should(out, done):
-    found = calibrate.read(out / "calibration.json")
-    assert found.multiplier(SLOW) == pytest.approx(3, rel=0.05)
-    assert found.multiplier("gemm") == pytest.approx(1, rel=0.05)
-    assert found.rates["l2"] == 7e12
-    changed = {c["call"]: c for c in json.loads((out / "calibration.json").read_text())["changes"]}
+    file = json.loads((out / "calibration.json").read_text())
+    found = measured.parse(file)
+    assert found.slowdown(SLOW) == pytest.approx(3, rel=0.05)
+    assert found.slowdown("gemm") == pytest.approx(1, rel=0.05)
+    assert found.l2 == 7e12
+    changed = {c["call"]: c for c in file["changes"]}
     for memory_format in ("NCHW", "channels_last"):
         call = changed[f"{NAMES[0]} wgrad bfloat16 {memory_format}"]
         assert (call["was"].split()[0], call["now"].split()[0]) == ("wgrad_tma", "wgrad_gemm")

@@ -11,15 +11,13 @@ from tricorr.ops import geometry_of
 from tricorr.ops.plan import tma
 from tricorr.ops.plan.choose import plan_with_tile
 from tricorr.ops.plan.cost import (
-    LATENCY,
-    LAUNCH_SECONDS,
     MARGIN,
     Work,
     cheapest,
     device_bytes,
     times_of,
 )
-from tricorr.ops.plan.device import COPY_SHARE, DEVICES, INTERPRETER
+from tricorr.ops.plan.device import COPY_SHARE, DEVICES, INTERPRETER, LATENCY, LAUNCH_SECONDS
 from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, GEMM_TILES, GemmTile, tiles_with_room
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.stencil import StencilTile
