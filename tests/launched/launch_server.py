@@ -1,4 +1,8 @@
-"""A process on the stub driver that runs calls by name: one line in, one line of JSON out."""
+"""A process on the stub driver that runs calls: one line in, one line of JSON out.
+
+A line is [kind, name]: a "call" of launched_calls.py, a "check" of launched_checks.py, or calls
+"drawn" with a seed.
+"""
 
 import dataclasses
 import json
@@ -22,8 +26,9 @@ def main() -> None:
     compilations = uncompiled.Compilations()
 
     import torch
-    from launched_calls import CALLS
+    from launched_calls import CALLS, drawn
     from launched_checks import CHECKS
+    from launched_tiles import forced
     from observer import Observer
 
     torch.set_num_threads(1)
@@ -37,6 +42,15 @@ def main() -> None:
             operands = chosen.operands()
             report = observer.observe(chosen.call, operands, chosen.launches, chosen.prepared)
             print(json.dumps(dataclasses.asdict(report)), file=answers, flush=True)
+        elif kind == "drawn":
+            problems = {}
+            for label, call, operands in drawn(150, int(name)):
+                if found := observer.observe(call, operands()).problems:
+                    problems[label] = found
+            for label, call, given in forced(10, int(name)):
+                if found := observer.observe(call, given, prepared=False).problems:
+                    problems[label] = found
+            print(json.dumps(problems), file=answers, flush=True)
         else:
             try:
                 CHECKS[name](stub, driver, observer, compilations)

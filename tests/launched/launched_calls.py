@@ -395,7 +395,7 @@ def _twice(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return torch.autograd.grad(dx.square().sum(), (x, weight))
 
 
-def _random(count: int, seed: int) -> Iterator[tuple[str, Callable[..., Any], Any]]:
+def drawn(count: int, seed: int) -> Iterator[tuple[str, Callable[..., Any], Any]]:
     """Random geometries, dtypes, formats and offsets."""
     from tricorr.ops import direct, geometry_of
     from tricorr.ops.errors import ArgumentError
@@ -522,7 +522,7 @@ CALLS = _named(
     _large(),
     _wide(),
     _transforms(),
-    _random(100, 0),
+    drawn(100, 0),
     _unprepared(),
     _empty(),
 )

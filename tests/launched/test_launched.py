@@ -59,7 +59,7 @@ class Server:
         )
         self._answer()
 
-    def ask(self, kind: str, name: str):
+    def ask(self, kind: str, name):
         print(json.dumps([kind, name]), file=self._process.stdin, flush=True)
         return json.loads(self._answer())
 
@@ -103,6 +103,12 @@ def start(request):
 def test_launches_are_legal_and_the_same_with_other_tensors(name, start):
     report = start("uncompiled").ask("call", name)
     assert report["problems"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+def test_drawn_calls(seed, start):
+    assert start("uncompiled").ask("drawn", seed) == {}
 
 
 @pytest.mark.parametrize("name", CHECKS)

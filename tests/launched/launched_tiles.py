@@ -1,0 +1,96 @@
+"""Calls by every tile of a kind that can take them, whichever the planner would choose."""
+
+import random
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from launched_calls import DTYPES, image
+
+from tricorr.ops import geometry_of
+from tricorr.ops.errors import ArgumentError
+from tricorr.ops.geometry import Geometry
+from tricorr.ops.launch import arguments
+from tricorr.ops.launch.layout import device_of, layout_of
+from tricorr.ops.plan import tma
+from tricorr.ops.plan.choose import plan_with_tile
+from tricorr.ops.plan.problem import Problem
+
+
+def forced(count: int, seed: int) -> Iterator[tuple[str, Any, list[torch.Tensor]]]:
+    """(label, call, operands) of `count` random geometries: every tile through descriptors."""
+    rng = random.Random(seed)
+    done = 0
+    while done < count:
+        kind = rng.choice(["half", "tf32"])
+        dtype, precision = DTYPES[kind], "tf32" if kind == "tf32" else "ieee"
+        geometry = _geometry(rng, 16 // dtype.itemsize)
+        if geometry is None or not 0 < geometry.y_numel < 1e7 or geometry.x_numel > 1e7:
+            continue
+        done += 1
+        memory = rng.choice(["NCHW", "channels_last"])
+        x = _image(rng, geometry.x_shape, dtype, memory)
+        dy = _image(rng, geometry.y_shape, dtype, memory)
+        weight = _weight(rng, geometry, dtype)
+        layout = layout_of(geometry, x, weight, dy)
+        operands = {"fprop": [x, weight], "dgrad": [dy, weight], "wgrad": [x, dy]}
+        for op, given in operands.items():
+            problem = Problem(op, geometry, dtype, precision, layout, device_of(x))
+            if not tma.is_legal(problem):
+                continue
+            shaped = {tma.shaped_tile(problem, shape) for shape in tma.shapes(problem)}
+            near = {tile for one in shaped for tile in tma.neighbours(one, problem)}
+            for tile in sorted(shaped | near, key=str):
+                if not tma.is_legal(problem, tile):
+                    continue
+                plan = plan_with_tile(problem, tile, rng.choice([1, 4]))
+                call = partial(_run, op, geometry, precision, plan)
+                yield f"{done} {op} {kind} {memory} {tile} {geometry}", call, given
+
+
+def _run(op: str, geometry: Any, precision: str, plan: Any, a: Any, b: Any) -> torch.Tensor:
+    if op == "fprop":
+        return arguments.fprop(a, b, None, geometry, precision, plan=plan)
+    return getattr(arguments, op)(a, b, geometry, precision, plan=plan)
+
+
+def _geometry(rng: random.Random, step: int) -> Geometry | None:
+    """One with channels that are whole steps of 16 bytes; None if the draw is impossible."""
+    groups = rng.choice([1, 1, 2])
+    C, K = (step * rng.randint(16 // step, 20) for _ in range(2))
+    size = (rng.choice([1, 3, 8]), C * groups, *(rng.choice([7, 8, 16, 17, 28, 56]) for _ in "hw"))
+    window = rng.randint(1, 5), rng.randint(1, 5)
+    stride, dilation = ((rng.randint(1, most), rng.randint(1, most)) for most in (3, 2))
+    padding = tuple((rng.randint(-1, 3), rng.randint(-1, 3)) for _ in "hw")
+    shapes = size, (K * groups, C, *window)
+    try:
+        return geometry_of(*shapes, stride, padding, dilation, groups, rng.random() < 0.3)
+    except ArgumentError:
+        return None
+
+
+def _image(
+    rng: random.Random, shape: tuple[int, ...], dtype: torch.dtype, memory: str
+) -> torch.Tensor:
+    """An image that a descriptor can describe: offset, with gaps, or cut out of a larger one."""
+    step = 16 // dtype.itemsize
+    N, C, H, W = shape
+    if rng.random() < 0.3:
+        larger = image((N, C + step, H + 2, W + 2 * step), dtype, memory)
+        return larger[:, :C, rng.randint(0, 2) :, step:][:, :, :H, :W]
+    return image(shape, dtype, memory, rng.choice([0, step]), rng.choice([0, step, 5 * step]))
+
+
+def _weight(rng: random.Random, geometry: Geometry, dtype: torch.dtype) -> torch.Tensor:
+    """A weight in one of the formats that are read as they are, or copied."""
+    K, C, R, S = geometry.weight_shape
+    plain = torch.zeros(K, C, R, S, dtype=dtype)
+    return rng.choice(
+        [
+            plain,
+            plain.to(memory_format=torch.channels_last),
+            torch.zeros(C, K, R, S, dtype=dtype).transpose(0, 1),
+            torch.zeros(plain.numel() + 1, dtype=dtype)[1:].view(K, C, R, S),
+        ]
+    )
