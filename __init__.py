@@ -21,6 +21,7 @@ if TYPE_CHECKING or not _IS_PROGRAM or "torch" in sys.modules:
     from .autograd.modules import Conv2D, ConvTranspose2D, LazyConv2D, LazyConvTranspose2D
     from .autograd.receptive_field import ReceptiveField, receptive_field
     from .learning.accumulator import KernelAccumulator
+    from .learning.field import VaryingKernel
     from .learning.learn import learn_kernel, learn_kernel_field
     from .learning.learned import KernelField, LearnedKernel
     from .learning.quality import Quality
@@ -55,6 +56,7 @@ __all__ = [
     "LearnedKernel",
     "Quality",
     "ReceptiveField",
+    "VaryingKernel",
     "convert",
     "convert_back",
     "convolve2d",

@@ -112,7 +112,7 @@ class KernelAccumulator:
         if padding is not None:
             place["padding"] = padding
         pair = self.settings.pair(x, y, mask, input_mask, weights, **place)
-        return self.add(pair, len(x.shape) == 2, dtype_of([pair]))
+        return self.add(pair, pair.rank == 2, dtype_of([pair]))
 
     def add(
         self, pair: ImagePair, plain: bool, dtype: torch.dtype, report: Report | None = None

@@ -14,17 +14,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import torch
 
 from ..autograd.functional import corr2d  # noqa: F401 - for the docstrings' examples
 from ..autograd.modules import PaddingMode
 from ..ops import ArgumentError, as_pair
+from .field import VaryingKernel, learn_varying
 from .fitting import learn
 from .learned import KernelField, LearnedKernel
 from .options import Loss, Options, Solver, is_list
 from .pairs import ImagePair
+from .window import chosen_window
 
 #: A tensor, an array, an image of Astropy's, or a sequence of them.
 Images: TypeAlias = Any
@@ -61,30 +63,36 @@ def learn_kernel(
     """The kernel (and background) whose cross-correlation with x is nearest to y.
 
     Args:
-        x: (H, W), (C, H, W) or (N, C, H, W), or a list of such images, each with a y of its own;
-            any float dtype or uint8. The answer is in float64 if an x or y is, else in float32.
+        x: (H, W), (C, H, W) or (N, C, H, W), or a list of such images, each with a y of its own:
+            tensors, arrays, masked arrays, NDData, CCDData or HDUs of Astropy's, Pillow images or
+            names of files. Numbers keep their scale (255 is white in 8 bits). NaN and what a masked
+            image masks are left out. The answer is in float32 for float32, float16, bfloat16 and
+            uint8 images, else in float64.
         y: the target: (P, Q), (K, P, Q) or (N, K, P, Q), of the size that corr2d gives or of x's
             own size. In the latter case, unless `padding` says how its border came about, the
             border that no full window reaches is left out of the fit.
         kernel_size: R and S, int or (h, w). A window larger than the truth does no harm but noise.
+            "auto" takes the one of the least information criterion, from 1 x 1 up to 63 x 63, for
+            targets of the input's size; the answer's `reason` says which.
         solver: how to find it; all of them minimise the same.
 
-            - "auto": an optimiser ("lbfgs") if `loss` is a function; "normal" if `nonnegative`;
-              "gd" if the call has `steps`, `step_size` or `log_every`, which are a loop's ("cg"
-              with a robust loss or `sum_to`). Else "normal", or "cg" for filters of more than 2048
-              unknowns, or of more than 512 if there are weights, masks or a robust loss. The
-              answer's `solver` and `reason` say which and why.
+            - "auto": an optimiser ("lbfgs") if `loss` is a function; "normal" if `nonnegative`,
+              `smooth` or `input_noise` are given; "gd" if the call has `steps`, `step_size` or
+              `log_every`, which are a loop's ("cg" with a robust loss or `sum_to`). Else "normal",
+              or "cg" where the normal matrices take more than 128 MiB: filters of more than 4096
+              unknowns. The answer's `solver` and `reason` say which and why.
             - "normal": one pass over the images gathers the normal matrix in float64; exact, and
               the only one for `nonnegative`.
             - "cg": conjugate gradients on the same loss without that matrix, for large windows;
               needs about as many steps as a filter has unknowns.
-            - "gd": gradient descent as in the textbook.
+            - "gd": gradient descent as in the textbook; its steps are taken on the normal matrix,
+              which gives the same kernels and losses.
             - the name of a class in torch.optim in any case ("adam", "lbfgs"), or something that
               makes an optimiser of a list of parameters, such as a class or a functools.partial
               of one; `step_size` is its learning rate.
         steps: how many; by default 200, and as many as there are unknowns for "cg".
-        step_size: of gradient descent. By default half of the largest that converges, found by
-            power iteration on the normal operator.
+        step_size: of gradient descent. By default half of the largest that converges, which the
+            eigenvalues of the normal matrix tell.
         bias: whether to learn a constant per filter too; the same as background=0.
         background: "constant", or the order of a polynomial in the coordinates of y that is fitted
             together with the kernel.
@@ -92,12 +100,19 @@ def learn_kernel(
         padding_mode: what the padding holds: "zeros", "reflect", "replicate" or "circular".
         groups: channel groups, as for corr2d.
         flip: True learns the kernel of a strict convolution, `convolve2d`.
+        stride: step between windows, int or (h, w): y is that much smaller than x, as the kernel of
+            a camera that takes x down to y.
         mask: which values of y to fit: True (not zero) is fitted, False is left out, as are NaN
             there. Of y's shape, or any that broadcasts to it; a list for several pairs.
         input_mask: which values of x are known; what a window that reaches an unknown one predicts
             is left out. Of x's shape or any that broadcasts to it; a list for several pairs.
         weights: what a squared error counts, 1 / variance of y; not negative; shaped as mask.
+        input_noise: standard deviation of the noise in x, a number or a map shaped as x, which
+            would pull the kernel towards zero; a list of maps for several pairs. It is subtracted
+            from the normal matrix, in directions that are more image than noise.
         ridge: added to the loss: ridge * sum weight^2 (not on the background).
+        smooth: added to the loss: smooth * sum of squared differences between neighbouring elements
+            in rows and columns, those beyond the window counting as zero.
         nonnegative: no element of the kernel may be negative.
         sum_to: what the elements of each filter must sum to, 1 for a kernel that keeps brightness.
         loss: "squared"; "huber" or "tukey", by which outliers count less, from repeated weighted
@@ -147,61 +162,114 @@ def learn_kernel(
         log_every=log_every,
         progress=progress,
     )
-    counts = {"mask": mask, "input_mask": input_mask, "weights": weights}
-    pairs, ranks, single = _checked(options, x, y, **counts, input_noise=input_noise)
+    images = (x, y, mask, input_mask, weights, input_noise)
     with torch.no_grad():
-        return learn(options, pairs, ranks, single)
+        size = ""
+        if options.chooses_size:
+            window, size = chosen_window(options, images)
+            options = options.with_size(window)
+        pairs, ranks, single = _checked(options, images)
+        found = learn(options, pairs, ranks, single)
+    return replace(found, reason=f"{found.reason}; window {size}") if size else found
+
+
+@overload
+def learn_kernel_field(
+    x: Images, y: Images, kernel_size: Any, tiles: Any, **options: Any
+) -> KernelField: ...
+
+
+@overload
+def learn_kernel_field(
+    x: Images,
+    y: Images,
+    kernel_size: Any,
+    *,
+    order: int,
+    scale_order: int | None = None,
+    **options: Any,
+) -> VaryingKernel: ...
 
 
 def learn_kernel_field(
-    x: Images, y: Images, kernel_size: Any, tiles: Any, **options: Any
-) -> KernelField:
-    """A kernel for each tile of the output: for one that varies over the field.
+    x: Images,
+    y: Images,
+    kernel_size: Any,
+    tiles: Any = None,
+    *,
+    order: int | None = None,
+    scale_order: int | None = None,
+    **options: Any,
+) -> KernelField | VaryingKernel:
+    """A kernel that varies over the field: as a polynomial, or one for each tile of the output.
 
-    Each is fitted to its tile alone, and to what of x lies around it, by `learn_kernel`.
+    With `order` every element of the kernel is a polynomial in the output's coordinates, of total
+    degree `order`; all are fitted jointly, with the background. With `tiles` each tile has a kernel
+    of its own, fitted to it alone and to what of x lies around it by `learn_kernel`.
 
     Args:
         x, y, kernel_size: as for learn_kernel; several pairs must be of one size.
         tiles: how many, int or (rows, columns); of sizes that differ by a pixel at most.
-        **options: those of learn_kernel. The polynomials of a background span the whole output.
+        order: 0 to 3.
+        scale_order: the order of the kernel's sum, the photometric scale; by default the same.
+        **options: with tiles those of learn_kernel; with order mask, input_mask, weights, bias,
+            background, padding and ridge. The polynomials of a background span the whole output.
 
     Returns:
-        A KernelField, whose `kernels` are the LearnedKernels.
+        A VaryingKernel with `order`; with `tiles` a KernelField of LearnedKernels.
 
     Raises:
-        ArgumentError, ArgumentTypeError: as for learn_kernel, or more tiles than pixels.
+        ArgumentError, ArgumentTypeError: as for learn_kernel, more tiles than pixels, both or none
+            of tiles and order, or images with channels with `order`.
 
     Example:
         >>> X = torch.rand(20, 20, dtype=torch.float64)
         >>> Y = torch.cat([X[:, :10], 2 * X[:, 10:]], 1)
         >>> learn_kernel_field(X, Y, 1, tiles=(1, 2)).weight.flatten().round(decimals=6)
         tensor([1., 2.], dtype=torch.float64)
+        >>> found = learn_kernel_field(X, X * torch.linspace(1, 2, 20), 1, order=1)
+        >>> found.at(0, 0).item(), round(found.at(7, 19).item(), 6)
+        (1.0, 2.0)
     """
-    counts = {
-        name: options.pop(name, None) for name in ("mask", "input_mask", "weights", "input_noise")
-    }
+    if (tiles is None) == (order is None):
+        raise ArgumentError("learn_kernel_field takes tiles or order, one of them")
+    names = ("mask", "input_mask", "weights", "input_noise")
+    counts = [options.pop(name, None) for name in names]
     checked = Options(kernel_size=kernel_size, **options)
-    pairs, ranks, single = _checked(checked, x, y, **counts)
+    pairs, ranks, single = _checked(checked, (x, y, *counts))
     with torch.no_grad():
-        return _learn_tiles(checked, pairs, ranks, single, as_pair("tiles", tiles))
+        if order is None:
+            return _learn_tiles(checked, pairs, ranks, single, as_pair("tiles", tiles))
+        unused = set(options) - {
+            "bias",
+            "background",
+            "padding",
+            "padding_mode",
+            "ridge",
+            "progress",
+        }
+        if unused or counts[3] is not None:
+            also = sorted(unused) or ["input_noise"]
+            raise ArgumentError(f"order does not go with {', '.join(also)}")
+        constraints = checked.constraints(pairs[0])
+        return learn_varying(
+            checked.settings(), pairs, single, order, scale_order, constraints.ridge
+        )
 
 
-def _checked(
-    options: Options,
-    x: Images,
-    y: Images,
-    mask: Images | None,
-    input_mask: Images | None,
-    weights: Images | None,
-    input_noise: Any,
-) -> tuple[list[ImagePair], list[int], bool]:
-    """Checked pairs, the dimensions that their images had, and whether there was no list."""
-    pairs = options.settings().pairs(x, y, mask, input_mask, weights, input_noise)
+def _checked(options: Options, images: tuple[Any, ...]) -> tuple[list[ImagePair], list[int], bool]:
+    """Checked pairs, the dimensions that their images had, and whether there was no list.
+
+    Args:
+        options: of the call.
+        images: x, y, mask, input_mask, weights and input_noise, as the user gave them.
+    """
+    x, *_, weights, _ = images
+    pairs = options.settings().pairs(*images)
     if callable(options.loss) and weights is not None:
         raise ArgumentError("weights count squared errors: a function as loss takes masks only")
     single = not is_list(x)
-    ranks = [len(image.shape) for image in ([x] if single else x)]
-    return pairs, ranks, single
+    return pairs, [pair.rank for pair in pairs], single
 
 
 def _learn_tiles(

@@ -115,6 +115,8 @@ def as_settings(
     Raises:
         ArgumentError, ArgumentTypeError: one of them cannot be used.
     """
+    if isinstance(kernel_size, str):
+        raise ArgumentError(f"kernel_size must be numbers or 'auto', got {shown(kernel_size)}")
     window, steps = as_pair("kernel_size", kernel_size), as_pair("stride", stride)
     if min(window) < 1:
         raise ArgumentError(f"kernel_size must not be empty, got {shown(kernel_size)}")
@@ -188,7 +190,13 @@ class Options:
                 f"loss must be 'squared', 'huber', 'tukey' or a function, got {shown(self.loss)}"
             )
         as_integer("log_every", self.log_every)
-        self.settings()
+        if not self.chooses_size:
+            self.settings()
+
+    @property
+    def chooses_size(self) -> bool:
+        """Whether the window is to be found too."""
+        return isinstance(self.kernel_size, str) and self.kernel_size == "auto"
 
     def settings(self) -> Settings:
         """The model."""

@@ -31,6 +31,7 @@ class ImagePair:
         stride: (h, w) step between windows, in pixels of x.
         x_variance: (N, 1 or C, H, W) of the noise of x, like x; None for none.
         notes: what was left out of the images, in sentences.
+        rank: how many dimensions the images had.
     """
 
     x: torch.Tensor
@@ -43,6 +44,7 @@ class ImagePair:
     stride: Pair = (1, 1)
     x_variance: torch.Tensor | None = None
     notes: tuple[str, ...] = ()
+    rank: int = 4
 
     @property
     def geometry(self) -> Geometry:
@@ -150,6 +152,7 @@ def as_image_pair(
             "x and y must both be (H, W), (C, H, W) or (N, C, H, W), "
             f"got {tuple(x.shape)} and {tuple(y.shape)}"
         )
+    rank = x.dim()
     x, y = four_dimensional(x), four_dimensional(y)
     if not len(x):
         raise ArgumentError("x must hold at least one image, got an empty batch")
@@ -191,6 +194,7 @@ def as_image_pair(
     _check_finite("y", y, "mask")
     return replace(
         whole,
+        rank=rank,
         y=y,
         weights=counts,
         place=Place(origin, size or (P, Q)),

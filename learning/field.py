@@ -1,0 +1,542 @@
+"""A kernel that varies over the image as a polynomial: every element of it has one of its own.
+
+    y[p,q] = sum_t L_t(p,q) sum_{r,s} W[t,r,s] * x[p+r,q+s] + sum_b coefficient[b] * L_b(p,q)
+
+L_t are the background's products of Legendre polynomials (`background.py`). All unknowns are
+fitted jointly. The photometric scale, the kernel's sum, may have an order of its own: terms above
+it sum to zero; terms above the kernel's order move its middle element alone.
+
+The normal matrix follows from G_m = sum_{p,q} L_m(p,q) x[p+r,q+s] x[p+r',q+s'], as the product
+of two polynomials is a sum of polynomials. With h = p + r and w = q + s, L_m(h - r, w - s) is a sum
+of L_n(h, w) with factors that depend on r and s alone: sums over lags of the images L_n * x with x
+give all G_m, exactly up to the border, at the cost of a few transforms.
+
+C. Alard and R. H. Lupton, A method for optimal image subtraction, ApJ 503 (1998), vary a sum of
+Gaussians so; L. Hu et al., Image subtraction in Fourier space, ApJ 936 (2022), free pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .. import ops
+from ..images.output import StrPath, replacing
+from ..ops import ArgumentError, as_integer, fourier
+from ..ops.arguments import Pair
+from .background import Background, Place
+from .data import as_data, as_tensor
+from .gram import ROW_ELEMENTS, window_sums
+from .normal import Constraints, Normal
+from .options import Settings
+from .pairs import ImagePair, four_dimensional, padded_image
+from .units import Units
+
+#: Terms of a kernel's polynomial are at most of this total degree.
+HIGHEST_ORDER = 3
+#: What a file keeps besides the arrays.
+FACTS = (
+    *("order", "scale_order", "extent", "padding", "pixels", "rms", "reblur_error", "noise"),
+    *("unknowns", "rank", "notes"),
+)
+#: Bytes of the normal matrix above which a fit is refused: 16384 unknowns.
+MOST_BYTES = 2**31
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """What standard errors follow from.
+
+    Attributes:
+        normal: the matrix of the free unknowns.
+        basis: (T * E + B, free): the unknowns from the free ones.
+        unit: what a standard error of one is in the user's units.
+    """
+
+    normal: Normal
+    basis: torch.Tensor
+    unit: float
+
+
+@dataclass(frozen=True)
+class VaryingKernel:
+    """What learn_kernel_field(order=...) found.
+
+    Attributes:
+        coefficients: (T, R, S), of the polynomials of each element, by total degree.
+        background: (B,), the coefficients of the background; empty without one.
+        order: of the kernel's polynomial.
+        scale_order: of the photometric scale's, the sum of the kernel's elements.
+        extent: (P, Q), the output that the polynomials span.
+        padding: ((top, bottom), (left, right)) zeros around x.
+        residual: prediction minus target, (P, Q), a list for several pairs; None when loaded.
+        pixels: how many target values were fitted.
+        rms: root of the (weighted) mean squared error, in the units of y.
+        reblur_error: the same over the RMS of y about its mean.
+        noise: standard deviation of a target value of weight one, the unknowns counted.
+        unknowns, rank: of the fit, and how many of them the images determine.
+        notes: what a user should know, in sentences.
+    """
+
+    coefficients: torch.Tensor
+    background: torch.Tensor
+    order: int
+    scale_order: int
+    extent: Pair
+    padding: tuple[Pair, Pair]
+    residual: torch.Tensor | list[torch.Tensor] | None
+    pixels: int
+    rms: float
+    reblur_error: float
+    noise: float
+    unknowns: int
+    rank: int
+    notes: list[str] = field(default_factory=list)
+    solved: _Solved | None = field(default=None, repr=False, compare=False)
+
+    def at(self, row: float, column: float) -> torch.Tensor:
+        """The kernel (R, S) at an output pixel, or anywhere between or beyond them."""
+        values = self._terms(row, column).to(self.coefficients)
+        return torch.tensordot(values, self.coefficients, 1)
+
+    def standard_error(self, row: float, column: float) -> torch.Tensor | None:
+        """One standard deviation of each element of `at`, (R, S), for independent errors of y.
+
+        None for a kernel that was loaded, or that the images do not determine.
+        """
+        if self.solved is None or self.rank < self.unknowns:
+            return None
+        _, R, S = self.coefficients.shape
+        values = self._terms(row, column).to(self.solved.basis)
+        # The elements of `at`, from the unknowns.
+        here = torch.kron(
+            values[:, None], torch.eye(R * S, dtype=values.dtype, device=values.device)
+        )
+        here = self.solved.basis[: len(here)].T @ here
+        variance = (here * self.solved.normal.solve(here)).sum(0)
+        return (variance.clamp(min=0).sqrt() * self.solved.unit).view(R, S).to(self.coefficients)
+
+    def scale(self) -> torch.Tensor:
+        """The kernel's sum at every output pixel, (P, Q): the photometric scale."""
+        sums = self.coefficients.sum((1, 2))[None]
+        return self._surfaces(self._degree).evaluate(sums, self.extent, self._place())[0]
+
+    def predict(self, x: Any, *, origin: Pair = (0, 0), padding: Any = None) -> Any:
+        """The output that the kernel makes of x, background included.
+
+        Args:
+            x: (H, W), a tensor, an array or an image of Astropy's.
+            origin: (row, column) of the first output pixel, if x is a piece of the fitted image.
+            padding: another one than the fit's: ((top, bottom), (left, right)).
+
+        Returns:
+            (P, Q), a tensor for a tensor, else an array.
+        """
+        image = as_data("x", x).values.to(self.coefficients)
+        y = self._spread(image, self.coefficients, self._degree, origin, padding)
+        if len(self.background):
+            order = _order_of(len(self.background))
+            place, extent = self._place(origin), (y.shape[0], y.shape[1])
+            y = y + Background(order).evaluate(self.background[None], extent, place)[0]
+        return y if isinstance(x, torch.Tensor) else y.numpy(force=True)
+
+    def difference(
+        self, x: Any, y: Any, *, x_variance: Any = None, y_variance: Any = None
+    ) -> tuple[Any, Any]:
+        """y less its prediction, and the variance that its noise and x's make in it.
+
+        Args:
+            x, y: (H, W); y of x's size, or of the output's.
+            x_variance, y_variance: of their noise, maps or numbers; none counts as zero.
+
+        Returns:
+            (difference, variance), each (P, Q); arrays for an array.
+        """
+        target = self._cropped(as_data("y", y).values.to(self.coefficients))
+        prediction = self.predict(torch.as_tensor(as_data("x", x).values))
+        variance = torch.zeros_like(prediction)
+        if x_variance is not None:
+            images = as_data("x", x).values
+            given = _map("x_variance", x_variance, images).to(self.coefficients)
+            T = len(self.coefficients)
+            products = _products(self._degree, self._degree).to(self.coefficients)
+            squares = torch.einsum(
+                "tum,trs,urs->mrs", products, self.coefficients, self.coefficients
+            )
+            assert products.shape[0] == T
+            variance = variance + self._spread(given, squares, 2 * self._degree, (0, 0), None)
+        if y_variance is not None:
+            given = _map("y_variance", y_variance, as_data("y", y).values)
+            variance = variance + self._cropped(given.to(self.coefficients))
+        found = target - prediction, variance.clamp(min=0)
+        if isinstance(y, torch.Tensor):
+            return found
+        return found[0].numpy(force=True), found[1].numpy(force=True)
+
+    def save(self, path: StrPath) -> None:
+        """Writes coefficients, background and what predict needs to an .npz file."""
+        import numpy as np
+
+        if not str(path).endswith(".npz"):
+            raise ArgumentError(f"a varying kernel is saved as .npz, got {str(path)!r}")
+        facts = {name: getattr(self, name) for name in FACTS}
+        arrays = {n: getattr(self, n).numpy(force=True) for n in ("coefficients", "background")}
+        with replacing(path) as temporary:
+            np.savez(temporary, allow_pickle=False, facts=np.array(json.dumps(facts)), **arrays)
+
+    @classmethod
+    def load(cls, path: StrPath) -> VaryingKernel:
+        """What `save` wrote; without the residual."""
+        import numpy as np
+
+        with np.load(path, allow_pickle=False) as stored:
+            if "facts" not in stored or "coefficients" not in stored:
+                raise ArgumentError(f"{path} holds no varying kernel")
+            facts = json.loads(str(stored["facts"]))
+            arrays: dict[str, Any] = {
+                name: torch.from_numpy(stored[name]) for name in ("coefficients", "background")
+            }
+        extent, sides = facts.pop("extent"), facts.pop("padding")
+        padding = tuple(sides[0]), tuple(sides[1])
+        return cls(**arrays, extent=tuple(extent), padding=padding, residual=None, **facts)
+
+    def __str__(self) -> str:
+        _, R, S = self.coefficients.shape
+        over = " x ".join(map(str, self.extent))
+        lines = [
+            f"kernel {R}x{S} of order {self.order} over {over} pixels, scale of order "
+            f"{self.scale_order}, {self.unknowns} unknowns, RMS error {self.rms:.3g}"
+        ]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    @property
+    def _degree(self) -> int:
+        return max(self.order, self.scale_order)
+
+    def _surfaces(self, order: int) -> Background:
+        return Background(order)
+
+    def _place(self, origin: Pair = (0, 0)) -> Place:
+        return Place(origin, self.extent)
+
+    def _terms(self, row: float, column: float) -> torch.Tensor:
+        """L_t at one place, (T,)."""
+        along = [
+            _legendre(self._degree, self.coefficients.double().new_tensor([(2 * at + 1) / n - 1]))
+            for at, n in zip((row, column), self.extent, strict=True)
+        ]
+        terms = Background(self._degree).terms
+        return torch.stack([along[0][i, 0] * along[1][j, 0] for i, j in terms])
+
+    def _spread(
+        self, image: torch.Tensor, kernels: torch.Tensor, order: int, origin: Pair, padding: Any
+    ) -> torch.Tensor:
+        """sum_t L_t * corr(image, kernels[t]), (P, Q)."""
+        border = self.padding if padding is None else padding
+        padded = padded_image(four_dimensional(image), border, "zeros")
+        R, S = kernels.shape[-2:]
+        extent = padded.shape[-2] - R + 1, padded.shape[-1] - S + 1
+        surfaces = Background(order).images(extent, self._place(origin), image)
+        total = image.new_zeros(extent)
+        for surface, kernel in zip(surfaces, kernels, strict=True):
+            total += surface * _correlate(padded, kernel)
+        return total
+
+    def _cropped(self, y: torch.Tensor) -> torch.Tensor:
+        """The part of y that is predicted."""
+        P, Q = self.extent
+        if tuple(y.shape) == (P, Q):
+            return y
+        R, S = self.coefficients.shape[-2:]
+        if tuple(y.shape) != (P + R - 1, Q + S - 1):
+            raise ArgumentError(
+                f"y must have {P} x {Q} pixels, or {P + R - 1} x {Q + S - 1} as x, got "
+                f"{' x '.join(map(str, y.shape))}"
+            )
+        top, left = (R - 1) // 2, (S - 1) // 2
+        return y[top : top + P, left : left + Q]
+
+
+def learn_varying(
+    settings: Settings,
+    pairs: list[ImagePair],
+    single: bool,
+    order: Any,
+    scale_order: Any,
+    ridge: float,
+) -> VaryingKernel:
+    """The jointly best polynomial kernel, photometric scale and background.
+
+    Raises:
+        ArgumentError: orders that are none, images with channels, or too many unknowns.
+    """
+    order = as_integer("order", order)
+    scale_order = order if scale_order is None else as_integer("scale_order", scale_order)
+    for name, value in (("order", order), ("scale_order", scale_order)):
+        if not 0 <= value <= HIGHEST_ORDER:
+            raise ArgumentError(f"{name} must be from 0 to {HIGHEST_ORDER}, got {value}")
+    if any(pair.rank != 2 for pair in pairs) or settings.stride != (1, 1) or settings.groups != 1:
+        raise ArgumentError("a kernel that varies is of plain images (H, W), with stride 1")
+    if len({pair.extent for pair in pairs}) > 1:
+        raise ArgumentError("order needs outputs of one size in all pairs")
+    degree, window = max(order, scale_order), settings.window
+    taps, terms = window[0] * window[1], len(Background(degree).terms)
+    if 8 * (taps * terms) ** 2 > MOST_BYTES:
+        raise ArgumentError(
+            f"{window[0]} x {window[1]} elements of order {degree} are {taps * terms} unknowns, "
+            f"whose normal matrix takes more than {MOST_BYTES // 2**30} GiB; take a smaller window"
+        )
+    if settings.flip:
+        raise ArgumentError("flip is not for a kernel that varies: flip what is found")
+    dtypes = {image.dtype for pair in pairs for image in (pair.x, pair.y)}
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    units = Units.of(pairs, Background(None))
+    background = settings.background
+    sums = _FieldSums.of(
+        [units.standard(pair, torch.float64) for pair in pairs], background, degree
+    )
+    basis = _basis(window, order, scale_order, len(background.terms)).to(sums.gram)
+    reduced = sums.gram if scale_order == order else basis.T @ sums.gram @ basis
+    free = basis.shape[1] - len(background.terms)
+    penalty = ridge / (units.x**2 * units.weights)
+    normal = Normal(reduced, Constraints(free, ridge=penalty))
+    theta = normal.minimum((basis.T @ sums.moments)[None], reduced.new_zeros(1, len(reduced)))[0]
+    full = basis @ theta
+    coefficients = full[: terms * taps].view(terms, *window) * (units.y / units.x)
+    of_background = full[terms * taps :] * units.y
+    extent = pairs[0].extent
+    found = VaryingKernel(
+        coefficients.to(dtype), of_background.to(dtype), order, scale_order, extent,
+        pairs[0].padding, None, 0, 0.0, 0.0, 0.0, len(reduced), normal.rank,
+    )  # fmt: skip
+    residual, total, weight, count, target = [], 0.0, 0.0, 0, 0.0
+    for pair in pairs:
+        left = found.predict(pair.x[0, 0].to(dtype)) - pair.y[0, 0].to(dtype)
+        residual.append(left)
+        counts = torch.ones_like(left) if pair.weights is None else pair.weights[0, 0].double()
+        total += float((counts * left.double().square()).sum())
+        weight += float(counts.sum())
+        count += int((counts > 0).sum())
+        y = pair.y[0, 0].double()
+        mean = float((counts * y).sum()) / max(float(counts.sum()), 1e-300)
+        target += float((counts * (y - mean).square()).sum())
+    noise = (total / max(count - normal.rank, 1)) ** 0.5
+    unit = noise / (units.x * units.weights**0.5)
+    notes = [note for pair in pairs for note in pair.notes]
+    if normal.rank < len(reduced):
+        missing = len(reduced) - normal.rank
+        notes.append(
+            f"the images cannot determine the kernel: {missing} of {len(reduced)} directions leave "
+            "the prediction unchanged (a lower order, a smaller window or ridge)"
+        )
+    facts = vars(found) | {  # what is known once the residual is
+        "residual": residual[0] if single else residual,
+        "pixels": count,
+        "rms": (total / weight) ** 0.5 if weight else 0.0,
+        "reblur_error": (total / target) ** 0.5 if target else 0.0,
+        "noise": noise,
+        "notes": notes,
+        "solved": _Solved(normal, basis, unit),
+    }
+    return VaryingKernel(**facts)
+
+
+@dataclass(frozen=True)
+class _FieldSums:
+    """G (D, D) and b (D,) of T * R * S + B unknowns."""
+
+    gram: torch.Tensor
+    moments: torch.Tensor
+
+    @classmethod
+    def of(cls, pairs: list[ImagePair], background: Background, degree: int) -> _FieldSums:
+        parts = [_sums_of(pair, background, degree) for pair in pairs]
+        gram, moments = parts[0]
+        for more_gram, more_moments in parts[1:]:
+            gram, moments = gram + more_gram, moments + more_moments
+        return cls(gram, moments)
+
+
+def _sums_of(
+    pair: ImagePair, background: Background, degree: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    R, S = pair.window
+    x = padded_image(pair.x, pair.padding, "zeros")
+    y = pair.y
+    counts = None if pair.weights is None else pair.weights.double()
+    y = y if counts is None else torch.where(counts > 0, y, y.new_zeros(())) * counts
+    surfaces = Background(degree).images(pair.extent, pair.place, y)  # (T, P, Q)
+    behind = background.images(pair.extent, pair.place, y)  # (B, P, Q)
+    T, B, E = len(surfaces), len(behind), R * S
+    of_kernel = ops.lag_sums(surfaces[None] * y, x, (R, S)).flatten()
+    of_background = (behind * y[0]).sum((1, 2))
+    gram = x.new_zeros(T * E + B, T * E + B)
+    moments_of = _weighted_windows(pair, x, 2 * degree)  # (M, E, E)
+    products = _products(degree, degree).to(x)
+    kernel = torch.einsum("tum,mef->teuf", products, moments_of)
+    gram[: T * E, : T * E] = kernel.reshape(T * E, T * E)
+    if B:
+        weighted = behind if counts is None else behind * counts[0]
+        for b in range(B):
+            cross = ops.lag_sums((weighted[b] * surfaces)[None], x, (R, S)).flatten()
+            gram[T * E + b, : T * E] = cross
+            gram[: T * E, T * E + b] = cross
+        gram[T * E :, T * E :] = weighted.flatten(1) @ behind.flatten(1).T
+    return gram, torch.cat([of_kernel, of_background])
+
+
+def _weighted_windows(pair: ImagePair, x: torch.Tensor, order: int) -> torch.Tensor:
+    """G_m = sum_{p,q} weights * L_m(p,q) * window * window^T, m up to an order: (M, E, E)."""
+    few = pair.weights is not None and bool(((pair.weights == 0) | (pair.weights == 1)).all())
+    P, Q = pair.extent
+    S = pair.window[1]
+    out = (pair.weights == 0).sum() if few and pair.weights is not None else 0
+    if Q < S or (pair.weights is not None and (not few or int(out) * 8 > P * Q)):
+        return _by_rows(pair, x, order)
+    found = _by_lags(pair, x, order)
+    if pair.weights is not None:
+        p, q = (pair.weights[0, 0] == 0).nonzero().T
+        surfaces = Background(order).images(pair.extent, pair.place, x)
+        windows = x[0, 0].unfold(0, pair.window[0], 1).unfold(1, S, 1)
+        step = max(1, ROW_ELEMENTS // found.shape[1])
+        for first in range(0, len(p), step):
+            at = p[first : first + step], q[first : first + step]
+            rows = windows[at].flatten(1)
+            for m, surface in enumerate(surfaces):
+                found[m] -= (rows * surface[at][:, None]).T @ rows
+    return found
+
+
+def _by_lags(pair: ImagePair, x: torch.Tensor, order: int) -> torch.Tensor:
+    R, S = pair.window
+    P, Q = pair.place.size
+    row, column = pair.place.origin
+    H, W = x.shape[-2:]
+    place = Place((row, column), (P, Q))
+    # The polynomials go on beyond the output, over all of x.
+    images = Background(order).images((H, W), place, x)
+    terms = Background(order).terms
+    lags = window_sums(x * images[None], x, R, S)
+    by_row, by_column = _shifts(order, R, P), _shifts(order, S, Q)  # (R, order + 1, order + 1)
+    i, j = ([pair_of[axis] for pair_of in terms] for axis in (0, 1))
+    moved = by_row[:, i][:, :, i][:, None] * by_column[:, j][:, :, j][None]  # (R, S, M, M)
+    moved = moved.to(x)
+    found = x.new_zeros(len(terms), R, S, R, S)
+    for lag, sums in enumerate(lags):
+        part = torch.einsum("rsmn,nstr->mstr", moved[: R - lag], sums[:, :, 0])
+        found.diagonal(lag, 1, 3).copy_(part)
+        found.diagonal(-lag, 1, 3).copy_(part.transpose(1, 2))
+    found = found.view(len(terms), R * S, R * S)
+    return (found + found.mT) / 2
+
+
+def _by_rows(pair: ImagePair, x: torch.Tensor, order: int) -> torch.Tensor:
+    """Row by row, on which a polynomial in rows is a number."""
+    R, S = pair.window
+    P, Q = pair.extent
+    weights = x.new_ones(P, Q) if pair.weights is None else pair.weights[0, 0].double()
+    in_rows, in_columns = Background(order)._along(pair.extent, pair.place, x)
+    terms = Background(order).terms
+    found = x.new_zeros(len(terms), R * S, R * S)
+    of_row = [[m for m, (_, b) in enumerate(terms) if b == degree] for degree in range(order + 1)]
+    for p in range(P):
+        rows = x[0, 0, p : p + R].unfold(1, S, 1).permute(0, 2, 1).reshape(R * S, Q)
+        for degree, members in enumerate(of_row):
+            part = (rows * (weights[p] * in_columns[degree])) @ rows.T
+            for m in members:
+                found[m].add_(part, alpha=float(in_rows[terms[m][0], p]))
+    return found
+
+
+def _basis(window: Pair, order: int, scale_order: int, terms: int) -> torch.Tensor:
+    """(T * E + B, free), orthonormal: what the orders of kernel and scale leave free."""
+    E = window[0] * window[1]
+    whole = torch.eye(E, dtype=torch.float64, device="cpu")
+    normal = torch.full((E,), E**-0.5, dtype=torch.float64, device="cpu")
+    normal[0] += 1
+    normal /= normal.norm()
+    zero_sum = (whole - 2 * torch.outer(normal, normal))[:, 1:]
+    centre = (window[0] - 1) // 2 * window[1] + (window[1] - 1) // 2
+    blocks = []
+    for i, j in Background(max(order, scale_order)).terms:
+        if i + j > order:
+            blocks.append(whole[:, centre : centre + 1])
+        else:
+            blocks.append(whole if i + j <= scale_order else zero_sum)
+    behind = torch.eye(terms, dtype=torch.float64, device="cpu")
+    return torch.block_diag(*blocks, behind)
+
+
+@lru_cache
+def _products(first: int, second: int) -> torch.Tensor:
+    """L_t * L_u = sum_m [t, u, m] * L_m: (T, U, M), m up to total degree first + second."""
+    in_one = _line_products(first, second)
+    terms = Background(first + second).terms
+    rows, columns = Background(first).terms, Background(second).terms
+    table = [
+        [[in_one[i, k, a] * in_one[j, n, b] for a, b in terms] for k, n in columns] for i, j in rows
+    ]
+    return torch.tensor(table, dtype=torch.float64, device="cpu")
+
+
+def _line_products(first: int, second: int) -> torch.Tensor:
+    """P_i * P_k = sum_a [i, k, a] * P_a, by Gauss and Legendre's quadrature, which is exact."""
+    count = first + second + 1
+    nodes, weights = _quadrature(count)
+    values = _legendre(count - 1, nodes)  # (count, nodes)
+    norm = (2 * torch.arange(count, dtype=torch.float64, device="cpu") + 1) / 2
+    return torch.einsum(
+        "ix,kx,ax,x,a->ika", values[: first + 1], values[: second + 1], values, weights, norm
+    )
+
+
+def _shifts(order: int, count: int, extent: int) -> torch.Tensor:
+    """P_i(u - 2 r / extent) = sum_a [r, i, a] * P_a(u): (count, order + 1, order + 1)."""
+    nodes, weights = _quadrature(order + 1)
+    steps = 2 * torch.arange(count, dtype=torch.float64, device="cpu") / extent
+    moved = _legendre(order, (nodes - steps[:, None]).flatten()).view(order + 1, count, -1)
+    values = _legendre(order, nodes)
+    norm = (2 * torch.arange(order + 1, dtype=torch.float64, device="cpu") + 1) / 2
+    return torch.einsum("irx,ax,x,a->ria", moved, values, weights, norm)
+
+
+def _quadrature(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nodes and weights on (-1, 1) that integrate polynomials of degree 2 * count - 1 exactly."""
+    k = torch.arange(1, count, dtype=torch.float64, device="cpu")
+    off = k / (4 * k * k - 1).sqrt()  # Golub and Welsch's matrix
+    nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
+    return nodes, 2 * vectors[0].square()
+
+
+def _legendre(order: int, at: torch.Tensor) -> torch.Tensor:
+    """P_0 to P_order, (order + 1, points), by Bonnet's recursion."""
+    values = [torch.ones_like(at), at]
+    for n in range(1, order):
+        values.append(((2 * n + 1) * at * values[n] - n * values[n - 1]) / (n + 1))
+    return torch.stack(values[: order + 1])
+
+
+def _correlate(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    if image.device.type == "cpu":
+        return fourier.correlate(image, kernel[None, None])[0, 0]
+    return F.conv2d(image, kernel[None, None])[0, 0]
+
+
+def _map(name: str, given: Any, like: torch.Tensor) -> torch.Tensor:
+    if isinstance(given, int | float):
+        return torch.full_like(like, float(given), dtype=torch.float64)
+    values = as_tensor(name, given).double()
+    if values.shape != like.shape:
+        raise ArgumentError(
+            f"{name} must have shape {tuple(like.shape)}, got {tuple(values.shape)}"
+        )
+    return values
+
+
+def _order_of(terms: int) -> int:
+    return round((2 * terms + 0.25) ** 0.5 - 1.5)
