@@ -11,7 +11,7 @@ of the input is out of reach for: see fprop_banded. A number is copied or zero, 
 import triton
 import triton.language as tl
 
-from .indexing import next_digit, widen
+from .schedule import next_digit, widen
 from .structs import tap_at
 
 

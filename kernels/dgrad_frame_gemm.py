@@ -15,17 +15,10 @@ Sums in float32 (float64 for float64).
 import triton
 import triton.language as tl
 
-from .fprop_gemm import add_taps_gemm
-from .indexing import (
-    along,
-    images,
-    next_digit,
-    next_tile,
-    side_by_side,
-    split_frame,
-    unfold,
-    widen,
-)
+from .hints import along, side_by_side
+from .padding import images, split_frame, unfold
+from .reduction import add_taps_gemm
+from .schedule import next_digit, next_tile, widen
 from .structs import at
 
 

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 
 from .dgrad_stencil import add_taps_stencil
-from .indexing import images, next_digit, split_frame, unfold, widen
+from .padding import images, split_frame, unfold
+from .schedule import next_digit, widen
 from .structs import at
 
 

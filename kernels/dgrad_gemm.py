@@ -16,21 +16,10 @@ which also says what PIXEL_AXIS is.
 import triton
 import triton.language as tl
 
-from .fprop_gemm import add_taps_gemm
-from .indexing import (
-    align_strides,
-    align_tap_strides,
-    along,
-    most_taps,
-    next_digit,
-    next_tile,
-    phase_taps,
-    phases,
-    round_down,
-    side_by_side,
-    split_pixel,
-    widen,
-)
+from .hints import align_strides, align_tap_strides, along, round_down, side_by_side
+from .phases import most_taps, phase_taps, phases
+from .reduction import add_taps_gemm
+from .schedule import next_digit, next_tile, split_pixel, widen
 from .structs import at
 
 

@@ -16,8 +16,8 @@ With stride 1 the input gradient is a forward correlation: see Geometry.adjoint.
 import triton
 import triton.language as tl
 
-from .indexing import as_block, next_digit, widen
 from .rows import load_row, load_taps, tap_index, widen_strides
+from .schedule import as_block, next_digit, widen
 from .structs import at
 
 

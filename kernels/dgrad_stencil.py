@@ -10,7 +10,8 @@ No GEMM view, as in fprop_stencil. A tile is BLOCK_C channels (of any groups) by
 import triton
 import triton.language as tl
 
-from .indexing import next_digit, reader_of, split_pixel, widen
+from .indexing import reader_of
+from .schedule import next_digit, split_pixel, widen
 from .structs import at, tap_at
 
 

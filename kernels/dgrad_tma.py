@@ -16,8 +16,11 @@ otherwise it is (c, (r,s,k)).
 import triton
 import triton.language as tl
 
-from .fprop_tma import add_taps_tma, box_pixels, no_sums
-from .indexing import align_extents, align_strides, next_digit, phase_taps, phases, widen
+from .fprop_tma import box_pixels, no_sums
+from .hints import align_extents, align_strides
+from .phases import phase_taps, phases
+from .reduction import add_taps_tma
+from .schedule import next_digit, widen
 from .structs import at
 
 

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from .epilogue import activate, add_residual
-from .indexing import as_block, fold, next_digit, widen
+from .padding import fold
 from .rows import (
     inside_image,
     is_read,
@@ -31,6 +31,7 @@ from .rows import (
     tap_of,
     widen_strides,
 )
+from .schedule import as_block, next_digit, widen
 from .structs import at
 
 

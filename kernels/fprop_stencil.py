@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 
 from .epilogue import activate, add_residual
-from .indexing import next_digit, read_by, split_pixel, widen
+from .indexing import read_by
+from .schedule import next_digit, split_pixel, widen
 from .structs import at, tap_at
 
 

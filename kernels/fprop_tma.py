@@ -23,7 +23,10 @@ import triton
 import triton.language as tl
 
 from .epilogue import activate, add_residual
-from .indexing import align_extents, align_strides, next_digit, phase_taps, widen
+from .hints import align_extents, align_strides
+from .phases import phase_taps
+from .reduction import add_taps_tma
+from .schedule import next_digit, widen
 from .structs import at
 
 
@@ -107,47 +110,6 @@ def add_phase(
         (first_r, taps_r, step_r, step_h), (first_s, taps_s, step_s, step_w),
         WINDOW, LAYOUT, PRECISION, BLOCK_K,
     )  # fmt: skip
-
-
-@triton.jit
-def add_taps_tma(
-    accs, image_desc, weight_desc, corner, weight_corner, CHANNELS, TAP_COLUMNS, rows, columns,
-    WINDOW: tl.constexpr, LAYOUT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """The sums of a box, see no_sums, plus the image's boxes times the weight, tap by tap.
-
-    `rows` is (first tap, number of taps, window rows and image rows from one to the next). Tap
-    (i, j) of these rows and columns reads the box whose corner is (n, row + i * rows[3], ...),
-    through CHANNELS channels from the corner's on. The weight is a matrix with TAP_COLUMNS columns
-    for each tap of the window. Its rows are those of the sums and its columns the summed channels,
-    or, CROSSWISE, the other way round.
-    """
-    first_r, taps_r, step_r, step_row = rows
-    first_s, taps_s, step_s, step_column = columns
-    n, row, column, channel = corner
-    weight_row, weight_column = weight_corner
-    taps = taps_r * taps_s
-    # Taps are innermost: their boxes overlap, and all but the first find them in L2.
-    for step in range(taps * tl.cdiv(CHANNELS, BLOCK_K)):
-        i, j = (step % taps) // taps_s, step % taps_s
-        r, s, summed = first_r + i * step_r, first_s + j * step_s, step // taps * BLOCK_K
-        if LAYOUT.FLIP:
-            r, s = WINDOW.R - 1 - r, WINDOW.S - 1 - s
-        first_column = (r * WINDOW.S + s) * TAP_COLUMNS + weight_column
-        if LAYOUT.CROSSWISE:
-            weight = weight_desc.load([weight_row + summed, first_column]).T
-        else:
-            weight = weight_desc.load([weight_row, first_column + summed])  # [BLOCK_N, BLOCK_K]
-        h, w, c = row + i * step_row, column + j * step_column, channel + summed
-        added = ()
-        for part in tl.static_range(len(accs)):
-            if LAYOUT.NCHW:
-                image = image_desc.load([n, c, h + part, w]).reshape(BLOCK_K, accs[part].shape[1])
-            else:
-                image = image_desc.load([n, h, w, c]).reshape(accs[part].shape[1], BLOCK_K).T
-            added += (tl.dot(weight, image, accs[part], input_precision=PRECISION),)
-        accs = added
-    return accs
 
 
 @triton.jit

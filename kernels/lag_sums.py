@@ -14,7 +14,7 @@ Split i sums rows [i * SPLIT_ROWS, (i+1) * SPLIT_ROWS), counted through (n, p), 
 import triton
 import triton.language as tl
 
-from .indexing import as_block, next_digit, widen
+from .schedule import as_block, next_digit, widen
 from .structs import at
 
 

@@ -7,7 +7,8 @@ index relation without padding. All of it is decided while compiling.
 import triton
 import triton.language as tl
 
-from .indexing import as_block, fold, widen
+from .padding import fold
+from .schedule import as_block, widen
 from .structs import at, tap_at
 
 

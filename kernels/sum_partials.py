@@ -9,7 +9,7 @@ tile alone, never on timing: the same call gives the same bits.
 import triton
 import triton.language as tl
 
-from .indexing import widen
+from .schedule import widen
 
 
 @triton.jit(do_not_specialize=["SPLITS"])

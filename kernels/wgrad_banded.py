@@ -26,7 +26,9 @@ have, so an infinity or nan at the border of x can reach taps that do not use it
 import triton
 import triton.language as tl
 
-from .indexing import align_planes, at_least_one, input_coordinate, next_digit, round_down, widen
+from .hints import align_planes, at_least_one, round_down
+from .indexing import input_coordinate
+from .schedule import next_digit, widen
 from .structs import at
 from .versions import fence_copies
 

@@ -16,20 +16,10 @@ split. A bank per sample is a batch of GEMMs, each over the pixels (p,q) of its 
 import triton
 import triton.language as tl
 
-from .indexing import (
-    align_strides,
-    along,
-    at_least_one,
-    fold,
-    is_inside,
-    next_digit,
-    next_pixel,
-    next_tile,
-    round_down,
-    side_by_side,
-    split_pixel,
-    widen,
-)
+from .hints import align_strides, along, at_least_one, round_down, side_by_side
+from .indexing import is_inside
+from .padding import fold
+from .schedule import next_digit, next_pixel, next_tile, split_pixel, widen
 from .structs import tap_at
 from .versions import fence_copies
 

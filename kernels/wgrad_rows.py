@@ -16,8 +16,9 @@ for float64).
 import triton
 import triton.language as tl
 
-from .indexing import as_block, fold, next_digit, widen
+from .padding import fold
 from .rows import inside_image, is_read, load_row, open_rows, tap_of, widen_strides
+from .schedule import as_block, next_digit, widen
 from .structs import at, tap_at
 
 

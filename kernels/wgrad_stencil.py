@@ -11,7 +11,8 @@ BLOCK_M pixels (n,p,q) at a time, so a single channel is not padded to sixteen. 
 import triton
 import triton.language as tl
 
-from .indexing import next_digit, read_by, split_pixel, widen
+from .indexing import read_by
+from .schedule import next_digit, split_pixel, widen
 from .structs import at, tap_at
 
 

@@ -19,7 +19,7 @@ of one row, and may overhang it: dy is zero there, and what is read of x beside 
 import triton
 import triton.language as tl
 
-from .indexing import next_digit, widen
+from .schedule import next_digit, widen
 
 
 @triton.jit(do_not_specialize=["N", "SPLIT_BOXES"])
