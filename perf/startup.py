@@ -53,6 +53,7 @@ print(json.dumps(time.perf_counter() - start))
 def _fresh(code: str, *arguments: str, cache: str) -> float:
     """The number that the code prints in a new process, in seconds."""
     env = child_environment() | {"TRITON_CACHE_DIR": cache}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages are compiled to bytecode
     command = [sys.executable, "-c", code, *arguments]
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if run.returncode:

@@ -20,6 +20,7 @@ import tricorr
 from tricorr.ops import direct, geometry_of
 from tricorr.ops.launch import compiled, prepared
 from tricorr.ops.launch.call import on_device
+from tricorr.ops.plan import choose
 
 _CHANNELS_LAST = {"memory_format": torch.channels_last}
 
@@ -189,6 +190,42 @@ def tensor_maps_are_bounded(stub: StubDriver, *_: Any) -> None:
             assert all(1 <= len(maps.kept) <= 3 for maps in launch.maps)
 
 
+def another_batch(stub: StubDriver, _: Any, observer: Observer, compilations: Compilations) -> None:
+    """A batch of another size by the same tiles compiles nothing, divisible by 16 or not."""
+    x, weight = described()
+
+    def kernels(samples: int) -> tuple[list[str], list[str]]:
+        part, before = x[:samples].detach().requires_grad_(), len(compilations.names)
+        launched = stub.launches
+        y = tricorr.corr2d(part, weight.requires_grad_())
+        torch.autograd.grad(y, (part, weight), torch.zeros_like(y))
+        names = [record.kernel for record in stub.records(launched)]
+        return names, compilations.names[before:]
+
+    with same_tiles():
+        names, _ = kernels(32)
+        assert {"fprop_tma", "dgrad_tma", "wgrad_tma"} <= set(names), names
+        for samples in (31, 24, 17):
+            again, compiled_now = kernels(samples)
+            assert again == names
+            assert not compiled_now, compiled_now
+
+
+@contextmanager
+def same_tiles() -> Iterator[None]:
+    """Every batch gets the tiles and splits of the first."""
+    chosen: dict[str, Any] = {}
+
+    planned = choose.plan
+
+    def plan(problem: Any) -> Any:
+        first = chosen.setdefault(problem.op, planned(problem))
+        return choose.plan_with_tile(problem, first.tile, first.splits)
+
+    with replaced(choose, "plan", plan):
+        yield
+
+
 def unknown_versions(stub: StubDriver, _: Any, observer: Observer, *__: Any) -> None:
     """With another Triton, or another driver's launcher, the compiled kernel is launched."""
     for make in (plain, described):
@@ -349,6 +386,7 @@ CHECKS = {
     "streams": streams,
     "devices": devices,
     "tensor maps are bounded": tensor_maps_are_bounded,
+    "another batch": another_batch,
     "unknown versions": unknown_versions,
     "refusals": refusals,
     "planted faults": planted_faults,

@@ -26,6 +26,7 @@ CHECKS = [
     "streams",
     "devices",
     "tensor maps are bounded",
+    "another batch",
     "unknown versions",
     "refusals",
     "planted faults",
