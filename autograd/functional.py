@@ -438,12 +438,18 @@ def explain(
             the one the tensors are on.
 
     Returns:
-        An Explanation: print it, or take `.as_dict()`.
+        An Explanation, which shows itself in lines; `.as_dict()` is for programs.
 
     Raises:
         ArgumentError, ArgumentTypeError: as for `corr2d`.
 
     Example:
+        >>> explain(torch.empty(6, 8), torch.empty(1, 2))
+        x 1x1x6x8, weight 1x1x1x2, y 1x1x6x7, stride 1x1, padding ..., dilation 1x1, groups 1
+        dtype float32, PyTorch's CPU convolution
+        fprop: 168 FLOP, 368 B compulsory
+        dgrad: 168 FLOP, 368 B compulsory
+        wgrad: 168 FLOP, 368 B compulsory
         >>> image, kernel = torch.empty(512, 512, device="meta"), torch.empty(3, 3, device="meta")
         >>> explain(image, kernel, device="h200").passes["fprop"].plan.kernel
         'fprop_rows'

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,10 @@ def receptive_field(args: argparse.Namespace) -> Outcome:
     """`tricorr receptive-field`."""
     from ..autograd.receptive_field import receptive_field as field_of
 
+    if args.plot:
+        from ..images.plots import check_figure_name
+
+        check_figure_name(args.plot)
     if len(args.layers) == 1 and (module := _module(args.layers[0])) is not None:
         field = field_of(module)
     else:
@@ -105,7 +109,21 @@ def receptive_field(args: argparse.Namespace) -> Outcome:
         f"one output element sees {'x'.join(map(str, field.size))} input elements\n"
         f"neighbouring outputs are ({step}) apart in the input; the first begins at ({start})"
     )
-    return Outcome(asdict(field), text)
+    if len(field.layers) > 1:
+        text += f"\n\n{field}"
+    numbers = ("size", "step", "start")
+    data: dict[str, Any] = {name: list(getattr(field, name)) for name in numbers}
+    data["layers"] = [
+        {"layer": name, "kind": kind} | {key: list(getattr(seen, key)) for key in numbers}
+        for name, kind, seen in field.layers
+    ]
+    if args.plot:
+        from ..images.plots import plot_receptive_field, save_figure
+
+        sizes = [(name, seen.size) for name, _, seen in field.layers]
+        save_figure(args.plot, plot_receptive_field(sizes))
+        text += f"\npicture: {args.plot}"
+    return Outcome(data, text)
 
 
 def explain(args: argparse.Namespace) -> Outcome:

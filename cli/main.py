@@ -236,6 +236,9 @@ def parser() -> Parser:
     sub.add_argument(
         "layers", nargs="+", metavar="LAYER", help="such as 3 or 7x7,dilation=2; or one MODULE"
     )
+    sub.add_argument(
+        "--plot", metavar="FILE", help="draws how the region grows from layer to layer"
+    )
 
     sub = command(
         "explain",

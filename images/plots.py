@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,6 +194,41 @@ def plot_features(image: torch.Tensor, filters: torch.Tensor, maps: torch.Tensor
         energy = _array(maps).clip(0, None).max(axis=0)
         drawn = panel.imshow(energy, cmap="magma", vmin=0, vmax=limit)
         _bare(panel, "strongest response of all")
+    return figure
+
+
+def plot_receptive_field(layers: Sequence[tuple[str, tuple[int, int]]]) -> Figure:
+    """What one output element sees after every layer, as bars of rows and columns.
+
+    Args:
+        layers: name and (h, w) of each, in the order they run.
+    """
+    figure = new_figure(7.0, min(1.2 + 0.22 * len(layers), 40))
+    panel = figure.add_subplot()
+    places = range(len(layers))
+    square = all(h == w for _, (h, w) in layers)
+    for axis, name in enumerate(("rows" if not square else "rows and columns", "columns")):
+        if axis and square:
+            break
+        thickness = 0.8 if square else 0.4
+        panel.barh(
+            [place + (0 if square else 0.4 * axis - 0.2) for place in places],
+            [size[axis] for _, size in layers],
+            height=thickness,
+            color=("#3b6ea8", "#d98c3f")[axis],
+            label=name,
+        )
+    for place, (_, (h, w)) in zip(places, layers, strict=True):
+        panel.annotate(
+            f" {h} x {w}", (max(h, w), place), va="center", ha="left", fontsize=7, color="#444444"
+        )
+    panel.set_yticks(list(places), [name for name, _ in layers], fontsize=7)
+    panel.invert_yaxis()
+    panel.margins(x=0.12)
+    panel.set_xlabel("input elements that one output element sees")
+    panel.spines[["top", "right"]].set_visible(False)
+    if not square:
+        panel.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -37,9 +37,9 @@ class Pass:
     floor_seconds: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
-    """The three operators of one call. `str()` is for people, `as_dict()` for programs."""
+    """The three operators of one call. Shows itself to people; `as_dict()` is for programs."""
 
     geometry: Geometry
     dtype: torch.dtype
@@ -69,6 +69,8 @@ class Explanation:
         for op, cost in self.passes.items():
             lines.append(f"{op}: {_describe(cost)}")
         return "\n".join(lines)
+
+    __repr__ = __str__
 
 
 def explain(

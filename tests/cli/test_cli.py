@@ -175,8 +175,17 @@ def test_features(prints_json, succeeds, photo, tmp_path):
 )
 def test_receptive_field(prints_json, succeeds, layers, size, step, start):
     found = prints_json("receptive-field", *layers)
-    assert found == {"size": size, "step": step, "start": start}
+    assert found == {"size": size, "step": step, "start": start, "layers": found["layers"]}
     assert f"sees {size[0]}x{size[1]} input elements" in succeeds("receptive-field", *layers)
+    assert found["layers"][-1]["size"] == size
+    assert len(found["layers"]) == len(layers)
+
+
+def test_receptive_field_is_drawn(succeeds, tmp_path):
+    pytest.importorskip("matplotlib")
+    text = succeeds("receptive-field", "7,stride=2", "3x1", "--plot", tmp_path / "field.png")
+    assert "1       window  11 x 7  2 x 2  0, 0" in text.splitlines()
+    assert (tmp_path / "field.png").stat().st_size > 1000
 
 
 def test_explain(prints_json, succeeds):
