@@ -11,7 +11,8 @@ one: its gradient is G again. A residual is added to the sum: its gradient is th
 Compilers trace the registered operators, whose derivatives are registered at the end of this file;
 eager mode and the transforms of torch.func run the autograd.Functions, which have forward-mode
 derivatives and rules for vmap too. Where PyTorch's own operators do the work, on CPU, they are
-called in their place: their derivatives are PyTorch's.
+called in their place, with PyTorch's derivatives; but not for large images of one channel, which
+have a faster way (ops/one_channel.py).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
 from .. import ops
-from ..ops import BackendError, Geometry, backend, cpu, direct
+from ..ops import BackendError, Geometry, backend, cpu, direct, one_channel
 from ..ops.cpu import ACTIVATION_FUNCTIONS
 from .batching import fold_bias, fold_weighted, fold_wgrad
 
@@ -41,7 +42,7 @@ def correlate(
     """fprop, differentiable in x, weight, bias and residual."""
     if _is_traced():
         return ops.fprop(x, weight, bias, geometry, precision, activation, residual)
-    if cpu.suffices(x, weight, bias, residual):
+    if cpu.suffices(x, weight, bias, residual) and not one_channel.takes(geometry, weight.dtype):
         return cpu.fprop(x, weight, bias, geometry, activation, residual)
     arguments = (x, weight, bias, residual, geometry, precision, activation)
     if _is_unwatched(x, weight, bias, residual):
@@ -64,7 +65,7 @@ def input_gradient(
                 "make the model PyTorch's first, by tricorr.convert_back, or use torch.export"
             )
         return ops.dgrad(dy, weight, geometry, precision, bias)
-    if cpu.suffices(dy, weight, bias):
+    if cpu.suffices(dy, weight, bias) and not one_channel.takes(geometry, weight.dtype):
         return cpu.dgrad(dy, weight, geometry, bias)
     if _is_unwatched(dy, weight, bias):
         return InputGradient2D.forward(dy, weight, bias, geometry, precision)
@@ -77,7 +78,7 @@ def weight_gradient(
     """wgrad, differentiable in x and dy."""
     if _is_traced():
         return ops.wgrad(x, dy, geometry, precision)
-    if cpu.suffices(x, dy):
+    if cpu.suffices(x, dy) and not one_channel.takes(geometry, dy.dtype):
         return cpu.wgrad(x, dy, geometry)
     if _is_unwatched(x, dy):
         return WeightGradient2D.forward(x, dy, geometry, precision)

@@ -20,6 +20,7 @@ from ..ops import (
     as_pair,
     as_shape,
     cpu,
+    one_channel,
     shown,
 )
 from ..ops.arguments import (
@@ -491,6 +492,8 @@ def _by_pytorch(
     if stride != 1 and cpu.crashes(input, weight, stride):
         return None
     dims = input.dim(), weight.dim()
+    if input.numel() * weight.numel() >= one_channel.MIN_WORK and weight.shape[-3:-2] in ((), (1,)):
+        return None  # there may be a faster way
     try:
         if type(padding) is not int:
             h, w = padding  # a string's letters are no numbers either

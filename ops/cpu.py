@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch.autograd import profiler
 
-from . import backend
+from . import backend, one_channel
 from .geometry import Geometry, Pair
 from .launch.formats import suggests_channels_last
 
@@ -105,9 +106,14 @@ def fprop(
         for term in (None if bias is None else bias.view(-1, 1, 1), residual):
             y = y if term is None else y + term
         return in_format(act(y), like=x)
-    image, padding = _symmetric(x.to(weight.dtype), geometry)
     if geometry.flip:
         weight = weight.flip(-2, -1)
+    if one_channel.takes(geometry, weight.dtype):
+        y = one_channel.fprop(x.to(weight.dtype), weight, geometry)
+        if y is not None:
+            y = y if bias is None else y.add_(bias.view(-1, 1, 1))
+            return in_format(act(y if residual is None else y.add_(residual)), like=x)
+    image, padding = _symmetric(x.to(weight.dtype), geometry)
     stride, groups = geometry.stride, geometry.groups
     if geometry.per_sample:
         image, weight = _samples_as_groups(image), weight.flatten(0, 1)
@@ -131,12 +137,22 @@ def dgrad(
         return in_format(zeros if bias is None else zeros + bias.view(-1, 1, 1), like=dy)
     padding, (top, bottom), (left, right) = _split_padding(geometry)
     padded = (geometry.N, geometry.C, geometry.H + top + bottom, geometry.W + left + right)
+    dx = None
     # A bias is added before the rounding.
     wide_dy, weight = _summable(dy, bias is not None), _summable(weight, bias is not None)
     if geometry.flip:
         weight = weight.flip(-2, -1)
-    dx, _ = _gradients(None, wide_dy, weight, geometry, padding, padded)
-    dx = dx.reshape(padded)
+    if one_channel.takes(geometry, dy.dtype):
+        plain = replace(
+            geometry,
+            H=padded[2],
+            W=padded[3],
+            padding_mode="zeros",
+            padding=((padding[0],) * 2, (padding[1],) * 2),
+        )
+        dx = one_channel.dgrad(dy, weight, plain)
+    if dx is None:
+        dx = _gradients(None, wide_dy, weight, geometry, padding, padded)[0].reshape(padded)
     if geometry.padding_mode != "zeros":
         dx = _add_images(dx, geometry)
     elif top or bottom or left or right:
@@ -151,6 +167,10 @@ def wgrad(x: torch.Tensor, dy: torch.Tensor, geometry: Geometry) -> torch.Tensor
     """dw, shaped as the weight; see registration.wgrad."""
     if geometry.macs == 0:
         return dy.new_zeros(geometry.weight_shape)
+    if one_channel.takes(geometry, dy.dtype):
+        dw = one_channel.wgrad(x.to(dy.dtype), dy, geometry)
+        if dw is not None:
+            return dw.flip(-2, -1) if geometry.flip else dw
     wide_dy = _summable(dy)
     image, padding = _symmetric(x.to(wide_dy.dtype), geometry)
     _, dw = _gradients(image, wide_dy, None, geometry, padding, image.shape)

@@ -1,0 +1,264 @@
+"""Correlations of one-channel images on CPU, where PyTorch's own convolution takes long.
+
+In float32 PyTorch's convolution of one channel runs at a small part of the processor's speed, and
+in float64 it first copies the image once for every tap. Three ways are faster, and need little
+memory besides the padded image:
+
+- few taps: the image is added up as often as the window has taps, in rows that stay in cache;
+- float32: 16 neighbouring pixels of a row count as 16 channels, of which the window is a banded
+  matrix; that is the same memory, as channels_last, and a convolution that PyTorch is fast at;
+- float64, and windows of one column: the same band as a matrix, by PyTorch's matrix product, or
+  products of spectra where the taps are many.
+
+A band has zeros beside the window, whose products with infinities and NaN would spread these: an
+image that holds any is left to PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from .geometry import Geometry
+
+#: Pixels that count as channels: the float32 lanes of the widest vector registers.
+LANES = 16
+#: Pixels of one block of rows: with its result it stays in a megabyte of cache.
+BLOCK = 2**16
+#: Multiply-adds below which PyTorch's call is over before the blocks are laid out.
+MIN_WORK = 2**20
+#: Most taps that are added up one by one, by the dtype (Zen 5 with AVX-512, PyTorch 2.13).
+FEW_TAPS = {torch.float32: 10, torch.float64: 49}
+#: Fewest taps of a float64 window for which spectra are faster than bands (the same).
+MANY_TAPS = 200
+#: Outputs of a row or column that one band serves.
+BAND = 32
+
+
+def takes(geometry: Geometry, dtype: torch.dtype) -> bool:
+    """Whether one of the ways above serves this correlation."""
+    g = geometry
+    if g.C != 1 or g.per_sample or dtype not in FEW_TAPS or g.macs < MIN_WORK:
+        return False
+    # To the right, padding makes up whole blocks of pixels too: as much must be there to show.
+    if g.stride != (1, 1) or g.dilation != (1, 1) or g.W <= 2 * (g.S + LANES):
+        return False
+    return all(pad >= 0 for pair in g.padding for pad in pair)
+
+
+def fprop(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor | None:
+    """y (N, K, P, Q), contiguous, of x (N, 1, H, W); None if the image is not finite."""
+    if not _is_finite(x):
+        return None
+    g = geometry
+    y = x.new_empty(g.y_shape)
+    taps = [(k, r, s) for k, r, s in weight[:, 0].nonzero().tolist()]
+    if len(taps) <= FEW_TAPS[x.dtype] * g.K:
+        padded = _padded(x, g, 0)
+        values = weight[:, 0].tolist()
+        for n, rows in _blocks(g):
+            _add_taps(padded[n], values, taps, y[n], rows)
+    elif g.S == 1:
+        _down(_padded(x, g, 0), weight, y)
+    elif x.dtype == torch.float32:
+        _as_channels(_padded(x, g, _filling(g)), weight, y, g)
+    elif g.R * g.S >= MANY_TAPS:
+        _by_spectra(_padded(x, g, 0), weight, y)
+    else:
+        _across(_padded(x, g, 0), weight, y)
+    return y
+
+
+def dgrad(dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor | None:
+    """dx (N, 1, H, W) of a geometry that pads with zeros; None if dy is not finite."""
+    turned = replace(geometry, K=1).adjoint()
+    total = None
+    for k in range(geometry.K):
+        window = weight[k : k + 1].flip(-2, -1)
+        part = fprop(dy[:, k : k + 1], window, turned)
+        if part is None:
+            return None
+        total = part if total is None else total.add_(part)
+    return total
+
+
+def wgrad(x: torch.Tensor, dy: torch.Tensor, geometry: Geometry) -> torch.Tensor | None:
+    """dw (K, 1, R, S); None if image or gradient is not finite."""
+    if not (_is_finite(x) and _is_finite(dy)):
+        return None
+    g = geometry
+    if x.dtype == torch.float32:
+        return _gradient_as_channels(_padded(x, g, _filling(g)), dy, g)
+    padded = _padded(x, g, 0)
+    dw = dy.new_zeros(g.weight_shape)
+    for q in range(0, g.Q, BAND):
+        width = min(BAND, g.Q - q)
+        for n in range(g.N):
+            for k in range(g.K):
+                right = dy[n, k, :, q : q + width]
+                for r in range(g.R):
+                    band = padded[n, 0, r : r + g.P, q : q + width + g.S - 1].T @ right
+                    dw[k, 0, r] += _diagonals(band.T.contiguous(), g.S).sum(-2)
+    return dw
+
+
+def _is_finite(image: torch.Tensor) -> bool:
+    """Whether all is finite; sums that overflow are taken for infinities of the image."""
+    return bool(image.sum().isfinite())
+
+
+def _filling(g: Geometry) -> int:
+    """Columns behind the padding that make whole blocks of LANES, as many as the outputs read."""
+    blocks = -(-g.Q // LANES) + -(-(g.S - 1) // LANES)
+    return blocks * LANES - (g.W + sum(g.padding[1]))
+
+
+def _padded(x: torch.Tensor, g: Geometry, filling: int) -> torch.Tensor:
+    """The image with its padding, contiguous, and as many columns more at the right."""
+    (top, bottom), (left, right) = g.padding
+    sides = (left, right + filling, top, bottom)
+    if not any(sides):
+        return x.contiguous()
+    mode = "constant" if g.padding_mode == "zeros" else g.padding_mode
+    return F.pad(x, sides, mode=mode).contiguous()
+
+
+def _blocks(g: Geometry) -> Iterator[tuple[int, slice]]:
+    """(sample, output rows) of all blocks."""
+    rows = max(1, BLOCK // g.W)
+    for n in range(g.N):
+        for p in range(0, g.P, rows):
+            yield n, slice(p, min(g.P, p + rows))
+
+
+def _add_taps(
+    padded: torch.Tensor,
+    values: list[list[list[float]]],
+    taps: list[tuple[int, int, int]],
+    y: torch.Tensor,
+    rows: slice,
+) -> None:
+    """y[k, rows] of one sample, a tap at a time."""
+    started = set()
+    Q = y.shape[-1]
+    for k, r, s in taps:
+        pixels, out = padded[0, rows.start + r : rows.stop + r, s : s + Q], y[k, rows]
+        if k in started:
+            out.add_(pixels, alpha=values[k][r][s])
+        else:
+            torch.mul(pixels, values[k][r][s], out=out)
+            started.add(k)
+    for k in set(range(len(y))) - started:
+        y[k, rows] = 0
+
+
+def _band(window: torch.Tensor, outputs: int) -> torch.Tensor:
+    """(..., outputs, outputs + S - 1) of a window (..., S): row i holds it from column i on."""
+    S = window.shape[-1]
+    spread = F.pad(window.unsqueeze(-2).expand(*window.shape[:-1], outputs, S), (0, outputs))
+    # Rows of one element more than the band: each starts one element earlier than the row before.
+    return spread.flatten(-2)[..., :-outputs].unflatten(-1, (outputs, outputs + S - 1))
+
+
+def _diagonals(band: torch.Tensor, S: int) -> torch.Tensor:
+    """(..., outputs, S) of a contiguous (..., outputs, columns): what `_band` placed there."""
+    *batch, outputs, _ = band.shape
+    *steps, row, column = band.stride()
+    return band.as_strided((*batch, outputs, S), (*steps, row + column, column))
+
+
+def _as_channels(padded: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, g: Geometry) -> None:
+    """y of an image whose rows are whole blocks of LANES pixels."""
+    K, _, R, S = weight.shape
+    band = F.pad(_band(weight[:, 0], LANES), (0, -(S - 1) % LANES))  # (K, R, lane, block * lane)
+    bank = band.unflatten(-1, (-1, LANES)).permute(0, 2, 4, 1, 3).flatten(0, 1)
+    blocks = -(-g.Q // LANES)
+    for n, rows in _blocks(g):
+        lanes = _lanes(padded[n : n + 1, 0, rows.start : rows.stop + R - 1])
+        sums = torch.conv2d(lanes, bank)  # (1, K * lane, rows, block)
+        planes = sums.view(K, LANES, -1, blocks).permute(0, 2, 3, 1)
+        y[n, :, rows] = planes.reshape(K, -1, blocks * LANES)[..., : g.Q]
+
+
+def _lanes(image: torch.Tensor) -> torch.Tensor:
+    """(N, H, W) as (N, LANES, H, W / LANES), channels_last."""
+    return image.unflatten(-1, (-1, LANES)).permute(0, 3, 1, 2)
+
+
+def _gradient_as_channels(padded: torch.Tensor, dy: torch.Tensor, g: Geometry) -> torch.Tensor:
+    """dw (K, 1, R, S): the gradient of `_as_channels`' bank, summed along its diagonals."""
+    blocks = -(-(g.S - 1) // LANES) + 1
+    bank = dy.new_empty(1).expand(g.K * LANES, LANES, g.R, blocks)
+    total = dy.new_zeros(bank.shape)
+    for n, rows in _blocks(g):
+        lanes = _lanes(padded[n : n + 1, 0, rows.start : rows.stop + g.R - 1])
+        grad = F.pad(dy[n, :, rows], (0, -g.Q % LANES)).unflatten(-1, (-1, LANES))
+        grad = grad.permute(0, 3, 1, 2).flatten(0, 1).unsqueeze(0)
+        _, part, _ = torch.ops.aten.convolution_backward(
+            grad, lanes, bank, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (False, True, False)
+        )
+        total += part
+    # (K, lane, lane, R, block) -> (K, R, lane, block * lane)
+    bands = total.unflatten(0, (g.K, LANES)).permute(0, 3, 1, 4, 2).flatten(-2).contiguous()
+    return _diagonals(bands, g.S).sum(-2).unsqueeze(1)
+
+
+def _down(padded: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> None:
+    """y under windows of one column: a band times the rows."""
+    band = _band(weight[:, 0, :, 0], BAND)
+    reach = weight.shape[2] - 1
+    for n in range(len(y)):
+        for k in range(len(weight)):
+            for p in range(0, y.shape[2], BAND):
+                out = y[n, k, p : p + BAND]
+                rows = len(out)
+                pixels = padded[n, 0, p : p + rows + reach]
+                torch.mm(band[k, :rows, : rows + reach], pixels, out=out)
+
+
+def _across(padded: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> None:
+    """y by bands, row of the window after row, in strips of BAND columns."""
+    _, _, R, S = weight.shape
+    bands = _band(weight[:, 0], BAND).mT.contiguous()  # (K, R, column, output)
+    P, Q = y.shape[-2:]
+    for n in range(len(y)):
+        for k in range(len(weight)):
+            for q in range(0, Q, BAND):
+                width = min(BAND, Q - q)
+                columns = slice(q, q + width + S - 1)
+                out = y[n, k, :, q : q + width].zero_()
+                for r in range(R):
+                    out.addmm_(
+                        padded[n, 0, r : r + P, columns], bands[k, r, : width + S - 1, :width]
+                    )
+
+
+def _by_spectra(padded: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> None:
+    """y by products of spectra, in overlapping strips of rows."""
+    R = weight.shape[2]
+    width = _smooth(padded.shape[-1])
+    height = _smooth(max(256, 4 * R))
+    spectra = torch.fft.rfft2(weight[:, 0], (height, width)).conj_physical()
+    rows = height - R + 1
+    for n in range(len(y)):
+        for p in range(0, y.shape[2], rows):
+            strip = torch.fft.rfft2(padded[n, 0, p : p + height], (height, width))
+            for k in range(len(weight)):
+                sums = torch.fft.irfft2(strip * spectra[k], (height, width))
+                out = y[n, k, p : p + rows]
+                out.copy_(sums[: len(out), : out.shape[-1]])
+
+
+def _smooth(size: int) -> int:
+    """The next number that has no prime factors but 2, 3 and 5: transforms are fast there."""
+    while True:
+        rest = size
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return size
+        size += 1
