@@ -137,7 +137,7 @@ def dgrad(
         return in_format(zeros if bias is None else zeros + bias.view(-1, 1, 1), like=dy)
     padding, (top, bottom), (left, right) = _split_padding(geometry)
     padded = (geometry.N, geometry.C, geometry.H + top + bottom, geometry.W + left + right)
-    dx = None
+    dx: torch.Tensor | None = None
     # A bias is added before the rounding.
     wide_dy, weight = _summable(dy, bias is not None), _summable(weight, bias is not None)
     if geometry.flip:
