@@ -137,22 +137,18 @@ def dgrad(
         return in_format(zeros if bias is None else zeros + bias.view(-1, 1, 1), like=dy)
     padding, (top, bottom), (left, right) = _split_padding(geometry)
     padded = (geometry.N, geometry.C, geometry.H + top + bottom, geometry.W + left + right)
-    dx: torch.Tensor | None = None
     # A bias is added before the rounding.
     wide_dy, weight = _summable(dy, bias is not None), _summable(weight, bias is not None)
     if geometry.flip:
         weight = weight.flip(-2, -1)
+    found = None
     if one_channel.takes(geometry, dy.dtype):
-        plain = replace(
-            geometry,
-            H=padded[2],
-            W=padded[3],
-            padding_mode="zeros",
-            padding=((padding[0],) * 2, (padding[1],) * 2),
-        )
-        dx = one_channel.dgrad(dy, weight, plain)
-    if dx is None:
-        dx = _gradients(None, wide_dy, weight, geometry, padding, padded)[0].reshape(padded)
+        sides = (padding[0], padding[0]), (padding[1], padding[1])
+        plain = replace(geometry, H=padded[2], W=padded[3], padding=sides, padding_mode="zeros")
+        found = one_channel.dgrad(dy, weight, plain)
+    if found is None:
+        found, _ = _gradients(None, wide_dy, weight, geometry, padding, padded)
+    dx = found.reshape(padded)
     if geometry.padding_mode != "zeros":
         dx = _add_images(dx, geometry)
     elif top or bottom or left or right:
