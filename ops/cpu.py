@@ -109,10 +109,11 @@ def fprop(
     if geometry.flip:
         weight = weight.flip(-2, -1)
     if one_channel.takes(geometry, weight.dtype):
-        y = one_channel.fprop(x.to(weight.dtype), weight, geometry)
-        if y is not None:
-            y = y if bias is None else y.add_(bias.view(-1, 1, 1))
-            return in_format(act(y if residual is None else y.add_(residual)), like=x)
+        sums = one_channel.fprop(x.to(weight.dtype), weight, geometry)
+        if sums is not None:
+            for term in (None if bias is None else bias.view(-1, 1, 1), residual):
+                sums = sums if term is None else sums.add_(term)
+            return in_format(act(sums), like=x)
     image, padding = _symmetric(x.to(weight.dtype), geometry)
     stride, groups = geometry.stride, geometry.groups
     if geometry.per_sample:
