@@ -8,7 +8,7 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .commands import (
     Outcome,
@@ -20,6 +20,7 @@ from .commands import (
     matrix,
     number_or_pair,
     padding_of,
+    read_picture,
 )
 
 # Everything else is imported where it is used: --help has to be quick.
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
     import torch
 
     from ..learning.accumulator import KernelAccumulator
+    from ..learning.field import VaryingKernel
     from ..learning.learned import KernelField, LearnedKernel
     from ..learning.quality import Quality
+
+    Found: TypeAlias = LearnedKernel | KernelField | VaryingKernel
 
 #: Pixels along a side of what is drawn of an image that is read by rows.
 DRAWN = 512
@@ -58,8 +62,8 @@ def _check(args: argparse.Namespace) -> None:
     if len(args.images) % 2:
         raise UsageError(f"images come as INPUT TARGET [INPUT TARGET ...], got {len(args.images)}")
     pairs = len(args.images) // 2
-    extra = [*args.mask, *args.input_mask, *args.weights]
-    for name in ("mask", "input_mask", "weights"):
+    extra = [*args.mask, *args.input_mask, *args.weights, *args.dq]
+    for name in ("mask", "input_mask", "weights", "dq"):
         count = len(getattr(args, name))
         if count not in (0, 1, pairs):
             option = name.replace("_", "-")
@@ -75,7 +79,24 @@ def _check(args: argparse.Namespace) -> None:
         if Path(args.residual).suffix.lower() not in (".npy", ".tif", ".tiff"):
             raise ArgumentError(f"a residual is saved as .npy or .tif, got {args.residual!r}")
         check_image_name(args.residual)
+    if args.order is not None:
+        if args.tiles or args.stream is not None or args.solver != "auto":
+            raise UsageError("--order goes without --tiles, --stream and --solver")
+        for name in ("convolution", "nonnegative", "sum_to", "smooth", "input_noise", "steps"):
+            if getattr(args, name):
+                raise UsageError(f"--order goes without --{name.replace('_', '-')}")
+        if args.loss != "squared":
+            raise UsageError("--order goes with --loss squared")
+        if args.output and not args.output.endswith(".npz"):
+            raise UsageError(f"with --order the kernel is saved as .npz, got {args.output}")
+    elif args.scale_order is not None:
+        raise UsageError("--scale-order goes with --order")
     if args.stream is not None:
+        if args.kernel_size == ["auto"] or args.input_noise or args.dq or args.ext:
+            raise UsageError(
+                "--stream goes without --kernel-size auto, --input-noise, --dq and --ext (write "
+                "file.fits[EXT])"
+            )
         if args.solver not in ("auto", "normal", "gd") or args.loss != "squared" or args.tiles:
             raise UsageError(
                 "--stream goes with --solver normal or gd and --loss squared, without --tiles"
@@ -103,22 +124,32 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _size(args: argparse.Namespace) -> Any:
+    sides = args.kernel_size
+    return "auto" if sides == ["auto"] else number_or_pair("--kernel-size", sides)
+
+
 def _constraints(args: argparse.Namespace) -> dict[str, Any]:
-    return {"ridge": args.ridge, "nonnegative": args.nonnegative, "sum_to": args.sum_to}
+    return {
+        "ridge": args.ridge,
+        "smooth": args.smooth,
+        "nonnegative": args.nonnegative,
+        "sum_to": args.sum_to,
+    }
 
 
 def _for_each_pair(images: list[str], pairs: int) -> list[Any]:
     return images * pairs if len(images) == 1 else images or [None] * pairs
 
 
-def _whole(args: argparse.Namespace, device: torch.device) -> LearnedKernel | KernelField:
+def _whole(args: argparse.Namespace, device: torch.device) -> Found:
     """Fit images that are read whole; draw the fit for --plot."""
     import torch
 
     from ..learning.learn import learn_kernel, learn_kernel_field
 
     pairs = len(args.images) // 2
-    images = [grey_image(path, double=True).to(device) for path in args.images]
+    images = [image.to(device) for image in _in_one_unit(args)]
     dtype = images[0].dtype
     for image in images:
         dtype = torch.promote_types(dtype, image.dtype)
@@ -129,15 +160,32 @@ def _whole(args: argparse.Namespace, device: torch.device) -> LearnedKernel | Ke
         **{n: getattr(args, n) for n in ("solver", "steps", "step_size", "loss", "log_every")},
         "progress": args.progress,
     }
+    if args.input_noise:
+        options["input_noise"] = args.input_noise
     for name in ("mask", "input_mask", "weights"):
         paths = getattr(args, name)
         if paths:
             read = [grey_image(path, double=True).to(device) for path in paths]
             options[name] = read * pairs if len(read) == 1 else read
-    size = number_or_pair("--kernel-size", args.kernel_size)
+    size = _size(args)
     x, y = images[::2], images[1::2]
-    found: LearnedKernel | KernelField
-    if args.tiles:
+    found: Found
+    if args.dq:
+        planes = [grey_image(path, double=True).to(device) == 0 for path in args.dq]
+        planes = planes * pairs if len(planes) == 1 else planes
+        kept = options.get("mask", planes)
+        options["mask"] = (
+            [good & (mask != 0) for good, mask in zip(planes, kept, strict=True)]
+            if "mask" in options
+            else planes
+        )
+    if args.order is not None:
+        used = ("bias", "background", "padding", "padding_mode", "ridge", "mask", "input_mask")
+        some = {name: options[name] for name in (*used, "weights") if name in options}
+        found = learn_kernel_field(
+            x, y, size, order=args.order, scale_order=args.scale_order, **some
+        )
+    elif args.tiles:
         tiles = number_or_pair("--tiles", args.tiles)
         found = learn_kernel_field(x, y, size, tiles, **options)
     else:
@@ -155,12 +203,43 @@ def _whole(args: argparse.Namespace, device: torch.device) -> LearnedKernel | Ke
     return found
 
 
+def _in_one_unit(args: argparse.Namespace) -> list[torch.Tensor]:
+    """The images, each pair in one unit: white is 1.0, or the numbers of the files."""
+    pictures = [
+        read_picture(_named(path, args.ext), grey=True, double=True) for path in args.images
+    ]
+    images = []
+    for i in range(0, len(pictures), 2):
+        pair, names = pictures[i : i + 2], args.images[i : i + 2]
+        mixed = len({picture.white != 1 for picture in pair}) > 1
+        for path, picture in zip(names, pair, strict=True):
+            scaled = mixed and picture.white != 1
+            if scaled:
+                print(
+                    f"note: {path} is taken by its numbers, 0 to {picture.white:g}: those of the "
+                    "other image have no white",
+                    file=sys.stderr,
+                )
+            images.append(picture.pixels * picture.white if scaled else picture.pixels)
+    return images
+
+
+def _named(path: str, extension: str | None) -> str:
+    """A FITS file's extension, unless the name has one of its own."""
+    from ..images.read import FITS_START, first_bytes, fits_extension
+
+    file, own = fits_extension(path)
+    if extension is None or own is not None or not file.is_file():
+        return path
+    return f"{path}[{extension}]" if first_bytes(file) == FITS_START else path
+
+
 def _streamed(args: argparse.Namespace, device: torch.device) -> LearnedKernel:
     """Fit images that are read a few rows at a time."""
     from ..learning.accumulator import KernelAccumulator
     from ..learning.streaming import accumulate
 
-    size = number_or_pair("--kernel-size", args.kernel_size)
+    size = _size(args)
     sums = KernelAccumulator(size, **_settings(args))
     pairs = len(args.images) // 2
     others = [_for_each_pair(getattr(args, n), pairs) for n in ("mask", "input_mask", "weights")]
@@ -229,19 +308,33 @@ def _blanked(image: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return image.masked_fill(~kept, math.nan)
 
 
-def _draw(path: str, found: LearnedKernel | KernelField, *images: torch.Tensor) -> None:
+def _draw(path: str, found: Found, *images: torch.Tensor) -> None:
     """Draws input, target, prediction and residual with the kernel."""
-    from ..images.plots import plot_field, plot_fit, save_figure
+    from ..images.plots import plot_field, plot_fit, plot_varying, save_figure
+    from ..learning.field import VaryingKernel
     from ..learning.learned import KernelField
 
     x, y, prediction, residual = images
     draw: Any = plot_field if isinstance(found, KernelField) else plot_fit
+    if isinstance(found, VaryingKernel):
+        draw = plot_varying
     save_figure(path, draw(x, y, found, prediction=prediction, residual=residual))
 
 
-def _in_words(found: LearnedKernel | KernelField) -> list[str]:
+def _in_words(found: Found) -> list[str]:
+    from ..learning.field import VaryingKernel
     from ..learning.learned import KernelField
 
+    if isinstance(found, VaryingKernel):
+        lines = [
+            str(found),
+            f"error: {found.rms:.3g} RMS over {found.pixels} pixels, "
+            f"{100 * found.reblur_error:.3g} % of the target's own variation",
+        ]
+        P, Q = found.extent
+        for at in ((0, 0), (P // 2, Q // 2), (P - 1, Q - 1)):
+            lines += [f"at row {at[0]}, column {at[1]}:", matrix(found.at(*at))]
+        return lines
     if isinstance(found, KernelField):
         lines = [str(found)]
         for i, row in enumerate(found.kernels):
@@ -279,10 +372,17 @@ def _quality_in_words(quality: Quality) -> list[str]:
     return lines
 
 
-def _as_data(found: LearnedKernel | KernelField) -> dict[str, Any]:
+def _as_data(found: Found) -> dict[str, Any]:
     """A fit for --json."""
+    from ..learning.field import FACTS, VaryingKernel
     from ..learning.learned import KernelField
 
+    if isinstance(found, VaryingKernel):
+        return {
+            "coefficients": found.coefficients.tolist(),
+            "background": found.background.tolist(),
+            **{name: getattr(found, name) for name in FACTS},
+        }
     if isinstance(found, KernelField):
         return {
             "weight": found.weight.tolist(),

@@ -31,9 +31,9 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         "-k",
         "--kernel-size",
         required=True,
-        type=numbers,
+        type=_size,
         metavar="ROWSxCOLUMNS",
-        help="of the window, in pixels: 5, 5x7 or 5 7",
+        help="of the window, in pixels: 5, 5x7 or 5 7; or auto",
     )
     sub.add_argument("-o", "--output", metavar="KERNEL", help="the kernel: .npy, .npz or .fits")
     sub.add_argument(
@@ -45,6 +45,10 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     _add_model(sub.add_argument_group("what is fitted"))
     _add_weights(sub.add_argument_group("which pixels count"))
     _add_solver(sub.add_argument_group("how it is found"))
+
+
+def _size(text: str) -> list[Any]:
+    return ["auto"] if text == "auto" else list(numbers(text))
 
 
 def _add_model(group: Any) -> None:
@@ -71,6 +75,18 @@ def _add_model(group: Any) -> None:
         "--convolution", action="store_true", help="a strict convolution: the kernel is flipped"
     )
     group.add_argument("--ridge", type=float, default=0.0, metavar="F", help="on the kernel's norm")
+    group.add_argument(
+        "--smooth", type=float, default=0.0, metavar="F", help="on differences of neighbours"
+    )
+    group.add_argument(
+        "--order",
+        type=int,
+        metavar="N",
+        help="a kernel that varies over the target as a polynomial of order N, 0 to 3",
+    )
+    group.add_argument(
+        "--scale-order", type=int, metavar="N", help="of the sum of that kernel; default: N"
+    )
     group.add_argument("--nonnegative", action="store_true", help="no element below zero")
     group.add_argument("--sum-to", type=float, metavar="F", help="what all elements sum to")
     group.add_argument(
@@ -94,6 +110,19 @@ def _add_weights(group: Any) -> None:
             metavar="IMAGE",
             help=f"{text}; one for all pairs, or one for each",
         )
+    group.add_argument(
+        "--dq",
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
+        help="data quality of TARGET: not zero is bad, and left out",
+    )
+    group.add_argument(
+        "--ext", metavar="EXT", help="extension of FITS images: a number or name; or a.fits[EXT]"
+    )
+    group.add_argument(
+        "--input-noise", type=float, metavar="F", help="standard deviation of the noise in INPUT"
+    )
     group.add_argument(
         "--loss",
         default="squared",

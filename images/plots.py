@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from ..learning.field import VaryingKernel
     from ..learning.learned import KernelField, LearnedKernel
 
 #: Colours of signed numbers, zero in the middle; colour-blind safe.
@@ -130,6 +131,39 @@ def plot_field(
     drawn = bottom[2].imshow(errors, cmap="magma", vmin=0, interpolation="none")
     _bar(bottom[2], drawn)
     _bare(bottom[2], "RMS error of each tile")
+    _masked_legend(figure, y, residual)
+    return figure
+
+
+def plot_varying(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    field: VaryingKernel,
+    *,
+    prediction: torch.Tensor,
+    residual: torch.Tensor,
+) -> Figure:
+    """A summary of a fit that varies: images, residual, kernels at nine places, photometric scale.
+
+    Args:
+        x: (H, W).
+        y: (H, W) or (P, Q).
+        field: the kernel.
+        prediction: (P, Q).
+        residual: (P, Q); NaN is left blank.
+    """
+    figure, top, bottom = _panels(3, x)
+    _images(top, x, y, prediction)
+    _signed(bottom[0], residual, f"prediction - target, RMS {field.rms:.2g}")
+    (P, Q), (R, S) = field.extent, field.coefficients.shape[1:]
+    kernels = np.full((3 * R + 2, 3 * S + 2), np.nan)
+    for i, j in np.ndindex(3, 3):
+        kernel = _array(field.at(i * (P - 1) / 2, j * (Q - 1) / 2))
+        kernels[i * (R + 1) : i * (R + 1) + R, j * (S + 1) : j * (S + 1) + S] = kernel
+    _signed(bottom[1], torch.from_numpy(kernels), "kernels at corners, edges, middle")
+    drawn = bottom[2].imshow(_array(field.scale()), cmap="magma", interpolation="none")
+    _bar(bottom[2], drawn)
+    _bare(bottom[2], "sum of the kernel")
     _masked_legend(figure, y, residual)
     return figure
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,9 +57,11 @@ def read_image(path: StrPath, *, grey: bool = False, double: bool = False) -> Pi
     pages the first is read.
 
     Args:
-        path: an image that Pillow or tifffile reads, a FITS file (its first image; row 0 is the
-            first in the file, which astronomers draw at the bottom), or a .npy file that holds
-            (H, W), (C, H, W) or (H, W, 3 or 4) numbers.
+        path: an image that Pillow or tifffile reads; a FITS file, perhaps with gzip, (its first
+            image, or the extension in brackets: `a.fits[1]`, `a.fits[SCI]`, `a.fits[SCI,2]`; row 0
+            is the first in the file, which astronomers draw at the bottom; BSCALE and BZERO are
+            applied, BLANK becomes NaN); or a .npy file that holds (H, W), (C, H, W) or
+            (H, W, 3 or 4) numbers.
         grey: whether colours become Rec. 709 luma, computed on the values as they are stored.
         double: whether float64 numbers stay what they are.
 
@@ -66,9 +70,9 @@ def read_image(path: StrPath, *, grey: bool = False, double: bool = False) -> Pi
         ArgumentError: it is empty, damaged, too large, or holds no image.
         ModuleNotFoundError: the library that reads it is not installed.
     """
+    file_path, extension = fits_extension(path)
     path = Path(path)
-    with path.open("rb") as file:
-        start = file.read(8)
+    start = first_bytes(file_path)
     if not start:
         raise ArgumentError(f"cannot read {path}: the file is empty")
     is_array = start.startswith(b"\x93NUMPY")
@@ -78,6 +82,8 @@ def read_image(path: StrPath, *, grey: bool = False, double: bool = False) -> Pi
         elif start == FITS_START:
             is_array, (array, kind, notes) = True, _from_fits(path)
         else:
+            if extension is not None:
+                raise ArgumentError(f"cannot read {path}: only FITS files have extensions")
             array, kind, notes = _from_pillow(path)
     except (ArgumentError, ModuleNotFoundError):
         raise
@@ -215,27 +221,64 @@ def _from_fits(path: Path) -> tuple[NDArray[Any], str, list[str]]:
 
 def fits_numbers(array: NDArray[Any]) -> NDArray[Any]:
     """Counts stay counts: integers as floats of the same value, and none of them is white."""
-    return array if array.dtype.kind == "f" else array.astype(np.float32)
+    if array.dtype.kind == "f":
+        return array
+    return array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64)
+
+
+def fits_extension(path: StrPath) -> tuple[Path, str | None]:
+    """A file's name, and what stands in brackets behind it: "1", "SCI" or "SCI,2"."""
+    text = str(path)
+    found = re.fullmatch(r"(.+)\[([^\[\]]+)\]", text)
+    if found is None or Path(text).exists():
+        return Path(path), None
+    return Path(found[1]), found[2]
+
+
+def first_bytes(path: Path) -> bytes:
+    """The first eight of a file, or of what gzip holds."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    if not start.startswith(b"\x1f\x8b"):
+        return start
+    with gzip.open(path) as file:
+        return file.read(8)
 
 
 @contextmanager
 def open_fits(path: StrPath) -> Iterator[Any]:
-    """The first image of a FITS file, sliced as an array is and read no sooner.
+    """An image of a FITS file, sliced as an array is and read no sooner.
+
+    Args:
+        path: the file, of which the first image is taken, or `file[extension]`.
 
     Raises:
-        ArgumentError: it holds none.
+        ArgumentError: it holds none, or none of that name or number.
         ModuleNotFoundError: astropy is not installed.
     """
     with needs("fits"):
         from astropy.io import fits
+    file_path, extension = fits_extension(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about headers that break the standard a little
-        with fits.open(path, memmap=False) as units:
-            for unit in units:
+        with fits.open(file_path, memmap=False) as units:
+            for unit in units if extension is None else [_unit(units, extension, path)]:
                 if unit.is_image and unit.shape:
                     yield unit.section
                     return
     raise ArgumentError(f"cannot read {path}: it holds no image")
+
+
+def _unit(units: Any, extension: str, path: StrPath) -> Any:
+    """A unit of an open FITS file by number, name, or name and version."""
+    name, _, version = extension.partition(",")
+    try:
+        if name.isdecimal():
+            return units[int(name)]
+        return units[(name, int(version))] if version else units[name]
+    except (KeyError, IndexError, ValueError):
+        held = ", ".join(f"{i} {unit.name}".strip() for i, unit in enumerate(units))
+        raise ArgumentError(f"cannot read {path}: no such extension, it holds {held}") from None
 
 
 def _from_pillow(path: Path) -> tuple[NDArray[Any], str, list[str]]:

@@ -8,7 +8,7 @@ was read is let go, and no handle is kept.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,10 +21,13 @@ from ..ops.geometry import Pair
 from .extras import needs
 from .read import (
     FITS_START,
+    WHITE,
     as_rows,
     brightness,
     channels_first,
     checked_page,
+    first_bytes,
+    fits_extension,
     fits_numbers,
     is_channels_last,
     open_fits,
@@ -45,12 +48,18 @@ class ImageRows:
         kind: "npy", "fits", "tiff" or "array".
         shape: (H, W) or (C, H, W) of what `read` gives, all rows taken.
         grey: whether colours become luma.
+        white: the number in the file that is 1.0 in what `read` gives; -1 for numbers as stored.
     """
 
     source: ImageSource
     kind: str
     shape: tuple[int, ...]
     grey: bool
+    white: float = 1.0
+
+    def as_stored(self) -> ImageRows:
+        """The same with the numbers of the file, none of which is white."""
+        return replace(self, white=-1.0)
 
     @property
     def extent(self) -> Pair:
@@ -63,7 +72,9 @@ class ImageRows:
         Integers become what `read_image` makes of them.
         """
         array = _rows_of(self.source, self.kind, first, last)
-        pixels, _ = brightness(array, double=True)
+        pixels, white = brightness(array, double=True)
+        if self.white == -1.0:
+            pixels = pixels * pixels.dtype.type(white)
         return channels_first(pixels, self.grey, shown_source(self.source))
 
 
@@ -85,9 +96,7 @@ def open_rows(source: ImageSource, *, grey: bool = False) -> ImageRows:
         return source
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        with path.open("rb") as file:
-            start = file.read(8)
-        kind = _kind(start, path)
+        kind = _kind(first_bytes(fits_extension(source)[0]), path)
     elif hasattr(source, "shape") and hasattr(source, "__getitem__"):
         kind, path = "array", source
     else:
@@ -104,7 +113,12 @@ def open_rows(source: ImageSource, *, grey: bool = False) -> ImageRows:
     shape = (*top.shape[:-2], height, top.shape[-1])
     if 0 in shape:
         raise ArgumentError(f"cannot read {shown_source(source)}: it has no pixels (shape {shape})")
-    return ImageRows(path, kind, shape, grey)
+    return ImageRows(path, kind, shape, grey, WHITE.get(str(_stored_dtype(path, kind)), 1.0))
+
+
+def _stored_dtype(source: ImageSource, kind: str) -> Any:
+    """The dtype of the first row as it is read."""
+    return _rows_of(source, kind, 0, 1).dtype
 
 
 def shown_source(source: ImageSource) -> str:

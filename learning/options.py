@@ -67,7 +67,7 @@ class Settings:
     ) -> list[ImagePair]:
         """One pair, or lists of equal length, as checked pairs."""
         if not is_list(x) and not is_list(y):
-            return [self.pair(x, y, mask, input_mask, weights, input_noise)]
+            return _with_pixels([self.pair(x, y, mask, input_mask, weights, input_noise)])
         if not is_list(x) or not is_list(y) or len(x) != len(y) or not x:
             counts = [f"{len(v)} of them" if is_list(v) else "one" for v in (x, y)]
             raise ArgumentError(
@@ -97,7 +97,14 @@ class Settings:
                         f"shape {tuple(first.shape)} on {first.device} and {tuple(other.shape)} on "
                         f"{other.device}"
                     )
-        return pairs
+        return _with_pixels(pairs)
+
+
+def _with_pixels(pairs: list[ImagePair]) -> list[ImagePair]:
+    """The pairs, unless nothing of them counts."""
+    if all(pair.weights is not None and not bool(pair.weights.any()) for pair in pairs):
+        raise ArgumentError("there is nothing to fit: masks and weights leave out every pixel of y")
+    return pairs
 
 
 def as_settings(

@@ -76,6 +76,9 @@ def accumulate(
         for name, source in given
         if source is not None
     }
+    if len({images[name].white != 1 for name in ("x", "y")}) > 1:
+        # A picture beside numbers that have no white: the numbers of both files count.
+        images |= {name: images[name].as_stored() for name in ("x", "y")}
     P, Q = output_extent(sums.settings, images["x"])
     top_row: torch.Tensor | None = None
     with Reporter(0, progress).over(None, total=P * Q, unit="pixel") as bar:

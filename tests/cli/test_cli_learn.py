@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from tricorr import KernelAccumulator, corr2d, learn_kernel, learn_kernel_field
+from tricorr import (
+    KernelAccumulator,
+    VaryingKernel,
+    corr2d,
+    learn_kernel,
+    learn_kernel_field,
+)
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("matplotlib")
@@ -298,3 +304,66 @@ def test_modules_that_are_none(fails, tmp_path, text, message):
     (tmp_path / "wrong.py").write_text("this is no Python")
     (tmp_path / "wrong.pt").write_text("this is no module")
     assert message in fails("receptive-field", text)
+
+
+@pytest.fixture
+def observed(tmp_path, monkeypatch):
+    """Images of FITS with extensions and data quality, in counts, and the kernel between them."""
+    fits = pytest.importorskip("astropy.io.fits")
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    x, weight = random.integers(0, 60000, (30, 28)), np.array([[0.1, 0.2], [0.3, 0.4]])
+    y = corr2d(torch.from_numpy(x.astype(float)), torch.from_numpy(weight)).numpy()
+    bad = np.zeros(y.shape, np.int16)
+    bad[4, 5] = 8
+    spoilt = np.where(bad, 1e9, y)
+    units = [fits.PrimaryHDU(), fits.ImageHDU(spoilt, name="SCI"), fits.ImageHDU(bad, name="DQ")]
+    fits.HDUList(units).writeto("y.fits.gz")
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(x.astype("u2"), name="SCI")]).writeto("x.fits")
+    np.save("x.npy", x.astype(np.uint16))
+    np.save("y.npy", y)
+    return x, y, weight
+
+
+def test_extensions_and_data_quality_of_fits(prints_json, observed):
+    _, _, weight = observed
+    command = ["learn", "x.fits", "y.fits.gz", "-k", "2", "--ext", "SCI", "--dq", "y.fits.gz[DQ]"]
+    found = prints_json(*command)
+    np.testing.assert_allclose(found["weight"], weight, atol=1e-9)
+    found = prints_json("learn", "x.fits[1]", "y.fits.gz[SCI,1]", "-k", "2", "--dq", "y.fits.gz[2]")
+    np.testing.assert_allclose(found["weight"], weight, atol=1e-9)
+
+
+@pytest.mark.parametrize("way", ["whole", "stream"])
+def test_integers_beside_floats_are_numbers(prints_json, observed, way):
+    found = prints_json("learn", "x.npy", "y.npy", "-k", "2", *(["--stream"] * (way == "stream")))
+    np.testing.assert_allclose(found["weight"], observed[2], atol=1e-9)
+
+
+def test_a_kernel_that_varies_and_a_window_that_is_chosen(prints_json, observed):
+    x, y, weight = observed
+    ramp = np.linspace(1, 2, y.shape[1])
+    np.save("ramp.npy", y * ramp)
+    command = ["learn", "x.npy", "ramp.npy", "-k", "2", "--order", "1", "-o", "field.npz"]
+    found = prints_json(*command, "--plot", "field.png")
+    assert found["order"] == 1
+    field = VaryingKernel.load("field.npz")
+    np.testing.assert_allclose(field.at(0, 0), weight, atol=1e-9)
+    np.testing.assert_allclose(field.at(3, y.shape[1] - 1), 2 * weight, atol=1e-9)
+    np.save("same.npy", 3 * x)
+    assert prints_json("learn", "x.npy", "same.npy", "-k", "auto")["weight"] == [[3.0]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x.fits[9]", "y.npy", "-k", "2"], "no such extension, it holds 0 PRIMARY, 1 SCI"),
+        (["y.npy", "y.npy", "-k", "1", "--mask", "none.npy"], "leave out every pixel"),
+        (["x.npy", "y.npy", "-k", "2", "--scale-order", "1"], "--scale-order goes with --order"),
+        (["x.npy", "y.npy", "-k", "2", "--order", "1", "-o", "k.npy"], "saved as .npz"),
+        (["x.npy", "y.npy", "-k", "2", "--order", "1", "--tiles", "2"], "goes without --tiles"),
+    ],
+)
+def test_what_observers_do_wrong_takes_one_line(backend, fails, observed, arguments, message):
+    np.save("none.npy", np.zeros((29, 27)))
+    assert message in fails("learn", *arguments)
