@@ -47,7 +47,7 @@ def is_watched() -> bool:
         getattr(enter, "calls", enter)
         or getattr(leave, "calls", leave)
         or runtime.debug
-        or knobs.compilation.instrumentation_mode
+        or getattr(knobs.compilation, "instrumentation_mode", None)
         or getattr(runtime, "add_stages_inspection_hook", None)
     )
 
