@@ -25,7 +25,7 @@ from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
 from .. import ops
-from ..ops import BackendError, Geometry, backend, cpu, direct, one_channel
+from ..ops import BackendError, Geometry, backend, cpu, one_channel
 from ..ops.cpu import ACTIVATION_FUNCTIONS
 from .batching import fold_bias, fold_weighted, fold_wgrad
 
@@ -40,13 +40,13 @@ def correlate(
     residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """fprop, differentiable in x, weight, bias and residual."""
+    arguments = (x, weight, bias, geometry, precision, activation, residual)
     if _is_traced():
-        return ops.fprop(x, weight, bias, geometry, precision, activation, residual)
+        return ops.fprop(*arguments)
     if cpu.suffices(x, weight, bias, residual) and not one_channel.takes(geometry, weight.dtype):
-        return cpu.fprop(x, weight, bias, geometry, activation, residual)
-    arguments = (x, weight, bias, residual, geometry, precision, activation)
+        return cpu.fprop(*arguments)
     if _is_unwatched(x, weight, bias, residual):
-        return CrossCorrelation2D.forward(*arguments)
+        return ops.fprop(*arguments)
     return CrossCorrelation2D.apply(*arguments)
 
 
@@ -66,10 +66,10 @@ def input_gradient(
             )
         return ops.dgrad(dy, weight, geometry, precision, bias)
     if cpu.suffices(dy, weight, bias) and not one_channel.takes(geometry, weight.dtype):
-        return cpu.dgrad(dy, weight, geometry, bias)
+        return cpu.dgrad(dy, weight, geometry, precision, bias)
     if _is_unwatched(dy, weight, bias):
-        return InputGradient2D.forward(dy, weight, bias, geometry, precision)
-    return InputGradient2D.apply(dy, weight, bias, geometry, precision)
+        return ops.dgrad(dy, weight, geometry, precision, bias)
+    return InputGradient2D.apply(dy, weight, geometry, precision, bias)
 
 
 def weight_gradient(
@@ -79,9 +79,9 @@ def weight_gradient(
     if _is_traced():
         return ops.wgrad(x, dy, geometry, precision)
     if cpu.suffices(x, dy) and not one_channel.takes(geometry, dy.dtype):
-        return cpu.wgrad(x, dy, geometry)
+        return cpu.wgrad(x, dy, geometry, precision)
     if _is_unwatched(x, dy):
-        return WeightGradient2D.forward(x, dy, geometry, precision)
+        return ops.wgrad(x, dy, geometry, precision)
     return WeightGradient2D.apply(x, dy, geometry, precision)
 
 
@@ -222,22 +222,11 @@ def _save(ctx: Any, *tensors: torch.Tensor | None) -> None:
 class CrossCorrelation2D(_Function):
     """y = fprop(x, weight, bias, residual), activated."""
 
-    @staticmethod
-    def forward(
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        residual: torch.Tensor | None,
-        geometry: Geometry,
-        precision: str,
-        activation: str,
-    ) -> torch.Tensor:
-        run = direct if direct.only_the_device_sees(x, weight, bias, residual) else ops
-        return run.fprop(x, weight, bias, geometry, precision, activation, residual)
+    forward = staticmethod(ops.fprop)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        x, weight, bias, residual, ctx.geometry, ctx.precision, ctx.activation = inputs
+        x, weight, bias, ctx.geometry, ctx.precision, ctx.activation, residual = inputs
         plain = ctx.activation == "none"
         _save(ctx, *((x, weight) if plain else (x, weight, bias, residual, output)))
 
@@ -247,8 +236,9 @@ class CrossCorrelation2D(_Function):
             return None, None, None, None, None, None, None
         saved = (*ctx.saved_tensors, None, None, None)[:5]
         needs = ctx.needs_input_grad
-        grads = _fprop_backward(needs, saved, dy, ctx.geometry, ctx.precision, ctx.activation)
-        return (*grads, None, None, None)
+        options = (ctx.geometry, ctx.precision, ctx.activation)
+        *grads, dresidual = _fprop_backward((*needs[:3], needs[6]), saved, dy, *options)
+        return (*grads, None, None, None, dresidual)
 
     @staticmethod
     def jvp(
@@ -256,8 +246,10 @@ class CrossCorrelation2D(_Function):
         tx: torch.Tensor | None,
         tweight: torch.Tensor | None,
         tbias: torch.Tensor | None,
+        _geometry: None,
+        _precision: None,
+        _activation: None,
         tresidual: torch.Tensor | None,
-        *_: None,
     ) -> torch.Tensor | None:
         x, weight, bias, residual, y = (*ctx.saved_tensors, None, None, None)[:5]
         geometry, precision = ctx.geometry, ctx.precision
@@ -287,21 +279,21 @@ class CrossCorrelation2D(_Function):
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        residual: torch.Tensor | None,
         geometry: Geometry,
         precision: str,
         activation: str,
+        residual: torch.Tensor | None,
     ) -> tuple[torch.Tensor, int]:
         if residual is not None:  # added to rounded sums: it does not fold as images do
             if any(dim is not None for dim in in_dims[:3]):
                 plain = (*in_dims[:3], None, None, None, None)
                 sums, dim = CrossCorrelation2D.vmap(
-                    info, plain, x, weight, bias, None, geometry, precision, "none"
+                    info, plain, x, weight, bias, geometry, precision, "none", None
                 )
                 sums = sums.movedim(dim, 0)
             else:
                 sums = correlate(x, weight, bias, geometry, precision)
-            residual = residual if in_dims[3] is None else residual.movedim(in_dims[3], 0)
+            residual = residual if in_dims[6] is None else residual.movedim(in_dims[6], 0)
             return ACTIVATION_FUNCTIONS[activation](sums + residual), 0
 
         def run(
@@ -320,20 +312,11 @@ class CrossCorrelation2D(_Function):
 class InputGradient2D(_Function):
     """dx = dgrad(dy, weight, bias)."""
 
-    @staticmethod
-    def forward(
-        dy: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        geometry: Geometry,
-        precision: str,
-    ) -> torch.Tensor:
-        run = direct if direct.only_the_device_sees(dy, weight, bias) else ops
-        return run.dgrad(dy, weight, geometry, precision, bias)
+    forward = staticmethod(ops.dgrad)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        dy, weight, _, ctx.geometry, ctx.precision = inputs
+        dy, weight, ctx.geometry, ctx.precision, _ = inputs
         _save(ctx, dy, weight)
 
     @staticmethod
@@ -341,16 +324,18 @@ class InputGradient2D(_Function):
         if ddx is None:
             return None, None, None, None, None
         needs = ctx.needs_input_grad
-        grads = _dgrad_backward(needs, ctx.saved_tensors, ddx, ctx.geometry, ctx.precision)
-        return (*grads, None, None)
+        needs = (needs[0], needs[1], needs[4])
+        *grads, dbias = _dgrad_backward(needs, ctx.saved_tensors, ddx, ctx.geometry, ctx.precision)
+        return (*grads, None, None, dbias)
 
     @staticmethod
     def jvp(
         ctx: Any,
         tdy: torch.Tensor | None,
         tweight: torch.Tensor | None,
+        _geometry: None,
+        _precision: None,
         tbias: torch.Tensor | None,
-        *_: None,
     ) -> torch.Tensor | None:
         dy, weight = ctx.saved_tensors
         terms = []
@@ -368,9 +353,9 @@ class InputGradient2D(_Function):
         in_dims: tuple[int | None, ...],
         dy: torch.Tensor,
         weight: torch.Tensor,
-        bias: torch.Tensor | None,
         geometry: Geometry,
         precision: str,
+        bias: torch.Tensor | None,
     ) -> tuple[torch.Tensor, int]:
         def run(
             _: str,
@@ -381,18 +366,14 @@ class InputGradient2D(_Function):
         ) -> torch.Tensor:
             return input_gradient(dy, weight, geometry, precision, bias)
 
-        return _vmap_weighted("dgrad", run, info, in_dims, dy, weight, bias, geometry)
+        dims = (*in_dims[:2], in_dims[4])
+        return _vmap_weighted("dgrad", run, info, dims, dy, weight, bias, geometry)
 
 
 class WeightGradient2D(_Function):
     """dw = wgrad(x, dy)."""
 
-    @staticmethod
-    def forward(
-        x: torch.Tensor, dy: torch.Tensor, geometry: Geometry, precision: str
-    ) -> torch.Tensor:
-        run = direct if direct.only_the_device_sees(x, dy) else ops
-        return run.wgrad(x, dy, geometry, precision)
+    forward = staticmethod(ops.wgrad)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

@@ -96,10 +96,11 @@ def fprop(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     geometry: Geometry,
+    precision: str = "ieee",
     activation: str = "none",
     residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """y (N, K, P, Q); see registration.fprop."""
+    """y (N, K, P, Q); see operators.fprop. PyTorch's CPU convolution has no precisions."""
     act = ACTIVATION_FUNCTIONS[activation]
     if geometry.macs == 0:
         y = weight.new_zeros(geometry.y_shape)
@@ -130,9 +131,13 @@ def fprop(
 
 @_without_autocast
 def dgrad(
-    dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry, bias: torch.Tensor | None = None
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    geometry: Geometry,
+    precision: str = "ieee",
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """dx (N, C, H, W); see registration.dgrad."""
+    """dx (N, C, H, W); see operators.dgrad."""
     if geometry.macs == 0:
         zeros = dy.new_zeros(geometry.x_shape)
         return in_format(zeros if bias is None else zeros + bias.view(-1, 1, 1), like=dy)
@@ -160,8 +165,10 @@ def dgrad(
 
 
 @_without_autocast
-def wgrad(x: torch.Tensor, dy: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    """dw, shaped as the weight; see registration.wgrad."""
+def wgrad(
+    x: torch.Tensor, dy: torch.Tensor, geometry: Geometry, precision: str = "ieee"
+) -> torch.Tensor:
+    """dw, shaped as the weight; see operators.wgrad."""
     if geometry.macs == 0:
         return dy.new_zeros(geometry.weight_shape)
     if one_channel.takes(geometry, dy.dtype):

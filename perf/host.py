@@ -27,10 +27,12 @@ import torch.nn.functional as F
 from ..autograd.function import correlate
 from ..autograd.functional import corr2d
 from ..autograd.modules import Conv2D
-from ..ops import direct, geometry_of, registration
+from ..ops import backend, geometry_of
 from ..ops.launch.formats import empty_in_format
 from ..ops.plan import choose
+from ..ops.plan.device import Device
 from ..ops.plan.problem import Problem
+from ..ops.schema import steps_of
 
 #: Calls that are timed together, and how often in turns.
 CALLS, REPEATS = 1000, 15
@@ -72,7 +74,6 @@ def _nothing(*arguments: Any) -> None:
 def without_work() -> Iterator[None]:
     """Operators that do all but run their kernels."""
     from .. import kernels
-    from ..ops.launch import arguments as launch
     from ..ops.launch import prepared
 
     with ExitStack() as stack:
@@ -83,7 +84,7 @@ def without_work() -> Iterator[None]:
         for name in kernels.__all__:
             if hasattr(kernel := getattr(kernels, name), "arg_names"):
                 replace(kernels, name, _Unlaunched(kernel))
-        replace(direct, "fprop", launch.fprop)
+        replace(backend, "CPU_DEVICE", Device("a GPU without work", "none", 4))
         replace(prepared, "direct_launch", _launched_nowhere)
         replace(prepared, "current_stream", lambda device: 0)
         prepared.forget_prepared()
@@ -99,15 +100,16 @@ def paths() -> dict[str, Callable[[], Any]]:
     weight, learned = torch.rand(1, 1, 1, 2), torch.rand(1, 1, 1, 2, requires_grad=True)
     geometry = geometry_of((1, 1, 6, 8), (1, 1, 1, 2))
     plan = choose.plan(Problem("fprop", geometry, x.dtype))
+    registered = (x, weight, None, None, "none", *steps_of(geometry), "ieee")
     theirs, ours = torch.nn.Conv2d(1, 1, (1, 2)), Conv2D(1, 1, (1, 2))
     return {
         "F.conv2d": lambda: F.conv2d(x, weight),
         "F.conv2d, with gradients": lambda: F.conv2d(x, learned),
         "nn.Conv2d, with gradients": lambda: theirs(x),
         "allocation": lambda: empty_in_format(geometry.y_shape, x.dtype, like=x),
-        "launch": lambda: direct.fprop(x, weight, None, geometry),
+        "launch": lambda: launch.fprop(x, weight, None, geometry),
         "launch, not prepared": lambda: launch.fprop(x, weight, None, geometry, plan=plan),
-        "registered operator": lambda: registration.fprop(x, weight, None, geometry),
+        "registered operator": lambda: torch.ops.tricorr.fprop(*registered),
         "autograd": lambda: correlate(x, weight, None, geometry, "ieee"),
         "autograd, with gradients": lambda: correlate(x, learned, None, geometry, "ieee"),
         "corr2d": lambda: corr2d(x, weight),

@@ -124,7 +124,7 @@ class GpuRig:
 
         def fprop() -> torch.Tensor:
             x, residual = to_last(o.x), o.residual
-            return arguments.fprop(x, o.weight, o.bias, g, o.precision, activation, plan, residual)
+            return arguments.fprop(x, o.weight, o.bias, g, o.precision, activation, residual, plan)
 
         def dgrad() -> torch.Tensor:
             return arguments.dgrad(to_last(o.dy), o.weight, g, o.precision, plan=plan)

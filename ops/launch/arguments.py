@@ -1,6 +1,6 @@
 """Tensors to kernels: allocate the result, ask for the plan, launch. One function per operator.
 
-Importing this imports triton: only registration.py does so, when a call needs a kernel.
+Importing this imports triton: only operators.py does so, when a call needs a kernel.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def fprop(
     geometry: Geometry,
     precision: str = "ieee",
     activation: str = "none",
-    plan: Plan | None = None,
     residual: torch.Tensor | None = None,
+    plan: Plan | None = None,
 ) -> torch.Tensor:
-    """y (N, K, P, Q) by a Triton kernel; see registration.fprop. `plan` replaces the planner's."""
+    """y (N, K, P, Q) by a Triton kernel; see operators.fprop. `plan` replaces the planner's."""
     operands = (x, weight, bias, residual)
     key = ("fprop", geometry, precision, activation, *map(facts_of, operands))
     if plan is None and (ready := prepared(key)):
@@ -74,7 +74,7 @@ def dgrad(
     bias: torch.Tensor | None = None,
     plan: Plan | None = None,
 ) -> torch.Tensor:
-    """dx (N, C, H, W) by a Triton kernel; see registration.dgrad. `plan` replaces the planner's."""
+    """dx (N, C, H, W) by a Triton kernel; see operators.dgrad. `plan` replaces the planner's."""
     key = ("dgrad", geometry, precision, facts_of(dy), facts_of(weight), facts_of(bias))
     if plan is None and (ready := prepared(key)):
         return ready.run((dy, weight, bias), dy.device)
@@ -106,7 +106,7 @@ def wgrad(
     precision: str = "ieee",
     plan: Plan | None = None,
 ) -> torch.Tensor:
-    """dw, shaped as the weight, by Triton kernels; see registration.wgrad."""
+    """dw, shaped as the weight, by Triton kernels; see operators.wgrad."""
     key = ("wgrad", geometry, precision, facts_of(x), facts_of(dy))
     if plan is None and (ready := prepared(key)):
         return ready.run((x, dy), x.device)

@@ -46,7 +46,7 @@ def launched(family, dtype, device, activation, order=lambda r: r):
         x = x.to(memory_format=torch.channels_last)
     plan = tile and with_tile("fprop", g, tile)
     residual = order(residual)
-    y = launch.fprop(x, weight, bias, g, "ieee", activation, plan, residual)
+    y = launch.fprop(x, weight, bias, g, "ieee", activation, residual, plan)
     sums = reference.fprop(*(t.double().cpu().numpy() for t in (x, weight, bias)), g)
     return y, torch.from_numpy(sums).to(device) + residual.double()
 

@@ -397,8 +397,9 @@ def _twice(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 def drawn(count: int, seed: int) -> Iterator[tuple[str, Callable[..., Any], Any]]:
     """Random geometries, dtypes, formats and offsets."""
-    from tricorr.ops import direct, geometry_of
+    from tricorr.ops import geometry_of
     from tricorr.ops.errors import ArgumentError
+    from tricorr.ops.launch import arguments as direct
 
     rng = random.Random(seed)
     done = 0

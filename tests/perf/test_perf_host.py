@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tricorr import corr2d, kernels
-from tricorr.ops import direct
+from tricorr.ops import backend as backends
+from tricorr.ops import cpu
 from tricorr.perf import host
 
 pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
@@ -14,9 +15,9 @@ pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 
 def test_the_work_is_left_out_and_put_back(backend, monkeypatch):
     done = []
-    monkeypatch.setattr(direct.cpu, "fprop", lambda *args: done.append(args))
+    monkeypatch.setattr(cpu, "fprop", lambda *args: done.append(args))
     monkeypatch.setattr(kernels.fprop_rows, "run", lambda *args, **kwargs: done.append(args))
-    real = direct.fprop, kernels.fprop_rows
+    real = backends.CPU_DEVICE, kernels.fprop_rows
     with host.without_work():
         y = corr2d(torch.ones(3, 4, requires_grad=True), torch.ones(2, 2))
         for call in host.paths().values():
@@ -24,7 +25,7 @@ def test_the_work_is_left_out_and_put_back(backend, monkeypatch):
     assert not done
     assert y.shape == (2, 3)
     assert y.requires_grad
-    assert (direct.fprop, kernels.fprop_rows) == real
+    assert (backends.CPU_DEVICE, kernels.fprop_rows) == real
 
 
 def test_every_path_is_printed_with_its_ratio(backend, capsys):

@@ -1,23 +1,35 @@
-"""The three operators as PyTorch sees them: torch.ops.tricorr.fprop, dgrad and wgrad.
+"""The three operators: `fprop`, `dgrad` and `wgrad`, also registered as torch.ops.tricorr.
 
-Each is registered with a schema, one implementation for every device (kernels, or PyTorch's own
-convolution on CPU) and a fake implementation for meta tensors and compilers. Derivatives are
-registered in autograd/function.py. The arguments of a Geometry travel as plain integers.
+The functions here, the autograd Functions, and the implementations in launch/ and cpu.py share one
+signature for each. The registered operators have a schema, in which a Geometry travels as plain
+integers, one implementation for every device and a fake one for meta tensors and compilers; their
+derivatives are registered in autograd/function.py.
+
+Going through PyTorch's dispatcher to a Python implementation costs the host several times all else
+here. A call skips it when its tensors are plain ones whose memory says what they are (that of a
+negated view, of a tangent that is all zero or of autograd's batches does not), and nobody listens:
+no derivative, no dispatch mode (FakeTensorMode, FlopCounterMode, ...), no tracer and no profiler.
 
 All three are bitwise repeatable on one device: no atomics, sums in a fixed order.
 """
 
 from __future__ import annotations
 
+import functools
+import sys
+from types import ModuleType
 from typing import Any
 
 import torch
+from torch._C._functorch import is_legacy_batchedtensor
+from torch.autograd import forward_ad, profiler
 
-from . import decompositions, direct
+from . import backend, cpu, decompositions
 from .geometry import Geometry
 from .launch.formats import empty_in_format
 from .schema import geometry_of_call, steps_of
 
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 _STEPS = (
     "int[] stride, int[] padding, int[] dilation, int groups, bool flip, str mode, str precision"
 )
@@ -58,6 +70,9 @@ def fprop(
         y (N, K, P, Q) in the weight's dtype and the memory format of x. Sums are kept in float32
         (float64 for float64) and rounded once.
     """
+    if only_the_device_sees(x, weight, bias, residual):
+        run = implementation(x.device)
+        return run.fprop(x, weight, bias, geometry, precision, activation, residual)
     _learn_to_shard(x, weight)
     return torch.ops.tricorr.fprop(
         x, weight, bias, residual, activation, *steps_of(geometry), precision
@@ -84,6 +99,8 @@ def dgrad(
     Returns:
         dx (N, C, H, W) in dtype and memory format of dy, summed as in fprop.
     """
+    if only_the_device_sees(dy, weight, bias):
+        return implementation(dy.device).dgrad(dy, weight, geometry, precision, bias)
     _learn_to_shard(dy, weight)
     size = (geometry.H, geometry.W)
     return torch.ops.tricorr.dgrad(dy, weight, bias, size, *steps_of(geometry), precision)
@@ -104,9 +121,56 @@ def wgrad(
         dw, contiguous, shaped as the weight, in the dtype of dy. Pixels may be split into parts:
         partial sums are float32 (float64 for float64) and are added in a fixed order.
     """
+    if only_the_device_sees(x, dy):
+        return implementation(x.device).wgrad(x, dy, geometry, precision)
     _learn_to_shard(x, dy)
     shape = geometry.weight_shape
     return torch.ops.tricorr.wgrad(x, dy, shape, *steps_of(geometry), precision)
+
+
+def only_the_device_sees(*tensors: torch.Tensor | None) -> bool:
+    """Whether a call with these tensors may skip the dispatcher."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled():
+        return False
+    differentiable = torch.is_grad_enabled()
+    if torch._C._len_torch_dispatch_stack():
+        _tell_counters()
+        return False
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if type(tensor) not in _PLAIN or tensor.is_meta:
+            return False
+        if differentiable and tensor.requires_grad:
+            return False
+        if tensor.is_neg() or tensor._is_zerotensor():
+            return False
+        if is_legacy_batchedtensor(tensor):
+            return False
+    return not (torch._C._get_tracing_state() or profiler._is_profiler_enabled)
+
+
+def _tell_counters() -> None:
+    """Counters of FLOPs that were made before our formulas were there get them now."""
+    if "torch.utils.flop_counter" in sys.modules:
+        from . import flops
+
+        flops.tell_counters()
+
+
+def implementation(device: torch.device) -> Any:
+    """The module with the three operators for tensors on `device`: kernels, or cpu.py."""
+    return _launch() if backend.runs_kernels(device) else cpu
+
+
+@functools.cache
+def _launch() -> ModuleType:
+    """launch/arguments.py, imported with triton when the first call needs a kernel."""
+    from .launch import arguments
+
+    return arguments
 
 
 def _learn_to_shard(*tensors: torch.Tensor) -> None:
@@ -121,17 +185,20 @@ def _learn_to_shard(*tensors: torch.Tensor) -> None:
 def _fprop(*arguments: Any) -> torch.Tensor:
     x, weight, bias, residual, activation, *_, precision = arguments
     geometry = geometry_of_call("fprop", arguments)
-    return direct.fprop(x, weight, bias, geometry, precision, activation, residual)
+    run = implementation(x.device)
+    return run.fprop(x, weight, bias, geometry, precision, activation, residual)
 
 
 def _dgrad(*arguments: Any) -> torch.Tensor:
     dy, weight, bias, *_, precision = arguments
-    return direct.dgrad(dy, weight, geometry_of_call("dgrad", arguments), precision, bias)
+    geometry = geometry_of_call("dgrad", arguments)
+    return implementation(dy.device).dgrad(dy, weight, geometry, precision, bias)
 
 
 def _wgrad(*arguments: Any) -> torch.Tensor:
     x, dy, *_, precision = arguments
-    return direct.wgrad(x, dy, geometry_of_call("wgrad", arguments), precision)
+    geometry = geometry_of_call("wgrad", arguments)
+    return implementation(x.device).wgrad(x, dy, geometry, precision)
 
 
 def _fprop_fake(*arguments: Any) -> torch.Tensor:
