@@ -88,9 +88,10 @@ def _reach(tensor: torch.Tensor, storage: torch.UntypedStorage) -> Array:
     """Which bytes of its storage are elements of a tensor."""
     mask = np.zeros((storage.nbytes() // tensor.itemsize, tensor.itemsize), bool)
     if tensor.numel():
-        strides = [s * tensor.itemsize for s in tensor.stride()]
+        axes = [(n, s) for n, s in zip(tensor.shape, tensor.stride(), strict=True) if s]
+        shape, strides = [n for n, _ in axes], [s * tensor.itemsize for _, s in axes]
         first = mask[tensor.storage_offset() :, 0]
-        np.lib.stride_tricks.as_strided(first, tensor.shape, strides)[...] = True
+        np.lib.stride_tricks.as_strided(first, shape, strides)[...] = True
         mask[:] = mask[:, :1]
     whole = np.zeros(storage.nbytes(), bool)
     whole[: mask.size] = mask.ravel()
