@@ -160,7 +160,9 @@ INTERPRETED = {
     "test_opcheck": {"none"},
     "test_node": {"none"},
     "test_layers": {"none"},
+    "test_values_and_gradients": {"none"},
     "test_values_in_lower_precision": {"none"},
+    "test_the_sum_is_activated_and_rounded_once": {"rows"},
 }
 #: Files whose simulated tests are not `slow`: the textbook's calls, through the public functions.
 SIMULATED = ("simulator", "test_textbook.py")
