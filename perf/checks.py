@@ -21,6 +21,7 @@ import torch
 
 from ..ops import Geometry, reference
 from ..ops.lag_sums import lag_sums
+from ..ops.plan import choose
 from .correctness import ACTIVATIONS, Truth
 from .machine import Machine
 from .predict import alternatives, describe, problem_of
@@ -60,9 +61,9 @@ TINY: tuple[Workload, ...] = (
     _tiny("flattened", 2, 3, 20, 22, 32, 5, 5, stride=(2, 2)),
     _tiny("epilogue", 2, 32, 12, 16, 48, 3, 3, epilogue="gelu"),
     _tiny("frame", 2, 16, 10, 12, 16, 3, 3, padding_mode="reflect"),
-    _tiny("image", 1, 1, 70, 1100, 1, 3, 3),
-    _tiny("frame", 1, 1, 40, 70, 1, 5, 5, padding_mode="replicate"),
-    _tiny("epilogue", 1, 1, 40, 70, 2, 3, 3, epilogue="silu"),
+    _tiny("image", 1, 1, 40, 300, 1, 3, 3),
+    _tiny("image_frame", 1, 1, 40, 70, 1, 5, 5, padding_mode="replicate"),
+    _tiny("image_epilogue", 1, 1, 40, 70, 2, 3, 3, epilogue="silu"),
     _tiny("depthwise", 2, 24, 18, 20, 24, 3, 3, groups=24),
     _tiny("depthwise7", 2, 24, 18, 20, 24, 7, 7, groups=24, padding_mode="circular"),
     _tiny("depthwise_phases", 2, 24, 18, 20, 24, 3, 3, groups=24, stride=(2, 2)),
@@ -94,7 +95,7 @@ class Check:
 
     def __str__(self) -> str:
         plan = self.op if self.plan is None else describe(self.plan)
-        return f"{plan} {self.dtype} {self.format} {self.workload.name}"
+        return f"{plan} {self.op} {self.dtype} {self.format} {self.workload.name}"
 
     def operands(self, device: str) -> Operands:
         """The tensors."""
@@ -112,6 +113,7 @@ def checks(device: Device) -> Iterator[Check]:
             formats = workload.formats[:: (-1) ** i]  # each dtype begins with another one
             for memory_format in formats:
                 operands = make_operands(workload, op, dtype, memory_format, "meta")
+                frame = _frame_kernel(operands, device)
                 for plan in alternatives(problem_of(operands, device)):
                     if dtype.startswith("tf32") and plan.precision == "ieee":
                         continue  # it multiplies float32 as it is
@@ -124,7 +126,9 @@ def checks(device: Device) -> Iterator[Check]:
                             ("split", plan.splits > 1),
                             ("interior", plan.interior),
                             ("rows", plan.as_rows),
-                            workload.name in ("phases", "epilogue", "frame") and workload.name,
+                            ("with", frame),
+                            workload.name in ("phases", "epilogue", "image_epilogue")
+                            and workload.name,
                         )
                     }
                     if not new <= seen:
@@ -133,6 +137,13 @@ def checks(device: Device) -> Iterator[Check]:
     image = next(w for w in TINY if w.name == "image")
     for dtype in ("float32", "uint8", "bfloat16"):
         yield Check(image, "lag_sums", dtype, "NCHW", None)
+
+
+def _frame_kernel(operands: Operands, device: Device) -> str:
+    """The kernel that adds what a padding mode gives to an input gradient; "" if none does."""
+    if operands.op != "dgrad" or not operands.geometry.frame_pixels:
+        return ""
+    return choose.plan(problem_of(operands, device, "dgrad_frame")).kernel
 
 
 def whole_truth(operands: Operands) -> Truth:

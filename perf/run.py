@@ -376,7 +376,7 @@ class Run:
 
     def write(self, row: Row, plan: Plan | None = None) -> None:
         """Writes a row, ours with its plan; a kernel that is wrong is off."""
-        if plan is not None:
+        if plan is not None and self.rig.kind == "gpu":
             row = replace(row, plan=describe(plan))
             if row.status == "wrong":
                 self.turn_off(plan.kernel, row.dtype, f"{row.note} ({row.workload}, {row.plan})")
@@ -489,7 +489,7 @@ class Run:
                 if job.group != "core":
                     continue
                 plan = self.plan_of(job.workload, job.op, job.dtype, memory_format)
-                text = None if plan is None else describe(plan)
+                text = None if plan is None or self.rig.kind == "cpu" else describe(plan)
             wanted.add((provider.name, memory_format, text))
         return wanted <= have
 
@@ -689,7 +689,7 @@ def main(options: argparse.Namespace) -> int:
         )
     rig = GpuRig() if torch.cuda.is_available() else CpuRig()
     if rig.kind == "cpu" and not options.list and "rows" not in options.stages:
-        raise ValueError("there is no GPU here, and nothing else that can be tuned")
+        raise ValueError("PyTorch finds no GPU here: only `all` measures its CPU fallback")
     tasks = tasks_of(
         rig.kind,
         names=options.workloads,

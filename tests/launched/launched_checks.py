@@ -364,7 +364,7 @@ def built_ahead_of_time(*_: Any) -> None:
     from tricorr.perf.rig import Entrant, GpuRig
 
     device, rig = backend.CPU_DEVICE, GpuRig(device="cpu")
-    wanted = {"fprop_tma": "dense", "wgrad_tma": "dense", "fprop_rows": "epilogue"}
+    wanted = {"fprop_tma": "dense", "wgrad_tma": "dense", "fprop_rows": "image_epilogue"}
     for check in checks(device):
         if wanted.get(check.kernel) != check.workload.name:
             continue

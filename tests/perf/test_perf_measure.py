@@ -281,7 +281,7 @@ def test_one_of_every_regime_comes_before_a_second(kind):
         (["all", "--minutes", "0"], "--minutes must be positive"),
         (["all", "--suite", "odd", "--op", "learn"], "nothing to measure"),
         (["gpu", "nothing"], "no workload is called nothing"),
-        (["tune", "images-4096-3x3"], "there is no GPU here"),
+        (["tune", "images-4096-3x3"], "PyTorch finds no GPU here"),
         (["predict", "--suite", "odd", "--dtype", "float64"], "no workload of these suites"),
     ],
 )

@@ -1,0 +1,80 @@
+"""Tiny calls: every kernel has one, right results pass, and what is wrong is said."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from tricorr import kernels
+from tricorr.ops.plan.device import DEVICES
+from tricorr.perf import checks
+from tricorr.perf.rig import GpuRig, launches_of
+
+ALL = list(checks.checks(DEVICES["h200"]))
+#: These take a moment in the interpreter and the simulator.
+QUICK = [
+    next(c for c in ALL if (c.kernel, c.workload.name) == name)
+    for name in (("fprop_tma", "point"), ("wgrad_tma", "point"))
+]
+
+
+def test_every_kernel_has_a_call_in_every_format_it_takes():
+    found = {"lag_sums"}
+    for check in ALL:
+        if check.plan is not None:
+            _, calls = launches_of(check.operands("meta"), check.plan, DEVICES["h200"])
+            for call in itertools.chain(calls, (c.first for c in calls if c.first)):
+                found.add(getattr(call.kernel, "fn", call.kernel).__name__)
+    names = {name for name in kernels.__all__ if hasattr(getattr(kernels, name), "arg_names")}
+    assert found == names
+    assert len({str(check) for check in ALL}) == len(ALL)
+    for kernel in ("fprop_gemm", "fprop_stencil", "dgrad_gemm", "wgrad_gemm"):
+        mine = [check for check in ALL if check.kernel == kernel]
+        assert {check.format for check in mine} == {"NCHW", "channels_last"}
+        assert {"bfloat16", "float16", "float32", "float64"} <= {check.dtype for check in mine}
+
+
+@pytest.mark.parametrize("check", QUICK, ids=lambda check: check.kernel)
+def test_a_right_result_is_right(check, kernel_backend):
+    if kernel_backend.device == "cuda":
+        pytest.skip("plans are an H200's: the command itself runs them")
+    assert checks.run(check, GpuRig(device="cpu")) == ""
+
+
+class Spoilt(GpuRig):
+    """Answers with what is left of a right result."""
+
+    changes = iter(())
+
+    def call(self, operands, entrant):
+        right = checks.whole_truth(operands).values.view(operands.geometry.y_shape)
+        result = right.to(operands.weight.dtype)
+        return lambda: next(Spoilt.changes)(result.clone())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([lambda y: y, lambda y: y], ""),
+        ([lambda y: y + 0.5 * y.std()] * 2, "is above"),
+        ([lambda y: y.index_fill(1, torch.tensor([0]), torch.nan)] * 2, "error inf"),
+        ([lambda y: y[..., :-1]] * 2, "error inf"),
+        ([lambda y: y, lambda y: y.nextafter(torch.tensor(torch.inf))], "other bits"),
+    ],
+    ids=["right", "off", "nan", "shape", "changing"],
+)
+def test_what_is_wrong_is_said(changes, said):
+    check = next(c for c in ALL if (c.kernel, c.dtype) == ("fprop_rows", "float32"))
+    Spoilt.changes = iter(changes)
+    problem = checks.run(check, Spoilt(device="cpu"))
+    assert said in problem
+    assert bool(problem) == bool(said)
+
+
+def test_memory_is_poisoned_for_that_time_only():
+    before = torch.are_deterministic_algorithms_enabled()
+    with checks.poisoned():
+        assert torch.empty(100).isnan().all()
+    assert torch.are_deterministic_algorithms_enabled() == before
