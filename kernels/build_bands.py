@@ -3,9 +3,9 @@
     bands[n,k,q,row,i] = weight[n,k,0,r,s] if that tap exists, else 0
     r = row - (BLOCK_P - 1)        s = i + SHIFT - q
 
-q is a column of a block of BLOCK_P x BLOCK_Q outputs, i a column of the COLUMNS input columns that
-the block reads. Rows of zeros above and below the window are for the outputs of a block that a row
-of the input is out of reach for: see fprop_banded. A number is copied or zero, nothing is summed.
+q is a column of a block of BLOCK_P x BLOCK_Q outputs, i one of the COLUMNS input columns that the
+block reads. The rows of zeros above and below the window stand for taps that some output rows of a
+block do not have: see fprop_banded. Every element is a copied tap or zero; there is no sum.
 """
 
 import triton

@@ -7,10 +7,10 @@
     GEMM_K = (r,s,k) over the taps that reach the phase
 
 The pixels h = phase + STRIDE_H * row of a phase are reached through the same taps, as if by an
-input gradient of stride 1 with only those: nothing is multiplied by the zeros between strides.
+input gradient of stride 1 with only those: the zeros between strides are never multiplied.
 
 Sums in float32 (float64 for float64). A bank per sample is a batch of GEMMs, as in fprop_gemm,
-which also says what PIXEL_AXIS is.
+which explains PIXEL_AXIS.
 """
 
 import triton

@@ -7,8 +7,8 @@ No GEMM view, and no product with a zero between dy's elements: counted from the
 h + PAD_H = t * STRIDE_H + phase, and tap r reaches phase r * DIL_H % STRIDE_H alone, from row
 p = t - r * DIL_H // STRIDE_H of dy; columns likewise. A lane works on one plane, (n, group), and on
 LANE_Q neighbouring t of columns, with all their phases. A tile is BLOCK_P x BLOCK_Q such (t, t) of
-BLOCK_C planes; it walks down the rows of dy, each loaded once, and feeds the dx rows that are open
-at the time, whose sums stay in registers. Sums in float32 (float64 for float64).
+BLOCK_C planes. It walks down the rows of dy, loads each once and adds it to the dx rows that are
+still being summed, in registers. Sums in float32 (float64 for float64).
 
 With stride 1 the input gradient is a forward correlation: see Geometry.adjoint.
 """
@@ -32,7 +32,7 @@ def dgrad_rows(
     H, W = x_shape
     P, Q = y_shape
     LANES: tl.constexpr = TILE.BLOCK_Q // TILE.LANE_Q
-    # The first t that any pixel of the image has, and how many t there are.
+    # First t of any pixel of the image.
     T_H: tl.constexpr = WINDOW.PAD_H // WINDOW.STRIDE_H
     T_W: tl.constexpr = WINDOW.PAD_W // WINDOW.STRIDE_W
     tiles_q = tl.cdiv((W - 1 + WINDOW.PAD_W) // WINDOW.STRIDE_W + 1 - T_W, TILE.BLOCK_Q)
@@ -63,7 +63,7 @@ def dgrad_rows(
 
     dy_base = at(dy_ptr, dy_strides, n, group * GROUP_K, 0, 0)
     dx_base = at(dx_ptr, dx_strides, n, group * GROUP_C, 0, 0)
-    # Rows and columns of dy before t that a tile reads.
+    # Rows and columns of dy that a tile reads before its own t.
     BEFORE_H: tl.constexpr = (WINDOW.R - 1) * WINDOW.DIL_H // WINDOW.STRIDE_H
     BEFORE_W: tl.constexpr = (WINDOW.S - 1) * WINDOW.DIL_W // WINDOW.STRIDE_W
     interior = (
@@ -116,7 +116,7 @@ def _walk_down(
             )  # fmt: skip
         for phase in tl.static_range(WINDOW.STRIDE_H):
             h = p * WINDOW.STRIDE_H + phase - WINDOW.PAD_H
-            # Before the tile's own rows, it only collects what reaches into them.
+            # Rows above the tile are only loaded for what reaches into it.
             mask = as_block(step) >= BEFORE  # [1, 1]
             if MASKED:
                 mask = mask & planes & (as_block(h) >= 0) & (as_block(h) < x_shape[0])

@@ -8,9 +8,9 @@
 
 The pixels of phase (a, b), dx[:, :, a::STRIDE_H, b::STRIDE_W], are reached through the same taps,
 and through one tap a box of them by a box of dy: no product with a zero between the strides. The
-rest is as in fprop_tma, NCHW of dy too, whatever the strides. CROSSWISE: the weight is a
-matrix (k, (r,s,c)) that is multiplied with its axes exchanged, which only 16-bit operands can be;
-otherwise it is (c, (r,s,k)).
+rest is as in fprop_tma; dy may be NCHW with any strides. CROSSWISE: the weight is a matrix
+(k, (r,s,c)) that is multiplied with its axes exchanged, which matrix units do for 16-bit operands
+only; otherwise it is (c, (r,s,k)).
 """
 
 import triton

@@ -10,19 +10,19 @@
     acc[block,(p,q)] += x[block,(row,i)] * bands[(row,i),(p,q)]
     bands[(row,i),(p,q)] = weight[row - p, i + SHIFT - q] inside the window, else 0
 
-So an input element is read (BLOCK_P + R - 1) * COLUMNS / (BLOCK_P * BLOCK_Q) times instead of R * S
-times, and that many products are done for an output, most of them with zeros, on units that are
-that much faster. build_bands stores one column q of the matrix as a line of rows, in which the
-column (p,q) starts BLOCK_P - 1 - p rows after the first: addresses are linear in (row,i).
+Per output, (BLOCK_P + R - 1) * COLUMNS / (BLOCK_P * BLOCK_Q) input elements are loaded instead of
+R * S, and (BLOCK_P + R - 1) * COLUMNS products are done on the matrix units, most of them with
+zeros. build_bands stores one column q of the matrix as a line of rows, in which the column (p,q)
+starts BLOCK_P - 1 - p rows after the first: addresses are linear in (row,i).
 
-What bounds it on a H200, derived from machine code and the datasheet, not measured: a 31x31 in 16
-bits with blocks of 8x16, 128 of them, takes for an output 1824 multiply-adds (3.7 ps at the matrix
-units' rate), 93 instructions of a lane (3.2 ps) and 57 bytes from L2 (8 ps at 7 TB/s), while its
-4 bytes of device memory take 0.9 ps; a 9x9 takes 512 multiply-adds and 16 bytes from L2 (2.3 ps).
-So it waits for L2, and a larger tile, not fewer instructions, would make it wait less. The stencil
-issues about 15 instructions for a tap: 14400 (490 ps) for the 31x31.
+Bound on a H200, derived from machine code and the datasheet, not measured: per output, a 31x31 in
+16 bits with 128 blocks of 8x16 takes 1824 multiply-adds (3.7 ps at the matrix units' rate), 93
+lane instructions (3.2 ps), 57 bytes from L2 (8 ps at 7 TB/s) and 4 bytes of device memory (0.9 ps);
+a 9x9 takes 512 multiply-adds and 16 bytes from L2 (2.3 ps). L2 is the bound: a larger tile would
+help, fewer instructions would not. The stencil issues about 15 instructions per tap: 14400 (490 ps)
+for the 31x31.
 
-Sums in float32. Because zeros are multiplied, an infinity or nan reaches all outputs of the blocks
+Sums in float32. Because zeros are multiplied, an infinity or NaN reaches all outputs of the blocks
 that load it. The input gradient is the same correlation of dy with the window turned, and runs
 here too: see Geometry.adjoint.
 """
@@ -57,7 +57,7 @@ def fprop_banded(
     tile_m, program = next_digit(program, tl.cdiv(blocks_p * blocks_q * SAMPLES, TILE.BLOCK_M))
     k, batch = next_digit(program, GROUPS * GROUP_K)
 
-    # Rows of blocks are the slowest digit of m: a tile reads as few rows of the input as can be.
+    # Rows of blocks are the slowest digit of m: a tile then reads the fewest input rows.
     m = tile_m * TILE.BLOCK_M + tl.arange(0, TILE.BLOCK_M)[:, None]  # [BLOCK_M, 1]
     block_q, line = next_digit(m, blocks_q)
     n, block_p = next_digit(line, SAMPLES)
@@ -71,7 +71,7 @@ def fprop_banded(
     bands_base = bands_ptr + (batch * (GROUPS * GROUP_K) + k) * (BLOCK_Q * LINE)
     bands_base += column * LINE + (BLOCK_P - 1 - block_row) * BAND.COLUMNS
 
-    # Rows of zeros are left out where they are so for the whole tile.
+    # Skip rows that are padding for the whole tile.
     first_p = tile_m * TILE.BLOCK_M // (blocks_q * SAMPLES) * BLOCK_P
     last_p = (tile_m * TILE.BLOCK_M + TILE.BLOCK_M - 1) // (blocks_q * SAMPLES) * BLOCK_P
     first = 0

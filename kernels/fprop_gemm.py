@@ -5,8 +5,8 @@
 
     GEMM_M = pixels (n,p,q)    GEMM_N = filters k of one group    GEMM_K = (r,s,c)
 
-Pixels lie along PIXEL_AXIS of every block: along the last, whose elements neighbouring threads
-load, where they are neighbours in memory, and along the first where channels are.
+Pixels lie along PIXEL_AXIS of every block. Neighbouring threads load along the last axis, which is
+that of pixels (1) or of channels (0), whichever are contiguous in memory.
 
 Sums in float32 (float64 for float64). A bank per sample is a batch of GEMMs whose pixels are
 (p,q) of one sample; otherwise the batch has one member.
@@ -54,7 +54,7 @@ def fprop_gemm(
     # Clamp to the last pixel: padded loads are masked anyway, so no extra bounds test is needed.
     n, p, q = split_pixel(tl.minimum(m, PIXELS - 1) if PADDED else m, P, Q)
     n += batch
-    # Through the first tap.
+    # The input through the first tap.
     h, w = p * WINDOW.STRIDE_H - WINDOW.PAD_H, q * WINDOW.STRIDE_W - WINDOW.PAD_W
     group_k = tile_n * TILE.BLOCK_N + along(1 - AXIS, TILE.BLOCK_N)
     k = group * GROUP_K + group_k

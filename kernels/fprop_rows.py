@@ -5,9 +5,8 @@
 
 No GEMM view. A lane works on one plane, (n, group), for BLOCK_K of the group's filters, and on
 LANE_Q neighbouring columns; a tile is BLOCK_P rows and BLOCK_Q columns of BLOCK_C planes. It walks
-down the rows: an input row is loaded once, with the columns that its neighbours share, and feeds
-the up to R output rows that are open at the time, whose sums stay in registers. STEP_P output rows
-are unrolled. Sums in float32 (float64 for float64).
+down the input rows, loads each once and adds it to the output rows that are still being summed, up
+to R of them, in registers. STEP_P output rows are unrolled. Sums in float32 (float64 for float64).
 
 Where neighbouring columns are neighbours in memory, lanes are columns and LANE_Q is 1; in
 channels_last lanes are planes and LANE_Q columns share what they load.

@@ -7,13 +7,13 @@
 
 Through one tap, a box of BLOCK_I x BLOCK_P x BLOCK_Q outputs reads every STRIDE-th row and column
 of x: a box of phase x[:, :, a::STRIDE_H, b::STRIDE_W], which has a descriptor of its own. PHASES[i]
-is a * STRIDE_W + b of xi_desc, or -1. What lies outside of the image, also at negative coordinates,
-is filled with zeros by the hardware. Pixels are the columns of the sums, [filters, pixels]: so both
+is a * STRIDE_W + b of xi_desc, or -1. The hardware fills with zeros whatever lies outside of the
+image, also at negative coordinates. Pixels are the columns of the sums, [filters, pixels]: so both
 operands are multiplied from shared memory. Sums in float32.
 
-x is (N, H, W, C) in memory, and a box one operand [pixels, channels]; or, NCHW, it is
-(N, C, H, W), columns are not strided, and a box is an operand [channels, BLOCK_Q] for each of its
-rows: they have sums of their own, and share what is loaded of the weight.
+x is (N, H, W, C) in memory, and a box is one operand [pixels, channels]. Or, NCHW, it is
+(N, C, H, W) with columns that are not strided, and each row of a box is an operand
+[channels, BLOCK_Q]: rows have separate sums and share the loaded weight.
 
 A program owns every num_programs-th box. PERSISTENT, where there are more boxes than programs and
 one phase: both loops become one, so that loads of the next box overlap the end of the last.

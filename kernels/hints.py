@@ -1,4 +1,4 @@
-"""What the compiler is told of alignment, axes and loops: each of these changes nothing else."""
+"""Hints to the compiler about alignment, axes and loops. None of them changes a result."""
 
 import triton
 import triton.language as tl
@@ -8,10 +8,11 @@ from .versions import FIRST_AXIS_WINS
 
 @triton.jit
 def side_by_side(pointers, offset):
-    """Their sum, of two axes, read by threads along the last: the compiler sees no runs in either.
+    """pointers + offset, hinted so that threads run along the last axis.
 
-    Before Triton 3.7 a run of two is claimed for that. Of no alignment: accesses stay single ones.
-    The sum is made here because a hint belongs to an operation, and an argument is none.
+    Triton < 3.7 picks the first axis when it sees no contiguity, so a run of two is claimed along
+    the last one; without alignment, accesses still take one element each. The sum is made here
+    because a hint belongs to an operation.
     """
     pointers += offset
     if FIRST_AXIS_WINS:
@@ -27,7 +28,7 @@ def along(AXIS: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def round_down(number, BASE: tl.constexpr):
-    """`number`, of which the host knows that BASE divides it: so the compiler sees that too."""
+    """`number`, which BASE divides as the host knows: now the compiler sees it."""
     return number // BASE * BASE
 
 
@@ -68,9 +69,9 @@ def align_extents(c, w, PIXEL_AXIS: tl.constexpr, ALIGN: tl.constexpr):
 
 @triton.jit
 def at_least_one(steps):
-    """`steps` of a loop that the compiler now sees to be entered.
+    """The step count of a loop that always runs, in a form that shows this to the compiler.
 
-    Else LLVM moves the zeros that sums start with to the way around the loop, and ptxas waits for
-    each of its products (Triton 3.6, wgmma).
+    If the loop might be skipped, LLVM zeroes the sums on the path around it, and ptxas then waits
+    for each wgmma inside (Triton 3.6).
     """
     return tl.maximum(steps, 1)

@@ -3,9 +3,9 @@
     out[c,d,r,s] = sum_{n,p,q} a[n,c,p,q] * b[n,d,p+r,q+s]
 
 No GEMM view: a program owns BLOCK_S lags s of one (c,d,r) and sums over BLOCK_Q columns of one row
-(n,p) at a time, so that a row of a meets the lagged rows of b in registers. Operands of any type
-are brought to float64 before they are multiplied, and sums are float64: a float32 product of two
-16-bit or 8-bit numbers would be exact, one of two float32 numbers is not.
+(n,p) at a time: a row of a is multiplied by the lagged rows of b in registers. Operands of any type
+become float64 before the product, and sums are float64: float32 products would be exact for 16-bit
+and 8-bit operands, but not for float32 ones.
 
 Split i sums rows [i * SPLIT_ROWS, (i+1) * SPLIT_ROWS), counted through (n, p), and stores at
 `i * out_stride_split`: a partial for sum_partials, or the result itself when there is one split.

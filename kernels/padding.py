@@ -6,10 +6,10 @@ import triton.language as tl
 
 @triton.jit
 def fold(coordinate, EXTENT, MODE: tl.constexpr):
-    """Where the image holds what the padding shows at `coordinate`, and whether it does anywhere.
+    """The image coordinate that the padding shows at `coordinate`, and whether there is one.
 
-    One turn is enough: the host lets nothing be padded by more than that. What no output reads may
-    still lie outside.
+    One turn is enough: the host refuses wider padding. Coordinates that no output reads may still
+    lie outside.
     """
     if MODE == "reflect":
         coordinate = EXTENT - 1 - tl.abs(EXTENT - 1 - tl.abs(coordinate))
@@ -27,9 +27,10 @@ def fold(coordinate, EXTENT, MODE: tl.constexpr):
 def unfold(
     coordinate, image, EXTENT, BEFORE: tl.constexpr, AFTER: tl.constexpr, MODE: tl.constexpr
 ):
-    """`fold` backwards: the padded coordinate that is number `image` of those which show this one.
+    """`fold` backwards: number `image` of the padded coordinates that show `coordinate`.
 
-    Image 0 is the coordinate itself. Also returns whether there is such an image; `images` counts.
+    Image 0 is the coordinate itself. Also returns whether there is such an image; `images` counts
+    the candidates.
     """
     if MODE == "replicate":
         before = (image <= BEFORE) & (coordinate == 0)
@@ -44,7 +45,7 @@ def unfold(
             (coordinate < EXTENT - 1) & (coordinate >= EXTENT - 1 - AFTER),
         )
     else:
-        tl.static_assert(MODE == "circular", "zeros show nothing")
+        tl.static_assert(MODE == "circular", "zeros have no images")
         shown = tl.where(image == 1, coordinate - EXTENT, coordinate + EXTENT)
         exists = tl.where(image == 1, shown >= -BEFORE, shown < EXTENT + AFTER)
     return tl.where(image == 0, coordinate, shown), (image == 0) | exists
@@ -52,7 +53,7 @@ def unfold(
 
 @triton.jit
 def images(BEFORE: tl.constexpr, AFTER: tl.constexpr, MODE: tl.constexpr):
-    """How many images `unfold` has to be asked for."""
+    """Number of candidates for `unfold`."""
     if MODE == "replicate":
         return 1 + BEFORE + AFTER
     return 3

@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def phases(STRIDE: tl.constexpr, EXTENT):
-    """How many phases, h % STRIDE, the inputs h < EXTENT have."""
+    """Number of phases, h % STRIDE, of the inputs h < EXTENT."""
     if STRIDE == 1:
         return 1
     return tl.minimum(STRIDE, EXTENT)
@@ -16,13 +16,13 @@ def phases(STRIDE: tl.constexpr, EXTENT):
 
 @triton.constexpr_function
 def tap_step(STRIDE, DIL):
-    """Every how many taps (*) comes to the same phase, h % STRIDE, again."""
+    """Distance between taps that reach the same phase, h % STRIDE, by (*)."""
     return STRIDE // math.gcd(STRIDE, DIL)
 
 
 @triton.constexpr_function
 def most_taps(TAPS, STRIDE, DIL):
-    """How many taps a phase has at most, a constexpr: in Triton 3.6 tl.cdiv gives none."""
+    """Largest number of taps of a phase, as a constexpr, which tl.cdiv is not in Triton 3.6."""
     return -(-TAPS // tap_step(STRIDE, DIL))
 
 

@@ -12,7 +12,7 @@ from .versions import fence_copies
 
 @triton.constexpr_function
 def rows_of_step(CHANNELS, MOST_S, BLOCK):
-    """How many rows (s, channel) of a window BLOCK elements cover, one at least."""
+    """Rows (s, channel) of a window that BLOCK elements cover, at least one."""
     return max(1, BLOCK // (MOST_S * CHANNELS))
 
 
@@ -20,7 +20,7 @@ def rows_of_step(CHANNELS, MOST_S, BLOCK):
 def reduction_steps(
     CHANNELS, R, S, FLATTEN_K: tl.constexpr, MOST_S: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """How many steps sum CHANNELS through R * S taps: see first_step."""
+    """Number of steps that sum CHANNELS through R * S taps: see first_step."""
     if FLATTEN_K is None:
         steps = R * S * tl.cdiv(CHANNELS, BLOCK)
     else:

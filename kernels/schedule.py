@@ -55,7 +55,7 @@ def split_pixel(index, HEIGHT, WIDTH):
 
 @triton.jit
 def next_pixel(n, row, column, HEIGHT, WIDTH, BLOCK: tl.constexpr):
-    """What split_pixel gives for the index plus BLOCK: additions and carries, but no divisions."""
+    """split_pixel of the index plus BLOCK, by additions and carries instead of divisions."""
     column += BLOCK % WIDTH
     carry = column >= WIDTH
     column -= tl.where(carry, WIDTH, 0)

@@ -1,4 +1,4 @@
-"""What travels as one: the window, strides. Every kernel imports these.
+"""Arguments that travel together: the window, the layout of operands, a tile, strides.
 
 A tuple among the arguments of a kernel is bound element by element: a stride of one is a constant
 to the compiler, a multiple of 16 is known as such.
@@ -44,7 +44,7 @@ class Window(NamedTuple):
 def at(image, strides, n, c, h, w):
     """Pointer to an element of an image (N, C, H, W), or (N, K, P, Q).
 
-    It is added up in this order: what an outer loop knows comes first.
+    Terms are added in this order: what an outer loop knows comes first.
     """
     return image + n * strides[0] + c * strides[1] + h * strides[2] + w * strides[3]
 

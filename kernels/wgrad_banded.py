@@ -8,19 +8,19 @@
     acc[(r,column),i] += dy[n,k,row - r,q + column] * x[n,c,row - PAD_H,q + FIRST_W + i]
     dw[r,s] = sum_column acc[(r,column), s + column - SHIFT]
 
-A row of the padded image meets the rows of dy that its taps r lead to, in groups of COLUMN_GROUP
-columns, which are neighbours in memory for both operands: nothing is loaded a number at a time.
-The price is that a sum lies on a diagonal of COLUMN_GROUP elements, and products beside the band.
-Each of those diagonals is stored as a partial of its own, for sum_partials.
+Each row of the padded image is multiplied by the rows of dy that its taps r reach, COLUMN_GROUP
+columns at a time, which are neighbours in memory for both operands: all loads are whole pieces. In
+return the sum of a tap lies on a diagonal of COLUMN_GROUP elements, and products beside the band
+are wasted. Each element of a diagonal is stored as a partial, for sum_partials.
 
-On a H200, derived and not measured: a 31x31 in 16 bits takes for a pixel of dy 2048 multiply-adds
-(4.1 ps at the matrix units' rate), 131 instructions of a lane (4.4 ps) and 80 bytes from L2 (11 ps
-at 7 TB/s); the stencil issues about 32 instructions for each of its 961 taps (1040 ps).
+On a H200, derived and not measured: per pixel of dy, a 31x31 in 16 bits takes 2048 multiply-adds
+(4.1 ps at the matrix units' rate), 131 lane instructions (4.4 ps) and 80 bytes from L2 (11 ps at
+7 TB/s); the stencil issues about 32 instructions for each of its 961 taps (1040 ps).
 
 Rows, counted through (n, row), are cut into strips of BLOCK_H rows by BLOCK_W groups; split i sums
 strips [i * SPLIT_STRIPS, (i+1) * SPLIT_STRIPS). A bank per sample is a batch of such sums, each
 over the rows of its own sample. Sums in float32. Zeros stand for rows and columns that dy does not
-have, so an infinity or nan at the border of x can reach taps that do not use it.
+have, so an infinity or NaN at the border of x can reach taps that do not use it.
 """
 
 import triton

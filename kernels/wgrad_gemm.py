@@ -39,8 +39,8 @@ def wgrad_gemm(
     PADDED: tl.constexpr = (
         WINDOW.PAD_H != 0 or WINDOW.PAD_W != 0 or WINDOW.PAD_BOTTOM != 0 or WINDOW.PAD_RIGHT != 0
     )
-    # Pixels that follow one another in memory. Taps, padding and steps move those of x out of line,
-    # and dy alone is not loaded in pieces: its block would need a layout and pixels of its own.
+    # Pixels that one load brings. Taps, padding and strides misalign those of x, and pieces of dy
+    # alone would need a block layout and pixel indices of its own.
     POINT: tl.constexpr = (
         WINDOW.R * WINDOW.S * WINDOW.STRIDE_H * WINDOW.STRIDE_W == 1 and not PADDED
     )
@@ -72,11 +72,11 @@ def wgrad_gemm(
     acc = tl.zeros([TILE.BLOCK_M, TILE.BLOCK_N], ACC)
     first = split * SPLIT_PIXELS
     last = round_down(tl.minimum(first + SPLIT_PIXELS, PIXELS), PIECE)
-    # The pixels of either block, of which the compiler keeps one if they lie along one axis.
+    # Pixels of both blocks; the compiler keeps one of the two if they lie along the same axis.
     dy_m, x_m = first + along(1, BLOCK_K), first + along(AXIS, BLOCK_K)
     dy_n, dy_p, dy_q = split_pixel(dy_m, P, Q)
     x_n, x_p, x_q = split_pixel(x_m, P, Q)
-    if LAYOUT.PREFETCH:  # as in add_taps_gemm of fprop_gemm
+    if LAYOUT.PREFETCH:  # as in reduction.add_taps_gemm
         dy = load_dy(
             dy_base, batch + dy_n, dy_p, dy_q, k_mask & (dy_m < last), dy_strides, AXIS, PIECE
         )
@@ -111,7 +111,7 @@ def wgrad_gemm(
         if LAYOUT.PREFETCH:
             dy, x = next_dy, next_x
 
-    # Again, along the last axis.
+    # The same columns, now along the last axis.
     tap, c = split_column(tile_n, along(1, TILE.BLOCK_N), GROUP_C, LAYOUT.ONE_TAP, TILE)
     r, s = tap // WINDOW.S, tap % WINDOW.S
     sums = tap_at(dw_ptr + split * dw_stride_split, dw_strides, batch, k, 0, 0, 0)

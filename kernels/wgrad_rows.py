@@ -5,8 +5,8 @@
 
 No GEMM view. A lane works on one group, for BLOCK_K of its filters, and on LANE_Q neighbouring
 columns, as in fprop_rows; it keeps a sum for every tap. A program runs over strips of BLOCK_P x
-BLOCK_Q outputs and walks down each: an input row, loaded once, meets the up to R rows of dy that
-it touches, which stay in registers. Strips are counted through (n, rows of strips, columns of
+BLOCK_Q outputs and walks down each: an input row is loaded once and multiplied by the rows of dy
+that read it, up to R, in registers. Strips are counted through (n, rows of strips, columns of
 strips); split i sums strips [i * SPLIT_STRIPS, (i+1) * SPLIT_STRIPS) and stores at
 `i * dw_stride_split`: a partial for sum_partials, or dw itself when there is one split. A bank per
 sample is a batch of such sums, each over the strips of its own sample. Sums in float32 (float64

@@ -10,10 +10,10 @@ are not strided, and sums over boxes of pixels: a box of dy and, through each ta
 phase of x, see fprop_tma. Sums in float32; split i sums boxes [i * SPLIT_BOXES, (i+1) *
 SPLIT_BOXES) and stores at `i * dw_stride_split`, as in wgrad_gemm.
 
-Of tensors that are (N, H, W, C) in memory, both boxes are multiplied with their axes exchanged, so
-operands have 16 bits; boxes are counted through (n, p, q) and may not overhang a plane of dy, where
-x need not be zero; beyond the last image both are. NCHW, (N, C, H, W), a box is BLOCK_Q pixels
-of one row, and may overhang it: dy is zero there, and what is read of x beside it must be finite.
+(N, H, W, C) in memory: both boxes are multiplied with their axes exchanged, so operands have 16
+bits. Boxes are counted through (n, p, q). They may not overhang a plane of dy, because x need not
+be zero there, but may overhang the last image, where both are. NCHW: a box is BLOCK_Q pixels of one
+row and may overhang it, because dy is zero there; x beside the row must be finite.
 """
 
 import triton
@@ -32,7 +32,7 @@ def wgrad_tma(
     P, Q = y_shape
     GROUPS, GROUP_C, GROUP_K = channels
     x_descs = (x0_desc, x1_desc, x2_desc, x3_desc)
-    # Taps are fastest: their programs read the same boxes of dy, and boxes of x that overlap.
+    # Taps vary fastest: their programs read the same boxes of dy and overlapping boxes of x.
     tile_s, program = next_digit(tl.program_id(0), tl.cdiv(WINDOW.S, TILE.BLOCK_S))
     r, program = next_digit(program, WINDOW.R)
     tile_n, program = next_digit(program, tl.cdiv(GROUP_C, TILE.BLOCK_N))
@@ -43,7 +43,7 @@ def wgrad_tma(
     tl.static_assert(
         TILE.BLOCK_S == 1 or WINDOW.STRIDE_W == 1, "neighbouring taps read other phases"
     )
-    # How far the first tap looks, in rows and columns of its phase, by (*); phases are from 0 on.
+    # Offset of the first tap, in rows and columns of its phase, by (*); phases are not negative.
     row, column = r * WINDOW.DIL_H - WINDOW.PAD_H, s * WINDOW.DIL_W - WINDOW.PAD_W
     phase_h, phase_w = row % WINDOW.STRIDE_H, column % WINDOW.STRIDE_W
     phase_h += tl.where(phase_h < 0, WINDOW.STRIDE_H, 0)
@@ -58,8 +58,8 @@ def wgrad_tma(
     first = split * SPLIT_BOXES
     rows = tl.cdiv(N, TILE.BLOCK_I) * tl.cdiv(P, TILE.BLOCK_P)  # of boxes
     last = tl.minimum(first + SPLIT_BOXES, rows * tl.cdiv(Q, TILE.BLOCK_Q))
-    # A split has a box: else LLVM moves the zeros to the path around the loop, and ptxas waits for
-    # each product of it (Triton 3.7.1).
+    # Every split has a box. If the loop might be skipped, LLVM zeroes the sums on the path around
+    # it, and ptxas then waits for each product inside (Triton 3.7.1).
     tl.assume(last > first)
     for i in tl.static_range(4):
         if LAYOUT.PHASES[i] >= 0:
