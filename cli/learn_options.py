@@ -47,6 +47,13 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     _add_solver(sub.add_argument_group("how it is found"))
 
 
+def _ridge(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def _size(text: str) -> list[Any]:
     return ["auto"] if text == "auto" else list(numbers(text))
 
@@ -74,7 +81,13 @@ def _add_model(group: Any) -> None:
     group.add_argument(
         "--convolution", action="store_true", help="a strict convolution: the kernel is flipped"
     )
-    group.add_argument("--ridge", type=float, default=0.0, metavar="F", help="on the kernel's norm")
+    group.add_argument(
+        "--ridge",
+        type=_ridge,
+        default=0.0,
+        metavar="F",
+        help="on the kernel's norm; gcv, or a part of the largest eigenvalue such as 0.1%%",
+    )
     group.add_argument(
         "--smooth", type=float, default=0.0, metavar="F", help="on differences of neighbours"
     )

@@ -33,7 +33,7 @@ DOCS = Path(__file__).resolve().parent
 #: A page loads at once on a telephone.
 MOST_BYTES = 80_000
 #: Pages whose commands leave pictures.
-GUIDES = ("motion_blur.md", "star_fields.md", "unknown_filter.md")
+GUIDES = ("motion_blur.md", "star_fields.md", "unknown_filter.md", "varying_kernel.md")
 #: Pictures by one command on a photograph.
 BY_COMMAND = {
     "edges.png": "edges photo.png -o edges.npy --plot edges.png",
@@ -104,7 +104,8 @@ def descent_figure() -> Figure:
 
 def _descent(sums: Any, step_size: float) -> tuple[NDArray[np.float64], list[float]]:
     """Path and losses of plain gradient descent, which `solve` refuses where it diverges."""
-    gram, moments = sums.sums.gram[0], sums.sums.moments[0]
+    equations = sums.equations()
+    gram, moments = equations.gram[0], equations.moments[0]
     point = torch.full((2,), 1.5, dtype=torch.float64)
     path, history = [point], [sums.loss(point[None])]
     for _ in range(DESCENT_STEPS):

@@ -139,6 +139,14 @@ class KernelAccumulator:
         self._take(sums, units, 1, shape, plain, dtype)
         return self
 
+    def equations(self) -> Sums:
+        """The sums in the units of the images: G, b and c of the normal equations.
+
+        Raises:
+            ArgumentError: nothing was seen.
+        """
+        return converted(self._seen(), self.units, Units(), self._weight_shape)
+
     def merge(self, other: KernelAccumulator) -> KernelAccumulator:
         """Adds what another accumulator of the same settings has seen; returns self.
 

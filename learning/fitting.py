@@ -15,6 +15,7 @@ from .problem import Point, Problem, from_flat
 from .quality import noise_of, quality_of
 from .robust import LOSSES, reweighted
 from .solve import (
+    chosen_ridge,
     descend,
     largest_step,
     normals_of,
@@ -36,7 +37,10 @@ FEW_STEPS = 1000
 
 @dataclass(frozen=True)
 class _Found:
-    """What a solver returns, in the units of the fit: the kernel, and what only it knows."""
+    """What a solver returns, in the units of the fit: the kernel, and what only it knows.
+
+    `how` says how the ridge of `constraints` was chosen, if it was.
+    """
 
     point: Point
     history: list[float]
@@ -45,6 +49,8 @@ class _Found:
     loss: float | None = None
     step_size: float | None = None
     limit: float | None = None
+    constraints: Constraints | None = None
+    how: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,11 +84,15 @@ class _Fit:
             sums = gather(problem.pairs, problem.background, report=bar.update)
         if self.chosen.name == "gd":
             return self._descended(problem, sums)
-        normals = normals_of(sums, self.constraints)
-        theta = solve(sums, self.constraints, start, normals)
+        constraints, rule, how = self.constraints, options.ridge_rule, ""
+        if rule is not None:
+            ridge, how = chosen_ridge(sums, constraints, rule)
+            constraints = replace(constraints, ridge=ridge)
+        normals = normals_of(sums, constraints)
+        theta = solve(sums, constraints, start, normals)
         point = from_flat(theta, problem.weight_shape, problem.like.double())
-        before = float(squared_error(sums, start).sum()) + penalty_of(self.constraints, start)
-        return _Found(point, [max(0.0, before)], sums, normals)
+        before = float(squared_error(sums, start).sum()) + penalty_of(constraints, start)
+        return _Found(point, [max(0.0, before)], sums, normals, constraints=constraints, how=how)
 
     def _descended(self, problem: Problem, sums: Sums) -> _Found:
         """Gradient descent in the user's units, whose steps depend on them."""
@@ -151,6 +161,11 @@ def learn(
         problem, fits = reweighted(problem, str(options.loss), lambda p: fit.by(p).point)
         reason = f"{reason}; {fits} weighted fits for loss={options.loss!r}"
     found = fit.by(problem)
+    if found.constraints is not None:
+        constraints = found.constraints
+    if found.how:
+        ridge = constraints.ridge * units.x**2 * units.weights
+        reason = f"{reason}; ridge {ridge:.3g} by {found.how}"
     point = Point(*(t.to(problem.like) for t in (found.point.weight, found.point.background)))
     residual = problem.residual(point)
     errors = problem.squared(residual)

@@ -51,7 +51,7 @@ def learn_kernel(
     input_mask: Images | None = None,
     weights: Images | None = None,
     input_noise: Any = None,
-    ridge: float = 0.0,
+    ridge: float | str = 0.0,
     smooth: float = 0.0,
     nonnegative: bool = False,
     sum_to: float | None = None,
@@ -110,7 +110,9 @@ def learn_kernel(
         input_noise: standard deviation of the noise in x, a number or a map shaped as x, which
             would pull the kernel towards zero; a list of maps for several pairs. It is subtracted
             from the normal matrix, in directions that are more image than noise.
-        ridge: added to the loss: ridge * sum weight^2 (not on the background).
+        ridge: added to the loss: ridge * sum weight^2 (not on the background). "gcv" finds it by
+            generalized cross-validation; "0.1%" takes that part of the normal matrix's largest
+            eigenvalue; the answer's `reason` says what came of it.
         smooth: added to the loss: smooth * sum of squared differences between neighbouring elements
             in rows and columns, those beyond the window counting as zero.
         nonnegative: no element of the kernel may be negative.
@@ -228,7 +230,7 @@ def learn_kernel_field(
         >>> learn_kernel_field(X, Y, 1, tiles=(1, 2)).weight.flatten().round(decimals=6)
         tensor([1., 2.], dtype=torch.float64)
         >>> found = learn_kernel_field(X, X * torch.linspace(1, 2, 20), 1, order=1)
-        >>> found.at(0, 0).item(), round(found.at(7, 19).item(), 6)
+        >>> round(found.at(0, 0).item(), 6), round(found.at(7, 19).item(), 6)
         (1.0, 2.0)
     """
     if (tiles is None) == (order is None):
@@ -251,6 +253,8 @@ def learn_kernel_field(
         if unused or counts[3] is not None:
             also = sorted(unused) or ["input_noise"]
             raise ArgumentError(f"order does not go with {', '.join(also)}")
+        if isinstance(checked.ridge, str):
+            raise ArgumentError(f"order takes a number as ridge, got {checked.ridge!r}")
         constraints = checked.constraints(pairs[0])
         return learn_varying(
             checked.settings(), pairs, single, order, scale_order, constraints.ridge

@@ -199,6 +199,28 @@ class Options:
         as_integer("log_every", self.log_every)
         if not self.chooses_size:
             self.settings()
+        _ = self.ridge_rule
+
+    @property
+    def ridge_rule(self) -> str | float | None:
+        """How the ridge is to be found: "gcv", a fraction of the largest eigenvalue, or given.
+
+        Raises:
+            ArgumentError: a text that says neither.
+        """
+        text = self.ridge
+        if not isinstance(text, str) or text == "gcv":
+            return text if isinstance(text, str) else None
+        try:
+            percent = float(text.removesuffix("%")) if text.endswith("%") else -1.0
+        except ValueError:
+            percent = -1.0
+        if not 0 <= percent < float("inf"):
+            raise ArgumentError(
+                "ridge must be a number, 'gcv', or a part of the largest eigenvalue such as "
+                f"'0.1%', got {shown(text)}"
+            )
+        return percent / 100
 
     @property
     def chooses_size(self) -> bool:
@@ -222,7 +244,8 @@ class Options:
         """Those of every filter."""
         g = pair.geometry
         window = (g.group_C, g.R, g.S)
-        return as_constraints(window, self.ridge, self.nonnegative, self.sum_to, self.smooth)
+        ridge = 0.0 if self.ridge_rule is not None else self.ridge
+        return as_constraints(window, ridge, self.nonnegative, self.sum_to, self.smooth)
 
     def with_size(self, window: Pair) -> Options:
         """The same for another window."""
@@ -279,7 +302,7 @@ def _solver(options: Options, unknowns: int, matrices: int, noisy: bool) -> Chos
         ("nonnegative", options.nonnegative),
         ("input_noise", noisy),
         ("smooth", options.smooth != 0),
-        ("ridge='gcv'", isinstance(options.ridge, str)),
+        (f"ridge={options.ridge!r}", isinstance(options.ridge, str)),
     ):
         if needed:
             return Chosen("normal", f"chosen: the only one for {name}")
@@ -311,7 +334,7 @@ def _check_options(options: Options, chosen: Chosen, noisy: bool) -> None:
         ("nonnegative", options.nonnegative),
         ("input_noise", noisy),
         ("smooth", options.smooth != 0),
-        ("ridge='gcv'", isinstance(options.ridge, str)),
+        (f"ridge={options.ridge!r}", isinstance(options.ridge, str)),
     ):
         if given and name != "normal":
             raise ArgumentError(f"{option} needs solver='normal', got {name!r}")

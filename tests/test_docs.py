@@ -29,7 +29,13 @@ MODULES = [
     "learning.streaming",
 ]
 # Pages whose commands are run too, in order, after the Python that makes their files.
-GUIDES = ("large_images.md", "motion_blur.md", "star_fields.md", "unknown_filter.md")
+GUIDES = (
+    "large_images.md",
+    "motion_blur.md",
+    "star_fields.md",
+    "unknown_filter.md",
+    "varying_kernel.md",
+)
 NEEDED = {"motion_blur.md": ["skimage"], "unknown_filter.md": ["PIL", "skimage"]}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
 

@@ -1,4 +1,4 @@
-"""A kernel that varies over the field as a polynomial; a window's size that is chosen."""
+"""A kernel that varies over the field; a window's size and a ridge that are chosen."""
 
 from __future__ import annotations
 
@@ -167,3 +167,29 @@ def test_smoothness_is_a_penalty_on_differences(backend):
     torch.testing.assert_close(found.weight.flatten(), expected[:, 0], rtol=1e-9, atol=1e-12)
     with pytest.raises(ArgumentError, match="smooth needs solver='normal', got 'cg'"):
         learn_kernel(x, y, (5, 4), smooth=1.0, solver="cg")
+
+
+def test_a_ridge_is_chosen_by_cross_validation(backend):
+    x, y = torch.rand(24, 24, dtype=DOUBLE), torch.randn(20, 20, dtype=DOUBLE)
+    x = torch.nn.functional.avg_pool2d(x[None], 3, 1, 1)[0]
+    y = y + corr2d(x, torch.rand(5, 5, dtype=DOUBLE))
+    found = learn_kernel(x, y, 5, ridge="gcv", bias=True)
+    ridge = float(found.reason.split("ridge ")[1].split()[0])
+    assert "by generalized cross-validation" in found.reason
+    rows = torch.nn.functional.unfold(x[None, None], 5)[0].T
+    rows, target = rows - rows.mean(0), y.flatten() - y.mean()
+
+    def score(ridge):
+        hat = rows @ torch.linalg.solve(rows.T @ rows + ridge * torch.eye(25), rows.T)
+        error = (target - hat @ target).square().sum()
+        return float(error / (len(rows) - float(hat.trace()) - 1) ** 2)
+
+    assert score(ridge) < min(score(1.3 * ridge), score(ridge / 1.3)) * (1 + 1e-6)
+    fixed = learn_kernel(x, y, 5, ridge=ridge, bias=True)
+    torch.testing.assert_close(found.weight, fixed.weight, rtol=1e-2, atol=1e-3)
+    largest = float(torch.linalg.eigvalsh(rows.T @ rows)[-1])
+    part = learn_kernel(x, y, 5, ridge="2%", bias=True)
+    expected = learn_kernel(x, y, 5, ridge=0.02 * largest, bias=True)
+    torch.testing.assert_close(part.weight, expected.weight, rtol=1e-8, atol=1e-10)
+    with pytest.raises(ArgumentError, match="ridge must be a number, 'gcv', or a part"):
+        learn_kernel(x, y, 5, ridge="much")

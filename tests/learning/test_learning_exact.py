@@ -360,7 +360,7 @@ IMAGE, TARGET = torch.rand(6, 8), torch.rand(4, 6)
         ({"solver": 3}, "solver must be a name or make an optimiser, got 3"),
         ({"loss": "absolute"}, "loss must be 'squared', 'huber', 'tukey' or a function"),
         ({"ridge": -1.0}, "ridge must not be negative, got -1"),
-        ({"ridge": "much"}, "ridge must be a number, got 'much'"),
+        ({"ridge": "much"}, "ridge must be a number, 'gcv', or a part .* got 'much'"),
         ({"sum_to": float("nan")}, "sum_to must be finite, got nan"),
         ({"sum_to": -1, "nonnegative": True}, "sum_to must not be negative with nonnegative"),
         ({"background": "linear"}, "background must be 'constant' or a polynomial's order"),
