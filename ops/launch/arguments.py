@@ -19,10 +19,8 @@ from ...kernels.structs import BandLayout, GemmLayout, Window, constant, tile_st
 from .. import backend
 from ..geometry import Geometry
 from ..plan import choose
-from ..plan.banded import COLUMN_STEP, BandedGradTile, BandedTile, rows_read
-from ..plan.gemm import GemmTile
-from ..plan.problem import Plan, Problem, Tile
-from ..plan.tma import TmaTile
+from ..plan.banded import COLUMN_STEP, BandedTile, rows_read
+from ..plan.problem import Plan, Problem
 from .call import Call, Packed
 from .descriptors import (
     dgrad_descriptors,
@@ -153,17 +151,13 @@ def fprop_call(
     residual: torch.Tensor | None = None,
 ) -> Call:
     """The launch that fills y."""
-    if isinstance(plan.tile, BandedTile):
-        banded = plan.tile
-        return _fprop_banded_call(x, weight, bias, y, geometry, plan, banded, activation, residual)
+    if plan.family == "banded":
+        return _fprop_banded_call(x, weight, bias, y, geometry, plan, activation, residual)
     added = [] if residual is None else [residual]
     geometry, (x, y, *added) = _planes_as_rows(geometry, plan, x, y, *added)
-    packed, descriptors = _packed(weight, plan, geometry.groups), {}
+    packed = _packed(weight, plan, geometry.groups)
     weight = packed.copy if packed else weight
-    if isinstance(plan.tile, TmaTile):
-        align = _box_alignment(x, geometry.group_K, geometry.Q, [y, *added])
-        descriptors = fprop_descriptors(x, weight, geometry, plan.tile, align)
-    gemm = _gemm_arguments(x, weight, y, geometry, plan)
+    more = _family_arguments(x, weight, y, geometry, plan, added)
     weight, weight_strides = _weight_walk(weight, geometry)
     call = _call(
         plan,
@@ -180,8 +174,7 @@ def fprop_call(
         weight_stride_g=geometry.group_K * weight_strides[1],
         bias_stride=0 if bias is None else bias.stride(0),
         y_strides=y.stride(),
-        **descriptors,
-        **gemm,
+        **more,
     )
     return replace(call, packed=packed) if packed else call
 
@@ -197,16 +190,13 @@ def dgrad_call(
     """The launch that fills dx, or its frame, see Geometry.hole, where the plan is for that."""
     if plan.turned:
         turned = geometry.without_padding_mode().adjoint()
-        if isinstance(plan.tile, BandedTile):
-            return _fprop_banded_call(dy, weight, bias, dx, turned, plan, plan.tile)
+        if plan.family == "banded":
+            return _fprop_banded_call(dy, weight, bias, dx, turned, plan)
         return _turned_call(dy, weight, bias, dx, geometry, turned, plan)
     geometry, (dx, dy) = _planes_as_rows(geometry, plan, dx, dy)
-    packed, descriptors = _packed(weight, plan, geometry.groups), {}
+    packed = _packed(weight, plan, geometry.groups)
     weight = packed.copy if packed else weight
-    if isinstance(plan.tile, TmaTile):
-        align = _box_alignment(dy, geometry.group_C, geometry.W, [dx])
-        descriptors = dgrad_descriptors(dy, weight, geometry, plan.tile, align, plan.precision)
-    gemm = _gemm_arguments(dx, weight, dy, geometry, plan)
+    more = _family_arguments(dx, weight, dy, geometry, plan)
     pixels = geometry.frame_pixels if plan.op == "dgrad_frame" else geometry.H * geometry.W
     weight, weight_strides = _weight_walk(weight, geometry)
     call = _call(
@@ -222,8 +212,7 @@ def dgrad_call(
         weight_stride_g=geometry.group_K * weight_strides[1],
         bias_stride=0 if bias is None else bias.stride(0),
         dx_strides=dx.stride(),
-        **descriptors,
-        **gemm,
+        **more,
     )
     return replace(call, packed=packed) if packed else call
 
@@ -267,9 +256,6 @@ def wgrad_calls(
     one_part = target if plan.partials == 1 else target[0]
     walk, dw_strides = _weight_walk(one_part, geometry)
     geometry, (x, dy) = _planes_as_rows(geometry, plan, x, dy)
-    descriptors = {}
-    if isinstance(plan.tile, TmaTile):
-        descriptors = wgrad_descriptors(x, dy, geometry, plan.tile)
     call = _call(
         plan,
         geometry,
@@ -281,10 +267,8 @@ def wgrad_calls(
         dy_strides=dy.stride(),
         dw_stride_split=dw.numel() if plan.partials > 1 else 0,
         dw_strides=dw_strides,
-        **_band_arguments(x, dy, geometry, plan.tile),
-        **_gemm_arguments(x, walk, dy, geometry, plan),
         dw_stride_g=geometry.group_K * dw_strides[1],
-        **descriptors,
+        **_family_arguments(x, walk, dy, geometry, plan),
     )
     if plan.partials == 1:
         yield call
@@ -300,11 +284,11 @@ def _fprop_banded_call(
     y: torch.Tensor,
     geometry: Geometry,
     plan: Plan,
-    tile: BandedTile,
     activation: str = "none",
     residual: torch.Tensor | None = None,
 ) -> Call:
     """The launch that fills y from bands, and before it the one that makes them of the weight."""
+    tile: Any = plan.tile
     bands = weight.new_empty(tile.bands_shape(geometry))
     call = _call(
         plan,
@@ -318,7 +302,7 @@ def _fprop_banded_call(
         x_strides=x.stride(),
         bias_stride=0 if bias is None else bias.stride(0),
         y_strides=y.stride(),
-        **_band_arguments(x, y, geometry, tile),
+        **_family_arguments(x, weight, y, geometry, plan),
     )
     first = build_bands_call(weight, bands, geometry, tile, plan.int64)
     return replace(call, first=first, scratch=bands)
@@ -357,12 +341,51 @@ def build_bands_call(
     )
 
 
-def _band_arguments(
-    x: torch.Tensor, y: torch.Tensor, geometry: Geometry, tile: Tile
+def _family_arguments(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    y: torch.Tensor,
+    geometry: Geometry,
+    plan: Plan,
+    added: Sequence[torch.Tensor] = (),
 ) -> dict[str, Any]:
-    """What a banded kernel is told besides; `y` is its gradient where the kernel reads that."""
-    if not isinstance(tile, BandedTile | BandedGradTile):
+    """What a family's kernels take besides what every kernel of an operator does.
+
+    x, weight and y are the tensors of the operator or their gradients; `added` goes to its sums.
+    """
+    make = {"banded": _band_arguments, "gemm": _gemm_arguments, "tma": _tma_arguments}
+    if plan.family not in make:
         return {}
+    return make[plan.family](x, weight, y, geometry, plan, added)
+
+
+def _tma_arguments(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    y: torch.Tensor,
+    geometry: Geometry,
+    plan: Plan,
+    added: Sequence[torch.Tensor],
+) -> dict[str, Any]:
+    tile: Any = plan.tile
+    if plan.op == "wgrad":
+        return wgrad_descriptors(x, y, geometry, tile)
+    if plan.op == "dgrad":
+        align = _box_alignment(y, geometry.group_C, geometry.W, [x])
+        return dgrad_descriptors(y, weight, geometry, tile, align, plan.precision)
+    align = _box_alignment(x, geometry.group_K, geometry.Q, [y, *added])
+    return fprop_descriptors(x, weight, geometry, tile, align)
+
+
+def _band_arguments(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    y: torch.Tensor,
+    geometry: Geometry,
+    plan: Plan,
+    added: Sequence[torch.Tensor],
+) -> dict[str, Any]:
+    tile: Any = plan.tile
     band = tile.band(geometry)
     first_row, rows = rows_read(geometry)
     layout = BandLayout(
@@ -484,12 +507,12 @@ def _is_read_as_it_is(weight: torch.Tensor) -> bool:
 def _packed(weight: torch.Tensor, plan: Plan, groups: int) -> Packed | None:
     """A copy of the weight with the axis innermost that the kernel reads along, unless it is so."""
     make: Callable[[torch.Tensor], torch.Tensor] = channels_innermost
-    if isinstance(plan.tile, TmaTile):
+    if plan.family == "tma":
         if plan.op == "dgrad" and not reads_crosswise(plan.precision):
             make = partial(filters_innermost, groups=groups)
         elif is_matrix(weight):
             return None
-    elif not isinstance(plan.tile, GemmTile) or _is_read_as_it_is(weight):
+    elif plan.family != "gemm" or _is_read_as_it_is(weight):
         return None
     return Packed(make(weight), weight, make)
 
@@ -502,19 +525,21 @@ def _planes_as_rows(
     A row of so many pixels can be read and written in pieces of 16 bytes more often.
     """
     if not plan.as_rows and not (
-        isinstance(plan.tile, GemmTile) and geometry.is_point and all(map(is_row, images))
+        plan.family == "gemm" and geometry.is_point and all(map(is_row, images))
     ):
         return geometry, images
     return geometry.as_rows(), [*map(as_row, images)]
 
 
 def _gemm_arguments(
-    x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, geometry: Geometry, plan: Plan
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    y: torch.Tensor,
+    geometry: Geometry,
+    plan: Plan,
+    added: Sequence[torch.Tensor],
 ) -> dict[str, Any]:
-    """What a GEMM is told of its tensors in memory; weight strides (k, c, r, s) end its shape."""
-    tile = plan.tile
-    if not isinstance(tile, GemmTile):
-        return {}
+    tile: Any = plan.tile
     read, channels = (y, geometry.group_K) if plan.op.startswith("dgrad") else (x, geometry.group_C)
     flat = plan.op != "wgrad" and not plan.one_tap
     # Single channels are gathered anyway: then a lane has a tap of its own, and pixels share it.

@@ -190,7 +190,7 @@ def test_what_alignment_the_kernel_is_told():
 def test_a_band_holds_every_tap_of_every_column_inside_the_image(name, tile):
     g = GEOMETRIES[name]
     band = tile.band(g)
-    block = tile.BLOCK_Q if isinstance(tile, BandedTile) else COLUMN_STEP
+    block = getattr(tile, "BLOCK_Q", COLUMN_STEP)
     assert band.columns % COLUMN_STEP == band.first % COLUMN_STEP == 0
     for q in range(g.Q):
         for s in range(g.S):
