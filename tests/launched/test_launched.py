@@ -71,9 +71,7 @@ class Server:
         return line
 
     def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(10)
-        self._process.stdout.close()
+        self._process.communicate(timeout=60)  # without another line, it ends
 
 
 @pytest.fixture(scope="module")
