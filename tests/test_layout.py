@@ -131,6 +131,30 @@ def imported_files(path):
                         break
 
 
+#: Floors inside ops: what a folder may import besides itself. Plans see no kernel and no launch.
+FLOORS = {
+    "ops/plan": ("ops/geometry.py", "ops/arguments.py", "ops/errors.py"),
+    "ops/launch": (
+        "kernels/",
+        "ops/plan/",
+        "ops/geometry.py",
+        "ops/arguments.py",
+        "ops/errors.py",
+        "ops/backend.py",
+    ),
+}
+
+
+@pytest.mark.parametrize("folder", FLOORS)
+def test_floors_inside_ops_import_what_is_below_them(folder):
+    files = [path.relative_to(ROOT) for path in (ROOT / folder).glob("*.py")]
+    assert len(files) > 5
+    for path in files:
+        for found in imported_files(path):
+            name = found.as_posix()
+            assert name.startswith((f"{folder}/", *FLOORS[folder])), f"{path} imports {name}"
+
+
 def circles():
     """Groups of files of the package that import each other, directly or around a corner."""
     files = [
