@@ -23,7 +23,7 @@ COMMANDS = {
     "report": ("report", "turn rows into tables and plots"),
     "tune": ("run", "search the tiles of given workloads"),
     "predict": ("predict", "bounds of every workload from the static model, without a GPU"),
-    "codegen": ("codegen", "check the machine code of every configuration"),
+    "codegen": ("machine_code", "check the machine code of every configuration"),
 }
 
 

@@ -139,7 +139,7 @@ class GpuRig:
         import triton
         from triton.backends.compiler import GPUTarget
 
-        from .codegen import source_of
+        from .machine_code import source_of
 
         amd = device.arch.startswith("gfx")
         gpu = GPUTarget("hip", device.arch, 64) if amd else GPUTarget("cuda", int(device.arch), 32)

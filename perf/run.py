@@ -153,7 +153,6 @@ class Run:
         tasks: what rows are wanted, in order.
         peers: names of those that take part.
         say: is told what happens, a line each.
-        profile: whether the profiler looks at a few launches in the end.
     """
 
     rig: GpuRig
@@ -163,7 +162,6 @@ class Run:
     tasks: Sequence[Task] = ()
     peers: tuple[str, ...] = tuple(p.name for p in PROVIDERS if p.name != OURS)
     say: Callable[[str], None] = print
-    profile: bool = False
     left: list[Task] = field(default_factory=list)
 
     def __post_init__(self) -> None:

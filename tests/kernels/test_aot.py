@@ -28,7 +28,7 @@ from tricorr.ops.plan import choose
 from tricorr.ops.plan.problem import Problem
 from tricorr.ops.plan.rows import MAX_HELD
 from tricorr.ops.plan.tma import ARCHITECTURES
-from tricorr.perf.configurations import TARGETS, configurations
+from tricorr.perf.cases import TARGETS, configurations
 
 pytestmark = pytest.mark.aot
 
@@ -64,7 +64,7 @@ class Compiler:
         # Compilers print much: into a file, because a pipe that nobody reads gets full.
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - stop() closes it
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tricorr.perf.codegen", "--serve"],
+            [sys.executable, "-m", "tricorr.perf.machine_code", "--serve"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

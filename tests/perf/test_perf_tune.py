@@ -277,7 +277,7 @@ def test_every_tuned_file_that_is_shipped_can_be_read():
 
 def test_tuned_tiles_are_compiled_ahead_of_time_like_the_tables(directory):
     pytest.importorskip("triton")
-    from tricorr.perf.configurations import TARGETS, configurations
+    from tricorr.perf.cases import TARGETS, configurations
 
     target = TARGETS["sm_90"]
     names = [c.name for c in configurations(target, thin=True)]

@@ -8,7 +8,7 @@ meta tensors. Kernels have to be compiled ones: TRITON_INTERPRET must be unset.
     python -m tricorr.perf codegen --sample --json FILE        records the representative ones
     python -m tricorr.perf codegen --check FILE                builds what FILE records; compares
     python -m tricorr.perf codegen sm_90 --drawn 500           calls drawn at random, as planned
-    python -m tricorr.perf.codegen --serve                     answers JSON lines, for test_aot.py
+    python -m tricorr.perf.machine_code --serve               answers JSON lines, for test_aot.py
 
 What the table counts is static. "loop" is one pass of the loop that does the arithmetic. Per output
 element, "loop" is that pass times how often it must run for the tile's multiply-adds, and "total"
@@ -48,8 +48,7 @@ from typing import Any
 from ..ops.launch.arguments import BANDS_BLOCK, SUM_TILE
 from ..ops.launch.call import Call
 from ..ops.plan.cost import Work
-from .configurations import PARKED, TARGETS, Configuration, Target, configurations
-from .draw import drawn
+from .cases import PARKED, TARGETS, Configuration, Target, configurations, drawn
 
 #: The recorded table, and that of Triton 3.6.
 TABLE = Path(__file__).parent / "results" / "codegen.json"

@@ -20,10 +20,9 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from tricorr.perf import codegen
-from tricorr.perf.codegen import Build, Entry
-from tricorr.perf.configurations import TARGETS, configurations
-from tricorr.perf.draw import drawn
+from tricorr.perf import machine_code
+from tricorr.perf.cases import TARGETS, configurations, drawn
+from tricorr.perf.machine_code import Build, Entry
 
 #: Of the recorded ones, these are built by the tests: each family, and every kind of arithmetic.
 BUILT = (
@@ -33,13 +32,13 @@ BUILT = (
     r"sm_90 fprop_stencil-512x1-float32-image",
     r"sm_90 wgrad_stencil-8x64-bfloat16-depthwise",
 )
-RECORDED = codegen.read_table(codegen.TABLE)[1]
-VERSION, COMMITTED = codegen.read_table(codegen.committed())
+RECORDED = machine_code.read_table(machine_code.TABLE)[1]
+VERSION, COMMITTED = machine_code.read_table(machine_code.committed())
 
 
 def run(*arguments):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tricorr.perf.codegen", *map(str, arguments)]
+    command = [sys.executable, "-m", "tricorr.perf.machine_code", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -69,7 +68,7 @@ def entry(**fields):
 
 
 def test_the_table_is_the_sample_and_nothing_in_it_spills():
-    sample = [(t.name, c.name) for c, t in codegen.chosen(TARGETS.values(), sample=True)]
+    sample = [(t.name, c.name) for c, t in machine_code.chosen(TARGETS.values(), sample=True)]
     assert [(e.target, e.name) for e in RECORDED] == [
         (target.name, name)
         for target in TARGETS.values()
@@ -137,7 +136,7 @@ def test_the_bound_is_the_slowest_unit_by_the_rates_of_the_device():
         lanes = times * clocks * device.rates.issue * 32
         per_thread = round(lanes / (4096**2 / 512) / 128)
         built = Build("fprop_stencil", "sm_90", 128, 40, 0, 0, {"IMAD": per_thread}, {})
-        found = codegen.entry_of(stencil, TARGETS["sm_90"], built)
+        found = machine_code.entry_of(stencil, TARGETS["sm_90"], built)
         if times < 1:
             assert found.bound == "dram"
         else:
@@ -183,9 +182,9 @@ def test_drawn_calls_are_the_same_for_a_seed_and_of_every_kind():
 )
 def test_drawing_refuses_what_it_would_not_do(given, said):
     parser = argparse.ArgumentParser()
-    codegen.add_arguments(parser)
+    machine_code.add_arguments(parser)
     with pytest.raises(ValueError, match=said):
-        codegen.main(parser.parse_args([str(word) for word in given]))
+        machine_code.main(parser.parse_args([str(word) for word in given]))
 
 
 @pytest.mark.slow
@@ -213,7 +212,7 @@ def test_counts_are_for_one_output():
         opcodes={"FFMA": 12, "LDG": 15, "IMAD": 93, "STG": 4},
         loop={"FFMA": 12, "LDG": 12, "IMAD": 76},
     )
-    found = codegen.entry_of(stencil, TARGETS["sm_90"], built)
+    found = machine_code.entry_of(stencil, TARGETS["sm_90"], built)
     # 512 outputs by 128 threads, nine taps: 36 multiply-adds a thread, in three passes of twelve.
     assert (found.outputs, found.macs, found.passes) == (512, 512 * 9, 3)
     assert found.loop_per_output == {"all": 75.0, "load": 9.0, "fma": 9.0, "mma": 0.0}
@@ -224,7 +223,7 @@ def test_counts_are_for_one_output():
 def test_an_mma_counts_once_for_a_warp():
     gemm = configuration("fprop_gemm-half-64x64x32-bfloat16-dense")
     built = Build("fprop_gemm", "sm_90", 128, 80, 0, 0, {"HGMMA": 2}, {"HGMMA": 2})
-    found = codegen.entry_of(gemm, TARGETS["sm_90"], built)
+    found = machine_code.entry_of(gemm, TARGETS["sm_90"], built)
     steps = 9 * 64 // 32
     assert found.passes == steps
     assert found.per_output["mma"] == round(2 * steps * 4 / (64 * 64), 4)
@@ -241,21 +240,21 @@ def test_an_mma_counts_once_for_a_warp():
     ],
 )
 def test_what_got_worse_is_found(fields, what):
-    found = codegen.regressions(entry(), entry(**fields))
+    found = machine_code.regressions(entry(), entry(**fields))
     assert len(found) == 1
     assert what in found[0]
 
 
 def test_what_is_within_the_margins_or_better_is_not():
-    assert not codegen.regressions(entry(), entry(registers=72, instructions=209))
-    assert not codegen.regressions(entry(spills=8), entry(registers=32, instructions=100))
+    assert not machine_code.regressions(entry(), entry(registers=72, instructions=209))
+    assert not machine_code.regressions(entry(spills=8), entry(registers=32, instructions=100))
 
 
-@pytest.mark.parametrize("mark", codegen.MARKS)
+@pytest.mark.parametrize("mark", machine_code.MARKS)
 def test_a_mark_more_in_the_loop_is_a_regression(mark):
-    counts = {"all": 100, "load": 4, "fma": 0, "mma": 4, **dict.fromkeys(codegen.MARKS, 1)}
-    found = codegen.regressions(entry(loop=counts), entry(loop=counts | {mark: 2}))
-    assert found == [f"2 {codegen.MARKS[mark]} in the loop, recorded 1"]
+    counts = {"all": 100, "load": 4, "fma": 0, "mma": 4, **dict.fromkeys(machine_code.MARKS, 1)}
+    found = machine_code.regressions(entry(loop=counts), entry(loop=counts | {mark: 2}))
+    assert found == [f"2 {machine_code.MARKS[mark]} in the loop, recorded 1"]
 
 
 @pytest.mark.parametrize(
@@ -272,7 +271,7 @@ def test_a_mark_more_in_the_loop_is_a_regression(mark):
 )
 def test_instructions_that_cost_more_are_marked(line, mark):
     opcode, operands = re.match(r"([A-Z]+)(.*)", line).groups()
-    assert codegen._mark(opcode, operands) == (f"_{mark}" if mark else "")
+    assert machine_code._mark(opcode, operands) == (f"_{mark}" if mark else "")
 
 
 def test_a_product_of_copies_wants_a_proxy_fence_after_the_wait():
@@ -282,8 +281,8 @@ def test_a_product_of_copies_wants_a_proxy_fence_after_the_wait():
         "wgmma.mma_async",
     )
     for missing in ((wait, product, fence), (fence, wait, product, product)):
-        assert codegen._unfenced("\n".join(missing)) == missing.count(product)
-    assert codegen._unfenced("\n".join((wait, fence, product, product))) == 0
+        assert machine_code._unfenced("\n".join(missing)) == missing.count(product)
+    assert machine_code._unfenced("\n".join((wait, fence, product, product))) == 0
 
 
 def test_products_that_ptxas_serializes_are_a_problem():
@@ -292,46 +291,49 @@ def test_products_that_ptxas_serializes_are_a_problem():
     opcodes = {"HGMMA_register": 12, "UTMALDG": 4}
     built = Build("wgrad_tma", "sm_90", 128, 150, 0, 1024, opcodes, opcodes)
     target = TARGETS["sm_90"]
-    assert not codegen.problems(made, target, built)
-    (found,) = codegen.problems(made, target, replace(built, serialized=serial))
+    assert not machine_code.problems(made, target, built)
+    (found,) = machine_code.problems(made, target, replace(built, serialized=serial))
     assert "every product is waited for" in found
-    (found,) = codegen.problems(made, target, replace(built, unfenced=2))
+    (found,) = machine_code.problems(made, target, replace(built, unfenced=2))
     assert "2 products of copies" in found
 
 
 def test_losing_the_matrix_units_is_a_regression():
     counts = {"all": 100, "load": 4, "fma": 0, "mma": 4}
-    found = codegen.regressions(entry(loop=counts), entry())
+    found = machine_code.regressions(entry(loop=counts), entry())
     assert found == ["no matrix instructions in the loop any more"]
 
 
 def test_a_table_survives_being_written(tmp_path):
     path = tmp_path / "deep" / "table.json"
-    codegen.write_table([entry(), entry(name="y")], path)
-    assert codegen.read_table(path) == (codegen.triton_version(), [entry(), entry(name="y")])
+    machine_code.write_table([entry(), entry(name="y")], path)
+    assert machine_code.read_table(path) == (
+        machine_code.triton_version(),
+        [entry(), entry(name="y")],
+    )
 
 
 def test_tables_of_another_triton_are_not_compared(tmp_path, capsys, monkeypatch):
-    codegen.write_table([entry()], tmp_path / "t.json")
-    monkeypatch.setattr(codegen, "triton_version", lambda: "0.0")
-    assert codegen.compare(tmp_path / "t.json") == 2
+    machine_code.write_table([entry()], tmp_path / "t.json")
+    monkeypatch.setattr(machine_code, "triton_version", lambda: "0.0")
+    assert machine_code.compare(tmp_path / "t.json") == 2
     assert "not compared" in capsys.readouterr().out
 
 
 def test_a_kernel_that_is_gone_has_to_be_recorded_again(tmp_path, capsys):
-    codegen.write_table([entry(name="fprop_gone")], tmp_path / "t.json")
-    assert codegen.compare(tmp_path / "t.json") == 1
+    machine_code.write_table([entry(name="fprop_gone")], tmp_path / "t.json")
+    assert machine_code.compare(tmp_path / "t.json") == 1
     assert "fprop_gone: not a configuration any more" in capsys.readouterr().out
 
 
 @pytest.mark.aot
 @pytest.mark.skipif(
-    codegen.triton_version() != VERSION,
-    reason=f"the table was recorded with Triton {VERSION}, this is {codegen.triton_version()}",
+    machine_code.triton_version() != VERSION,
+    reason=f"the table was recorded with Triton {VERSION}, this is {machine_code.triton_version()}",
 )
 def test_no_kernel_got_worse_than_recorded(tmp_path):
     chosen = [e for e in COMMITTED if f"{e.target} {e.name}" in BUILT]
-    codegen.write_table(chosen, tmp_path / "table.json")
+    machine_code.write_table(chosen, tmp_path / "table.json")
     ran = run("--check", tmp_path / "table.json")
     if "no cuobjdump" in ran.stdout + ran.stderr:
         pytest.skip("this triton has no cuobjdump")
@@ -340,11 +342,11 @@ def test_no_kernel_got_worse_than_recorded(tmp_path):
 
 
 @pytest.mark.aot
-@pytest.mark.skipif(codegen.triton_version() != VERSION, reason="recorded with another Triton")
+@pytest.mark.skipif(machine_code.triton_version() != VERSION, reason="recorded with another Triton")
 def test_a_regression_fails_the_command(tmp_path):
     better = next(e for e in COMMITTED if e.name == "fprop_stencil-512x1-float32-image")
     better = replace(better, target="sm_90", instructions=better.instructions // 2)
-    codegen.write_table([better], tmp_path / "table.json")
+    machine_code.write_table([better], tmp_path / "table.json")
     ran = run("--check", tmp_path / "table.json")
     if "no cuobjdump" in ran.stdout + ran.stderr:
         pytest.skip("this triton has no cuobjdump")
