@@ -60,8 +60,7 @@ def reason(error: Exception) -> str:
 
 def features(args: argparse.Namespace) -> Outcome:
     """`tricorr features`."""
-    from ..autograd.functional import corr2d
-    from ..filters.banks import log_gabor_kernels
+    from ..filters import log_gabor, log_gabor_kernels
     from ..images.output import check_output
     from ..images.plots import check_figure_name, plot_features, save_figure
     from ..ops import ArgumentError
@@ -73,9 +72,7 @@ def features(args: argparse.Namespace) -> Outcome:
     image = grey_image(args.image, double=True).to(device)
     if not image.isfinite().all():
         raise ArgumentError(f"{args.image} has pixels that are NaN or infinite")
-    maps = corr2d(
-        image[None, None], bank.to(image), padding=args.size // 2, padding_mode="replicate"
-    )[0]
+    maps = log_gabor(image, args.size, wavelength=args.wavelength, padding_mode="replicate")
     save_figure(args.output, plot_features(image, bank, maps))
     rms = maps.square().mean(dim=(1, 2)).sqrt().tolist()
     angles = [180 * k / len(rms) for k in range(len(rms))]

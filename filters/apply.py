@@ -12,6 +12,7 @@ import torch
 from ..autograd.functional import corr2d
 from ..autograd.modules import PaddingMode
 from ..images.inputs import ArrayLike
+from ..ops.arguments import PaddingLike
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,19 +39,50 @@ def typed(function: Callable[Concatenate[Any, P], Any]) -> Filter[P]:
     return cast("Filter[P]", function)
 
 
-def responses(input: torch.Tensor, bank: torch.Tensor, padding_mode: PaddingMode) -> torch.Tensor:
-    """(..., K, H, W): every plane under every filter of a bank (K, 1, R, S), by one operator."""
+def responses(
+    input: torch.Tensor,
+    bank: torch.Tensor,
+    padding_mode: PaddingMode,
+    padding: PaddingLike = "same",
+) -> torch.Tensor:
+    """(..., K, P, Q): every plane under every filter of a bank (K, 1, R, S), by one operator."""
     if is_channels_last(input) and input.dim() == 3:
-        return responses(_batch_of_one(input), bank, padding_mode).squeeze(0)
+        return responses(_batch_of_one(input), bank, padding_mode, padding).squeeze(0)
     *planes, H, W = input.shape
     if input.dim() == 4 and not input.is_contiguous():
         # Planes that are not stacked evenly stay channels: the same bank for each of them.
         C = input.shape[1]
-        y = _correlated(input, bank.repeat(C, 1, 1, 1), padding_mode, groups=C)
+        y = _correlated(input, bank.repeat(C, 1, 1, 1), padding_mode, padding, groups=C)
     else:
         x = input.reshape(math.prod(planes), 1, H, W)
-        y = _correlated(x, bank, padding_mode)
-    return y.reshape(*planes, len(bank), H, W)
+        y = _correlated(x, bank, padding_mode, padding)
+    return y.reshape(*planes, len(bank), *y.shape[-2:])
+
+
+def responses_to_differences(
+    input: torch.Tensor, bank: torch.Tensor, padding_mode: PaddingMode
+) -> torch.Tensor:
+    """`responses` to a bank whose filters sum to zero, which is exactly zero on flat images.
+
+    A sum whose weights w sum to zero is one of differences, with sums c of weights (Abel):
+
+        sum_s w[s] x[s] = -sum_s c[s] (x[s+1] - x[s]),  c[s] = w[0] + ... + w[s]
+
+    Rows of a filter do not sum to zero: what they sum to is moved to the middle column, where the
+    same is done along y.
+    """
+    R, S = bank.shape[-2:]
+    top, left = (R - 1) // 2, (S - 1) // 2
+    rows, columns = (top, R - 1 - top), (left, S - 1 - left)
+    of_rows = bank.sum(-1)
+    along_x = bank.clone()
+    along_x[..., left] -= of_rows
+    difference = torch.tensor([[-1, 1]], dtype=torch.float64, device="cpu")
+    dx = filtered(input, difference, padding_mode, padding=(rows, columns))
+    dy = filtered(input, difference.T, padding_mode, padding=(rows, (0, 0)))
+    return responses(dx, -along_x.cumsum(-1)[..., :-1], padding_mode, "valid") + responses(
+        dy, -of_rows.cumsum(-1)[..., :-1, None], padding_mode, "valid"
+    )
 
 
 def filtered(
@@ -58,6 +90,7 @@ def filtered(
     window: torch.Tensor,
     padding_mode: PaddingMode,
     plus: torch.Tensor | None = None,
+    padding: PaddingLike = "same",
 ) -> torch.Tensor:
     """(..., H, W) under a window (R, S), or (N, C, H, W) under one per sample (N, R, S).
 
@@ -66,15 +99,16 @@ def filtered(
         window: of any float dtype, on any device.
         padding_mode: what lies beyond the border.
         plus: of the result's shape and dtype, added to it before it is rounded.
+        padding: as for corr2d.
     """
     if is_channels_last(input) and input.dim() == 3:
         more = plus if plus is None else _batch_of_one(plus)
-        return filtered(_batch_of_one(input), window, padding_mode, more).squeeze(0)
+        return filtered(_batch_of_one(input), window, padding_mode, more, padding).squeeze(0)
     if window.dim() == 2:
-        return _correlated(input, window, padding_mode, residual=plus)
+        return _correlated(input, window, padding_mode, padding, residual=plus)
     N, C = input.shape[:2]
     weight = window[:, None, None].expand(N, C, 1, *window.shape[1:])
-    return _correlated(input, weight, padding_mode, groups=C, residual=plus)
+    return _correlated(input, weight, padding_mode, padding, groups=C, residual=plus)
 
 
 def separable(
@@ -116,13 +150,17 @@ def is_channels_last(input: torch.Tensor) -> bool:
 
 
 def _correlated(
-    input: torch.Tensor, window: torch.Tensor, padding_mode: PaddingMode, **options: Any
+    input: torch.Tensor,
+    window: torch.Tensor,
+    padding_mode: PaddingMode,
+    padding: PaddingLike = "same",
+    **options: Any,
 ) -> torch.Tensor:
     """corr2d in the dtype of the result, whatever autocast says, and on the image's device."""
     # non_blocking: no waiting for what runs on the device.
     window = window.to(input.device, result_dtype(input), non_blocking=True)
     with _without_autocast(input.device.type):
-        return corr2d(input, window, padding="same", padding_mode=padding_mode, **options)
+        return corr2d(input, window, padding=padding, padding_mode=padding_mode, **options)
 
 
 def _without_autocast(device: str) -> contextlib.AbstractContextManager[Any]:

@@ -29,7 +29,7 @@ import torch
 from ..autograd.modules import PaddingMode
 from ..images.inputs import ImageLike, hold
 from ..ops import ArgumentError, shown
-from .apply import filtered, responses, result_dtype, typed
+from .apply import filtered, responses, responses_to_differences, result_dtype, typed
 from .banks import SMOOTHING, as_angles, gabor_kernels, log_gabor_kernels
 
 GradientMode: TypeAlias = Literal["sobel", "scharr", "prewitt", "diff"]
@@ -254,7 +254,9 @@ def log_gabor(
     padding_mode: PaddingMode = "reflect",
     channel_axis: int | None = None,
 ) -> Any:
-    """The image under even-symmetric log-Gabor filters, after Field (1987), in one call.
+    """The image under even-symmetric log-Gabor filters, after Field (1987).
+
+    The filters sum to zero, and so the answer on a flat image is exactly zero.
 
     Args:
         input: the image.
@@ -275,9 +277,11 @@ def log_gabor(
         torch.Size([3, 6, 32, 40])
     """
     image = hold(input, channel_axis)
-    dtype = result_dtype(image.planes)
-    bank = log_gabor_kernels(size, orientations, wavelength=wavelength, dtype=dtype, device="cpu")
-    return image.give_back(responses(image.planes, bank, padding_mode))
+    # float64: the filters' sums stay zero, and are rounded with the taps of the differences alone.
+    bank = log_gabor_kernels(
+        size, orientations, wavelength=wavelength, dtype=torch.float64, device="cpu"
+    )
+    return image.give_back(responses_to_differences(image.planes, bank, padding_mode))
 
 
 def _derivatives(

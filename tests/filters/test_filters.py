@@ -283,6 +283,7 @@ PASSES = {
     "laplacian": 2,
     "gaussian_two_passes": 2,
     "unsharp": 2,
+    "log_gabor": 4,
 }
 
 
@@ -400,6 +401,13 @@ def test_flat_areas_are_exactly_zero(backend, name, dtype, level):
     assert not response[..., :4].any()
     assert not response[..., 6:].any()
     assert response[..., 4:6].any()
+
+
+@on_cpu
+@pytest.mark.parametrize("size", [5, 21])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_log_gabor_filters_answer_nothing_to_flat_images(backend, size, dtype):
+    assert not filters.log_gabor(torch.full((30, 37), 128 / 255, dtype=dtype), size).any()
 
 
 @pytest.mark.parametrize("name", ["sobel", "prewitt", "laplacian_8"])
