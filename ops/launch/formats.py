@@ -63,8 +63,7 @@ def channels_innermost(weight: torch.Tensor) -> torch.Tensor:
 
     It is never kept for another call: an update of the weight in place must not be missed.
     """
-    K, C, R, S = weight.shape
-    return weight.new_empty((K, R, S, C)).permute(0, 3, 1, 2).copy_(weight)
+    return weight.clone(memory_format=torch.channels_last)
 
 
 def empty_in_format(shape: Sequence[int], dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
