@@ -30,8 +30,8 @@ from .descriptors import (
     reads_crosswise,
     wgrad_descriptors,
 )
-from .formats import as_row, boxes_of, channels_innermost, empty_in_format, is_row
-from .layout import NARROW_LIMIT, device_of, layout_of
+from .formats import channels_innermost, empty_in_format
+from .layout import NARROW_LIMIT, as_row, boxes_of, device_of, is_row, layout_of
 from .prepared import facts_of, prepare, prepared
 
 

@@ -14,7 +14,8 @@ from ...kernels.structs import TmaLayout, constant
 from ...kernels.versions import BEFORE_3_7
 from ..geometry import Geometry, Pair
 from ..plan.tma import MAX_PHASES, TmaTile, phases_with_taps
-from .formats import boxes_of, channels_innermost
+from .formats import channels_innermost
+from .layout import boxes_of
 
 
 def fprop_descriptors(
@@ -112,7 +113,7 @@ def _boxes_descriptor(
     phase: Pair = (0, 0),
     stride: Pair = (1, 1),
 ) -> TensorDescriptor:
-    """Of boxes of one phase of (N, C, H, W), with so many channels, as formats.boxes_of says.
+    """Of boxes of one phase of (N, C, H, W), with so many channels, as layout.boxes_of says.
 
     Written without views of the tensor where it can be: each takes the host microseconds.
 

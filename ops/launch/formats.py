@@ -26,38 +26,6 @@ def suggests_channels_last(tensor: torch.Tensor) -> bool:
     return True
 
 
-def boxes_of(tensor: torch.Tensor) -> str:
-    """The format in which a tensor descriptor can describe (N, C, H, W), with steps of 16 bytes.
-
-    Returns "NHWC", channels innermost, "NCHW", contiguous rows of planes, or "" for neither.
-    """
-    if tensor.data_ptr() % 16:
-        return ""
-    n, c, h, w = tensor.stride()
-    N, C, H, W = tensor.shape
-    step = 16 // tensor.itemsize
-    if (N > 1 and not _is_step(n, step)) or (H > 1 and not _is_step(h, step)):
-        return ""
-    if c == 1 and (W == 1 or _is_step(w, step)):
-        return "NHWC"
-    return "NCHW" if w == 1 and (C == 1 or _is_step(c, step)) else ""
-
-
-def _is_step(stride: int, step: int) -> bool:
-    return stride > 0 and stride % step == 0
-
-
-def is_row(image: torch.Tensor) -> bool:
-    """Whether the rows of a plane follow one another as its columns do: so it is one long row."""
-    return image.shape[2] == 1 or image.stride(2) == image.shape[3] * image.stride(3)
-
-
-def as_row(image: torch.Tensor) -> torch.Tensor:
-    """An image (N, C, H, W) that is_row as (N, C, 1, H * W)."""
-    n, c, h, w = image.shape
-    return image.as_strided((n, c, 1, h * w), (*image.stride()[:2], 0, image.stride(3)))
-
-
 def channels_innermost(weight: torch.Tensor) -> torch.Tensor:
     """A copy of (K, C, R, S) whose memory is (K, R, S, C).
 

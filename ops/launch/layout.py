@@ -1,4 +1,4 @@
-"""What the planner needs to know of real tensors and of the device they are on."""
+"""Tensors to a Layout, and to the Device that they are on: what the planner knows of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .. import backend
 from ..geometry import Geometry
 from ..plan.device import INTERPRETER, Device, device_called
 from ..plan.problem import Layout
-from .formats import as_row, boxes_of, is_row, suggests_channels_last
+from .formats import suggests_channels_last
 
 #: Offsets up to here fit in 32 bits with room for the lanes that a tile has past the end.
 NARROW_LIMIT = 2**31 - 2**16
@@ -24,7 +24,7 @@ def layout_of(
     residual: torch.Tensor | None = None,
     activation: str = "none",
 ) -> Layout:
-    """What the planner needs to know of the tensors of one call (or of their gradients)."""
+    """The layout of the tensors of one call, or of their gradients."""
     (top, bottom), (left, right) = geometry.padding
     # Kernels count from pixels in the padding, or from outputs beyond the image's end.
     beyond_h = max(0, top) + max(0, bottom) + (geometry.R - 1) * geometry.steps(0)[1]
@@ -57,6 +57,38 @@ def is_heavy(residual: bool, activation: str) -> bool:
     With 128 x 256 sums, a residual spills up to 640 bytes of a thread, gelu 656 and silu 32.
     """
     return residual or activation in ("gelu", "silu")
+
+
+def boxes_of(tensor: torch.Tensor) -> str:
+    """The format in which a tensor descriptor can describe (N, C, H, W), with steps of 16 bytes.
+
+    Returns "NHWC", channels innermost, "NCHW", contiguous rows of planes, or "" for neither.
+    """
+    if tensor.data_ptr() % 16:
+        return ""
+    n, c, h, w = tensor.stride()
+    N, C, H, W = tensor.shape
+    step = 16 // tensor.itemsize
+    if (N > 1 and not _is_step(n, step)) or (H > 1 and not _is_step(h, step)):
+        return ""
+    if c == 1 and (W == 1 or _is_step(w, step)):
+        return "NHWC"
+    return "NCHW" if w == 1 and (C == 1 or _is_step(c, step)) else ""
+
+
+def _is_step(stride: int, step: int) -> bool:
+    return stride > 0 and stride % step == 0
+
+
+def is_row(image: torch.Tensor) -> bool:
+    """Whether a plane is one long row: its rows follow one another as its columns do."""
+    return image.shape[2] == 1 or image.stride(2) == image.shape[3] * image.stride(3)
+
+
+def as_row(image: torch.Tensor) -> torch.Tensor:
+    """An image (N, C, H, W) that is_row as (N, C, 1, H * W)."""
+    n, c, h, w = image.shape
+    return image.as_strided((n, c, 1, h * w), (*image.stride()[:2], 0, image.stride(3)))
 
 
 def _last_offset(tensor: torch.Tensor) -> int:

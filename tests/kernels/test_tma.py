@@ -9,8 +9,7 @@ from closeness import check, operands, run, truth
 from plans import H200, OPS, boxed, planned, with_tile
 
 from tricorr.ops import geometry_of
-from tricorr.ops.launch.formats import boxes_of
-from tricorr.ops.launch.layout import layout_of
+from tricorr.ops.launch.layout import boxes_of, layout_of
 from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.tma import (
