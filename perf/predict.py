@@ -36,7 +36,7 @@ from ..ops import ArgumentError
 from ..ops.explain import device_named
 from ..ops.launch.layout import layout_of
 from ..ops.plan import banded, choose, rows, stencil
-from ..ops.plan.cost import Code, Times, times_of
+from ..ops.plan.cost import Code, times_of
 from ..ops.plan.device import DEVICES, Device
 from ..ops.plan.problem import Plan, Problem, Tile
 from .providers import TENSOR_DTYPES, Operands, make_operands
@@ -64,14 +64,9 @@ def problem_of(operands: Operands, device: Device, op: str = "") -> Problem:
     return Problem(op or o.op, g, dtype, o.precision, layout, device)
 
 
-def planned(problem: Problem) -> Plan:
-    """The planner's plan."""
-    return choose.plan(problem)
-
-
 def alternatives(problem: Problem) -> list[Plan]:
     """The planner's plan, then the best of every other family that can run the call, by time."""
-    own = planned(problem)
+    own = choose.plan(problem)
     could: dict[str, list[Tile]] = {
         family.__name__: list(family.tiles(problem)) for family in choose.FAMILIES
     }
@@ -96,14 +91,10 @@ def _plans_with(tile: Tile, problem: Problem) -> Iterator[Plan]:
         return
 
 
-def times(plan: Plan, problem: Problem) -> Times:
-    """The static model's times of a plan."""
-    return times_of(plan.tile.work(plan, problem, recorded_code(plan, problem)), problem.device)
-
-
 def seconds_of(plan: Plan, problem: Problem) -> float:
     """The static model's time of a plan."""
-    return times(plan, problem).predicted
+    work = plan.tile.work(plan, problem, recorded_code(plan, problem))
+    return times_of(work, problem.device).predicted
 
 
 def describe(plan: Plan) -> str:

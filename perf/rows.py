@@ -13,7 +13,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -281,8 +281,3 @@ def _drop_cut_line(path: Path) -> None:
     data = path.read_bytes()
     if data and not data.endswith(b"\n"):
         path.write_bytes(data[: data.rfind(b"\n") + 1])
-
-
-def keys(rows: Iterable[Row]) -> Iterator[Key]:
-    """The keys of measurements that need not be taken again."""
-    return (row.key for row in rows)

@@ -24,19 +24,21 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..ops.plan import choose
 from ..ops.plan.tuned import file_of
 from . import calibrate, checks, learning, report, rows, tune
 from .machine import child_environment
 from .measure import Job, contenders_of
-from .predict import alternatives, describe, planned, problem_of, seconds_of
+from .predict import alternatives, describe, problem_of, seconds_of
 from .processes import Child, Pool, ProcessError
 from .providers import OURS, PROVIDERS, make_operands
 from .requests import At, Done, Here, Learn, Measure, Search, Start, serve_builds, serve_check
@@ -192,20 +194,7 @@ class Run:
         """Every stage that is asked for, then the report, whatever happened before."""
         pools: list[Pool] = []
         try:
-            self.begin()
-            size = max(1, (os.cpu_count() or 1) - 2)
-            self.builds = Pool(
-                size,
-                self.rig.build_limit,
-                lambda: Child(self.log, serve_builds, self.rig, self.device),
-            )
-            self.tiny = Pool(
-                SIDE_BY_SIDE,
-                self.rig.check_limit,
-                lambda: Child(self.log, serve_check, self.rig),
-                reuse=False,
-            )
-            pools = [self.builds, self.tiny]
+            self.begin(pools)
             for stage in STAGES:
                 if stage in self.stages:
                     self.say(f"{time.monotonic() - self.start:5.0f} s  {stage}")
@@ -219,15 +208,37 @@ class Run:
 
     # -- the device -----------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Starts the measuring process and waits until it says where it runs, and how fast."""
+    def begin(self, pools: list[Pool]) -> None:
+        """Starts all processes; builds run while the measuring one finds how fast the device is.
+
+        Args:
+            pools: takes the pools, which the caller ends.
+        """
         here = self.child.answer(time.monotonic() + min(120.0, max(5.0, self.remaining)))
         assert isinstance(here, Here)
-        self.machine, self.device = here.machine, here.device
-        self.say(
-            f"{here.machine.device}, PyTorch {here.machine.torch}, Triton {here.machine.triton}"
+        m = self.machine = here.machine
+        self.device = here.device
+        self.say(f"{m.device}, driver {m.driver}, PyTorch {m.torch}, Triton {m.triton}")
+        self.builds = Pool(
+            max(1, (os.cpu_count() or 1) - 2),
+            self.rig.build_limit,
+            lambda: Child(self.log, serve_builds, self.rig, self.device),
         )
-        self.known = self.child.answer(time.monotonic() + max(5.0, self.remaining))
+        self.tiny = Pool(
+            SIDE_BY_SIDE,
+            self.rig.check_limit,
+            lambda: Child(self.log, serve_check, self.rig),
+            reuse=False,
+        )
+        pools += [self.builds, self.tiny]
+        self.early: list[tuple[Any, Any]] = []
+        self.wanted = self._checks_to_make() if "check" in self.stages else {}
+        if self.rig.kind == "gpu":
+            self.queue_builds()
+        deadline = time.monotonic() + max(5.0, self.remaining)
+        while not self.child.start().poll(0.1) and time.monotonic() < deadline:
+            self.early += self.builds.answers(time.monotonic())
+        self.known = self.child.answer(deadline)
         if self.known is not None:
             self.say(str(self.known))
         self.child.arguments = (self.rig, self.known)
@@ -237,7 +248,7 @@ class Run:
         key = (workload, op, dtype, memory_format)
         problem = problem_of(make_operands(workload, op, dtype, memory_format, "meta"), self.device)
         if key not in self.plans:
-            self.plans[key] = planned(problem)
+            self.plans[key] = choose.plan(problem)
         if not self.is_off(self.plans[key], dtype):
             return self.plans[key]
         others = alternatives(problem)
@@ -254,8 +265,8 @@ class Run:
 
     # -- tiny calls -----------------------------------------------------------------------------
 
-    def do_check(self) -> None:
-        """Builds and runs the tiny calls, and turns off the kernels that are not right."""
+    def _checks_to_make(self) -> dict[str, checks.Check]:
+        """The tiny calls whose outcome is not known yet, by name."""
         wanted = {
             str(check): check
             for check in checks.checks(self.device)
@@ -264,11 +275,15 @@ class Run:
         for name, note in self.notes.of(self.machine).items():
             if check := wanted.pop(name, None):
                 self._checked(check, note, again=True)
-        self.queue_builds(wanted.values())
-        waiting = dict(wanted)
+        return wanted
+
+    def do_check(self) -> None:
+        """Runs the tiny calls as they are built, and turns off the kernels that are not right."""
+        waiting = dict(self.wanted)
         while (waiting or len(self.tiny)) and self.left_of("check") > 0:
-            soon = time.monotonic() + 0.2
-            for key, problem in self.builds.answers(soon):
+            built = [*self.early, *self.builds.answers(time.monotonic() + 0.2)]
+            self.early = []
+            for key, problem in built:
                 check = waiting.pop(key, None)
                 if check is None:
                     self._built(key, problem)
@@ -280,8 +295,8 @@ class Run:
                 timed_out = isinstance(problem, ProcessError) and problem.timed_out
                 self._checked(check, f"hangs: {problem}" if timed_out else str(problem))
         self.tiny.end()
-        late = len(waiting)
-        self.say(f"{len(wanted) - late} tiny calls, {len(self.off)} kernels off, {late} not begun")
+        late, made = len(waiting), len(self.wanted) - len(waiting)
+        self.say(f"{made} tiny calls, {len(self.off)} kernels off, {late} not begun")
 
     def _checked(self, check: checks.Check, note: str, again: bool = False) -> None:
         if not again and (check.kernel, check.dtype) not in self.off:
@@ -289,9 +304,9 @@ class Run:
         if note:
             self.turn_off(check.kernel, check.dtype, f"{note} ({check})")
 
-    def queue_builds(self, tiny: Iterable[checks.Check]) -> None:
+    def queue_builds(self) -> None:
         """Everything that will be launched, in the order in which it will be."""
-        for check in tiny:
+        for check in self.wanted.values():
             call = (check.workload, check.op, check.dtype, check.format, check.plan)
             self.builds.put(str(check), call)
         for job, entrants in self._entrants() if "families" in self.stages else ():
@@ -626,7 +641,8 @@ class Run:
     def finish(self) -> None:
         """Writes the report, and says what a person can act on."""
         text = "\n".join(self.summary())
-        report.write(self.recorded, self.out, head=text, plots=self.remaining > -RESERVE)
+        plots = self.remaining > -RESERVE and find_spec("matplotlib") is not None
+        report.write(self.recorded, self.out, head=text, plots=plots)
         self.say(text)
 
     def summary(self) -> Iterator[str]:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from tricorr.ops import reference
+from tricorr.ops.plan import choose
 from tricorr.ops.plan.device import DEVICES
 from tricorr.perf.machine import Ceilings, Machine
 from tricorr.perf.measure import CpuTimer
-from tricorr.perf.predict import planned, problem_of, seconds_of
+from tricorr.perf.predict import problem_of, seconds_of
 from tricorr.perf.providers import OURS, PROVIDERS, PYTORCH, Provider
 from tricorr.perf.rig import Entrant, GpuRig
 from tricorr.perf.workloads import find
@@ -76,7 +77,7 @@ def of_reference(o):
 def theirs(operands):
     """PyTorch's call: a fifth slower than the model's time of our plan."""
     problem = problem_of(operands, DEVICE)
-    seconds = 1.2 * seconds_of(planned(problem), problem)
+    seconds = 1.2 * seconds_of(choose.plan(problem), problem)
     result = answer(operands)
 
     def call():
@@ -160,7 +161,7 @@ class FakeGpu(GpuRig):
 
     def ours(self, operands):
         return self.call(
-            operands, Entrant(OURS, operands.format, planned(problem_of(operands, DEVICE)))
+            operands, Entrant(OURS, operands.format, choose.plan(problem_of(operands, DEVICE)))
         )
 
     def build(self, operands, plan, device):
