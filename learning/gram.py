@@ -361,7 +361,6 @@ def _first_rows(a: torch.Tensor, b: torch.Tensor, R: int, S: int) -> torch.Tenso
     C, D = a.shape[1], b.shape[1]
     P, Q = a.shape[2] - R + 1, a.shape[3] - S + 1
     inner = ops.lag_sums(a[:, :, :P, S - 1 : Q], b, (R, 2 * S - 1))  # (C, D, R, 2S - 1)
-    s = torch.arange(S, device=a.device)
     if S == 1:
         return inner.permute(0, 2, 1, 3)[:, None]
     # With w = q + s the rest is w from s up to S - 1, and from Q up to Q + s: a few columns, each
@@ -378,15 +377,18 @@ def _first_rows(a: torch.Tensor, b: torch.Tensor, R: int, S: int) -> torch.Tenso
     left = F.pad(from_right, (0, 0, 0, 1))  # [s] sums w from s up to S - 1
     right = F.pad(_diagonals(after, S).cumsum(3), (0, 0, 1, 0))  # [s] sums w from Q up to Q + s
     by_lag = inner[:, :, :, None] + left + right  # (C, D, R, S, 2S - 1): s and t - s + S - 1
-    found = by_lag[:, :, :, s[:, None], s[None, :] - s[:, None] + S - 1]
+    # [s, t] is element t - s + S - 1 of row s.
+    *steps, step, _ = by_lag.stride()
+    found = by_lag.as_strided((C, D, R, S, S), (*steps, step - 1, 1), S - 1)
     return found.permute(0, 3, 2, 1, 4)
 
 
 def _diagonals(products: torch.Tensor, S: int) -> torch.Tensor:
-    """[..., w, e] = products[..., w, w + e] for 2S - 1 values of e."""
-    w = torch.arange(products.shape[-2], device=products.device)[:, None]
-    e = torch.arange(2 * S - 1, device=products.device)
-    return products[..., w, w + e]
+    """[..., w, e] = products[..., w, w + e] for 2S - 1 values of e, a view."""
+    products = products.contiguous()
+    *outer, rows, _ = products.shape
+    *steps, step, _ = products.stride()
+    return products.as_strided((*outer, rows, 2 * S - 1), (*steps, step + 1, 1))
 
 
 def _row_products(a: torch.Tensor, b: torch.Tensor, S: int) -> torch.Tensor:

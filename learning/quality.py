@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,10 @@ NOISE_PARTS = 0.2, 2.0
 #: Noise of more than this many standard deviations of x is taken for the image.
 MOST_NOISE = 0.5
 #: Pixels along a side of the part of x in which its noise is estimated.
-NOISE_PIXELS = 1024
+NOISE_PIXELS = 256
+
+
+Residual: TypeAlias = list[tuple[torch.Tensor, torch.Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,7 @@ class Quality:
         rms: root of the weighted mean squared error, in the units of y.
         reblur_error: RMS error over the RMS of y about its mean: 0 for an exact fit, 1 for a
             kernel that says no more than a constant does.
-        mean: weighted mean of prediction minus target; None after streaming, as the next three.
-        robust: 1.4826 times the median absolute residual: a standard deviation that outliers do
-            not move.
+        mean: weighted mean of prediction minus target; None after streaming, as the next two.
         largest: the largest absolute residual.
         correlation: of the residuals of neighbouring pixels, in rows or in columns, whichever is
             larger. Errors of y that are independent give 0; a window too small, noise of x, or what
@@ -76,6 +77,8 @@ class Quality:
         elements: of a filter's kernel.
         weight_shape: (K, C/groups, R, S).
         eigenvalue_unit: what an eigenvalue of one is in the units of the images.
+        residual: prediction minus target and weights of each pair, in the units of the fit.
+        residual_unit: what a residual of one is in the units of y.
     """
 
     pixels: int
@@ -87,7 +90,6 @@ class Quality:
     rms: float
     reblur_error: float
     mean: float | None
-    robust: float | None
     largest: float | None
     correlation: float | None
     unknowns: int
@@ -100,6 +102,21 @@ class Quality:
     elements: int = 0
     weight_shape: tuple[int, ...] = ()
     eigenvalue_unit: float = 1.0
+    residual: Residual = field(default_factory=list, repr=False, compare=False)
+    residual_unit: float = 1.0
+
+    @cached_property
+    def robust(self) -> float | None:
+        """1.4826 times the median absolute residual: outliers do not move it; None if streamed."""
+        if not self.residual:
+            return None
+        values = [
+            image.flatten() if weights is None else image[weights.expand_as(image) > 0]
+            for image, weights in self.residual
+        ]
+        distances = torch.cat(values).abs()
+        median = float(distances.median()) if len(distances) else 0.0
+        return 1.4826 * median * self.residual_unit
 
     @property
     def undetermined(self) -> int | None:
@@ -126,9 +143,6 @@ class Quality:
             return None
         directions = self.normal.null_space()[: self.elements]
         return directions.T.reshape(-1, *self.weight_shape[1:])
-
-
-Residual = list[tuple[torch.Tensor, torch.Tensor | None]]
 
 
 def quality_of(
@@ -189,6 +203,7 @@ def quality_of(
         normal=worst,
         elements=constraints.elements,
         weight_shape=weight_shape,
+        residual=residual,
     )
     precision = residual[0][0].dtype if residual else torch.float64
     eps = max(64 * torch.finfo(precision).eps, 2.0**-40)
@@ -256,7 +271,7 @@ def _in_user_units(quality: Quality, units: Units) -> Quality:
         farthest=times(quality.farthest, to_weight),
         rms=quality.rms * units.y,
         mean=times(quality.mean, units.y),
-        robust=times(quality.robust, units.y),
+        residual_unit=units.y,
         largest=times(quality.largest, units.y),
         noise=quality.noise * units.y * units.weights**0.5,
         standard_error=times(quality.standard_error, to_weight),
@@ -363,33 +378,29 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def _statistics(residual: Residual) -> dict[str, Any]:
-    names = ("mean", "robust", "largest", "correlation")
+    names = ("mean", "largest", "correlation")
     if not residual:
         return dict.fromkeys(names)
-    total, weight, values = 0.0, 0.0, []
+    total, weight, largest = 0.0, 0.0, 0.0
     along, square = [0.0, 0.0], 0.0
     for image, weights in residual:
+        scaled, kept = image, image
         if weights is None:
-            scaled = image
             total, weight = total + float(image.sum(dtype=torch.float64)), weight + image.numel()
-            values.append(image.flatten())
         else:
             counts = weights.double().expand_as(image)
             total, weight = total + float((image * counts).sum()), weight + float(counts.sum())
-            values.append(image[counts > 0])
-            scaled = image * counts.sqrt()
+            scaled, kept = image * counts.sqrt(), image * (counts > 0)
+        low, high = kept.aminmax()
+        largest = max(largest, -float(low), float(high))
         square += float(torch.linalg.vector_norm(scaled, dtype=torch.float64)) ** 2
         for axis in (0, 1):
             n = scaled.shape[2 + axis] - 1
             pair = scaled.narrow(2 + axis, 0, n), scaled.narrow(2 + axis, 1, n)
             along[axis] += float((pair[0] * pair[1]).sum(dtype=torch.float64))
-    distances = torch.cat(values).abs()
-    if not len(distances):
-        return dict.fromkeys(names, 0.0)
     return {
-        "mean": total / weight,
-        "robust": 1.4826 * float(distances.median()),
-        "largest": float(distances.max()),
+        "mean": total / weight if weight else 0.0,
+        "largest": largest,
         "correlation": max(along) / square if square > 0 else 0.0,
     }
 

@@ -16,6 +16,8 @@ from .arguments import Pair
 
 #: On a CPU, elements of the rows that dot products run over at a time: they should stay in a cache.
 DOT_ELEMENTS = 2**15
+#: On a CPU, elements of the windows that are copied at a time.
+WINDOW_ELEMENTS = 2**18
 #: Lags for each transformed channel up to which dot products are cheaper than transforms.
 DOT_LAGS = 16
 
@@ -41,8 +43,14 @@ def lag_sums(a: torch.Tensor, b: torch.Tensor, lags: Pair) -> torch.Tensor:
         from .launch import lag_launch
 
         return lag_launch.lag_sums(a, b, lags)
-    if C * b.shape[1] * R * S <= DOT_LAGS * (C + b.shape[1]):
+    D = b.shape[1]
+    if C * D * R * S <= DOT_LAGS * (C + D):
         return _by_dots(a, b, lags)
+    # Nanoseconds on one core: matrix products with a copy of the windows, against transforms.
+    direct = N * P * Q * D * R * S * (0.1 * C + 1)
+    transformed = 5 * N * P * Q * (C + D) + 10 * C * D * (P + R) * (Q + S)
+    if direct < transformed:
+        return _by_windows(a, b, lags)
     return fourier.lag_sums(a, b, lags)
 
 
@@ -71,3 +79,23 @@ def _by_dots(a: torch.Tensor, b: torch.Tensor, lags: Pair) -> torch.Tensor:
             ]
             out += torch.stack(sums).view(C, D, R, S)
     return out
+
+
+def _by_windows(a: torch.Tensor, b: torch.Tensor, lags: Pair) -> torch.Tensor:
+    """Matrix products of a with all windows of b: many channels of few pixels."""
+    R, S = lags
+    N, C, P, Q = a.shape
+    D = b.shape[1]
+    out = a.new_zeros(C, D * R * S, dtype=torch.float64)
+    pixels = max(1, WINDOW_ELEMENTS // (D * R * S))
+    columns = min(Q, pixels)
+    rows = max(1, pixels // columns)
+    for n in range(N):
+        for top in range(0, P, rows):
+            for left in range(0, Q, columns):
+                part = a[n, :, top : top + rows, left : left + columns].double()
+                high, wide = part.shape[1:]
+                reach = b[n, :, top : top + high + R - 1, left : left + wide + S - 1].double()
+                windows = reach.unfold(1, high, 1).unfold(2, wide, 1)  # (D, R, S, high, wide)
+                out += part.flatten(1) @ windows.reshape(D * R * S, -1).T
+    return out.view(C, D, R, S)

@@ -1,5 +1,7 @@
 """Sums of products at every lag: against NumPy, in every type, layout and split."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -122,3 +124,26 @@ def test_too_many_programs_are_refused():
 def test_nothing_there(backend):
     a = torch.empty(0, 2, 3, 4, device=backend.device)
     assert lag_sums(a, torch.empty(0, 1, 4, 5, device=backend.device), (2, 2)).sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("a_shape", "D", "lags"),
+    [
+        ((2, 1, 9, 11), 1, (3, 4)),
+        ((1, 3, 40, 7), 2, (5, 1)),
+        ((1, 12, 1, 60), 9, (1, 7)),
+        ((1, 1, 700, 20), 1, (31, 17)),
+    ],
+    ids=["few_lags", "columns", "rows_as_channels", "several_tiles"],
+)
+def test_ways_on_a_cpu_agree(a_shape, D, lags):
+    from tricorr.ops import fourier
+
+    ways = sys.modules["tricorr.ops.lag_sums"]  # tricorr.ops.lag_sums is the function
+    N, C, P, Q = a_shape
+    a = torch.randint(-9, 9, a_shape).double()
+    b = torch.randint(-9, 9, (N, D, P + lags[0] - 1, Q + lags[1] - 1)).double()
+    exact = ways._by_dots(a, b, lags)
+    assert torch.equal(ways._by_windows(a, b, lags), exact)
+    # Whole numbers: the transforms' rounding is far below a half.
+    assert torch.equal(fourier.lag_sums(a, b, lags).round(), exact)
