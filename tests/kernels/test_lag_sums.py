@@ -140,10 +140,21 @@ def test_ways_on_a_cpu_agree(a_shape, D, lags):
     from tricorr.ops import fourier
 
     ways = sys.modules["tricorr.ops.lag_sums"]  # tricorr.ops.lag_sums is the function
-    N, C, P, Q = a_shape
+    N, _, P, Q = a_shape
     a = torch.randint(-9, 9, a_shape).double()
     b = torch.randint(-9, 9, (N, D, P + lags[0] - 1, Q + lags[1] - 1)).double()
     exact = ways._by_dots(a, b, lags)
     assert torch.equal(ways._by_windows(a, b, lags), exact)
     # Whole numbers: the transforms' rounding is far below a half.
     assert torch.equal(fourier.lag_sums(a, b, lags).round(), exact)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("size", [(9, 12), (700, 30)], ids=["one_tile", "several_tiles"])
+def test_correlation_by_transforms(groups, size):
+    from tricorr.ops import fourier
+
+    x = torch.randint(-9, 9, (2, 4, *size)).double()
+    weight = torch.randint(-9, 9, (8, 4 // groups, 5, 7)).double()
+    expected = torch.nn.functional.conv2d(x, weight, groups=groups)
+    assert torch.equal(fourier.correlate(x, weight, groups).round(), expected)
