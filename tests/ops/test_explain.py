@@ -54,7 +54,7 @@ def test_a_card_of_the_table_is_planned_for_as_the_table_says(monkeypatch, name)
         multi_processor_count=known.multiprocessors,
     )  # fmt: skip
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
-    in_process = layout._device.__wrapped__(torch.device("cuda"))
+    in_process = layout._gpu.__wrapped__(torch.device("cuda"))
     assert in_process == known
     layer = geometry_of((32, 256, 14, 14), (256, 256, 3, 3), padding=((1, 1), (1, 1)))
     for op in OPS:
