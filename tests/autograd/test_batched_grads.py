@@ -39,15 +39,25 @@ def operands(name, device="cpu"):
     return tuple(torch.randn(shape, **make) for shape in (*shapes, (2,)))
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_a_batch_of_gradients_is_their_stack(backend, name):
-    x, w, b = operands(name, backend.device)
+def assert_batch_is_stack(name, device):
+    x, w, b = operands(name, device)
     y = CALLS[name][0](x, w, b)
     batch = torch.randn(2, *y.shape, dtype=y.dtype, device=y.device)
     ours = torch.autograd.grad(y, (x, w, b), batch, is_grads_batched=True, retain_graph=True)
     each = [torch.autograd.grad(y, (x, w, b), dy, retain_graph=True) for dy in batch]
     for together, alone in zip(ours, zip(*each, strict=True), strict=True):
         assert torch.equal(together, torch.stack(alone))
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+@pytest.mark.parametrize("name", CALLS)
+def test_a_batch_of_gradients_is_their_stack(backend, name):
+    assert_batch_is_stack(name, backend.device)
+
+
+@pytest.mark.parametrize("name", ["grouped", "per_sample", "transposed"])
+def test_kernels_take_batches_of_gradients(kernel_backend, name):
+    assert_batch_is_stack(name, kernel_backend.device)
 
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
@@ -62,6 +72,7 @@ def test_gradcheck_batches(backend, name):
     )
 
 
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 def test_gradgradcheck_batches(backend):
     x, w, _ = operands("strided", backend.device)
     x, w = x[:1, :, :2, :3].detach().requires_grad_(), w[:1].detach().requires_grad_()
