@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, overload
@@ -111,6 +113,24 @@ class LearnedKernel:
     def condition(self) -> float | None:
         """Largest over smallest eigenvalue of the normal matrix; None if not examined."""
         return self.quality.condition
+
+    @property
+    def rejected(self) -> torch.Tensor | list[torch.Tensor] | None:
+        """Where values of y did not count, bool, shaped as `residual`; None after streaming.
+
+        That is where a mask, NaN, an unknown pixel of x, or loss="tukey" left them out.
+        """
+        if self.residual is None:
+            return None
+        single = isinstance(self.residual, torch.Tensor)
+        shapes = [self.residual] if isinstance(self.residual, torch.Tensor) else self.residual
+        maps = [
+            torch.zeros_like(shown, dtype=torch.bool)
+            if weights is None
+            else (weights == 0).expand_as(image).reshape(shown.shape)
+            for shown, (image, weights) in zip(shapes, self.quality.residual, strict=True)
+        ]
+        return maps[0] if single else maps
 
     @overload
     def predict(
@@ -231,9 +251,50 @@ class LearnedKernel:
             if suffix == ".npy":
                 np.save(temporary, self.weight.numpy(force=True))
             elif suffix == ".npz":
-                np.savez(temporary, allow_pickle=False, **self._arrays())
+                cards = json.dumps({name: value for name, (value, _) in self._cards().items()})
+                np.savez(temporary, allow_pickle=False, cards=np.array(cards), **self._arrays())
             else:
                 _write_fits(temporary, self._arrays(), self._cards())
+
+    @classmethod
+    def load(cls, path: StrPath) -> LearnedKernel:
+        """What `save` wrote, without the residual; of a .npy file the weight alone.
+
+        Args:
+            path: .npy, .npz or .fits.
+
+        Raises:
+            ArgumentError: another ending, or no kernel.
+            OSError, ModuleNotFoundError: it is missing; .fits without astropy.
+        """
+        suffix = check_kernel_name(path)
+        arrays, cards = _read_fits(path) if suffix == ".fits" else _read_numpy(path, suffix)
+        weight = arrays.get("weight")
+        if weight is None or weight.ndim not in (2, 4):
+            raise ArgumentError(f"cannot read {path}: it holds no kernel (R, S) or (K, C, R, S)")
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+        sides = [int(n) for n in str(cards.get("PADDING", "0,0,0,0")).split(",")]
+        down, across = (int(n) for n in str(cards.get("STRIDE", "1,1")).split(","))
+        rms, pixels = float(cards.get("RMS", math.nan)), int(cards.get("NPIXELS", 0))
+        quality = Quality.of_a_file(tensors["weight"], rms, pixels, tensors.get("standard_error"))
+        return cls(
+            weight=tensors["weight"],
+            bias=tensors.get("bias"),
+            background=tensors.get("background"),
+            history=arrays["history"].tolist() if "history" in arrays else [],
+            loss=float(cards.get("LOSS", math.nan)),
+            residual=None,
+            solver=str(cards.get("SOLVER", "unknown")),
+            reason="read from a file",
+            step_size=None,
+            max_step_size=None,
+            quality=quality,
+            padding=((sides[0], sides[1]), (sides[2], sides[3])),
+            padding_mode=cards.get("PADMODE", "zeros"),
+            groups=int(cards.get("GROUPS", 1)),
+            flip=bool(cards.get("FLIP", False)),
+            stride=(down, across),
+        )
 
     def plot(self, x: torch.Tensor, y: torch.Tensor, *, true: torch.Tensor | None = None) -> Figure:
         """A picture of the fit; see `tricorr.images.plots.plot_learned`. Needs matplotlib."""
@@ -272,6 +333,7 @@ class LearnedKernel:
             "PADDING": (f"{top},{bottom},{left},{right}", "top, bottom, left, right"),
             "PADMODE": (self.padding_mode, "what the padding holds"),
             "GROUPS": (self.groups, "channel groups"),
+            "STRIDE": (f"{self.stride[0]},{self.stride[1]}", "rows and columns between windows"),
         }
 
 
@@ -421,6 +483,30 @@ def _write_fits(path: StrPath, arrays: dict[str, Any], cards: dict[str, tuple[An
         first.header[keyword] = card
     others = [fits.ImageHDU(array, name=name.upper()) for name, array in arrays.items()]
     fits.HDUList([first, *others]).writeto(path)
+
+
+def _read_numpy(path: StrPath, suffix: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays of a .npy or .npz file, and its cards."""
+    if suffix == ".npy":
+        return {"weight": np.load(path, allow_pickle=False)}, {}
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files if name != "cards"}
+        return arrays, json.loads(str(stored["cards"])) if "cards" in stored.files else {}
+
+
+def _read_fits(path: StrPath) -> tuple[dict[str, Any], dict[str, Any]]:
+    with needs("fits"):
+        from astropy.io import fits
+    with fits.open(path, memmap=False) as units:
+        arrays = {
+            unit.name.lower(): unit.data.astype(unit.data.dtype.newbyteorder("="))
+            for unit in units
+            if unit.data is not None
+        }
+        cards = dict(units[0].header)
+    if "primary" in arrays:
+        arrays["weight"] = arrays.pop("primary")
+    return arrays, cards
 
 
 def _assemble(tiles: list[list[torch.Tensor]]) -> torch.Tensor:

@@ -105,6 +105,30 @@ class Quality:
     residual: Residual = field(default_factory=list, repr=False, compare=False)
     residual_unit: float = 1.0
 
+    @classmethod
+    def of_a_file(
+        cls, weight: torch.Tensor, rms: float, pixels: int, error: torch.Tensor | None
+    ) -> Quality:
+        """What is kept of the quality of a kernel that was saved."""
+        return cls(
+            pixels=pixels,
+            weight_sum=float(pixels),
+            squared_error=rms * rms * pixels,
+            excess=None,
+            farthest=None,
+            converged=True,
+            rms=rms,
+            reblur_error=math.nan,
+            mean=None,
+            largest=None,
+            correlation=None,
+            unknowns=weight[0].numel() if weight.dim() == 4 else weight.numel(),
+            rank=None,
+            noise=math.nan,
+            standard_error=error,
+            background_error=None,
+        )
+
     @cached_property
     def robust(self) -> float | None:
         """1.4826 times the median absolute residual: outliers do not move it; None if streamed."""

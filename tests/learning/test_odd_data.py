@@ -7,7 +7,7 @@ import pytest
 import torch
 from least_squares import best, columns, design_matrix
 
-from tricorr import ArgumentError, KernelAccumulator, corr2d, learn_kernel
+from tricorr import ArgumentError, KernelAccumulator, LearnedKernel, corr2d, learn_kernel
 from tricorr.learning.active_set import nonnegative_minimum
 from tricorr.learning.normal import Constraints, Normal
 
@@ -264,3 +264,43 @@ def test_nonnegative_minima_meet_their_conditions(backend, total, open_direction
     if total != 0:
         assert float(slope[free].abs().max()) < limit
         assert float(slope[kernel & ~free].min()) > -limit
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".fits"])
+@pytest.mark.parametrize("channels", [False, True], ids=["plain", "channels"])
+def test_a_kernel_is_read_back(backend, suffix, channels, tmp_path):
+    if suffix == ".fits":
+        pytest.importorskip("astropy")
+    x, y = torch.rand(1, 1, 20, 18, dtype=DOUBLE), torch.rand(1, 2 if channels else 1, 20, 18)
+    x, y = (x, y) if channels else (x[0, 0], y[0, 0])
+    options = {"padding": ((0, 2), (1, 1)), "padding_mode": "reflect", "background": 1}
+    found = learn_kernel(x, y, 3, flip=True, **options)
+    found.save(tmp_path / f"kernel{suffix}")
+    loaded = LearnedKernel.load(tmp_path / f"kernel{suffix}")
+    assert torch.equal(loaded.weight, found.weight)
+    if suffix != ".npy":
+        assert torch.equal(loaded.predict(x), found.predict(x))
+        assert loaded.history == found.history
+        assert (loaded.loss, loaded.rms, loaded.solver) == (found.loss, found.rms, "normal")
+        assert loaded.quality.pixels == found.quality.pixels
+    assert loaded.residual is None
+    assert loaded.rejected is None
+    with pytest.raises(ArgumentError, match="a kernel is saved as"):
+        LearnedKernel.load(tmp_path / "kernel.txt")
+    np.save(tmp_path / "cube.npy", np.zeros((2, 3, 4)))
+    with pytest.raises(ArgumentError, match="it holds no kernel"):
+        LearnedKernel.load(tmp_path / "cube.npy")
+
+
+def test_rejected_pixels_are_a_map(backend):
+    x, weight = torch.randn(24, 24, dtype=DOUBLE), torch.randn(3, 3, dtype=DOUBLE)
+    y = corr2d(x, weight) + 0.1 * torch.randn(22, 22, dtype=DOUBLE)
+    assert not learn_kernel(x, y, 3).rejected.any()
+    y[4, 5], y[9, 9], mask = 50, torch.nan, torch.ones(22, 22, dtype=torch.bool)
+    mask[0, 0] = False
+    found = learn_kernel(x, y, 3, loss="tukey", mask=mask)
+    assert found.rejected.shape == (22, 22)
+    assert found.rejected[[0, 4, 9], [0, 5, 9]].all()
+    assert found.rejected.sum() < 8
+    several = learn_kernel([x[None]], [y[None]], 3, mask=[mask]).rejected
+    assert several[0].nonzero().tolist() == [[0, 0, 0], [0, 9, 9]]
