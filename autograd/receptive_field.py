@@ -299,9 +299,8 @@ def _field_of_module(module: nn.Module) -> ReceptiveField:
             seen[node] = _step(before, step, kind)
             if isinstance(before, ReceptiveField):
                 last = before
-            if isinstance(step, tuple):
-                after = seen[node]
-                assert isinstance(after, ReceptiveField)
+            after = seen[node]
+            if isinstance(step, tuple) and isinstance(after, ReceptiveField):
                 name = node.target if layer is not None else node.name
                 rows.append((str(name), kind, after))
                 last = after
@@ -354,7 +353,7 @@ def _step(before: _Seen, step: Any, kind: str) -> _Seen:
             f"the receptive field of {kind} is not known: expected convolutions, pooling, and what "
             "works on single pixels"
         )
-    if isinstance(step, tuple):
+    if isinstance(step, tuple) and not (before and step[0] == (1, 1)):
         raise ArgumentError(f"{kind} takes what {before or 'no image'} gives, which is no map")
     return kind if step == "whole" and isinstance(before, ReceptiveField) else before
 

@@ -93,6 +93,24 @@ def test_networks_see_the_sum_of_their_windows():
     assert receptive_field([nn.Conv2d(3, 3, 3), ResNet18()]).size == (437, 437)
 
 
+def test_what_is_computed_of_the_whole_image_is_left_out():
+    class Excited(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, stride=2)
+            self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Sigmoid())
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.second(x * self.gate(x))
+
+    field = receptive_field(Excited())
+    assert (field.size, field.step) == ((5, 5), (2, 2))
+    assert [name for name, _, _ in field.layers] == ["first", "second"]
+    head = nn.Sequential(Excited(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    assert receptive_field(head) == field
+
+
 def test_a_line_for_every_layer():
     field = receptive_field(ResNet18())
     assert len(field.layers) == 21  # 20 convolutions and a pool
@@ -145,7 +163,7 @@ def test_layers_as_numbers_and_mappings():
         (Up(), ArgumentError, "receptive field of interpolate is not known"),
         (Uneven(), ArgumentError, "receptive field of getitem is not known"),
         (
-            nn.Sequential(nn.Flatten(), nn.Conv2d(1, 1, 1)),
+            nn.Sequential(nn.Flatten(), nn.Conv2d(1, 1, 3)),
             ArgumentError,
             "Conv2d takes what Flatten",
         ),
