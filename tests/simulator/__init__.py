@@ -12,6 +12,7 @@ Rooms, in the order of an instruction's way:
 - global_memory.py, shared_memory.py, copies.py, tensor_maps.py: memory, and what moves by itself.
 - compiler.py, tensors.py, driver.py: kernels of the compiler in the interpreter's process,
   PyTorch's tensors as memory, and the driver that Triton launches with.
+- calls.py, mutants.py: the calls that every run simulates, and faults to plant in kernels.
 
 Modelled, and a Fault where it goes wrong:
 

@@ -12,7 +12,7 @@ import numpy as np
 from . import arithmetic, dtypes
 from .control_flow import Blocks
 from .copies import Copies
-from .dtypes import UINT, Array, u2, u4, u8
+from .dtypes import UINT, Array, Mask, u2, u4, u8
 from .faults import Fault, Unsupported
 from .global_memory import Memory
 from .matrices import Places, Wgmma, mma
@@ -22,6 +22,8 @@ from .tensor_maps import TensorMap
 from .threads import whole_warps
 from .translation import Translator
 
+#: Basic blocks that a program executes at most: some thousand are usual.
+MOST_BLOCKS = 10**7
 #: What translated code can name.
 _NAMES: dict[str, Any] = {
     "np": np,
@@ -50,6 +52,7 @@ class CTA:
     shared: SharedMemory
     copies: Copies
     wgmma: Wgmma
+    blocks: int = 0  # executed so far
     _parameters: dict[tuple[str, str], Array] = field(default_factory=dict)
 
     def parameter(self, name: str, kind: str, width: int) -> Array:
@@ -181,6 +184,12 @@ class Kernel:
             self._functions[key] = space["block"]
         return self._functions[key]
 
+    def _execute(self, block: int, registers: list[Array], cta: CTA, mask: Mask) -> Any:
+        cta.blocks += 1
+        if cta.blocks > MOST_BLOCKS:
+            raise Fault(f"no end after {MOST_BLOCKS} basic blocks")
+        return self._function(block, mask is not None)(registers, cta, mask)
+
     def _run(self, cta: CTA) -> None:
         """From the first block to the end, unmasked while all threads agree."""
         poison = {
@@ -193,7 +202,7 @@ class Kernel:
         block, everyone = 0, np.ones(cta.T, bool)
         with np.errstate(all="ignore"):
             while block < len(self.blocks.code):
-                result = self._function(block, False)(registers, cta, None)
+                result = self._execute(block, registers, cta, None)
                 if isinstance(result, int):
                     block = result
                 else:
@@ -214,7 +223,7 @@ class Kernel:
         for side, start in ((mask & taken, target), (mask & ~taken, following)):
             at = start
             while at not in (stop, len(self.blocks.code)):
-                result = self._function(at, True)(registers, cta, side)
+                result = self._execute(at, registers, cta, side)
                 if isinstance(result, int):
                     at = result
                 else:

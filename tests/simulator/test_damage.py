@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from simulator import Fault, Unsupported
+from simulator import Fault, Memory, Unsupported, kernel
 from simulator.compiler import build, mended
 from simulator.test_instructions import (
     ADD,
@@ -138,3 +138,10 @@ def test_damage_to_boxes_is_noticed(boxes, pattern, replacement, found):
             outcomes.append(str(fault))
     assert outcomes
     assert any(re.search(found, text) for text in outcomes), outcomes
+
+
+def test_a_loop_without_end_is_a_fault(monkeypatch):
+    monkeypatch.setattr(kernel, "MOST_BLOCKS", 1000)
+    endless = ".visible .entry endless()\n.reqntid 128\n{\n$again:\n\tbra $again;\n}\n"
+    with pytest.raises(Fault, match="program 0 of 1: no end after 1000 basic blocks"):
+        kernel.Kernel(endless, 0).launch(Memory(), 1, [])
