@@ -168,6 +168,7 @@ def calls(draw, op, family, device, search):
     hypothesis.assume(has_kernel(family, problem))
     tiles = table_tiles(family, problem)
     hypothesis.assume(tiles)
+    faster = 1 if search else 16  # compiled programs are
     if search and draw(st.booleans()):
         seed = draw(st.sampled_from(tiles))
         tiles = list(choose.family_of(seed).neighbours(seed, problem))
@@ -175,8 +176,9 @@ def calls(draw, op, family, device, search):
         tile
         for tile in tiles
         if choose.family_of(tile).fits(tile, problem)
-        and (family == "rows") * getattr(tile, "BLOCK_P", 0) <= MOST_ROWS
+        and (family == "rows") * getattr(tile, "BLOCK_P", 0) <= MOST_ROWS * faster
         and (family != "tma" or tma.is_legal(problem, tile))
+        and (search or family != "tma" or tile.pixels >= 16)  # compilers multiply no fewer
     ]
     either = family == "gemm" and op != "wgrad"
     one_tap = {"one_tap": draw(st.booleans())} if either else {}
@@ -185,11 +187,12 @@ def calls(draw, op, family, device, search):
         return replace(choose.plan_with_tile(problem, tile, splits), **one_tap)
 
     # What is too slow to interpret is left out before it is drawn: little has to be rejected.
-    tiles = [tile for tile in tiles if planned(tile).grid <= MOST_PROGRAMS]
+    most = MOST_PROGRAMS * faster
+    tiles = [tile for tile in tiles if planned(tile).grid <= most]
     hypothesis.assume(tiles)
     if op == "wgrad" and draw(st.booleans()):  # few pixels are one step of most tiles
         plans = [planned(tile, splits) for tile in tiles for splits in (2, 5, 100)]
-        plans = [p for p in plans if p.splits > 1 and p.grid <= 2 * MOST_PROGRAMS]
+        plans = [p for p in plans if p.splits > 1 and p.grid <= 2 * most]
         plans = list(dict.fromkeys(plans)) or [planned(tile) for tile in tiles]
         found = draw(st.sampled_from(plans))
     else:

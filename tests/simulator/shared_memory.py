@@ -145,16 +145,18 @@ class SharedMemory:
             return
         offset = self.offsets(address, size * len(values), "store")
         warps = self.warp if index is None else self.warp[index]
+        # Once for a word: warps that hold the same numbers may store them in one instruction.
+        for start in range(0, size * len(values), 4):
+            self.check_writes((offset + start) // 4, warps)
         for i, value in enumerate(values):
             chosen = value if index is None else value[index]
-            self.write(offset + i * size, size, chosen.astype(UINT_OF_BYTES[size]), warps)
+            self.write(offset + i * size, size, chosen.astype(UINT_OF_BYTES[size]))
 
-    def write(self, place: Array, size: int, value: Array, warps: Array) -> None:
-        """A store by threads of `warps` to offsets."""
+    def write(self, place: Array, size: int, value: Array) -> None:
+        """Writes elements at offsets."""
         words = place // 4
         self.check_free(words, "shared store")
         for half in range(0, size, 4):
-            self.check_writes(words + half // 4, warps)
             self.generic[words + half // 4] = True
         self.views[size][place // size] = value
         if (self.views[size][place // size] != value).any():
@@ -175,7 +177,8 @@ class SharedMemory:
         """stmatrix of one matrix for each register."""
         place, warps = self._rows(address, len(values), mask, "stmatrix")
         words = np.stack([v.reshape(-1, 8, 4) for v in values], 1)  # [warp, matrix, row, word]
-        self.write(place.ravel(), 4, _turned(words, transposed).ravel(), warps)
+        self.check_writes(place.ravel() // 4, warps)
+        self.write(place.ravel(), 4, _turned(words, transposed).ravel())
 
     def _rows(self, address: Array, number: int, mask: Mask, access: str) -> tuple[Array, Array]:
         """(offsets [warp, matrix, row, word], the warp of each, flat)."""
