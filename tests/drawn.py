@@ -175,7 +175,7 @@ def calls(draw, op, family, device, search):
     tiles = [
         tile
         for tile in tiles
-        if choose.family_of(tile).fits(tile, problem)
+        if ((family == "rows" and not search) or choose.family_of(tile).fits(tile, problem))
         and (family == "rows") * getattr(tile, "BLOCK_P", 0) <= MOST_ROWS * faster
         and (family != "tma" or tma.is_legal(problem, tile))
         and (search or family != "tma" or tile.pixels >= 16)  # compilers multiply no fewer
