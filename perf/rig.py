@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -147,7 +148,21 @@ class GpuRig:
         firsts = [call.first for call in calls if call.first is not None]
         for call in (*firsts, *calls):
             source, options = source_of(call, gpu)
-            triton.compile(source, target=gpu, options=options)
+            _build_launcher(triton.compile(source, target=gpu, options=options))
+
+
+def _build_launcher(compiled: Any) -> None:
+    """Compiles the C launcher of a kernel, which Triton before 3.7 does at the first launch.
+
+    One that cannot be built here is built, or fails, there.
+    """
+    from ..kernels.versions import BEFORE_3_7
+
+    if BEFORE_3_7 and "cubin" in compiled.asm:
+        from triton.backends.nvidia.driver import CudaLauncher
+
+        with contextlib.suppress(Exception):
+            CudaLauncher(compiled.src, compiled.metadata)
 
 
 def launches_of(
