@@ -16,7 +16,7 @@ split. A bank per sample is a batch of GEMMs, each over the pixels (p,q) of its 
 import triton
 import triton.language as tl
 
-from .hints import align_strides, along, at_least_one, round_down, side_by_side
+from .hints import align_strides, along, round_down, side_by_side
 from .indexing import is_inside
 from .padding import fold
 from .schedule import next_digit, next_pixel, next_tile, split_pixel, widen
@@ -84,7 +84,7 @@ def wgrad_gemm(
             x_base, batch + x_n, x_p, x_q, (x_m < last) & c_mask, r, s, x_shape, x_strides,
             WINDOW, PADDED, AXIS, PIECE,
         )  # fmt: skip
-    for _ in range(at_least_one(tl.cdiv(SPLIT_PIXELS, BLOCK_K))):
+    for _ in range(tl.cdiv(SPLIT_PIXELS, BLOCK_K)):
         if LAYOUT.PREFETCH:
             dy_m += BLOCK_K
             x_m += BLOCK_K
