@@ -19,17 +19,17 @@ SESSION = Session(CpuTimer(), FACTS, PROVIDERS)
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 @pytest.mark.parametrize("way", list(learning.WAYS))
 def test_every_way_to_a_kernel_does_what_it_says(backend, way):
-    if way == "scipy-lstsq":
+    if way in ("scipy-lstsq", "fft-toeplitz"):
         pytest.importorskip("scipy")
     x, y, true = learning.images(80, 3, "cpu")
     assert y.shape == (78, 78)
     found = learning.WAYS[way](x, y, 3)
     assert found.shape == (3, 3)
     error = float((found - true).abs().max() / true.abs().max())
-    if way in ("tricorr-normal", "tricorr-cg", "scipy-lstsq"):
+    if way in ("tricorr-normal", "tricorr-cg", "scipy-lstsq", "numpy-shifts"):
         assert error < 1e-5
-    elif way == "fft-division":
-        assert 1e-4 < error < 0.2  # the border is not periodic
+    elif way in ("fft-division", "fft-toeplitz"):
+        assert 1e-4 < error < 0.5  # the border is neither periodic nor nothing
     else:
         loop = learning.WAYS["pytorch-loop"](x, y, 3)
         torch.testing.assert_close(found, loop, rtol=0.15, atol=0.15)
@@ -74,7 +74,7 @@ def test_resident_memory_is_seen():
 def test_learning_is_timed_beside_the_loop(backend):
     session = Session(CpuTimer(sample_seconds=1e-4), FACTS, PROVIDERS, budget=0.001)
     found = {row.provider: rows.validate(row) for row in learning.run("learn-32x32-3x3", session)}
-    assert set(found) == {"tricorr-gd", "tricorr-normal", "pytorch-loop"}
+    assert set(found) == {"tricorr-gd", "tricorr-normal", "pytorch-loop", "numpy-shifts"}
     assert {row.status for row in found.values()} == {"ok"}
     assert found["pytorch-loop"].ratio_to > 0
     assert found["tricorr-normal"].error < learning.TOLERANCE < found["tricorr-gd"].error
