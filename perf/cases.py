@@ -669,11 +669,13 @@ def _banded(target: Target, thin: bool) -> Iterator[Configuration]:
 def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:
     """The tiles that an operator may be planned with, each with the cases it is planned for."""
     if op == "wgrad":
-        many, few, wide = GEMM_GRADIENT_TILES[product]
+        many, few, wide, *narrow = GEMM_GRADIENT_TILES[product]
         yield many, ["dense", "planes", "stem"]
         yield few, ["dense", "planes", "stem"]
         yield wide, ["ragged"]
         yield wide, ["pointwise", "odd"]
+        for tile in narrow:
+            yield tile, ["planes", "stem", "ragged"]
         return
     # Few channels: the forward operator takes any step, the input gradient with one takes phases.
     for tile in GEMM_TILES[product]:

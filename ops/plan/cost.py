@@ -209,12 +209,15 @@ def matrix_work(
     loaded = k * (m * first + n * second)
     lanes, rows = device.limits.lanes, device.rates.rows
     threads = problem.threads(tile)
-    if rows and problem.unit != "fma":
+    products = problem.products
+    if rows and problem.unit != "fma" and m >= rows:
         reads_first, reads_second = parts, cdiv(m, rows)
     else:  # warps lie in a grid, and each reads its rows and its columns
         warps = threads // lanes
         reads_first = 2 if warps >= 4 else 1
         reads_second = max(1, warps // reads_first)
+        # Too few rows for a warpgroup: a warp's own instruction has half the rate (assumed).
+        products *= 2 if rows and problem.unit != "fma" else 1
     read = k * (m * first * reads_first + n * second * reads_second)
     moved = loaded * (1 if descriptors else 2) + read * problem.products
     moved += lone * max(0, 4 - first)
@@ -238,7 +241,7 @@ def matrix_work(
         max(1, resident),
         2 if between_bytes else 1,
         between_bytes,
-        problem.products,
+        products,
         outputs,
         steps,
         steps * loaded,

@@ -145,7 +145,7 @@ class GemmTile:
             loop += 18 * elements
         if problem.unit == "fma":
             loop += sums * self.BLOCK_K
-        return Code(loop, 400 + 10 * sums, sums + (30 if problem.unit == "fma" else 60))
+        return Code(loop, 350 + 10 * sums, sums + (30 if problem.unit == "fma" else 50))
 
 
 #: For each kind of product, tiles from the largest down, the last one for few columns. The largest
@@ -163,12 +163,14 @@ GEMM_TILES: dict[str, tuple[GemmTile, ...]] = {
         GemmTile(128, 64, 32, num_warps=4, num_stages=3),
         GemmTile(64, 64, 32, num_warps=4, num_stages=3),
         GemmTile(128, 32, 32, num_warps=4, num_stages=3),
+        GemmTile(128, 16, 32, num_warps=4, num_stages=3),
     ),
     "tf32": (
         GemmTile(128, 128, 32, num_warps=8, num_stages=3),
         GemmTile(128, 64, 32, num_warps=8, num_stages=3),
         GemmTile(64, 64, 32, num_warps=4, num_stages=3),
         GemmTile(128, 32, 32, num_warps=4, num_stages=3),
+        GemmTile(128, 16, 32, num_warps=4, num_stages=3),
     ),
     # Three products per product: operands are held twice, so tiles are smaller.
     "tf32x3": (
@@ -194,13 +196,13 @@ LONG_STEP = 64
 #: Most accumulator elements per thread where the channels of neither, one and both of the images
 #: come in pieces that 16 bytes do not divide: such elements are loaded and stored one by one, each
 #: at an offset of its own. 64 spill with one such image (sm_80 in the loop, sm_90 after it); with
-#: two, WIDE_GEMM_TILES are left.
+#: two, those of WIDE_GEMM_TILES are left.
 LONE_RESULTS = (math.inf, 32, 0)
 
 #: For offsets that take two registers or are not shared: every element has one of its own, see
 #: LONE_RESULTS; or a reduction or columns run through several taps while offsets have 64 bits or
-#: taps are counted at run time, as those of an input gradient's phase are. Most tiles above spill
-#: there, none does with 16 results per thread.
+#: taps are counted at run time, as those of an input gradient's phase are. No tile spills there
+#: with as few accumulator elements per thread as these have.
 WIDE_GEMM_TILES: dict[str, GemmTile] = {
     "half": GemmTile(64, 64, 32, num_warps=8, num_stages=3),
     "tf32": GemmTile(64, 64, 32, num_warps=8, num_stages=3),
@@ -209,18 +211,23 @@ WIDE_GEMM_TILES: dict[str, GemmTile] = {
     "float64": GemmTile(64, 32, 16, num_warps=8, num_stages=2),
 }
 
-#: Tiles of weight gradients: for many filters and columns, for few, and as WIDE_GEMM_TILES.
+#: Tiles of weight gradients: for many filters and columns, for few, and as WIDE_GEMM_TILES; then
+#: those for fewer than 64 filters, which a warp's own instruction multiplies, not a warpgroup's.
 #: Rows are filters there, and splits fill the device, so the size does not depend on the pixels.
-GEMM_GRADIENT_TILES: dict[str, tuple[GemmTile, GemmTile, GemmTile]] = {
+GEMM_GRADIENT_TILES: dict[str, tuple[GemmTile, ...]] = {
     "half": (
         GemmTile(128, 128, 32, num_warps=8, num_stages=3),
         GemmTile(64, 64, 32, num_warps=4, num_stages=3),
         GemmTile(64, 64, 32, num_warps=8, num_stages=3),
+        GemmTile(32, 128, 32, num_warps=8, num_stages=3),
+        GemmTile(16, 128, 32, num_warps=4, num_stages=3),
     ),
     "tf32": (
         GemmTile(128, 64, 32, num_warps=8, num_stages=3),
         GemmTile(64, 64, 32, num_warps=4, num_stages=3),
         GemmTile(64, 64, 32, num_warps=8, num_stages=3),
+        GemmTile(32, 128, 32, num_warps=8, num_stages=3),
+        GemmTile(16, 128, 32, num_warps=4, num_stages=3),
     ),
     "tf32x3": (
         GemmTile(64, 64, 32, num_warps=8, num_stages=2),
@@ -243,21 +250,26 @@ GEMM_GRADIENT_TILES: dict[str, tuple[GemmTile, GemmTile, GemmTile]] = {
 def tiles(problem: Problem) -> list[GemmTile]:
     """The tiles that the planner may take.
 
-    Of few channels, one: a matrix unit multiplies mostly zeros, but a stencil pays for every
-    reduced channel, so it is tried where those fill a step.
+    Columns (rows, of a weight gradient) are at most twice the channels: with few channels the rest
+    of a matrix unit multiplies zeros, but a stencil pays for every product, so both are compared.
     """
     if problem.op == "wgrad":
-        many, few, wide = GEMM_GRADIENT_TILES[problem.product]
+        many, few, wide, *narrow = GEMM_GRADIENT_TILES[problem.product]
         alone = problem.layout.int64 or _ragged_images(problem) == 2
-        return [wide] if alone else [many, few]
+        filters = max(16, problem.geometry.group_K)
+        return [
+            *([wide] if alone else [many, few]),
+            *(tile for tile in narrow if filters <= tile.BLOCK_M < 2 * filters),
+        ]
+    if not problem.reduced:  # nothing to sum
+        return []
     found = _pixel_tiles(problem)
     if problem.layout.heavy_epilogue:  # 128 x 256 sums would spill, and 128 x 128 of NCHW images
         columns = 256 if problem.layout.channels_last else 128
         found = [tile for tile in found if tile.BLOCK_N < columns]
-    if problem.has_few_channels:
-        narrowest = min(found, key=lambda tile: tile.BLOCK_N)
-        return [narrowest] if problem.reduced >= narrowest.BLOCK_K else []
-    return found
+    narrowest = min(tile.BLOCK_N for tile in found)
+    columns = max(problem.group_channels, narrowest)
+    return [tile for tile in found if tile.BLOCK_N < 2 * columns]
 
 
 def _pixel_tiles(problem: Problem) -> list[GemmTile]:
@@ -266,14 +278,19 @@ def _pixel_tiles(problem: Problem) -> list[GemmTile]:
     long_steps = layout.channels_last and reduced % LONG_STEP == 0 and not layout.int64
     table = [t for t in tiles_with_room(problem) if long_steps or t.BLOCK_K < LONG_STEP]
     if problem.op == "dgrad_frame":  # has few pixels, and two loops that take registers
-        table = table[-1:]
+        table = [tile for tile in table if tile.BLOCK_N >= 32][-1:]
     by_phases = problem.op == "dgrad" and math.prod(problem.geometry.phases) > 1
-    most = LONE_RESULTS[_ragged_images(problem)]
+    long_offsets = 0 if layout.int64 or by_phases else math.inf
+    most, safe = LONE_RESULTS[_ragged_images(problem)], WIDE_GEMM_TILES[problem.product].results
     kept = [
         tile
         for tile in table
-        if (tile.results <= most if reduced >= tile.BLOCK_K else not (layout.int64 or by_phases))
+        if tile.results <= max(safe, most if reduced >= tile.BLOCK_K else long_offsets)
     ]
+    ragged = problem.op == "fprop" and _ragged(problem, problem.geometry.group_K)
+    if ragged or problem.group_channels > 16:
+        # ptxas serializes 16 columns whose results are stored one by one (sm_90, Triton 3.7.1).
+        kept = [tile for tile in kept if tile.BLOCK_N > 16]
     return kept if len(kept) == len(table) else [*kept, WIDE_GEMM_TILES[problem.product]]
 
 
@@ -285,8 +302,12 @@ def tiles_with_room(problem: Problem) -> list[GemmTile]:
 
 def _ragged_images(problem: Problem) -> int:
     """How many of x and y have channels that do not come in pieces of 16 bytes."""
-    g, piece = problem.geometry, max(1, 16 // problem.dtype.itemsize)
-    return sum(channels % piece != 0 for channels in (g.group_C, g.group_K))
+    g = problem.geometry
+    return _ragged(problem, g.group_C) + _ragged(problem, g.group_K)
+
+
+def _ragged(problem: Problem, channels: int) -> bool:
+    return channels % max(1, 16 // problem.dtype.itemsize) != 0
 
 
 #: The types of this family's tiles.
