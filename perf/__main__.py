@@ -17,6 +17,7 @@ COMMANDS = {
     "gpu": ("run", "the first minutes on a GPU: right before fast, families, rows, tiles, report"),
     "all": ("run", "measure every row there is time for, the most informative first"),
     "workloads": ("workloads", "list what is measured"),
+    "cpu": ("cpu", "time calls and filters on CPU tensors beside PyTorch and image libraries"),
     "learn": ("learning", "time and memory of the ways to a kernel between two images"),
     "startup": ("startup", "time the import and the first call, in fresh processes"),
     "host": ("host", "time what a call costs the host, layer by layer"),
