@@ -45,7 +45,7 @@ def correlate(
         return ops.fprop(*arguments)
     if cpu.suffices(x, weight, bias, residual) and not one_channel.takes(geometry, weight.dtype):
         return cpu.fprop(*arguments)
-    if _is_unwatched(x, weight, bias, residual):
+    if is_unwatched(x, weight, bias, residual):
         return ops.fprop(*arguments)
     return CrossCorrelation2D.apply(*arguments)
 
@@ -67,7 +67,7 @@ def input_gradient(
         return ops.dgrad(dy, weight, geometry, precision, bias)
     if cpu.suffices(dy, weight, bias) and not one_channel.takes(geometry, weight.dtype):
         return cpu.dgrad(dy, weight, geometry, precision, bias)
-    if _is_unwatched(dy, weight, bias):
+    if is_unwatched(dy, weight, bias):
         return ops.dgrad(dy, weight, geometry, precision, bias)
     return InputGradient2D.apply(dy, weight, geometry, precision, bias)
 
@@ -80,7 +80,7 @@ def weight_gradient(
         return ops.wgrad(x, dy, geometry, precision)
     if cpu.suffices(x, dy) and not one_channel.takes(geometry, dy.dtype):
         return cpu.wgrad(x, dy, geometry, precision)
-    if _is_unwatched(x, dy):
+    if is_unwatched(x, dy):
         return ops.wgrad(x, dy, geometry, precision)
     return WeightGradient2D.apply(x, dy, geometry, precision)
 
@@ -95,7 +95,7 @@ def _is_traced() -> bool:
     return bool(reads) and not torch._C._are_functorch_transforms_active()
 
 
-def _is_unwatched(*tensors: torch.Tensor | None) -> bool:
+def is_unwatched(*tensors: torch.Tensor | None) -> bool:
     """Whether no derivative and no batch can depend on the call: Function.apply is not cheap."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False

@@ -492,7 +492,9 @@ def _by_pytorch(
     if stride != 1 and cpu.crashes(input, weight, stride):
         return None
     dims = input.dim(), weight.dim()
-    if input.numel() * weight.numel() >= one_channel.MIN_WORK and weight.shape[-3:-2] in ((), (1,)):
+    pixels = input.numel()
+    large = pixels >= one_channel.MIN_PIXELS or pixels * weight.numel() >= one_channel.MIN_WORK
+    if large and (dims[1] == 2 or (dims[1] == 4 and weight.shape[1] == 1)):
         return None  # there may be a faster way
     try:
         if type(padding) is not int:

@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from ..autograd.function import is_unwatched
 from ..autograd.modules import PaddingMode
 from ..images.inputs import ImageLike, hold
 from ..ops import ArgumentError, shown
@@ -318,5 +319,7 @@ def _magnitude(
     # hypot, unlike a root of squares, does not overflow in float16.
     if eps:
         return torch.hypot(dx, torch.hypot(dy, dy.new_full((), math.sqrt(eps))))
+    if is_unwatched(dx, dy):
+        return torch.hypot(dx, dy)
     flat = (dx == 0) & (dy == 0)
     return torch.where(flat, 0, torch.hypot(torch.where(flat, 1, dx), dy))

@@ -28,8 +28,10 @@ from .geometry import Geometry
 LANES = 16
 #: Pixels of one block of rows: with its result it stays in a megabyte of cache.
 BLOCK = 2**16
-#: Multiply-adds below which PyTorch's call is over before the blocks are laid out.
-MIN_WORK = 2**20
+#: Smaller images are left to PyTorch, whose call is over before the blocks are laid out...
+MIN_PIXELS = 2**15
+#: ...unless the window makes up for it: multiply-adds.
+MIN_WORK = 2**21
 #: Most taps that are added up one by one, by the dtype (Zen 5 with AVX-512, PyTorch 2.13).
 FEW_TAPS = {torch.float32: 10, torch.float64: 49}
 #: Fewest taps of a float64 window for which spectra are faster than bands (the same).
@@ -41,7 +43,9 @@ BAND = 32
 def takes(geometry: Geometry, dtype: torch.dtype) -> bool:
     """Whether one of the ways above serves this correlation."""
     g = geometry
-    if g.C != 1 or g.per_sample or dtype not in FEW_TAPS or g.macs < MIN_WORK:
+    if g.C != 1 or g.per_sample or dtype not in FEW_TAPS:
+        return False
+    if g.N * g.P * g.Q < MIN_PIXELS and g.macs < MIN_WORK:
         return False
     # To the right, padding makes up whole blocks of pixels too: as much must be there to show.
     if g.stride != (1, 1) or g.dilation != (1, 1) or g.W <= 2 * (g.S + LANES):

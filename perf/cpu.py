@@ -79,7 +79,7 @@ class Timed:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("--seconds", type=float, default=0.8, help="for each line (default 0.8)")
+    parser.add_argument("--seconds", type=float, default=0.4, help="for each line (default 0.4)")
     parser.add_argument("--out", type=Path, help="append the rows to this file")
     parser.add_argument("names", nargs="*", help="only lines whose name has one of these in it")
 
