@@ -111,10 +111,9 @@ def fprop(
         weight = weight.flip(-2, -1)
     if one_channel.takes(geometry, weight.dtype):
         sums = one_channel.fprop(x.to(weight.dtype), weight, geometry)
-        if sums is not None:
-            for term in (None if bias is None else bias.view(-1, 1, 1), residual):
-                sums = sums if term is None else sums.add_(term)
-            return in_format(act(sums), like=x)
+        for term in (None if bias is None else bias.view(-1, 1, 1), residual):
+            sums = sums if term is None else sums.add_(term)
+        return in_format(act(sums), like=x)
     image, padding = _symmetric(x.to(weight.dtype), geometry)
     stride, groups = geometry.stride, geometry.groups
     if geometry.per_sample:
@@ -147,14 +146,12 @@ def dgrad(
     wide_dy, weight = _summable(dy, bias is not None), _summable(weight, bias is not None)
     if geometry.flip:
         weight = weight.flip(-2, -1)
-    found = None
     if one_channel.takes(geometry, dy.dtype):
         sides = (padding[0], padding[0]), (padding[1], padding[1])
         plain = replace(geometry, H=padded[2], W=padded[3], padding=sides, padding_mode="zeros")
-        found = one_channel.dgrad(dy, weight, plain)
-    if found is None:
-        found, _ = _gradients(None, wide_dy, weight, geometry, padding, padded)
-    dx = found.reshape(padded)
+        dx = one_channel.dgrad(dy, weight, plain)
+    else:
+        dx = _gradients(None, wide_dy, weight, geometry, padding, padded)[0].reshape(padded)
     if geometry.padding_mode != "zeros":
         dx = _add_images(dx, geometry)
     elif top or bottom or left or right:
@@ -173,8 +170,7 @@ def wgrad(
         return dy.new_zeros(geometry.weight_shape)
     if one_channel.takes(geometry, dy.dtype):
         dw = one_channel.wgrad(x.to(dy.dtype), dy, geometry)
-        if dw is not None:
-            return dw.flip(-2, -1) if geometry.flip else dw
+        return dw.flip(-2, -1) if geometry.flip else dw
     wide_dy = _summable(dy)
     image, padding = _symmetric(x.to(wide_dy.dtype), geometry)
     _, dw = _gradients(image, wide_dy, None, geometry, padding, image.shape)

@@ -11,13 +11,14 @@ memory besides the padded image:
   products of spectra where the taps are many.
 
 A band has zeros beside the window, whose products with infinities and NaN would spread these: an
-image that holds any is left to PyTorch.
+image that holds any is added up tap by tap, with however many.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -53,14 +54,13 @@ def takes(geometry: Geometry, dtype: torch.dtype) -> bool:
     return all(pad >= 0 for pair in g.padding for pad in pair)
 
 
-def fprop(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor | None:
-    """y (N, K, P, Q), contiguous, of x (N, 1, H, W); None if the image is not finite."""
-    if not _is_finite(x):
-        return None
+def fprop(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """y (N, K, P, Q), contiguous, of x (N, 1, H, W)."""
     g = geometry
     y = x.new_empty(g.y_shape)
-    taps = [(k, r, s) for k, r, s in weight[:, 0].nonzero().tolist()]
-    if len(taps) <= FEW_TAPS[x.dtype] * g.K:
+    finite = _is_finite(x)
+    taps = (weight[:, 0] if finite else torch.ones_like(weight[:, 0])).nonzero().tolist()
+    if not finite or len(taps) <= FEW_TAPS[x.dtype] * g.K:
         padded = _padded(x, g, 0)
         values = weight[:, 0].tolist()
         for n, rows in _blocks(g):
@@ -76,28 +76,28 @@ def fprop(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Te
     return y
 
 
-def dgrad(dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor | None:
-    """dx (N, 1, H, W) of a geometry that pads with zeros; None if dy is not finite."""
+def dgrad(dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """dx (N, 1, H, W) of a geometry that pads with zeros."""
     turned = replace(geometry, K=1).adjoint()
-    total = None
-    for k in range(geometry.K):
-        window = weight[k : k + 1].flip(-2, -1)
-        part = fprop(dy[:, k : k + 1], window, turned)
-        if part is None:
-            return None
-        total = part if total is None else total.add_(part)
-    return total
+    windows = weight.flip(-2, -1).split(1)
+    dx = fprop(dy[:, :1], windows[0], turned)
+    for k in range(1, geometry.K):
+        dx += fprop(dy[:, k : k + 1], windows[k], turned)
+    return dx
 
 
-def wgrad(x: torch.Tensor, dy: torch.Tensor, geometry: Geometry) -> torch.Tensor | None:
-    """dw (K, 1, R, S); None if image or gradient is not finite."""
-    if not (_is_finite(x) and _is_finite(dy)):
-        return None
+def wgrad(x: torch.Tensor, dy: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """dw (K, 1, R, S)."""
     g = geometry
-    if x.dtype == torch.float32:
+    finite = _is_finite(x) and _is_finite(dy)
+    if finite and x.dtype == torch.float32:
         return _gradient_as_channels(_padded(x, g, _filling(g)), dy, g)
     padded = _padded(x, g, 0)
     dw = dy.new_zeros(g.weight_shape)
+    if not finite:
+        for r, s in product(range(g.R), range(g.S)):
+            dw[:, 0, r, s] = (dy * padded[..., r : r + g.P, s : s + g.Q]).sum((0, 2, 3))
+        return dw
     for q in range(0, g.Q, BAND):
         width = min(BAND, g.Q - q)
         for n in range(g.N):
@@ -141,7 +141,7 @@ def _blocks(g: Geometry) -> Iterator[tuple[int, slice]]:
 def _add_taps(
     padded: torch.Tensor,
     values: list[list[list[float]]],
-    taps: list[tuple[int, int, int]],
+    taps: list[list[int]],
     y: torch.Tensor,
     rows: slice,
 ) -> None:

@@ -99,6 +99,16 @@ def test_what_is_not_finite_reaches_only_its_windows(backend, name, value, dtype
     assert torch.equal(~y[0, 0].isfinite(), reached)
 
 
+def test_weight_gradients_of_what_is_not_finite_are_pytorch_s(backend):
+    image, weight, options, geometry = operands("whole_blocks", torch.float32, whole_numbers)
+    with torch.no_grad():
+        image[0, 0, 0, 0] = float("inf")  # under the window's first row and column alone
+    (dw,) = torch.autograd.grad(tricorr.corr2d(image, weight, **options).sum(), weight)
+    (expected,) = torch.autograd.grad(by_float64(image, weight, geometry).sum(), weight)
+    assert torch.equal(dw.isfinite(), expected.isfinite())
+    assert 0 < int(dw.isfinite().sum()) < dw.numel()
+
+
 def test_two_dimensional_forms_and_second_derivatives(backend):
     image = torch.randn(300, 400, dtype=torch.float64, requires_grad=True)
     kernel = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
