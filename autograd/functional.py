@@ -494,7 +494,7 @@ def _by_pytorch(
     dims = input.dim(), weight.dim()
     pixels = input.numel()
     large = pixels >= one_channel.MIN_PIXELS or pixels * weight.numel() >= one_channel.MIN_WORK
-    if large and (dims[1] == 2 or (dims[1] == 4 and weight.shape[1] == 1)):
+    if large and (dims[1] == 2 or (dims[0] > 2 and input.shape[-3] == 1)):
         return None  # there may be a faster way
     try:
         if type(padding) is not int:
