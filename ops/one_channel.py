@@ -61,14 +61,17 @@ def fprop(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Te
     finite = _is_finite(x)
     taps = (weight[:, 0] if finite else torch.ones_like(weight[:, 0])).nonzero().tolist()
     if not finite or len(taps) <= FEW_TAPS[x.dtype] * g.K:
-        padded = _padded(x, g, 0)
         values = weight[:, 0].tolist()
-        for n, rows in _blocks(g):
-            _add_taps(padded[n], values, taps, y[n], rows)
+        for n, rows, pixels in _blocks(x, g, 0):
+            _add_taps(pixels, values, taps, y[n, :, rows])
     elif g.S == 1:
-        _down(_padded(x, g, 0), weight, y)
+        bands = _band(weight[:, 0, :, 0], BAND)
+        for n, rows, pixels in _blocks(x, g, 0):
+            _down(pixels, bands, y[n, :, rows])
     elif x.dtype == torch.float32:
-        _as_channels(_padded(x, g, _filling(g)), weight, y, g)
+        bank = _bank(weight)
+        for n, rows, pixels in _blocks(x, g, _filling(g)):
+            _as_channels(pixels, bank, y[n, :, rows])
     elif g.R * g.S >= MANY_TAPS:
         _by_spectra(_padded(x, g, 0), weight, y)
     else:
@@ -91,7 +94,7 @@ def wgrad(x: torch.Tensor, dy: torch.Tensor, geometry: Geometry) -> torch.Tensor
     g = geometry
     finite = _is_finite(x) and _is_finite(dy)
     if finite and x.dtype == torch.float32:
-        return _gradient_as_channels(_padded(x, g, _filling(g)), dy, g)
+        return _gradient_as_channels(x, dy, g)
     padded = _padded(x, g, 0)
     dw = dy.new_zeros(g.weight_shape)
     if not finite:
@@ -130,33 +133,48 @@ def _padded(x: torch.Tensor, g: Geometry, filling: int) -> torch.Tensor:
     return F.pad(x, sides, mode=mode).contiguous()
 
 
-def _blocks(g: Geometry) -> Iterator[tuple[int, slice]]:
-    """(sample, output rows) of all blocks."""
-    rows = max(1, BLOCK // g.W)
+def _blocks(
+    x: torch.Tensor, g: Geometry, filling: int
+) -> Iterator[tuple[int, slice, torch.Tensor]]:
+    """(sample, output rows, the padded pixels under their windows) of all blocks.
+
+    A block is padded alone, in cache, where the border that it shows is its own.
+    """
+    (top, _), (left, right) = g.padding
+    mode = "constant" if g.padding_mode == "zeros" else g.padding_mode
+    padded = None
+    height = max(1, BLOCK // g.W)
     for n in range(g.N):
-        for p in range(0, g.P, rows):
-            yield n, slice(p, min(g.P, p + rows))
+        for p in range(0, g.P, height):
+            rows = slice(p, min(g.P, p + height))
+            first, last = p - top, rows.stop + g.R - 1 - top
+            inside = slice(max(first, 0), min(last, g.H))
+            above, below = inside.start - first, last - inside.stop
+            if max(above, below) and (
+                mode == "circular" or inside.stop - inside.start <= max(above, below)
+            ):
+                padded = _padded(x, g, filling) if padded is None else padded
+                yield n, rows, padded[n, 0, p : rows.stop + g.R - 1]
+                continue
+            pixels, sides = x[n : n + 1, :, inside], (left, right + filling, above, below)
+            yield n, rows, (F.pad(pixels, sides, mode) if any(sides) else pixels)[0, 0]
 
 
 def _add_taps(
-    padded: torch.Tensor,
-    values: list[list[list[float]]],
-    taps: list[list[int]],
-    y: torch.Tensor,
-    rows: slice,
+    pixels: torch.Tensor, values: list[list[list[float]]], taps: list[list[int]], y: torch.Tensor
 ) -> None:
-    """y[k, rows] of one sample, a tap at a time."""
+    """y (K, rows, Q), a tap at a time."""
     started = set()
-    Q = y.shape[-1]
+    _, P, Q = y.shape
     for k, r, s in taps:
-        pixels, out = padded[0, rows.start + r : rows.stop + r, s : s + Q], y[k, rows]
+        shifted = pixels[r : r + P, s : s + Q]
         if k in started:
-            out.add_(pixels, alpha=values[k][r][s])
+            y[k].add_(shifted, alpha=values[k][r][s])
         else:
-            torch.mul(pixels, values[k][r][s], out=out)
+            torch.mul(shifted, values[k][r][s], out=y[k])
             started.add(k)
     for k in set(range(len(y))) - started:
-        y[k, rows] = 0
+        y[k] = 0
 
 
 def _band(window: torch.Tensor, outputs: int) -> torch.Tensor:
@@ -174,17 +192,19 @@ def _diagonals(band: torch.Tensor, S: int) -> torch.Tensor:
     return band.as_strided((*batch, outputs, S), (*steps, row + column, column))
 
 
-def _as_channels(padded: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, g: Geometry) -> None:
-    """y of an image whose rows are whole blocks of LANES pixels."""
-    K, _, R, S = weight.shape
-    band = F.pad(_band(weight[:, 0], LANES), (0, -(S - 1) % LANES))  # (K, R, lane, block * lane)
-    bank = band.unflatten(-1, (-1, LANES)).permute(0, 2, 4, 1, 3).flatten(0, 1)
-    blocks = -(-g.Q // LANES)
-    for n, rows in _blocks(g):
-        lanes = _lanes(padded[n : n + 1, 0, rows.start : rows.stop + R - 1])
-        sums = torch.conv2d(lanes, bank)  # (1, K * lane, rows, block)
-        planes = sums.view(K, LANES, -1, blocks).permute(0, 2, 3, 1)
-        y[n, :, rows] = planes.reshape(K, -1, blocks * LANES)[..., : g.Q]
+def _bank(weight: torch.Tensor) -> torch.Tensor:
+    """(K * lane, lane, R, blocks): the window of each lane of the output, in lanes of the input."""
+    S = weight.shape[-1]
+    bands = F.pad(_band(weight[:, 0], LANES), (0, -(S - 1) % LANES))  # (K, R, lane, block * lane)
+    return bands.unflatten(-1, (-1, LANES)).permute(0, 2, 4, 1, 3).flatten(0, 1)
+
+
+def _as_channels(pixels: torch.Tensor, bank: torch.Tensor, y: torch.Tensor) -> None:
+    """y (K, rows, Q) of pixels whose rows are whole blocks of LANES."""
+    K, P, Q = y.shape
+    sums = torch.conv2d(_lanes(pixels.contiguous().unsqueeze(0)), bank)  # (1, K * lane, P, block)
+    planes = sums.view(K, LANES, P, -1).permute(0, 2, 3, 1)
+    y.copy_(planes.reshape(K, P, -1)[..., :Q])
 
 
 def _lanes(image: torch.Tensor) -> torch.Tensor:
@@ -192,13 +212,13 @@ def _lanes(image: torch.Tensor) -> torch.Tensor:
     return image.unflatten(-1, (-1, LANES)).permute(0, 3, 1, 2)
 
 
-def _gradient_as_channels(padded: torch.Tensor, dy: torch.Tensor, g: Geometry) -> torch.Tensor:
+def _gradient_as_channels(x: torch.Tensor, dy: torch.Tensor, g: Geometry) -> torch.Tensor:
     """dw (K, 1, R, S): the gradient of `_as_channels`' bank, summed along its diagonals."""
     blocks = -(-(g.S - 1) // LANES) + 1
     bank = dy.new_empty(1).expand(g.K * LANES, LANES, g.R, blocks)
     total = dy.new_zeros(bank.shape)
-    for n, rows in _blocks(g):
-        lanes = _lanes(padded[n : n + 1, 0, rows.start : rows.stop + g.R - 1])
+    for n, rows, pixels in _blocks(x, g, _filling(g)):
+        lanes = _lanes(pixels.contiguous().unsqueeze(0))
         grad = F.pad(dy[n, :, rows], (0, -g.Q % LANES)).unflatten(-1, (-1, LANES))
         grad = grad.permute(0, 3, 1, 2).flatten(0, 1).unsqueeze(0)
         _, part, _ = torch.ops.aten.convolution_backward(
@@ -210,17 +230,13 @@ def _gradient_as_channels(padded: torch.Tensor, dy: torch.Tensor, g: Geometry) -
     return _diagonals(bands, g.S).sum(-2).unsqueeze(1)
 
 
-def _down(padded: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> None:
-    """y under windows of one column: a band times the rows."""
-    band = _band(weight[:, 0, :, 0], BAND)
-    reach = weight.shape[2] - 1
-    for n in range(len(y)):
-        for k in range(len(weight)):
-            for p in range(0, y.shape[2], BAND):
-                out = y[n, k, p : p + BAND]
-                rows = len(out)
-                pixels = padded[n, 0, p : p + rows + reach]
-                torch.mm(band[k, :rows, : rows + reach], pixels, out=out)
+def _down(pixels: torch.Tensor, bands: torch.Tensor, y: torch.Tensor) -> None:
+    """y (K, rows, Q) under windows of one column: bands (K, output, row) times the rows."""
+    reach = bands.shape[-1] - BAND
+    for k, plane in enumerate(y):
+        for p, out in enumerate(plane.split(BAND)):
+            above = pixels[p * BAND : p * BAND + len(out) + reach]
+            torch.mm(bands[k, : len(out), : len(above)], above, out=out)
 
 
 def _across(padded: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> None:
