@@ -204,15 +204,17 @@ def calls() -> Iterator[Line]:
     for name, (channels, options, shape) in LAYERS.items():
         ours, theirs = Conv2D(*channels, **options), nn.Conv2d(*channels, **options)
         yield from _layer(name, ours, theirs, shape)
-    ours, theirs = ConvTranspose2D(64, 32, 2, stride=2), nn.ConvTranspose2d(64, 32, 2, stride=2)
-    yield from _layer("transposed-2x2", ours, theirs, (1, 64, 28, 28))
+    layers = ConvTranspose2D(64, 32, 2, stride=2), nn.ConvTranspose2d(64, 32, 2, stride=2)
+    yield from _layer("transposed-2x2", *layers, (1, 64, 28, 28))
 
 
 def _layer(name: str, ours: nn.Module, theirs: nn.Module, shape: tuple[int, ...]) -> Iterator[Line]:
     for dtype in (torch.float32, torch.bfloat16):
         for form in (torch.contiguous_format, torch.channels_last):
             image = torch.randn(shape).to(dtype=dtype, memory_format=form)
-            ours, theirs = (m.to(dtype=dtype, memory_format=form) for m in (ours, theirs))
+            for layer in (ours, theirs):
+                layer.to(dtype=dtype)
+                layer.to(memory_format=form)  # type: ignore[call-overload]
             which = "NCHW" if form is torch.contiguous_format else "channels_last"
             kind = str(dtype).removeprefix("torch.")
             for op, way in (("call", _forward), ("train", _train)):
