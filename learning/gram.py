@@ -369,7 +369,7 @@ def _first_rows(a: torch.Tensor, b: torch.Tensor, R: int, S: int) -> torch.Tenso
     for first, reach in ((0, 0), (Q, Q - S + 1)):
         here = a[:, :, :P, first : first + S - 1].transpose(2, 3).flatten(1, 2)
         there = b[:, :, :, reach : reach + 2 * S - 2].transpose(2, 3).flatten(1, 2)
-        side = ops.lag_sums(here[..., None], there[..., None], (R, 1))
+        side = ops.lag_sums(here[:, :, None], there[:, :, None], (1, R))  # columns as rows
         sides.append(side.view(C, S - 1, D, 2 * S - 2, R).permute(0, 2, 4, 1, 3))
     before = F.pad(sides[0], (S - 1, S - 1))  # column v is at w' = v - (S - 1)
     after = F.pad(sides[1], (0, 2 * S - 2))  # column v is at w' = Q - S + 1 + v
