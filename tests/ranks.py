@@ -85,7 +85,8 @@ def _serve(rank, number, store, pipe):
         timeout=TIMEOUT,
     )
     while True:
-        function, args, backend.CPU_DEVICE = pipe.recv()
+        function, args, interpret = pipe.recv()
+        backend.CPU_DEVICE = backend.INTERPRETER if interpret else None
         torch.manual_seed(0)
         try:
             function(*args)
