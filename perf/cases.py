@@ -675,7 +675,7 @@ def _gemm_tiles(op: str, product: str) -> Iterator[tuple[GemmTile, list[str]]]:
         yield wide, ["ragged"]
         yield wide, ["pointwise", "odd"]
         for tile in narrow:
-            yield tile, ["planes", "stem", "ragged"]
+            yield tile, ["dense", "planes", "stem"]
         return
     # Few channels: the forward operator takes any step, the input gradient with one takes phases.
     for tile in GEMM_TILES[product]:

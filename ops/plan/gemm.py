@@ -83,7 +83,8 @@ class GemmTile:
 
     def max_registers(self, problem: Problem) -> int | None:
         """Registers of a thread that the compiler is limited to, see device.py."""
-        return MAX_REGISTERS if problem.dtype == torch.float64 else None
+        exact = problem.op == "wgrad" and problem.product == "ieee"
+        return MAX_REGISTERS if exact or problem.dtype == torch.float64 else None
 
     def suits(self, problem: Problem) -> bool:
         """Whether a tile that was tuned for a problem near this one can serve it: always."""
@@ -255,12 +256,10 @@ def tiles(problem: Problem) -> list[GemmTile]:
     """
     if problem.op == "wgrad":
         many, few, wide, *narrow = GEMM_GRADIENT_TILES[problem.product]
-        alone = problem.layout.int64 or _ragged_images(problem) == 2
+        if problem.layout.int64 or _ragged_images(problem) == 2:
+            return [wide]
         filters = max(16, problem.geometry.group_K)
-        return [
-            *([wide] if alone else [many, few]),
-            *(tile for tile in narrow if filters <= tile.BLOCK_M < 2 * filters),
-        ]
+        return [many, few, *(tile for tile in narrow if filters <= tile.BLOCK_M < 2 * filters)]
     if not problem.reduced:  # nothing to sum
         return []
     found = _pixel_tiles(problem)
@@ -288,7 +287,7 @@ def _pixel_tiles(problem: Problem) -> list[GemmTile]:
         if tile.results <= max(safe, most if reduced >= tile.BLOCK_K else long_offsets)
     ]
     ragged = problem.op == "fprop" and _ragged(problem, problem.geometry.group_K)
-    if ragged or problem.group_channels > 16:
+    if ragged or layout.int64 or problem.group_channels > 16:
         # ptxas serializes 16 columns whose results are stored one by one (sm_90, Triton 3.7.1).
         kept = [tile for tile in kept if tile.BLOCK_N > 16]
     return kept if len(kept) == len(table) else [*kept, WIDE_GEMM_TILES[problem.product]]

@@ -274,8 +274,11 @@ def test_demo(run, tmp_path):
         (["learn", "photo.png", "photo.png", "--kernel-size", "0"], "must not be empty"),
         (["learn", "photo.png", "photo.png", "--kernel-size", "99"], "99"),
         (["learn", "photo.png", "five.npy", "--kernel-size", "3"], "it has 5 channels"),
-        (["learn", "photo.png", "dot.npy", "--kernel-size", "3"], "y must hold 1 images of"),
-        (["learn", "nan.npy", "nan.npy", "--kernel-size", "3"], "x must be finite"),
+        (["learn", "photo.png", "dot.png", "--kernel-size", "3"], "y must hold 1 images of"),
+        (
+            ["learn", "nan.npy", "nan.npy", "--kernel-size", "3"],
+            "x must hold numbers, got NaN in every pixel",
+        ),
         (
             ["learn", "photo.png", "photo.png", "--kernel-size", "3", "--step-size", "9"],
             "the largest safe step is",
@@ -343,6 +346,7 @@ def test_errors_take_one_line(fails, tmp_path, arguments, message):
     np.save(tmp_path / "nan.npy", np.full((9, 9), np.nan))
     np.save(tmp_path / "five.npy", np.zeros((5, 9, 9)))
     np.save(tmp_path / "dot.npy", np.zeros((1, 1)))
+    Image.new("L", (1, 1)).save(tmp_path / "dot.png")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert message in fails(*arguments)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -124,7 +124,8 @@ def test_a_banded_plan_counts_its_zeros_and_leaves_out_rows_in_the_padding():
     assert found.waste == pytest.approx(16 * 32 / 81)
     assert found.load_bytes == 2 * plan.grid * 16 * 32 * (128 + 128)
     small = geometry_of((64, 64, 14, 14), (64, 1, 27, 27), padding=((13, 13), (13, 13)), groups=64)
-    assert predicted(small, "dgrad", torch.bfloat16, H200).arithmetic_us < 1
+    # Tiles of 32 rows multiply by a warp's instruction, at half the rate of a warpgroup's.
+    assert predicted(small, "dgrad", torch.bfloat16, H200).arithmetic_us < 2
 
 
 def test_a_device_without_a_datasheet_is_refused():
