@@ -116,9 +116,16 @@ def edges(args: argparse.Namespace) -> Outcome:
 def apply(args: argparse.Namespace) -> Outcome:
     """`tricorr apply`."""
     from ..autograd.functional import convolve2d, corr2d
+    from ..learning.learned import LearnedKernel
+    from ..ops import ArgumentError
 
-    weight, bias = _kernel(args.kernel)
-    operator = convolve2d if args.convolution else corr2d
+    learned = LearnedKernel.load(args.kernel)
+    weight, bias = learned.weight, learned.bias
+    if weight.dim() != 2:
+        raise ArgumentError(
+            f"a kernel to apply is (R, S), got {tuple(weight.shape)} in {args.kernel}"
+        )
+    operator = convolve2d if args.convolution or learned.flip else corr2d
     crop = args.border == "crop"
 
     def run(image: torch.Tensor) -> torch.Tensor:
@@ -131,28 +138,6 @@ def apply(args: argparse.Namespace) -> Outcome:
         return y if bias is None else y + bias.to(image)
 
     return _each_image(args, args.kernel, Filter("apply", "image"), run)
-
-
-def _kernel(path: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight (R, S) and bias of a file that `tricorr learn` or numpy.save wrote."""
-    import numpy as np
-    import torch
-
-    from ..images.read import read_image
-    from ..ops import ArgumentError
-
-    bias = None
-    if path.lower().endswith(".npz"):
-        with np.load(path, allow_pickle=False) as saved:
-            if "weight" not in saved:
-                raise ArgumentError(f"{path} has no array called weight")
-            weight = torch.from_numpy(saved["weight"])
-            bias = torch.from_numpy(saved["bias"]) if "bias" in saved else None
-    else:
-        weight = read_image(path, double=True).pixels
-    if weight.dim() != 2:
-        raise ArgumentError(f"a kernel to apply is (R, S), got {tuple(weight.shape)} in {path}")
-    return weight, bias
 
 
 def _arguments(args: argparse.Namespace, chosen: Filter) -> dict[str, Any]:

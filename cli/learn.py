@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from ..learning.accumulator import KernelAccumulator
     from ..learning.field import VaryingKernel
     from ..learning.learned import KernelField, LearnedKernel
-    from ..learning.quality import Quality
 
     Found: TypeAlias = LearnedKernel | KernelField | VaryingKernel
 
@@ -349,27 +348,7 @@ def _in_words(found: Found) -> list[str]:
         lines.append(f"background, Legendre coefficients by degree: {numbers}")
     if found.step_size is not None and found.max_step_size is not None:
         lines.append(f"step size {found.step_size:.4g}, diverges from {found.max_step_size:.4g}")
-    return lines + _quality_in_words(found.quality)
-
-
-def _quality_in_words(quality: Quality) -> list[str]:
-    """A Quality in sentences."""
-    lines = [
-        f"error: {quality.rms:.3g} RMS over {quality.pixels} pixels, "
-        f"{100 * quality.reblur_error:.3g} % of the target's own variation"
-    ]
-    if quality.robust is not None and quality.largest is not None:
-        lines[0] += f"; {quality.robust:.3g} by the median, {quality.largest:.3g} at most"
-    errors = quality.standard_error
-    if errors is not None and bool(errors.isfinite().all()) and quality.converged:
-        lines.append(f"each element is known to {float(errors.max()):.2g} (one standard error)")
-    if quality.condition is not None and quality.condition < math.inf:
-        ratio = math.sqrt(quality.condition)
-        meaning = "all parts of the kernel are seen about as well"
-        if ratio > 10:
-            meaning = f"some parts of the kernel are seen {ratio:.2g} times less well than others"
-        lines.append(f"condition number of the normal matrix {quality.condition:.3g}: {meaning}")
-    return lines
+    return [*lines, str(found.quality)]
 
 
 def _as_data(found: Found) -> dict[str, Any]:

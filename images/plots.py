@@ -93,11 +93,35 @@ def plot_fit(
     curve = bottom[-1]
     if true is not None:
         _kernel(top[3], learned.weight - true, "learned - true kernel", None)
-    if learned.solver == "normal":  # one step: a curve of two points says nothing
-        _standard_errors(curve, learned)
-    else:
-        _loss_curve(curve, [*learned.history, learned.loss], learned.solver)
+    _uncertainty(curve, learned)
     _masked_legend(figure, y, residual)
+    return figure
+
+
+def plot_kernel(learned: LearnedKernel, *, true: torch.Tensor | None = None) -> Figure:
+    """The kernel of a fit, without its images.
+
+    Args:
+        learned: of a plain kernel (R, S).
+        true: the kernel that it should be, (R, S), if that is known.
+
+    Raises:
+        ArgumentError: a kernel with channels.
+    """
+    if learned.weight.dim() != 2:
+        raise ArgumentError(
+            f"a picture is drawn of a plain kernel (R, S), got {tuple(learned.weight.shape)}"
+        )
+    shown = [("learned kernel", learned.weight)]
+    if true is not None:
+        shown += [("true kernel", true), ("learned - true kernel", learned.weight - true)]
+    figure = new_figure(4.2 * (len(shown) + 1), 4.0)
+    *panels, last = figure.subplots(1, len(shown) + 1)
+    limit = max(float(weight.abs().max()) for _, weight in shown[:2])
+    for panel, (title, weight) in zip(panels, shown, strict=True):
+        of_both = None if title.startswith("learned -") else limit
+        _kernel(panel, weight, f"{title}, {_size(weight)}", of_both)
+    _uncertainty(last, learned)
     return figure
 
 
@@ -350,6 +374,14 @@ def _kernel(panel: Axes, weight: torch.Tensor, title: str, limit: float | None) 
     drawn = panel.imshow(array, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="none")
     _cells(panel, array, title, lambda value: abs(value) > 0.6 * limit)
     _bar(panel, drawn)
+
+
+def _uncertainty(panel: Axes, learned: LearnedKernel) -> None:
+    """How the loss fell; of an exact solution, which takes one step, its standard errors."""
+    if len(learned.history) > 1:
+        _loss_curve(panel, [*learned.history, learned.loss], learned.solver)
+    else:
+        _standard_errors(panel, learned)
 
 
 def _standard_errors(panel: Axes, learned: LearnedKernel) -> None:

@@ -296,10 +296,21 @@ class LearnedKernel:
             stride=(down, across),
         )
 
-    def plot(self, x: torch.Tensor, y: torch.Tensor, *, true: torch.Tensor | None = None) -> Figure:
-        """A picture of the fit; see `tricorr.images.plots.plot_learned`. Needs matplotlib."""
-        from ..images.plots import plot_learned
+    def plot(
+        self,
+        x: torch.Tensor | None = None,
+        y: torch.Tensor | None = None,
+        *,
+        true: torch.Tensor | None = None,
+    ) -> Figure:
+        """A picture of the fit, or without the images of the kernel alone. Needs matplotlib.
 
+        See `tricorr.images.plots.plot_learned` and `plot_kernel`.
+        """
+        from ..images.plots import plot_kernel, plot_learned
+
+        if x is None or y is None:
+            return plot_kernel(self, true=true)
         return plot_learned(x, y, self, true=true)
 
     def __str__(self) -> str:
@@ -310,6 +321,22 @@ class LearnedKernel:
             f"loss {self.loss:.6g}, RMS error {self.rms:.3g}"
         ]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    def __repr__(self) -> str:
+        """As str, and the kernel where it fits into lines."""
+        shown = [repr(self.weight)] if self.weight.numel() <= 7 * 7 else []
+        return "\n".join([str(self), *shown])
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture that a notebook shows; None for kernels with channels or no matplotlib."""
+        import io
+        from importlib.util import find_spec
+
+        if self.weight.dim() != 2 or find_spec("matplotlib") is None:
+            return None
+        picture = io.BytesIO()
+        self.plot().savefig(picture, format="png", dpi=80)
+        return picture.getvalue()
 
     def _arrays(self) -> dict[str, Any]:
         tensors = {

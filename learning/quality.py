@@ -105,6 +105,29 @@ class Quality:
     residual: Residual = field(default_factory=list, repr=False, compare=False)
     residual_unit: float = 1.0
 
+    def __str__(self) -> str:
+        """The error, what the elements are known to, and how well the kernel is determined."""
+        lines = [
+            f"error: {self.rms:.3g} RMS over {self.pixels} pixels, "
+            f"{100 * self.reblur_error:.3g} % of the target's own variation"
+        ]
+        if self.robust is not None and self.largest is not None:
+            lines[0] += f"; {self.robust:.3g} by the median, {self.largest:.3g} at most"
+        errors = self.standard_error
+        if errors is not None and bool(errors.isfinite().all()) and self.converged:
+            lines.append(f"each element is known to {float(errors.max()):.2g} (one standard error)")
+        if self.condition is not None and self.condition < math.inf:
+            ratio = math.sqrt(self.condition)
+            meaning = "all parts of the kernel are seen about as well"
+            if ratio > 10:
+                meaning = (
+                    f"some parts of the kernel are seen {ratio:.2g} times less well than others"
+                )
+            lines.append(f"condition number of the normal matrix {self.condition:.3g}: {meaning}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
     @classmethod
     def of_a_file(
         cls, weight: torch.Tensor, rms: float, pixels: int, error: torch.Tensor | None

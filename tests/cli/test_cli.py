@@ -317,7 +317,7 @@ def test_demo(run, tmp_path):
             "-o - takes one image, got 2",
         ),
         (["filter", "photo.png", "-o", "a.palm", "--name", "sobel"], "a.palm is no image name"),
-        (["apply", "five.npy", "photo.png", "-o", "a.png"], "a kernel to apply is (R, S)"),
+        (["apply", "five.npy", "photo.png", "-o", "a.png"], "it holds no kernel (R, S)"),
         (["apply", "no.npz", "photo.png", "-o", "a.png"], "no.npz: No such file"),
         (["features", "photo.png", "-o", "out.npy"], "out.npy is no picture name"),
         (["features", "photo.png", "-o", "out.png", "--size", "8"], "size must be odd"),

@@ -331,3 +331,22 @@ def test_any_differentiable_loss(backend):
         learn_kernel(x, y, (3, 2), loss=lambda p, t: p - t, solver="adam")
     with pytest.raises(ArgumentTypeError, match=r"solver must make a torch.optim.Optimizer"):
         learn_kernel(x, y, (3, 2), solver=lambda parameters: None)
+
+
+def test_a_kernel_shows_itself(backend):
+    """In lines that a person reads, and as a picture in a notebook."""
+    x = torch.rand(20, 24, dtype=torch.float64)
+    found = learn_kernel(x, corr2d(x, torch.ones(2, 3, dtype=torch.float64)), (2, 3))
+    assert repr(found).startswith("kernel 2x3 by normal, ")
+    assert "tensor([[1" in repr(found)
+    assert "residual" not in repr(found)
+    assert repr(found.quality).startswith("error: ")
+    assert "condition number" in str(found.quality)
+    pytest.importorskip("matplotlib")
+    png = found._repr_png_()
+    assert png.startswith(b"\x89PNG")
+    assert len(found.plot(true=torch.ones(2, 3)).axes) >= 4
+    channels = learn_kernel(x[None, None], x[None, None], 1)
+    assert channels._repr_png_() is None
+    with pytest.raises(ArgumentError, match="plain kernel"):
+        channels.plot()
