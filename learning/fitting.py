@@ -166,26 +166,27 @@ def learn(
     if found.how:
         ridge = constraints.ridge * units.x**2 * units.weights
         reason = f"{reason}; ridge {ridge:.3g} by {found.how}"
-    point = Point(*(t.to(problem.like) for t in (found.point.weight, found.point.background)))
-    residual = problem.residual(point)
-    errors = problem.squared(residual)
-    sums = found.sums or _examined(problem)
-    theta = found.point.flat()
-    loss = found.loss
-    if loss is None:
-        loss = float(errors.sum()) + penalty_of(constraints, theta)
-    quality = quality_of(
-        sums,
-        constraints,
-        theta,
-        errors,
-        problem.weight_shape,
-        [(r, pair.weights) for r, pair in zip(residual, problem.pairs, strict=True)],
-        exact=None if callable(options.loss) else chosen.name == "normal",
-        normals=found.normals,
-        units=units,
-        x_noise=None if noisy else noise_of(problem.pairs[0]),
-    )
+    with Reporter(0, options.progress).stage("examining the answer"):
+        point = Point(*(t.to(problem.like) for t in (found.point.weight, found.point.background)))
+        residual = problem.residual(point)
+        errors = problem.squared(residual)
+        sums = found.sums or _examined(problem)
+        theta = found.point.flat()
+        loss = found.loss
+        if loss is None:
+            loss = float(errors.sum()) + penalty_of(constraints, theta)
+        quality = quality_of(
+            sums,
+            constraints,
+            theta,
+            errors,
+            problem.weight_shape,
+            [(r, pair.weights) for r, pair in zip(residual, problem.pairs, strict=True)],
+            exact=None if callable(options.loss) else chosen.name == "normal",
+            normals=found.normals,
+            units=units,
+            x_noise=None if noisy else noise_of(problem.pairs[0]),
+        )
     notes = [note for pair in pairs for note in pair.notes]
     mostly_noise = sums.noiseless(constraints.elements)[1] if noisy else 0
     if mostly_noise:

@@ -28,18 +28,26 @@ class Reporter:
         """A progress bar over `items`, or to be moved on by `update` if they are None."""
         from tqdm import tqdm
 
-        # disable=None: on a terminal only. A bar that would vanish within a second is not drawn.
-        disable = None if self.progress is None else not self.progress
         self.bar = tqdm(
             items,
             total=total,
             desc="learning",
             unit=unit,
             unit_scale=unit != "step",
-            disable=disable,
-            delay=0 if self.progress else 1,
+            **self._shown(),
         )
         return self.bar
+
+    def stage(self, name: str) -> Any:
+        """A line that names work without steps, as a context."""
+        from tqdm import tqdm
+
+        return tqdm(total=1, desc=name, bar_format="{desc} ...", leave=False, **self._shown())
+
+    def _shown(self) -> dict[str, Any]:
+        """Whether tqdm draws, by default on a terminal, and after how many seconds."""
+        disable = None if self.progress is None else not self.progress
+        return {"disable": disable, "delay": 0 if self.progress else 0.3}
 
     def loss(self, step: int, loss: float) -> None:
         """Shows the loss before `step`, the first being 0."""
