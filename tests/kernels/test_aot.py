@@ -112,9 +112,7 @@ def _items():
             groups.setdefault((configuration.kernel, group), []).append(configuration)
         for (kernel, group), members in groups.items():
             label = "-".join(filter(None, (kernel, group, name)))
-            # `make test` simulates sm_80; what ptxas makes of it is looked at in `make test-all`.
-            marks = [pytest.mark.slow] if name == "sm_80" else []
-            yield pytest.param(target, members, id=label, marks=marks)
+            yield pytest.param(target, members, id=label)
 
 
 @pytest.mark.parametrize(("target", "members"), list(_items()))
