@@ -113,7 +113,8 @@ def _check_dense(name: str, tensor: Any) -> None:
 
 def check_precision(precision: Any) -> None:
     """Raises ArgumentError unless `precision` is one of PRECISIONS or None."""
-    _check_choice("precision", precision, (*PRECISIONS, None))
+    if precision is not None:
+        _check_choice("precision", precision, (*PRECISIONS, None))
 
 
 def check_padding_mode(padding_mode: Any) -> None:
@@ -123,7 +124,8 @@ def check_padding_mode(padding_mode: Any) -> None:
 
 def check_activation(activation: Any) -> None:
     """Raises ArgumentError unless `activation` is one of ACTIVATIONS or None, which is "none"."""
-    _check_choice("activation", activation, (*ACTIVATIONS, None))
+    if activation is not None:
+        _check_choice("activation", activation, (*ACTIVATIONS, None))
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
