@@ -57,18 +57,22 @@ def convert(model: nn.Module, where: Callable[[str, nn.Module], bool] | None = N
     """Makes every nn.Conv2d, nn.ConvTranspose2d and lazy form of them inside a model ours.
 
     In place: each layer stays the same object, with its parameters, hooks, parametrizations and
-    mode, and runs on our kernels from now on. Layers that are ours already are passed over, so a
-    second call changes nothing. A compiled model compiles anew at its next call.
+    mode, and runs on our kernels from now on. Layers that are ours already are skipped, so a
+    second call changes nothing. A compiled model is compiled again at its next call.
 
-    A layer is converted only where ours is known to compute the same. It is left alone where its
-    class overrides `forward` or `_conv_forward`, where somebody has replaced these in PyTorch's own
-    classes or on the layer, where PyTorch would go on with padding that was changed after it was
-    made, where an attribute means something else to ours, and where it is quantized, complex or
-    TorchScript. A subclass stays an instance of its class.
+    A layer is converted only where ours provably computes the same. It is left alone if
+
+    - its class overrides `forward` or `_conv_forward`, or these were replaced in PyTorch's own
+      classes or on the layer;
+    - its padding was changed after construction, which PyTorch ignores in some padding modes;
+    - an attribute would mean something else to our layer;
+    - it is quantized, complex or TorchScript.
+
+    A subclass stays an instance of its class.
 
     Args:
         model: any module; it may itself be the layer.
-        where: called with the name and the layer; those for which it is false are left alone.
+        where: called with the name and the layer; returns False for layers to leave alone.
 
     Returns:
         The names of the layers converted, and of those left alone with the reasons.
@@ -91,9 +95,9 @@ def convert_back(
 ) -> Conversion:
     """Makes every layer of ours inside a model PyTorch's again: undoes `convert`.
 
-    Layers that were made as ours become PyTorch's as well, except what PyTorch does not have: the
-    textbook's layer without channels, padding that differs from side to side or was changed after
-    the layer was made, an activation, a class written on one of ours.
+    Layers constructed as ours become PyTorch's too, except for features that PyTorch lacks: the
+    textbook's layer without channels, padding that is asymmetric or was changed after construction,
+    an activation, a subclass of one of ours.
 
     Args:
         model, where: as for `convert`.
@@ -131,7 +135,7 @@ def _exchange(
             reason = "left out by where"
         if reason is None:
             layer.__class__ = counterpart(type(layer))
-            # Compiled code looks at a layer's class again only if its dict has changed since.
+            # Dynamo checks a layer's class again only if the layer's __dict__ has changed.
             layer.training = vars(layer).pop("training")
             converted.append(name)
         else:
@@ -140,7 +144,7 @@ def _exchange(
 
 
 def _layers(model: nn.Module, ours: bool) -> Iterator[tuple[str, nn.Module]]:
-    """The 2-D convolutions inside, once each: ours, or all others."""
+    """Each 2-D convolution in the model, once: ours, or PyTorch's."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, (Conv2D, ConvTranspose2D)) == ours and (ours or _is_layer(layer)):
             yield name, layer
@@ -200,7 +204,7 @@ def _override(cls: type) -> str | None:
 
 
 def _replaced_in_pytorch(cls: type) -> str | None:
-    """Which function of PyTorch that a layer runs is no longer PyTorch's, or None."""
+    """The name of a PyTorch function that the layer runs and that was monkeypatched, or None."""
     base = nn.Conv2d if issubclass(cls, nn.Conv2d) else nn.ConvTranspose2d
     for name in ("forward", "_conv_forward"):
         method = getattr(base, name, None)
@@ -217,10 +221,10 @@ def _is_written_in(function: Any, file: str) -> bool:
 
 
 def _stale_numbers(layer: Any) -> str | None:
-    """Why a layer's stride, padding and dilation do not say what PyTorch's layer does, or None.
+    """Why the layer's attributes do not describe what PyTorch's layer computes, or None.
 
-    PyTorch's layer pads by a private list that was made with it, except with zeros; ours reads the
-    attributes when it is called.
+    Unless it pads with zeros, PyTorch's layer pads by a private list made at construction; ours
+    reads the attributes at every call.
     """
     weight = layer._parameters.get("weight")
     if weight is None:
@@ -244,7 +248,7 @@ def _stale_numbers(layer: Any) -> str | None:
 
 
 def _operands(layer: nn.Module) -> Iterator[torch.Tensor]:
-    """What weight and bias are made of. They are not asked for: a parametrization would compute."""
+    """The parameters behind weight and bias, without running a parametrization."""
     yield from layer.parameters()
     yield from (buffer for name, buffer in layer.named_buffers() if name in ("weight", "bias"))
 
@@ -278,13 +282,13 @@ def _pytorch_class(cls: type) -> type:
 
 
 def _is_parametrized(cls: type) -> bool:
-    """Whether torch.nn.utils.parametrize made the class: one of its own for every layer."""
+    """Whether torch.nn.utils.parametrize made the class, as it does for each layer."""
     function = vars(cls).get("__getstate__")
     return getattr(function, "__module__", None) == parametrize.__name__
 
 
 def _on_another_base(cls: type, base: type) -> type:
-    """The class made by parametrize, with its properties, as it would be on `base`."""
+    """A copy of the class made by parametrize, with `base` as its base class."""
     namespace = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
     return type(f"Parametrized{base.__name__}", (base,), namespace)
 
@@ -305,7 +309,7 @@ def _mixed(cls: type) -> type:
 
 
 def _reduce_converted(layer: nn.Module, protocol: Any) -> tuple[Any, ...]:
-    """How a converted subclass is pickled: by the class it was, which has a name to import."""
+    """Pickles a converted subclass by its original class, which can be imported by name."""
     state = object.__reduce_ex__(layer, 2)[2:]
     return (_new_converted, (vars(type(layer))["_pytorch_class"],), *state)
 

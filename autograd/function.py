@@ -8,11 +8,13 @@ F is fprop, D dgrad, G wgrad. All three are bilinear, so this small set serves r
 forward mode and any order of both. The bias is the weight of an extra channel whose pixels are all
 one: its gradient is G again. A residual is added to the sum: its gradient is that of the sum.
 
-Compilers trace the registered operators, whose derivatives are registered at the end of this file;
-eager mode and the transforms of torch.func run the autograd.Functions, which have forward-mode
-derivatives and rules for vmap too. Where PyTorch's own operators do the work, on CPU, they are
-called in their place, with PyTorch's derivatives; but not for large images of one channel, which
-have a faster way (ops/one_channel.py).
+Three ways lead to an operator:
+
+- compilers trace the registered operators, whose derivatives are registered at the end of this
+  file;
+- eager mode and torch.func run the autograd.Functions, which add forward mode and vmap;
+- on CPU, PyTorch's own differentiable operators run instead (ops/cpu.py), except for large images
+  of one channel, for which ops/one_channel.py is faster.
 """
 
 from __future__ import annotations
@@ -86,17 +88,17 @@ def weight_gradient(
 
 
 def _is_traced() -> bool:
-    """Whether a compiler or torch.jit.trace reads along and can do so through the operators alone.
+    """Whether a compiler or torch.jit.trace records and can record the registered operator.
 
-    Inside torch.func's transforms they can not: an operator's derivative has no forward mode (its
-    tangents would be zero) and no transforms. The Functions there make Dynamo leave the graph.
+    Not inside torch.func's transforms: a registered operator has no forward mode (its tangents
+    would be zero) and no vmap. Dynamo breaks the graph at the Functions that run there instead.
     """
     reads = torch.compiler.is_compiling() or torch._C._get_tracing_state()
     return bool(reads) and not torch._C._are_functorch_transforms_active()
 
 
 def is_unwatched(*tensors: torch.Tensor | None) -> bool:
-    """Whether no derivative and no batch can depend on the call: Function.apply is not cheap."""
+    """Whether neither autograd nor a transform needs this call: it can skip Function.apply."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     if torch.is_grad_enabled():
@@ -107,7 +109,7 @@ def is_unwatched(*tensors: torch.Tensor | None) -> bool:
 
 
 def bias_gradient(dy: torch.Tensor) -> torch.Tensor:
-    """db[k] = sum_{n,p,q} dy[n,k,p,q]: for kernels, a depthwise 1x1 weight gradient on ones."""
+    """db[k] = sum_{n,p,q} dy[n,k,p,q]; on a GPU as the depthwise 1x1 weight gradient of ones."""
     if not backend.runs_kernels(dy.device):
         return dy.sum((0, 2, 3))
     N, K, P, Q = dy.shape
@@ -119,13 +121,13 @@ def bias_gradient(dy: torch.Tensor) -> torch.Tensor:
 def through_activation(
     activation: str, grad: torch.Tensor, y: torch.Tensor, z: Callable[[], torch.Tensor]
 ) -> torch.Tensor:
-    """grad * act'(z): the step between the gradients of y = act(z) and of z, either way.
+    """grad * act'(z), where y = act(z): the gradient of z, or in forward mode the tangent of y.
 
     Args:
         activation: as for fprop.
         grad: the gradient of y, or in forward mode the tangent of z.
-        y: the output; tells relu and relu6 all they need.
-        z: computes what was activated, for the others: a second correlation instead of memory.
+        y: the output, which is enough for relu and relu6.
+        z: recomputes z for gelu and silu: a second correlation, so that z need not be stored.
     """
     if activation == "relu":
         return torch.ops.aten.threshold_backward(grad, y, 0)
@@ -198,21 +200,21 @@ def _sum(terms: list[torch.Tensor]) -> torch.Tensor | None:
 
 
 class _Function(torch.autograd.Function):
-    """An autograd.Function whose apply costs the host a third."""
+    """An autograd.Function whose apply takes a third of the host time."""
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        """As Function.apply, which works the arguments' defaults out at every call."""
+        """Function.apply without binding default arguments, which it does at every call."""
         if torch._C._are_functorch_transforms_active():
             return super().apply(*args)
-        # As the interpreter finds classes: tensors that outlived a transform are Tensors.
+        # Function.apply does this too: unwrap tensors that outlived their functorch transform.
         alive = [unwrap_if_dead(arg) if type(arg) is torch.Tensor else arg for arg in args]
         quick: Any = super(torch.autograd.Function, cls)
         return quick.apply(*alive)
 
 
 def _save(ctx: Any, *tensors: torch.Tensor | None) -> None:
-    """For the derivatives of the call: the forward one is taken at once, or never."""
+    """Saves for backward; for forward mode only inside a dual level, where jvp follows at once."""
     ctx.save_for_backward(*tensors)
     if forward_ad._current_level >= 0:
         ctx.save_for_forward(*tensors)
@@ -284,7 +286,7 @@ class CrossCorrelation2D(_Function):
         activation: str,
         residual: torch.Tensor | None,
     ) -> tuple[torch.Tensor, int]:
-        if residual is not None:  # added to rounded sums: it does not fold as images do
+        if residual is not None:  # one residual per sample of vmap: added after the folded call
             if any(dim is not None for dim in in_dims[:3]):
                 plain = (*in_dims[:3], None, None, None, None)
                 sums, dim = CrossCorrelation2D.vmap(
@@ -427,7 +429,7 @@ def _vmap_weighted(
 ) -> tuple[torch.Tensor, int]:
     """vmap of fprop or dgrad, `run` with (activation, image, weight, bias, geometry)."""
     image_dim, weight_dim, bias_dim = in_dims[:3]
-    if bias is not None and bias_dim is not None:  # an operator has one bias for all its samples
+    if bias is not None and bias_dim is not None:  # the operator takes one bias for all samples
         if image_dim is None and weight_dim is None:
             sums = run("none", image, weight, None, geometry).unsqueeze(0)
         else:

@@ -1,4 +1,4 @@
-"""How much of the input one output element of a module, or of a stack of layers, sees."""
+"""The region of the input that one output element of a module, or of a stack of layers, sees."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..ops import ArgumentError, ArgumentTypeError, as_padding, as_pair
 from ..ops.arguments import Pair
 from .functional import convolve2d, corr2d
 
-#: Layers that look at one pixel at a time, but for the statistics of those that normalise.
+#: Layers that act on each pixel alone (a normalisation's statistics are not counted).
 _POINTWISE = (
     nn.Identity,
     nn.Dropout,
@@ -54,11 +54,11 @@ _POINTWISE = (
     nn.Threshold,
     nn.Softmax2d,
 )
-#: Layers after which nothing is left of rows and columns.
+#: Layers whose output has no rows and columns.
 _WHOLE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten)
 _CONVOLUTIONS = frozenset({F.conv2d, torch.conv2d, corr2d, convolve2d})
 _POOLS = frozenset({F.max_pool2d, torch.max_pool2d, F.avg_pool2d})
-#: Functions and methods of single pixels, by name; a name with _ at its end counts too.
+#: Functions and methods that act on each pixel alone; a trailing _ (in place) is allowed.
 _POINTWISE_NAMES = frozenset(
     [
         "abs",
@@ -139,7 +139,7 @@ _WHOLE_NAMES = frozenset(
     ]
 )
 
-#: Rows and columns that somebody sees; a string names what has mixed them all; None is no image.
+#: The field of a tensor; the name of the layer that mixed the whole image; None for no image.
 _Seen: TypeAlias = "ReceptiveField | str | None"
 
 
@@ -189,15 +189,16 @@ class ReceptiveField:
 def receptive_field(layers: Any) -> ReceptiveField:
     """The receptive field of a module, or of a stack of layers, first layer first.
 
-    A module is traced by torch.fx, so that branches and shortcuts count: where they meet, the
-    region that any of them sees. Where the image is pooled or flattened whole, the answer is that
-    of the last map before. Statistics of normalisations, and factors that were computed of the
-    whole image (squeeze and excitation), are left out.
+    A module is traced by torch.fx, so branches and shortcuts count: where they meet, the result is
+    the union of their regions. Where the whole image is pooled or flattened, the result is that of
+    the last feature map before. Normalisation statistics and factors computed from the whole image
+    (squeeze and excitation) are not counted.
 
     Args:
-        layers: a module or a sequence. Of modules, convolutions, max and average pooling and what
-            works on single pixels are understood. A layer can also be its window, an int or (h, w),
-            or a mapping with "window" and, optionally, "stride", "padding" and "dilation".
+        layers: a module or a sequence of layers. Supported modules are convolutions, max and
+            average pooling and everything that acts on single pixels. A layer may also be given as
+            its window, an int or (h, w), or as a mapping with "window" and, optionally, "stride",
+            "padding" and "dilation".
 
     Returns:
         Size, step and start of what one output element sees, and the same after every layer.
@@ -226,7 +227,7 @@ def receptive_field(layers: Any) -> ReceptiveField:
 
 
 def _after(outer: ReceptiveField, inner: ReceptiveField) -> ReceptiveField:
-    """The field of a stack, of its first part and of what follows."""
+    """The field of two stacks, one after the other."""
     return outer.then(inner.size, inner.step, (-inner.start[0], -inner.start[1]), (1, 1))
 
 
@@ -256,7 +257,7 @@ def _flatten(layer: Any, name: str) -> Iterator[tuple[str, str, Any]]:
 
 
 class _Tracer(fx.Tracer):
-    """Keeps every layer whole that _after_module knows, ours among them."""
+    """Traces into modules other than the layers that _after_module knows."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         ours = isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
@@ -267,7 +268,7 @@ def _field_of_module(module: nn.Module) -> ReceptiveField:
     root = nn.Sequential(module) if _Tracer().is_leaf_module(module, "") else module
     try:
         graph = _Tracer().trace(root, _defaults(root))
-    except Exception as error:  # whatever a forward does with a stand-in for a tensor
+    except Exception as error:  # a forward may do anything with a traced value
         raise ArgumentError(
             f"{type(module).__name__} cannot be traced by torch.fx ({error}): give its layers as a "
             "list"
@@ -308,7 +309,7 @@ def _field_of_module(module: nn.Module) -> ReceptiveField:
 
 
 def _defaults(root: nn.Module) -> dict[str, Any]:
-    """None for every optional argument of a forward: it is traced as if called with one image."""
+    """None for each optional argument of forward, so that it is traced with one image only."""
     parameters = list(inspect.signature(root.forward).parameters.values())[1:]
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
@@ -320,7 +321,7 @@ def _kind(node: fx.Node, layer: nn.Module | None) -> str:
 
 
 def _meet(inputs: list[_Seen], where: str) -> _Seen:
-    """What an element sees that is computed of several: the region that holds all of theirs."""
+    """The smallest region that holds the regions of all operands."""
     maps = [seen for seen in inputs if isinstance(seen, ReceptiveField)]
     if not maps:
         return next((seen for seen in inputs if seen is not None), None)
@@ -336,13 +337,13 @@ def _meet(inputs: list[_Seen], where: str) -> _Seen:
 
 
 def _step(before: _Seen, step: Any, kind: str) -> _Seen:
-    """What the result of a layer or function sees.
+    """The field of the result of a layer or function.
 
     Args:
-        before: what its operands see.
-        step: (window, stride, pad, dilation), or how it goes on: "same" and the two permutations,
-            "whole" where rows and columns end, "none" for what is no tensor, "" if not known.
-        kind: its name.
+        before: the fields of its operands.
+        step: (window, stride, pad, dilation), or a word: "same" or one of the two permutations,
+            "whole" if it mixes the whole image, "none" if the result is no tensor, "" if unknown.
+        kind: the layer's name.
     """
     if step == "none":
         return None
@@ -374,7 +375,7 @@ def _step_of_module(layer: nn.Module) -> Any:
 
 
 def _step_of_function(node: fx.Node, root: nn.Module) -> Any:
-    """As _step_of_module, of a function or method with its arguments."""
+    """`_step_of_module` for a function or method with its arguments."""
     given = dict(enumerate(node.args)) | node.kwargs
 
     def argument(position: int, name: str, default: Any) -> Any:
@@ -408,7 +409,7 @@ def _step_of_function(node: fx.Node, root: nn.Module) -> Any:
 
 
 def _keeps_pixels(index: Any) -> bool:
-    """Whether x[index] takes samples or channels of (N, C, H, W), and all rows and columns."""
+    """Whether x[index] indexes only the samples and channels of (N, C, H, W)."""
     first = index if isinstance(index, tuple) else (index,)
     return Ellipsis not in first and all(part == slice(None) for part in first[2:])
 

@@ -1,4 +1,4 @@
-"""What the filters share: every plane of an image under a window, a bank, or separable windows."""
+"""Applies a window, a bank or separable windows to every plane of an image."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-#: Taps that an H200 computes in the time of one byte to or from memory. At 4.8 TB/s there is time
-#: for 57 instructions in the 8 bytes of a float32 output, and compiled row kernels take 1.2
-#: (7x7, float32) to 1.6 (7x7, bfloat16) instructions a tap. Derived, not measured.
+#: Taps that an H200 computes in the time of one byte of memory traffic. At 4.8 TB/s, the 8 bytes
+#: of a float32 output take as long as 57 instructions, and compiled rows kernels need 1.2 (7x7,
+#: float32) to 1.6 (7x7, bfloat16) instructions per tap. Derived, not measured.
 TAPS_PER_BYTE = 5
 
 
 class Filter(Protocol[P]):
-    """A function of an image: a tensor gives a tensor, all else a NumPy array."""
+    """A function of an image: it returns a tensor for a tensor, else a NumPy array."""
 
     @overload
     def __call__(self, input: torch.Tensor, *args: P.args, **kwargs: P.kwargs) -> torch.Tensor: ...
@@ -35,7 +35,7 @@ class Filter(Protocol[P]):
 
 
 def typed(function: Callable[Concatenate[Any, P], Any]) -> Filter[P]:
-    """The function itself, whose result type checkers then know by its input."""
+    """Returns `function` itself, typed so that checkers know the result by the input."""
     return cast("Filter[P]", function)
 
 
@@ -50,7 +50,7 @@ def responses(
         return responses(_batch_of_one(input), bank, padding_mode, padding).squeeze(0)
     *planes, H, W = input.shape
     if input.dim() == 4 and not input.is_contiguous():
-        # Planes that are not stacked evenly stay channels: the same bank for each of them.
+        # Planes with gaps cannot be viewed as samples: give each channel the same bank.
         C = input.shape[1]
         y = _correlated(input, bank.repeat(C, 1, 1, 1), padding_mode, padding, groups=C)
     else:
@@ -62,14 +62,14 @@ def responses(
 def responses_to_differences(
     input: torch.Tensor, bank: torch.Tensor, padding_mode: PaddingMode
 ) -> torch.Tensor:
-    """`responses` to a bank whose filters sum to zero, which is exactly zero on flat images.
+    """`responses` to a bank whose filters sum to zero: exactly zero on flat images.
 
-    A sum whose weights w sum to zero is one of differences, with sums c of weights (Abel):
+    By summation by parts, weights w that sum to zero act on differences of neighbours:
 
         sum_s w[s] x[s] = -sum_s c[s] (x[s+1] - x[s]),  c[s] = w[0] + ... + w[s]
 
-    Rows of a filter do not sum to zero: what they sum to is moved to the middle column, where the
-    same is done along y.
+    A single row of a filter need not sum to zero: its sum is moved to the middle column, to which
+    the same formula is applied along y.
     """
     R, S = bank.shape[-2:]
     top, left = (R - 1) // 2, (S - 1) // 2
@@ -98,7 +98,7 @@ def filtered(
         input: the image.
         window: of any float dtype, on any device.
         padding_mode: what lies beyond the border.
-        plus: of the result's shape and dtype, added to it before it is rounded.
+        plus: of the result's shape and dtype, added before the rounding.
         padding: as for corr2d.
     """
     if is_channels_last(input) and input.dim() == 3:
@@ -123,10 +123,10 @@ def separable(
 
 
 def _two_passes_are_cheaper(window: tuple[int, int], element_sizes: tuple[int, int]) -> bool:
-    """Whether rows, then columns take less time than the window (R, S) at once.
+    """Whether a pass along rows and one along columns are cheaper than one with window (R, S).
 
-    A pass takes as long as the slower of its taps and its bytes. From float32 to float32, two
-    passes move 16 bytes a pixel: the time of 80 taps, so 9x9 is the first square of two passes.
+    A pass takes the longer of the times for its taps and its bytes. Two passes move 16 bytes per
+    float32 pixel, as long as 80 taps take, so 9x9 is the first square window with two passes.
     """
     R, S = window
     read, written = element_sizes
@@ -143,7 +143,7 @@ def result_dtype(input: torch.Tensor) -> torch.dtype:
 
 
 def is_channels_last(input: torch.Tensor) -> bool:
-    """Whether an image (N, C, H, W) or (C, H, W) is laid out so, and not also contiguous."""
+    """Whether an image (N, C, H, W) or (C, H, W) is channels_last and not also contiguous."""
     if input.dim() not in (3, 4) or input.is_contiguous():
         return False
     return input.movedim(-3, -1).is_contiguous()
@@ -156,8 +156,8 @@ def _correlated(
     padding: PaddingLike = "same",
     **options: Any,
 ) -> torch.Tensor:
-    """corr2d in the dtype of the result, whatever autocast says, and on the image's device."""
-    # non_blocking: no waiting for what runs on the device.
+    """corr2d without autocast, with the weight on the image's device and in the result's dtype."""
+    # non_blocking: do not synchronise with the device.
     window = window.to(input.device, result_dtype(input), non_blocking=True)
     with _without_autocast(input.device.type):
         return corr2d(input, window, padding=padding, padding_mode=padding_mode, **options)

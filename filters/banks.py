@@ -1,9 +1,9 @@
-"""The kernels of the filters that people know by name, as weights for `corr2d`.
+"""The kernels of well-known image filters, as weights for `corr2d`.
 
-Every function returns a bank (K, 1, R, S) for one-channel images (N, 1, H, W), to be used by
-cross-correlation as it stands, without flipping. x runs to the right and y downwards: an x kernel
-answers with a positive number where brightness rises to the right, a y kernel where it rises
-downwards. The one exception is the textbook's [1, -1], which is positive where brightness falls.
+Every function returns a bank (K, 1, R, S) for one-channel images (N, 1, H, W), for
+cross-correlation without flipping. x runs to the right and y downwards: the response of an x kernel
+is positive where brightness rises to the right, that of a y kernel where it rises downwards. The
+one exception is the textbook's [1, -1], whose response is positive where brightness falls.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from ..ops import ArgumentError, ArgumentTypeError, as_integer, shown
 
-#: What the derivative kernels are across the direction in which they differ.
+#: Smoothing weights across the direction of the derivative.
 SMOOTHING: dict[str, tuple[int, int, int]] = {
     "sobel": (1, 2, 1),
     "scharr": (3, 10, 3),
@@ -30,7 +30,7 @@ def sobel_kernels(
     """Sobel and Feldman's derivative kernels: x, then y.
 
     Args:
-        normalized: divides by 8, so that a ramp of one per pixel answers with one.
+        normalized: divides by 8, so that the response to a slope of 1 per pixel is 1.
         dtype: of the result.
         device: of the result; None is PyTorch's default.
 
@@ -49,10 +49,10 @@ def sobel_kernels(
 def scharr_kernels(
     *, normalized: bool = False, dtype: torch.dtype = torch.float32, device: Any = None
 ) -> torch.Tensor:
-    """Scharr's derivative kernels, which turn with the image better than Sobel's: x, then y.
+    """Scharr's derivative kernels, closer to rotation invariance than Sobel's: x, then y.
 
     Args:
-        normalized: divides by 32, so that a ramp of one per pixel answers with one.
+        normalized: divides by 32, so that the response to a slope of 1 per pixel is 1.
         dtype: of the result.
         device: of the result; None is PyTorch's default.
 
@@ -68,7 +68,7 @@ def prewitt_kernels(
     """Prewitt's derivative kernels: x, then y.
 
     Args:
-        normalized: divides by 6, so that a ramp of one per pixel answers with one.
+        normalized: divides by 6, so that the response to a slope of 1 per pixel is 1.
         dtype: of the result.
         device: of the result; None is PyTorch's default.
 
@@ -84,7 +84,7 @@ def difference_kernels(
     """Central differences, without smoothing across: x, then y.
 
     Args:
-        normalized: divides by 2, so that a ramp of one per pixel answers with one.
+        normalized: divides by 2, so that the response to a slope of 1 per pixel is 1.
         dtype: of the result.
         device: of the result; None is PyTorch's default.
 
@@ -124,14 +124,14 @@ def laplacian_kernel(
 
 
 def gaussian_window(sigma: float | torch.Tensor, size: int, *, device: Any = None) -> torch.Tensor:
-    """A Gaussian sampled at the pixels of a one-dimensional window, with the sum one.
+    """A Gaussian sampled at the pixels of a one-dimensional window, normalised to sum 1.
 
         g(i) = exp(-x^2 / (2 * sigma^2)) / sum,  x = i - (size - 1) / 2
 
     Args:
-        sigma: standard deviation in pixels, not negative; 0 leaves the pixel in the middle, or two
-            of an even window. A tensor of any shape gives a window for each of its elements, and
-            is differentiable.
+        sigma: standard deviation in pixels, not negative; 0 gives weight to the middle pixel only,
+            or to the middle two of an even window. A tensor of any shape gives a window for each
+            of its elements, and is differentiable.
         size: of the window; even ones have their centre between two pixels.
         device: of the result; None is where a tensor sigma is, PyTorch's default for a number.
 
@@ -144,7 +144,7 @@ def gaussian_window(sigma: float | torch.Tensor, size: int, *, device: Any = Non
     """
     sigma = torch.as_tensor(sigma, dtype=torch.float64, device=device)
     x = torch.arange(size, dtype=torch.float64, device=sigma.device) - (size - 1) / 2
-    # Anything so narrow is 1 at its middle and 0 elsewhere; the softmax is exp over its sum.
+    # A narrower Gaussian is 1 at its middle and 0 elsewhere; softmax divides exp by its sum.
     return torch.softmax((x / sigma.clamp(min=1e-15).unsqueeze(-1)).square() / -2, dim=-1)
 
 
@@ -164,14 +164,14 @@ def gabor_kernels(
         sigma = sqrt(ln(2) / 2) / (pi * f) * (2^b + 1) / (2^b - 1)
 
     The real part of `skimage.filters.gabor_kernel`, and in a window of its size: n_stds * sigma
-    along the axes after turning by theta, at least one pixel. The filters of a bank share the
-    largest window. They do not sum to zero: uniform brightness is answered to a little.
+    along the axes after rotation by theta, at least one pixel. The filters of a bank share the
+    largest window. They do not sum to zero: the response to uniform brightness is small, not zero.
 
     Args:
         frequency: f, in cycles per pixel.
         theta: the direction, in radians from +x towards +y, in which brightness varies; or several.
-        bandwidth: b, in octaves between the frequencies that are answered to half as much.
-        n_stds: where the window ends.
+        bandwidth: b, in octaves between the frequencies with half the largest response.
+        n_stds: the window's reach, in standard deviations.
         dtype: of the result.
         device: of the result; None is PyTorch's default.
 
@@ -248,7 +248,7 @@ def log_gabor_kernels(
     Args:
         size: of the window, odd.
         orientations: how many filters.
-        wavelength: of the stripes that are answered to most, in pixels; at least 2.
+        wavelength: of the stripes with the largest response, in pixels; at least 2.
         dtype: of the result.
         device: of the result; None is PyTorch's default.
 
@@ -265,7 +265,7 @@ def log_gabor_kernels(
         raise ArgumentError(f"orientations must be positive, got {orientations}")
     if not 2 <= wavelength < math.inf:
         raise ArgumentError(f"wavelength must be at least 2 pixels, got {wavelength!r}")
-    # A grid finer than the window's own, or the filter would wrap around into itself.
+    # The frequency grid is finer than the window's, or the filter would wrap around.
     grid = 4 * size + 1
     frequency = torch.fft.fftfreq(grid, dtype=torch.float64, device=device)
     fy, fx = torch.meshgrid(frequency, frequency, indexing="ij")
@@ -282,7 +282,7 @@ def log_gabor_kernels(
     half = size // 2
     window = slice(grid // 2 - half, grid // 2 + half + 1)
     filters = filters[..., window, window]
-    filters = filters - filters.mean(dim=(-2, -1), keepdim=True)  # what was cut off
+    filters = filters - filters.mean(dim=(-2, -1), keepdim=True)  # subtract the remaining sum
     return ((filters + filters.flip(-2, -1)) / 2).unsqueeze(1).to(dtype)
 
 

@@ -1,4 +1,4 @@
-"""Blurs of images and their opposite, as thin functions over `corr2d`.
+"""Blurs and sharpening of images, as thin functions over `corr2d`.
 
 Images, dtypes, formats and `padding_mode` are as in gradients.py.
 """
@@ -31,24 +31,24 @@ def gaussian_blur(
     padding_mode: PaddingMode = "reflect",
     channel_axis: int | None = None,
 ) -> Any:
-    """The image under a Gaussian window, sampled at the pixels, whose sum is one.
+    """The image correlated with a Gaussian window, sampled at the pixels and normalised to sum 1.
 
-    With kernel_size it is `kornia.filters.gaussian_blur2d`, and torchvision's `gaussian_blur` with
-    its pairs turned round: there they are (w, h), here (h, w). With truncate it has the windows of
-    SciPy's `gaussian_filter` and `skimage.filters.gaussian`, whose borders are
-    padding_mode="replicate" for the latter and one that corr2d does not offer for the former.
+    With kernel_size it equals `kornia.filters.gaussian_blur2d`, and torchvision's `gaussian_blur`
+    but for the order of pairs: (w, h) there, (h, w) here. With truncate it uses the windows of
+    SciPy's `gaussian_filter` and of `skimage.filters.gaussian`; the border of the latter is
+    padding_mode="replicate", that of the former corr2d does not offer.
 
-    Runs along the width and then along the height where that is cheaper; see
-    `filters/apply.py`. In 16 bits the image between the two is rounded once more.
+    Filters along the width and then along the height where that is cheaper, see `filters/apply.py`.
+    16-bit images are then rounded once more in between.
 
     Args:
         input: the image.
         sigma: standard deviation in pixels, a number or (h, w); 0 leaves an axis as it is. Also a
             float tensor of shape (), (2,) or, for an input (N, C, H, W), (N, 2): one pair for each
-            sample. The result is differentiable in such a tensor; what is negative counts as 0.
+            sample. The result is differentiable in such a tensor; negative values count as 0.
         kernel_size: of the window, an int or (h, w), even ones too. A tensor sigma needs it: the
             size would have to be read back from the device.
-        truncate: where the window ends without kernel_size, in standard deviations:
+        truncate: without kernel_size, the window's reach in standard deviations: its size is
             2 * int(truncate * sigma + 0.5) + 1 pixels.
         padding_mode: what lies beyond the border; "reflect" needs an image larger than half the
             window.
@@ -81,12 +81,12 @@ def box_blur(
 ) -> Any:
     """The mean over a window around every pixel.
 
-    `kornia.filters.box_blur`, and with the border that corr2d has SciPy's `uniform_filter`. The odd
-    pixel of an even window is at the bottom and at the right, as PyTorch's "same" has it; SciPy
-    takes it from the other side.
+    Equals `kornia.filters.box_blur` and, but for the border, SciPy's `uniform_filter`. The odd
+    pixel of an even window is at the bottom and at the right, as with PyTorch's padding="same";
+    SciPy puts it at the top and at the left.
 
-    Runs along the width and then along the height where that is cheaper; see
-    `filters/apply.py`. In 16 bits the image between the two is rounded once more.
+    Filters along the width and then along the height where that is cheaper, see `filters/apply.py`.
+    16-bit images are then rounded once more in between.
 
     Args:
         input: the image.
@@ -124,7 +124,7 @@ def unsharp_mask(
     padding_mode: PaddingMode = "reflect",
     channel_axis: int | None = None,
 ) -> Any:
-    """The image plus what a Gaussian blur takes from it: input + amount * (input - blurred).
+    """Sharpens: input + amount * (input - blurred), blurred by `gaussian_blur`.
 
     `kornia.filters.unsharp_mask`, whose amount is 1. `skimage.filters.unsharp_mask` calls sigma
     radius and clips; this does not, which is its preserve_range=True.
@@ -167,7 +167,7 @@ def _blurred(
     else:
         size = 2 * int(truncate * sigma_h + 0.5) + 1, 2 * int(truncate * sigma_w + 0.5) + 1
     down, across = (
-        # A number's window is made where no default device takes it.
+        # device="cpu": torch.set_default_device must not move a number's window.
         gaussian_window(value, n, device=None if isinstance(value, torch.Tensor) else "cpu")
         for value, n in zip((sigma_h, sigma_w), size, strict=True)
     )

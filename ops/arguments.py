@@ -1,6 +1,6 @@
-"""Arguments as users give them: numbers in any form, tensors of any kind, and what is refused.
+"""Checks and normalises the arguments that users give: numbers, pairs, padding, tensors.
 
-Shapes that do not fit together are refused by geometry.py.
+geometry.py checks that shapes fit together.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def check_tensors(bias: Any = None, images: tuple[str, ...] = (), **tensors: Any
     """Raises unless all are dense tensors of one float dtype on one device.
 
     Args:
-        bias: the only one that may be None.
+        bias: a tensor like the others, or None.
         images: names of tensors that may be uint8 whatever the dtype of the others.
-        **tensors: by the name that the user gave them.
+        **tensors: by their argument names.
 
     Raises:
         ArgumentTypeError: names the argument, what was expected and what came.
@@ -69,14 +69,14 @@ def check_tensors(bias: Any = None, images: tuple[str, ...] = (), **tensors: Any
 
 
 def _remedy(name: str, dtype: torch.dtype) -> str:
-    """What makes a tensor of another dtype one that is taken."""
+    """How to convert a tensor of an unsupported dtype."""
     if dtype.is_complex:
         return f"correlate {name}.real and {name}.imag one by one"
     return f"convert it, for example by {name}.float()"
 
 
 def _alike(tensors: dict[str, torch.Tensor], what: str) -> str:
-    """What gives the first tensor that differs from the weight, or from the first, its `what`."""
+    """How to give the first tensor that differs the `what` (dtype or device) of the weight."""
     like = "weight" if "weight" in tensors else next(iter(tensors))
     wanted = getattr(tensors[like], what)
     other = next(name for name, t in tensors.items() if getattr(t, what) != wanted)
@@ -84,7 +84,7 @@ def _alike(tensors: dict[str, torch.Tensor], what: str) -> str:
 
 
 def are_alike(*tensors: Any) -> bool:
-    """Whether these are plain dense tensors of one float dtype on one device: nearly always."""
+    """Whether these are plain dense tensors of one float dtype on one device: the fast check."""
     dtype = device = None
     for tensor in tensors:
         if type(tensor) not in _PLAIN:
@@ -141,7 +141,7 @@ def _words(items: Any, conjunction: str = "and") -> str:
 
 def as_integer(name: str, value: Any) -> int:
     """`value` as an int; NumPy integers and one-element integer tensors count, bool does not."""
-    if type(value) is int:  # as nearly always: this and the like below are for the host's time
+    if type(value) is int:  # fast path, as in the functions below
         return value
     if not isinstance(value, bool):
         try:
@@ -178,7 +178,7 @@ def as_shape(name: str, value: Any) -> tuple[int, ...]:
 
 
 def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
-    """A tensor's sizes as ints: while torch.jit.trace records, PyTorch gives tensors for them."""
+    """A tensor's sizes as ints; under torch.jit.trace, `tensor.shape` would hold tensors."""
     if torch.compiler.is_compiling() or not torch._C._get_tracing_state():
         return tensor.shape
     recording = torch._C._get_tracing_state()
@@ -240,10 +240,10 @@ def _items(value: Any) -> Sequence[Any] | None:
 
 
 def check_sides(name: str, extent: int, sides: Pair, mode: str) -> None:
-    """Raises ArgumentError if a padding mode has not that much to show on both sides of an axis."""
+    """Raises ArgumentError if the image is too small for this padding mode along one axis."""
     if mode == "zeros":
         return
-    # A reflection leaves out the border itself; a turn of the image is the image.
+    # reflect does not repeat the border pixel; circular shows at most one whole image.
     limit = {"reflect": extent - 1, "circular": extent}.get(mode, max(sides))
     if max(sides) > limit:
         raise ArgumentError(

@@ -44,7 +44,7 @@ def runs_kernels(device: torch.device) -> bool:
 
 
 def backend_name(device: torch.device) -> str:
-    """The backend in words, for people: shown by explain() and by the command line."""
+    """The backend in words, for explain() and the command line."""
     if not runs_kernels(device):
         return "PyTorch's CPU convolution"
     if device.type == "cpu":

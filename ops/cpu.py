@@ -1,9 +1,9 @@
-"""The three operators by PyTorch's own, for CPU tensors without the interpreter.
+"""The three operators by PyTorch's CPU convolution, where the interpreter is not on.
 
-PyTorch's convolution has no asymmetric padding, no padding but zeros, no flipped window and no
-filter bank per sample: here the padding is copied, the window is flipped, samples become groups.
-All steps are differentiable operators of PyTorch: autograd, torch.func and forward mode go through
-them, and a call costs what PyTorch's costs.
+PyTorch's convolution has neither asymmetric padding, nor padding modes, nor flipped windows, nor a
+filter bank per sample. Here F.pad copies the padding, the window is flipped and samples become
+groups. All steps are differentiable PyTorch operators, so autograd, torch.func and forward mode
+work through them and a call costs what PyTorch's costs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from . import backend, one_channel
 from .geometry import Geometry, Pair
 from .launch.formats import suggests_channels_last
 
-#: What checks.ACTIVATIONS name, for tensors.
+#: By the names in arguments.ACTIVATIONS.
 ACTIVATION_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "none": lambda z: z,
     "relu": F.relu,
@@ -47,10 +47,10 @@ def suffices(
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
 ) -> bool:
-    """Whether a call with these operands, the first maybe an image of bytes, is all PyTorch's.
+    """Whether PyTorch's operators can compute this call; `image` may be uint8.
 
-    Not where somebody listens for tricorr's operators (a compiler, a tracer, a profiler, a dispatch
-    mode, a subclass), where PyTorch would keep sums in 16 bits, or where nothing is summed.
+    Not if a compiler, tracer, profiler, dispatch mode or subclass must see tricorr's operators, if
+    PyTorch would accumulate in 16 bits, or if a tensor is empty.
     """
     if backend.CPU_DEVICE is not None or profiler._is_profiler_enabled:
         return False
@@ -71,14 +71,14 @@ def suffices(
 
 @functools.cache
 def _native_dtypes() -> frozenset[torch.dtype]:
-    """The dtypes whose gradients PyTorch sums in float32 or better; float16's it does not."""
+    """The dtypes whose gradients PyTorch accumulates in float32 or better: not float16."""
     wide = frozenset({torch.float32, torch.float64})
-    # Without these units bfloat16 takes a path whose sums over samples are bfloat16.
+    # Without AVX-512 or AMX, PyTorch's bfloat16 path accumulates over samples in bfloat16.
     return wide | {torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else wide
 
 
 def _without_autocast(operator: _Operator) -> _Operator:
-    """Our tensors have the types they should have: autocast would pad them in float32."""
+    """Runs `operator` without autocast, which would cast 16-bit tensors to float32 in F.pad."""
 
     @functools.wraps(operator)
     def plain(first: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -123,7 +123,7 @@ def fprop(
     elif crashes(image, weight, stride):
         image, stride = image[..., :: stride[0], :: stride[1]], (1, 1)
     y = torch.conv2d(image, weight, bias, stride, padding, geometry.dilation, groups)
-    if geometry.per_sample:  # not a view: autograd would let nobody write to it in place
+    if geometry.per_sample:  # not a view, so that the caller may write to it in place
         y = torch.ops.aten._unsafe_view(y, geometry.y_shape)
     return in_format(act(y if residual is None else y + residual), like=x)
 
@@ -186,8 +186,8 @@ def _gradients(
     padding: Pair,
     x_shape: Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient of whichever of x and weight is None, in its place; samples may be groups."""
-    # aten asks for both operands and reads only the shape of the one whose gradient it computes.
+    """(dx, None) if x is None, (None, dw) if weight is None; samples become groups if needed."""
+    # aten reads only the shape of the operand whose gradient it computes.
     stand_in = dy.new_empty(1)
     image = stand_in.expand(x_shape) if x is None else x
     filters = stand_in.expand(geometry.weight_shape) if weight is None else weight
@@ -214,9 +214,10 @@ def _gradients(
 
 
 def in_format(result: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A 4-D result in the memory format of `like`, as PyTorch's convolution nearly always has it.
+    """A 4-D result in the memory format of `like`.
 
-    It takes the weight's instead where only the weight is channels_last. vmap knows no formats.
+    PyTorch's convolution does this too, unless only the weight is channels_last. vmap has no
+    formats.
     """
     if torch._C._are_functorch_transforms_active():
         return result
@@ -226,10 +227,10 @@ def in_format(result: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def crashes(x: torch.Tensor, weight: torch.Tensor, stride: Any) -> bool:
-    """Whether PyTorch 2.13's weight gradient may end the process, as it has done on one thread.
+    """Whether PyTorch 2.13's weight gradient may crash the process (seen on one thread).
 
-    Under a strided window of one pixel and from or to few channels, where image or weight is
-    channels_last. What the window reads, taken first, is as good.
+    It may for strided 1x1 windows if channels are not multiples of 16 and image or weight is
+    channels_last. The caller slices the image by the stride first, which gives the same result.
     """
     if weight.shape[-2:] != (1, 1) or x.dtype != torch.float32 or stride in (1, (1, 1)):
         return False
@@ -239,7 +240,7 @@ def crashes(x: torch.Tensor, weight: torch.Tensor, stride: Any) -> bool:
 
 
 def _add_images(dx_padded: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    """The adjoint of F.pad(mode=...): each pixel's sum over the places that show it."""
+    """The adjoint of F.pad(mode=...): adds each padded position to the pixel that it copies."""
     rows, columns = geometry.padding
     if geometry.padding_mode != "circular":
         adjoint = _PAD_BACKWARD[geometry.padding_mode]
@@ -255,7 +256,7 @@ def _add_images(dx_padded: torch.Tensor, geometry: Geometry) -> torch.Tensor:
 
 
 def _summable(tensor: torch.Tensor, added_to: bool = False) -> torch.Tensor:
-    """16-bit tensors as float32, if PyTorch would sum in 16 bits or the sums are `added_to`."""
+    """A 16-bit tensor as float32 if PyTorch would sum in 16 bits, or if a bias is `added_to` it."""
     if tensor.itemsize > 2 or (tensor.dtype in _native_dtypes() and not added_to):
         return tensor
     return tensor.float()
@@ -267,7 +268,7 @@ def _samples_as_groups(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _split_padding(geometry: Geometry) -> tuple[Pair, Pair, Pair]:
-    """((h, w) for PyTorch, (top, bottom), (left, right) to copy): the latter zero if symmetric."""
+    """(h, w) that PyTorch pads, and (top, bottom), (left, right) that F.pad must copy."""
     rows, columns = geometry.padding
     if geometry.padding_mode != "zeros":
         return (0, 0), rows, columns
@@ -277,7 +278,7 @@ def _split_padding(geometry: Geometry) -> tuple[Pair, Pair, Pair]:
 
 
 def _symmetric(x: torch.Tensor, geometry: Geometry) -> tuple[torch.Tensor, Pair]:
-    """x and the (h, w) padding left for PyTorch to do."""
+    """x with the padding that must be copied, and the (h, w) padding that PyTorch does."""
     padding, rows, columns = _split_padding(geometry)
     if padding == (0, 0):
         mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode

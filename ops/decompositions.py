@@ -1,9 +1,8 @@
-"""The forward and the transposed operator in PyTorch's own, for exporters that know only these.
+"""fprop and dgrad decomposed into PyTorch's operators, for exporters that know only those.
 
-torch.onnx.export (dynamo=True) looks an operator that it has no translation for up in PyTorch's
-table of decompositions: so a correlation becomes an ONNX Conv, with a Pad where the border is not
-of zeros or differs from side to side, and a transposed one ConvTranspose. Compilers do not look
-there: they keep the operators and with them the kernels.
+torch.onnx.export(dynamo=True) decomposes operators that it cannot translate: a correlation becomes
+an ONNX Conv (with a Pad for padding modes and asymmetric padding), a transposed one ConvTranspose.
+Compilers do not use this table, so they keep the operators and their kernels.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from .cpu import ACTIVATION_FUNCTIONS
 
 
 def register(fakes: dict[str, Callable[..., torch.Tensor]]) -> None:
-    """Puts the decompositions into PyTorch's table.
+    """Registers the decompositions with PyTorch.
 
     Args:
-        fakes: the fake implementations by operator. Under symbolic sizes PyTorch would infer shape
-            and strides by the decomposition, unless it knows of a better way.
+        fakes: the fake implementations by operator. Registered as meta decompositions too, or
+            PyTorch would infer symbolic shapes and strides from the decomposition.
     """
     for name, function in (("fprop", fprop), ("dgrad", dgrad)):
         operator = getattr(torch.ops.tricorr, name).default

@@ -22,6 +22,6 @@ class BackendError(RuntimeError):
 
 
 def shown(value: Any) -> str:
-    """`value` as messages show it: on one line, and not all of a long one."""
+    """`value` on one line, shortened, for messages."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."

@@ -25,8 +25,8 @@ class Pass:
         flops: floating-point operations, two for a multiply-add.
         compulsory_bytes: each tensor moved once.
         workspace_bytes: partial sums of a split weight gradient.
-        bound: "memory" or "arithmetic", by the device's datasheet; None if it is not known here.
-        floor_seconds: the time below which that bound does not let the call fall.
+        bound: "memory" or "arithmetic", by the device's datasheet; None for an unknown device.
+        floor_seconds: the least time that this bound allows.
     """
 
     plan: Plan | None
@@ -39,7 +39,7 @@ class Pass:
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """The three operators of one call. Shows itself to people; `as_dict()` is for programs."""
+    """The three operators of one call, printed in lines; `as_dict()` is for programs."""
 
     geometry: Geometry
     dtype: torch.dtype
@@ -123,7 +123,7 @@ def device_named(name: str) -> Device:
 
 
 def _bound(problem: Problem, plan: Plan, moved: int) -> tuple[str | None, float | None]:
-    """("memory" or "arithmetic", seconds) by the datasheet; None for what it does not say."""
+    """("memory" or "arithmetic", seconds) by the datasheet; None where it has no rate."""
     device, work = problem.device, plan.tile.work(plan, problem)
     rate = device.flops_per_second.get(work.unit)
     if rate is None or device.bandwidth is None:

@@ -1,13 +1,13 @@
 """What torch.utils.flop_counter.FlopCounterMode counts for the three operators.
 
-PyTorch's counter imports Triton, which `import tricorr` does not do. So these formulas register
-themselves with `import tricorr` when the counter was imported before. A FlopCounterMode takes the
-formulas that it finds when it is made: one made before gets them at our first call that it sees.
+`import tricorr` registers these formulas only if the counter was imported before, because importing
+it imports Triton. A FlopCounterMode copies the formulas when it is constructed; one that is older
+than `import tricorr` is given them at the first call of ours that it sees.
 
-Two for each multiply-accumulate, taps in the padding included, as PyTorch counts its convolution.
-As there, a bias counts nothing: neither its addition nor its gradient, which is a weight gradient
-on an image of ones. In the weight gradient of grouped channels PyTorch counts every pair of an
-input and an output channel, also those of different groups; here only what is multiplied.
+Each multiply-accumulate counts two, taps in the padding included, as PyTorch counts its
+convolution. As there, adding a bias and its gradient count nothing. For grouped weight gradients
+PyTorch also counts pairs of channels of different groups; here only products that are computed
+count.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _count(name: str, *arguments: Any, out_val: Any = None) -> int:
     geometry = geometry_of_call(name, arguments)
     one_tap = geometry.R * geometry.S * geometry.group_C == 1
     if name == "wgrad" and one_tap and not any(arguments[0].stride()):
-        return 0  # one pixel for all of the image: the ones of a bias
+        return 0  # x is an expanded scalar: this is the gradient of a bias
     return geometry.flops
 
 
@@ -38,7 +38,7 @@ for _operator, _formula in _FORMULAS.items():
 
 
 def tell_counters() -> None:
-    """Gives the formulas to the counters that listen now and do not have them."""
+    """Gives the formulas to active counters that lack them."""
     for mode in _get_current_dispatch_mode_stack():
         counter = getattr(mode, "counter", None)
         if isinstance(counter, FlopCounterMode):

@@ -3,8 +3,8 @@
     lag_sums    out[c,d,r,s] = sum_{n,p,q} a[n,c,p,q] * b[n,d,p+r,q+s]
     correlate   y[n,k,p,q]   = sum_{c,r,s} x[n,c,p+r,q+s] * weight[k,c,r,s]
 
-Tiles overlap by the window less one row and column, so that what a transform wraps around is never
-used: the result is exact, but for rounding, up to the border. They are small enough for a cache.
+Tiles overlap by the window's extent less one, so that results which wrap around are discarded: up
+to the border, the result is exact but for rounding. Tiles are small enough for a cache.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ def correlate(x: torch.Tensor, weight: torch.Tensor, groups: int = 1) -> torch.T
 
 
 def pays(geometry_window: Pair, channels: int, filters: int, groups: int) -> bool:
-    """Whether transforms cost less than the products of a window with these channels."""
+    """Whether transforms cost less than direct products for this window and these channels."""
     pairs = channels * filters // groups
     direct = geometry_window[0] * geometry_window[1] * pairs
     return direct > 14 * (channels + filters) + 2 * pairs
 
 
 def lag_sums(a: torch.Tensor, b: torch.Tensor, lags: Pair) -> torch.Tensor:
-    """As ops.lag_sums, of tensors on a CPU: the spectra of tiles are multiplied and summed.
+    """`ops.lag_sums` of tensors on a CPU: multiplies the spectra of tiles and sums them.
 
-    A tile of b has T + R - 1 rows, of which a fills T: no lag below R wraps around.
+    A tile of b has T + R - 1 rows and the tile of a T, so no lag below R wraps around.
     """
     R, S = lags
     N, C, P, Q = a.shape
@@ -108,7 +108,7 @@ def _multiply(left: torch.Tensor, right: torch.Tensor, total: torch.Tensor) -> N
 
 @functools.cache
 def transform_length(extent: int, lags: int) -> int:
-    """The length of a transform with which tiles of an axis cost least."""
+    """The cheapest transform length for the tiles of one axis."""
     lengths = [n for n in _smooth_numbers(extent + lags - 1, lags) if n >= lags]
 
     def work(length: int) -> float:
@@ -119,7 +119,7 @@ def transform_length(extent: int, lags: int) -> int:
 
 
 def _smooth_numbers(whole: int, lags: int) -> list[int]:
-    """2^i * 3^j * 5^k up to LONGEST_TRANSFORM, or as many as lags need, and the whole axis."""
+    """Numbers 2^i * 3^j * 5^k up to LONGEST_TRANSFORM, or as long as the lags or axis need."""
     most = min(max(LONGEST_TRANSFORM, 4 * lags), 2 * whole)
     found = [1]
     for factor in (2, 3, 5):

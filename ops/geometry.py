@@ -1,4 +1,4 @@
-"""The shape of one cross-correlation: every extent, step and count, computed here and nowhere else.
+"""The shape of one cross-correlation: every extent, step and count is computed here only.
 
     y[n,k,p,q] = sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s]
     h = p * stride_h - pad_top + r * dilation_h        w likewise        (*)
@@ -32,15 +32,15 @@ class Geometry:
         N, C, H, W: batch, channels, height and width of the input.
         K, R, S: filters, height and width of the window.
         stride: (h, w) step between windows, in input elements.
-        padding: ((top, bottom), (left, right)) around the input, in elements. A negative one
-            leaves elements out: transposed convolutions write their output_padding so.
+        padding: ((top, bottom), (left, right)) around the input, in elements. Negative padding
+            crops; transposed convolutions express output_padding by it.
         dilation: (h, w) step between taps of a window, in input elements.
         groups: channel groups; filter k sees the C/groups channels of group k // (K/groups).
         flip: True for strict convolution, whose window is turned by 180 degrees.
         per_sample: True when sample n has a filter bank of its own, weight (N, K, C/groups, R, S).
-        padding_mode: what the padding shows: "zeros" (nothing), "reflect" (the image mirrored at
-            its outermost pixels), "replicate" (those pixels again) or "circular" (the image from
-            its other side). Always "zeros" where there is no padding.
+        padding_mode: values in the padding: "zeros", "reflect" (the image mirrored at its outermost
+            pixels), "replicate" (those pixels) or "circular" (the image's other side). Always
+            "zeros" where there is no padding.
     """
 
     N: int
@@ -122,9 +122,9 @@ class Geometry:
 
     @property
     def phases(self) -> Pair:
-        """How many phases, (h % stride, w % stride), the pixels of the input have.
+        """Number of phases (h % stride, w % stride) of input pixels.
 
-        Outputs reach the pixels of one phase through the same taps, and no others.
+        All pixels of one phase are reached by outputs through the same taps.
         """
         return min(self.steps(0)[0], self.H), min(self.steps(1)[0], self.W)
 
@@ -135,12 +135,12 @@ class Geometry:
 
     @property
     def is_point(self) -> bool:
-        """Whether every output is made of one pixel, at the same place."""
+        """Whether each output depends on the one input pixel at the same place."""
         window = (self.R, self.S, self.stride, self.padding)
         return window == (1, 1, (1, 1), ((0, 0), (0, 0)))
 
     def as_rows(self) -> Geometry:
-        """The same with each plane as one row, which a window of one pixel does not tell apart."""
+        """The same correlation with each plane as one row; only for a 1x1 window."""
         return replace(self, H=1, W=self.H * self.W)
 
     def without_padding_mode(self) -> Geometry:
@@ -149,10 +149,10 @@ class Geometry:
 
     @property
     def hole(self) -> tuple[Pair, Pair]:
-        """((first, last + 1) row, the same for columns) of pixels that the padding does not show.
+        """((first, last + 1) rows, the same for columns) of pixels that no padding copies.
 
-        The pixels around this rectangle are the frame: what padding_mode changes in an input
-        gradient. Both pairs are (0, extent) where padding shows nothing.
+        The pixels around this rectangle are the frame: those whose input gradient padding_mode
+        changes. Both pairs are (0, extent) for zero padding.
         """
         rows = _unshown(self.H, self.padding[0], self.padding_mode)
         columns = _unshown(self.W, self.padding[1], self.padding_mode)
@@ -165,10 +165,10 @@ class Geometry:
         return self.H * self.W - (bottom - top) * (right - left)
 
     def steps(self, axis: int) -> Pair:
-        """(stride, dilation) along axis 0, rows, or 1, columns, as far as they mean anything.
+        """(stride, dilation) along axis 0, rows, or 1, columns; 1 where they have no effect.
 
-        A step of one position, and the distance between taps of a window of one, are 1: that keeps
-        huge values out of the kernels' arithmetic.
+        The stride has none with one output, the dilation none with one tap: huge values must not
+        get into the kernels' arithmetic.
         """
         outputs, window = ((self.P, self.R), (self.Q, self.S))[axis]
         return (
@@ -177,11 +177,12 @@ class Geometry:
         )
 
     def adjoint(self) -> Geometry:
-        """The correlation of dy that is this one's input gradient, if the stride is 1.
+        """For stride 1, the correlation of dy that is this correlation's input gradient.
 
-        x and y change places, and so do channels and filters of each group; the window is turned,
-        and what it overhangs is the padding: dx[h] = sum_r dy[h + pad - r * dilation] * weight[r].
-        Its weight is this one's, with the first two axes swapped in each group.
+            dx[h] = sum_r dy[h + pad - r * dilation] * weight[r]
+
+        x and y, and in each group channels and filters, change places; the window is flipped. Its
+        weight is this one's with the first two axes of each group swapped.
         """
         (top, bottom), (left, right) = self.padding
         over_h, over_w = self.dilation[0] * (self.R - 1), self.dilation[1] * (self.S - 1)
@@ -234,18 +235,18 @@ def geometry_of(
         x_shape: (N, C, H, W).
         weight_shape: (K, C/groups, R, S), or (N, K, C/groups, R, S) for a bank per sample.
         stride: (h, w), positive.
-        padding: ((top, bottom), (left, right)); a negative one leaves that much of the input out.
+        padding: ((top, bottom), (left, right)); negative padding crops the input.
         dilation: (h, w), positive.
         groups: positive, divides C and K.
         flip: strict convolution instead of cross-correlation.
-        padding_mode: as in Geometry; all but "zeros" pad by one turn of the image at most,
-            and not by negative amounts.
+        padding_mode: as in Geometry; modes other than "zeros" take no negative padding, and at most
+            one image's extent.
 
     Raises:
         ArgumentError: the shapes do not fit together; the message names what, expected and got.
     """
     arguments = (x_shape, weight_shape, stride, padding, dilation, groups, flip, padding_mode)
-    if torch.compiler.is_compiling():  # Dynamo warns of a cache
+    if torch.compiler.is_compiling():  # Dynamo warns about lru_cache
         return _validated_geometry(*arguments)
     try:
         return _cached_geometry(*arguments)
@@ -294,7 +295,7 @@ def _validated_geometry(
             f"weight of shape {_show(weight_shape)} with groups={groups} expects an input with "
             f"{group_C * groups} channels, got {C} (input of shape {_show(x_shape)})"
         )
-    if H < 1 or W < 1:  # min would bind a compiled program to the order of the two
+    if H < 1 or W < 1:  # min(H, W) would add a guard on their order to a compiled program
         raise ArgumentError(f"input must have a height and a width, got shape {_show(x_shape)}")
     for name, extent, window, pad, dil in (
         ("high", H, R, padding[0], dilation[0]),
@@ -334,7 +335,7 @@ _cached_geometry = functools.lru_cache(maxsize=4096)(_validated_geometry)
 
 
 def _unshown(extent: int, sides: Pair, mode: str) -> Pair:
-    """(first, last + 1) of the coordinates along one axis that no padding shows; maybe none."""
+    """(first, last + 1) of the coordinates along one axis that no padding copies; may be empty."""
     before, after = sides
     if mode == "reflect":
         first, last = before + 1 if before else 0, extent - (after + 1 if after else 0)
@@ -352,7 +353,7 @@ def _output_extent(extent: int, window: int, stride: int, pad: Pair, dilation: i
 
 
 def _is_too_large(number: Any) -> bool:
-    """Not if a graph is traced for many sizes: asking would bind it, and export refuses that."""
+    """False for symbolic sizes: a comparison would add a guard, which export refuses."""
     traced = torch.compiler.is_compiling() or isinstance(number, torch.SymInt)
     return not traced and number > INT64_MAX
 

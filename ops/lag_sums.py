@@ -1,9 +1,9 @@
-"""Sums of products of two images at every lag, in float64: what normal matrices are made of.
+"""Sums of products of two images at every lag, in float64: the elements of normal matrices.
 
     out[c,d,r,s] = sum_{n,p,q} a[n,c,p,q] * b[n,d,p+r,q+s]        0 <= r < R, 0 <= s < S
 
-A weight gradient, of b with a as the output's gradient, but for its arithmetic: every operand is
-brought to float64 before it is multiplied, and all sums are float64, whatever the images' types.
+This is the weight gradient of b with a as the output's gradient, but always in float64: operands
+are converted before they are multiplied.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from . import backend, fourier
 from .arguments import Pair
 
-#: On a CPU, elements of the rows that dot products run over at a time: they should stay in a cache.
+#: On a CPU, elements of a block of rows for dot products: a block should stay in cache.
 DOT_ELEMENTS = 2**15
 #: On a CPU, elements of the windows that are copied at a time.
 WINDOW_ELEMENTS = 2**18
-#: Lags for each transformed channel up to which dot products are cheaper than transforms.
+#: Up to this many lags per transformed channel, dot products are cheaper than transforms.
 DOT_LAGS = 16
 
 
@@ -46,7 +46,7 @@ def lag_sums(a: torch.Tensor, b: torch.Tensor, lags: Pair) -> torch.Tensor:
     D = b.shape[1]
     if C * D * R * S <= DOT_LAGS * (C + D):
         return _by_dots(a, b, lags)
-    # Nanoseconds on one core: matrix products with a copy of the windows, against transforms.
+    # Estimated nanoseconds on one core: matrix products (and copying the windows), transforms.
     direct = N * P * Q * D * R * S * (0.1 * C + 1)
     transformed = 5 * N * P * Q * (C + D) + 10 * C * D * (P + R) * (Q + S)
     if direct < transformed:
@@ -55,9 +55,9 @@ def lag_sums(a: torch.Tensor, b: torch.Tensor, lags: Pair) -> torch.Tensor:
 
 
 def _by_dots(a: torch.Tensor, b: torch.Tensor, lags: Pair) -> torch.Tensor:
-    """A dot product of flattened rows for each lag: whole numbers give exact sums.
+    """One dot product of flattened rows per lag; sums of integers are exact.
 
-    With the rows of a continued by zeros to the width W of b, lag (r, s) is r * W + s elements.
+    Rows of a are padded with zeros to the width W of b, so lag (r, s) is an offset of r * W + s.
     """
     R, S = lags
     N, C, P, Q = a.shape
@@ -82,7 +82,7 @@ def _by_dots(a: torch.Tensor, b: torch.Tensor, lags: Pair) -> torch.Tensor:
 
 
 def _by_windows(a: torch.Tensor, b: torch.Tensor, lags: Pair) -> torch.Tensor:
-    """Matrix products of a with all windows of b: many channels of few pixels."""
+    """Matrix products of a with all windows of b: for many channels of few pixels."""
     R, S = lags
     N, C, P, Q = a.shape
     D = b.shape[1]

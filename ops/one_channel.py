@@ -1,17 +1,17 @@
-"""Correlations of one-channel images on CPU, where PyTorch's own convolution takes long.
+"""Correlations of one-channel images on CPU, where PyTorch's own convolution is slow.
 
-In float32 PyTorch's convolution of one channel runs at a small part of the processor's speed, and
-in float64 it first copies the image once for every tap. Three ways are faster, and need little
-memory besides the padded image:
+PyTorch's float32 convolution of one channel uses a small part of the processor, and its float64 one
+first copies the image once per tap. These ways are faster and need little memory besides the padded
+image:
 
-- few taps: the image is added up as often as the window has taps, in rows that stay in cache;
-- float32: 16 neighbouring pixels of a row count as 16 channels, of which the window is a banded
-  matrix; that is the same memory, as channels_last, and a convolution that PyTorch is fast at;
-- float64, and windows of one column: the same band as a matrix, by PyTorch's matrix product, or
-  products of spectra where the taps are many.
+- few taps: add shifted rows, one tap at a time, in blocks that stay in cache;
+- float32: view 16 neighbouring pixels of a row as 16 channels (the same memory, channels_last) and
+  the window as a banded bank of filters, which PyTorch convolves fast;
+- float64, and windows of one column: the same band as a matrix product, or Fourier transforms if
+  there are many taps.
 
-A band has zeros beside the window, whose products with infinities and NaN would spread these: an
-image that holds any is added up tap by tap, with however many.
+A band holds zeros beside the window, and zero times infinity or NaN is NaN. So an image with values
+that are not finite is always added tap by tap.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from .geometry import Geometry
 LANES = 16
 #: Pixels of one block of rows: with its result it stays in a megabyte of cache.
 BLOCK = 2**16
-#: Smaller images are left to PyTorch, whose call is over before the blocks are laid out...
+#: Smaller images take PyTorch's convolution, whose fixed cost is less...
 MIN_PIXELS = 2**15
-#: ...unless the window makes up for it: multiply-adds.
+#: ...unless they need this many multiply-adds.
 MIN_WORK = 2**21
-#: Most taps that are added up one by one, by the dtype (Zen 5 with AVX-512, PyTorch 2.13).
+#: Most taps that are added one by one, by dtype (measured: Zen 5 with AVX-512, PyTorch 2.13).
 FEW_TAPS = {torch.float32: 10, torch.float64: 49}
-#: Fewest taps of a float64 window for which spectra are faster than bands (the same).
+#: Fewest taps of a float64 window for which Fourier transforms beat bands (measured likewise).
 MANY_TAPS = 200
-#: Outputs of a row or column that one band serves.
+#: Outputs along a row or column per band.
 BAND = 32
 
 
@@ -48,7 +48,7 @@ def takes(geometry: Geometry, dtype: torch.dtype) -> bool:
         return False
     if g.N * g.P * g.Q < MIN_PIXELS and g.macs < MIN_WORK:
         return False
-    # To the right, padding makes up whole blocks of pixels too: as much must be there to show.
+    # The right padding is widened to whole blocks: padding modes need as many pixels to copy.
     if g.stride != (1, 1) or g.dilation != (1, 1) or g.W <= 2 * (g.S + LANES):
         return False
     return all(pad >= 0 for pair in g.padding for pad in pair)
@@ -113,18 +113,18 @@ def wgrad(x: torch.Tensor, dy: torch.Tensor, geometry: Geometry) -> torch.Tensor
 
 
 def _is_finite(image: torch.Tensor) -> bool:
-    """Whether all is finite; sums that overflow are taken for infinities of the image."""
+    """Whether all pixels are finite; an overflowing sum counts as infinite, which is safe."""
     return bool(image.sum().isfinite())
 
 
 def _filling(g: Geometry) -> int:
-    """Columns behind the padding that make whole blocks of LANES, as many as the outputs read."""
+    """Columns to add at the right so that the outputs read whole blocks of LANES."""
     blocks = -(-g.Q // LANES) + -(-(g.S - 1) // LANES)
     return blocks * LANES - (g.W + sum(g.padding[1]))
 
 
 def _padded(x: torch.Tensor, g: Geometry, filling: int) -> torch.Tensor:
-    """The image with its padding, contiguous, and as many columns more at the right."""
+    """The padded image, contiguous, with `filling` more columns at the right."""
     (top, bottom), (left, right) = g.padding
     sides = (left, right + filling, top, bottom)
     if not any(sides):
@@ -136,9 +136,9 @@ def _padded(x: torch.Tensor, g: Geometry, filling: int) -> torch.Tensor:
 def _blocks(
     x: torch.Tensor, g: Geometry, filling: int
 ) -> Iterator[tuple[int, slice, torch.Tensor]]:
-    """(sample, output rows, the padded pixels under their windows) of all blocks.
+    """Yields (sample, output rows, padded pixels under their windows) per block.
 
-    A block is padded alone, in cache, where the border that it shows is its own.
+    A block is padded alone, in cache, unless its padding copies pixels of other blocks.
     """
     (top, _), (left, right) = g.padding
     mode = "constant" if g.padding_mode == "zeros" else g.padding_mode
@@ -181,19 +181,19 @@ def _band(window: torch.Tensor, outputs: int) -> torch.Tensor:
     """(..., outputs, outputs + S - 1) of a window (..., S): row i holds it from column i on."""
     S = window.shape[-1]
     spread = F.pad(window.unsqueeze(-2).expand(*window.shape[:-1], outputs, S), (0, outputs))
-    # Rows of one element more than the band: each starts one element earlier than the row before.
+    # Rows of one element more than the band's: reshaping shifts each row by one.
     return spread.flatten(-2)[..., :-outputs].unflatten(-1, (outputs, outputs + S - 1))
 
 
 def _diagonals(band: torch.Tensor, S: int) -> torch.Tensor:
-    """(..., outputs, S) of a contiguous (..., outputs, columns): what `_band` placed there."""
+    """(..., outputs, S): the window of each row of a contiguous `_band`; its inverse."""
     *batch, outputs, _ = band.shape
     *steps, row, column = band.stride()
     return band.as_strided((*batch, outputs, S), (*steps, row + column, column))
 
 
 def _bank(weight: torch.Tensor) -> torch.Tensor:
-    """(K * lane, lane, R, blocks): the window of each lane of the output, in lanes of the input."""
+    """The banded bank (K * output lane, input lane, R, blocks)."""
     S = weight.shape[-1]
     bands = F.pad(_band(weight[:, 0], LANES), (0, -(S - 1) % LANES))  # (K, R, lane, block * lane)
     return bands.unflatten(-1, (-1, LANES)).permute(0, 2, 4, 1, 3).flatten(0, 1)
@@ -213,7 +213,7 @@ def _lanes(image: torch.Tensor) -> torch.Tensor:
 
 
 def _gradient_as_channels(x: torch.Tensor, dy: torch.Tensor, g: Geometry) -> torch.Tensor:
-    """dw (K, 1, R, S): the gradient of `_as_channels`' bank, summed along its diagonals."""
+    """dw (K, 1, R, S): sums the gradient of `_as_channels`' bank along its diagonals."""
     blocks = -(-(g.S - 1) // LANES) + 1
     bank = dy.new_empty(1).expand(g.K * LANES, LANES, g.R, blocks)
     total = dy.new_zeros(bank.shape)
@@ -231,7 +231,7 @@ def _gradient_as_channels(x: torch.Tensor, dy: torch.Tensor, g: Geometry) -> tor
 
 
 def _down(pixels: torch.Tensor, bands: torch.Tensor, y: torch.Tensor) -> None:
-    """y (K, rows, Q) under windows of one column: bands (K, output, row) times the rows."""
+    """y (K, rows, Q) for windows of one column: bands (K, output, row) times blocks of rows."""
     reach = bands.shape[-1] - BAND
     for k, plane in enumerate(y):
         for p, out in enumerate(plane.split(BAND)):
@@ -240,7 +240,7 @@ def _down(pixels: torch.Tensor, bands: torch.Tensor, y: torch.Tensor) -> None:
 
 
 def _across(padded: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> None:
-    """y by bands, row of the window after row, in strips of BAND columns."""
+    """y by bands: one matrix product per row of the window and strip of BAND columns."""
     _, _, R, S = weight.shape
     bands = _band(weight[:, 0], BAND).mT.contiguous()  # (K, R, column, output)
     P, Q = y.shape[-2:]
@@ -257,7 +257,7 @@ def _across(padded: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> None
 
 
 def _by_spectra(padded: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> None:
-    """y by products of spectra, in overlapping strips of rows."""
+    """y by Fourier transforms of overlapping strips of rows."""
     R = weight.shape[2]
     width = _smooth(padded.shape[-1])
     height = _smooth(max(256, 4 * R))
@@ -273,7 +273,7 @@ def _by_spectra(padded: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> 
 
 
 def _smooth(size: int) -> int:
-    """The next number that has no prime factors but 2, 3 and 5: transforms are fast there."""
+    """The next number with no prime factors but 2, 3 and 5, for which transforms are fast."""
     while True:
         rest = size
         for prime in (2, 3, 5):

@@ -5,10 +5,10 @@ signature for each. The registered operators have a schema, in which a Geometry 
 integers, one implementation for every device and a fake one for meta tensors and compilers; their
 derivatives are registered in autograd/function.py.
 
-Going through PyTorch's dispatcher to a Python implementation costs the host several times all else
-here. A call skips it when its tensors are plain ones whose memory says what they are (that of a
-negated view, of a tangent that is all zero or of autograd's batches does not), and nobody listens:
-no derivative, no dispatch mode (FakeTensorMode, FlopCounterMode, ...), no tracer and no profiler.
+PyTorch's dispatcher costs the host several times as much as the rest of a call, so a call skips it
+if nothing needs it: the tensors are plain (no subclass, negated view, zero tangent or batch of
+autograd's), and there is no derivative, dispatch mode (FakeTensorMode, FlopCounterMode, ...),
+tracer or profiler.
 
 All three are bitwise repeatable on one device: no atomics, sums in a fixed order.
 """
@@ -153,7 +153,7 @@ def only_the_device_sees(*tensors: torch.Tensor | None) -> bool:
 
 
 def _tell_counters() -> None:
-    """Counters of FLOPs that were made before our formulas were there get them now."""
+    """Gives our formulas to FLOP counters that were constructed before `import tricorr`."""
     if "torch.utils.flop_counter" in sys.modules:
         from . import flops
 
@@ -174,7 +174,7 @@ def _launch() -> ModuleType:
 
 
 def _learn_to_shard(*tensors: torch.Tensor) -> None:
-    """Registers the rules for DTensors (ops/distributed/sharding.py) when the first one comes."""
+    """Registers the sharding rules (ops/distributed/sharding.py) if a tensor is a DTensor."""
     for kind in map(type, tensors):
         if kind is torch.Tensor or kind is torch.nn.Parameter:
             continue

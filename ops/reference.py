@@ -1,6 +1,6 @@
-"""The three operators in NumPy, in float64: the truth that every other implementation is tested by.
+"""The three operators in NumPy, in float64: the reference for all tests.
 
-Written from the definition, one tap (r, s) of the window at a time. Slow, and meant to be read.
+Written from the definition, one tap (r, s) of the window at a time: slow, and meant to be read.
 
     y [n,k,p,q] = bias[k] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s]
     dx[n,c,h,w] = sum_{k,r,s} dy[n,k,p,q] * weight[k,c,r,s]
@@ -21,7 +21,7 @@ from .geometry import Geometry
 def fprop(
     x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None, geometry: Geometry
 ) -> NDArray[np.float64]:
-    """y (N, K, P, Q). Zeros in the padding take part in the sum: 0 * inf in it is nan.
+    """y (N, K, P, Q). Padding zeros are multiplied too: times an infinite weight they give nan.
 
     Args:
         x: (N, C, H, W).
@@ -43,7 +43,7 @@ def fprop(
 def dgrad(
     dy: ArrayLike, weight: ArrayLike, geometry: Geometry, bias: ArrayLike | None = None
 ) -> NDArray[np.float64]:
-    """dx (N, C, H, W). Only the taps that exist take part: zeros in the padding have no gradient.
+    """dx (N, C, H, W). Sums only outputs that read the pixel; padding zeros have no gradient.
 
     Args:
         dy: (N, K, P, Q).
@@ -61,14 +61,14 @@ def dgrad(
             places = (..., h[h_inside][:, None], w[w_inside])
             if g.padding_mode == "zeros":
                 dx[places] += product
-            else:  # one pixel may be seen several times
+            else:  # padding may copy a pixel several times
                 np.add.at(dx, places, product)  # type: ignore[arg-type]
     offset = 0.0 if bias is None else np.asarray(bias, np.float64)[:, None, None]
     return dx.reshape(g.x_shape) + offset
 
 
 def wgrad(x: ArrayLike, dy: ArrayLike, geometry: Geometry) -> NDArray[np.float64]:
-    """dw, shaped as the weight. Zeros in the padding take part in the sum, as in fprop.
+    """dw, shaped as the weight. Padding zeros are multiplied too, as in fprop.
 
     Args:
         x: (N, C, H, W).
@@ -95,7 +95,7 @@ def bias_grad(dy: ArrayLike) -> NDArray[np.float64]:
 
 
 def _window(g: Geometry, axis: int) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.bool_]]]:
-    """For each tap of one axis: the input coordinate of every output, and where there is one."""
+    """For each tap of one axis: every output's input coordinate, and whether it is in the image."""
     taps, outputs, extent = ((g.R, g.P, g.H), (g.S, g.Q, g.W))[axis]
     (before, after), stride, dilation = g.padding[axis], g.stride[axis], g.dilation[axis]
     for tap in range(taps):

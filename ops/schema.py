@@ -1,4 +1,4 @@
-"""A Geometry as plain arguments: what the registered operators take in its place."""
+"""Geometry to and from the plain arguments of the registered operators."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Rows of an image that is divided among ranks: who has which, who needs which, how they travel.
+"""Rows of an image divided among ranks: which a rank owns, which it needs, how they are exchanged.
 
-What is said of rows (H, P) holds for columns (W, Q) as well. A window of output row p covers the
-input rows h = p * stride - pad_top + r * dilation, r = 0 ... R-1, so a rank needs rows beyond its
-own: its halo. Every rank works out all ranks' rows from the geometry, and one all-to-all moves them
-from whoever has them, however many neighbours that takes.
+Everything here holds for columns (W, Q) as for rows (H, P). The window of output row p covers the
+input rows h = p * stride - pad_top + r * dilation, r = 0 ... R-1, so a rank needs a halo of rows
+beyond its own. Every rank computes all ranks' rows from the geometry; one all-to-all moves them,
+from however many neighbours.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def axes(geometry: Geometry) -> tuple[Axis, Axis]:
 
 
 def shares(extent: int, ranks: int) -> list[Rows]:
-    """The rows of each rank as DTensor deals them out (torch.chunk): the last may have none."""
+    """The rows of each rank as DTensor divides them (torch.chunk): the last may have none."""
     size = -(-extent // ranks)
     return [(min(i * size, extent), min((i + 1) * size, extent)) for i in range(ranks)]
 

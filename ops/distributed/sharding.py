@@ -1,27 +1,27 @@
-"""What fprop, dgrad and wgrad do with DTensors: rules by which a mesh of ranks divides the work.
+"""fprop, dgrad and wgrad of DTensors: how a mesh of ranks divides the work.
 
-Each axis of the mesh divides the correlation in one way, a Split, which says how all three
-operators have their tensors:
+Each axis of the mesh divides the correlation in one way, a Split, which places the tensors of all
+three operators:
 
-    split      x            weight       y             what travels
-    batch      N sharded    whole        N sharded     nothing
-    rows       H sharded    whole        P sharded     the halo of the image that is read
-    columns    W sharded    whole        Q sharded     the same
-    groups     C sharded    K sharded    K sharded     nothing
-    filters    whole        K sharded    K sharded     nothing
-    channels   C sharded    C sharded    whole         nothing
+    split      x            weight       y             communication
+    batch      N sharded    replicated   N sharded     none
+    rows       H sharded    replicated   P sharded     the halo of the image that is read
+    columns    W sharded    replicated   Q sharded     the same
+    groups     C sharded    K sharded    K sharded     none
+    filters    replicated   K sharded    K sharded     none
+    channels   C sharded    C sharded    replicated    none
 
-An operand that is whole is replicated. A result that would be whole is a partial sum on every rank,
-DTensor's Partial: the weight gradient of a batch, the input gradient of filters, the output of
-channels, which an activation has to wait for. The split of an axis is the first in this table that
-an operand is sharded for already, images before weights; operands sharded otherwise are
-redistributed, and so are rows and columns whose padding shows the image. Axes of a mesh combine:
-rows and columns divide an image into tiles.
+Where the table says replicated, a result is a partial sum on every rank (DTensor's Partial): the
+weight gradient of a batch, the input gradient of filters, the output of channels, which must be
+reduced before an activation. An axis takes the first split of this table for which an operand is
+already sharded, images before weights. Operands sharded otherwise are redistributed, as are rows
+and columns under a padding mode other than zeros. Axes of a mesh combine: rows and columns divide
+an image into tiles.
 
-This module imports torch.distributed, which not every build of PyTorch has, so it is imported when
-the first DTensor gets to an operator. The rules are registered with
-torch.library.register_torch_dispatch, as DTensor's own (register_sharding) cannot change an
-operator's arguments, and a share of the rows has a padding of its own.
+Not every build of PyTorch has torch.distributed, so this module is imported only when an operator
+gets a DTensor. The rules use torch.library.register_torch_dispatch because DTensor's own
+register_sharding cannot change an operator's arguments, and each share of the rows has its own
+padding.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _is_sharded(placement: Placement, dim: int | None) -> bool:
 
 
 def _is_possible(split: Split, before: list[Split], geometry: Geometry, mesh: DeviceMesh) -> bool:
-    """Whether the mesh's next axis can divide the work so, after the axes before."""
+    """Whether the mesh's next axis can use this split, given the splits of the axes before."""
     if split in (ROWS, COLUMNS):
         # A share of a share is not a chunk of the image, and other ranks hold what padding shows.
         return split not in before and geometry.padding_mode == "zeros"
@@ -118,7 +118,7 @@ def _ways(split: Split, splits: list[Split], mesh: DeviceMesh) -> int:
 def _operator(
     name: str, _: type, operator: Any, __: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None
 ) -> DTensor:
-    """An operator on DTensors: its operands as the splits want them, then each rank's share."""
+    """An operator on DTensors: redistributes the operands, then runs each rank's share."""
     rest = [(kwargs or {})[argument.name] for argument in operator._schema.arguments[len(args) :]]
     arguments = [*args, *rest]
     geometry = geometry_of_call(name, arguments)
@@ -157,7 +157,7 @@ def _operator(
 
 
 def _adds_bias(mesh: DeviceMesh, placements: Sequence[Placement]) -> bool:
-    """Whether this rank adds bias and residual: of those with parts of one sum, the first."""
+    """Whether this rank adds bias and residual: the first of the ranks that share a sum."""
     coordinate = mesh.get_coordinate() or [0] * mesh.ndim
     return not any(i for i, place in zip(coordinate, placements, strict=True) if place.is_partial())
 
@@ -181,7 +181,7 @@ def _common_mesh(name: str, operands: Sequence[Any], **addends: Any) -> DeviceMe
 def _local(tensor: DTensor, dims: list[int | None]) -> torch.Tensor:
     """This rank's share of a tensor sharded in `dims`, one for each axis of the mesh."""
     placements = [Replicate() if dim is None else Shard(dim) for dim in dims]
-    # Detached, or PyTorch 2.11 calls detach_ on the result, of which its DTensors know nothing.
+    # Detached: else PyTorch 2.11 calls detach_ on the result, which DTensor does not support.
     detached = cast(DTensor, tensor.detach())
     return detached.redistribute(placements=placements).to_local()
 
@@ -227,7 +227,7 @@ def _share(
 def _shapes(
     tensors: dict[str, torch.Tensor], geometry: Geometry, groups: int, sizes: list[tuple[int, int]]
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of a rank's x, weight and y, two of which it has."""
+    """Shapes of a rank's x, weight and y from the two that it holds."""
     (H, P), (W, Q) = sizes
     N = (tensors["x"] if "x" in tensors else tensors["y"]).shape[0]
     C = tensors["x"].shape[1] if "x" in tensors else tensors["weight"].shape[-3] * groups
