@@ -3,6 +3,7 @@
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .build_bands import build_bands
+from .copy_image import copy_image
 from .dgrad_frame_gemm import dgrad_frame_gemm
 from .dgrad_frame_stencil import dgrad_frame_stencil
 from .dgrad_gemm import dgrad_gemm
@@ -25,6 +26,7 @@ from .wgrad_tma import wgrad_tma
 __all__ = [
     "TensorDescriptor",
     "build_bands",
+    "copy_image",
     "dgrad_frame_gemm",
     "dgrad_frame_stencil",
     "dgrad_gemm",

@@ -117,6 +117,23 @@ class BandLayout(NamedTuple):
     Y_ALIGN: int
 
 
+class CopyLayout(NamedTuple):
+    """How an image and its copy lie in memory.
+
+    Attributes:
+        X_AXIS, OUT_AXIS: 1 where columns are neighbours in memory, 0 where channels are.
+        X_ALIGN, OUT_ALIGN: elements of a piece, of 16 bytes at most, that starts at a multiple of
+            it.
+        ONE_ROW: there is one row of pixels.
+    """
+
+    X_AXIS: int
+    OUT_AXIS: int
+    X_ALIGN: int
+    OUT_ALIGN: int
+    ONE_ROW: bool
+
+
 @functools.cache
 def _tile_type(names: tuple[str, ...]) -> type[tuple[int, ...]]:
     return namedtuple("Tile", names)  # type: ignore[misc]

@@ -438,7 +438,7 @@ class Configuration:
             residual = torch.empty_like(y) if self.arguments.residual else None
             activation = self.arguments.activation
             call = fprop_call(x, weight, bias, y, geometry, plan, activation, residual)
-            return call.first if call.first and self.kernel == "build_bands" else call
+            return call.before[0] if self.kernel == "build_bands" else call
         if plan.op.startswith("dgrad"):
             return dgrad_call(y, weight, None, x, geometry, plan)
         calls = list(wgrad_calls(x, y, weight, geometry, plan))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -145,8 +146,7 @@ class GpuRig:
         amd = device.arch.startswith("gfx")
         gpu = GPUTarget("hip", device.arch, 64) if amd else GPUTarget("cuda", int(device.arch), 32)
         _, calls = launches_of(operands, plan, device)
-        firsts = [call.first for call in calls if call.first is not None]
-        for call in (*firsts, *calls):
+        for call in itertools.chain.from_iterable(call.launches() for call in calls):
             source, options = source_of(call, gpu)
             _build_launcher(triton.compile(source, target=gpu, options=options))
 

@@ -9,7 +9,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,17 +20,26 @@ from ..geometry import Geometry
 from ..plan import choose
 from ..plan.banded import COLUMN_STEP, BandedTile, rows_read
 from ..plan.problem import Plan, Problem
-from .call import Call, Packed
+from .call import Call
+from .copies import copied, filters_innermost
 from .descriptors import (
     dgrad_descriptors,
-    filters_innermost,
     fprop_descriptors,
     is_matrix,
     reads_crosswise,
     wgrad_descriptors,
 )
-from .formats import channels_innermost, empty_in_format
-from .layout import NARROW_LIMIT, as_row, boxes_of, device_of, is_row, layout_of
+from .formats import empty_in_format
+from .layout import (
+    NARROW_LIMIT,
+    alignment,
+    as_row,
+    boxes_of,
+    device_of,
+    is_row,
+    layout_of,
+    step_along,
+)
 from .prepared import facts_of, prepare, prepared
 
 
@@ -155,8 +163,7 @@ def fprop_call(
         return _fprop_banded_call(x, weight, bias, y, geometry, plan, activation, residual)
     added = [] if residual is None else [residual]
     geometry, (x, y, *added) = _planes_as_rows(geometry, plan, x, y, *added)
-    packed = _packed(weight, plan, geometry.groups)
-    weight = packed.copy if packed else weight
+    weight, before = _packed(weight, plan, geometry.groups)
     more = _family_arguments(x, weight, y, geometry, plan, added)
     weight, weight_strides = _weight_walk(weight, geometry)
     call = _call(
@@ -176,7 +183,7 @@ def fprop_call(
         y_strides=y.stride(),
         **more,
     )
-    return replace(call, packed=packed) if packed else call
+    return replace(call, before=before)
 
 
 def dgrad_call(
@@ -194,8 +201,7 @@ def dgrad_call(
             return _fprop_banded_call(dy, weight, bias, dx, turned, plan)
         return _turned_call(dy, weight, bias, dx, geometry, turned, plan)
     geometry, (dx, dy) = _planes_as_rows(geometry, plan, dx, dy)
-    packed = _packed(weight, plan, geometry.groups)
-    weight = packed.copy if packed else weight
+    weight, before = _packed(weight, plan, geometry.groups)
     more = _family_arguments(dx, weight, dy, geometry, plan)
     pixels = geometry.frame_pixels if plan.op == "dgrad_frame" else geometry.H * geometry.W
     weight, weight_strides = _weight_walk(weight, geometry)
@@ -214,7 +220,7 @@ def dgrad_call(
         dx_strides=dx.stride(),
         **more,
     )
-    return replace(call, packed=packed) if packed else call
+    return replace(call, before=before)
 
 
 def _turned_call(
@@ -305,7 +311,7 @@ def _fprop_banded_call(
         **_family_arguments(x, weight, y, geometry, plan),
     )
     first = build_bands_call(weight, bands, geometry, tile, plan.int64)
-    return replace(call, first=first, scratch=bands)
+    return replace(call, before=(first,), scratch=bands)
 
 
 #: Elements of the bands that one program of build_bands writes.
@@ -393,8 +399,8 @@ def _band_arguments(
         SHIFT=band.shift,
         COLUMNS=band.columns,
         COLUMN_GROUP=COLUMN_STEP,
-        X_ALIGN=math.gcd(COLUMN_STEP, _alignment(x, 3, geometry.W)),
-        Y_ALIGN=math.gcd(COLUMN_STEP, _alignment(y, 3, geometry.Q)),
+        X_ALIGN=math.gcd(COLUMN_STEP, alignment(x, 3, geometry.W)),
+        Y_ALIGN=math.gcd(COLUMN_STEP, alignment(y, 3, geometry.Q)),
     )
     return {"BAND": constant(layout), "FIRST_ROW": first_row, "ROWS": max(1, rows)}
 
@@ -402,18 +408,9 @@ def _band_arguments(
 def _box_alignment(
     read: torch.Tensor, channels: int, columns: int, written: Sequence[torch.Tensor]
 ) -> int:
-    """_alignment of what a kernel writes, or adds to it, in the format of the boxes it reads."""
+    """alignment of what a kernel writes, or adds to it, in the format of the boxes it reads."""
     axis, extent = (3, columns) if boxes_of(read) == "NCHW" else (1, channels)
-    return math.gcd(*(_alignment(tensor, axis, extent) for tensor in written))
-
-
-def _alignment(tensor: torch.Tensor, axis: int, extent: int) -> int:
-    """Elements, of 16 bytes at most, in which pieces of `extent` along the innermost axis come."""
-    if tensor.data_ptr() % 16 or (tensor.stride(axis) != 1 and tensor.shape[axis] > 1):
-        return 1
-    steps = [s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1]
-    steps.remove(1) if tensor.shape[axis] > 1 else None
-    return math.gcd(max(1, 16 // tensor.itemsize), extent, *steps)
+    return math.gcd(*(alignment(tensor, axis, extent) for tensor in written))
 
 
 def sum_partials_call(partials: torch.Tensor, out: torch.Tensor, splits: int) -> Call:
@@ -504,17 +501,18 @@ def _is_read_as_it_is(weight: torch.Tensor) -> bool:
     return weight.dim() == 5 or weight.stride(1) == 1 or weight.shape[1] == 1
 
 
-def _packed(weight: torch.Tensor, plan: Plan, groups: int) -> Packed | None:
-    """A copy of the weight with the axis innermost that the kernel reads along, unless it is so."""
-    make: Callable[[torch.Tensor], torch.Tensor] = channels_innermost
+def _packed(weight: torch.Tensor, plan: Plan, groups: int) -> tuple[torch.Tensor, tuple[Call, ...]]:
+    """(the weight as the kernel reads it, the launch that copies it into that order, if any).
+
+    The copy is never kept for another call: an update of the weight in place must not be missed.
+    """
     if plan.family == "tma":
         if plan.op == "dgrad" and not reads_crosswise(plan.precision):
-            make = partial(filters_innermost, groups=groups)
-        elif is_matrix(weight):
-            return None
-    elif plan.family != "gemm" or _is_read_as_it_is(weight):
-        return None
-    return Packed(make(weight), weight, make)
+            return copied(filters_innermost(weight, groups))
+        is_read = is_matrix(weight)
+    else:
+        is_read = plan.family != "gemm" or _is_read_as_it_is(weight)
+    return (weight, ()) if is_read else copied(weight[None])
 
 
 def _planes_as_rows(
@@ -543,19 +541,19 @@ def _gemm_arguments(
     read, channels = (y, geometry.group_K) if plan.op.startswith("dgrad") else (x, geometry.group_C)
     flat = plan.op != "wgrad" and not plan.one_tap
     # Single channels are gathered anyway: then a lane has a tap of its own, and pixels share it.
-    scattered = flat and _alignment(read, 1, channels) == 1
-    pixel_axis = int(scattered or _step(read, 3) < _step(read, 1))
+    scattered = flat and alignment(read, 1, channels) == 1
+    pixel_axis = int(scattered or step_along(read, 3) < step_along(read, 1))
     if pixel_axis == 0:
-        aligned = _alignment(x, 1, geometry.group_C), _alignment(y, 1, geometry.group_K)
+        aligned = alignment(x, 1, geometry.group_C), alignment(y, 1, geometry.group_K)
     else:
-        aligned = _alignment(x, 3, geometry.W), _alignment(y, 3, geometry.Q)
+        aligned = alignment(x, 3, geometry.W), alignment(y, 3, geometry.Q)
     # A window moves pixels out of line by one, and a step leaves some out.
     together = aligned[read is y] if pixel_axis == 0 or geometry.is_point else 1
     one_tap = geometry.group_C % tile.BLOCK_N == 0  # of a weight gradient
     layout = GemmLayout(
         PIXEL_AXIS=pixel_axis,
         X_ALIGN=aligned[0],
-        WEIGHT_ALIGN=_alignment(weight, -3, geometry.group_C),
+        WEIGHT_ALIGN=alignment(weight, -3, geometry.group_C),
         Y_ALIGN=aligned[1],
         FLATTEN_K=channels if flat else None,
         K_DIVIDES=channels % tile.BLOCK_K == 0,
@@ -564,11 +562,6 @@ def _gemm_arguments(
         ONE_TAP=one_tap,
     )
     return {"LAYOUT": constant(layout)}
-
-
-def _step(image: torch.Tensor, axis: int) -> float:
-    """Elements from one to the next along an axis; there is no next one along an extent of one."""
-    return image.stride(axis) if image.shape[axis] > 1 else math.inf
 
 
 def _residual(residual: torch.Tensor | None = None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +11,6 @@ import torch
 
 from .. import backend
 from .interpreter import one_launch
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A copy of an operand, made by `make` for one call: it must not miss later updates."""
-
-    copy: torch.Tensor
-    operand: torch.Tensor
-    make: Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,11 +24,10 @@ class Call:
     num_stages: int
     #: Registers that a thread has at most, on NVIDIA; None for as many as the compiler takes.
     maxnreg: int | None = None
-    first: Call | None = None
-    #: Memory of this call and the one before or after, which the earlier of them fills.
+    #: Launches that make what this one reads.
+    before: tuple[Call, ...] = ()
+    #: Memory that this launch and another one share: the earlier of the two fills it.
     scratch: torch.Tensor | None = None
-    #: A copy of the weight, in the order in which the kernel reads it.
-    packed: Packed | None = None
 
     @property
     def options(self) -> dict[str, int]:
@@ -48,14 +38,16 @@ class Call:
         return options | {"maxnreg": self.maxnreg}
 
     def run(self, device: torch.device) -> None:
-        """Launches the kernel on `device`, which holds the tensors among the arguments.
-
-        What this launch reads may have to be made by another one, `first`.
-        """
-        if self.first is not None:
-            self.first.run(device)
+        """Launches the kernel on `device`, which holds the tensors among the arguments."""
         with on_device(device) or nullcontext():
-            self.kernel[(self.grid,)](**self.arguments, **self.options)
+            for call in self.launches():
+                call.kernel[(call.grid,)](**call.arguments, **call.options)
+
+    def launches(self) -> Iterator[Call]:
+        """This launch and all before it, in their order."""
+        for call in self.before:
+            yield from call.launches()
+        yield self
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any] | None:

@@ -14,7 +14,6 @@ from ...kernels.structs import TmaLayout, constant
 from ...kernels.versions import BEFORE_3_7
 from ..geometry import Geometry, Pair
 from ..plan.tma import MAX_PHASES, TmaTile, phases_with_taps
-from .formats import channels_innermost
 from .layout import boxes_of
 
 
@@ -46,7 +45,7 @@ def dgrad_descriptors(
 ) -> dict[str, Any]:
     """What dgrad_tma takes beside what every dgrad kernel does; `weight` as `reads_crosswise` says.
 
-    That is (K, C/groups, R, S), or what `filters_innermost` makes of it.
+    That is (K, C/groups, R, S), or a copy of `copies.filters_innermost`.
     """
     crosswise = reads_crosswise(precision)
     block = [tile.BLOCK_K, tile.BLOCK_N] if crosswise else [tile.BLOCK_N, tile.BLOCK_K]
@@ -70,12 +69,6 @@ def reads_crosswise(precision: str) -> bool:
     Matrix units do that with 16 bits alone, also where these were widened for the interpreter.
     """
     return precision == "ieee"
-
-
-def filters_innermost(weight: torch.Tensor, groups: int) -> torch.Tensor:
-    """A copy of (K, C/groups, R, S) as (C, K/groups, R, S), whose memory is (C, R, S, K/groups)."""
-    turned = weight.unflatten(0, (groups, -1)).transpose(1, 2)
-    return channels_innermost(turned.flatten(0, 1))
 
 
 def wgrad_descriptors(

@@ -26,14 +26,6 @@ def suggests_channels_last(tensor: torch.Tensor) -> bool:
     return True
 
 
-def channels_innermost(weight: torch.Tensor) -> torch.Tensor:
-    """A copy of (K, C, R, S) whose memory is (K, R, S, C).
-
-    It is never kept for another call: an update of the weight in place must not be missed.
-    """
-    return weight.clone(memory_format=torch.channels_last)
-
-
 def empty_in_format(shape: Sequence[int], dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
     """An uninitialised 4-D tensor on the device and in the memory format of `like`."""
     channels_last = suggests_channels_last(like)

@@ -12,7 +12,7 @@ from ..geometry import Pair
 from ..plan.choose import MAX_GRID
 from .arguments import sum_partials_call
 from .call import Call
-from .layout import NARROW_LIMIT, _last_offset, device_of
+from .layout import NARROW_LIMIT, device_of, last_offset
 
 #: (lags, columns) of a program: float64 sums of 16 for each of 128 threads.
 LAG_TILE = (8, 256)
@@ -50,7 +50,7 @@ def lag_sums_calls(
         raise ArgumentError(f"the call needs {grid} programs, more than the {MAX_GRID} of a launch")
     target = out if splits == 1 else out.new_empty(splits, *out.shape)
     steps = per_split * -(-a.shape[3] // block_q)
-    largest = max(*map(_last_offset, (a, b)), target.numel(), steps, rows)
+    largest = max(*map(last_offset, (a, b)), target.numel(), steps, rows)
     arguments = {
         "a_ptr": a,
         "b_ptr": b,

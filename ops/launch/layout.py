@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 
@@ -30,9 +31,9 @@ def layout_of(
     beyond_h = max(0, top) + max(0, bottom) + (geometry.R - 1) * geometry.steps(0)[1]
     beyond_w = max(0, left) + max(0, right) + (geometry.S - 1) * geometry.steps(1)[1]
     largest = max(
-        _last_offset(weight),
-        *(_last_offset(t) + beyond_h * t.stride(2) + beyond_w * t.stride(3) for t in (x, y)),
-        0 if residual is None else _last_offset(residual),
+        last_offset(weight),
+        *(last_offset(t) + beyond_h * t.stride(2) + beyond_w * t.stride(3) for t in (x, y)),
+        0 if residual is None else last_offset(residual),
         geometry.H + top + bottom,
         geometry.W + left + right,
         geometry.N * geometry.H * geometry.W,
@@ -91,7 +92,22 @@ def as_row(image: torch.Tensor) -> torch.Tensor:
     return image.as_strided((n, c, 1, h * w), (*image.stride()[:2], 0, image.stride(3)))
 
 
-def _last_offset(tensor: torch.Tensor) -> int:
+def step_along(image: torch.Tensor, axis: int) -> float:
+    """Elements from one to the next along an axis; there is no next one along an extent of one."""
+    return image.stride(axis) if image.shape[axis] > 1 else math.inf
+
+
+def alignment(tensor: torch.Tensor, axis: int, extent: int) -> int:
+    """Elements, of 16 bytes at most, in which pieces of `extent` along the innermost axis come."""
+    if tensor.data_ptr() % 16 or (tensor.stride(axis) != 1 and tensor.shape[axis] > 1):
+        return 1
+    steps = [s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1]
+    steps.remove(1) if tensor.shape[axis] > 1 else None
+    return math.gcd(max(1, 16 // tensor.itemsize), extent, *steps)
+
+
+def last_offset(tensor: torch.Tensor) -> int:
+    """Elements from a tensor's first one to the one that lies furthest behind it."""
     return sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1)
 
 

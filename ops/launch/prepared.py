@@ -25,11 +25,9 @@ class Prepared:
         self,
         result: torch.Tensor,
         scratch: Sequence[torch.Tensor],
-        copied: Sequence[tuple[Any, Callable[[torch.Tensor], torch.Tensor]]],
         launches: list[_Launch],
     ) -> None:
         self._made = [(t.shape, t.stride(), t.dtype) for t in (result, *scratch)]
-        self._copied = copied
         self._launches = launches
 
     def run(self, operands: tuple[torch.Tensor | None, ...], device: torch.device) -> torch.Tensor:
@@ -39,8 +37,6 @@ class Prepared:
             for shape, strides, dtype in self._made
         ]
         tensors: list[Any] = [*operands, *made]
-        for operand, make in self._copied:
-            tensors.append(make(tensors[operand]))
         context = on_device(device)
         if context is None:
             self._launch(tensors, device)
@@ -150,12 +146,9 @@ def prepare(
     if key in _PREPARED or any(t is not None and t.data_ptr() % t.itemsize for t in tensors):
         return
     stand_ins = [None if t is None else _stand_in(t) for t in tensors]
-    calls = []
-    for call in calls_with(*stand_ins):
-        calls += [call] if call.first is None else [call.first, call]
+    calls = [call for last in calls_with(*stand_ins) for call in last.launches()]
     scratch = list({id(c.scratch): c.scratch for c in calls if c.scratch is not None}.values())
-    copies = [call.packed for call in calls if call.packed is not None]
-    known = [*stand_ins, *scratch, *(packed.copy for packed in copies)]
+    known = [*stand_ins, *scratch]
     launches = [_launch_of(call, known) for call in calls]
     if len(_PREPARED) >= MAX_PREPARED:
         _PREPARED.clear()
@@ -163,8 +156,7 @@ def prepare(
     if len(whole) < len(launches):
         _PREPARED[key] = None
         return
-    copied = [(_index_of(packed.operand, stand_ins), packed.make) for packed in copies]
-    _PREPARED[key] = Prepared(result, scratch, copied, whole)
+    _PREPARED[key] = Prepared(result, scratch, whole)
 
 
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
