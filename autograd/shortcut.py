@@ -38,9 +38,8 @@ def by_pytorch(
     if stride != 1 and cpu.crashes(input, weight, stride):
         return None
     dim, weight_dim = input.dim(), weight.dim()
-    pixels = input.numel()
-    large = pixels >= one_channel.MIN_PIXELS or pixels * weight.numel() >= one_channel.MIN_WORK
-    if large and (weight_dim == 2 or (dim > 2 and input.shape[-3] == 1)):
+    one = weight_dim == 2 or (dim > 2 and input.shape[-3] == 1)
+    if one and one_channel.is_large(input.numel(), weight.numel(), weight.dtype):
         return None  # ops/one_channel.py may be faster
     try:
         if type(padding) is not int:

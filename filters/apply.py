@@ -13,6 +13,8 @@ from ..autograd.functional import corr2d
 from ..autograd.modules import PaddingMode
 from ..images.inputs import ArrayLike
 from ..ops.arguments import PaddingLike
+from ..ops.backend import runs_kernels
+from ..ops.one_channel import MIN_PIXELS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -116,20 +118,23 @@ def separable(
 ) -> torch.Tensor:
     """The image under down[r] * across[s]: windows (R,) and (S,), or one of each per sample."""
     column, row = down.unsqueeze(-1), across.unsqueeze(-2)
-    sizes = (input.element_size(), result_dtype(input).itemsize)
-    if _two_passes_are_cheaper((down.shape[-1], across.shape[-1]), sizes):
+    if _two_passes_are_cheaper(input, (down.shape[-1], across.shape[-1])):
         return filtered(filtered(input, row, padding_mode), column, padding_mode)
     return filtered(input, column * row, padding_mode)
 
 
-def _two_passes_are_cheaper(window: tuple[int, int], element_sizes: tuple[int, int]) -> bool:
+def _two_passes_are_cheaper(input: torch.Tensor, window: tuple[int, int]) -> bool:
     """Whether a pass along rows and one along columns are cheaper than one with window (R, S).
 
-    A pass takes the longer of the times for its taps and its bytes. Two passes move 16 bytes per
-    float32 pixel, as long as 80 taps take, so 9x9 is the first square window with two passes.
+    On a GPU, a pass takes the longer of the times for its taps and its bytes. Two passes move 16
+    bytes per float32 pixel, as long as 80 taps take, so 9x9 is the first square window with two
+    passes. On a CPU the taps decide, except in small images, where a call's fixed cost does. 16-bit
+    images follow the GPU's rule there too: a second pass rounds once more.
     """
     R, S = window
-    read, written = element_sizes
+    read, written = input.element_size(), result_dtype(input).itemsize
+    if written > 2 and not runs_kernels(input.device):
+        return R + S < R * S and (R * S > 9 or input.numel() >= MIN_PIXELS)
 
     def time(taps: int, bytes_moved: int) -> int:
         return max(taps, TAPS_PER_BYTE * bytes_moved)

@@ -29,13 +29,14 @@ from .geometry import Geometry
 LANES = 16
 #: Pixels of one block of rows: with its result it stays in a megabyte of cache.
 BLOCK = 2**16
-#: Smaller images take PyTorch's convolution, whose fixed cost is less...
-MIN_PIXELS = 2**15
-#: ...unless they need this many multiply-adds.
-MIN_WORK = 2**21
-#: Most taps that are added one by one, by dtype (measured: Zen 5 with AVX-512, PyTorch 2.13).
+#: From this many pixels of a float32 plane on, PyTorch's convolution takes its slow path...
+MIN_PIXELS = 20480
+#: ...and from this many multiply-adds of a filter on one plane (measured, as all below: Zen 5 with
+#: AVX-512, PyTorch 2.13). Smaller planes take PyTorch's convolution, whose fixed cost is less.
+MIN_WORK = {torch.float32: 2**21, torch.float64: 2**18}
+#: Most taps that are added one by one, by dtype.
 FEW_TAPS = {torch.float32: 10, torch.float64: 49}
-#: Fewest taps of a float64 window for which Fourier transforms beat bands (measured likewise).
+#: Fewest taps of a float64 window for which Fourier transforms beat bands.
 MANY_TAPS = 200
 #: Outputs along a row or column per band.
 BAND = 32
@@ -46,12 +47,19 @@ def takes(geometry: Geometry, dtype: torch.dtype) -> bool:
     g = geometry
     if g.C != 1 or g.per_sample or dtype not in FEW_TAPS:
         return False
-    if g.N * g.P * g.Q < MIN_PIXELS and g.macs < MIN_WORK:
+    if not is_large(g.P * g.Q, g.R * g.S, dtype):
         return False
     # The right padding is widened to whole blocks: padding modes need as many pixels to copy.
     if g.stride != (1, 1) or g.dilation != (1, 1) or g.W <= 2 * (g.S + LANES):
         return False
     return all(pad >= 0 for pair in g.padding for pad in pair)
+
+
+def is_large(pixels: int, taps: int, dtype: torch.dtype) -> bool:
+    """Whether a plane of so many pixels is worth the fixed cost, under a window of so many taps."""
+    if pixels * taps >= MIN_WORK.get(dtype, pixels * taps + 1):
+        return True
+    return dtype == torch.float32 and pixels >= MIN_PIXELS
 
 
 def fprop(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:

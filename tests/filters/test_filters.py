@@ -303,8 +303,9 @@ class Operators(TorchDispatchMode):
 @on_cpu
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("layout", ["planes", "channels_last"])
-def test_operators_of_a_filter(backend, name, layout):
-    """All directions of a bank are one operator; differences come before what is smoothed."""
+def test_operators_of_a_filter(backend, monkeypatch, name, layout):
+    """On a GPU all directions of a bank are one operator; differences come before smoothing."""
+    monkeypatch.setattr(filtering, "runs_kernels", lambda device: True)
     image = torch.rand(2, 3, 12, 13)
     if layout == "channels_last":
         image = image.contiguous(memory_format=torch.channels_last)
@@ -314,17 +315,28 @@ def test_operators_of_a_filter(backend, name, layout):
 
 
 @pytest.mark.parametrize(
-    ("read", "written", "largest"),  # square windows up to this size run at once
-    [(4, 4, 8), (2, 2, 6), (1, 4, 8), (8, 8, 12)],
-    ids=["float32", "16_bits", "bytes", "float64"],
+    ("dtype", "largest"),  # square windows up to this size run at once on a GPU
+    [(torch.float32, 8), (torch.float16, 6), (torch.uint8, 8), (torch.float64, 12)],
+    ids=str,
 )
-def test_passes_follow_from_bytes_and_taps(read, written, largest):
-    cheaper = filtering._two_passes_are_cheaper
-    sizes = (read, written)
-    squares = [n for n in range(1, 64) if not cheaper((n, n), sizes)]
-    assert squares == list(range(1, largest + 1))
-    assert not cheaper((1, 63), sizes)
-    assert not cheaper((63, 1), sizes)
+def test_passes_follow_from_bytes_and_taps(monkeypatch, dtype, largest):
+    monkeypatch.setattr(filtering, "runs_kernels", lambda device: True)
+    image = torch.zeros(8, 8, dtype=dtype)
+
+    def at_once(*window):
+        return not filtering._two_passes_are_cheaper(image, window)
+
+    assert [n for n in range(1, 64) if at_once(n, n)] == list(range(1, largest + 1))
+    assert at_once(1, 63)
+    assert at_once(63, 1)
+
+
+def test_passes_on_a_cpu_follow_from_taps(monkeypatch):
+    monkeypatch.setattr(filtering, "runs_kernels", lambda device: False)
+    small, large = torch.zeros(8, 8), torch.zeros(256, 256)
+    for image, largest in ((small, 3), (large, 2), (large.bfloat16(), 6)):
+        squares = [n for n in range(1, 20) if not filtering._two_passes_are_cheaper(image, (n, n))]
+        assert squares == list(range(1, largest + 1))
 
 
 @on_cpu
