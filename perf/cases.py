@@ -21,7 +21,7 @@ from ..ops.errors import ArgumentError
 from ..ops.geometry import Geometry, geometry_of
 from ..ops.launch.arguments import dgrad_call, fprop_call, wgrad_calls
 from ..ops.launch.call import Call
-from ..ops.launch.lag_launch import lag_sums_calls
+from ..ops.launch.lag_launch import lag_sums_calls, tile_for
 from ..ops.launch.layout import NARROW_LIMIT, is_heavy, layout_of
 from ..ops.plan import banded, choose, tma
 from ..ops.plan.banded import BANDED_GRAD_TILES, BANDED_TILES, AnyBandedTile
@@ -430,7 +430,9 @@ class Configuration:
         if self.kernel == "lag_sums":
             out = x.new_empty(*2 * [geometry.C], geometry.R, geometry.S, dtype=torch.float64)
             rows, columns = geometry.H - geometry.R + 1, geometry.W - geometry.S + 1
-            return next(lag_sums_calls(x[..., :rows, :columns], x, out, plan.splits))
+            a, lags = x[..., :rows, :columns], (geometry.R, geometry.S)
+            tile, splits = tile_for(a, x, lags, DEVICES["h200"].multiprocessors)
+            return next(lag_sums_calls(a, x, out, tile, splits))
         y = self._empty(geometry.y_shape, dtype)
         weight = torch.empty(geometry.weight_shape, dtype=dtype, device="meta")
         if plan.op == "fprop":

@@ -439,8 +439,9 @@ def _work_of_a_program(configuration: Configuration, target: Target) -> tuple[in
         return SUM_TILE[1], configuration.plan.splits * SUM_TILE[1]
     if configuration.kernel == "lag_sums":
         call = configuration.call().arguments
-        steps = call["SPLIT_ROWS"] * -(-call["a_shape"][1] // call["BLOCK_Q"])
-        return call["BLOCK_S"], call["BLOCK_S"] * call["BLOCK_Q"] * steps
+        lags = call["BLOCK_R"] * call["BLOCK_S"]
+        rows = call["SPLIT_STRIPS"] * (call["BLOCK_P"] + call["BLOCK_R"] - 1)
+        return lags, lags * rows * call["BLOCK_Q"]
     if configuration.kernel == "build_bands":
         return BANDS_BLOCK, BANDS_BLOCK
     work = _work(configuration, target)

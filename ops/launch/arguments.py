@@ -69,7 +69,7 @@ def fprop(
     def calls(x: Any, weight: Any, bias: Any, residual: Any, y: Any) -> Iterator[Call]:
         yield fprop_call(x, weight, bias, y, geometry, chosen, activation, residual)
 
-    return _run(None if plan else key, list(operands), y, calls)
+    return run_calls(None if plan else key, list(operands), y, calls)
 
 
 def dgrad(
@@ -102,7 +102,7 @@ def dgrad(
         if frame:
             yield dgrad_call(dy, weight, bias, dx, geometry, frame)
 
-    return _run(None if plan else key, [dy, weight, bias], dx, calls)
+    return run_calls(None if plan else key, [dy, weight, bias], dx, calls)
 
 
 def wgrad(
@@ -127,10 +127,10 @@ def wgrad(
     def calls(x: Any, dy: Any, dw: Any) -> Iterator[Call]:
         return wgrad_calls(x, dy, dw, geometry, chosen)
 
-    return _run(None if plan else key, [x, dy], dw, calls)
+    return run_calls(None if plan else key, [x, dy], dw, calls)
 
 
-def _run(
+def run_calls(
     key: Any,
     operands: list[torch.Tensor | None],
     result: torch.Tensor,

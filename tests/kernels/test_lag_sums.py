@@ -17,6 +17,10 @@ CASES = {
     "lags_leave_a_tile_over": (1, 1, 1, 4, 9, 2, 11),
     "columns_leave_a_tile_over": (1, 1, 1, 3, 259, 2, 2),
     "channels": (2, 2, 1, 3, 6, 2, 4),
+    "aligned": (1, 2, 1, 9, 16, 3, 5),
+    "unaligned": (1, 1, 2, 5, 16, 2, 6),
+    "aligned_tiles_of_lags": (1, 1, 1, 4, 20, 11, 17),
+    "prime_sizes": (3, 1, 1, 67, 37, 7, 13),
     "rows_leave_a_split_over": (2, 1, 1, 11, 5, 2, 3),
 }
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
@@ -83,7 +87,8 @@ def test_every_split(kernel_backend, splits):
 
     (a, b), lags = images("rows_leave_a_split_over", device=kernel_backend.device)
     out = a.new_empty(1, 1, *lags)
-    for call in lag_launch.lag_sums_calls(a, b, out, splits):
+    tile, _ = lag_launch.tile_for(a, b, lags, 4)
+    for call in lag_launch.lag_sums_calls(a, b, out, tile, splits):
         call.run(a.device)
     check(out, a, b, lags)
 
@@ -96,29 +101,45 @@ def test_offsets_beyond_32_bits(kernel_backend):
     a = rows.as_strided((1, 1, 2, 8), (1, 1, 2**31, 1))
     a.fill_(3)
     out = torch.empty(1, 1, 1, 1, dtype=torch.float64, device=a.device)
-    call, *_ = lag_launch.lag_sums_calls(a, a, out, 1)
+    tile, _ = lag_launch.tile_for(a, a, (1, 1), 4)
+    call, *_ = lag_launch.lag_sums_calls(a, a, out, tile, 1)
     assert call.arguments["INT64"]
     call.run(a.device)
     assert out.item() == 16 * 9
 
 
-def test_a_split_is_worth_its_partial():
+def test_strips_fill_the_device():
     pytest.importorskip("triton")
-    from tricorr.ops.launch.lag_launch import split_rows
+    from tricorr.ops.launch.lag_launch import LagTile, tile_for
 
-    large, small = (torch.empty(1, 1, n, n, device="meta") for n in (4096, 20))
-    assert split_rows(large, large, (3, 3), 132) == 176  # times three programs: four for each
-    assert split_rows(small, small, (3, 3), 132) == 1
-    assert split_rows(large, large, (31, 61), 132) == 3
+    def of(size, lags):
+        image = torch.empty(1, 1, size, size, device="meta")
+        return tile_for(image, image, lags, 132)
+
+    assert of(4096, (3, 5)) == (LagTile(3, 5, 32, 512), 660)  # five programs each
+    assert of(20, (3, 5)) == (LagTile(3, 5, 20, 32), 1)
+    assert of(4096, (31, 61)) == (LagTile(3, 8, 64, 512), 8)
+    assert of(4096, (7, 13)) == (LagTile(4, 7, 64, 512), 165)
+
+
+def test_images_of_the_same_kind_are_launched_as_before(kernel_backend, monkeypatch):
+    from tricorr.ops.launch import lag_launch
+
+    (a, b), lags = images("rows_leave_a_split_over", device=kernel_backend.device)
+    check(lag_sums(a, b, lags), a, b, lags)
+    monkeypatch.setattr(lag_launch, "lag_sums_calls", None)  # nothing is built any more
+    (a, b), lags = images("rows_leave_a_split_over", device=kernel_backend.device)
+    check(lag_sums(a, b, lags), a, b, lags)
 
 
 def test_too_many_programs_are_refused():
     pytest.importorskip("triton")
-    from tricorr.ops.launch.lag_launch import lag_sums_calls
+    from tricorr.ops.launch.lag_launch import LagTile, lag_sums_calls
 
     a = torch.empty(1, 2**16, 1, 1, device="meta")
+    out = torch.empty(2**16, 2**16, 1, 1, device="meta")
     with pytest.raises(ArgumentError, match="the call needs 4294967296 programs"):
-        next(lag_sums_calls(a, a, torch.empty(2**16, 2**16, 1, 1, device="meta"), 1))
+        next(lag_sums_calls(a, a, out, LagTile(1, 1, 1, 4), 1))
 
 
 def test_nothing_there(backend):

@@ -40,7 +40,7 @@ def main() -> None:
         if kind == "call":
             chosen = CALLS[name]
             operands = chosen.operands()
-            report = observer.observe(chosen.call, operands, chosen.launches, chosen.prepared)
+            report = observer.observe(chosen.call, operands, chosen.launches)
             print(json.dumps(dataclasses.asdict(report)), file=answers, flush=True)
         elif kind == "drawn":
             problems = {}

@@ -33,8 +33,6 @@ class LaunchedCall:
     operands: Callable[[], list[Any]]
     #: False where there is nothing to compute.
     launches: bool = True
-    #: False where calls are not prepared: each goes through the JIT.
-    prepared: bool = True
 
 
 def image(
@@ -488,11 +486,11 @@ def _large() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]
         )
 
 
-def _unprepared() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]]:
+def _lag_sums() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]]:
     from tricorr.ops.lag_sums import lag_sums
 
     yield (
-        "unprepared lag sums",
+        "lag sums",
         lambda a, b: lag_sums(a, b, (5, 5)),
         lambda: [torch.zeros(1, 1, 60, 60), torch.zeros(1, 1, 64, 64)],
     )
@@ -510,7 +508,6 @@ def _named(
             call,
             operands,
             launches=not name.startswith("empty"),
-            prepared=not name.startswith("unprepared"),
         )
         for group in groups
         for name, call, operands in group
@@ -524,6 +521,6 @@ CALLS = _named(
     _wide(),
     _transforms(),
     drawn(100, 0),
-    _unprepared(),
+    _lag_sums(),
     _empty(),
 )

@@ -76,4 +76,4 @@ def test_lag_sums(arch, format):
         for r in range(2)
     ]
     assert np.array_equal(actual.numpy(), np.moveaxis(expected, (2, 3), (0, 1)))
-    assert {launch.kernel for launch in device.launches} == {"lag_sums"}
+    assert "lag_sums" in {launch.kernel for launch in device.launches}
