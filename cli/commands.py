@@ -1,4 +1,4 @@
-"""Commands that make no image, and what all commands share; each takes parsed arguments."""
+"""Commands that print (features, explain, receptive-field) and helpers of all commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STANDARD = "-"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command found: `data` for --json, `text` for people.
+    """The result of a command.
 
     Attributes:
         data: for --json.
@@ -177,14 +177,14 @@ def device_named(name: str) -> torch.device:
 
 
 def read_picture(path: str, *, grey: bool = False, double: bool = False) -> Picture:
-    """An image file, or standard input; says on stderr what was changed on the way."""
+    """Reads an image file or standard input; prints conversions to stderr."""
     import logging
     import tempfile
 
     from ..images.read import read_image
     from ..ops import ArgumentError
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it logs, it raises as well
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # tifffile also raises what it logs
     if path != STANDARD:
         picture = read_image(path, grey=grey, double=double)
     else:
@@ -201,12 +201,12 @@ def read_picture(path: str, *, grey: bool = False, double: bool = False) -> Pict
 
 
 def grey_image(path: str, *, double: bool = False) -> torch.Tensor:
-    """A grey image; says on stderr what was changed on the way."""
+    """Reads a grey image; prints conversions to stderr."""
     return read_picture(path, grey=True, double=double).pixels
 
 
 def check_plot(args: argparse.Namespace, *inputs: str) -> None:
-    """Check, before the work, that --plot can be written."""
+    """Checks before the work that --plot can be written."""
     if not args.plot:
         return
     from ..images.output import check_output
@@ -263,7 +263,7 @@ def padding_of(words: list[str]) -> Any:
 
 
 def _module(text: str) -> Any:
-    """What FILE.py:FACTORY, PACKAGE.MODULE:FACTORY or a saved module names; None for layers."""
+    """The module that FILE.py:FACTORY, PACKAGE.MODULE:FACTORY or a .pt file names, else None."""
     import importlib
     import runpy
 

@@ -7,7 +7,7 @@ import argparse
 from .commands import Outcome
 
 SHELLS = ("bash", "zsh", "tcsh")
-#: Arguments that are not files, though they are free text.
+#: Free-text arguments that are not file names.
 _NO_FILES = ("LAYER", "N", "K", "F", "NAME", "ORDER", "ROWS", "ROWSxCOLUMNS", "SUFFIX")
 
 

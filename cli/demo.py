@@ -13,7 +13,7 @@ from .commands import Outcome, backend_of, device_named, matrix
 if TYPE_CHECKING:
     import torch
 
-#: What a hand does to a photograph while the shutter is open; its sum is one.
+#: The kernel of a shaken camera, normalised to sum 1.
 MOTION_BLUR = [
     [0.00, 0.00, 0.00, 0.05, 0.10],
     [0.00, 0.00, 0.05, 0.20, 0.05],
@@ -45,7 +45,7 @@ def demo(args: argparse.Namespace) -> Outcome:
     check_figure_name(picture)
     device = device_named(args.device)
     with needs("images"):
-        photograph = files("skimage") / "data" / "camera.png"  # in the wheel: nothing is downloaded
+        photograph = files("skimage") / "data" / "camera.png"  # part of the wheel: no download
     x = read_image(str(photograph), grey=True).pixels.to(device)
     if device.type == "cpu" and backend.interprets():
         x = x[100:124, 210:234].contiguous()

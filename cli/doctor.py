@@ -9,7 +9,7 @@ from typing import Any
 from .. import __version__
 from .commands import Outcome, reason
 
-#: What doctor reports the versions of, after tricorr and Python.
+#: Packages whose versions doctor reports, after tricorr and Python.
 PACKAGES = ("torch", "triton", "numpy", "pillow", "tifffile", "matplotlib", "scikit-image")
 
 
@@ -77,7 +77,7 @@ def _self_check(device: str) -> dict[str, Any]:
         )
         y = corr2d(x_there, weight_there, None, (2, 1), 1, (1, 2), precision="ieee")
         dx, dw = torch.autograd.grad(y, (x_there, weight_there), dy.to(device))
-    except Exception as error:  # whatever is broken here is what doctor is asked to report
+    except Exception as error:  # report any failure
         return {"passed": False, "text": reason(error), "errors": None}
     truth = {
         "forward": lambda a, b, dy: reference.fprop(a, b, None, geometry),

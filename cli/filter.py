@@ -23,11 +23,11 @@ from .commands import (
 if TYPE_CHECKING:
     import torch
 
-#: Share of the pixels that a picture of a response leaves below white.
+#: Quantile of the response that a picture shows as white.
 BRIGHTEST = 0.995
-#: A response of this many units in the last place of the image's largest value is rounding.
+#: Responses up to this many units in the last place of the image's largest value are rounding.
 ROUNDING = 64
-#: Formats that keep the numbers of a response; all others are pictures of it.
+#: Formats that store the response's values; all others store a picture of it.
 NUMBERS = (".npy", ".tif", ".tiff")
 
 
@@ -41,7 +41,7 @@ class Filter:
         unit: of the result.
         options: the keyword argument behind each option of the command line.
         needed: options without a default.
-        plane: the plane of the result that is taken, if it has one plane for each kernel.
+        plane: index of the plane to keep, for filters that return one plane per kernel.
     """
 
     function: str
@@ -73,9 +73,9 @@ FILTERS = {
         "log_gabor", "response", options={"size": "size", "wavelength": "wavelength"}
     ),
 }
-#: The textbook's [1, -1] is a kernel and no function of tricorr.filters.
+#: The textbook's [1, -1], which is a kernel and not a function of tricorr.filters.
 BOOK = Filter("book", "response")
-#: What `tricorr edges` offers.
+#: The filters of `tricorr edges`.
 EDGES = {name: FILTERS[name] for name in ("sobel", "scharr", "prewitt", "laplacian")} | {
     "book": BOOK
 }
@@ -163,7 +163,7 @@ def _each_image(
     chosen: Filter,
     run: Callable[[torch.Tensor], torch.Tensor],
 ) -> Outcome:
-    """Filters every image of the command line; all names are checked before the first is read."""
+    """Filters every image of the command line, after checking all file names."""
     targets = _targets(args)
     plot = getattr(args, "plot", None)
     if plot and len(targets) > 1:
@@ -183,7 +183,7 @@ def _each_image(
 
 
 def _targets(args: argparse.Namespace) -> dict[str, Path]:
-    """The output of every image; a folder takes an output for each.
+    """The output path of every image: files in a folder if `--output` is one.
 
     Raises:
         UsageError: several images and one file, or two images with one name.
@@ -227,7 +227,7 @@ def _targets(args: argparse.Namespace) -> dict[str, Path]:
 
 
 def _parts(source: str) -> tuple[str, str]:
-    """Name without suffix, and the suffix of the output: .png where the input's is not written."""
+    """Stem and output suffix: the input's, or .png if that format cannot be written."""
     from ..images.read import check_image_name
     from ..ops import ArgumentError
 
@@ -304,7 +304,7 @@ def _one_image(
 
 
 def _white(image: torch.Tensor, response: torch.Tensor) -> float:
-    """The response that a picture shows white: a high quantile, and never rounding alone."""
+    """The response shown as white: a high quantile, but more than rounding errors."""
     import numpy as np
     import torch
 
@@ -315,7 +315,7 @@ def _white(image: torch.Tensor, response: torch.Tensor) -> float:
 
 
 def _write(target: Path, suffix: str, picture: torch.Tensor) -> bytes | None:
-    """Writes a file; standard output's bytes are returned for the end of the command."""
+    """Writes a file; for standard output returns the bytes, which are printed last."""
     import tempfile
 
     from ..images.read import write_image

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Found: TypeAlias = LearnedKernel | KernelField | VaryingKernel
 
-#: Pixels along a side of what is drawn of an image that is read by rows.
+#: Side, in pixels, of the part of a streamed image that is drawn.
 DRAWN = 512
 
 
@@ -41,7 +41,7 @@ def learn(args: argparse.Namespace) -> Outcome:
     """`tricorr learn`."""
     _check(args)
     device = device_named(args.device)
-    with redirect_stdout(sys.stderr):  # losses on the way are messages, the kernel is the result
+    with redirect_stdout(sys.stderr):  # losses go to stderr, the kernel to stdout
         found = _streamed(args, device) if args.stream is not None else _whole(args, device)
     if args.output:
         found.save(args.output)
@@ -52,7 +52,7 @@ def learn(args: argparse.Namespace) -> Outcome:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Everything that can be wrong before an image is read."""
+    """Checks all options before an image is read."""
     from ..images.output import check_output
     from ..images.read import check_image_name
     from ..learning.learned import check_kernel_name
@@ -105,7 +105,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments that learn_kernel and KernelAccumulator share."""
+    """Arguments common to learn_kernel and KernelAccumulator."""
     background = args.background
     if background is not None and background != "constant":
         try:
@@ -142,7 +142,7 @@ def _for_each_pair(images: list[str], pairs: int) -> list[Any]:
 
 
 def _whole(args: argparse.Namespace, device: torch.device) -> Found:
-    """Fit images that are read whole; draw the fit for --plot."""
+    """Fits images that fit in memory; draws the fit for --plot."""
     import torch
 
     from ..learning.learn import learn_kernel, learn_kernel_field
@@ -203,7 +203,7 @@ def _whole(args: argparse.Namespace, device: torch.device) -> Found:
 
 
 def _in_one_unit(args: argparse.Namespace) -> list[torch.Tensor]:
-    """The images, each pair in one unit: white is 1.0, or the numbers of the files."""
+    """The images in one unit per pair: white is 1.0, or the files' own numbers."""
     pictures = [
         read_picture(_named(path, args.ext), grey=True, double=True) for path in args.images
     ]
@@ -234,7 +234,7 @@ def _named(path: str, extension: str | None) -> str:
 
 
 def _streamed(args: argparse.Namespace, device: torch.device) -> LearnedKernel:
-    """Fit images that are read a few rows at a time."""
+    """Fits images that are read a few rows at a time."""
     from ..learning.accumulator import KernelAccumulator
     from ..learning.streaming import accumulate
 
@@ -267,7 +267,7 @@ def _streamed(args: argparse.Namespace, device: torch.device) -> LearnedKernel:
 
 
 def _draw_middle(args: argparse.Namespace, found: LearnedKernel, sums: KernelAccumulator) -> None:
-    """Draw the middle of the first pair, the only part that is read."""
+    """Draws the middle of the first pair, and reads only that part."""
     from ..images.rows import open_rows
     from ..learning.streaming import fitted_origin, output_extent
 
@@ -278,7 +278,7 @@ def _draw_middle(args: argparse.Namespace, found: LearnedKernel, sums: KernelAcc
     window = found.weight.shape[-2:]
     spans = []
     for whole, pads, taps in zip(extent, found.padding, window, strict=True):
-        # Outputs whose window needs no padding.
+        # Only outputs whose window lies inside this part.
         first, last = pads[0], whole - pads[1]
         count = min(DRAWN, last - first)
         begin = first + (last - first - count) // 2

@@ -40,7 +40,7 @@ from .learn import learn
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
-#: Options of several numbers, `--padding 1 2`; one word says the same, `--padding 1x2`.
+#: Options of several numbers, `--padding 1 2`, which may be joined: `--padding 1x2`.
 SEVERAL = frozenset(
     f"--{name}"
     for name in ("kernel-size", "tiles", "padding", "stride", "dilation", "input", "weight")
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (and 143 after SIGTERM, by SystemExit).
     """
     if arguments is None:
-        # `kill` removes temporary files as Ctrl-C does.
+        # SIGTERM must remove temporary files as Ctrl-C does.
         signal.signal(signal.SIGTERM, _terminated)
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _in_one_word(arguments: Sequence[str]) -> list[str]:
-    """`--kernel-size 5 7 a.png` as `--kernel-size 5x7 a.png`: an option must not take the files."""
+    """Joins `--kernel-size 5 7 a.png` to `--kernel-size 5x7 a.png`, or argparse takes the file."""
     found: list[str] = []
     arguments = list(arguments)
     while arguments:

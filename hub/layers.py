@@ -1,4 +1,4 @@
-"""Layers without a constructor: `forward` for PyTorch's layers, which keep all of their state.
+"""Stateless layers: a `forward` for PyTorch's layers, which keep their own state.
 
 The Hugging Face kernels hub puts them into a model in place of the `forward` of nn.Conv2d and
 nn.ConvTranspose2d (see publish.py). Its rules: no constructor, no members but `forward` and the two

@@ -1,16 +1,17 @@
-"""tricorr as the Hugging Face kernels hub wants it: `python -m tricorr.hub.publish DIRECTORY`.
+"""Packages tricorr for the Hugging Face kernels hub: `python -m tricorr.hub.publish DIRECTORY`.
 
-Written are a kernel-builder project (build.toml, flake.nix, CARD.md, torch-ext/tricorr) and what
-kernel-builder makes of one that is all Python, a variant for each backend (build/torch-cuda, ...),
-which `kernels.get_local_kernel` loads as it is.
+Writes a kernel-builder project (build.toml, flake.nix, CARD.md, torch-ext/tricorr) and its built
+variants, one per backend (build/torch-cuda, ...), which for a package that is all Python are copies
+that `kernels.get_local_kernel` loads.
 
-The hub's requirements (https://huggingface.co/docs/kernels/kernel-requirements) and what is done:
+The hub's requirements (https://huggingface.co/docs/kernels/kernel-requirements) and how they are
+met:
 
 - several versions in one process: imports are relative, and the operators are registered under a
   name that depends on the source, `add_op_namespace_prefix` of the generated module `_ops`;
 - imports of the standard library, PyTorch and Triton only: what else there is, such as learning
   with its progress bar, stays out; the modules are found by following the imports of the API;
-- layers without state in a module `layers` (autograd/stateless.py).
+- layers without state in a module `layers` (hub/layers.py).
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def write(directory: Path) -> None:
 
 
 def sources() -> dict[str, str]:
-    """Path and text of every file of the kernel, as far as kernel-builder does not generate it."""
+    """Path and text of every file of the kernel that kernel-builder does not generate."""
     files = {"__init__.py": _init(), "layers.py": _LAYERS}
     waiting = [f"{module.replace('.', '/')}.py" for module in (*API, LAYERS)]
     while waiting:
@@ -162,7 +163,7 @@ def sources() -> dict[str, str]:
 
 
 def _init() -> str:
-    """An __init__.py with the API's names out of tricorr's own."""
+    """An __init__.py with the API's names, taken from tricorr's own."""
     tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
     imports = [
         node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module in API
@@ -175,7 +176,7 @@ def _init() -> str:
 
 
 def _imported(path: str, text: str) -> Iterator[str]:
-    """The package's own files that a file imports, wherever in it, and their packages.
+    """The package's files that a file imports anywhere, and their packages.
 
     Raises:
         ValueError: an import that the hub does not allow.
@@ -230,7 +231,7 @@ def _renamed(path: str, text: str) -> str:
 
 
 def _variant(package: dict[str, str], backend: str) -> dict[str, str]:
-    """What kernel-builder makes of the package for one backend."""
+    """The built variant for one backend, as kernel-builder would write it."""
     digest = hashlib.sha256("\0".join(f"{k}\0{v}" for k, v in package.items()).encode())
     unique = f"_{NAME}_{backend}_{digest.hexdigest()[:7]}"
     files = {

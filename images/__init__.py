@@ -6,7 +6,7 @@ __all__ = ["read_image", "write_image"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import NumPy and the readers when they are first used: `import tricorr` must stay quick."""
+    """Imports NumPy and the readers on first use, to keep `import tricorr` fast."""
     if name in __all__:
         from . import read
 

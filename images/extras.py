@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: Packages whose name is not that of the module that they bring.
+#: Package names by module name, where the two differ.
 PACKAGES = {"PIL": "pillow", "skimage": "scikit-image"}
 
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Around imports of what `pip install 'tricorr[extra]'` brings.
+    """A context for imports of what `pip install 'tricorr[extra]'` installs.
 
     Raises:
         ModuleNotFoundError: naming the missing module and the extra.

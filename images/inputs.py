@@ -1,4 +1,4 @@
-"""Images as people hold them, tensors, arrays, Pillow images or files, as tensors, and back."""
+"""Images as tensors and back: from tensors, arrays, Pillow images and files."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-#: What a function of images takes besides tensors, and gives NumPy arrays for.
+#: Images other than tensors; functions return NumPy arrays for them.
 ArrayLike: TypeAlias = "NDArray[Any] | Image | str | os.PathLike[str]"
 ImageLike: TypeAlias = "torch.Tensor | ArrayLike"
 
-#: Integers that float32 holds without rounding; wider ones become float64.
+#: Integer dtypes that float32 holds exactly; wider ones become float64.
 _NARROW = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16})
 _WIDE = frozenset({torch.int32, torch.uint32, torch.int64, torch.uint64})
-#: The most channels that a last axis is taken for.
+#: A last axis up to this long is taken for channels.
 _COLOURS = 4
 
 
 @dataclass(frozen=True)
 class Held:
-    """An image as a tensor, and the form in which its owner held it.
+    """An image as a tensor, and the form that it came in.
 
     Attributes:
         planes: (..., H, W), float or uint8; channels, where there are some, before H and W.
@@ -43,7 +43,7 @@ class Held:
     as_array: bool
 
     def give_back(self, result: torch.Tensor) -> Any:
-        """A result as the owner holds images.
+        """Converts a result to the form that the image came in.
 
         Args:
             result: (..., H, W), or (..., maps, H, W) with a dimension that `planes` does not have.
@@ -59,11 +59,10 @@ class Held:
 
 
 def hold(image: Any, channel_axis: int | None = None, *, name: str = "input") -> Held:
-    """An image of any kind, as a tensor of planes.
+    """Converts an image of any kind to a tensor of planes.
 
-    Numbers keep their scale, whatever holds them: a white pixel of 8 bits is 255. Floats keep their
-    dtype, uint8 stays for the kernels to read, bool and integers of up to 16 bits become float32,
-    wider integers float64.
+    Values keep their scale: a white pixel of 8 bits is 255. Floats and uint8 keep their dtype, bool
+    and integers of up to 16 bits become float32, wider integers float64.
 
     Args:
         image: a tensor or array (..., H, W), or with channels in the axis `channel_axis`; a Pillow
@@ -103,14 +102,14 @@ def hold(image: Any, channel_axis: int | None = None, *, name: str = "input") ->
 
 
 def is_pillow(image: Any) -> bool:
-    """Whether this is a Pillow image: only where somebody has imported Pillow."""
+    """Whether this is a Pillow image, without importing Pillow."""
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(image, pillow.Image)
 
 
 def _from_object(name: str, image: Any) -> torch.Tensor:
-    """(H, W), (H, W, C), or an array as it is, of what is no tensor."""
-    # NumPy is imported no sooner than it is needed: `import tricorr` does not pay for it.
+    """The array, (H, W) or (H, W, C), of an object that is not a tensor."""
+    # Imported here so that `import tricorr` does not import NumPy.
     if isinstance(image, str | os.PathLike):
         from .read import read_image
 
@@ -140,7 +139,7 @@ def _from_object(name: str, image: Any) -> torch.Tensor:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        array = array.copy()  # PyTorch takes neither
+        array = array.copy()  # PyTorch supports neither
     try:
         return torch.from_numpy(array)
     except TypeError:
@@ -161,9 +160,9 @@ def _as_brightness(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _refuse_trailing_channels(name: str, shape: tuple[int, ...]) -> None:
-    """Raises if the last of three axes or more is as short as colours, and the two before are not.
+    """Raises if an array of three axes or more looks like (H, W, C): its last axis is short.
 
-    Whoever filters (H, W, 3) along its last two axes gets a wrong answer, and no error.
+    Filtering (H, W, 3) along its last two axes would be wrong without an error.
     """
     if len(shape) > 2 and 0 < shape[-1] <= _COLOURS < min(shape[-3:-1]):
         raise ArgumentError(

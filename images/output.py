@@ -1,4 +1,4 @@
-"""Output files: refused before the work if they cannot be written, and never left half-written."""
+"""Output files: checked before the work, and never left half-written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ StrPath: TypeAlias = "str | os.PathLike[str]"
 
 
 def check_output(path: StrPath, inputs: tuple[StrPath, ...] = ()) -> None:
-    """Find out, before anything is computed, whether a file can be written.
+    """Checks, before anything is computed, that a file can be written.
 
     Args:
         path: of the file to be.
@@ -46,7 +46,7 @@ def check_output(path: StrPath, inputs: tuple[StrPath, ...] = ()) -> None:
 
 @contextmanager
 def replacing(path: StrPath) -> Iterator[Path]:
-    """A path in the same directory to write to: it becomes `path` when all went well."""
+    """A temporary path in the same directory, renamed to `path` on success."""
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".tricorr-{secrets.token_hex(8)}{path.suffix}")
     try:

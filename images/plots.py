@@ -37,7 +37,7 @@ def plot_learned(
     *,
     true: torch.Tensor | None = None,
 ) -> Figure:
-    """A summary of a fit: the images, the residual, the kernel and how the loss fell.
+    """A summary of a fit: the images, the residual, the kernel and the loss curve.
 
     Args:
         x: the input, (H, W).
@@ -70,7 +70,7 @@ def plot_fit(
     residual: torch.Tensor,
     true: torch.Tensor | None = None,
 ) -> Figure:
-    """`plot_learned` of images for which the fit is known already, or of a part of them.
+    """`plot_learned` for a prediction that is already computed, maybe of a part of the images.
 
     Args:
         x: (H, W).
@@ -256,7 +256,7 @@ def plot_features(image: torch.Tensor, filters: torch.Tensor, maps: torch.Tensor
 
 
 def plot_receptive_field(layers: Sequence[tuple[str, tuple[int, int]]]) -> Figure:
-    """What one output element sees after every layer, as bars of rows and columns.
+    """The receptive field after every layer, as bars of rows and columns.
 
     Args:
         layers: name and (h, w) of each, in the order they run.
@@ -291,7 +291,7 @@ def plot_receptive_field(layers: Sequence[tuple[str, tuple[int, int]]]) -> Figur
 
 
 def check_figure_name(path: StrPath) -> None:
-    """Find out whether matplotlib is there and knows the format that a name ends in.
+    """Checks that matplotlib is installed and can write the format of this file name.
 
     Raises:
         ArgumentError: it does not know it.
@@ -307,7 +307,7 @@ def check_figure_name(path: StrPath) -> None:
 
 
 def save_figure(path: StrPath, figure: Figure, *, dpi: int = 110) -> None:
-    """Write a figure as its name says, all of it or nothing.
+    """Writes a figure in the format of its name, completely or not at all.
 
     Raises:
         ArgumentError: matplotlib does not know the format.
@@ -322,7 +322,7 @@ def new_figure(width: float, height: float) -> Figure:
     """An empty figure, in inches."""
     with needs("plots"):
         from matplotlib.figure import Figure
-    # Without pyplot there is no window and no global state.
+    # Not by pyplot, which opens windows and has global state.
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -377,7 +377,7 @@ def _kernel(panel: Axes, weight: torch.Tensor, title: str, limit: float | None) 
 
 
 def _uncertainty(panel: Axes, learned: LearnedKernel) -> None:
-    """How the loss fell; of an exact solution, which takes one step, its standard errors."""
+    """The loss curve, or the standard errors of an exact solution, which takes one step."""
     if len(learned.history) > 1:
         _loss_curve(panel, [*learned.history, learned.loss], learned.solver)
     else:
@@ -385,7 +385,7 @@ def _uncertainty(panel: Axes, learned: LearnedKernel) -> None:
 
 
 def _standard_errors(panel: Axes, learned: LearnedKernel) -> None:
-    """One standard error of each element; words where there is none."""
+    """One standard error per element, or the reason why there is none."""
     errors = learned.quality.standard_error
     if errors is None or not bool(errors.isfinite().all()):
         _bare(panel, "standard errors")
@@ -401,7 +401,7 @@ def _standard_errors(panel: Axes, learned: LearnedKernel) -> None:
 
 
 def _unit(limit: float, title: str) -> tuple[float, str]:
-    """The power of ten that brings numbers up to `limit` into cells of four characters."""
+    """The power of ten by which numbers up to `limit` fit cells of four characters."""
     power = math.floor(math.log10(limit))
     if -1 <= power <= 1:
         return 1.0, title

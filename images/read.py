@@ -1,4 +1,4 @@
-"""Image files in and out, as tensors: Pillow and tifffile do the work."""
+"""Reads and writes image files as tensors, by Pillow and tifffile."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Rec. 709 luma: how bright red, green and blue look.
 LUMA = (0.2126, 0.7152, 0.0722)
-#: Integer types that are pictures: their largest value is white, 1.0. Other numbers are kept.
+#: Integer types of pictures: their largest value becomes 1.0. Other values are kept.
 WHITE = {"uint8": 255.0, "uint16": 65535.0}
 #: The first eight bytes of every FITS file.
 FITS_START = b"SIMPLE  "
@@ -39,7 +39,7 @@ class Picture:
         pixels: float32 (or float64, if asked for), (H, W) if grey, else (C, H, W).
         kind: what the file holds, for people: "8-bit RGB JPEG".
         white: the number in the file that is 1.0 in `pixels`: 255, 65535, or 1.
-        notes: what was left out or changed on the way, in sentences.
+        notes: sentences about what was dropped or converted.
     """
 
     pixels: torch.Tensor
@@ -51,9 +51,9 @@ class Picture:
 def read_image(path: StrPath, *, grey: bool = False, double: bool = False) -> Picture:
     """An image of any usual format, or a NumPy array, as a float32 tensor.
 
-    8-bit and 16-bit images are brought to [0, 1], with no change of gamma; floats, wider integers
-    and all of FITS keep their values. The camera's orientation (EXIF) is applied, palettes are
-    looked up, CMYK and the like become RGB, transparent pixels are laid over white. Of several
+    8-bit and 16-bit images are scaled to [0, 1], without a change of gamma; floats, wider integers
+    and all FITS images keep their values. The camera's orientation (EXIF) is applied, palettes are
+    looked up, CMYK and the like become RGB, transparent pixels are blended with white. Of several
     pages the first is read.
 
     Args:
@@ -89,7 +89,7 @@ def read_image(path: StrPath, *, grey: bool = False, double: bool = False) -> Pi
         raise
     except MemoryError as error:
         raise ArgumentError(f"cannot read {path}: it does not fit into memory") from error
-    # Damaged files make the libraries raise nearly anything: SyntaxError, struct.error, KeyError.
+    # For damaged files the libraries raise almost anything: SyntaxError, struct.error, KeyError.
     except Exception as error:
         raise ArgumentError(f"cannot read {path}: {_one_line(error)}") from error
     if array.size == 0:
@@ -101,7 +101,7 @@ def read_image(path: StrPath, *, grey: bool = False, double: bool = False) -> Pi
 
 
 def brightness(array: NDArray[Any], double: bool) -> tuple[NDArray[Any], float]:
-    """The numbers of a file as floats, and the number that became 1.0."""
+    """The values of a file as floats, and the value that became 1.0."""
     white = WHITE.get(array.dtype.name, 1.0)
     if double and array.dtype.name == "float64":
         return array.astype(np.float64), white
@@ -127,7 +127,7 @@ def channels_first(pixels: NDArray[Any], grey: bool, path: StrPath) -> torch.Ten
 
 
 def check_image_name(path: StrPath) -> None:
-    """Find out whether `write_image` knows the format that a name ends in.
+    """Checks that `write_image` knows the format of this file name.
 
     Raises:
         ArgumentError: it does not.
@@ -139,7 +139,7 @@ def check_image_name(path: StrPath) -> None:
     with needs("images"):
         from PIL import Image
     try:
-        # Pillow lists formats that it cannot write, or not in grey or in colours: try both.
+        # Pillow also lists formats that it cannot write: try grey and colours.
         for mode in ("L", "RGB"):
             Image.new(mode, (16, 16)).save(BytesIO(), Image.registered_extensions()[suffix])
     except (KeyError, OSError, ValueError) as error:
@@ -150,10 +150,10 @@ def check_image_name(path: StrPath) -> None:
 
 
 def write_image(path: StrPath, pixels: torch.Tensor) -> None:
-    """Write an image as its name says, all of it or nothing.
+    """Writes an image in the format of its name, completely or not at all.
 
-    .npy and .tif keep the values, in float32. All other formats get 8 bits: 0 is black, 1 is white,
-    and what is outside becomes the nearest of the two.
+    .npy and .tif store float32 values. All other formats store 8 bits: 0 is black, 1 is white, and
+    values outside are clipped.
 
     Args:
         path: the file, replaced if it exists.
@@ -191,7 +191,7 @@ def _from_numpy(path: Path) -> tuple[NDArray[Any], str, list[str]]:
 
 
 def as_rows(array: NDArray[Any], path: StrPath) -> NDArray[Any]:
-    """(H, W) or (C, H, W) numbers as (H, W) or (H, W, C), which (H, W, 3 or 4) are taken for.
+    """(H, W) or (C, H, W) as (H, W) or (H, W, C); (H, W, 3 or 4) is taken for the latter.
 
     Raises:
         ArgumentError: another shape, or no numbers.
@@ -220,14 +220,14 @@ def _from_fits(path: Path) -> tuple[NDArray[Any], str, list[str]]:
 
 
 def fits_numbers(array: NDArray[Any]) -> NDArray[Any]:
-    """Counts stay counts: integers as floats of the same value, and none of them is white."""
+    """FITS integers as floats of the same value, not scaled by a white level."""
     if array.dtype.kind == "f":
         return array
     return array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64)
 
 
 def fits_extension(path: StrPath) -> tuple[Path, str | None]:
-    """A file's name, and what stands in brackets behind it: "1", "SCI" or "SCI,2"."""
+    """The file name and the extension in brackets after it: "1", "SCI" or "SCI,2"."""
     text = str(path)
     found = re.fullmatch(r"(.+)\[([^\[\]]+)\]", text)
     if found is None or Path(text).exists():
@@ -236,7 +236,7 @@ def fits_extension(path: StrPath) -> tuple[Path, str | None]:
 
 
 def first_bytes(path: Path) -> bytes:
-    """The first eight of a file, or of what gzip holds."""
+    """The first eight bytes of a file, after decompression by gzip."""
     with path.open("rb") as file:
         start = file.read(8)
     if not start.startswith(b"\x1f\x8b"):
@@ -247,7 +247,7 @@ def first_bytes(path: Path) -> bytes:
 
 @contextmanager
 def open_fits(path: StrPath) -> Iterator[Any]:
-    """An image of a FITS file, sliced as an array is and read no sooner.
+    """An image of a FITS file that is read when it is sliced.
 
     Args:
         path: the file, of which the first image is taken, or `file[extension]`.
@@ -260,7 +260,7 @@ def open_fits(path: StrPath) -> Iterator[Any]:
         from astropy.io import fits
     file_path, extension = fits_extension(path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about headers that break the standard a little
+        warnings.simplefilter("ignore")  # warnings about nonstandard headers
         with fits.open(file_path, memmap=False) as units:
             for unit in units if extension is None else [_unit(units, extension, path)]:
                 if unit.is_image and unit.shape:
@@ -285,7 +285,7 @@ def _from_pillow(path: Path) -> tuple[NDArray[Any], str, list[str]]:
     with needs("images"):
         from PIL import Image, ImageOps, UnidentifiedImageError
     with warnings.catch_warnings():
-        # Pillow warns about large images and odd metadata; it refuses images twice that size.
+        # Pillow warns about large images and odd metadata, and refuses images twice that size.
         warnings.simplefilter("ignore")
         try:
             opened = Image.open(path)
@@ -339,9 +339,9 @@ def _colours_of_16_bits(path: Path) -> NDArray[Any] | None:
 
 
 def pillow_array(image: Image) -> NDArray[Any]:
-    """(H, W) or (H, W, 3) of a Pillow image, in the numbers that it holds, white where transparent.
+    """(H, W) or (H, W, 3) of a Pillow image in its own values, transparent pixels over white.
 
-    What `read_image` makes of a file, but for the orientation, which is the object's own.
+    Like `read_image` of a file, but without applying the EXIF orientation.
     """
     array = _samples(image, [])
     if array.ndim == 2:
@@ -365,7 +365,7 @@ def _samples(image: Image, notes: list[str]) -> NDArray[Any]:
 
 
 def _is_16_bits(image: Image) -> bool:
-    """Whether 16-bit numbers come in integers of 32 bits, as from some of Pillow's readers."""
+    """Whether the values are of 16 bits though Pillow's reader gives 32-bit integers."""
     return image.mode == "I" and image.format in ("PNG", "PPM")
 
 
@@ -393,7 +393,7 @@ def _from_tifffile(path: Path) -> tuple[NDArray[Any], str, list[str]]:
 
 
 def checked_page(page: Any, path: StrPath) -> str:
-    """How a page of a TIFF that tifffile opened is to be looked at: MINISBLACK, MINISWHITE or RGB.
+    """The photometric interpretation of a TIFF page: MINISBLACK, MINISWHITE or RGB.
 
     Raises:
         ArgumentError: in another way, or it is no plane of numbers.
@@ -431,7 +431,7 @@ def _without_alpha(pixels: NDArray[Any], notes: list[str]) -> NDArray[Any]:
 
 
 def _tiff_tag(image: Image, tag: int, default: int) -> tuple[Any, ...]:
-    value = getattr(image, "tag_v2", {}).get(tag, default)  # numbers come one by one or as tuples
+    value = getattr(image, "tag_v2", {}).get(tag, default)  # a number or a tuple
     return value if isinstance(value, tuple) else (value,)
 
 

@@ -1,8 +1,8 @@
-"""Image files that are read a few rows at a time, so that they may be larger than memory.
+"""Image files read a few rows at a time, so that they may be larger than memory.
 
 .npy arrays and uncompressed TIFFs are mapped into memory, FITS images are read by astropy in
-sections, compressed TIFFs strip by strip or tile by tile. A file is opened anew for each read: what
-was read is let go, and no handle is kept.
+sections, compressed TIFFs strip by strip or tile by tile. A file is opened for each read and closed
+after it, so nothing stays in memory.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ImageRows:
         kind: "npy", "fits", "tiff" or "array".
         shape: (H, W) or (C, H, W) of what `read` gives, all rows taken.
         grey: whether colours become luma.
-        white: the number in the file that is 1.0 in what `read` gives; -1 for numbers as stored.
+        white: the file's value that `read` scales to 1.0; -1 for values as stored.
     """
 
     source: ImageSource
@@ -58,7 +58,7 @@ class ImageRows:
     white: float = 1.0
 
     def as_stored(self) -> ImageRows:
-        """The same with the numbers of the file, none of which is white."""
+        """The same image in the file's own values, not scaled to [0, 1]."""
         return replace(self, white=-1.0)
 
     @property
@@ -69,7 +69,7 @@ class ImageRows:
     def read(self, first: int, last: int) -> torch.Tensor:
         """Rows first up to last: (rows, W) or (C, rows, W), float32, or float64 if stored so.
 
-        Integers become what `read_image` makes of them.
+        Integers are scaled as by `read_image`.
         """
         array = _rows_of(self.source, self.kind, first, last)
         pixels, white = brightness(array, double=True)
@@ -79,7 +79,7 @@ class ImageRows:
 
 
 def open_rows(source: ImageSource, *, grey: bool = False) -> ImageRows:
-    """An image to be read by rows.
+    """Opens an image to read it by rows.
 
     Args:
         source: a .npy, FITS or TIFF file (of FITS the first image, of TIFF the first page); an
@@ -106,7 +106,7 @@ def open_rows(source: ImageSource, *, grey: bool = False) -> ImageRows:
         top = ImageRows(path, kind, (), grey).read(0, min(1, height))
     except (ArgumentError, ModuleNotFoundError):
         raise
-    # Damaged files make the libraries raise nearly anything, as in read.py.
+    # For damaged files the libraries raise almost anything, as in read.py.
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise ArgumentError(f"cannot read {shown_source(source)}: {text}") from error
@@ -177,7 +177,7 @@ def _cut(array: Any, first: int, last: int, source: ImageSource) -> NDArray[Any]
     if len(shape) == 2 or is_channels_last(shape):
         rows = np.asarray(array[first:last])
         if rows.ndim == 3:
-            rows = rows.transpose(2, 0, 1)  # a few rows could be taken for channels
+            rows = rows.transpose(2, 0, 1)  # so that a few rows are not taken for channels
     else:
         rows = np.asarray(array[:, first:last])
     name = shown_source(source)
@@ -205,7 +205,7 @@ def _tiff_rows(path: Path, first: int, last: int) -> NDArray[Any]:
 
 
 def _decoded_rows(page: Any, first: int, last: int) -> NDArray[Any]:
-    """Rows of a compressed page: only the strips or tiles that hold some of them are decoded."""
+    """Rows of a compressed page: decodes only the strips or tiles that hold them."""
     planes = page.shape[0] if page.axes == "SYX" else 1
     samples = page.shape[2] if page.axes == "YXS" else 1
     width = page.shape[page.axes.index("X")]
@@ -223,7 +223,7 @@ def _decoded_rows(page: Any, first: int, last: int) -> NDArray[Any]:
     for data, index in page.parent.filehandle.read_segments(offsets, counts, indices=wanted):
         segment, (plane, _, top, left, _), _ = page.decode(data, index, **tables)
         if segment is None:
-            continue  # a hole, which is zeros
+            continue  # a missing segment is zeros
         begin, end = max(first, top), min(last, top + segment.shape[1])
         right = min(width, left + segment.shape[2])
         part = segment[0, begin - top : end - top, : right - left]
@@ -233,7 +233,7 @@ def _decoded_rows(page: Any, first: int, last: int) -> NDArray[Any]:
 
 
 def _segments(page: Any) -> tuple[int, int, int]:
-    """Rows of a strip or tile, and how many of them lie side by side and one above the other."""
+    """Rows per strip or tile, and how many of these there are across and down."""
     height = page.tilelength if page.is_tiled else page.rowsperstrip
     length, width = (page.shape[page.axes.index(axis)] for axis in "YX")
     per_row = -(-width // page.tilewidth) if page.is_tiled else 1
