@@ -27,8 +27,9 @@ from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
 from .. import ops
-from ..ops import BackendError, Geometry, backend, cpu, one_channel
+from ..ops import BackendError, Geometry, backend, cpu, decompositions, one_channel
 from ..ops.cpu import ACTIVATION_FUNCTIONS
+from ..ops.schema import steps_of
 from .batching import fold_bias, fold_weighted, fold_wgrad
 
 
@@ -61,17 +62,32 @@ def input_gradient(
 ) -> torch.Tensor:
     """dgrad, differentiable in dy, weight and bias."""
     if _is_traced():
-        if torch._C._get_tracing_state():  # PyTorch's tracer takes no operator with SymInt[]
-            raise BackendError(
-                "torch.jit.trace cannot record a transposed correlation or an input gradient: "
-                "make the model PyTorch's first, by tricorr.convert_back, or use torch.export"
-            )
+        if torch._C._get_tracing_state():  # the tracer cannot record an argument of type SymInt[]
+            return _by_pytorch(dy, weight, geometry, precision, bias)
         return ops.dgrad(dy, weight, geometry, precision, bias)
     if cpu.suffices(dy, weight, bias) and not one_channel.takes(geometry, weight.dtype):
         return cpu.dgrad(dy, weight, geometry, precision, bias)
     if is_unwatched(dy, weight, bias):
         return ops.dgrad(dy, weight, geometry, precision, bias)
     return InputGradient2D.apply(dy, weight, geometry, precision, bias)
+
+
+def _by_pytorch(
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    geometry: Geometry,
+    precision: str,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """dgrad by PyTorch's transposed convolution, for torch.jit.trace."""
+    size = (geometry.H, geometry.W)
+    y = decompositions.dgrad(dy, weight, bias, size, *steps_of(geometry), precision)
+    if y is NotImplemented:
+        raise BackendError(
+            "torch.jit.trace cannot record an input gradient with a padding mode or a filter bank "
+            "per sample: use torch.export"
+        )
+    return y
 
 
 def weight_gradient(

@@ -284,9 +284,8 @@ def corr2d_input_grad(
     check_tensors(weight=weight, grad_output=grad_output)
     check_precision(precision)
     steps = Steps(stride, padding, dilation, groups, padding_mode)
-    geometry = gradient_geometry(
-        "input_size", as_shape("input_size", input_size), tuple(weight.shape), grad_output, steps
-    )
+    x_shape, weight_shape = as_shape("input_size", input_size), tuple(shape_of(weight))
+    geometry = gradient_geometry("input_size", x_shape, weight_shape, grad_output, steps)
     return input_gradient(grad_output, weight, geometry, precision_of(weight, precision))
 
 
@@ -322,9 +321,8 @@ def corr2d_weight_grad(
     check_tensors(images=("input",), input=input, grad_output=grad_output)
     check_precision(precision)
     steps = Steps(stride, padding, dilation, groups, padding_mode)
-    geometry = gradient_geometry(
-        "input", tuple(input.shape), as_shape("weight_size", weight_size), grad_output, steps
-    )
+    x_shape, weight_shape = tuple(shape_of(input)), as_shape("weight_size", weight_size)
+    geometry = gradient_geometry("input", x_shape, weight_shape, grad_output, steps)
     return weight_gradient(input, grad_output, geometry, precision_of(grad_output, precision))
 
 

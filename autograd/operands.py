@@ -108,7 +108,7 @@ def gradient_geometry(
             f"{x_size} and {weight_size}"
         )
     geometry = _geometry(x_size, weight_size, steps, as_integer("groups", steps.groups))
-    if tuple(grad_output.shape) != geometry.y_shape:
+    if shape_of(grad_output) != geometry.y_shape:
         raise ArgumentError(
             f"grad_output must have the output's shape {geometry.y_shape}, "
             f"got {_shape(grad_output)}"
@@ -132,7 +132,8 @@ def transposed_operands(
             f"(K, C/groups, R, S), got {_shape(input)} and {_shape(weight)}"
         )
     dy = input if input.dim() == 4 else input.unsqueeze(0)
-    K, group_C, R, S = weight.shape
+    K, group_C, R, S = shape_of(weight)
+    N, channels, P, Q = shape_of(dy)
     groups = as_integer("groups", steps.groups)
     stride, dilation = as_pair("stride", steps.stride), as_pair("dilation", steps.dilation)
     extra = as_pair("output_padding", output_padding)
@@ -141,10 +142,10 @@ def transposed_operands(
             f"padding of a transposed correlation must be numbers, got {shown(steps.padding)}"
         )
     padding = as_padding(steps.padding)
-    if dy.shape[1] != K:
+    if channels != K:
         raise ArgumentError(
             f"weight of shape {_shape(weight)} expects an input with {K} channels, got "
-            f"{dy.shape[1]} (input of shape {_shape(input)})"
+            f"{channels} (input of shape {_shape(input)})"
         )
     for name, pair in (("stride", stride), ("dilation", dilation)):
         if min(pair) < 1:
@@ -155,14 +156,14 @@ def transposed_operands(
             f"output_padding must be smaller than stride or dilation and not negative, got {extra} "
             f"with stride {stride} and dilation {dilation}"
         )
-    if min(dy.shape[-2:]) < 1 or min(R, S) < 1:
+    if P < 1 or Q < 1 or min(R, S) < 1:
         raise ArgumentError(
             f"input and window must not be empty, got {_shape(input)} and {_shape(weight)}"
         )
     H, W = (
         (out - 1) * s - sum(pad) + d * (window - 1) + e + 1
         for out, s, pad, d, window, e in zip(
-            dy.shape[-2:], stride, padding, dilation, (R, S), extra, strict=True
+            (P, Q), stride, padding, dilation, (R, S), extra, strict=True
         )
     )
     if min(H, W) < 1:
@@ -172,8 +173,8 @@ def transposed_operands(
     # Output padding adds rows at the bottom by cutting less off there; columns likewise.
     (top, bottom), (left, right) = padding
     geometry = geometry_of(
-        (dy.shape[0], group_C * groups, H, W),
-        tuple(weight.shape),
+        (N, group_C * groups, H, W),
+        (K, group_C, R, S),
         stride,
         ((top, bottom - extra[0]), (left, right - extra[1])),
         dilation,

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch._decomp import register_decomposition
 
+from .arguments import shape_of
 from .cpu import ACTIVATION_FUNCTIONS
 
 
@@ -81,7 +82,7 @@ def dgrad(
         return NotImplemented
     top, _, left, _ = padding
     weight = weight.flip(-2, -1) if flip else weight
-    window, outputs = weight.shape[-2:], dy.shape[-2:]
+    window, outputs = shape_of(weight)[-2:], shape_of(dy)[-2:]
     reached = [
         (n - 1) * s + d * (k - 1) + 1
         for n, s, d, k in zip(outputs, stride, dilation, window, strict=True)

@@ -34,13 +34,34 @@ def test_a_traced_layer_computes_and_is_saved(backend, grad):
 
 
 @on_cpu
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_a_transposed_layer_is_not_traced(backend):
-    layer = tricorr.ConvTranspose2D(1, 2, 2)
-    with pytest.raises(
-        tricorr.BackendError, match=r"torch\.jit\.trace cannot record .*convert_back"
-    ):
-        torch.jit.trace(layer, torch.ones(1, 1, 3, 3))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": 2},
+        {"stride": 3, "padding": 1, "output_padding": 2, "bias": False},
+        {"dilation": 2, "padding": 2},
+    ],
+    ids=str,
+)
+def test_a_traced_transposed_layer_takes_any_size(backend, options):
+    layer = tricorr.ConvTranspose2D(3, 4, 2, **options)
+    traced = torch.jit.trace(layer, torch.randn(2, 3, 5, 6))
+    other = torch.randn(1, 3, 9, 7)
+    torch.testing.assert_close(traced(other), layer(other))
+
+
+@on_cpu
+def test_an_input_gradient_is_traced_without_padding_modes(backend):
+    weight, dy = torch.randn(4, 3, 3, 3), torch.randn(2, 4, 5, 5)
+
+    def gradient(weight, dy, mode="zeros"):
+        size = (2, 3, 5, 5)
+        return tricorr.corr2d_input_grad(size, weight, dy, padding=1, padding_mode=mode)
+
+    traced = torch.jit.trace(gradient, (weight, dy))
+    torch.testing.assert_close(traced(weight, dy), gradient(weight, dy))
+    with pytest.raises(tricorr.BackendError, match="cannot record an input gradient with a pad"):
+        torch.jit.trace(lambda *both: gradient(*both, mode="reflect"), (weight, dy))
 
 
 @on_cpu
