@@ -183,6 +183,7 @@ def learn(
             problem.weight_shape,
             [(r, pair.weights) for r, pair in zip(residual, problem.pairs, strict=True)],
             exact=None if callable(options.loss) else chosen.name == "normal",
+            problem=problem,
             normals=found.normals,
             units=units,
             x_noise=None if noisy else noise_of(problem.pairs[0]),

@@ -26,7 +26,7 @@ from .fitting import learn
 from .learned import KernelField, LearnedKernel
 from .options import Loss, Options, Solver, is_list
 from .pairs import ImagePair
-from .window import chosen_window
+from .window import WIDENINGS, chosen_window, largest_side
 
 #: A tensor, an array, an image of Astropy's, or a sequence of them.
 Images: TypeAlias = Any
@@ -72,8 +72,9 @@ def learn_kernel(
             own size. In the latter case, unless `padding` says how its border came about, the
             border that no full window reaches is left out of the fit.
         kernel_size: R and S, int or (h, w). A window larger than the truth does no harm but noise.
-            "auto" takes the one of the least information criterion, from 1 x 1 up to 63 x 63, for
-            targets of the input's size; the answer's `reason` says which.
+            "auto" takes the one of the least information criterion, from 1 x 1 up to 63 x 63, and a
+            wider one where the kernel goes on outside of it, for targets of the input's size; the
+            answer's `reason` says which.
         solver: how to find it; all of them minimise the same.
 
             - "auto": an optimiser ("lbfgs") if `loss` is a function; "normal" if `nonnegative`,
@@ -172,6 +173,14 @@ def learn_kernel(
             options = options.with_size(window)
         pairs, ranks, single = _checked(options, images)
         found = learn(options, pairs, ranks, single)
+        for _ in range(WIDENINGS if size else 0):
+            wider = (window[0] + 4, window[1] + 4)
+            if not found.quality.cut or max(wider) > largest_side(pairs):
+                break
+            window, options = wider, options.with_size(wider)
+            pairs, ranks, single = _checked(options, images)
+            found = learn(options, pairs, ranks, single)
+            size += f", then {wider[0]} x {wider[1]} as the kernel goes on outside"
     return replace(found, reason=f"{found.reason}; window {size}") if size else found
 
 

@@ -10,9 +10,11 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 
+from .border import Border, border_of
 from .gram import Sums
 from .normal import Constraints, Normal
 from .pairs import ImagePair
+from .problem import Problem
 from .solve import normals_of
 from .units import Units
 
@@ -23,8 +25,8 @@ SIGNIFICANT = 4
 CORRELATED = 0.15
 #: A residual of this much of the target's own variation, and more, explains next to nothing.
 UNEXPLAINED = 0.9
-#: Elements at the window's border above this fraction of the largest say that it is cut off.
-CUT_OFF = 0.005
+#: Where a larger fraction of y's values are its largest or smallest, it may be clipped.
+CLIPPED = 0.002
 #: Noise of x is worth a note if it moves an element by that many standard errors, and by that
 #: fraction of the largest element.
 NOISE_ERRORS, NOISE_BIAS = 2, 0.01
@@ -69,9 +71,12 @@ class Quality:
         standard_error: shaped as the weight: one standard deviation of each element if the errors
             of y are independent, of equal size but for the weights, and nothing is held at zero;
             inf where the images do not determine it; None where `correlation` says that they are
-            not independent. A robust loss's weights are taken as given: with loss="tukey" the
-            errors are a sixth too small, with "huber" too large where there are strong outliers.
+            not independent, or `cut` that the window is too small. A robust loss's weights are
+            taken as given: with loss="tukey" the errors are a sixth too small, with "huber" too
+            large where there are strong outliers.
         background_error: (K, T), the same for the background's coefficients.
+        cut: whether the kernel goes on outside of the window, which elements around it tell that
+            would explain more than chance does; None where that was not examined.
         notes: warnings in sentences.
         normal: the normal matrix of the worst group, as it was solved.
         elements: of a filter's kernel.
@@ -97,6 +102,7 @@ class Quality:
     noise: float
     standard_error: torch.Tensor | None
     background_error: torch.Tensor | None
+    cut: bool | None = None
     notes: list[str] = field(default_factory=list)
     normal: Normal | None = field(default=None, repr=False, compare=False)
     elements: int = 0
@@ -200,6 +206,7 @@ def quality_of(
     weight_shape: tuple[int, ...],
     residual: Residual,
     exact: bool | None,
+    problem: Problem | None = None,
     normals: list[Normal] | None = None,
     units: Units | None = None,
     x_noise: float | None = None,
@@ -215,6 +222,7 @@ def quality_of(
         residual: prediction minus target and weights of each pair; empty after streaming.
         exact: whether theta is the best answer, not one on the way there; None if it is, or is on
             the way to, the best by a loss other than squared error.
+        problem: of the residual, for a look outside of the window; None after streaming.
         normals: the matrices that were solved, if they were.
         units: of the fit; None for the user's.
         x_noise: a standard deviation that the noise of x may have; None if it is accounted for.
@@ -268,13 +276,30 @@ def quality_of(
         notes.append("whether the images determine the kernel was not examined (size)")
         return _in_user_units(replace(found, notes=notes), units)
     levels = units.levels(weight_shape)
-    found = _with_errors(found, sums, constraints, degrees, error, solved, plain, levels)
+    inverses = [normal.inverse() for normal in solved]
+    found = _with_errors(found, sums, constraints, degrees, error, inverses, solved, plain, levels)
     if exact is False:
         found = _compared_with_the_best(found, sums, constraints, theta, precision, solved)
+    border, clipped = None, 0.0
     if exact is not None:
-        reason = _Reason(sums, constraints, theta, solved, units, correlated, rounding, x_noise)
+        if problem is not None and not rounded and not found.undetermined and found.converged:
+            per_gram = len(theta) // len(sums.noise)
+            of_noise = sums.noise.repeat_interleave(per_gram, 0) * theta
+            free_inverses = inverses
+            if constraints.sum_to is not None:
+                unheld = normals_of(sums, replace(constraints, sum_to=None))
+                free_inverses = [normal.inverse() for normal in unheld]
+            images = [image for image, _ in residual]
+            border = border_of(problem.pairs, images, problem.background, free_inverses, of_noise)
+            if border is not None and border.cuts:
+                clipped = _clipped(problem.pairs)
+        reason = _Reason(
+            sums, constraints, theta, solved, units, correlated, rounding, x_noise, border, clipped
+        )
         notes += _notes(found, reason)
-    if correlated:
+    if border is not None:
+        found = replace(found, cut=border.cuts)
+    if correlated or found.cut:
         found = replace(found, standard_error=None, background_error=None)
     return _in_user_units(replace(found, notes=notes), units)
 
@@ -288,6 +313,8 @@ class _Reason:
         solved: the normal matrices, with penalties.
         correlated: whether residuals are no independent errors.
         rounding: a root of the squared error that is rounding.
+        border: of the window, if that was looked at.
+        clipped: the fraction of y's values that are its largest or its smallest.
     """
 
     sums: Sums
@@ -298,6 +325,8 @@ class _Reason:
     correlated: bool
     rounding: float
     x_noise: float | None
+    border: Border | None
+    clipped: float
 
     @property
     def per_matrix(self) -> int:
@@ -361,6 +390,7 @@ def _with_errors(
     constraints: Constraints,
     degrees: torch.Tensor,
     error: torch.Tensor,
+    inverses: list[torch.Tensor],
     solved: list[Normal],
     plain: list[Normal],
     levels: torch.Tensor | None,
@@ -369,7 +399,7 @@ def _with_errors(
     noise = torch.where(degrees > 0, error.clamp(min=0) / degrees, torch.nan).sqrt()
     units = []
     for i, (normal, bare) in enumerate(zip(solved, plain, strict=True)):
-        inverse = normal.inverse()
+        inverse = inverses[i]
         if normal is not bare or bool((sums.noise[i] > 0).any()):
             inverse = inverse @ sums.gram[i] @ inverse
         elements = constraints.elements
@@ -393,6 +423,14 @@ def _with_errors(
         standard_error=errors[:, :elements].reshape(found.weight_shape),
         background_error=errors[:, elements:] if errors.shape[1] > elements else None,
     )
+
+
+def _clipped(pairs: list[ImagePair]) -> float:
+    """The fraction of y's values that are its largest or its smallest."""
+    ends = [pair.y.aminmax() for pair in pairs]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    at_end = sum(int(((pair.y == low) | (pair.y == high)).sum()) for pair in pairs)
+    return at_end / sum(pair.y.numel() for pair in pairs)
 
 
 def _compared_with_the_best(
@@ -475,8 +513,10 @@ def _notes(found: Quality, reason: _Reason) -> list[str]:
     elements = reason.constraints.elements
     weight = reason.theta[:, :elements].reshape(found.weight_shape)
     noisy = _noise_note(found, reason, weight)
+    if reason.border is not None and reason.border.cuts:
+        return [*noisy, _cut_note(reason, weight)]
     if reason.correlated:
-        return [*noisy, _correlated_note(found, weight)]
+        return [*noisy, _correlated_note(found, reason.border is not None)]
     assert found.standard_error is not None
     largest = float(weight.abs().max())
     error = found.standard_error.to(weight)
@@ -490,26 +530,33 @@ def _notes(found: Quality, reason: _Reason) -> list[str]:
     return noisy + _smaller_window_note(found, reason, seen)
 
 
-def _correlated_note(found: Quality, weight: torch.Tensor) -> str:
-    """Why the residuals of neighbours are alike: the window cuts the kernel off, or something."""
+def _cut_note(reason: _Reason, weight: torch.Tensor) -> str:
+    assert reason.border is not None
     R, S = weight.shape[-2:]
-    text = (
-        f"the residuals of neighbouring pixels are correlated ({found.correlation:.2f}): they are "
-        "no independent errors, and no standard errors are given"
+    part = 100 * reason.border.largest / max(float(weight.abs().max()), 1e-300)
+    note = (
+        "the window seems to cut the kernel off: elements just outside of it explain some of what "
+        f"is left over, and reach about {part:.2g} % of the largest one; try {R + 4} x {S + 4} or "
+        "kernel_size='auto'. No standard errors are given: they know nothing of this"
     )
-    assert found.standard_error is not None
-    border = torch.ones(R, S, dtype=torch.bool, device=weight.device)
-    border[1:-1, 1:-1] = False
-    edge, error = weight.abs()[..., border], found.standard_error.to(weight)[..., border]
-    largest = float(weight.abs().max())
-    seen = edge > torch.clamp(2 * SIGNIFICANT * error, min=CUT_OFF * largest)
-    if bool(seen.any()):
-        return (
-            "the window seems to cut the kernel off: elements at its border reach "
-            f"{100 * float(edge[seen].max()) / largest:.1f} % of the largest one; try "
-            f"{R + 4} x {S + 4} or kernel_size='auto'. Also, {text}"
+    if reason.clipped > CLIPPED:
+        note += (
+            f". Or y is clipped: {100 * reason.clipped:.2g} % of its values are its largest or its "
+            "smallest (mask= leaves them out)"
         )
-    return f"{text} (noise in x, a change that is no kernel, or a window too small)"
+    return note
+
+
+def _correlated_note(found: Quality, looked_outside: bool) -> str:
+    reasons = "rounding of y, noise in x, a change that is no kernel"
+    if looked_outside:
+        reasons += "; a larger window is no better"
+    else:
+        reasons += ", or a window too small"
+    return (
+        f"the residuals of neighbouring pixels are correlated ({found.correlation:.2f}): they are "
+        f"no independent errors, and no standard errors are given ({reasons})"
+    )
 
 
 def _noise_note(found: Quality, reason: _Reason, weight: torch.Tensor) -> list[str]:

@@ -28,6 +28,8 @@ from .units import Units
 
 #: The sides of the first window that is looked at, and of the last.
 FIRST_SIDE, LAST_SIDE = 15, 63
+#: How often a chosen window is made wider where the kernel is seen to go on outside of it.
+WIDENINGS = 3
 #: A squared error of this part of the target's sum of squares is rounding of sums in float64.
 ROUNDING = 1e-14
 
@@ -52,7 +54,6 @@ def chosen_window(options: Options, images: tuple[object, ...]) -> tuple[Pair, s
                 f"'same'), got {pairs[0].extent[0]} x {pairs[0].extent[1]} fitted pixels of an "
                 f"input of {pairs[0].x.shape[-2]} x {pairs[0].x.shape[-1]}"
             )
-        smallest = min(min(pair.x.shape[-2:]) for pair in pairs)
         background = tried.settings().background
         units = Units.of(pairs, background)
         standard = [units.standard(pair, torch.float64) for pair in pairs]
@@ -60,11 +61,16 @@ def chosen_window(options: Options, images: tuple[object, ...]) -> tuple[Pair, s
         g = pairs[0].geometry
         size = _least(sums, g.group_C, (side, side), torch.finfo(pairs[0].y.dtype).eps ** 2)
         next_side = 2 * side + 1
-        enough = max(size) < side - 2 or next_side > min(LAST_SIDE, smallest // 2)
+        enough = max(size) < side - 2 or next_side > largest_side(pairs)
         if enough:
             reason = f"{size[0]} x {size[1]} of up to {side} x {side} by the information criterion"
             return size, reason
         side = next_side
+
+
+def largest_side(pairs: list[ImagePair]) -> int:
+    """Of the windows that are looked at for images of this size."""
+    return min(LAST_SIDE, min(min(pair.x.shape[-2:]) for pair in pairs) // 2)
 
 
 def _any_window(pair: ImagePair, options: Options) -> bool:

@@ -118,6 +118,11 @@ def transform_length(extent: int, lags: int) -> int:
     return min(lengths, key=work)
 
 
+def fast_length(extent: int) -> int:
+    """The shortest length of a fast transform that holds `extent` elements."""
+    return min(n for n in _smooth_numbers(extent, extent) if n >= extent)
+
+
 def _smooth_numbers(whole: int, lags: int) -> list[int]:
     """Numbers 2^i * 3^j * 5^k up to LONGEST_TRANSFORM, or as long as the lags or axis need."""
     most = min(max(LONGEST_TRANSFORM, 4 * lags), 2 * whole)

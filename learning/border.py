@@ -1,0 +1,212 @@
+"""Whether a window cuts its kernel off: would elements around it explain what the fit left over?
+
+The window is moved by one row and one column, to each of its four corners. With A' the map from the
+moved kernel, G the normal matrix and r the residual, G^-1 A'^T r is Newton's step there. Of it the
+row and the column that lie outside of the fitted window count: with e their score, less what the
+other elements tell, and S their block's Schur complement in G, they lower the loss by e^T S^-1 e.
+
+Noise alone lowers it too, and by how much is seen in blocks of the image, each with a score e_i:
+by sum_i e_i^T S^-1 e_i, whatever the noise's size and its correlation over a few pixels. A kernel
+that goes on outside of the window has much the same e_i in all blocks, whose sum then gives far
+more. Each e_i is first divided by the root of its length, or a few blocks of high contrast would
+decide alone. The ratio is chi-squared over its degrees of freedom, which the e_i tell.
+
+K.-Y. Liang and S. L. Zeger, Biometrika 73 (1986): scores of clusters. F. E. Satterthwaite,
+Biometrics Bulletin 2 (1946): degrees of freedom. E. B. Wilson and M. M. Hilferty, PNAS 17 (1931):
+chi-squared as a cube of a normal variable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+
+from ..ops import fourier
+from ..ops.arguments import Pair
+from .background import Background
+from .pairs import ImagePair
+
+#: Blocks of all images together: about so many, none below that many.
+BLOCKS, FEWEST_BLOCKS = 64, 9
+#: The shortest side of a block, in outputs.
+SHORTEST_SIDE = 4
+#: Outputs in blocks: so many, or this fraction of all if that is more.
+PIXELS, FRACTION = 2**15, 1 / 8
+#: Products of a group's channels and filters above which a window is not examined.
+MOST_CHANNELS = 64
+#: Standard deviations above which the ratio is not chance, which exceeds them once in 300 000.
+CERTAIN = 4.5
+
+
+@dataclass(frozen=True)
+class Border:
+    """Elements just outside of a window.
+
+    Attributes:
+        deviation: of the ratio from chance, in standard deviations.
+        largest: magnitude of the largest such element, in the units of the kernel.
+    """
+
+    deviation: float
+    largest: float
+
+    @property
+    def cuts(self) -> bool:
+        """Whether the kernel goes on there."""
+        return self.deviation > CERTAIN
+
+
+def border_of(
+    pairs: list[ImagePair],
+    residual: list[torch.Tensor],
+    background: Background,
+    inverses: list[torch.Tensor],
+    noise: torch.Tensor,
+) -> Border | None:
+    """Elements just outside of the window, from the residual of the best kernel inside.
+
+    Args:
+        pairs: of the fit.
+        residual: prediction minus target of each, (N, K, P, Q).
+        background: of the fit.
+        inverses: of the normal matrices, (D, D) for each group or each filter.
+        noise: (K, D), what the noise of x adds to the scores of all pixels.
+
+    Returns:
+        None if there are too few pixels or too many channels to tell.
+    """
+    g = pairs[0].geometry
+    if g.group_C * g.group_K > MOST_CHANNELS:
+        return None
+    parts, seen, whole = [], 0, 0
+    for pair, image in zip(pairs, residual, strict=True):
+        *found, pixels = _scores(pair, image, background, BLOCKS // len(pairs) or 1)
+        parts.append(found)
+        seen, whole = seen + pixels, whole + image[:, 0].numel()
+    kernel, behind = (torch.cat(part) for part in zip(*parts, strict=True))
+    blocks, filters = kernel.shape[:2]
+    if blocks < FEWEST_BLOCKS or seen == 0:
+        return None
+    R, S = pairs[0].window
+    deviation = largest = 0.0
+    elements = g.group_C * R * S
+    share = noise.to(kernel) * (seen / whole / blocks)
+    kernel[..., 1:-1, 1:-1] -= share[:, :elements].view(filters, g.group_C, R, S)
+    behind -= share[:, elements:]
+    for k, (down, across) in product(range(filters), product((-1, 1), repeat=2)):
+        inverse = inverses[k * len(inverses) // filters]
+        moved = kernel[:, k, :, 1 + down : 1 + down + R, 1 + across : 1 + across + S]
+        score = torch.cat([moved.flatten(1), behind[:, k]], 1)
+        outside = torch.zeros(R, S, dtype=torch.bool, device=score.device)
+        outside[0 if down < 0 else -1] = True
+        outside[:, 0 if across < 0 else -1] = True
+        where = outside.flatten().repeat(g.group_C).nonzero().flatten()
+        step = score @ inverse[:, where]  # (blocks, outside)
+        chance = _deviation(step, inverse[where][:, where])
+        if chance > deviation:
+            deviation = chance
+            largest = float(step.sum(0).abs().max()) * whole / seen
+    return Border(deviation, largest)
+
+
+def _deviation(step: torch.Tensor, inverse: torch.Tensor) -> float:
+    """Standard deviations of the sum of steps (blocks, elements) from chance.
+
+    Args:
+        step: of each block.
+        inverse: S^-1, (elements, elements).
+    """
+    factor, failed = torch.linalg.cholesky_ex(inverse)
+    if int(failed):
+        return 0.0
+    root = torch.linalg.solve_triangular(factor, step.T, upper=False)  # (elements, blocks)
+    root = root / root.norm(dim=0).clamp(min=1e-300).sqrt()
+    by_chance = float(root.square().sum())
+    if not by_chance > 0:
+        return 0.0
+    ratio = float(root.sum(1).square().sum()) / by_chance
+    products = root - root.mean(1, keepdim=True)
+    products = products.T @ products
+    own = products.diagonal()
+    others = float(products.square().sum() - own.square().sum())
+    freedom = max(1.0, float(own.sum()) ** 2 / max(others, 1e-300))
+    spread = 2 / (9 * freedom)
+    return (ratio ** (1 / 3) - 1 + spread) / spread**0.5
+
+
+def _scores(
+    pair: ImagePair, residual: torch.Tensor, background: Background, blocks: int
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Scores of a window larger by one on each side, over blocks of one pair's outputs.
+
+        score[b,k,c,r,s] = sum_{(p,q) in b} weights[p,q] * residual[k,p,q] * x[c,p+r-1,q+s-1]
+
+    Returns:
+        (blocks, K, C/groups, R + 2, S + 2), the background's (blocks, K, T), and the number of
+        outputs in all blocks.
+    """
+    g, (R, S) = pair.geometry, pair.window
+    (top, bottom), (left, right) = pair.padding
+    images = min(g.N, blocks)
+    x, residual = pair.x[:images], residual[:images]
+    if any((top, bottom, left, right)):
+        x = F.pad(x, (left, right, top, bottom))
+    pixels = max(PIXELS, int(FRACTION * g.N * g.P * g.Q))
+    grid = _grid((g.P - 2, g.Q - 2), max(1, blocks // images), pixels // images)
+    (rows, down, high), (columns, across, wide) = grid
+
+    def cut(image: torch.Tensor, firsts: Pair, steps: Pair, sides: Pair) -> torch.Tensor:
+        """(N, C, H, W) into (N * rows * columns, C, *sides)."""
+        image = image[..., firsts[0] :, firsts[1] :]
+        tiles = image.unfold(2, sides[0], steps[0]).unfold(3, sides[1], steps[1])
+        tiles = tiles[:, :, :rows, :columns].permute(0, 2, 3, 1, 4, 5)
+        return tiles.flatten(0, 2)
+
+    if min(rows, columns) == 0:
+        shape = (0, g.K, g.group_C, R + 2, S + 2)
+        nothing = pair.x.new_zeros(shape, dtype=torch.float64)
+        return nothing, nothing.new_zeros(0, g.K, len(background.terms)), 0
+    stride = pair.stride
+    first = (stride[0] - 1, stride[1] - 1)  # the window of output 1, less one row and column
+    apart = ((high - 1) * stride[0] + 1, (wide - 1) * stride[1] + 1)
+    steps = (down * stride[0], across * stride[1])
+    windows = cut(x, first, steps, (apart[0] + R + 1, apart[1] + S + 1)).double()
+    outputs = (1, 1), (down, across), (high, wide)
+    left_over = cut(residual, *outputs).double()
+    if pair.weights is not None:
+        left_over = left_over * cut(pair.weights[:images], *outputs)
+    surfaces = background.images(pair.extent, pair.place, left_over)
+    behind = cut(surfaces.expand(images, -1, -1, -1), *outputs)
+    of_background = torch.einsum("bkpq,btpq->bkt", left_over, behind)
+    spread = left_over.new_zeros(*left_over.shape[:2], *apart)
+    spread[..., :: stride[0], :: stride[1]] = left_over
+    size = [fourier.fast_length(n) for n in windows.shape[-2:]]
+    taps = torch.fft.rfft2(spread, s=size).conj().unflatten(1, (g.groups, g.group_K, 1))
+    spectra = torch.fft.rfft2(windows, s=size).unflatten(1, (g.groups, 1, g.group_C))
+    scores = torch.fft.irfft2(taps * spectra, s=size)[..., : R + 2, : S + 2]
+    return scores.flatten(1, 2), of_background, len(left_over) * high * wide
+
+
+def _grid(extent: Pair, blocks: int, pixels: int) -> tuple[tuple[int, int, int], ...]:
+    """How many blocks, from one to the next, and their side, in rows and in columns.
+
+    Args:
+        extent: that they are spread over.
+        blocks: about so many.
+        pixels: at most so many in all blocks.
+    """
+    most = [n // SHORTEST_SIDE for n in extent]
+    if min(most) < 1:
+        return ((0, 1, 1), (0, 1, 1))
+    rows = round((blocks * extent[0] / extent[1]) ** 0.5)
+    rows = min(max(rows, 1), most[0])
+    columns = min(max(blocks // rows, 1), most[1])
+    shrink = min(1.0, (pixels / (extent[0] * extent[1])) ** 0.5)
+    found = []
+    for n, count in zip(extent, (rows, columns), strict=True):
+        step = n // count
+        found.append((count, step, max(SHORTEST_SIDE, int(step * shrink))))
+    return tuple(found)
