@@ -1,4 +1,6 @@
 """The layers: PyTorch's own classes, with their parameters, on our kernels."""
+# PyTorch annotates the numbers of its layers more narrowly than it takes them.
+# mypy: disable-error-code="arg-type"
 
 from __future__ import annotations
 
@@ -79,9 +81,9 @@ class Conv2D(nn.Conv2d):
             in_channels,
             out_channels,
             as_pair("kernel_size", kernel_size),
-            stride,  # type: ignore[arg-type]
-            padding,  # type: ignore[arg-type]
-            dilation,  # type: ignore[arg-type]
+            stride,
+            padding,
+            dilation,
             groups,
             bias,
             padding_mode,
@@ -123,9 +125,9 @@ class Conv2D(nn.Conv2d):
             input,
             weight,
             bias,
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            self.dilation,  # type: ignore[arg-type]
+            self.stride,
+            self.padding,
+            self.dilation,
             self.groups,
             padding_mode=self.padding_mode,
             activation=self.activation,
@@ -186,12 +188,12 @@ class ConvTranspose2D(nn.ConvTranspose2d):
             in_channels,
             out_channels,
             as_pair("kernel_size", kernel_size),
-            stride,  # type: ignore[arg-type]
-            padding,  # type: ignore[arg-type]
-            output_padding,  # type: ignore[arg-type]
+            stride,
+            padding,
+            output_padding,
             groups,
             bias,
-            dilation,  # type: ignore[arg-type]
+            dilation,
             padding_mode,
             device,
             dtype,
@@ -207,21 +209,21 @@ class ConvTranspose2D(nn.ConvTranspose2d):
         output_padding = self._output_padding(
             input,
             output_size,
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
-            self.kernel_size,  # type: ignore[arg-type]
+            self.stride,
+            self.padding,
+            self.kernel_size,
             2,
-            self.dilation,  # type: ignore[arg-type]
+            self.dilation,
         )
         return corr_transpose2d(
             input,
             self.weight,
             self.bias,
-            self.stride,  # type: ignore[arg-type]
-            self.padding,  # type: ignore[arg-type]
+            self.stride,
+            self.padding,
             output_padding,
             self.groups,
-            self.dilation,  # type: ignore[arg-type]
+            self.dilation,
         )
 
 
