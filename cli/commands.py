@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from ..autograd.receptive_field import ReceptiveField
     from ..images.read import Picture
 
 
@@ -109,10 +110,14 @@ def receptive_field(args: argparse.Namespace) -> Outcome:
     if len(field.layers) > 1:
         text += f"\n\n{field}"
     numbers = ("size", "step", "start")
-    data: dict[str, Any] = {name: list(getattr(field, name)) for name in numbers}
+
+    def in_numbers(seen: ReceptiveField) -> dict[str, Any]:
+        pairs = {name: getattr(seen, name) for name in numbers}
+        return {n: [v if isinstance(v, int) else float(v) for v in p] for n, p in pairs.items()}
+
+    data = in_numbers(field)
     data["layers"] = [
-        {"layer": name, "kind": kind} | {key: list(getattr(seen, key)) for key in numbers}
-        for name, kind, seen in field.layers
+        {"layer": name, "kind": kind} | in_numbers(seen) for name, kind, seen in field.layers
     ]
     if args.plot:
         from ..images.plots import plot_receptive_field, save_figure

@@ -39,6 +39,33 @@ def test_field_is_where_the_gradient_is_not_zero(stack):
         assert last == first + field.size[axis] - 1
 
 
+@pytest.mark.parametrize(
+    "stack",
+    [
+        nn.Sequential(nn.Conv2d(1, 1, 3, stride=2), nn.ConvTranspose2d(1, 1, (4, 3), 2, (1, 0))),
+        nn.Sequential(nn.ConvTranspose2d(1, 1, 3, (3, 2), 1, dilation=2), nn.Conv2d(1, 1, 3)),
+        nn.Sequential(nn.AvgPool2d(3), nn.Upsample(scale_factor=2), nn.Conv2d(1, 1, 3)),
+        nn.Sequential(nn.AvgPool2d(3), nn.Upsample(scale_factor=(2, 3), mode="bilinear")),
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.PixelShuffle(2), nn.ReflectionPad2d((1, 2, 2, 0))),
+    ],
+    ids=["transposed", "dilated", "nearest", "bilinear", "shuffled"],
+)
+def test_fields_of_enlarged_maps(stack):
+    for parameter in stack.parameters():
+        nn.init.constant_(parameter, 1.0)
+    field = receptive_field(stack)
+    x = torch.rand(1, 1, 40, 41, requires_grad=True)
+    y = stack(x)
+    sizes = [set(), set()]
+    for index in range(12, 24):
+        (grad,) = torch.autograd.grad(y[0, 0, index, index], x, retain_graph=True)
+        for axis, seen in enumerate(grad[0, 0].nonzero().T.tolist()):
+            sizes[axis].add(max(seen) - min(seen) + 1)
+            if index % 6 == 0:  # whole periods from output 0
+                assert min(seen) == field.start[axis] + index * field.step[axis]
+    assert tuple(map(max, sizes)) == field.size
+
+
 class Branches(nn.Module):
     """A shortcut, a wider branch, functions, and a gate computed of the whole image."""
 
@@ -131,7 +158,7 @@ class OfValues(nn.Module):
 
 class Up(nn.Module):
     def forward(self, x):
-        return F.interpolate(F.max_pool2d(x, 2), scale_factor=2) + x
+        return F.interpolate(F.max_pool2d(x, 2), size=x.shape[2:]) + x
 
 
 class Uneven(nn.Module):
@@ -161,6 +188,7 @@ def test_layers_as_numbers_and_mappings():
         (nn.Linear(2, 2), ArgumentError, "receptive field of Linear is not known"),
         (OfValues(), ArgumentError, "OfValues cannot be traced by torch.fx"),
         (Up(), ArgumentError, "receptive field of interpolate is not known"),
+        (nn.UpsamplingBilinear2d(scale_factor=2), ArgumentError, "Bilinear2d is not known"),
         (Uneven(), ArgumentError, "receptive field of getitem is not known"),
         (
             nn.Sequential(nn.Flatten(), nn.Conv2d(1, 1, 3)),
