@@ -25,7 +25,7 @@ COMMANDS = {
     "tune": ("run", "search the tiles of given workloads"),
     "predict": ("predict", "bounds of every workload from the static model, without a GPU"),
     "sweep": ("sweep", "estimates of thousands of calls beside their rooflines, without a GPU"),
-    "codegen": ("machine_code", "check the machine code of every configuration"),
+    "codegen": ("codegen", "check the machine code of every configuration"),
 }
 
 

@@ -1,8 +1,8 @@
 """What measured times say of the static model: its constants, and a multiplier for each family.
 
 A multiplier is the median, over the measured calls of a family, of the time measured over the time
-that the model predicts. `calibration.json` has both, with the plans that change by them: put into
-ops/plan/measured/ under the device's name, the planner reads it.
+that the model predicts with the measured constants. `calibration.json` has both, with the plans
+that change by them: put into ops/plan/measured/ under the device's name, the planner reads it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 
 from ..ops.plan import choose
 from ..ops.plan.measured import parse
-from .machine import Ceilings, Machine
-from .measure import Job
-from .predict import describe, problem_of
-from .providers import make_operands
+from .ceilings import Ceilings
+from .machine import Machine
+from .planned import PlannedCall, alternatives, describe, seconds_of
 
 if TYPE_CHECKING:
     from ..ops.plan.device import Device
+    from .rows import Row
+    from .workloads import Workload
 
 #: A family is far from the model beyond this factor, either way.
 FAR = 1.5
@@ -79,6 +80,29 @@ class Calibration:
             )
 
 
+def with_constants(device: Device, ceilings: Ceilings | None) -> Device:
+    """The device with the constants that were measured, and nothing known of its families."""
+    rates = {} if ceilings is None else ceilings.constants()
+    return replace(device, measured=parse({"measured": "now", "rates": rates, "families": {}}))
+
+
+def timed_by(row: Row, workload: Workload, device: Device, measured: Device) -> Iterator[Timed]:
+    """The measured call of a row of ours, if its plan is one of those that can be made again.
+
+    Args:
+        row: of an operator that was timed.
+        workload: that it is of.
+        device: that the plan was made for.
+        measured: the same with its measured constants, by which the time is predicted: what they
+            explain is not put down to the family.
+    """
+    problem = PlannedCall(workload, row.op, row.dtype, row.format).problem(device)
+    for plan in alternatives(problem):
+        if describe(plan) == row.plan:
+            predicted = seconds_of(plan, replace(problem, device=measured))
+            yield Timed(plan.family, (row.ms or 0.0) / 1e3, predicted, row.host_us)
+
+
 def calibration(
     device: Device, machine: Machine, ceilings: Ceilings | None, timed: Iterable[Timed]
 ) -> Calibration:
@@ -104,17 +128,16 @@ def calibration(
 
 
 def changed_plans(
-    found: Calibration, device: Device, calls: Sequence[tuple[Job, str]]
+    found: Calibration, device: Device, calls: Sequence[PlannedCall]
 ) -> list[dict[str, str]]:
     """Calls that the planner plans otherwise once it reads the calibration."""
     calibrated = replace(device, measured=parse(asdict(found)))
     changed = []
-    for job, memory_format in calls:
-        operands = make_operands(job.workload, job.op, job.dtype, memory_format, "meta")
-        was, now = (choose.plan(problem_of(operands, d)) for d in (device, calibrated))
+    for call in calls:
+        was, now = (choose.plan(call.problem(d)) for d in (device, calibrated))
         if was != now:
-            call = f"{job.workload.name} {job.op} {job.dtype} {memory_format}"
-            changed.append({"call": call, "was": describe(was), "now": describe(now)})
+            name = f"{call.workload.name} {call.op} {call.dtype} {call.format}"
+            changed.append({"call": name, "was": describe(was), "now": describe(now)})
     return changed
 
 

@@ -13,7 +13,6 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +23,13 @@ from ..ops.lag_sums import lag_sums
 from ..ops.plan import choose
 from .correctness import ACTIVATIONS, Truth
 from .machine import Machine
-from .predict import alternatives, describe, problem_of
-from .providers import TENSOR_DTYPES, Operands, make_operands
+from .planned import PlannedCall, alternatives, lagged, problem_of
+from .providers import Operands, make_operands
 from .rig import Entrant, GpuRig
 from .workloads import OPS, Workload
 
 if TYPE_CHECKING:
     from ..ops.plan.device import Device
-    from ..ops.plan.problem import Plan
 
 
 def _tiny(name: str, *shape: int, epilogue: str = "none", **steps: Any) -> Workload:
@@ -44,7 +42,7 @@ def _tiny(name: str, *shape: int, epilogue: str = "none", **steps: Any) -> Workl
         name,
         "check",
         geometry,
-        tuple(TENSOR_DTYPES),
+        DTYPES,
         ("fprop", *gradients),
         bias=True,
         activation=epilogue,
@@ -52,6 +50,8 @@ def _tiny(name: str, *shape: int, epilogue: str = "none", **steps: Any) -> Workl
     )
 
 
+#: Dtypes of tiny calls, as in rows.
+DTYPES = ("bfloat16", "float16", "float32", "tf32", "uint8", "tf32x3", "float64")
 #: Each with a way through the kernels that no other one takes.
 TINY: tuple[Workload, ...] = (
     _tiny("dense", 2, 32, 24, 20, 48, 3, 3),
@@ -74,36 +74,7 @@ TINY: tuple[Workload, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Check:
-    """A tiny call.
-
-    Attributes:
-        workload, op, dtype, format: as in a row; "lag_sums" is an operator here.
-        plan: of the launch, None of lag_sums.
-    """
-
-    workload: Workload
-    op: str
-    dtype: str
-    format: str
-    plan: Plan | None
-
-    @property
-    def kernel(self) -> str:
-        return self.op if self.plan is None else self.plan.kernel
-
-    def __str__(self) -> str:
-        plan = self.op if self.plan is None else describe(self.plan)
-        return f"{plan} {self.op} {self.dtype} {self.format} {self.workload.name}"
-
-    def operands(self, device: str) -> Operands:
-        """The tensors."""
-        op = "wgrad" if self.op == "lag_sums" else self.op
-        return make_operands(self.workload, op, self.dtype, self.format, device)
-
-
-def checks(device: Device) -> Iterator[Check]:
+def checks(device: Device) -> Iterator[PlannedCall]:
     """The calls for a device: each kernel in each dtype and format, and each way through it."""
     seen: set[Any] = set()
     for workload, op in itertools.product(TINY, OPS):
@@ -133,10 +104,10 @@ def checks(device: Device) -> Iterator[Check]:
                     }
                     if not new <= seen:
                         seen |= new
-                        yield Check(workload, op, dtype, memory_format, plan)
+                        yield PlannedCall(workload, op, dtype, memory_format, plan)
     image = next(w for w in TINY if w.name == "image")
     for dtype in ("float32", "uint8", "bfloat16"):
-        yield Check(image, "lag_sums", dtype, "NCHW", None)
+        yield PlannedCall(image, "lag_sums", dtype, "NCHW")
 
 
 def _frame_kernel(operands: Operands, device: Device) -> str:
@@ -170,14 +141,13 @@ def whole_truth(operands: Operands) -> Truth:
     return Truth(at, values.flatten().to(device), terms, shape, roundings)
 
 
-def run(check: Check, rig: GpuRig) -> str:
+def run(check: PlannedCall, rig: GpuRig) -> str:
     """What is wrong with the call's result, in words; "" if nothing is."""
     operands = check.operands(rig.device)
     with torch.no_grad(), poisoned():
         if check.op == "lag_sums":
             return _run_lag_sums(operands)
         truth = whole_truth(operands)
-        assert check.plan is not None
         call = rig.call(operands, Entrant("tricorr", check.format, check.plan))
         first = call().clone()
         again = call()
@@ -191,16 +161,15 @@ def run(check: Check, rig: GpuRig) -> str:
 
 
 def _run_lag_sums(operands: Operands) -> str:
-    R, S = operands.geometry.R, operands.geometry.S
-    x = operands.x
-    part = x[..., : x.shape[2] - R + 1, : x.shape[3] - S + 1]
-    found = lag_sums(part, x, (R, S))
-    truth = lag_sums(part.double().cpu(), x.double().cpu(), (R, S)).to(found)
+    lags = operands.geometry.R, operands.geometry.S
+    x, part = operands.x, lagged(operands)
+    found = lag_sums(part, x, lags)
+    truth = lag_sums(part.double().cpu(), x.double().cpu(), lags).to(found)
     scale = float(truth.abs().max())
     error = float((found - truth).abs().max()) / scale
     if not error <= part.numel() * torch.finfo(torch.float64).eps:
         return f"error {error:.3g} of float64 sums"
-    same = torch.equal(found.view(torch.int64), lag_sums(part, x, (R, S)).view(torch.int64))
+    same = torch.equal(found.view(torch.int64), lag_sums(part, x, lags).view(torch.int64))
     return "" if same else "a second call gives other bits"
 
 
@@ -233,7 +202,7 @@ class Notes:
         found = [json.loads(line) for line in lines if line.endswith("\n")]
         return {f["check"]: f["note"] for f in found if [f["device"], f["sources"]] == here}
 
-    def write(self, check: Check, note: str, machine: Machine) -> None:
+    def write(self, check: PlannedCall, note: str, machine: Machine) -> None:
         """Appends an outcome."""
         fields = {
             "check": str(check),

@@ -15,7 +15,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -150,7 +150,7 @@ def table(title: str, timed: list[Timed]) -> list[str]:
 def write(timed: Timed, path: Path) -> None:
     """Appends the rows of a line: ours, then each peer's with its time over ours."""
     here = machine("cpu")
-    when = datetime.now(UTC).isoformat(timespec="seconds")
+    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     with Writer(path) as writer:
         for name, values in timed.ms.items():
             ordered = sorted(values)

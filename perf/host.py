@@ -7,7 +7,7 @@ the former too). PyTorch's own call is timed whole, on CPU, on an image small en
 not to matter: on a GPU its launches add to it too.
 "launch", "autograd", "corr2d" and "Conv2D" each have the one before in their path; the registered
 operator, which they call only where a compiler traces them, stands beside, and so does a launch
-that has not been prepared (ops/launch/call.py): what the first call of its kind pays. Each number
+that is not prepared (ops/launch/prepared.py): what the first call of its kind pays. Each number
 is the least CPU time of repeated runs, taken in turns: what else the machine does only ever adds.
 """
 
@@ -18,7 +18,7 @@ import time
 import timeit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
@@ -29,10 +29,12 @@ from ..autograd.functional import corr2d
 from ..autograd.modules import Conv2D
 from ..ops import backend, geometry_of
 from ..ops.launch.formats import empty_in_format
-from ..ops.plan import choose
 from ..ops.plan.device import Device
-from ..ops.plan.problem import Problem
 from ..ops.schema import steps_of
+
+if TYPE_CHECKING:
+    from .measure import Session
+    from .rows import Row
 
 #: Calls that are timed together, and how often in turns.
 CALLS, REPEATS = 1000, 15
@@ -95,20 +97,25 @@ def without_work() -> Iterator[None]:
 def paths() -> dict[str, Callable[[], Any]]:
     """Calls by name, from PyTorch's to each layer of ours."""
     from ..ops.launch import arguments as launch
+    from ..ops.launch.prepared import forget_prepared
 
     x = torch.rand(1, 1, 6, 8)
     weight, learned = torch.rand(1, 1, 1, 2), torch.rand(1, 1, 1, 2, requires_grad=True)
     geometry = geometry_of((1, 1, 6, 8), (1, 1, 1, 2))
-    plan = choose.plan(Problem("fprop", geometry, x.dtype))
     registered = (x, weight, None, None, "none", *steps_of(geometry), "ieee")
     theirs, ours = torch.nn.Conv2d(1, 1, (1, 2)), Conv2D(1, 1, (1, 2))
+
+    def unprepared() -> torch.Tensor:
+        forget_prepared()
+        return launch.fprop(x, weight, None, geometry)
+
     return {
         "F.conv2d": lambda: F.conv2d(x, weight),
         "F.conv2d, with gradients": lambda: F.conv2d(x, learned),
         "nn.Conv2d, with gradients": lambda: theirs(x),
         "allocation": lambda: empty_in_format(geometry.y_shape, x.dtype, like=x),
         "launch": lambda: launch.fprop(x, weight, None, geometry),
-        "launch, not prepared": lambda: launch.fprop(x, weight, None, geometry, plan=plan),
+        "launch, not prepared": unprepared,
         "registered operator": lambda: torch.ops.tricorr.fprop(*registered),
         "autograd": lambda: correlate(x, weight, None, geometry, "ieee"),
         "autograd, with gradients": lambda: correlate(x, learned, None, geometry, "ieee"),
@@ -133,9 +140,38 @@ def least(
 
 
 def measure(calls: int = CALLS, repeats: int = REPEATS) -> dict[str, float]:
-    """Microseconds of one call, by path."""
-    with without_work():
-        return least(paths(), calls, repeats)
+    """Microseconds of one call, by path, in one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with without_work():
+            return least(paths(), calls, repeats)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def peer_of(path: str) -> str:
+    """PyTorch's call of the same kind."""
+    if path.startswith("Conv2D"):
+        return "nn.Conv2d, with gradients"
+    return "F.conv2d, with gradients" if "gradients" in path else "F.conv2d"
+
+
+def run(session: Session, calls: int, repeats: int) -> Iterator[Row]:
+    """A row for each path."""
+    found = measure(calls, repeats)
+    for path, microseconds in found.items():
+        theirs = path.startswith(("F.", "nn."))
+        yield session.row_of(
+            f"host-{path.replace(',', '').replace(' ', '-')}",
+            "host",
+            "host",
+            "pytorch" if theirs else "tricorr",
+            status="ok",
+            note=f"least CPU time, no work; {microseconds / found[peer_of(path)]:.2f} of PyTorch's",
+            ms=microseconds / 1e3,
+            samples=repeats,
+        )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -148,15 +184,9 @@ def main(options: argparse.Namespace) -> int:
     """Prints microseconds per call and their ratio to PyTorch's call of the same kind."""
     if options.calls < 1 or options.repeats < 1:
         raise ValueError("--calls and --repeats must be at least 1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        found = measure(options.calls, options.repeats)
-    finally:
-        torch.set_num_threads(threads)
+    found = measure(options.calls, options.repeats)
     print("host time of one call on this CPU, our kernels left out")
     for name, microseconds in found.items():
-        peer = "F.conv2d, with gradients" if "with" in name else "F.conv2d"
-        peer = "nn.Conv2d, with gradients" if name.startswith("Conv2D") else peer
-        print(f"{name:28} {microseconds:8.1f} us {microseconds / found[peer]:6.2f} x {peer}")
+        ratio = microseconds / found[peer_of(name)]
+        print(f"{name:28} {microseconds:8.1f} us {ratio:6.2f} x {peer_of(name)}")
     return 0

@@ -40,9 +40,10 @@ from ..learning.accumulator import KernelAccumulator
 from ..learning.learn import learn_kernel
 from ..learning.streaming import accumulate
 from .machine import child_environment
-from .measure import Session, interleave, local_session, quantile, ratio_fields
+from .measure import Session, local_session
 from .providers import configure
 from .rows import Row, Writer
+from .timers import interleave, quantile, ratio_fields
 
 #: (side of the image, side of the window) of `learn` on a GPU, and on a CPU.
 SIZES = {

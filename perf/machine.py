@@ -1,4 +1,4 @@
-"""The machine a row was measured on: names, versions, clocks, ceilings. Nothing is ever set."""
+"""The machine a row was measured on: names, versions, clocks. Nothing is ever set."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -34,45 +33,6 @@ class Machine:
     triton: str | None
     cudnn: str | None
     driver: str | None
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """What this machine reaches at best, measured.
-
-    Attributes:
-        copy: bytes per second of a large copy, read and written.
-        matmul: floating-point operations per second of a large product, by a row's dtype.
-        l2: bytes per second that all multiprocessors read of L2.
-        launch: seconds of a kernel that does nothing, between others in a graph.
-        latency: seconds of a load from device memory on which the next one depends.
-    """
-
-    copy: float
-    matmul: dict[str, float]
-    l2: float | None = None
-    launch: float | None = None
-    latency: float | None = None
-
-    def __str__(self) -> str:
-        parts = [f"copy {self.copy / 1e12:.2f} TB/s"]
-        parts += [f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in self.matmul.items()]
-        parts += [f"L2 {self.l2 / 1e12:.2f} TB/s"] if self.l2 else []
-        parts += [f"launch {self.launch * 1e6:.1f} us"] if self.launch else []
-        parts += [f"latency {self.latency * 1e9:.0f} ns"] if self.latency else []
-        return ", ".join(parts)
-
-    def constants(self) -> dict[str, float]:
-        """What the static model has too, by name."""
-        found = {name: getattr(self, name) for name in ("copy", "l2", "launch", "latency")}
-        return {name: value for name, value in found.items() if value is not None}
-
-    def seconds(self, flops: int, moved: int, dtype: str) -> float:
-        """No call takes less."""
-        return max(moved / self.copy, flops / self.rate(dtype))
-
-    def rate(self, dtype: str) -> float:
-        return self.matmul["float32" if dtype == "uint8" else dtype]
 
 
 def machine(kind: str) -> Machine:
@@ -209,29 +169,3 @@ class Clocks:
             clock, reasons = answer
             self.last = (int(clock) if clock.isdigit() else None, reasons)
         return self.last
-
-
-def measure_ceilings(seconds_of: Callable[[Callable[[], object]], float]) -> Ceilings:
-    """The ceilings of the GPU of this process.
-
-    Args:
-        seconds_of: median device time of a call.
-    """
-    source = torch.empty(2**30, dtype=torch.uint8, device="cuda").random_(0, 255)
-    target = torch.empty_like(source)
-    copy = 2 * source.numel() / seconds_of(partial(target.copy_, source))
-    del source, target
-    rates = {}
-    n = 8192
-    for dtype, kind in (
-        ("bfloat16", torch.bfloat16),
-        ("float16", torch.float16),
-        ("tf32", torch.float32),
-        ("float32", torch.float32),
-    ):
-        torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
-        a, b = (torch.randn(n, n, device="cuda", dtype=kind) for _ in range(2))
-        out = torch.empty_like(a)
-        rates[dtype] = 2 * n**3 / seconds_of(partial(torch.mm, a, b, out=out))
-    torch.backends.cuda.matmul.allow_tf32 = False
-    return Ceilings(copy, rates)

@@ -1,112 +1,32 @@
-"""Plans of measured calls, and what they cost by arithmetic: bytes, waste and time, before any run.
+"""What the plan of every workload costs by arithmetic: bytes, waste and time, before any run.
 
     python -m tricorr.perf predict [--device h200] [--suite images] [--json]
 
-The model predicts; it claims nothing, and nothing in it was measured. It exists to be compared with
-rows: where a row is far from it, one of its assumptions is wrong, and which one says what to
-change. ops/plan/cost.py and the families beside it have the arithmetic and the rates, by which the
-planner chooses; here it is set beside the problem's own bound:
+Nothing here was measured. A prediction exists to be compared with rows: where a row is far from it,
+an assumption is wrong, and the unit that leads says which. ops/plan/cost.py and the families beside
+it have the arithmetic and the rates, by which the planner chooses too. Besides:
 
- - Every element that a program asks for comes through L1 once per use: nothing is shared between
-   programs there, and a stencil's taps each load their pixel. Through L2 a program of few channels
-   reads each pixel of its tile once, with what its window overhangs; a pipelined GEMM loads each
-   element of its tiles once a step. Loads are assumed to be coalesced.
- - Instructions are those of perf/results/codegen.json where that has the plan's code for sm_90,
-   else what the family says, fitted to it.
- - The roofline is the problem's, not the plan's: compulsory bytes at the rate of a copy or the
-   FLOPs at the rate of the fastest unit that multiplies this dtype at this precision, whichever
-   takes longer. Predicted fraction = roofline time / predicted time.
-
-Calls are those of meta tensors (providers.make_operands), on a device that need not be there.
+ - Every element that a program asks for passes L1 once per use; programs share nothing there.
+ - The roofline is the problem's, not the plan's: compulsory bytes at the rate of a copy, or the
+   FLOPs at the rate of the fastest unit for this dtype and precision, whichever takes longer.
+   Predicted fraction = roofline time / predicted time.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
-import torch
-
-from ..ops import ArgumentError
 from ..ops.explain import device_named
-from ..ops.launch.layout import layout_of
-from ..ops.plan import banded, choose, rows, stencil
-from ..ops.plan.cost import Code, times_of
+from ..ops.plan import choose
+from ..ops.plan.cost import times_of
 from ..ops.plan.device import DEVICES, Device
-from ..ops.plan.problem import Plan, Problem, Tile
-from .providers import TENSOR_DTYPES, Operands, make_operands
+from ..ops.plan.problem import Plan, Problem
+from .planned import describe, problem_of
+from .providers import TENSOR_DTYPES, make_operands
 from .workloads import OPS, SUITES, Workload, select
-
-#: The machine code that predictions are made of.
-CODE = Path(__file__).parent / "results" / "codegen.json"
-
-
-def problem_of(operands: Operands, device: Device, op: str = "") -> Problem:
-    """What is planned for a call; `op` is "dgrad_frame" for what a padding mode adds to dgrad."""
-    o, g = operands, operands.geometry
-    last = o.format == "channels_last"
-    memory_format = torch.channels_last if last else torch.contiguous_format
-
-    def image(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
-
-    dtype = o.weight.dtype
-    x = image(g.x_shape, dtype if o.op == "dgrad" else o.x.dtype)
-    y = image(g.y_shape, dtype)
-    residual = y if o.residual is not None and o.op == "fprop" else None
-    activation = o.workload.activation if o.op == "fprop" else "none"
-    layout = layout_of(g, x, o.weight, y, residual, activation)
-    return Problem(op or o.op, g, dtype, o.precision, layout, device)
-
-
-def alternatives(problem: Problem) -> list[Plan]:
-    """The planner's plan, then the best of every other family that can run the call, by time."""
-    own = choose.plan(problem)
-    could: dict[str, list[Tile]] = {
-        family.__name__: list(family.tiles(problem)) for family in choose.FAMILIES
-    }
-    # What the planner would not take, because another family is expected to do better.
-    by_rows = rows.tile_for(problem) if rows.is_legal(problem) else None
-    could[rows.__name__] = could[rows.__name__] or ([] if by_rows is None else [by_rows])
-    could[stencil.__name__] = could[stencil.__name__] or [stencil.tile_for(problem)]
-    if not could[banded.__name__] and banded.is_legal(problem):
-        could[banded.__name__] = [t.fitted(problem) for t in banded.tiles_with_room(problem)]
-    best = []
-    for tiles in could.values():
-        plans = [plan for tile in tiles for plan in _plans_with(tile, problem)]
-        if plans and plans[0].family != own.family:
-            best.append(min(plans, key=lambda plan: seconds_of(plan, problem)))
-    return [own, *sorted(best, key=lambda plan: seconds_of(plan, problem))]
-
-
-def _plans_with(tile: Tile, problem: Problem) -> Iterator[Plan]:
-    try:
-        yield choose.plan_with_tile(problem, tile, tile.splits(problem))
-    except ArgumentError:  # more programs than a launch can have
-        return
-
-
-def seconds_of(plan: Plan, problem: Problem) -> float:
-    """The static model's time of a plan."""
-    work = plan.tile.work(plan, problem, recorded_code(plan, problem))
-    return times_of(work, problem.device).predicted
-
-
-def describe(plan: Plan) -> str:
-    """A plan in a few words: kernel, tile, warps, stages, splits, programs, register limit."""
-    blocks = "x".join(str(v) for k, v in vars(plan.tile).items() if k.startswith("BLOCK"))
-    rest = {k: v for k, v in vars(plan.tile).items() if k in ("LANE_Q", "persistent") and v > 1}
-    return (
-        f"{plan.kernel} {blocks} w{plan.tile.num_warps} s{plan.tile.num_stages}"
-        + "".join(f" {name.lower()}{value}" for name, value in rest.items())
-        + f" /{plan.splits}" * (plan.splits > 1)
-        + (f" r{plan.max_registers}" if plan.max_registers else "")
-    )
 
 
 @dataclass(frozen=True)
@@ -126,7 +46,6 @@ class Prediction:
             over those that the result needs.
         fill: share of the multiprocessors' time in which they have a program.
         instructions: of all warps.
-        counted: the instructions of a pass are those of recorded machine code.
         dram_us, l2_us, shared_us, arithmetic_us, issue_us, latency_us: as in cost.Times.
         launch_us: start and end of the kernels, and what one reads of the one before.
         predicted_us: the longest of the units, and launch_us.
@@ -150,7 +69,6 @@ class Prediction:
     waste: float
     fill: float
     instructions: float
-    counted: bool
     dram_us: float
     l2_us: float
     shared_us: float
@@ -187,8 +105,7 @@ def predict(
         raise ValueError(f"the rates of {device.name} are not known")
     plan = plan or choose.plan(problem)
     problem = replace(problem, x_bytes=x_bytes)
-    code = recorded_code(plan, problem)
-    work = plan.tile.work(plan, problem, code)
+    work = plan.tile.work(plan, problem)
     found = times_of(work, device)
 
     sms = device.multiprocessors
@@ -218,68 +135,12 @@ def predict(
         waste=round(programs * work.macs) / max(1, macs),
         fill=programs / (waves * sms) if programs else 1.0,
         instructions=work.instructions * warps * programs,
-        counted=code is not None,
         **{f"{unit}_us": seconds * 1e6 for unit, seconds in vars(found).items()},
         predicted_us=found.predicted * 1e6,
         bound=found.bound,
         roofline_us=roofline * 1e6,
         roofline_fraction=roofline / found.predicted,
     )
-
-
-@functools.cache
-def _codes() -> dict[tuple[str, int], Code]:
-    """What codegen.json has for sm_90, by the start of a configuration's name and by threads."""
-    found: dict[tuple[str, int], Code] = {}
-    if not CODE.exists():
-        return found
-    for entry in json.loads(CODE.read_text(encoding="utf-8"))["entries"]:
-        name, loop = entry["name"], entry["loop"]["all"]
-        # Where a program has several boxes, what follows a sum is in the loop too.
-        if entry["target"] == "sm_90" and loop and not name.endswith(("pointwise", "-loop")):
-            whole = re.search("stem$|_gemm-.*-planes$", name)
-            start = name if whole else name.rsplit("-", 1)[0]
-            if "_tma-" in name:
-                start = _any_box(start, name.endswith("planes"))
-            start = start.removesuffix("-image3").removesuffix("-image5").removesuffix("-image7")
-            code = Code(loop, entry["instructions"] - loop, entry["registers"])
-            found.setdefault((start, entry["threads"]), code)
-    return found
-
-
-def recorded_code(plan: Plan, problem: Problem) -> Code | None:
-    """The code of a plan's program on sm_90, where codegen.json has such a tile."""
-    if problem.device.arch != "90" or plan.family == "stencil":
-        return None  # a whole window is one pass of some stencils, one row of others
-    tile, dtype = plan.tile, problem.dtype
-    # Pixels are neighbours in memory, but a window moves them out of line.
-    gathered = not problem.layout.channels_last and not problem.geometry.is_point
-    blocks = "x".join(str(v) for k, v in vars(tile).items() if k.startswith("BLOCK"))
-    product = ""
-    if plan.family in ("gemm", "tma", "banded"):
-        product = {2: "half", 8: "float64"}.get(dtype.itemsize, plan.precision)
-    name = "bfloat16" if dtype.itemsize == 2 else str(dtype).removeprefix("torch.")
-    name = "uint8" if problem.image_bytes == 1 else name
-    start = "-".join(filter(None, (plan.kernel, product, blocks, name)))
-    if plan.family == "tma":
-        start = _any_box(start, gathered)
-    if plan.family == "gemm" and plan.op != "wgrad" and not plan.one_tap:
-        start += "-stem"
-    elif plan.family == "gemm" and gathered:
-        start += "-planes"
-    return _codes().get((start, 32 * tile.num_warps))
-
-
-def _any_box(start: str, planes: bool) -> str:
-    """The start of a name with the number of a box's pixels for its shape, which code hardly shows.
-
-    Rows of planes do: each has products of its own.
-    """
-    kernel, product, blocks, dtype = start.split("-")
-    images, rows, columns, *rest = map(int, blocks.split("x"))
-    parts = rows if planes and not kernel.startswith("wgrad") else 1
-    blocks = "x".join(map(str, (parts, images * rows * columns, *rest)))
-    return "-".join((kernel, product, blocks, dtype))
 
 
 def predict_workloads(

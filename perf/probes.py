@@ -1,28 +1,34 @@
-"""Kernels that measure a device: how fast L2 is read, and how long one load takes.
+"""Kernels that measure a device: L2's rate, the time of a load, and what a launch costs.
 
 Importing this imports triton.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 
+from ..kernels import TensorDescriptor
+from .timers import median_seconds
+
 if TYPE_CHECKING:
-    from .measure import Timer
+    from .timers import Timer
 
 #: Elements of the buffer that is read from L2, in float32 (8 MiB), and how often it is read.
 L2_ELEMENTS, L2_PASSES = 2**21, 64
 #: Elements of the buffer whose loads depend on each other (256 MiB), and how many those are.
 CHAIN_ELEMENTS, CHAIN_LOADS = 2**26, 512
+#: Rows and columns of the box that a descriptor describes.
+BOX = 32
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def read_again(x_ptr, out_ptr, ELEMENTS, PASSES, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Every program reads the whole buffer: each pass begins where another program's does."""
+    """Every program reads the whole buffer; its passes begin at different places."""
     program = tl.program_id(0)
     total = tl.zeros((BLOCK,), tl.float32)
     offsets = tl.arange(0, BLOCK)
@@ -41,10 +47,22 @@ def follow(next_ptr, out_ptr, LOADS):  # type: ignore[no-untyped-def]
     tl.store(out_ptr, place)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def copy_tile(x_ptr, out_ptr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One program copies a tile through pointers."""
+    at = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    tl.store(out_ptr + at, tl.load(x_ptr + at))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def copy_box(x_desc, out_ptr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The same, read through a tensor descriptor."""
+    at = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    tl.store(out_ptr + at, x_desc.load([0, 0]))
+
+
 def l2_rate(timer: Timer, multiprocessors: int) -> float:
     """Bytes per second that are read of a buffer which fits into L2."""
-    from .measure import median_seconds
-
     programs, block = 8 * multiprocessors, 2048
     x = torch.rand(L2_ELEMENTS, device="cuda")
     out = torch.empty(programs * block, device="cuda")
@@ -56,8 +74,6 @@ def l2_rate(timer: Timer, multiprocessors: int) -> float:
 
 def load_seconds(timer: Timer) -> float:
     """Seconds of a load from device memory."""
-    from .measure import median_seconds
-
     # Steps of about a hundred thousand elements: no two loads share a line or a row of memory.
     step = 104_729
     chain = (torch.arange(CHAIN_ELEMENTS, device="cuda", dtype=torch.int32) + step) % CHAIN_ELEMENTS
@@ -67,10 +83,26 @@ def load_seconds(timer: Timer) -> float:
 
 
 def launch_seconds(timer: Timer) -> float:
-    """Seconds of a kernel that hardly does anything, between others in a graph."""
-    from .measure import quantile
+    """Device seconds of a kernel that hardly does anything, between others in a graph."""
+    return median_seconds(timer, torch.zeros(1, device="cuda").zero_, "graph")
 
-    x = torch.zeros(1, device="cuda")
-    seconds = timer.seconds(x.zero_)
-    sample = timer.sampler(x.zero_, "graph", seconds, 0.0)
-    return quantile([sample() for _ in range(15)], 0.5)
+
+def descriptor_seconds(timer: Timer) -> tuple[float, float, float]:
+    """(descriptor, host_launch, host_descriptor) of Ceilings."""
+    x, out = torch.rand(BOX, BOX, device="cuda"), torch.empty(BOX, BOX, device="cuda")
+
+    def by_pointers() -> Any:
+        return copy_tile[(1,)](x, out, BLOCK=BOX)
+
+    def by_descriptor() -> Any:
+        box = TensorDescriptor(x, [BOX, BOX], [BOX, 1], [BOX, BOX])
+        return copy_box[(1,)](box, out, BLOCK=BOX)
+
+    def host(call: Callable[[], Any]) -> float:
+        return min(timer.host_seconds(call, timer.seconds(call)) or 0.0 for _ in range(5))
+
+    device = median_seconds(timer, by_descriptor, "graph")
+    without, by_host = median_seconds(timer, by_pointers, "graph"), host(by_pointers)
+    if not torch.equal(out, x):
+        raise RuntimeError("a box read through a descriptor is not the one that is described")
+    return max(0.0, device - without), by_host, max(0.0, host(by_descriptor) - by_host)

@@ -37,6 +37,7 @@ TENSOR_DTYPES = {
     "tf32": (torch.float32, torch.float32),
     "uint8": (torch.uint8, torch.float32),
     "tf32x3": (torch.float32, torch.float32),
+    "uint8-tf32": (torch.uint8, torch.float32),
     "float64": (torch.float64, torch.float64),
 }
 #: Most multiply-adds of a problem for NumPy and SciPy, which are there for orientation.
@@ -63,7 +64,8 @@ class Operands:
 
     @property
     def precision(self) -> str:
-        return self.dtype if self.dtype.startswith("tf32") else "ieee"
+        """How float32 is multiplied."""
+        return self.dtype.removeprefix("uint8-") if "tf32" in self.dtype else "ieee"
 
 
 def make_operands(

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import checks, learning, startup, tune
-from .machine import Ceilings, Machine
-from .measure import Job, PoisonedError, Session, reason_of, run_job
-from .providers import OURS, Operands, Provider, make_operands
+from . import checks, host, learning, startup, tune
+from .ceilings import Ceilings
+from .machine import Machine
+from .measure import Job, Session, run_job
+from .providers import OURS, Operands, Provider
 from .rig import Entrant, GpuRig
+from .timers import PoisonedError, cause_of
 
 if TYPE_CHECKING:
     from ..ops.plan.device import Device
@@ -28,6 +30,20 @@ class Here:
 
     machine: Machine
     device: Device
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The second answer: what the device reaches, and its clock while that was measured.
+
+    Attributes:
+        ceilings: None where they are not measured.
+        sm_clock, throttle: as in a row.
+    """
+
+    ceilings: Ceilings | None
+    sm_clock: int | None = None
+    throttle: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +112,14 @@ class Start:
 
 
 @dataclass(frozen=True)
+class HostCost:
+    """The rows of what a call costs the host, layer by layer."""
+
+    def answers(self, session: Session, rig: GpuRig) -> Iterator[Any]:
+        yield from host.run(session, *rig.host_calls)
+
+
+@dataclass(frozen=True)
 class Search:
     """The outcome of a search for a better plan."""
 
@@ -112,18 +136,22 @@ class Search:
         yield tune.search(self.job, self.device, measure, self.seconds, off=self.off)
 
 
-def serve(connection: Connection, rig: GpuRig, known: Ceilings | None) -> None:
-    """Measures, one request after the other; `known` ceilings are not measured again."""
+def serve(connection: Connection, rig: GpuRig, known: Environment | None) -> None:
+    """Measures, one request after the other; a `known` environment is not measured again."""
     connection.send(Here(rig.facts(), rig.planned_for()))
-    timer = rig.timer()
-    ceilings = known or rig.ceilings(timer)
-    connection.send(ceilings)
+    timer, clocks = rig.timer(), rig.clocks()
+    if known is None:
+        if clocks is not None:
+            clocks.start()
+        ceilings = rig.ceilings(timer)
+        known = Environment(ceilings, *(clocks.read() if clocks is not None else ()))
+    connection.send(known)
 
     def announce(provider: str, format: str) -> None:
         connection.send(At(provider, format))
 
     session = Session(
-        timer, rig.facts(), rig.providers, ceilings, rig.clocks(), announce, rig.budget
+        timer, rig.facts(), rig.providers, known.ceilings, clocks, announce, rig.budget
     )
     while True:
         request = connection.recv()
@@ -137,16 +165,15 @@ def serve(connection: Connection, rig: GpuRig, known: Ceilings | None) -> None:
 
 
 def serve_builds(connection: Connection, rig: GpuRig, device: Device) -> None:
-    """Compiles: (Job or Check, format, plan) in, "" or what the compiler says out."""
+    """Compiles: a PlannedCall in, "" or what the compiler says out."""
     torch.set_num_threads(1)
     while True:
-        workload, op, dtype, memory_format, plan = connection.recv()
+        call = connection.recv()
         try:
-            operands = make_operands(workload, op, dtype, memory_format, "meta")
-            rig.build(operands, plan, device)
+            rig.build(call.operands(), call.plan, device)
             connection.send("")
         except Exception as error:
-            connection.send(reason_of(error))
+            connection.send(cause_of(error))
 
 
 def serve_check(connection: Connection, rig: GpuRig) -> None:
@@ -156,4 +183,4 @@ def serve_check(connection: Connection, rig: GpuRig) -> None:
     try:
         connection.send(checks.run(check, rig))
     except Exception as error:
-        connection.send(reason_of(error))
+        connection.send(cause_of(error))

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..ops.plan import choose
-from .machine import Ceilings, Clocks, Machine, machine, measure_ceilings
-from .measure import BUDGET, CpuTimer, GpuTimer, Timer, median_seconds
-from .predict import problem_of
+from .ceilings import Ceilings, measure_ceilings
+from .machine import Clocks, Machine, machine
+from .planned import launches_of
 from .providers import PROVIDERS, Call, Operands, Provider
+from .timers import BUDGET, CpuTimer, GpuTimer, Timer
 from .workloads import Workload, find
 
 if TYPE_CHECKING:
-    from ..ops.launch import call as launches
     from ..ops.plan.device import Device
     from ..ops.plan.problem import Plan
 
@@ -32,7 +29,8 @@ class Entrant:
         name: in rows: "tricorr", or "tricorr@" and what is different.
         format: of the tensors.
         plan: of the launch.
-        copied: contiguous images are copied to channels_last first, which is timed.
+        copied: images are copied to channels_last before the launch and the result is copied back,
+            both of which are timed.
     """
 
     name: str
@@ -43,22 +41,32 @@ class Entrant:
 
 @dataclass(frozen=True)
 class GpuRig:
-    """A GPU. Nothing touches it before a method is called, so that processes can be forked."""
+    """A GPU. Nothing touches it before a method is called, so that processes can be forked.
+
+    Attributes:
+        kind: "gpu" or "cpu", as in a row.
+        device: of tensors.
+        check_limit, build_limit, job_limit: seconds for one tiny call with all its set-up, for one
+            build, and for one job.
+        search_seconds: of one search of tiles, at least and at most.
+        budget: seconds of sampling one job in one state of the caches.
+        caches: states of the caches that are timed.
+        cold: the one in which families are compared.
+        host_calls: calls that are timed together for the host's cost, and how often.
+        by_public_call: whether our times are those of the public functions, where the planner's
+            plan is on.
+    """
 
     kind: str = "gpu"
-    #: Of tensors.
     device: str = "cuda"
-    #: Seconds for one tiny call with all its set-up, for one build, and for one job.
     check_limit: float = 15.0
     build_limit: float = 60.0
     job_limit: float = 90.0
-    #: Seconds of one search of tiles, at least and at most; of sampling one job.
     search_seconds: tuple[float, float] = (8.0, 60.0)
     budget: float = BUDGET
-    #: States of the caches that are timed, and in which families are compared.
     caches: tuple[str, ...] = GpuTimer.caches
     cold: tuple[str, ...] = GpuTimer.caches[:1]
-    #: Whether our times are those of the public functions where the planner's plan is on.
+    host_calls: tuple[int, int] = (500, 7)
     by_public_call: bool = True
 
     @property
@@ -88,44 +96,38 @@ class GpuRig:
         return machine(self.kind)
 
     def timer(self) -> Timer:
+        """A timer for calls on it."""
         return GpuTimer()
 
     def clocks(self) -> Clocks | None:
+        """What reads its clocks."""
         return Clocks()
 
     def ceilings(self, timer: Timer) -> Ceilings | None:
         """Measured on the spot; what cannot be is None."""
-        found = measure_ceilings(lambda call: median_seconds(timer, call))
-        try:
-            from . import probes
-
-            l2 = probes.l2_rate(timer, self.planned_for().multiprocessors)
-            return replace(
-                found,
-                l2=l2,
-                launch=probes.launch_seconds(timer),
-                latency=probes.load_seconds(timer),
-            )
-        except Exception as error:  # a run goes on without
-            print(f"no constants of the device: {error}", file=sys.stderr)
-            return found
+        return measure_ceilings(timer, self.planned_for())
 
     def ours(self, operands: Operands) -> Call:
         """The public function, as the planner decides."""
         return PROVIDERS[0].prepare(operands)
 
     def call(self, operands: Operands, entrant: Entrant) -> Call:
-        """A call of our kernels with a plan, and of nothing around them."""
+        """A call of our kernels with a plan; its launches are prepared, as those of users are."""
         from ..ops.launch import arguments
 
-        o, g, plan = operands, operands.geometry, entrant.plan
-        activation = o.workload.activation
+        o, g, plan, activation = (
+            operands,
+            operands.geometry,
+            entrant.plan,
+            operands.workload.activation,
+        )
 
-        def to_last(image: torch.Tensor) -> torch.Tensor:
-            return image.contiguous(memory_format=torch.channels_last) if entrant.copied else image
+        def to_last(image: Any) -> Any:
+            copy = entrant.copied and image is not None
+            return image.contiguous(memory_format=torch.channels_last) if copy else image
 
         def fprop() -> torch.Tensor:
-            x, residual = to_last(o.x), o.residual
+            x, residual = to_last(o.x), to_last(o.residual)
             return arguments.fprop(x, o.weight, o.bias, g, o.precision, activation, residual, plan)
 
         def dgrad() -> torch.Tensor:
@@ -134,7 +136,8 @@ class GpuRig:
         def wgrad() -> torch.Tensor:
             return arguments.wgrad(to_last(o.x), to_last(o.dy), g, o.precision, plan=plan)
 
-        return {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}[o.op]
+        call = {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}[o.op]
+        return (lambda: call().contiguous()) if entrant.copied else call
 
     def build(self, operands: Operands, plan: Plan, device: Device) -> None:
         """Compiles a call of meta tensors into Triton's cache, as its launch will look it up."""
@@ -146,9 +149,10 @@ class GpuRig:
         amd = device.arch.startswith("gfx")
         gpu = GPUTarget("hip", device.arch, 64) if amd else GPUTarget("cuda", int(device.arch), 32)
         _, calls = launches_of(operands, plan, device)
-        for call in itertools.chain.from_iterable(call.launches() for call in calls):
-            source, options = source_of(call, gpu)
-            _build_launcher(triton.compile(source, target=gpu, options=options))
+        for call in calls:
+            for launch in call.launches():
+                source, options = source_of(launch, gpu)
+                _build_launcher(triton.compile(source, target=gpu, options=options))
 
 
 def _build_launcher(compiled: Any) -> None:
@@ -165,28 +169,6 @@ def _build_launcher(compiled: Any) -> None:
             CudaLauncher(compiled.src, compiled.metadata)
 
 
-def launches_of(
-    operands: Operands, plan: Plan, device: Device
-) -> tuple[torch.Tensor, list[launches.Call]]:
-    """(the result, every kernel launch that fills it); operands may be meta tensors."""
-    from ..ops.launch.arguments import dgrad_call, fprop_call, wgrad_calls
-    from ..ops.launch.formats import empty_in_format
-
-    o, g = operands, operands.geometry
-    if o.op == "wgrad":
-        dw = o.dy.new_empty(g.weight_shape)
-        return dw, list(wgrad_calls(o.x, o.dy, dw, g, plan))
-    if o.op == "fprop":
-        y = empty_in_format(g.y_shape, o.weight.dtype, like=o.x)
-        activation, residual = o.workload.activation, o.residual
-        return y, [fprop_call(o.x, o.weight, o.bias, y, g, plan, activation, residual)]
-    dx = empty_in_format(g.x_shape, o.dy.dtype, like=o.dy)
-    plans = [plan]
-    if g.frame_pixels:
-        plans.append(choose.plan(problem_of(o, device, "dgrad_frame")))
-    return dx, [dgrad_call(o.dy, o.weight, None, dx, g, chosen) for chosen in plans]
-
-
 @dataclass(frozen=True)
 class CpuRig(GpuRig):
     """PyTorch's CPU convolution behind our functions, in one thread."""
@@ -198,15 +180,19 @@ class CpuRig(GpuRig):
     cold: tuple[str, ...] = ("warm",)
 
     def timer(self) -> Timer:
-        torch.set_num_threads(1)  # more wait for each other wherever something else runs
+        """A timer of this process, in one thread: more wait wherever something else runs."""
+        torch.set_num_threads(1)
         return CpuTimer()
 
     def facts(self) -> Machine:
+        """What goes into every row: the number of threads is in it."""
         torch.set_num_threads(1)
         return machine(self.kind)
 
     def clocks(self) -> Clocks | None:
+        """None: they are not read."""
         return None
 
     def ceilings(self, timer: Timer) -> Ceilings | None:
+        """None: they are not measured."""
         return None

@@ -4,12 +4,17 @@
     python -m tricorr.perf all --minutes 8 --out DIR     rows only, also on a CPU
     python -m tricorr.perf tune WORKLOAD --out DIR       a search of tiles only
 
-Builds run in processes of their own from the first second. One process measures: (1) ceilings of
-the device; (2) tiny calls of every kernel, each alone in a process: one that is wrong, hangs or
-does not compile is off for the rest of the run, and its calls take another family; (3) families,
-formats, programs and register limits side by side where the model has them close; (4) rows of the
-table of workloads, one of every regime in all passes before a second of any; (5) a search of tiles
-where another family won; (6) constants and a multiplier for each family, as data for the planner.
+Builds run in processes of their own from the first second. One process measures:
+
+ 1. the ceilings of the device;
+ 2. check: tiny calls of every kernel, each alone in a process. A kernel that is wrong, hangs or
+    does not compile is off for the rest of the run, and its calls take another family;
+ 3. families: families, formats, programs and register limits where the model has them close;
+ 4. rows: the table of workloads, one of every regime in all passes before a second of any;
+ 5. tune: a search of tiles where another family won;
+ 6. feedback: constants and a multiplier for each family, as data for the planner;
+ 7. sanitize, and Nsight Compute if asked for (tools.py).
+
 Every result is on the disk before the next measurement begins, and the run ends inside its budget.
 """
 
@@ -19,11 +24,7 @@ import argparse
 import contextlib
 import math
 import os
-import shutil
-import subprocess
-import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -35,112 +36,56 @@ import torch
 
 from ..ops.plan import choose
 from ..ops.plan.tuned import file_of
-from . import calibrate, checks, learning, report, rows, tune
-from .machine import child_environment
+from . import calibrate, checks, report, rows, tools, tune
 from .measure import Job, contenders_of
-from .predict import alternatives, describe, problem_of, seconds_of
+from .planned import PlannedCall, alternatives, describe
 from .processes import Child, Pool, ProcessError
-from .providers import OURS, PROVIDERS, make_operands
-from .requests import At, Done, Here, Learn, Measure, Search, Start, serve_builds, serve_check
+from .providers import OURS, PROVIDERS
+from .requests import (
+    At,
+    Done,
+    Environment,
+    Here,
+    HostCost,
+    Learn,
+    Measure,
+    Search,
+    Start,
+    serve_builds,
+    serve_check,
+)
 from .requests import serve as serve_measurements
 from .rig import CpuRig, Entrant, GpuRig
 from .rows import Row
 from .shootouts import shootouts
-from .workloads import BY_NAME, OPS, SUITES, WORKLOADS, Workload, regime
+from .tasks import Task, tasks_of
+from .workloads import BY_NAME, OPS, SUITES, Workload
 
 if TYPE_CHECKING:
     from ..ops.plan.problem import Plan
-    from .machine import Ceilings
 
 STAGES = ("check", "families", "rows", "tune", "feedback", "sanitize")
 #: Share of the budget after which a stage begins nothing new.
 UNTIL = {"check": 0.35, "families": 0.55, "rows": 0.83, "tune": 0.95, "sanitize": 0.95}
 #: Seconds that are kept for the report.
 RESERVE = 4.0
-#: How much later a group's jobs come, in rank: compilers take long.
-GROUPS = {"core": 0.0, "compile": 3.0, "max-autotune": 6.0}
-#: First guesses of a job's seconds; what was measured replaces them.
+#: First guesses of a job's seconds, by group; what was measured replaces them.
 GUESSES = {
-    "gpu": {"core": 4.0, "compile": 15.0, "max-autotune": 40.0, "learn": 10.0, "startup": 60.0},
-    "cpu": {"core": 1.0, "compile": 1.0, "max-autotune": 1.0, "learn": 5.0, "startup": 40.0},
-}
+    "gpu": {
+        "core": 4.0, "compile": 15.0, "max-autotune": 40.0, "learn": 10.0, "host": 6.0,
+        "startup": 60.0,
+    },
+    "cpu": {
+        "core": 1.0, "compile": 1.0, "max-autotune": 1.0, "learn": 5.0, "host": 6.0,
+        "startup": 40.0,
+    },
+}  # fmt: skip
 #: A job may end the process so often at most.
 MOST_RESTARTS = 4
 #: Tiny calls that run side by side.
 SIDE_BY_SIDE = 4
-
-
-@dataclass(frozen=True)
-class Task:
-    """A line of the plan: a job of the table, a size of learning, or the start-up.
-
-    Attributes:
-        name: of the workload.
-        op, dtype: as in a row.
-        group: of providers, or the operator where there is no job.
-        job: None of learning and the start-up.
-        rank: the lowest is measured first.
-    """
-
-    name: str
-    op: str
-    dtype: str
-    group: str
-    job: Job | None
-    rank: float
-
-    def __str__(self) -> str:
-        return " ".join([self.name, self.op, self.dtype, *([self.group] * (self.group in GROUPS))])
-
-
-def tasks_of(
-    kind: str,
-    *,
-    names: Sequence[str] = (),
-    suites: Sequence[str] = (),
-    ops: Sequence[str] = (),
-    dtypes: Sequence[str] = (),
-    peers: Sequence[str] | None = None,
-) -> list[Task]:
-    """All tasks of a machine, the most informative first; empty filters let all through.
-
-    One workload of each regime, in all passes and its first dtype, comes before a second of any;
-    further dtypes and the compilers come later.
-    """
-    found = []
-    count: Counter[str] = Counter()
-    for workload in sorted(WORKLOADS, key=lambda w: w.priority):
-        kind_of = regime(workload)
-        position, count[kind_of] = count[kind_of], count[kind_of] + 1
-        if (names and workload.name not in names) or (suites and workload.suite not in suites):
-            continue
-        item = workload if kind == "gpu" else workload.scaled()
-        # A CPU has neither TF32 nor a reason to measure 16 bits.
-        kinds = workload.dtypes if kind == "gpu" else ("float32",)
-        for i, dtype in enumerate(kinds):
-            for op in workload.ops:
-                if (op != "fprop" and dtype == "uint8") or (ops and op not in ops):
-                    continue
-                for group, later in GROUPS.items():
-                    if (group != "core" and (i > 0 or kind == "cpu")) or (
-                        dtypes and dtype not in dtypes
-                    ):
-                        continue
-                    job = Job(item, op, dtype, group)
-                    chosen = [p for p in PROVIDERS if peers is None or p.name in (OURS, *peers)]
-                    if contenders_of(job, chosen, "cuda" if kind == "gpu" else "cpu"):
-                        # An image's 16 bits come soon: there what bounds a launch changes.
-                        rank = position + i * (0.5 if "image" in workload.tags else 1.5) + later
-                        found.append(Task(item.name, op, dtype, group, job, rank))
-    if names:
-        return sorted(found, key=lambda task: task.rank)
-    if not dtypes or "float32" in dtypes:
-        if (not ops or "learn" in ops) and (not suites or "learn" in suites):
-            for i, name in enumerate(learning.names(kind)):
-                found.append(Task(name, "learn", "float32", "learn", None, 0.9 + i))
-        if (not ops or "startup" in ops) and (not suites or "startup" in suites):
-            found.append(Task("startup", "startup", "float32", "startup", None, 2.4))
-    return sorted(found, key=lambda task: task.rank)
+#: Losses and wins that the last lines show.
+LOSSES, WINS = 15, 10
 
 
 @dataclass
@@ -155,6 +100,7 @@ class Run:
         tasks: what rows are wanted, in order.
         peers: names of those that take part.
         say: is told what happens, a line each.
+        ncu: whether Nsight Compute is to look at some launches at the end.
     """
 
     rig: GpuRig
@@ -164,6 +110,7 @@ class Run:
     tasks: Sequence[Task] = ()
     peers: tuple[str, ...] = tuple(p.name for p in PROVIDERS if p.name != OURS)
     say: Callable[[str], None] = print
+    ncu: bool = False
     left: list[Task] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -175,10 +122,11 @@ class Run:
         self.notes = checks.Notes(self.out / "checks.jsonl")
         self.off: dict[tuple[str, str], str] = {}
         self.costs = dict(GUESSES[self.rig.kind])
-        self.known: Ceilings | None = None
+        self.known: Environment | None = None
+        self.calibration: calibrate.Calibration | None = None
         self.outcomes: list[tune.Outcome] = []
         self.child = Child(self.log, serve_measurements, self.rig, None)
-        self.plans: dict[Any, Plan] = {}
+        self.plans: dict[PlannedCall, Plan] = {}
 
     @property
     def remaining(self) -> float:
@@ -239,19 +187,21 @@ class Run:
         while not self.child.start().poll(0.1) and time.monotonic() < deadline:
             self.early += self.builds.answers(time.monotonic())
         self.known = self.child.answer(deadline)
-        if self.known is not None:
-            self.say(str(self.known))
+        assert isinstance(self.known, Environment)
+        if self.known.ceilings is not None:
+            self.say(str(self.known.ceilings))
+        if self.known.sm_clock is not None:
+            self.say(f"SM clock {self.known.sm_clock} MHz, held back by {self.known.throttle}")
         self.child.arguments = (self.rig, self.known)
 
     def plan_of(self, workload: Workload, op: str, dtype: str, memory_format: str) -> Plan | None:
         """The plan of a call without the kernels that are off; None where none is left."""
-        key = (workload, op, dtype, memory_format)
-        problem = problem_of(make_operands(workload, op, dtype, memory_format, "meta"), self.device)
-        if key not in self.plans:
-            self.plans[key] = choose.plan(problem)
-        if not self.is_off(self.plans[key], dtype):
-            return self.plans[key]
-        others = alternatives(problem)
+        call = PlannedCall(workload, op, dtype, memory_format)
+        if call not in self.plans:
+            self.plans[call] = choose.plan(call.problem(self.device))
+        if not self.is_off(self.plans[call], dtype):
+            return self.plans[call]
+        others = alternatives(call.problem(self.device))
         return next((plan for plan in others if not self.is_off(plan, dtype)), None)
 
     def is_off(self, plan: Plan, dtype: str) -> bool:
@@ -265,7 +215,7 @@ class Run:
 
     # -- tiny calls -----------------------------------------------------------------------------
 
-    def _checks_to_make(self) -> dict[str, checks.Check]:
+    def _checks_to_make(self) -> dict[str, PlannedCall]:
         """The tiny calls whose outcome is not known yet, by name."""
         wanted = {
             str(check): check
@@ -298,7 +248,7 @@ class Run:
         late, made = len(waiting), len(self.wanted) - len(waiting)
         self.say(f"{made} tiny calls, {len(self.off)} kernels off, {late} not begun")
 
-    def _checked(self, check: checks.Check, note: str, again: bool = False) -> None:
+    def _checked(self, check: PlannedCall, note: str, again: bool = False) -> None:
         if not again and (check.kernel, check.dtype) not in self.off:
             self.notes.write(check, note, self.machine)
         if note:
@@ -306,21 +256,23 @@ class Run:
 
     def queue_builds(self) -> None:
         """Everything that will be launched, in the order in which it will be."""
-        for check in self.wanted.values():
-            call = (check.workload, check.op, check.dtype, check.format, check.plan)
-            self.builds.put(str(check), call)
+        for name, check in self.wanted.items():
+            self.builds.put(name, check)
         for job, entrants in self._entrants() if "families" in self.stages else ():
             for e in entrants:
-                call = (job.workload, job.op, job.dtype, e.format, e.plan)
-                self.builds.put((e.plan.kernel, job.dtype), call)
+                call = PlannedCall(job.workload, job.op, job.dtype, e.format, e.plan)
+                self.builds.put((call.kernel, call.dtype), call)
         for task in self.tasks if "rows" in self.stages else ():
-            if task.job is not None and task.group == "core":
-                w = task.job.workload
-                for memory_format in w.formats:
-                    plan = self.plan_of(w, task.op, task.dtype, memory_format)
-                    if plan is not None:
-                        call = (w, task.op, task.dtype, memory_format, plan)
-                        self.builds.put((plan.kernel, task.dtype), call)
+            for call in self._calls(task):
+                plan = self.plan_of(call.workload, call.op, call.dtype, call.format)
+                if plan is not None:
+                    self.builds.put((plan.kernel, call.dtype), replace(call, plan=plan))
+
+    def _calls(self, task: Task) -> Iterator[PlannedCall]:
+        """The calls of our kernels that a task measures, not planned yet."""
+        if task.job is not None and task.group == "core":
+            for memory_format in task.job.workload.formats:
+                yield PlannedCall(task.job.workload, task.op, task.dtype, memory_format)
 
     def _built(self, key: Any, problem: Any) -> None:
         """A build that no tiny call waits for: a kernel that does not compile is off."""
@@ -338,7 +290,7 @@ class Run:
         """
         if self.child.connection is None:  # a new one says where it is, and knows the ceilings
             for _ in range(2):
-                self.child.answer(time.monotonic() + 60)
+                self.child.answer(time.monotonic() + max(5.0, min(60.0, self.remaining)))
         self.child.ask(request)
         deadline = time.monotonic() + limit
         while True:
@@ -460,7 +412,8 @@ class Run:
         """Measures a task. False if the time ran out."""
         job, limit = task.job, self.rig.job_limit
         if job is None:
-            request = Learn(task.name) if task.op == "learn" else Start()
+            requests = {"learn": Learn(task.name), "host": HostCost(), "startup": Start()}
+            request = requests[task.op]
             timeout = max(1.0, min(2 * limit, self.remaining + RESERVE / 2))
             try:
                 for answer in self.ask(request, timeout):
@@ -474,7 +427,7 @@ class Run:
         entrants = []
         for memory_format in job.workload.formats:
             plan = self.plan_of(job.workload, job.op, job.dtype, memory_format)
-            first = self.plans[job.workload, job.op, job.dtype, memory_format]
+            first = self.plans[PlannedCall(job.workload, job.op, job.dtype, memory_format)]
             if plan is None:
                 why = f"every kernel for it is off: {self.off[first.kernel, job.dtype]}"
                 self.write(self._failed(task, OURS, memory_format, why))
@@ -486,7 +439,7 @@ class Run:
     def _is_done(self, task: Task) -> bool:
         mine = self.has(op=task.op)
         if task.job is None:
-            return any(row.workload == task.name or task.op == "startup" for row in mine)
+            return any(row.workload == task.name or task.op != "learn" for row in mine)
         job, last = task.job, self.rig.caches[-1]
         have = {
             (row.provider, row.format, row.plan if row.provider == OURS else None)
@@ -535,7 +488,7 @@ class Run:
             cache=self.rig.caches[0] if task.job is not None else "warm",
             status="failed",
             note=why[:300],
-            time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            time=_now(),
             precision="tf32" if task.dtype == "tf32" else "ieee",
             **asdict(self.machine),
         )
@@ -553,10 +506,10 @@ class Run:
             if share > self.left_of("tune"):
                 self.say(f"{len(jobs) - i} searches are left")
                 break
+            limit = min(share + 30, self.remaining + 2 * RESERVE)
+            search = Search(job, self.device, share, frozenset(self.off))
             try:
-                for outcome in self.ask(
-                    Search(job, self.device, share, frozenset(self.off)), share + 30
-                ):
+                for outcome in self.ask(search, limit):
                     if isinstance(outcome, tune.Outcome):
                         self.say(str(outcome))
                         self.outcomes.append(outcome)
@@ -568,13 +521,9 @@ class Run:
     def _undecided(self) -> list[tune.Job]:
         """Searches, where a loss is largest first."""
         if "families" not in self.stages:
-            found = [
-                tune.Job(t.job.workload, t.op, t.dtype, memory_format == "channels_last")
-                for t in self.tasks
-                if t.job is not None and t.group == "core"
-                for memory_format in t.job.workload.formats
-            ]
-            return list(dict.fromkeys(found))
+            calls = [call for task in self.tasks for call in self._calls(task)]
+            jobs = [tune.Job(c.workload, c.op, c.dtype, c.format == "channels_last") for c in calls]
+            return list(dict.fromkeys(jobs))
         lost: dict[tune.Job, float] = {}
         for row in self.has(status="ok", cache=self.rig.cold[0]):
             workload = self.rig.workload(row.workload)
@@ -585,56 +534,30 @@ class Run:
 
     def do_feedback(self) -> None:
         """What the measured times say of the model's constants, as data for the planner."""
+        assert self.known is not None
+        ceilings = self.known.ceilings
+        device = calibrate.with_constants(self.device, ceilings)
         timed = [
-            calibrate.Timed(
-                plan.family, (row.ms or 0.0) / 1e3, seconds_of(plan, problem), row.host_us
-            )
+            timed
             for row in self.has(status="ok", cache=self.rig.cold[0])
             if row.provider.partition("@")[0] == OURS and row.op in OPS
             if (workload := self.rig.workload(row.workload))
-            for operands in [make_operands(workload, row.op, row.dtype, row.format, "meta")]
-            for problem in [problem_of(operands, self.device)]
-            for plan in alternatives(problem)
-            if describe(plan) == row.plan
+            for timed in calibrate.timed_by(row, workload, self.device, device)
         ]
-        calls = [
-            (task.job, f)
-            for task in self.tasks
-            if task.job is not None and task.group == "core"
-            for f in task.job.workload.formats
-        ]
-        self.calibration = calibrate.calibration(self.device, self.machine, self.known, timed)
+        calls = [call for task in self.tasks for call in self._calls(task)]
+        self.calibration = calibrate.calibration(self.device, self.machine, ceilings, timed)
         self.changed = calibrate.changed_plans(self.calibration, self.device, calls)
         calibrate.write(self.out / "calibration.json", self.calibration, self.changed)
         for line in self.calibration.lines():
             self.say(line)
         self.say(f"{len(self.changed)} of {len(calls)} plans change with it")
 
-    # -- tools from outside ---------------------------------------------------------------------
-
     def do_sanitize(self) -> None:
-        """memcheck and racecheck on tiny calls, where the tool is installed and time is left."""
-        tool = shutil.which("compute-sanitizer")
-        if tool is None or self.rig.kind != "gpu":
-            self.say("compute-sanitizer is not installed")
-            return
-        environment = child_environment() | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        for kind in ("memcheck", "racecheck"):
-            limit = min(self.left_of("sanitize"), 90.0)
-            if limit < 20:
-                self.say(f"no time for {kind}")
-                return
-            command = [tool, "--tool", kind, "--error-exitcode", "9", sys.executable]
-            command += ["-m", "tricorr.perf.checks", "bfloat16|float32"]
-            try:
-                done = subprocess.run(
-                    command, env=environment, capture_output=True, text=True, timeout=limit
-                )
-            except subprocess.TimeoutExpired:
-                self.say(f"{kind}: stopped after {limit:.0f} s")
-                continue
-            said = [line for line in done.stdout.splitlines() if line.startswith("=====")]
-            self.say(f"{kind}: {'errors' if done.returncode else 'none'}; {(said or [''])[-1]}")
+        """memcheck and racecheck on tiny calls, then Nsight Compute if it is asked for."""
+        if self.rig.kind == "gpu":
+            tools.sanitize(self.say, lambda: self.left_of("sanitize"))
+            if self.ncu:
+                tools.profile(self.out, self.say, lambda: self.remaining)
 
     # -- the end --------------------------------------------------------------------------------
 
@@ -650,8 +573,8 @@ class Run:
         yield f"kernels off: {len(self.off)}"
         for (kernel, dtype), why in self.off.items():
             yield f"  {kernel} {dtype}: {why}"
-        if calibration := getattr(self, "calibration", None):
-            yield from calibration.lines()
+        if self.calibration is not None:
+            yield from self.calibration.lines()
             for change in self.changed[:10]:
                 yield f"  plan changes: {change}"
         for outcome in self.outcomes:
@@ -660,7 +583,7 @@ class Run:
             cases = [case for case in processor.cases() if case.ratio is not None]
             losses = [case for case in cases if (case.ratio or 0) < 1]
             yield f"{processor.device}: slower in {len(losses)} of {len(cases)} cases"
-            shown = [*losses[:15], *cases[len(losses) :][-10:]]
+            shown = [*losses[:LOSSES], *cases[len(losses) :][-WINS:]]
             for case in shown:
                 row, best = case.ours, case.best
                 yield (
@@ -682,14 +605,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stage", nargs="+", dest="stages", choices=STAGES, metavar="STAGE", default=list(STAGES),
         help=f"of {', '.join(STAGES)}",
     )  # fmt: skip
-    suites, ops = [*SUITES, "learn", "startup"], [*OPS, "learn", "startup"]
+    others = ["learn", "host", "startup"]
+    suites, ops = [*SUITES, *others], [*OPS, *others]
     parser.add_argument("--suite", nargs="+", default=[], choices=suites, metavar="SUITE")
     parser.add_argument("--op", nargs="+", default=[], choices=ops, metavar="OP")
     dtypes = rows.CHOICES["dtype"]
     parser.add_argument("--dtype", nargs="+", default=[], choices=dtypes, metavar="DTYPE")
     peers = [p.name for p in PROVIDERS if p.name != OURS]
     parser.add_argument("--peer", nargs="*", choices=peers, metavar="PEER", help="only these peers")
-    parser.add_argument("--list", action="store_true", help="print the plan and stop")
+    parser.add_argument("--ncu", action="store_true", help="profile six launches at the end")
+    parser.add_argument("--list", action="store_true", help="print the rows in order and stop")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -722,7 +647,7 @@ def main(options: argparse.Namespace) -> int:
     stages = options.stages if rig.kind == "gpu" else ["rows"]
     peers = tuple(p.name for p in PROVIDERS if p.name != OURS)
     chosen = peers if options.peer is None else tuple(options.peer)
-    run = Run(rig, options.out, 60 * options.minutes, stages, tasks, chosen)
+    run = Run(rig, options.out, 60 * options.minutes, stages, tasks, chosen, ncu=options.ncu)
     try:
         run.all()
     except ProcessError as error:

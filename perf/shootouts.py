@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ops.plan import choose
 from .measure import Job
-from .predict import alternatives, problem_of, seconds_of
+from .planned import alternatives, problem_of, seconds_of
 from .providers import OURS, make_operands
 from .rig import Entrant
 from .tune import REGISTERS

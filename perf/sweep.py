@@ -23,7 +23,7 @@ from ..ops.explain import device_named
 from ..ops.plan import choose
 from ..ops.plan.cost import times_of
 from ..ops.plan.device import DEVICES, Device
-from .predict import describe, problem_of
+from .planned import describe, problem_of
 from .providers import make_operands
 from .workloads import FORMATS, OPS, Workload
 

@@ -28,9 +28,9 @@ from ..ops.plan.problem import Plan, Problem
 from ..ops.plan.tuned import key_of
 from .correctness import Truth, truth_of
 from .machine import Clocks
-from .measure import Timer, quantile, reason_of
-from .predict import alternatives, describe, problem_of, seconds_of
+from .planned import alternatives, describe, problem_of, seconds_of
 from .providers import Operands, make_operands
+from .timers import Timer, cause_of, quantile
 from .workloads import Workload
 
 #: A smaller gain is not worth an entry, however well it is measured.
@@ -319,7 +319,7 @@ def measure_by(
             samples = [[sampler() for sampler in samplers] for _ in range(turns)]
         except Exception as error:
             timer.recover()
-            return Comparison(problem=reason_of(error))
+            return Comparison(problem=cause_of(error))
         ratios = [first / second for first, second in samples]
         return Comparison(
             1e3 * quantile([first for first, _ in samples], 0.5),

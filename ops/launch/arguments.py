@@ -55,8 +55,8 @@ def fprop(
 ) -> torch.Tensor:
     """y (N, K, P, Q) by a Triton kernel; see operators.fprop. `plan` replaces the planner's."""
     operands = (x, weight, bias, residual)
-    key = ("fprop", geometry, precision, activation, *map(facts_of, operands))
-    if plan is None and (ready := prepared(key)):
+    key = ("fprop", geometry, precision, activation, plan, *map(facts_of, operands))
+    if ready := prepared(key):
         return ready.run(operands, x.device)
     y = empty_in_format(geometry.y_shape, weight.dtype, like=x)
     if y.numel() == 0:
@@ -69,7 +69,7 @@ def fprop(
     def calls(x: Any, weight: Any, bias: Any, residual: Any, y: Any) -> Iterator[Call]:
         yield fprop_call(x, weight, bias, y, geometry, chosen, activation, residual)
 
-    return run_calls(None if plan else key, list(operands), y, calls)
+    return run_calls(key, list(operands), y, calls)
 
 
 def dgrad(
@@ -81,8 +81,8 @@ def dgrad(
     plan: Plan | None = None,
 ) -> torch.Tensor:
     """dx (N, C, H, W) by a Triton kernel; see operators.dgrad. `plan` replaces the planner's."""
-    key = ("dgrad", geometry, precision, facts_of(dy), facts_of(weight), facts_of(bias))
-    if plan is None and (ready := prepared(key)):
+    key = ("dgrad", geometry, precision, plan, facts_of(dy), facts_of(weight), facts_of(bias))
+    if ready := prepared(key):
         return ready.run((dy, weight, bias), dy.device)
     dx = empty_in_format(geometry.x_shape, dy.dtype, like=dy)
     if dx.numel() == 0:
@@ -102,7 +102,7 @@ def dgrad(
         if frame:
             yield dgrad_call(dy, weight, bias, dx, geometry, frame)
 
-    return run_calls(None if plan else key, [dy, weight, bias], dx, calls)
+    return run_calls(key, [dy, weight, bias], dx, calls)
 
 
 def wgrad(
@@ -113,8 +113,8 @@ def wgrad(
     plan: Plan | None = None,
 ) -> torch.Tensor:
     """dw, shaped as the weight, by Triton kernels; see operators.wgrad."""
-    key = ("wgrad", geometry, precision, facts_of(x), facts_of(dy))
-    if plan is None and (ready := prepared(key)):
+    key = ("wgrad", geometry, precision, plan, facts_of(x), facts_of(dy))
+    if ready := prepared(key):
         return ready.run((x, dy), x.device)
     dw = dy.new_empty(geometry.weight_shape)
     if dw.numel() == 0:
@@ -127,7 +127,7 @@ def wgrad(
     def calls(x: Any, dy: Any, dw: Any) -> Iterator[Call]:
         return wgrad_calls(x, dy, dw, geometry, chosen)
 
-    return run_calls(None if plan else key, [x, dy], dw, calls)
+    return run_calls(key, [x, dy], dw, calls)
 
 
 def run_calls(
@@ -136,15 +136,14 @@ def run_calls(
     result: torch.Tensor,
     calls: Callable[..., Iterable[Call]],
 ) -> torch.Tensor:
-    """The result, filled by the calls; these are prepared for the next time unless key is None."""
+    """The result, filled by the calls; these are prepared for the next time."""
     device = result.device
     given, target = _interpretable(operands, result)
     for call in calls(*given, target):
         call.run(device)
     if target is not result:
         return result.copy_(target)
-    if key is not None:
-        prepare(key, tuple(operands), result, calls)
+    prepare(key, tuple(operands), result, calls)
     return result
 
 

@@ -10,7 +10,8 @@ import torch
 from tricorr import kernels
 from tricorr.ops.plan.device import DEVICES
 from tricorr.perf import checks
-from tricorr.perf.rig import GpuRig, launches_of
+from tricorr.perf.planned import launches_of
+from tricorr.perf.rig import GpuRig
 
 ALL = list(checks.checks(DEVICES["h200"]))
 #: These take a moment in the interpreter and the simulator.

@@ -8,8 +8,9 @@ import torch
 from tricorr.perf import __main__ as command
 from tricorr.perf import learning, rows
 from tricorr.perf.machine import Machine
-from tricorr.perf.measure import CpuTimer, Session
+from tricorr.perf.measure import Session
 from tricorr.perf.providers import PROVIDERS
+from tricorr.perf.timers import CpuTimer
 
 FACTS = Machine("cpu", "a processor", "0123456789ab", "2.11", "0.1.0", None, None, None)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tricorr.perf import machine
+from tricorr.perf.ceilings import Ceilings
 
 #: Answers what a driver would; fields that it does not know are an error on stdout, exit code 2.
 SCRIPT = """#!/bin/sh
@@ -91,7 +92,7 @@ def test_without_nvidia_smi_nothing_is_known(driver, monkeypatch, tmp_path):
 
 
 def test_a_ceiling_is_the_slower_of_memory_and_arithmetic():
-    ceilings = machine.Ceilings(4e12, {"float32": 5e13, "bfloat16": 8e14})
+    ceilings = Ceilings(4e12, {"float32": 5e13, "bfloat16": 8e14})
     assert ceilings.seconds(10**12, 4 * 10**9, "bfloat16") == pytest.approx(10**12 / 8e14)
     assert ceilings.seconds(10**9, 4 * 10**9, "bfloat16") == pytest.approx(1e-3)
     assert ceilings.rate("uint8") == ceilings.rate("float32")

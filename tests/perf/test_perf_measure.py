@@ -9,23 +9,22 @@ import torch
 
 from tricorr.ops import Geometry, reference
 from tricorr.perf import __main__ as command
-from tricorr.perf import rows, run, workloads
+from tricorr.perf import rows
+from tricorr.perf.ceilings import Ceilings
 from tricorr.perf.correctness import truth_of
-from tricorr.perf.machine import Ceilings, Machine
-from tricorr.perf.measure import (
+from tricorr.perf.machine import Machine
+from tricorr.perf.measure import Job, Session, run_job
+from tricorr.perf.providers import PROVIDERS, Provider, make_operands
+from tricorr.perf.timers import (
     LEAST,
     MOST,
     CpuTimer,
     GpuTimer,
-    Job,
     PoisonedError,
-    Session,
     interleave,
     quantile,
-    run_job,
 )
-from tricorr.perf.providers import PROVIDERS, Provider, make_operands
-from tricorr.perf.workloads import WORKLOADS, Workload, find
+from tricorr.perf.workloads import Workload
 
 FACTS = Machine("cpu", "a processor", "0123456789ab", "2.11", "0.1.0", None, None, None)
 SMALL = Workload("tiny", "test", Geometry(1, 2, 8, 9, 4, 3, 3), ("float32",))
@@ -254,25 +253,6 @@ def test_truth_is_the_references(per_sample, draws, monkeypatch):
         assert truth.shape == expected.shape
         found = torch.from_numpy(expected)[truth.at]
         torch.testing.assert_close(truth.values, found, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("kind", ["gpu", "cpu"])
-def test_one_of_every_regime_comes_before_a_second(kind):
-    tasks = run.tasks_of(kind)
-    jobs = [task.job for task in tasks if task.job]
-    regimes = {workloads.regime(w) for w in WORKLOADS}
-    first = {}
-    for place, job in enumerate(jobs):
-        first.setdefault(workloads.regime(find(job.workload.name.removesuffix("-small"))), place)
-    assert set(first) == regimes
-    assert max(first.values()) < 3 * len(regimes)  # each in three passes at most
-    names = {job.workload.name.removesuffix("-small") for job in jobs}
-    assert names == {workload.name for workload in WORKLOADS}
-    assert {"learn", "startup"} <= {task.group for task in tasks}
-    only = run.tasks_of(kind, suites=["odd"], ops=["wgrad"], dtypes=["float32"])
-    assert {(t.job.workload.suite, t.job.op, t.job.dtype) for t in only} <= {
-        ("odd", "wgrad", "float32")
-    }
 
 
 @pytest.mark.parametrize(

@@ -153,8 +153,3 @@ def test_json_is_one_prediction_a_line_and_can_be_narrowed(capsys):
     assert {p["dtype"] for p in found} == {"tf32"}
     with pytest.raises(ValueError, match="device must be one of"):
         run("--device", "abacus")
-
-
-def test_recorded_code_is_found_for_tiles_of_the_planner():
-    counted = [p.counted for p in predict.predict_workloads(WORKLOADS, H200, dtypes=["bfloat16"])]
-    assert sum(counted) > len(counted) / 3

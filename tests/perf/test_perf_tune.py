@@ -24,9 +24,9 @@ from tricorr.ops.plan.gemm import (
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.stencil import STENCIL_TILES, StencilTile
 from tricorr.perf import tune
-from tricorr.perf.measure import CpuTimer
-from tricorr.perf.predict import alternatives, describe
+from tricorr.perf.planned import alternatives, describe
 from tricorr.perf.rig import Entrant, GpuRig
+from tricorr.perf.timers import CpuTimer
 from tricorr.perf.tune import Comparison, Job
 from tricorr.perf.workloads import find
 
@@ -277,10 +277,10 @@ def test_every_tuned_file_that_is_shipped_can_be_read():
 
 def test_tuned_tiles_are_compiled_ahead_of_time_like_the_tables(directory):
     pytest.importorskip("triton")
-    from tricorr.perf.cases import TARGETS, configurations
+    from tricorr.perf.cases import TARGETS, dealt
 
     target = TARGETS["sm_90"]
-    names = [c.name for c in configurations(target, thin=True)]
+    names = [c.name for c in dealt(target)]
     job = Job(find("images-4096-3x3"), "fprop", "float32", False)
     outcomes = [
         search(Bench(lambda p, t=t: 0.5 if p == t else 1.0), j)
@@ -291,7 +291,7 @@ def test_tuned_tiles_are_compiled_ahead_of_time_like_the_tables(directory):
     ]
     tune.update(tuned.file_of(target.device.name), target.device, outcomes, {})
     forget()
-    found = {c.name: c for c in configurations(target, thin=True)}
+    found = {c.name: c for c in dealt(target)}
     new = [c for name, c in found.items() if name not in names]
     assert {c.plan.tile for c in new} == {o.best.tile for o in outcomes}
     assert all("-tuned-w" in c.name for c in new)

@@ -1,13 +1,14 @@
 """The command for the first minutes on a GPU, rehearsed on one that is not there.
 
 Every process, limit, file and decision is real; answers are PyTorch's on the CPU, and times are
-those of the static model with two per cent of noise.
+those of the static model with two per cent of noise, on a device whose L2 is slower than assumed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from dataclasses import replace
@@ -19,6 +20,7 @@ import pytest
 from tricorr.ops.plan import measured
 from tricorr.perf import rows, run
 from tricorr.perf.processes import Child, ProcessError
+from tricorr.perf.tasks import tasks_of
 
 WRONG, HANGING = ("fprop_rows", "bfloat16"), ("wgrad_rows", "bfloat16")
 FAILING, SLOW = ("dgrad_gemm", "bfloat16"), "tma"
@@ -36,7 +38,7 @@ SECONDS = 200.0
 
 
 def tasks():
-    found = run.tasks_of("gpu", names=NAMES, dtypes=["bfloat16"])
+    found = tasks_of("gpu", names=NAMES, dtypes=["bfloat16"])
     small = [
         replace(task, job=replace(task.job, workload=RIG.workload(task.name))) for task in found
     ]
@@ -67,7 +69,7 @@ def faults_are_named_and_their_calls_take_other_kernels(out, done, said):
     for kernel, why in ((WRONG, "is above"), (HANGING, "hangs"), (FAILING, "does not compile")):
         line = next(line for line in text.splitlines() if line.startswith(f"  {kernel[0]} bfl"))
         assert why in line
-    assert "tma      takes 3.0" in text
+    assert re.search(r"^tma +takes (2\.9|3\.0)", text, re.MULTILINE)
     assert text.count("FAR FROM THE MODEL") == 1
     recorded = rows.read(out / rows.FILE)
     right = [row for row in recorded if (row.status, row.dtype) == ("ok", "bfloat16")]
@@ -85,7 +87,7 @@ def feedback_changes_the_plans_that_it_should(out, done):
     found = measured.parse(file)
     assert found.slowdown(SLOW) == pytest.approx(3, rel=0.05)
     assert found.slowdown("gemm") == pytest.approx(1, rel=0.05)
-    assert found.l2 == 7e12
+    assert found.l2 == fake_gpu.CEILINGS.l2
     changed = {c["call"]: c for c in file["changes"]}
     for memory_format in ("NCHW", "channels_last"):
         call = changed[f"{NAMES[0]} wgrad bfloat16 {memory_format}"]

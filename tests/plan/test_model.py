@@ -22,7 +22,7 @@ from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, GEMM_TILES, GemmTile, til
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.stencil import StencilTile
 from tricorr.ops.plan.tma import TmaTile
-from tricorr.perf.predict import CODE
+from tricorr.perf.codegen import TABLE
 
 CLOCK, L2 = H200.rates.clock, H200.rates.l2
 SAME = ((1, 1), (1, 1))
@@ -127,7 +127,7 @@ def test_passes_are_those_of_the_kernels():
 
 def _gemms():
     """(entry, the code that its tile counts) for the products of codegen.json on sm_90."""
-    for entry in json.loads(CODE.read_text(encoding="utf-8"))["entries"]:
+    for entry in json.loads(TABLE.read_text(encoding="utf-8"))["entries"]:
         name = entry["name"].split("-")
         op, _, family = name[0].partition("_")
         if entry["target"] != "sm_90" or family not in ("gemm", "tma") or name[-1] == "loop":
