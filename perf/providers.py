@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -40,8 +39,6 @@ TENSOR_DTYPES = {
     "uint8-tf32": (torch.uint8, torch.float32),
     "float64": (torch.float64, torch.float64),
 }
-#: Most multiply-adds of a problem for NumPy and SciPy, which are there for orientation.
-SMALL = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -336,51 +333,12 @@ def _one_filter(workload: Workload, op: str, dtype: str, device: str) -> str | N
     return None if op == "fprop" and single and plain and same else "one filter of an image only"
 
 
-def _on_cpu(workload: Workload, op: str, dtype: str, device: str) -> str | None:
-    if device != "cpu" or workload.geometry.macs > SMALL or dtype != "float32":
-        return "for orientation: small float32 images on a CPU"
-    return _one_filter(workload, op, dtype, device)
-
-
-def _padded_planes(problem: Operands) -> tuple[np.ndarray, np.ndarray]:
-    (top, bottom), (left, right) = problem.geometry.padding
-    mode = _TORCH_MODES[problem.geometry.padding_mode]
-    planes = F.pad(problem.x, (left, right, top, bottom), mode).flatten(0, 1).numpy()
-    return planes, problem.weight[0, 0].numpy()
-
-
-def _scipy(problem: Operands) -> Call:
-    from scipy.signal import correlate2d
-
-    planes, kernel = _padded_planes(problem)
-    shape = problem.geometry.y_shape
-
-    def call() -> torch.Tensor:
-        found = np.stack([correlate2d(plane, kernel, mode="valid") for plane in planes])
-        return torch.from_numpy(found).view(shape)
-
-    return call
-
-
-def _numpy(problem: Operands) -> Call:
-    planes, kernel = _padded_planes(problem)
-    shape = problem.geometry.y_shape
-
-    def call() -> torch.Tensor:
-        windows = np.lib.stride_tricks.sliding_window_view(planes, kernel.shape, axis=(1, 2))
-        return torch.from_numpy(np.tensordot(windows, kernel, 2)).view(shape)
-
-    return call
-
-
 #: All of them, ours first. A peer's reason to be unavailable becomes a row.
 PROVIDERS: tuple[Provider, ...] = (
     Provider(OURS, "core", _ours),
     Provider(PYTORCH, "core", _pytorch, supports=_torch_supports),
     Provider("kornia", "core", _kornia, _missing("kornia"), _one_filter, ("NCHW",)),
     Provider("flaggems", "core", _flaggems, _flaggems_missing, _flaggems_supports, ("NCHW",)),
-    Provider("scipy", "core", _scipy, _missing("scipy"), _on_cpu, ("NCHW",)),
-    Provider("numpy", "core", _numpy, supports=_on_cpu, formats=("NCHW",)),
     Provider("torch.compile", "compile", _compiled("default"), _no_compiler, _compile_supports),
     # Without its own CUDA graphs: replaying one is measured for every provider alike.
     Provider(

@@ -1,30 +1,25 @@
 """Rows into a page that a person can act on, and into the README's section.
 
-    python -m tricorr.perf report [DIR ...] [--out DIR] [--readme [FILE]]
-
-A case is one operator of one workload in one dtype and memory format. Its ratio is the time of the
-best peer over ours: above 1 ours is faster. The best peer is the fastest in either memory format:
-in ours's format it is compared by the ratio of the turns (A B A B), in the other by medians. Rows
-of a GPU and rows of a CPU never meet in a table, a mean or a picture.
+python -m tricorr.perf report [DIR ...] [--out DIR] [--readme [FILE]]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
-import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..images.extras import needs
 from ..ops.plan.tuned import DIRECTORY as TUNED
-from .rows import Row, latest, read
-from .workloads import BY_NAME, OPS, Workload
+from .compared import Case, Processor, geomean, median_of, processors
+from .providers import OURS
+from .rows import Row, read
+from .targets import verdicts
+from .workloads import BY_NAME, OPS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,259 +27,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 TABLE = RESULTS / "codegen.json"
-OURS = "tricorr"
 START, END = "<!-- performance -->", "<!-- /performance -->"
-#: The tables compare in the first of these cache states that was measured.
-CACHES = ("cold", "graph", "warm")
 #: Okabe and Ito's colour-blind safe colours; markers tell the operators apart too.
 MARKS = {"fprop": ("o", "#0072B2"), "dgrad": ("s", "#E69F00"), "wgrad": ("^", "#009E73")}
-
-
-@dataclass(frozen=True)
-class Case:
-    """Our row of one operator of one workload in a dtype and format, and the peers' ok rows."""
-
-    ours: Row
-    peers: tuple[Row, ...]
-
-    def ratio_to(self, peer: Row) -> float:
-        """The peer's time over ours."""
-        if peer.format == self.ours.format and peer.ratio_to is not None:
-            return peer.ratio_to
-        return (peer.ms or math.nan) / (self.ours.ms or math.nan)
-
-    @property
-    def best(self) -> Row | None:
-        """The fastest peer, in either memory format."""
-        return min(self.peers, key=self.ratio_to, default=None)
-
-    @property
-    def ratio(self) -> float | None:
-        """The best peer's time over ours: above 1 ours is faster."""
-        return None if self.best is None else self.ratio_to(self.best)
-
-    def ratio_in(self, memory_format: str) -> float | None:
-        """The same among the peers in one memory format."""
-        ratios = [self.ratio_to(p) for p in self.peers if p.format == memory_format]
-        return min(ratios, default=None)
-
-    @property
-    def workload(self) -> Workload | None:
-        """From the table; None if the row's is not in it any more."""
-        small = self.ours.workload.removesuffix("-small")
-        known = BY_NAME.get(small)
-        return known.scaled() if known and small != self.ours.workload else known
-
-
-@dataclass(frozen=True)
-class Processor:
-    """The rows of one processor."""
-
-    kind: str
-    device: str
-    rows: tuple[Row, ...]
-
-    @property
-    def cache(self) -> str:
-        """The cache state that is compared."""
-        measured = {row.cache for row in self.rows if row.status == "ok" and row.op in OPS}
-        return next((cache for cache in CACHES if cache in measured), CACHES[0])
-
-    def cases(self) -> list[Case]:
-        """Every operator that ours ran: losses first, then wins, then what has no peer."""
-        ok = [r for r in self.rows if r.status == "ok" and r.cache == self.cache and r.op in OPS]
-        peers = defaultdict(list)
-        for row in ok:
-            if row.provider.partition("@")[0] != OURS:
-                peers[row.workload, row.op, row.dtype].append(row)
-        found = [
-            Case(row, tuple(peers[row.workload, row.op, row.dtype]))
-            for row in ok
-            if row.provider == OURS
-        ]
-        return sorted(found, key=lambda case: case.ratio or math.inf)
-
-
-def processors(rows: Iterable[Row]) -> list[Processor]:
-    """Rows by processor, GPUs first; of each measurement the last, whatever revision it is of."""
-    groups: dict[tuple[str, str], dict[tuple[str, ...], Row]] = defaultdict(dict)
-    for row in sorted(latest(rows), key=lambda row: row.time):
-        key = (row.workload, row.op, row.dtype, row.format, row.provider, row.cache)
-        groups[row.kind, row.device][key] = row
-    return [
-        Processor(kind, device, tuple(found.values()))
-        for (kind, device), found in sorted(groups.items(), key=lambda g: (g[0][0] != "gpu", g[0]))
-    ]
-
-
-def geomean(values: Iterable[float | None]) -> float | None:
-    """The geometric mean of the values that are not None; None without any."""
-    logs = [math.log(value) for value in values if value]
-    return math.exp(statistics.fmean(logs)) if logs else None
-
-
-def _median(values: Iterable[float | None]) -> float | None:
-    found = [value for value in values if value is not None]
-    return statistics.median(found) if found else None
-
-
-def _copy_shares(cases: Iterable[Case]) -> Iterator[float]:
-    for row in (case.ours for case in cases):
-        if row.gbps and row.copy_gbps:
-            yield row.gbps / row.copy_gbps
-
-
-def _host_ratios(cases: Iterable[Case]) -> Iterator[float]:
-    for case in cases:
-        for peer in case.peers:
-            same = (peer.provider, peer.format) == ("pytorch", case.ours.format)
-            if same and peer.host_us and case.ours.host_us:
-                yield case.ours.host_us / peer.host_us
-
-
-#: What a target can ask of the cases of its regime: (what it is called, how it is measured).
-MEASURES: dict[str, tuple[str, Callable[[list[Case]], float | None]]] = {
-    "geomean": ("geomean vs best peer", lambda cs: geomean(c.ratio for c in cs)),
-    "nchw": ("geomean vs best peer in NCHW", lambda cs: geomean(c.ratio_in("NCHW") for c in cs)),
-    "worst": (
-        "worst vs best peer",
-        lambda cs: min((c.ratio for c in cs if c.ratio is not None), default=None),
-    ),
-    "copy": ("share of the copy rate, median", lambda cs: _median(_copy_shares(cs))),
-    "roofline": (
-        "share of the roofline forward, median",
-        lambda cs: _median(c.ours.roofline_fraction for c in cs if c.ours.op == "fprop"),
-    ),
-    "host": ("our host time over PyTorch's", lambda cs: max(_host_ratios(cs), default=None)),
-}
-
-
-def _taps(workload: Workload) -> int:
-    return max(workload.geometry.R, workload.geometry.S)
-
-
-def _is_image(workload: Workload) -> bool:
-    return "image" in workload.tags and workload.geometry.N * workload.geometry.H > 100
-
-
-_HALF = ("bfloat16", "float16")
-_NETS = ("resnet50", "convnext-t", "sd-unet")
-
-#: (regime, whether a case belongs to it, what is asked: at least, but "host" at most).
-TARGETS: tuple[tuple[str, Callable[[Row, Workload], bool], dict[str, float]], ...] = (
-    (
-        "images, windows to 7x7, forward",
-        lambda row, w: (
-            (_is_image(w) and _taps(w) <= 7 and row.op == "fprop")
-            and not {"per_sample", "padding_mode"} & set(w.tags)
-        ),
-        {"geomean": 2.0, "copy": 0.9},
-    ),
-    (
-        "windows from 9x9, image or depthwise, 16 bits or tf32",
-        lambda row, w: _taps(w) >= 9 and w.geometry.group_C == 1 and row.dtype in (*_HALF, "tf32"),
-        {"geomean": 3.0},
-    ),
-    ("a kernel per sample", lambda row, w: w.geometry.per_sample, {"geomean": 2.0}),
-    (
-        "depthwise 3x3 to 7x7, all passes",
-        lambda row, w: "depthwise" in w.tags and 3 <= _taps(w) <= 7 and w.suite != "kernelbench",
-        {"geomean": 1.5, "worst": 1.0, "roofline": 0.85},
-    ),
-    (
-        "dense 16-bit networks, all passes",
-        lambda row, w: (
-            (w.suite in _NETS and row.dtype in _HALF) and bool({"dense", "pointwise"} & set(w.tags))
-        ),
-        {"geomean": 1.0, "nchw": 1.3, "worst": 0.85},
-    ),
-    (
-        "KernelBench level 1",
-        lambda row, w: w.suite == "kernelbench",
-        {"geomean": 1.3, "worst": 0.95},
-    ),
-    (
-        "weight gradient of one huge image",
-        lambda row, w: _is_image(w) and w.geometry.H >= 8192 and row.op == "wgrad",
-        {"copy": 0.8},
-    ),
-    (
-        "host cost of a forward call",
-        lambda row, w: w.name.startswith("images-6x8") and row.op == "fprop",
-        {"host": 1.2},
-    ),
-    ("padding modes", lambda row, w: "padding_mode" in w.tags, {"geomean": 2.0}),
-    (
-        "bias and activation in the epilogue",
-        lambda row, w: "epilogue" in w.tags,
-        {"geomean": 1.15},
-    ),
-)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A number that is asked for, and what was measured: None if it was not."""
-
-    regime: str
-    what: str
-    measured: float | None
-    asked: float
-    at_most: bool = False
-
-    @property
-    def outcome(self) -> str:
-        if self.measured is None:
-            return "not measured"
-        met = self.measured <= self.asked if self.at_most else self.measured >= self.asked
-        return "met" if met else "**missed**"
-
-
-def verdicts(processor: Processor) -> list[Verdict]:
-    """Every target, held against the rows of one GPU."""
-    cases = processor.cases()
-    found = []
-    for regime, applies, asked in TARGETS:
-        mine = [c for c in cases if (w := c.workload) is not None and applies(c.ours, w)]
-        for name, least in asked.items():
-            label, measure = MEASURES[name]
-            found.append(Verdict(regime, label, measure(mine), least, at_most=name == "host"))
-    over_zeros = geomean(times_over_zeros(cases))
-    label = "our time over that with zeros, geomean, not in turns"
-    found.append(Verdict("padding modes", label, over_zeros, 1.02, at_most=True))
-    ok = {(row.workload, row.provider): row for row in processor.rows if row.status == "ok"}
-    loop = ok.get(("learn-512x512-3x3", "pytorch-loop"))
-    ratio = None if loop is None else loop.ratio_to
-    learning = "learning: ten steps, 512x512, 3x3"
-    found.append(Verdict(learning, "time of the PyTorch loop over ours", ratio, 50.0))
-    start = [
-        row.ms
-        for key in (
-            ("startup-import", OURS),
-            ("startup-first-call-warm", OURS),
-            ("startup-first-call-warm", "pytorch"),
-        )
-        if (row := ok.get(key)) is not None and row.ms is not None
-    ]
-    beyond = (start[0] + start[1] - start[2]) / 1e3 if len(start) == 3 else None
-    what = "s beyond PyTorch's first call"
-    return [*found, Verdict("start-up, warm disk cache", what, beyond, 0.3, at_most=True)]
-
-
-def times_over_zeros(cases: Iterable[Case]) -> list[float]:
-    """Our times under a padding mode over those of the same workload with zeros in the padding."""
-    found = {(c.workload, c.ours.op, c.ours.dtype, c.ours.format): c.ours.ms for c in cases}
-    zeros = {
-        (w.geometry, *rest): ms
-        for (w, *rest), ms in found.items()
-        if w is not None and w.geometry.padding_mode == "zeros" and "image" in w.tags
-    }
-    return [
-        ms / other
-        for (w, *rest), ms in found.items()
-        if w is not None and "padding_mode" in w.tags
-        if ms and (other := zeros.get((w.geometry.without_padding_mode(), *rest)))
-    ]
 
 
 def page(rows: list[Row], pictures: dict[tuple[str, str], list[tuple[str, str]]]) -> str:
@@ -351,7 +96,7 @@ def _provenance(processor: Processor) -> str:
     held = sum(_throttled(row) for row in processor.rows)
     if held:
         parts.append(f"**clocks were held back during {held} of {len(processor.rows)} rows**")
-    copy = _median(row.copy_gbps for row in processor.rows)
+    copy = median_of(row.copy_gbps for row in processor.rows)
     if copy is not None:
         parts.append(f"copy {copy:,.0f} GB/s")
     return "; ".join(parts) + "."
@@ -415,7 +160,11 @@ def _cases(cases: list[Case]) -> Iterator[str]:
 
 def _others(processor: Processor) -> Iterator[str]:
     """Learning and start-up, which are no single operator."""
-    for op, title in (("learn", "Learning a kernel"), ("startup", "Start-up")):
+    for op, title in (
+        ("learn", "Learning a kernel"),
+        ("host", "Host time of a call without its kernels"),
+        ("startup", "Start-up"),
+    ):
         rows = [row for row in processor.rows if row.op == op and row.status == "ok"]
         if not rows:
             continue

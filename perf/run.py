@@ -37,6 +37,7 @@ import torch
 from ..ops.plan import choose
 from ..ops.plan.tuned import file_of
 from . import calibrate, checks, report, rows, tools, tune
+from .compared import processors
 from .measure import Job, contenders_of
 from .planned import PlannedCall, alternatives, describe
 from .processes import Child, Pool, ProcessError
@@ -579,7 +580,7 @@ class Run:
                 yield f"  plan changes: {change}"
         for outcome in self.outcomes:
             yield str(outcome)
-        for processor in report.processors(self.recorded):
+        for processor in processors(self.recorded):
             cases = [case for case in processor.cases() if case.ratio is not None]
             losses = [case for case in cases if (case.ratio or 0) < 1]
             yield f"{processor.device}: slower in {len(losses)} of {len(cases)} cases"

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from tricorr.perf import report
+from tricorr.perf.compared import geomean, processors
 from tricorr.perf.rows import Row, read
+from tricorr.perf.targets import Verdict, times_over_zeros, verdicts
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = Path(__file__).parent.parent / "data" / "rows.jsonl"
@@ -47,7 +49,7 @@ def run(*arguments):
 
 
 def cases(*rows):
-    (processor,) = report.processors(rows)
+    (processor,) = processors(rows)
     return processor.cases()
 
 
@@ -99,7 +101,7 @@ def test_gpu_and_cpu_rows_do_not_meet():
         row("pytorch", 0.5, kind="cpu", device="a CPU", cache="warm"),
         row(ms=4.0, kind="cpu", device="a CPU", cache="warm"),
     ]
-    gpu, cpu = report.processors(rows)
+    gpu, cpu = processors(rows)
     assert (gpu.kind, cpu.kind) == ("gpu", "cpu")
     assert [c.ratio for c in gpu.cases()] == [None]
     assert [c.ratio for c in cpu.cases()] == [0.125]
@@ -119,7 +121,7 @@ def test_losses_come_first_and_the_worst_of_them_leads():
     assert max(losses) < 1
     count = int(re.search(r"### Losses first: ours is slower in (\d+) of", table)[1])
     assert count == len(losses) > 5
-    ratios = [c.ratio for c in report.processors(read(RECORDED))[0].cases() if c.ratio is not None]
+    ratios = [c.ratio for c in processors(read(RECORDED))[0].cases() if c.ratio is not None]
     assert ratios == sorted(ratios)  # and wins follow, the largest last
 
 
@@ -145,33 +147,33 @@ def test_learning_has_its_memory():
 
 
 def test_means_are_geometric():
-    assert report.geomean([4.0, 1.0, None]) == pytest.approx(2.0)
-    assert report.geomean([]) is None
+    assert geomean([4.0, 1.0, None]) == pytest.approx(2.0)
+    assert geomean([]) is None
 
 
 def test_targets_are_met_missed_or_not_measured():
     rows = [row(), row("pytorch", 2.0, ratio_to=2.0)]
-    (processor,) = report.processors(rows)
-    found = {(v.regime, v.what): v for v in report.verdicts(processor)}
+    (processor,) = processors(rows)
+    found = {(v.regime, v.what): v for v in verdicts(processor)}
     dense = "dense 16-bit networks, all passes"
     assert found[dense, "geomean vs best peer"].outcome == "met"
     slow = [row(), row("pytorch", 0.5, ratio_to=0.5)]
-    (processor,) = report.processors(slow)
-    again = {(v.regime, v.what): v for v in report.verdicts(processor)}
+    (processor,) = processors(slow)
+    again = {(v.regime, v.what): v for v in verdicts(processor)}
     assert again[dense, "worst vs best peer"].outcome == "**missed**"
     assert again["KernelBench level 1", "geomean vs best peer"].outcome == "not measured"
 
 
 def test_most_is_most():
-    assert report.Verdict("r", "w", 1.0, 1.2, at_most=True).outcome == "met"
-    assert report.Verdict("r", "w", 1.3, 1.2, at_most=True).outcome == "**missed**"
+    assert Verdict("r", "w", 1.0, 1.2, at_most=True).outcome == "met"
+    assert Verdict("r", "w", 1.3, 1.2, at_most=True).outcome == "**missed**"
 
 
 def test_an_unknown_workload_has_a_row_and_no_target():
     rows = [row(workload="gone", suite="old"), row("pytorch", 2.0, workload="gone", suite="old")]
     assert "| gone |" in report.page(rows, {})
-    (processor,) = report.processors(rows)
-    assert all(v.measured is None for v in report.verdicts(processor))
+    (processor,) = processors(rows)
+    assert all(v.measured is None for v in verdicts(processor))
 
 
 def test_throttled_rows_are_said_to_be():
@@ -243,7 +245,7 @@ def test_a_section_is_replaced_between_its_markers():
 def test_a_padding_mode_is_held_against_zeros_in_its_own_dtype():
     image = {"suite": "images", "copy_gbps": 1.0, "gbps": 1.0}
     zeros, mode = "images-4096-3x3", "images-4096-3x3-reflect"
-    (processor,) = report.processors(
+    (processor,) = processors(
         [
             row(ms=2.0, workload=zeros, dtype="float32", **image),
             row(ms=1.0, workload=zeros, **image),
@@ -252,8 +254,8 @@ def test_a_padding_mode_is_held_against_zeros_in_its_own_dtype():
             row(ms=9.0, workload="images-4096-7x7-reflect", **image),  # without its like
         ]
     )
-    assert report.times_over_zeros(processor.cases()) == [pytest.approx(1.1)]
-    found = {(v.regime, v.asked): v for v in report.verdicts(processor)}
+    assert times_over_zeros(processor.cases()) == [pytest.approx(1.1)]
+    found = {(v.regime, v.asked): v for v in verdicts(processor)}
     assert found["padding modes", 1.02].outcome == "**missed**"
     assert found["padding modes", 2.0].measured == pytest.approx(2.5)
     assert found["padding modes", 2.0].outcome == "met"
