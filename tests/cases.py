@@ -56,7 +56,7 @@ CASES: dict[str, Geometry] = {
     "per_sample": _case((3, 2, 6, 7), (3, 4, 2, 3, 2), padding=1),
     "per_sample_groups": _case((2, 4, 5, 4), (2, 6, 2, 3, 2), padding=1, groups=2, flip=True),
     "per_sample_of_a_matrix_unit": _case((3, 18, 5, 4), (3, 20, 18, 2, 2), stride=(1, 2)),
-    # Padding that shows the image.
+    # Padding modes other than zeros.
     "reflected_matrix_unit": _case(
         (2, 17, 6, 5), (20, 17, 3, 3), padding=((2, 1), (1, 3)), mode="reflect"
     ),
@@ -72,7 +72,7 @@ CASES: dict[str, Geometry] = {
     "circular_dilated_depthwise": _case((2, 3, 9, 7), (3, 1, 3, 3), padding=(4, 2), dilation=(4, 2),
         groups=3, mode="circular"),
     "one_row_reflected": _case((2, 3, 1, 9), (2, 3, 1, 4), padding=(0, (1, 2)), mode="reflect"),
-    # Nothing there.
+    # Empty tensors.
     "empty_batch": _case((0, 3, 5, 6), (4, 3, 3, 3)),
     "empty_batch_per_sample": _case((0, 3, 5, 6), (0, 4, 3, 3, 3)),
     "no_channels": _case((2, 0, 5, 6), (4, 0, 3, 3)),
@@ -80,7 +80,7 @@ CASES: dict[str, Geometry] = {
     "many_pixels": _case((2, 1, 40, 37), (2, 1, 2, 3)),
 }  # fmt: skip
 
-#: Cases that between them have every feature and run both kernel families.
+#: Cases that together cover every feature and both kernel families.
 RICH_CASES = (
     "asymmetric_padding",
     "dilated_strided_flipped",
@@ -99,5 +99,5 @@ def tensors(geometry, dtype, device="cpu", make=torch.randn):
 
 
 def whole_numbers(shape):
-    """Small enough that every product and partial sum of a few hundred is exact in float32."""
+    """Random integers, small enough that sums of a few hundred products are exact in float32."""
     return torch.randint(-2, 3, shape).double()

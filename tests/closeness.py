@@ -1,4 +1,4 @@
-"""How close to the truth a result must be, derived, never tuned.
+"""Error bounds of results, derived and never tuned.
 
 An operator adds `terms` products and rounds once at the end. In whatever order they are added, the
 sum in an accumulator of precision eps is off by at most (Higham, Accuracy and Stability, 4.2)
@@ -11,9 +11,8 @@ dtype adds half a unit in its last place, and half the smallest number it can te
 TF32 operands keep ten bits of mantissa: each is off by 2**-10 at most, which counts twice. TF32x3
 makes up for all but the product of two such errors.
 
-Where PyTorch's own convolution computes (the CPU backend) it may be further off, as a fast
-algorithm or a float16 accumulator is. It is not ours to improve: there, twice PyTorch's largest
-error in the same dtype is allowed as well.
+On the CPU backend PyTorch's own convolution computes, which may use a fast algorithm or accumulate
+in float16. There, twice PyTorch's largest error in the same dtype is allowed as well.
 """
 
 import numpy as np
@@ -33,13 +32,13 @@ def to_numpy(tensor):
 def assert_close_to_reference(
     actual, reference64, absolute_reference64, terms, *, precision="ieee", peer=None
 ):
-    """Fail unless every element of `actual` is within its bound of the truth.
+    """Fails unless every element of `actual` is within its bound of the reference.
 
     Args:
         actual: a tensor; its dtype decides the bound.
-        reference64: the truth. Where it is inf or nan, `actual` must be the same.
-        absolute_reference64: the same operator applied to absolute values.
-        terms: how many products one element sums (GEMM_K), and one more for a bias.
+        reference64: the reference. Where it is inf or nan, `actual` must be the same.
+        absolute_reference64: the reference of the operands' absolute values.
+        terms: number of products per element (GEMM_K), plus one for a bias.
         precision: how float32 was multiplied.
         peer: PyTorch's result in the same dtype, where PyTorch computed `actual`.
     """
@@ -86,7 +85,7 @@ OPS = ("fprop_bias", "dgrad", "wgrad")
 
 
 def operands(op, x, weight, bias, dy):
-    """What an operator takes of the four."""
+    """The operands of an operator, out of x, weight, bias and dy."""
     taken = {"fprop": (x, weight, None), "fprop_bias": (x, weight, bias), "dgrad": (dy, weight)}
     return taken.get(op, (x, dy))
 
@@ -101,7 +100,7 @@ def truth(op, args, geometry):
 
 
 def terms(op, geometry):
-    """How many products one element of the result sums: GEMM_K, and one more for a bias."""
+    """Number of products per element of the result: GEMM_K, plus one for a bias."""
     g = geometry
     if op == "wgrad":
         return (1 if g.per_sample else g.N) * g.P * g.Q
@@ -110,7 +109,7 @@ def terms(op, geometry):
 
 
 def check(op, args, geometry, *, actual=None, precision="ieee"):
-    """Run an operator, or take what it gave, and hold it against the truth."""
+    """Runs an operator, or takes its result, and compares it with the reference."""
     if actual is None:
         actual = run(op, args, geometry, precision=precision)
     absolute = truth(op, [None if t is None else t.abs() for t in args], geometry)

@@ -1,4 +1,4 @@
-"""What every test gets: a backend, a seed, poisoned memory, and a count of its tier at the end."""
+"""Fixtures for every test: backend, seed, poisoned memory; and the summary by tier."""
 
 import json
 import os
@@ -26,14 +26,14 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     interpreter.install()
 
 import triton
-from simulator.driver import simulated  # keeps Triton's functions as the interpreter found them
+from simulator.driver import simulated  # before Triton's functions are patched
 
-# Tests run many tiny operators, in several processes: with more threads they wait for each other.
+# Tests run many tiny operators in several processes: more threads would contend.
 torch.set_num_threads(1)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TIERS = ("interpreter", "simulated", "launched", "cuda", "cpu", "aot", "host")
-#: Tests that are other projects' cases run on our operators, by a part of their names.
+#: Name patterns of tests that run other projects' cases.
 THEIRS = {
     "PyTorch OpInfo and ModuleInfo": "test_opinfo.py",
     "torch.library.opcheck": "test_opcheck",
@@ -42,7 +42,7 @@ THEIRS = {
 
 try:
     from hypothesis import HealthCheck, settings
-except ImportError:  # a GPU machine may have nothing but pytest
+except ImportError:  # hypothesis may be missing on a GPU machine
     pass
 else:
     # The same examples in every run, at the interpreter's pace. One backend serves all examples
@@ -62,7 +62,7 @@ else:
 
 @pytest.fixture(autouse=True)
 def _seeded(request):
-    """Seeds depend on the test's name alone, so a failure repeats in any order and selection."""
+    """Seeds by the test's name alone, so a failure repeats in any order and selection."""
     seed = zlib.crc32(request.node.nodeid.encode())
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - for code under test that uses the global generator
@@ -71,7 +71,7 @@ def _seeded(request):
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
-    """Fill what torch.empty returns with NaN (integers: the largest): an unwritten cell shows."""
+    """Fills torch.empty with NaN (integers: the largest), to reveal unwritten elements."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
@@ -85,7 +85,7 @@ def _poisoned_memory():
 
 @dataclass(frozen=True)
 class Backend:
-    """What runs an operator: the kernels, interpreted, simulated or on a GPU, or PyTorch."""
+    """How operators run: by PyTorch, or by the kernels interpreted, simulated or on a GPU."""
 
     name: str
     device: str
@@ -146,7 +146,7 @@ def _tier(item):
     return params.get("backend") or params.get("kernel_backend") or "host"
 
 
-#: What takes the interpreter long, and the cases that stand for all of it where `slow` is left out.
+#: Tests that are slow in the interpreter, and the cases of them that run without `slow`.
 #: Tiles are compiled ahead of time, and simulated by `make test-all`; other projects' cases ask for
 #: what comes before a kernel, which PyTorch's backend ("cpu") shows as well.
 INTERPRETED = {
@@ -182,11 +182,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker("slow")  # many kernels to compile
         item.user_properties.append(
             ("tier", _tier(item))
-        )  # travels in the reports, also from xdist's workers
+        )  # user_properties are part of the report, also from xdist's workers
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say what ran where: a green run in which no kernel ran must not look like any other."""
+    """Prints tests by tier, so that a green run in which no kernel ran is noticed."""
     counts = Counter()
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
@@ -208,7 +208,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture
 def run(backend, capsys, tmp_path, monkeypatch):
-    """Runs a command in an empty directory; gives back (exit code, stdout, stderr)."""
+    """Runs a command in an empty directory; returns (exit code, stdout, stderr)."""
     from tricorr.cli.main import main
 
     monkeypatch.chdir(tmp_path)
@@ -246,7 +246,7 @@ def prints_json(run):
 
 @pytest.fixture
 def fails(run):
-    """Runs a command that must fail in one line, and gives that line back."""
+    """Runs a command that must fail with one line, and returns that line."""
 
     def fails(*arguments):
         code, out, err = run(*arguments)

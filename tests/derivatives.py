@@ -1,4 +1,4 @@
-"""A function's values, first and second gradients, held against PyTorch's in float64."""
+"""Compares a function's values, first and second gradients with PyTorch's in float64."""
 
 import torch
 from closeness import assert_close_to_reference, to_numpy
@@ -8,8 +8,8 @@ def assert_same_derivatives(ours, theirs, tensors, order=2, peer=False):
     """Fail unless ours(*tensors) and its gradients are those of theirs(*tensors) in float64.
 
     Args:
-        ours, theirs: functions of the tensors, sums of products of them: applied to absolute
-            values, theirs gives the sums of absolute values that bound the rounding.
+        ours, theirs: functions of the tensors that sum products of them: theirs, applied to
+            absolute values, bounds the rounding errors.
         tensors: to differentiate by.
         order: 0 compares values only, 1 also gradients, 2 also gradients of the gradients.
         peer: allow twice PyTorch's error in the same dtype: PyTorch itself computes ours.

@@ -1,7 +1,7 @@
-"""What property tests draw: geometries small enough for the interpreter, and plans to run them by.
+"""Hypothesis strategies: geometries small enough for the interpreter, and plans for them.
 
-A plan is drawn as freely as the planner and the tuner together can choose: any tile of a family's
-tables or of the tuner's search, any split, both index widths, both ways of a reduction's steps.
+A plan may be any that the planner or the tuner can choose: any tile of a family's tables or of the
+tuner's search, any split, both index widths, flattened reductions or not.
 """
 
 from dataclasses import replace
@@ -16,7 +16,7 @@ from tricorr.ops.plan import banded, choose, gemm, rows, stencil, tma
 from tricorr.ops.plan.problem import Layout, Plan, Problem
 
 FAMILIES = ("gemm", "stencil", "rows", "banded", "tma")
-#: (product, dtype, precision): the kinds of arithmetic that kernels are planned for.
+#: (product, dtype, precision) that kernels are planned for.
 PRODUCTS = (
     ("half", torch.float16, "ieee"),
     ("half", torch.bfloat16, "ieee"),
@@ -26,7 +26,7 @@ PRODUCTS = (
     ("float64", torch.float64, "ieee"),
 )
 _MODES = {"zeros": 9, "replicate": 9, "reflect": -1, "circular": 0}
-#: Programs of a launch, and rows that one walks down, at most: interpreted ones take milliseconds.
+#: Most programs of a launch and rows of a program: each takes the interpreter milliseconds.
 MOST_PROGRAMS, MOST_ROWS = 32, 16
 
 
@@ -78,7 +78,7 @@ def geometries(
     )
     N, G = draw(st.integers(least, 3)), draw(st.integers(1, groups))
     group_C, group_K = draw(C), draw(K)
-    # Two many-channelled sides of a stencil would be slow in the interpreter.
+    # A stencil with many channels on both sides is slow in the interpreter.
     hypothesis.assume(group_C * group_K <= 18 or min(group_C, group_K) >= 16)
     weight = (G * group_K, group_C, R, S)
     fits = [m for m in modes if max(rows) <= H + _MODES[m] and max(columns) <= W + _MODES[m]]
@@ -99,7 +99,7 @@ def geometries_of(op, family, dtype):
     few, one = st.integers(1, 3), st.just(1)
     # An input gradient is planned as if padding were zeros; the frame has a plan of its own.
     modes = ("zeros",) if op == "dgrad" or family == "tma" else tuple(_MODES)
-    # A weight gradient has something to split where there are more pixels than one step takes.
+    # A weight gradient can be split only if its pixels take more than one step.
     large = op == "wgrad" and family in ("gemm", "stencil")
     size = {"least": 1, "modes": modes, "more": (8, 14) if large else (0, 5)}
     if family == "rows":
@@ -110,7 +110,7 @@ def geometries_of(op, family, dtype):
     if family == "tma":
         several = st.sampled_from([16, 24, 32, 48] if dtype.itemsize == 2 else [16, 20, 32])
         return geometries(several, several, groups=2, banks=False, stride=2, dilation=2, **size)
-    if family == "stencil":  # many channels on one side, of which each is a walk, or on none
+    if family == "stencil":  # many channels on at most one side
         return geometries(few, few | st.integers(16, 18), **size)
     return geometries(stride=2 if large else 4, **size)
 
@@ -186,7 +186,7 @@ def calls(draw, op, family, device, search):
     def planned(tile, splits=1):
         return replace(choose.plan_with_tile(problem, tile, splits), **one_tap)
 
-    # What is too slow to interpret is left out before it is drawn: little has to be rejected.
+    # Exclude slow tiles before drawing, so that few draws are rejected.
     most = MOST_PROGRAMS * faster
     tiles = [tile for tile in tiles if planned(tile).grid <= most]
     hypothesis.assume(tiles)

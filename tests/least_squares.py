@@ -1,4 +1,4 @@
-"""Dense least squares on the explicit patches, in float64: what the package never builds."""
+"""Dense least squares on explicit patches, in float64, as a reference."""
 
 import numpy as np
 import torch

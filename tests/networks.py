@@ -1,4 +1,4 @@
-"""Four networks as they are published, narrow: what people train, with every kind of 2-D layer.
+"""Four published networks, narrowed: together they have every kind of 2-D layer.
 
 Names of modules are torchvision's where it has the network, so that its state_dicts fit.
 """

@@ -1,4 +1,4 @@
-"""Plans as the planner makes them, and with a tile of a test's choice."""
+"""Plans of the planner, and plans with a tile that a test chooses."""
 
 from dataclasses import replace
 

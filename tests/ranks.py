@@ -1,4 +1,4 @@
-"""Several processes that talk to each other over gloo, on the CPU, and run what tests ask for."""
+"""Several CPU processes connected by gloo, on which tests run functions."""
 
 import multiprocessing
 import traceback
@@ -15,8 +15,8 @@ TIMEOUT = timedelta(seconds=60)
 class Ranks:
     """A group of processes, kept from test to test: starting one takes longer than most tests.
 
-    They are forked off a server that has imported PyTorch once, and not off this process, whose
-    threads (of autograd, of a GPU) no child would have.
+    They are forked from a server that has imported PyTorch, not from this process: its threads (of
+    autograd, of a GPU) would be missing in a child.
     """
 
     def __init__(self, number, directory):
@@ -25,7 +25,7 @@ class Ranks:
         self.processes = []
 
     def __call__(self, function, *args, interpret=False):
-        """Call function(*args) on every rank; what any raises is raised here.
+        """Calls function(*args) on every rank; raises the first exception of any rank.
 
         Tensors that a rank makes from PyTorch's random numbers are the same on every rank.
         """
@@ -39,7 +39,7 @@ class Ranks:
             errors = [(waiting.pop(pipe), self._answer(pipe)) for pipe in ready]
             errors = [f"on rank {rank}:\n{error}" for rank, error in errors if error]
             if errors or not ready:
-                self.stop()  # the other ranks may wait for a message that never comes
+                self.stop()  # the other ranks may be blocked in a collective
                 raise AssertionError("\n".join(errors) or "no answer from any rank")
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The pages that `make docs` builds, as far as that can be seen without Sphinx."""
+"""Checks the pages that `make docs` builds without running Sphinx."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""The wheel and the sdist: what is in them, and that they work without the repository."""
+"""The wheel and the sdist: their files, and that they work outside the repository."""
 
 import shutil
 import subprocess

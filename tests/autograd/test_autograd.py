@@ -1,4 +1,4 @@
-"""Derivatives of every order and mode, and what PyTorch's tools make of the operators."""
+"""Derivatives of every order and mode, and PyTorch's tools on the operators."""
 
 import copy
 import io

@@ -1,16 +1,16 @@
 """Four published networks train as PyTorch's do when `convert` has made their layers ours.
 
-The truth is the network of PyTorch's layers in float64. How far rounding takes a network from it
-depends on the network, so it is measured: in PyTorch's own run in the same precision, and in a
-float64 run whose filters are perturbed as rounding would. A sum of n products, rounded at every
-step, is the exact sum with every factor off by at most n * eps, so that is what each filter is
-off by. Ours may be twice as far from the truth as the further of the two.
+The reference is the network of PyTorch's layers in float64. How far rounding moves a network from
+it depends on the network, so it is measured in two runs: PyTorch's own in the same precision, and a
+float64 run with perturbed filters. A sum of n products, rounded at every step, is the exact sum of
+factors off by at most n * eps, so each filter is perturbed by that. Ours may be twice as far from
+the reference as the further of the two.
 
-A gradient that cancels to nothing, as a bias's does before a batch normalisation, keeps rounding
-of what cancelled: what one rounding makes of the step's largest gradient is allowed as well.
+A gradient whose terms cancel, as a bias's before a batch normalisation, is rounding error: one
+rounding of the step's largest gradient is allowed as well.
 
-Batch normalisation over few pixels makes much of little: three steps of the narrow MobileNetV2 in
-float32 end anywhere, PyTorch's too. So it is float64 that holds a network to ten digits.
+Batch normalisation over few pixels amplifies errors: in float32, three steps of the narrow
+MobileNetV2 differ between any two implementations. So float64 is compared to ten digits.
 """
 
 import copy

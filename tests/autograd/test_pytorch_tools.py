@@ -1,4 +1,4 @@
-"""What PyTorch offers around a layer works with ours as with its own."""
+"""PyTorch's tools for layers work with ours: autocast, hooks, checkpoints, optimizers, threads."""
 
 import copy
 import itertools

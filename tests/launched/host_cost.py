@@ -1,4 +1,4 @@
-"""What a call costs the host, Triton's launcher and its encoding of tensor maps included.
+"""Host time of calls, including Triton's launcher and its encoding of tensor maps.
 
 A script: `python tests/launched/host_cost.py`. It runs on the stub driver, where a launch costs the
 driver nothing, and needs no GPU. Kernels are compiled once, into Triton's cache.

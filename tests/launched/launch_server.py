@@ -17,7 +17,7 @@ from stub_driver import pretend
 def main() -> None:
     library, mode = Path(sys.argv[1]), sys.argv[2]
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the calls print is no answer
+    os.dup2(2, 1)  # keep prints of the calls off the protocol
     stub, driver = pretend(library)
     import uncompiled
 
@@ -62,4 +62,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    os._exit(0)  # nothing is left to do that is worth the time
+    os._exit(0)  # skip slow shutdown

@@ -1,6 +1,6 @@
-"""Calls of the public API by name, each with operands made anew: what the tier `launched` launches.
+"""Named calls of the public API, each with new operands, for the tier `launched`.
 
-Every option, dtype, format and alignment is there, on images so small that only launches count.
+They cover every option, dtype, format and alignment, on small images.
 """
 
 import itertools

@@ -1,6 +1,6 @@
-"""What launches past Triton's JIT must do as it does, and faults that the tier must notice.
+"""Checks that direct launches behave as Triton's JIT does, and that planted faults are noticed.
 
-Each function raises AssertionError where it is not so.
+Each function raises AssertionError on failure.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Calls a function three times with other tensors, and says what was wrong with its launches.
+"""Calls a function three times with other tensors and reports faults of its launches.
 
 The first call is built, the second prepared and launched by Triton's JIT, the third launched past
 it (ops/compiled.py). All must launch the same but for addresses.
@@ -21,7 +21,7 @@ LARGE = 10**6
 
 @dataclass
 class Report:
-    """What three calls launched, and what was wrong with that."""
+    """The launches of three calls, and their faults."""
 
     kernels: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""A stub of CUDA's driver: built from stubcuda.c, made Triton's, and asked what it saw.
+"""A stub of CUDA's driver, built from stubcuda.c: Triton launches with it, tests read its log.
 
 Everything of a launch but the GPU is real: Triton's binder and cache, its compiler, its C launcher,
 and the encoding of tensor maps. The stub checks what reaches the driver and records it.
@@ -23,7 +23,7 @@ NAME, ARCH, MULTIPROCESSORS = "NVIDIA H100 80GB HBM3", "90", 132
 
 
 class Record(ctypes.Structure):
-    """One launch, as the driver was asked for it."""
+    """One launch, as it reached the driver."""
 
     _fields_ = [
         ("name", ctypes.c_char * 128),

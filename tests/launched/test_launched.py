@@ -1,7 +1,7 @@
 """Launches through Triton's JIT, launcher and tensor maps, on a stub of CUDA's driver: no GPU.
 
-What this shows: whatever reaches the driver is legal, the same at every call but for addresses, and
-never compiled twice. What it cannot: that kernels compute what they should.
+It shows that every launch is legal, equal at every call but for addresses, and never compiled
+twice. It does not show that kernels compute the right numbers.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Kernels that are launched and were never compiled: thousands of calls a minute.
 
-Triton binds arguments, keys, encodes tensor maps and launches as ever. What a compiler would say of
-a kernel is made up here: nothing of registers and shared memory, and the boxes of tensor maps.
+Triton binds arguments, keys, encodes tensor maps and launches as usual. The compiler's metadata is
+faked here: no registers and shared memory, and the boxes of tensor maps.
 """
 
 import re
