@@ -28,13 +28,13 @@ def along(AXIS: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def round_down(number, BASE: tl.constexpr):
-    """`number`, which BASE divides as the host knows: now the compiler sees it."""
+    """`number`, known to the compiler as a multiple of BASE; the host has checked that it is."""
     return number // BASE * BASE
 
 
 @triton.jit
 def align_strides(strides, PIXEL_AXIS: tl.constexpr, ALIGN: tl.constexpr):
-    """An image's strides: the compiler now sees that ALIGN divides all but the innermost."""
+    """An image's strides, all but the innermost known to the compiler as multiples of ALIGN."""
     n, c, h, w = strides
     if PIXEL_AXIS == 0:
         w = round_down(w, ALIGN)
@@ -45,21 +45,21 @@ def align_strides(strides, PIXEL_AXIS: tl.constexpr, ALIGN: tl.constexpr):
 
 @triton.jit
 def align_planes(strides, ALIGN: tl.constexpr):
-    """An image's strides: the compiler now sees that ALIGN divides all but that of columns."""
+    """An image's strides, all but that of columns known to the compiler as multiples of ALIGN."""
     n, c, h, w = strides
     return round_down(n, ALIGN), round_down(c, ALIGN), round_down(h, ALIGN), w
 
 
 @triton.jit
 def align_tap_strides(strides, ALIGN: tl.constexpr):
-    """A filter bank's strides: the compiler now sees that ALIGN divides those of k, r and s."""
+    """A bank's strides, those of k, r and s known to the compiler as multiples of ALIGN."""
     n, k, c, r, s = strides
     return n, round_down(k, ALIGN), c, round_down(r, ALIGN), round_down(s, ALIGN)
 
 
 @triton.jit
 def align_extents(c, w, PIXEL_AXIS: tl.constexpr, ALIGN: tl.constexpr):
-    """An image's channels and columns: the compiler now sees that ALIGN divides the innermost."""
+    """Channels and columns, the innermost known to the compiler as a multiple of ALIGN."""
     if PIXEL_AXIS == 0:
         c = round_down(c, ALIGN)
     else:

@@ -67,7 +67,7 @@ def reader_of(h, w, r, s, y_shape, WINDOW: tl.constexpr, mask):
 
 @triton.jit
 def is_inside(coordinate, EXTENT):
-    """0 <= coordinate < EXTENT by one comparison: without its sign, what is negative is large."""
+    """0 <= coordinate < EXTENT by one unsigned comparison: negative numbers become large."""
     if coordinate.dtype == tl.int64:
         inside = tl.cast(coordinate, tl.uint64) < tl.cast(EXTENT, tl.uint64)
     else:

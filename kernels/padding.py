@@ -1,4 +1,4 @@
-"""Padding folded back into the image, and the pixels that it shows more than once."""
+"""Maps padded coordinates to the pixels that a padding mode copies there, and back."""
 
 import triton
 import triton.language as tl
@@ -6,10 +6,10 @@ import triton.language as tl
 
 @triton.jit
 def fold(coordinate, EXTENT, MODE: tl.constexpr):
-    """The image coordinate that the padding shows at `coordinate`, and whether there is one.
+    """The image coordinate whose pixel the padding copies to `coordinate`, and whether it exists.
 
-    One turn is enough: the host refuses wider padding. Coordinates that no output reads may still
-    lie outside.
+    One reflection or wrap is enough: the host refuses wider padding. Coordinates that no output
+    reads may still lie outside.
     """
     if MODE == "reflect":
         coordinate = EXTENT - 1 - tl.abs(EXTENT - 1 - tl.abs(coordinate))
@@ -27,10 +27,9 @@ def fold(coordinate, EXTENT, MODE: tl.constexpr):
 def unfold(
     coordinate, image, EXTENT, BEFORE: tl.constexpr, AFTER: tl.constexpr, MODE: tl.constexpr
 ):
-    """`fold` backwards: number `image` of the padded coordinates that show `coordinate`.
+    """The inverse of `fold`: the padded coordinate of copy number `image` of a pixel.
 
-    Image 0 is the coordinate itself. Also returns whether there is such an image; `images` counts
-    the candidates.
+    Copy 0 is the pixel itself. Also returns whether this copy exists; `images` counts candidates.
     """
     if MODE == "replicate":
         before = (image <= BEFORE) & (coordinate == 0)
@@ -61,7 +60,7 @@ def images(BEFORE: tl.constexpr, AFTER: tl.constexpr, MODE: tl.constexpr):
 
 @triton.jit
 def split_frame(index, x_shape, hole):
-    """(n, h, w) of a pixel counted through the frame: all that is not in the hole.
+    """(n, h, w) of a pixel by its index in the frame, which is the image without the hole.
 
     Whole rows above and below the hole, (top, bottom, left, right), come first, then what is left
     and right of it.

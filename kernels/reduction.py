@@ -52,10 +52,10 @@ def next_step(
     POINT: tl.constexpr, FLATTEN_K: tl.constexpr, MOST_S: tl.constexpr, INT64: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """(r, s, channel) of the step after number `step`, of which they are given.
+    """(r, s, channel) of the step after number `step`, whose (r, s, channel) are given.
 
-    Taps are innermost: what they read overlaps, and all but the first find it in a cache. POINT:
-    there is one tap, and the compiler sees that r and s stay zero.
+    Taps are innermost: their pixels overlap, so all but the first are cache hits. POINT: there is
+    one tap, and the compiler sees that r and s stay zero.
     """
     if FLATTEN_K is not None:
         r, s, channel = split_step(step + 1, lane, R, FLATTEN_K, MOST_S, INT64, BLOCK)
@@ -77,9 +77,8 @@ def split_step(
 ):  # fmt: skip
     """(r, s, channel) of element `lane` in a step of BLOCK elements, see first_step.
 
-    Rows have MOST_S taps, a constant; S or more of them, or R rows, say that there is no such
-    element. A step of whole rows has the same s and channels as any other: the compiler finds them
-    before the loop.
+    Rows are MOST_S taps long, a constant: s >= S or r >= R means that there is no such element. If
+    steps are whole rows, s and channel are the same in all of them and are hoisted out of the loop.
     """
     row: tl.constexpr = MOST_S * FLATTEN_K
     rows: tl.constexpr = rows_of_step(FLATTEN_K, MOST_S, BLOCK)
@@ -107,16 +106,16 @@ def add_taps_gemm(
     is a whole number, and a column likewise. `pixel` and `filter` are offsets of what does not
     depend on the tap.
 
-    What depends on pixels and lanes is found before the loop, a step adds to it one scalar for its
-    tap and first channel. There is an exception for few channels, LAYOUT.FLATTEN_K of them if not
-    None: a step covers BLOCK_K elements (r,s,channel), and every lane has its own. MOST_S is a
-    constant that S is at most. LAYOUT.K_DIVIDES says that BLOCK_K divides the channels, CHECKED
-    that pixels may read outside of the image, POINT that there is one tap, REACHED that there is
-    one at least, and LOOSE that pixels lie along the last axis, in no runs of addresses that the
-    compiler could see.
+    Offsets of pixels and lanes are computed before the loop; a step adds one scalar for its tap and
+    first channel. With few channels, LAYOUT.FLATTEN_K of them if not None, a step instead covers
+    BLOCK_K elements (r,s,channel), one per lane.
 
-    LAYOUT.PREFETCH: the image is loaded a step ahead into registers, because it comes in pieces too
-    small for the copies to shared memory that Triton's pipeline is made of.
+    MOST_S is an upper bound of S. LAYOUT.K_DIVIDES: BLOCK_K divides the channels. CHECKED: pixels
+    may read outside of the image. POINT: there is one tap. REACHED: there is at least one. LOOSE:
+    pixels lie along the last axis, and the compiler sees no runs of addresses there.
+
+    LAYOUT.PREFETCH: the image is loaded into registers one step ahead, because its pieces are too
+    small for cp.async, by which Triton's pipeline copies to shared memory.
     """
     AXIS: tl.constexpr = LAYOUT.PIXEL_AXIS
     FLAT: tl.constexpr = LAYOUT.FLATTEN_K

@@ -1,4 +1,4 @@
-"""How a program finds its tile, and a lane its pixel: ids and indices are mixed-radix numbers."""
+"""Decodes program ids to tiles and indices to pixels, as mixed-radix numbers."""
 
 import triton
 import triton.language as tl
@@ -14,7 +14,7 @@ def widen(index, INT64: tl.constexpr):
 
 @triton.jit
 def as_block(scalar):
-    """A scalar as a block [1, 1]: Triton 3.9's interpreter makes integers of broadcast booleans."""
+    """A scalar as a block [1, 1]: a broadcast boolean is an integer to Triton 3.9's interpreter."""
     return tl.zeros([1, 1], tl.int32) + scalar
 
 
@@ -24,13 +24,13 @@ def next_digit(number, base):
     return number % base, number // base
 
 
-#: Tiles of rows that take one tile of columns before the next one.
+#: Tiles of rows that are paired with one tile of columns before the next one.
 TILE_GROUP = tl.constexpr(8)
 
 
 @triton.jit
 def next_tile(number, tiles_m, tiles_n):
-    """(tile_m, tile_n, number // (tiles_m * tiles_n)) in an order that reads little from memory.
+    """(tile_m, tile_n, number // (tiles_m * tiles_n)), ordered so that little is read from memory.
 
     Programs that run side by side, 132 on a H100, are 8 tiles of rows by 16.5 of columns. Columns
     first, if there are 64 tiles of them, these would be 2 by 64: in tiles of 128 they read 3100
@@ -47,7 +47,7 @@ def next_tile(number, tiles_m, tiles_n):
 
 @triton.jit
 def split_pixel(index, HEIGHT, WIDTH):
-    """(n, row, column) of a pixel counted through whole planes, columns fastest."""
+    """(n, row, column) of a pixel's index, columns fastest."""
     column = index % WIDTH
     line = index // WIDTH
     return line // HEIGHT, line % HEIGHT, column

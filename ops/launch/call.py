@@ -31,7 +31,7 @@ class Call:
 
     @property
     def options(self) -> dict[str, int]:
-        """What the compiler is told."""
+        """Compiler options."""
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         if self.maxnreg is None or torch.version.hip:
             return options

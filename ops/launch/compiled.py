@@ -1,10 +1,9 @@
 """Launching a compiled kernel past Triton's JIT. Importing this imports triton.
 
-Calls that were prepared together differ in addresses alone. Triton's JIT would bind all arguments
-again, work out how each is specialised and look the kernel up: 12 to 20 us of the host's time for
-45 arguments, where the launch itself takes 3. Here the C launcher is called with the arguments
-that the kernel has at run time. A tensor map follows from an address and a layout, so maps are kept
-by address.
+Calls of one prepared launch differ only in addresses. Triton's JIT would still bind all arguments,
+specialise each and look the kernel up: 12 to 20 us of host time for 45 arguments, where the launch
+itself takes 3. Here the C launcher is called directly with the kernel's run-time arguments. A
+tensor map depends on an address and a layout only, so maps are cached by address.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ import triton
 from triton import knobs
 from triton.runtime import driver
 
-#: Versions of Triton, (major, minor), whose C launcher takes its arguments as below.
+#: Versions of Triton, (major, minor), whose C launcher has the signature used below.
 KNOWN_VERSIONS = ((3, 6), (3, 7), (3, 8), (3, 9))
-#: Tensor maps kept for each descriptor of a launch; with more addresses than these, all go.
+#: Most tensor maps cached per descriptor of a launch; when it is reached, the cache is cleared.
 MAX_TENSOR_MAPS = 64
 
 
 @dataclass(frozen=True)
 class Place:
-    """Stands among the arguments of a launch for something in a tensor that each call brings."""
+    """A placeholder among the arguments of a launch for a pointer into a tensor of the call."""
 
     #: Which of the call's tensors.
     tensor: int
@@ -40,7 +39,7 @@ class Place:
 
 
 def is_watched() -> bool:
-    """Whether a launch must go through the JIT: hooks and debug options count from when set."""
+    """Whether launches must go through the JIT because hooks or debug options are set now."""
     runtime = knobs.runtime
     enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
     return bool(
@@ -53,7 +52,7 @@ def is_watched() -> bool:
 
 
 def current_stream(device: torch.device) -> int:
-    """The stream on which PyTorch queues work for `device`, as Triton's driver is told it."""
+    """PyTorch's current stream of `device`, as a handle for Triton's driver."""
     active = driver.active
     index = active.get_current_device() if device.index is None else device.index
     return active.get_current_stream(index)
@@ -70,7 +69,7 @@ class _Maps:
     kept: dict[int, Any] = field(default_factory=dict)
 
     def at(self, address: int) -> Any:
-        """The map of what lies at `address`, encoded now."""
+        """Encodes the map for `address` and caches it."""
         if len(self.kept) >= MAX_TENSOR_MAPS:
             self.kept.clear()
         found = self.kept[address] = self.encode(address)
@@ -127,8 +126,8 @@ def direct_launch(compiled: Any, grid: int, arguments: Sequence[Any]) -> DirectL
     kinds = list(compiled.src.signature.values())
     metas = iter(getattr(compiled.metadata, "tensordesc_meta", None) or ())
     spread = version < (3, 7)
-    # From 3.7 on one launcher serves all kernels. It takes what a kernel has at run time, which is
-    # told by `signature`; an older one was compiled for the kernel and passes constants over.
+    # From 3.7 on one launcher serves all kernels and takes only run-time arguments, described by
+    # `signature`. An older one is compiled per kernel, takes all arguments and skips constants.
     given = zip(kinds, arguments, strict=True) if spread else _at_run_time(kinds, arguments)
     flat: list[Any] = []
     pointers, maps = [], []
@@ -166,7 +165,7 @@ def direct_launch(compiled: Any, grid: int, arguments: Sequence[Any]) -> DirectL
 
 
 def _at_run_time(kinds: Sequence[Any], values: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    """(kind, value) of every argument that is no constant to the compiler, out of any tuples."""
+    """(kind, value) of every argument that is not a compile-time constant, tuples flattened."""
     for kind, value in zip(kinds, values, strict=True):
         if isinstance(kind, tuple):
             yield from _at_run_time(kind, value)

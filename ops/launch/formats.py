@@ -21,7 +21,7 @@ def suggests_channels_last(tensor: torch.Tensor) -> bool:
         if sizes[axis] == 0 or strides[axis] < innermost:
             return False
         if axis == 0 and innermost == strides[1]:
-            return False  # (N, 1, 1, 1): nothing tells the formats apart
+            return False  # (N, 1, 1, 1) fits both formats
         innermost = strides[axis] * max(1, sizes[axis])
     return True
 

@@ -16,7 +16,7 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def one_launch() -> Iterator[None]:
-    """What a launch in the interpreter has to be inside of.
+    """The context of a launch in the interpreter.
 
     Raises:
         BackendError: Triton was imported before TRITON_INTERPRET was set, and compiles.
@@ -26,7 +26,7 @@ def one_launch() -> Iterator[None]:
             "TRITON_INTERPRET=1 was set after triton had been imported, which then compiles: set "
             "it in the shell, or before the first import of triton or torch._inductor"
         )
-    # A GPU does not warn of infinities; NumPy, with which the interpreter computes, would.
+    # The interpreter computes with NumPy, which would warn about infinities; a GPU does not.
     with _LOCK, sys.modules["numpy"].errstate(all="ignore"):
         mend_interpreter()
         yield

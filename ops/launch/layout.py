@@ -1,4 +1,4 @@
-"""Tensors to a Layout, and to the Device that they are on: what the planner knows of them."""
+"""The Layout of a call's tensors and the Device that they are on, for the planner."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..plan.device import INTERPRETER, Device, device_called
 from ..plan.problem import Layout
 from .formats import suggests_channels_last
 
-#: Offsets up to here fit in 32 bits with room for the lanes that a tile has past the end.
+#: Largest offset for 32-bit indices, with room for a tile that overhangs the end.
 NARROW_LIMIT = 2**31 - 2**16
 
 
@@ -27,7 +27,7 @@ def layout_of(
 ) -> Layout:
     """The layout of the tensors of one call, or of their gradients."""
     (top, bottom), (left, right) = geometry.padding
-    # Kernels count from pixels in the padding, or from outputs beyond the image's end.
+    # Kernels also compute offsets of pixels in the padding and of outputs beyond the end.
     beyond_h = max(0, top) + max(0, bottom) + (geometry.R - 1) * geometry.steps(0)[1]
     beyond_w = max(0, left) + max(0, right) + (geometry.S - 1) * geometry.steps(1)[1]
     largest = max(

@@ -15,10 +15,10 @@ from .compiled import DirectLaunch, Place, current_stream, direct_launch, is_wat
 
 
 class Prepared:
-    """The calls of one operator as far as they do not depend on where its tensors lie.
+    """The launches of one operator, complete but for the tensors' addresses.
 
-    Building a call costs the host several times what this does: a plan and forty arguments, of
-    which all but the tensors follow from the geometry and the facts (`facts_of`) of the operands.
+    Building a launch costs the host several times as much as running this: a plan and forty
+    arguments, which all follow from the geometry and the operands' `facts_of`, except for tensors.
     """
 
     def __init__(
@@ -58,18 +58,18 @@ class Prepared:
 
 @dataclass
 class _Launch:
-    """A Call whose arguments are in the kernel's order, with Places where tensors belong."""
+    """A Call with its arguments in the kernel's order and Places instead of tensors."""
 
     kernel: Any
     grid: int
     arguments: tuple[Any, ...]
     options: dict[str, int]
-    #: What the JIT launched, and how to do without it; None before the first launch.
+    #: The compiled kernel and how to launch it directly; None before the first launch.
     compiled: Any = None
     direct: DirectLaunch | None = None
 
     def run(self, tensors: Sequence[Any], addresses: Sequence[int], stream: int) -> None:
-        """Launches the kernel that the JIT found the first time."""
+        """Launches the compiled kernel; the first time through the JIT."""
         if self.compiled is None or self.kernel.pre_run_hooks:
             self.compiled = self.through_jit(tensors)
             if self.compiled is not None:
@@ -80,12 +80,12 @@ class _Launch:
             self.compiled[self.grid, 1, 1](*_filled(self.arguments, tensors))
 
     def through_jit(self, tensors: Sequence[Any]) -> Any:
-        """Launches as any caller of a Triton kernel does; returns what was compiled."""
+        """Launches through Triton's JIT; returns the compiled kernel."""
         return self.kernel[(self.grid,)](*_filled(self.arguments, tensors), **self.options)
 
 
 def _filled(arguments: tuple[Any, ...], tensors: Sequence[Any]) -> tuple[Any, ...]:
-    """The arguments, with tensors and descriptors in their places."""
+    """The arguments with tensors and descriptors instead of Places."""
     items = []
     for argument in arguments:
         if isinstance(argument, Place):
@@ -102,7 +102,7 @@ def _filled(arguments: tuple[Any, ...], tensors: Sequence[Any]) -> tuple[Any, ..
 def _placed(place: Place, tensors: Sequence[Any]) -> Any:
     tensor = tensors[place.tensor]
     if place.offset:
-        # Of a tensor, Triton takes where it begins.
+        # Triton takes the address of a tensor's first element.
         offset = tensor.storage_offset() + place.offset // tensor.itemsize
         tensor = tensor.as_strided((), (), offset)
     return tensor if place.descriptor is None else replace(place.descriptor, base=tensor)
@@ -110,24 +110,24 @@ def _placed(place: Place, tensors: Sequence[Any]) -> Any:
 
 #: By the facts that they were prepared for; None where they read what PyTorch has to make.
 _PREPARED: dict[Any, Prepared | None] = {}
-#: Entries beyond this make room for themselves by clearing all: they are made again when needed.
+#: When there are more entries, all are cleared; they are made again when needed.
 MAX_PREPARED = 4096
 
 
 def facts_of(tensor: torch.Tensor | None) -> Any:
-    """All that a call can depend on in one of its tensors, besides the shape: hashable."""
+    """The facts of a tensor that a launch depends on, besides its shape, as a hashable key."""
     if tensor is None:
         return None
     return tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr() % 16
 
 
 def prepared(key: Any) -> Prepared | None:
-    """What `prepare` made for this key."""
+    """The launches that `prepare` kept for this key, or None."""
     return _PREPARED.get(key)
 
 
 def forget_prepared() -> None:
-    """Clears what `prepare` made: whoever changes what planners decide has to."""
+    """Clears all prepared launches; to be called when the planner's decisions change."""
     _PREPARED.clear()
 
 
@@ -137,10 +137,10 @@ def prepare(
     result: torch.Tensor,
     calls_with: Callable[..., Iterable[Call]],
 ) -> None:
-    """Keeps for `key` what `calls_with`, called with operands and result, would launch.
+    """Keeps for `key` the launches of `calls_with(*operands, result)`.
 
-    It is called with stand-ins, so that each tensor is known among the arguments, even where one
-    tensor is two operands. They start as far from 16 bytes as what they stand for.
+    It is called with stand-ins, distinct even where two operands are one tensor, so that each can
+    be found among the arguments. A stand-in has the alignment of its tensor.
     """
     tensors = (*operands, result)
     if key in _PREPARED or any(t is not None and t.data_ptr() % t.itemsize for t in tensors):
@@ -168,7 +168,7 @@ def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _launch_of(call: Call, tensors: Sequence[torch.Tensor | None]) -> _Launch | None:
-    """`call` without its tensors; None if it has others than `tensors`."""
+    """`call` with Places for its tensors; None if it uses others than `tensors`."""
     arguments = tuple(call.arguments[name] for name in call.kernel.arg_names)
     try:
         placed = _with_places(arguments, tensors)
@@ -183,7 +183,7 @@ def _with_places(
     """The arguments with a Place for each tensor and descriptor.
 
     Raises:
-        LookupError: a tensor has other memory than all `tensors`.
+        LookupError: a tensor shares memory with none of `tensors`.
     """
     items: list[Any] = []
     for argument in arguments:
@@ -205,7 +205,7 @@ def _with_places(
 
 
 def _index_of(view: torch.Tensor, tensors: Sequence[torch.Tensor | None]) -> int | None:
-    """Which of `tensors` has the memory of `view`."""
+    """The index of the tensor that shares its memory with `view`."""
     memory = view.untyped_storage()._cdata
     for index, tensor in enumerate(tensors):
         if tensor is not None and tensor.untyped_storage()._cdata == memory:

@@ -1,1 +1,1 @@
-"""What to run: pure functions from a problem to a plan. Nothing here sees a kernel or a tensor."""
+"""Pure functions from a problem to a plan; no kernels and no tensors here."""

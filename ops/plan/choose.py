@@ -21,7 +21,7 @@ from .tuned import tuned
 
 #: Families that offer a tile only where they beat the rest: the first one that does is taken.
 DECISIVE = (rows, banded)
-#: Measured to take so many times what the model says, one of those is compared with the others.
+#: A decisive family whose measured time is this many times the model's is compared like the rest.
 FAR = 1.2
 #: Families whose tiles are compared.
 COMPARED = (stencil, gemm, tma)
@@ -64,7 +64,7 @@ def family_of(tile: Tile) -> ModuleType:
 
 
 def tile_of(fields: Mapping[str, int]) -> Tile:
-    """The tile with these fields: their names say of which family it is."""
+    """The tile with these fields, whose names identify the family."""
     kinds = (kind for family in FAMILIES for kind in family.KINDS)
     names = {kind: {field.name for field in dataclasses.fields(kind)} for kind in kinds}
     return next(kind(**fields) for kind in names if names[kind] == set(fields))

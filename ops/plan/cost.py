@@ -1,4 +1,4 @@
-"""What a launch costs by arithmetic: the time of every unit that it keeps busy, before any run.
+"""Predicts the time of a launch from what each unit of the device has to do.
 
     seconds = launches * launch_seconds + time to read partial sums again
               + max(device memory, L2, shared, arithmetic, issue, latency)
@@ -15,10 +15,10 @@ busiest multiprocessor, ceil(programs / multiprocessors), and per program and cl
     latency         ceil(n / r) * (latency + the slowest unit of one program alone), if r programs
                     fit on a multiprocessor side by side
 
-The ceilings in n and n / r are the waves: a last wave that is not full takes as long as one that
-is. Nothing is measured here: device.py names the source of every rate, or has what was measured;
-then each family's seconds are multiplied by its slowdown. What is compared are plans
-for one device, whose order depends on the ratios of these rates only.
+The ceilings in n and n / r are waves: a partly filled last wave takes as long as a full one.
+device.py names the source of every rate, or holds measured ones; then each family's seconds are
+multiplied by its measured slowdown. Plans are compared on one device only, so only ratios of rates
+matter.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from .problem import Plan, Problem, Tile
 L2_PORT = 64
 #: 32-bit registers of a multiprocessor, and threads that it holds.
 REGISTERS, THREADS = 2**16, 2048
-#: Plans within this factor of the fastest are equal to the model, which is no better than its
-#: rates. Of those, the one that keeps all units together busy for the shortest time is taken.
+#: Plans within this factor of the fastest count as equal, because the model is no better than that.
+#: Of those, the one with the least total busy time of all units is taken.
 CLOSE = 1.1
-#: Of a few channels, a matrix unit is taken only below this share of the stencil's predicted time:
-#: the model may be wrong by as much.
+#: For few channels, a matrix unit must be predicted below this share of the stencil's time, to
+#: allow for the model's error.
 MARGIN = 0.5
 
 
@@ -132,8 +132,8 @@ class Times:
 def cheapest(plans: Sequence[Plan], problem: Problem) -> Plan:
     """The plan that the model expects to be done first.
 
-    Of few channels the first plan is the stencil's, or that of a family which was measured to be
-    slow: see MARGIN for the others.
+    For few channels the first plan is the stencil's, or that of a family measured to be slow; the
+    others must beat it by MARGIN.
     """
     if len(plans) == 1:
         return plans[0]
@@ -251,7 +251,7 @@ def matrix_work(
 def device_bytes(problem: Problem, programs: int, sharers: int) -> int:
     """Bytes through device memory: each tensor once, and what L2 did not keep between waves.
 
-    What a wave touches is in L2 for the next one if both fit into half of it.
+    Data of one wave is still in L2 for the next if both fit into half of it.
 
     Args:
         problem: whose tensors are read.
@@ -282,7 +282,7 @@ def partial_bytes(plan: Plan, problem: Problem) -> int:
 
 
 def pipeline_bytes(tile: Tile, problem: Problem) -> int:
-    """About what a program holds in shared memory: the operands of every stage of its pipeline."""
+    """Approximate shared memory of a program: the operands of every pipeline stage."""
     m, n, k = tile.step(problem.op)
     # Triton's pipeline keeps one stage of AMD's in registers.
     stages = max(1, tile.num_stages - problem.device.arch.startswith("gfx"))
@@ -290,7 +290,7 @@ def pipeline_bytes(tile: Tile, problem: Problem) -> int:
 
 
 def splits_that_fill(tile: Tile, problem: Problem, most: int, side_by_side: int = 4) -> int:
-    """Parts of a weight gradient that fill the device, as many as are worth it.
+    """The number of parts of a weight gradient that fill the device and are worth it.
 
     Args:
         tile: of the launch.
@@ -319,9 +319,9 @@ def is_launchable(tile: Tile, problem: Problem) -> bool:
 
 
 def fits_matrix_unit(tile: Tile, problem: Problem) -> bool:
-    """Whether a tile of a matrix product neither spills nor overflows, by count.
+    """Whether a matrix tile neither spills nor exceeds shared memory, by count.
 
-    A necessary condition, for a search to leave the hopeless out; only the compiler knows the rest.
+    A necessary condition that a search uses to skip hopeless tiles; only the compiler knows more.
     """
     if not is_launchable(tile, problem):
         return False

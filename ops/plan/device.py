@@ -1,4 +1,4 @@
-"""Devices by their datasheets: nothing here asks one."""
+"""Devices by their datasheets; no device is queried here."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 
 from .measured import Measured, measured_on
 
-#: A matrix unit works on 16 x 16; with fewer channels most of its products are with zeros.
+#: A matrix unit multiplies 16 x 16 blocks: with fewer channels most products are with zeros.
 GEMM_MIN = 16
 #: Most bytes that partial sums of a weight gradient, or the bands of a weight, may take.
 MAX_WORKSPACE = 64 * 2**20
-#: Registers of a thread with which twelve warps fit on an NVIDIA multiprocessor, and eight. Without
-#: a limit ptxas takes up to 192 for 128 x 256 sums of boxes, because as many programs fit either
-#: way; in other kernels it stays at a number where one program more fits, and spills 8 or 16 bytes
-#: of a thread to get there (sm_90). With a limit it takes what it needs.
+#: Registers per thread with which twelve warps fit on an NVIDIA multiprocessor, and eight. Without
+#: a limit ptxas takes up to 192 for boxes with 128 x 256 sums, as that admits as many programs; for
+#: other kernels it aims at a number that admits one program more, and spills 8 or 16 bytes per
+#: thread for it (sm_90). With a limit it takes the registers that it needs.
 MAX_REGISTERS, ALL_REGISTERS = 168, 255
 #: Share of the datasheet's rate of device memory that a copy reaches: 4.3 of 4.8 TB/s, as measured
 #: on a H200; assumed for the others.
@@ -238,10 +238,10 @@ DEVICES = {
 
 
 def device_called(name: str, arch: str, multiprocessors: int) -> Device:
-    """The device that torch describes so, with its datasheet's numbers if DEVICES has them.
+    """The device that torch describes by these facts, with datasheet numbers if DEVICES has it.
 
-    A "NVIDIA H100 PCIe" has fewer multiprocessors and another memory than the H100 of the table: it
-    is no such device.
+    An "NVIDIA H100 PCIe" does not match the H100 of the table: it has fewer multiprocessors and
+    another memory.
     """
     measured = measured_on(slug_of(name))
     for word, known in DEVICES.items():

@@ -1,4 +1,4 @@
-"""Constants of a device that were measured on it, instead of those that are assumed: data.
+"""Measured constants of a device, read from data files; they replace assumed ones.
 
 A file of ops/plan/measured/ is the `calibration.json` of `python -m tricorr.perf gpu`, under the
 name of the device that it was measured on. It is read once, when a plan for that device is made.
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 DIRECTORY = Path(__file__).parent / "measured"
-#: A family's multiplier counts if it is the median of so many calls at least.
+#: Fewest calls whose median makes a family's multiplier.
 FEWEST_CALLS = 3
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured; a constant that was not is None.
+    """The measured constants, None for those that were not measured.
 
     Attributes:
         when: UTC, ISO 8601.

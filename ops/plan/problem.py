@@ -1,4 +1,4 @@
-"""What is planned, what a plan is, and what every kernel family's tile can be asked."""
+"""Problem and Layout, what is planned; Plan, the result; Tile, the protocol of all families."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the tensors of a call lie in memory, and what follows its sums.
+    """How the tensors of a call lie in memory, and whether its epilogue is heavy.
 
     Attributes:
         channels_last: neighbouring channels are neighbours in memory.
@@ -47,7 +47,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Problem:
-    """One operator to plan: everything that a planner, a cost or a tuner may ask.
+    """One operator to plan: all facts that planners, costs and tuners use.
 
     Attributes:
         op: "fprop", "dgrad", "wgrad", or "dgrad_frame" for what a padding mode adds to dgrad.
@@ -57,8 +57,8 @@ class Problem:
             dtypes whatever was given, and for tf32x3 on AMD, where Triton has none: no less exact.
         layout: of the tensors in memory.
         device: that runs it.
-        x_bytes: of an element of x; 0 for those of dtype. The planner takes a uint8 image for one
-            of dtype; predictions do not.
+        x_bytes: of an element of x; 0 for those of dtype. Only predictions set it, for uint8
+            images; the planner plans those as images of dtype.
     """
 
     op: str
@@ -88,12 +88,12 @@ class Problem:
 
     @functools.cached_property
     def correlated(self) -> Geometry:
-        """Of the forward correlation that computes it where is_turned, else of the call."""
+        """The geometry of the forward correlation that is computed: the adjoint where is_turned."""
         return self.geometry.adjoint() if self.is_turned else self.geometry
 
     @functools.cached_property
     def boxed(self) -> Geometry:
-        """The geometry with planes as rows where the layout says that they are read so."""
+        """The geometry, with planes as rows if layout.as_rows."""
         return self.geometry.as_rows() if self.layout.as_rows else self.geometry
 
     @property
@@ -187,7 +187,7 @@ class Problem:
 
 
 class Tile(Protocol):
-    """What one program of a kernel family computes, and what follows from that.
+    """The outputs of one program of a kernel family, and the quantities that follow from them.
 
     Fields in upper case are extents that the kernel is given under the same names. A family is a
     module with such a class and two functions: `tiles(problem)`, which the planner may take, none
@@ -212,28 +212,28 @@ class Tile(Protocol):
         """Programs that cover all results, a weight gradient's before it is split."""
 
     def strips(self, problem: Problem) -> int:
-        """Steps of a weight gradient's reduction, which parts of it are whole numbers of."""
+        """Steps of a weight gradient's reduction; a part is a whole number of them."""
 
     def step(self, op: str) -> tuple[int, int, int]:
         """(M, N, K) of one step: M x N results, sums over K."""
 
     def splits(self, problem: Problem) -> int:
-        """Parts that a weight gradient's reduction is best cut into."""
+        """The best number of parts for a weight gradient's reduction."""
 
     def shared_bytes(self, problem: Problem) -> int:
-        """About what a program holds in shared memory: the operands of every pipeline stage."""
+        """Approximate shared memory of a program: the operands of every pipeline stage."""
 
     def max_registers(self, problem: Problem) -> int | None:
-        """Registers of a thread that the compiler is limited to on NVIDIA, None for no limit."""
+        """The register limit per thread for the compiler on NVIDIA, None for no limit."""
 
     def suits(self, problem: Problem) -> bool:
-        """Whether a tile that was tuned for a problem near this one can serve it."""
+        """Whether this tile, tuned for a problem near this one, may be used for it."""
 
     def flags(self, problem: Problem) -> Mapping[str, Any]:
-        """Fields of a Plan that this family decides."""
+        """The fields of a Plan that this family sets."""
 
     def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
-        """What a launch asks of a device; `code` is of a program, where it was counted."""
+        """The work of a launch; `code` is the program's machine code, if it was counted."""
 
 
 @dataclass(frozen=True)

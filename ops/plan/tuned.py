@@ -1,4 +1,4 @@
-"""Tiles that were measured to be better than the tables' on one device: data, looked up by key.
+"""Tiles that were measured to be faster on a device than the planner's, looked up by key.
 
 A file of ops/plan/tuned/ is written by `python -m tricorr.perf tune` on the device that it is named
 after, with the measurements that justify it. It is read once, when the first plan for that device
@@ -26,9 +26,8 @@ from .problem import Problem
 DIRECTORY = Path(__file__).parent / "tuned"
 
 
-#: Furthest that a problem may be from the entry that serves it, in doublings of its sizes, all of
-#: them together: work, waves and what operands share change by as much, and of more than a factor
-#: of four the static model knows more than a measurement elsewhere.
+#: Largest distance between a problem and the entry that serves it, in doublings of sizes, summed.
+#: Beyond a factor of four in size, the static model is a better guide than a measurement.
 MAX_DISTANCE = 2.0
 
 
@@ -82,10 +81,10 @@ class Tuned:
 
 
 def kind_of(geometry: Geometry) -> str:
-    """What geometries that share a tile have in common.
+    """The properties that geometries must share to share a tile.
 
-    Groups, window, steps, and in which pieces channels can be loaded. Padding decides nothing that
-    a tile depends on.
+    Groups, window, stride, dilation, and the pieces in which channels can be loaded. No tile
+    depends on the padding.
     """
     g = geometry
     pieces = math.gcd(g.group_C, GEMM_MIN), math.gcd(g.group_K, GEMM_MIN)
