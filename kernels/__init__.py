@@ -11,6 +11,7 @@ from .dgrad_rows import dgrad_rows
 from .dgrad_stencil import dgrad_stencil
 from .dgrad_tma import dgrad_tma
 from .fprop_banded import fprop_banded
+from .fprop_columns import fprop_columns
 from .fprop_gemm import fprop_gemm
 from .fprop_rows import fprop_rows
 from .fprop_stencil import fprop_stencil
@@ -34,6 +35,7 @@ __all__ = [
     "dgrad_stencil",
     "dgrad_tma",
     "fprop_banded",
+    "fprop_columns",
     "fprop_gemm",
     "fprop_rows",
     "fprop_stencil",

@@ -212,6 +212,21 @@ CASES: dict[str, dict[str, Case]] = {
             activation="gelu", **_ODD_SAMPLES,
         ),
     },
+    # Lanes along a row, over samples, over channels; the input gradient runs fprop's.
+    "columns": {
+        "image31": _case(
+            1, 1, 4096, 4096, 1, 31, 31, ops="fprop", recorded="float32 bfloat16"
+        ),
+        "strided9": _case(64, 60, 28, 28, 60, 9, 9, ops="fprop", stride=2, groups=60),
+        "last9": _case(
+            64, 96, 56, 56, 96, 9, 9, ops="fprop", groups=96, last=True, bias=True,
+            activation="relu", recorded="bfloat16",
+        ),
+        "odd": _case(
+            311, 14, 1031, 1033, 34, 9, 12, ops="fprop", groups=2, padding_mode="reflect",
+            bias=True, activation="gelu", residual=True, **_ODD_SAMPLES,
+        ),
+    },
     # Rows in steps of 16 bytes, rows that are not, scattered columns, and no simple address.
     "banded": {
         "image31": _case(1, 1, 4096, 4096, 1, 31, 31, recorded="bfloat16 tf32"),
@@ -313,7 +328,7 @@ class Configuration:
         if self.family in ("helper", "frame"):
             return self.kernel, self.case
         plan, tile = self.plan, self.plan.tile
-        if self.family == "rows":  # the tile follows from the geometry
+        if self.family in ("rows", "columns"):  # the tile follows from the geometry
             return self.kernel, self.planned.workload.geometry.weight_shape[-2:]
         size = tile.step(plan.op), tile.num_warps, tile.num_stages
         in_turn = getattr(tile, "persistent", 0) > 0
@@ -322,7 +337,7 @@ class Configuration:
     @property
     def is_rare(self) -> bool:
         """Whether a choice is built on one target only, see the module."""
-        if self.family in ("helper", "frame", "rows"):
+        if self.family in ("helper", "frame", "rows", "columns"):
             return False
         across_taps = self.kernel in ("fprop_gemm", "dgrad_gemm") and not self.plan.one_tap
         in_turn = self.case.endswith("-loop")

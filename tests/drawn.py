@@ -12,10 +12,12 @@ import torch
 from hypothesis import strategies as st
 
 from tricorr.ops import Geometry, geometry_of
-from tricorr.ops.plan import banded, choose, gemm, rows, stencil, tma
+from tricorr.ops.plan import banded, choose, columns, gemm, rows, stencil, tma
 from tricorr.ops.plan.problem import Layout, Plan, Problem
 
-FAMILIES = ("gemm", "stencil", "rows", "banded", "tma")
+FAMILIES = ("gemm", "stencil", "rows", "columns", "banded", "tma")
+#: Those whose forward kernels compute input gradients too.
+TURNED = ("rows", "columns", "banded")
 #: (product, dtype, precision) that kernels are planned for.
 PRODUCTS = (
     ("half", torch.float16, "ieee"),
@@ -107,6 +109,9 @@ def geometries_of(op, family, dtype):
     if family == "banded":
         most = one if op == "dgrad" else st.integers(1, 2)
         return geometries(one, most, window=12, stride=1, dilation=1, **size)
+    if family == "columns":
+        stride = 1 if op == "dgrad" else 3
+        return geometries(few, few, window=12, stride=stride, dilation=1, **size)
     if family == "tma":
         several = st.sampled_from([16, 24, 32, 48] if dtype.itemsize == 2 else [16, 20, 32])
         return geometries(several, several, groups=2, banks=False, stride=2, dilation=2, **size)
@@ -124,13 +129,15 @@ def table_tiles(family, problem):
     if family == "rows":
         tile = rows.tile_for(problem)
         return [tile] if tile else []
+    if family == "columns":
+        return [columns.tile_for(problem)]
     if family == "banded":
         return banded.tiles_with_room(problem)
     return [tma.shaped_tile(problem, shape) for shape in tma.shapes(problem)]
 
 
 def has_kernel(family, problem):
-    kinds = {"rows": rows, "banded": banded, "tma": tma}
+    kinds = {"rows": rows, "columns": columns, "banded": banded, "tma": tma}
     return family not in kinds or kinds[family].is_legal(problem)
 
 
@@ -138,7 +145,7 @@ def products_of(op, family):
     """The kinds of arithmetic of a family; those that are none to it count by their dtype."""
     if family == "gemm":
         return PRODUCTS
-    if family in ("stencil", "rows"):
+    if family in ("stencil", "rows", "columns"):
         return [kind for kind in PRODUCTS if kind[2] == "ieee"]
     kinds = [kind for kind in PRODUCTS if kind[0] in ("half", "tf32", "tf32x3")]
     if family == "banded":
@@ -199,5 +206,5 @@ def calls(draw, op, family, device, search):
         found = planned(draw(st.sampled_from(tiles)))
     if family == "rows" and found.interior == "none" and draw(st.booleans()):
         found = replace(found, interior="some")
-    assert found.turned == (family in ("rows", "banded") and problem.is_turned)
+    assert found.turned == (family in TURNED and problem.is_turned)
     return Drawn(geometry, found, dtype, precision, channels_last)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeAlias
 
 from ..geometry import Geometry
-from . import stencil
+from . import columns, stencil
 from .cost import (
     Code,
     Work,
@@ -350,7 +350,8 @@ def tiles(problem: Problem) -> list[AnyBandedTile]:
         if tile.bands_bytes(problem) <= MAX_WORKSPACE
     }
     best = min(costs, key=lambda tile: costs[tile], default=None)
-    if best is None or costs[best] >= stencil.lanes_per_output(problem):
+    direct = columns if columns.is_legal(problem) else stencil
+    if best is None or costs[best] >= direct.lanes_per_output(problem):
         return []
     return [best]
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import ModuleType
 
 from ..errors import ArgumentError
-from . import banded, gemm, rows, stencil, tma
+from . import banded, columns, gemm, rows, stencil, tma
 from .cost import cheapest
 from .integers import cdiv
 from .problem import Plan, Problem, Tile
@@ -24,7 +24,9 @@ DECISIVE = (rows, banded)
 #: A decisive family whose measured time is this many times the model's is compared like the rest.
 FAR = 1.2
 #: Families whose tiles are compared.
-COMPARED = (stencil, gemm, tma)
+COMPARED = (stencil, columns, gemm, tma)
+#: Families that multiply without matrix units.
+DIRECT = (rows, stencil, columns)
 FAMILIES = (*DECISIVE, *COMPARED)
 #: The largest grid that CUDA and HIP launch along the first axis.
 MAX_GRID = 2**31 - 1
@@ -43,10 +45,9 @@ def plan(problem: Problem) -> Plan:
         if found.registers is None:
             return best
         return dataclasses.replace(best, max_registers=found.registers or None)
-    return cheapest(
-        [plan_with_tile(problem, tile, tile.splits(problem)) for tile in candidates(problem)],
-        problem,
-    )
+    plans = [plan_with_tile(problem, tile, tile.splits(problem)) for tile in candidates(problem)]
+    direct = [plan for plan in plans if family_of(plan.tile) in DIRECT]
+    return cheapest(plans, problem, direct)
 
 
 def candidates(problem: Problem) -> list[Tile]:

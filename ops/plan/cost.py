@@ -129,11 +129,14 @@ class Times:
         return self.dram + self.l2 + self.shared + self.arithmetic + self.issue
 
 
-def cheapest(plans: Sequence[Plan], problem: Problem) -> Plan:
+def cheapest(plans: Sequence[Plan], problem: Problem, direct: Sequence[Plan]) -> Plan:
     """The plan that the model expects to be done first.
 
-    For few channels the first plan is the stencil's, or that of a family measured to be slow; the
-    others must beat it by MARGIN.
+    Args:
+        plans: to choose from.
+        problem: that they solve.
+        direct: those without matrix units, the stencil's among them, where channels are few: the
+            others must beat the slowest of these by MARGIN.
     """
     if len(plans) == 1:
         return plans[0]
@@ -143,7 +146,10 @@ def cheapest(plans: Sequence[Plan], problem: Problem) -> Plan:
     fastest = min(plans, key=lambda plan: seconds[plan])
     if problem.has_few_channels:
         margin = MARGIN if device.measured is None else 1 / CLOSE
-        return fastest if seconds[fastest] < margin * seconds[plans[0]] else plans[0]
+        longest = max(seconds[plan] for plan in direct)
+        if seconds[fastest] < margin * longest:
+            return fastest
+        return min(direct, key=lambda plan: seconds[plan])
     close = [plan for plan in plans if seconds[plan] <= CLOSE * seconds[fastest]]
     return min(close, key=lambda plan: times[plan].busy * device.slowdown(plan.family))
 

@@ -83,7 +83,7 @@ class Problem:
 
     @property
     def is_turned(self) -> bool:
-        """Whether rows and banded kernels compute it as a forward correlation of dy."""
+        """Whether rows, columns and banded kernels compute it as a forward correlation of dy."""
         return self.op == "dgrad" and self.geometry.stride == (1, 1)
 
     @functools.cached_property
@@ -270,7 +270,7 @@ class Plan:
 
     @property
     def family(self) -> str:
-        """The kernel family: gemm, tma, stencil, rows or banded."""
+        """The kernel family: gemm, tma, stencil, rows, columns or banded."""
         return self.tile.family
 
     @property

@@ -34,7 +34,8 @@ CHECKS = [
 #: Calls that are compiled too, for registers and shared memory. Together they launch every kernel.
 COMPILED = {
     "plain fp32 one NCHW": {"fprop_rows", "wgrad_rows", "sum_partials"},
-    "padding mode reflect few": {"fprop_gemm", "dgrad_stencil", "dgrad_frame_stencil"},
+    "padding mode reflect few": {"fprop_gemm", "fprop_columns", "dgrad_frame_stencil"},
+    "transposed 3 16 stride 2": {"dgrad_stencil"},
     "padding mode circular many": {"copy_image", "dgrad_gemm", "dgrad_frame_gemm", "wgrad_gemm"},
     "stride 2 1": {"dgrad_rows"},
     "module ConvTranspose2D": {"wgrad_stencil"},

@@ -43,7 +43,7 @@ def test_constants_replace_those_that_are_assumed_and_few_calls_are_none():
 @pytest.mark.parametrize(
     ("problem", "was", "now"),
     [
-        (Problem("fprop", IMAGE, torch.float32, device=H200), "rows", "stencil"),
+        (Problem("fprop", IMAGE, torch.float32, device=H200), "rows", "columns"),
         (Problem("fprop", LAYER, torch.bfloat16, layout=boxed("NHWC"), device=H200), "tma", "gemm"),
     ],
     ids=["rows", "tma"],

@@ -46,6 +46,7 @@ UNITS = {
     "tma": {90: {"wgmma"}},
     "rows": {80: {"fma"}, 90: {"fma"}},
     "stencil": {80: {"fma"}, 90: {"fma"}},
+    "columns": {80: {"fma"}, 90: {"fma"}},
 }
 
 
