@@ -47,9 +47,11 @@ class Background:
 
     def images(self, extent: Pair, place: Place, like: torch.Tensor) -> torch.Tensor:
         """L_t over `extent` pixels at `place`: (T, rows, columns), dtype and device of `like`."""
+        if self.order is None:
+            return like.new_zeros(0, *extent)
         in_rows, in_columns = self._along(extent, place, like)
         images = [in_rows[i][:, None] * in_columns[j] for i, j in self.terms]
-        return torch.stack(images) if images else like.new_zeros(0, *extent)
+        return torch.stack(images)
 
     def evaluate(self, coefficients: torch.Tensor, extent: Pair, place: Place) -> torch.Tensor:
         """sum_t coefficients[k,t] * L_t: (K, rows, columns) from (K, T)."""
@@ -61,6 +63,8 @@ class Background:
 
     def moments(self, images: torch.Tensor, place: Place) -> torch.Tensor:
         """sum_{n,p,q} images[n,k,p,q] * L_t(p,q): (K, T) from (N, K, rows, columns)."""
+        if self.order is None:
+            return images.new_zeros(images.shape[1], 0)
         in_rows, in_columns = self._along((images.shape[-2], images.shape[-1]), place, images)
         table = (in_rows @ images @ in_columns.T).sum(0)
         terms = self.terms

@@ -29,6 +29,10 @@ Report: TypeAlias = Callable[[int], object]
 #: Elements of the windows that are held at a time, and pixels where lags are summed.
 ROW_ELEMENTS = 2**20
 LAG_PIXELS = 2**22
+#: Elements of a few rows of windows, which should stay in a cache.
+BAND_ELEMENTS = 2**18
+#: Nanoseconds on one core that sums by lags take however small the image is.
+LAG_OVERHEAD = 2e6
 #: Where less than this fraction of a sum of squares is left after the windows of masked pixels are
 #: taken off, too many digits are gone.
 CANCELLED = 1e-4
@@ -121,25 +125,26 @@ def _per_filter(gram: torch.Tensor, filters: int) -> torch.Tensor:
 
 def sums_of(pair: ImagePair, background: Background, with_gram: bool = True) -> Sums:
     """The sums over one pair in one piece; `gather` takes many, and any size."""
-    weights = pair.weights
-    y = pair.y.double()
-    ones = y.new_ones(1).expand(y.shape) if weights is None else weights.double().expand(y.shape)
-    weighted = y if weights is None else y * ones
-    g = pair.geometry
+    g, weights, y = pair.geometry, pair.weights, pair.y
     unknowns = g.group_C * g.R * g.S + len(background.terms)
-    gram, moments = y.new_zeros(0, unknowns, unknowns), y.new_zeros(g.K, unknowns)
+    gram = torch.zeros(0, unknowns, unknowns, dtype=torch.float64, device=y.device)
+    moments = gram.new_zeros(g.K, unknowns)
     if with_gram:
         gram, moments = _gram_and_moments(pair, background)
-    return Sums(
-        gram,
-        moments,
-        squares=(weighted * y).sum((0, 2, 3)),
-        target_sum=weighted.sum((0, 2, 3)),
-        weight_sum=ones.sum((0, 2, 3)),
-        pixels=(ones > 0).sum((0, 2, 3)).double(),
-        varies=y.new_zeros(2),
-        noise=_noise(pair, len(gram), unknowns),
-    )
+    if weights is None:
+        count = gram.new_full((g.K,), y.numel() // g.K)
+        totals = [
+            torch.linalg.vector_norm(y, dim=(0, 2, 3), dtype=torch.float64).square(),
+            y.sum((0, 2, 3), dtype=torch.float64),
+            count,
+            count.clone(),
+        ]
+    else:
+        counts = weights.double().expand(y.shape)
+        weighted = y * counts
+        each = weighted * y, weighted, counts, counts > 0
+        totals = [image.sum((0, 2, 3), dtype=torch.float64) for image in each]
+    return Sums(gram, moments, *totals, gram.new_zeros(2), _noise(pair, len(gram), unknowns))
 
 
 def gather(
@@ -168,10 +173,17 @@ def gather(
                 report(block.y.numel())
         assert total is not None
         # Of the whole image: a block may be a single row.
-        changes = [(pair.x != pair.x.narrow(axis, 0, 1)).any() for axis in (-2, -1)]
-        total.varies = total.varies + torch.stack(changes).double()
+        total.varies += total.varies.new_tensor([_changes(pair.x, axis) for axis in (-2, -1)])
     assert total is not None
     return total
+
+
+def _changes(x: torch.Tensor, axis: int) -> bool:
+    """Whether x is not the same all along an axis; a corner of it is nearly always enough."""
+    for part in (x[..., :16, :16], x):
+        if bool((part != part.narrow(axis, 0, 1)).any()):
+            return True
+    return False
 
 
 def block_pixels(pair: ImagePair, background: Background) -> int:
@@ -186,6 +198,9 @@ def _has_lags(pair: ImagePair) -> bool:
     """Whether sums by lags are possible, with the windows of some pixels taken off again."""
     g = pair.geometry
     if (g.stride[0], g.stride[1]) != (1, 1) or g.Q < g.S:
+        return False
+    unknowns = g.group_C * g.R * g.S
+    if g.groups * g.N * g.P * g.Q * unknowns * (0.6 + 0.1 * unknowns) < LAG_OVERHEAD:
         return False
     if pair.weights is None:
         return True
@@ -281,26 +296,41 @@ def _by_lags(pair: ImagePair, background: Background) -> tuple[torch.Tensor, tor
 
 
 def _by_rows(pair: ImagePair, background: Background) -> tuple[torch.Tensor, torch.Tensor]:
-    """gram (groups or K, D, D) and moments (K, D) of any pair."""
-    g = pair.geometry
+    """gram (groups or K, D, D) and moments (K, D) of any pair.
+
+    Windows, background and targets are the rows of one matrix, a few image rows at a time, of whose
+    product with itself these are parts.
+    """
+    g, T = pair.geometry, len(background.terms)
+    elements, shared = g.group_C * g.R * g.S, pair.weights is None or pair.weights.shape[1] == 1
     (top, bottom), (left, right) = g.padding
-    x = F.pad(pair.x.double(), (left, right, top, bottom))
+    x = F.pad(pair.x, (left, right, top, bottom)) if any((top, bottom, left, right)) else pair.x
     windows = x.unfold(2, g.R, g.stride[0]).unfold(3, g.S, g.stride[1])  # (N,C,P,Q,R,S), a view
-    windows = windows.permute(1, 4, 5, 0, 2, 3).reshape(g.groups, g.group_C * g.R * g.S, -1)
-    surfaces = background.images(pair.extent, pair.place, x)[:, None]
-    surfaces = surfaces.expand(-1, g.N, -1, -1).reshape(1, len(surfaces), g.N * g.P * g.Q)
-    rows = torch.cat([windows, surfaces.expand(g.groups, -1, -1)], 1)  # (groups, D, pixels)
-    weights = x.new_ones(1).expand(g.N, 1, g.P, g.Q) if pair.weights is None else pair.weights
-    shared = weights.shape[1] == 1
-    root = weights.double().sqrt().transpose(0, 1).flatten(1)  # (1 or K, pixels)
-    y = pair.y.double().transpose(0, 1).flatten(1) * root  # (K, pixels)
-    grams, moments = [], []
-    for k in range(g.K):
-        if not shared or k % g.group_K == 0:
-            scaled = rows[k // g.group_K] * root[0 if shared else k]
-            grams.append(scaled @ scaled.T)
-        moments.append(scaled @ y[k])
-    return torch.stack(grams), torch.stack(moments)
+    windows = windows.permute(1, 4, 5, 0, 2, 3)
+    surfaces = background.images(pair.extent, pair.place, x.new_empty(0, dtype=torch.float64))
+    size = elements + T + (g.group_K if shared else 1)
+    step = max(1, BAND_ELEMENTS // (size * g.N * g.Q))
+    matrix = torch.empty(size, g.N, step, g.Q, dtype=torch.float64, device=x.device)
+    products = matrix.new_zeros(g.groups if shared else g.K, size, size)
+    for first in range(0, g.P, step):
+        band = slice(first, min(first + step, g.P))
+        rows = matrix[:, :, : band.stop - first]
+        for i in range(len(products)):
+            group = i if shared else i // g.group_K
+            channels = slice(group * g.group_C, (group + 1) * g.group_C)
+            filters = slice(i * g.group_K, (i + 1) * g.group_K) if shared else slice(i, i + 1)
+            rows[:elements].view(g.group_C, g.R, g.S, *rows.shape[1:]).copy_(
+                windows[channels, :, :, :, band]
+            )
+            rows[elements : elements + T] = surfaces[:, None, band]
+            rows[elements + T :] = pair.y[:, filters, band].transpose(0, 1)
+            if pair.weights is not None:
+                counts = pair.weights[:, 0 if shared else i, band]
+                rows *= counts.double().sqrt()
+            flat = rows.flatten(1)
+            products[i].addmm_(flat, flat.T)
+    known = elements + T
+    return products[:, :known, :known], products[:, known:, :known].flatten(0, 1)
 
 
 def gram_matrix(x: torch.Tensor, R: int, S: int) -> torch.Tensor:
@@ -338,12 +368,7 @@ def window_sums(a: torch.Tensor, b: torch.Tensor, R: int, S: int) -> list[torch.
     base = _first_rows(a, b, R, S)  # (C, S, R, D, S)
     if R == 1:
         return [base[:, :, 0, :, :, None]]
-    # With r + 1 for r, row P + r enters and row r leaves.
-    top, bottom = (
-        _row_products(a[:, :, first : first + R - 1], b[:, :, first : first + R - 1], S)
-        for first in (0, P)
-    )
-    change = bottom - top  # (C, R - 1, S, D, R - 1, S)
+    change = _row_changes(a, b, R, S)  # (C, R - 1, S, D, R - 1, S)
     sums = []
     for lag in range(R):
         first = base[:, :, lag][..., None]
@@ -391,8 +416,30 @@ def _diagonals(products: torch.Tensor, S: int) -> torch.Tensor:
     return products.as_strided((*outer, rows, 2 * S - 1), (*steps, step + 1, 1))
 
 
-def _row_products(a: torch.Tensor, b: torch.Tensor, S: int) -> torch.Tensor:
-    """sum_{n,q} a[n,c,h,q+s] * b[n,d,i,q+t] as (C, h, S, D, i, S): rows as images of their own."""
-    C, D, rows = a.shape[1], b.shape[1], a.shape[2]
-    sums = _first_rows(a.flatten(1, 2)[:, :, None], b.flatten(1, 2)[:, :, None], 1, S)
-    return sums[:, :, 0].view(C, rows, S, D, rows, S)
+def _row_changes(a: torch.Tensor, b: torch.Tensor, R: int, S: int) -> torch.Tensor:
+    """What r + 1 and r' + 1 for r and r' change: rows P + r and P + r' enter, r and r' leave.
+
+        out[c,r,s,d,r',s'] = sum_{n,q} a[n,c,P+r,q+s] * b[n,d,P+r',q+s'] - (the same without P)
+
+    With s + 1 and s' + 1 for s and s', columns Q + s and Q + s' enter likewise.
+
+    Returns:
+        (C, R - 1, S, D, R - 1, S).
+    """
+    (C, H, W), D = a.shape[1:], b.shape[1]
+    P, Q, rows = H - R + 1, W - S + 1, R - 1
+    # The rows that enter and those that leave, the latter counted negatively: (2N, C * rows, W).
+    enter, leave = slice(P, P + rows), slice(0, rows)
+    left = torch.cat([a[:, :, enter], -a[:, :, leave].double()]).flatten(1, 2)
+    right = torch.cat([b[:, :, enter], b[:, :, leave]]).double().flatten(1, 2)
+    found = left.new_empty(S, C * rows, D * rows, S)  # s, (c, r), (d, r'), s'
+    found[0] = ops.lag_sums(left[:, :, None, :Q], right[:, :, None], (1, S))[:, :, 0]
+    backward = ops.lag_sums(right[:, :, None, :Q], left[:, :, None], (1, S))[:, :, 0]
+    found[1:, :, :, 0] = backward.permute(2, 1, 0)[1:]
+    # Products of the columns that enter and that leave: (4N, C * rows) and (4N, D * rows * (S - 1)).
+    enters, leaves = right[..., Q : Q + S - 1], right[..., : S - 1]
+    there = torch.cat([enters, leaves]).flatten(1)
+    for s in range(S - 1):
+        here = torch.cat([left[..., Q + s], -left[..., s]])
+        found[s + 1, ..., 1:] = found[s, ..., :-1] + (here.T @ there).view(*found.shape[1:3], S - 1)
+    return found.view(S, C, rows, D, rows, S).permute(1, 2, 0, 3, 4, 5)

@@ -80,8 +80,11 @@ class Normal:
     def __init__(self, gram: torch.Tensor, constraints: Constraints) -> None:
         elements = constraints.elements
         self.scale = background_scale(gram, elements)
-        self.gram = gram + constraints.penalty(len(gram), gram)
-        self.gram = self.gram * self.scale[:, None] * self.scale
+        self.gram = gram
+        if constraints.ridge or constraints.smooth:
+            self.gram = gram + constraints.penalty(len(gram), gram)
+        if len(gram) > elements:
+            self.gram = self.gram * self.scale[:, None] * self.scale
         self._mirror: torch.Tensor | None = None
         self.reduced = self.gram
         if constraints.sum_to is not None:
@@ -92,7 +95,8 @@ class Normal:
             self._mirror[0] += 1
             self._mirror /= self._mirror.norm()
             self.reduced = self._reflected(self._reflected(self.gram).T)[1:, 1:]
-        self.reduced = (self.reduced + self.reduced.T) / 2
+            self.reduced = (self.reduced + self.reduced.T) / 2
+        self._inverse: torch.Tensor | None = None
         self._factor = self._cholesky() if len(self.reduced) >= FACTORED_UNKNOWNS else None
         self.rank = len(self.reduced)
         if self._factor is None and self.rank:
@@ -116,12 +120,17 @@ class Normal:
 
     def inverse(self) -> torch.Tensor:
         """The pseudo-inverse on the free directions, in the unknowns' own scale: (D, D)."""
-        if self._factor is not None:
+        inverse = self._inverse
+        self._inverse = None  # as large as the matrix, and seldom asked for twice
+        if inverse is None and self._factor is not None:
             inverse = torch.cholesky_inverse(self._factor)
-        else:
+        if inverse is None:
             values, vectors = self._determined
             inverse = (vectors / values) @ vectors.T
-        inverse = self._expanded(self._expanded(inverse).T)
+        if self._mirror is not None:
+            inverse = self._expanded(self._expanded(inverse).T)
+        if bool((self.scale == 1).all()):
+            return inverse
         return inverse * self.scale[:, None] * self.scale
 
     def null_space(self) -> torch.Tensor:
@@ -175,6 +184,13 @@ class Normal:
         factor, failed = torch.linalg.cholesky_ex(self.reduced)
         if int(failed):
             return None
+        clear = CLEARLY_DETERMINED * RANK_TOLERANCE
+        # Traces bound the largest eigenvalues of a matrix and of its inverse, but for rounding.
+        inverse = torch.cholesky_inverse(factor)
+        largest, least = float(self.reduced.trace()), 1 / float(inverse.trace())
+        if least > clear * largest:
+            self._inverse = inverse
+            return factor
         cpu = torch.device("cpu")
         generator = torch.Generator(cpu).manual_seed(0)
         vector = torch.randn(len(factor), 1, generator=generator, dtype=torch.float64, device=cpu)
@@ -183,7 +199,6 @@ class Normal:
         for _ in range(ITERATIONS):
             low = torch.cholesky_solve(low / low.norm(), factor)
             high = self.reduced @ (high / high.norm())
-        clear = CLEARLY_DETERMINED * RANK_TOLERANCE
         return factor if float(1 / low.norm()) > clear * float(high.norm()) else None
 
 
