@@ -46,6 +46,7 @@ def learn(args: argparse.Namespace) -> Outcome:
     if args.output:
         found.save(args.output)
     written = {"kernel": args.output, "picture": args.plot, "residual": args.residual}
+    written["difference"] = args.difference
     lines = [*_in_words(found), *(f"{name}: {path}" for name, path in written.items() if path)]
     data = {**_as_data(found), "backend": backend_of(device), **written}
     return Outcome(data, "\n".join([*lines, f"ran on: {backend_of(device)}"]))
@@ -78,6 +79,14 @@ def _check(args: argparse.Namespace) -> None:
         if Path(args.residual).suffix.lower() not in (".npy", ".tif", ".tiff"):
             raise ArgumentError(f"a residual is saved as .npy or .tif, got {args.residual!r}")
         check_image_name(args.residual)
+    if args.difference:
+        if pairs > 1 or args.stream is not None or args.tiles:
+            raise UsageError("--difference is for one pair, without --stream and --tiles")
+        check_output(args.difference, (*args.images, *extra))
+        if Path(args.difference).suffix.lower() not in (".npz", ".fits"):
+            raise ArgumentError(
+                f"a difference and its variance are saved as .npz or .fits, got {args.difference!r}"
+            )
     if args.order is not None:
         if args.tiles or args.stream is not None or args.solver != "auto":
             raise UsageError("--order goes without --tiles, --stream and --solver")
@@ -195,11 +204,39 @@ def _whole(args: argparse.Namespace, device: torch.device) -> Found:
         from ..images.read import write_image
 
         write_image(args.residual, residual)
+    if args.difference:
+        _write_difference(args, found, x[0], y[0], options)
     if args.plot:
         mask = options["mask"][0] if "mask" in options else None
         shown = _blanked(y[0], mask), found.predict(x[0]), _blanked(residual, mask)
         _draw(args.plot, found, x[0], *shown)
     return found
+
+
+def _write_difference(
+    args: argparse.Namespace,
+    found: Found,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    options: dict[str, Any],
+) -> None:
+    """Writes target less prediction, and the variance in it: infinite where a weight is zero."""
+    from ..images.output import write_arrays
+    from ..learning.learned import KernelField
+
+    assert not isinstance(found, KernelField)
+    weights = options["weights"][0] if "weights" in options else None
+    images = found.difference(
+        x,
+        y,
+        x_variance=args.input_noise**2 if args.input_noise else None,
+        y_variance=None if weights is None else 1 / weights.expand_as(y),
+    )
+    names = ("difference", "variance")
+    write_arrays(
+        args.difference,
+        {name: image.numpy(force=True) for name, image in zip(names, images, strict=True)},
+    )
 
 
 def _in_one_unit(args: argparse.Namespace) -> list[torch.Tensor]:

@@ -42,6 +42,12 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--residual", metavar="IMAGE", help="prediction less target, as .npy or .tif (one pair)"
     )
+    sub.add_argument(
+        "--difference",
+        metavar="FILE",
+        help="target less prediction and its variance, as .npz or .fits (one pair); the variance "
+        "is 1 / WEIGHTS, and what the kernel makes of --input-noise",
+    )
     _add_model(sub.add_argument_group("what is fitted"))
     _add_weights(sub.add_argument_group("which pixels count"))
     _add_solver(sub.add_argument_group("how it is found"))

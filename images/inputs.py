@@ -159,12 +159,14 @@ def _as_brightness(name: str, tensor: torch.Tensor) -> torch.Tensor:
     raise ArgumentTypeError(f"{name} must be real numbers, got {tensor.dtype}")
 
 
-def _refuse_trailing_channels(name: str, shape: tuple[int, ...]) -> None:
-    """Raises if an array of three axes or more looks like (H, W, C): its last axis is short.
+def looks_channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether an array of three axes or more looks like (H, W, C): its last axis is short."""
+    return len(shape) > 2 and 0 < shape[-1] <= _COLOURS < min(shape[-3:-1])
 
-    Filtering (H, W, 3) along its last two axes would be wrong without an error.
-    """
-    if len(shape) > 2 and 0 < shape[-1] <= _COLOURS < min(shape[-3:-1]):
+
+def _refuse_trailing_channels(name: str, shape: tuple[int, ...]) -> None:
+    """Raises where filtering (H, W, C) along its last two axes would be wrong without an error."""
+    if looks_channels_last(shape):
         raise ArgumentError(
             f"{name} of shape {shape} looks like (H, W, channels): give channel_axis=-1 if it is, "
             f"or channel_axis=-3 for images that are {shape[-1]} pixels wide"

@@ -8,11 +8,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ..ops import ArgumentError
+from .extras import needs
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
+#: Of a FITS header: keyword to value and comment.
+Cards: TypeAlias = dict[str, tuple[Any, str]]
 
 
 def check_output(path: StrPath, inputs: tuple[StrPath, ...] = ()) -> None:
@@ -54,3 +57,31 @@ def replacing(path: StrPath) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_arrays(path: StrPath, arrays: dict[str, Any], cards: Cards | None = None) -> None:
+    """Writes arrays to an .npz file by their names, or to a .fits file, the first as its primary.
+
+    Args:
+        path: ends in .npz or .fits, replaced if it exists.
+        arrays: by name.
+        cards: of the FITS header: keyword to value and comment.
+
+    Raises:
+        ModuleNotFoundError: .fits without astropy.
+        OSError: the file cannot be written.
+    """
+    with replacing(path) as temporary:
+        if not str(path).endswith(".fits"):
+            import numpy as np
+
+            np.savez(temporary, allow_pickle=False, **arrays)
+            return
+        with needs("fits"):
+            from astropy.io import fits
+        (_, first), *others = arrays.items()
+        primary = fits.PrimaryHDU(first)
+        for keyword, card in (cards or {}).items():
+            primary.header[keyword] = card
+        extensions = [fits.ImageHDU(array, name=name.upper()) for name, array in others]
+        fits.HDUList([primary, *extensions]).writeto(temporary)

@@ -41,7 +41,7 @@ class KernelAccumulator:
 
     Args:
         kernel_size: R and S, int or (h, w).
-        bias, background, padding, padding_mode, groups, flip: as for learn_kernel.
+        bias, background, padding, padding_mode, groups, flip, stride: as for learn_kernel.
 
     Attributes:
         settings: those.
@@ -68,9 +68,10 @@ class KernelAccumulator:
         padding_mode: PaddingMode = "zeros",
         groups: int = 1,
         flip: bool = False,
+        stride: Any = 1,
     ) -> None:
         self.settings = as_settings(
-            kernel_size, bias, background, padding, padding_mode, groups, flip
+            kernel_size, bias, background, padding, padding_mode, groups, flip, stride
         )
         self.sums: Sums | None = None
         self.units = Units()

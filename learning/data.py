@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from ..images.inputs import hold, is_pillow
+from ..images.inputs import hold, is_pillow, looks_channels_last
 from ..ops import ArgumentError, ArgumentTypeError, shown
 
-#: Dtypes that are taken as they are; other numbers become float64.
+#: Dtypes that are taken as they are; other numbers become float64, in which a fit to them is done.
+#: (Filters, which have no sums over an image, take integers of 16 bits to float32.)
 KEPT = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
 
 
@@ -63,6 +64,8 @@ def as_data(name: str, given: Any) -> Data:
     _check_channels_first(name, values)
     if not values.is_floating_point():
         return Data(values, None if bad is None else _good(name, bad, values))
+    if bad is None and all_finite(values):
+        return Data(values, None)
     good = ~values.isnan()
     notes: tuple[str, ...] = ()
     missing = values.numel() - int(good.sum())
@@ -76,6 +79,14 @@ def as_data(name: str, given: Any) -> Data:
     if bad is not None:
         good &= _good(name, bad, values)
     return Data(values, good if missing or bad is not None else None, notes)
+
+
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite: in one pass, unless the sum overflows."""
+    if not values.is_floating_point():
+        return True
+    wide = torch.float32 if values.dtype.itemsize < 4 else values.dtype
+    return bool(values.sum(dtype=wide).isfinite()) or bool(values.isfinite().all())
 
 
 def as_tensor(name: str, given: Any) -> torch.Tensor:
@@ -118,6 +129,25 @@ def as_counts(name: str, given: Any) -> Any:
     return as_tensor(name, given)
 
 
+def as_variance(name: str, given: Any, like: torch.Tensor) -> torch.Tensor:
+    """A number or a map as a map shaped as `like`, in float64.
+
+    Raises:
+        ArgumentError: it has another shape, or is negative somewhere.
+    """
+    if isinstance(given, int | float):
+        values = torch.full_like(like, float(given), dtype=torch.float64)
+    else:
+        values = as_tensor(name, given).double().to(like.device)
+    if values.shape != like.shape:
+        raise ArgumentError(
+            f"{name} must have shape {tuple(like.shape)}, got {tuple(values.shape)}"
+        )
+    if bool((values < 0).any()):
+        raise ArgumentError(f"{name} must not be negative, got {float(values.min()):g}")
+    return values
+
+
 def _good(name: str, bad: Any, values: torch.Tensor) -> torch.Tensor:
     good = as_tensor(f"the mask of {name}", bad) == 0
     if not good.any():
@@ -127,8 +157,9 @@ def _good(name: str, bad: Any, values: torch.Tensor) -> torch.Tensor:
 
 def _check_channels_first(name: str, values: torch.Tensor) -> None:
     shape = tuple(values.shape)
-    if len(shape) == 3 and shape[2] in (3, 4) and min(shape[:2]) > 16:
+    if len(shape) == 3 and looks_channels_last(shape):
         raise ArgumentError(
             f"{name} looks like an image of shape (H, W, {shape[2]}), got {shape}; channels come "
-            f"first here: {name}.permute(2, 0, 1), or np.moveaxis({name}, 2, 0)"
+            f"first here: {name}.permute(2, 0, 1), or np.moveaxis({name}, 2, 0). An image that is "
+            f"{shape[2]} pixels wide is taken as {name}[None]"
         )

@@ -30,7 +30,7 @@ from ..images.output import StrPath, replacing
 from ..ops import ArgumentError, as_integer, fourier
 from ..ops.arguments import Pair
 from .background import Background, Place
-from .data import as_data, as_tensor
+from .data import as_data, as_variance
 from .gram import ROW_ELEMENTS, window_sums
 from .normal import Constraints, Normal
 from .options import Settings
@@ -162,7 +162,7 @@ class VaryingKernel:
         variance = torch.zeros_like(prediction)
         if x_variance is not None:
             images = as_data("x", x).values
-            given = _map("x_variance", x_variance, images).to(self.coefficients)
+            given = as_variance("x_variance", x_variance, images).to(self.coefficients)
             T = len(self.coefficients)
             products = _products(self._degree, self._degree).to(self.coefficients)
             squares = torch.einsum(
@@ -171,7 +171,7 @@ class VaryingKernel:
             assert products.shape[0] == T
             variance = variance + self._spread(given, squares, 2 * self._degree, (0, 0), None)
         if y_variance is not None:
-            given = _map("y_variance", y_variance, as_data("y", y).values)
+            given = as_variance("y_variance", y_variance, as_data("y", y).values)
             variance = variance + self._cropped(given.to(self.coefficients))
         found = target - prediction, variance.clamp(min=0)
         if isinstance(y, torch.Tensor):
@@ -281,7 +281,11 @@ def learn_varying(
         if not 0 <= value <= HIGHEST_ORDER:
             raise ArgumentError(f"{name} must be from 0 to {HIGHEST_ORDER}, got {value}")
     if any(pair.rank != 2 for pair in pairs) or settings.stride != (1, 1) or settings.groups != 1:
-        raise ArgumentError("a kernel that varies is of plain images (H, W), with stride 1")
+        shape = tuple(pairs[0].x.shape[-pairs[0].rank :])
+        raise ArgumentError(
+            "order takes plain images (H, W), one channel at a time, with stride 1; got x of shape "
+            f"{shape} and stride {settings.stride} (tiles= takes channels and strides)"
+        )
     if len({pair.extent for pair in pairs}) > 1:
         raise ArgumentError("order needs outputs of one size in all pairs")
     degree, window = max(order, scale_order), settings.window
@@ -292,7 +296,7 @@ def learn_varying(
             f"whose normal matrix takes more than {MOST_BYTES // 2**30} GiB; take a smaller window"
         )
     if settings.flip:
-        raise ArgumentError("flip is not for a kernel that varies: flip what is found")
+        raise ArgumentError("flip does not go with order: flip what is found")
     dtypes = {image.dtype for pair in pairs for image in (pair.x, pair.y)}
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     units = Units.of(pairs, Background(None))
@@ -525,17 +529,6 @@ def _correlate(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     if image.device.type == "cpu":
         return fourier.correlate(image, kernel[None, None])[0, 0]
     return F.conv2d(image, kernel[None, None])[0, 0]
-
-
-def _map(name: str, given: Any, like: torch.Tensor) -> torch.Tensor:
-    if isinstance(given, int | float):
-        return torch.full_like(like, float(given), dtype=torch.float64)
-    values = as_tensor(name, given).double()
-    if values.shape != like.shape:
-        raise ArgumentError(
-            f"{name} must have shape {tuple(like.shape)}, got {tuple(values.shape)}"
-        )
-    return values
 
 
 def _order_of(terms: int) -> int:

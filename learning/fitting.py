@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -31,6 +32,10 @@ from .units import Units, converted
 #: core, and most unknowns.
 GRAM_BUDGET = 1e9
 GRAM_UNKNOWNS = 1024
+#: A loss that is larger than before by more than this part has risen.
+RISEN = 1e-3
+#: What rounding in float32 may change of a loss, as a part of the largest one.
+LOSS_ROUNDING = 1e-6
 #: Steps of gradient descent on sums that are over before a progress bar could be drawn.
 FEW_STEPS = 1000
 
@@ -186,9 +191,10 @@ def learn(
             problem=problem,
             normals=found.normals,
             units=units,
-            x_noise=None if noisy else noise_of(problem.pairs[0]),
+            x_noise=None if noisy else partial(noise_of, problem.pairs[0]),
         )
     notes = [note for pair in pairs for note in pair.notes]
+    notes += _risen([loss * units.loss for loss in found.history], loss * units.loss, found)
     mostly_noise = sums.noiseless(constraints.elements)[1] if noisy else 0
     if mostly_noise:
         notes.append(
@@ -215,6 +221,19 @@ def learn(
         max_step_size=found.limit,
         quality=quality,
     )
+
+
+def _risen(history: list[float], loss: float, found: _Found) -> list[str]:
+    """What to say of steps that ended above the loss that they began or had been at."""
+    if not history or found.normals is not None:
+        return []
+    if loss <= min(history) * (1 + RISEN) + LOSS_ROUNDING * max(history):
+        return []
+    best = min(range(len(history)), key=history.__getitem__)
+    return [
+        f"the loss rose: it ended at {loss:.3g} and was {history[best]:.3g} before step {best + 1} "
+        f"of {len(history)} (a smaller step_size, or solver='normal')"
+    ]
 
 
 def dtype_of(pairs: list[ImagePair]) -> torch.dtype:

@@ -31,8 +31,11 @@ ROW_ELEMENTS = 2**20
 LAG_PIXELS = 2**22
 #: Elements of a few rows of windows, which should stay in a cache.
 BAND_ELEMENTS = 2**18
-#: Nanoseconds on one core that sums by lags take however small the image is.
-LAG_OVERHEAD = 2e6
+#: Rows of a matrix up to which its product with itself is cheaper row by row.
+FEW_ROWS = 12
+#: Nanoseconds on one core: a pixel's dot product with another, transforms of a pixel, and what sums
+#: by lags take however small the image is.
+DOT, TRANSFORMS, LAG_OVERHEAD = 0.4, 25, 2e6
 #: Where less than this fraction of a sum of squares is left after the windows of masked pixels are
 #: taken off, too many digits are gone.
 CANCELLED = 1e-4
@@ -131,20 +134,27 @@ def sums_of(pair: ImagePair, background: Background, with_gram: bool = True) -> 
     moments = gram.new_zeros(g.K, unknowns)
     if with_gram:
         gram, moments = _gram_and_moments(pair, background)
+    wide = torch.float64
     if weights is None:
-        count = gram.new_full((g.K,), y.numel() // g.K)
-        totals = [
-            torch.linalg.vector_norm(y, dim=(0, 2, 3), dtype=torch.float64).square(),
-            y.sum((0, 2, 3), dtype=torch.float64),
-            count,
-            count.clone(),
-        ]
+        squares = torch.linalg.vector_norm(y, dim=(0, 2, 3), dtype=wide).square()
+        target_sum = y.sum((0, 2, 3), dtype=wide)
+        weight_sum = gram.new_full((g.K,), y.numel() // g.K)
+        pixels = weight_sum.clone()
     else:
         counts = weights.double().expand(y.shape)
         weighted = y * counts
-        each = weighted * y, weighted, counts, counts > 0
-        totals = [image.sum((0, 2, 3), dtype=torch.float64) for image in each]
-    return Sums(gram, moments, *totals, gram.new_zeros(2), _noise(pair, len(gram), unknowns))
+        squares, target_sum = (weighted * y).sum((0, 2, 3)), weighted.sum((0, 2, 3))
+        weight_sum, pixels = counts.sum((0, 2, 3)), (counts > 0).sum((0, 2, 3), dtype=wide)
+    return Sums(
+        gram,
+        moments,
+        squares,
+        target_sum,
+        weight_sum,
+        pixels,
+        varies=gram.new_zeros(2),
+        noise=_noise(pair, len(gram), unknowns),
+    )
 
 
 def gather(
@@ -180,10 +190,8 @@ def gather(
 
 def _changes(x: torch.Tensor, axis: int) -> bool:
     """Whether x is not the same all along an axis; a corner of it is nearly always enough."""
-    for part in (x[..., :16, :16], x):
-        if bool((part != part.narrow(axis, 0, 1)).any()):
-            return True
-    return False
+    parts = x[..., :16, :16], x
+    return any(bool((part != part.narrow(axis, 0, 1)).any()) for part in parts)
 
 
 def block_pixels(pair: ImagePair, background: Background) -> int:
@@ -199,8 +207,10 @@ def _has_lags(pair: ImagePair) -> bool:
     g = pair.geometry
     if (g.stride[0], g.stride[1]) != (1, 1) or g.Q < g.S:
         return False
-    unknowns = g.group_C * g.R * g.S
-    if g.groups * g.N * g.P * g.Q * unknowns * (0.6 + 0.1 * unknowns) < LAG_OVERHEAD:
+    unknowns, pixels = g.group_C * g.R * g.S, g.groups * g.N * g.P * g.Q
+    lags = g.group_C * g.R * (3 * g.S - 1)
+    by_lags = pixels * g.group_C * min(DOT * lags, TRANSFORMS) + LAG_OVERHEAD
+    if pixels * unknowns * (0.6 + 0.1 * unknowns) < by_lags:
         return False
     if pair.weights is None:
         return True
@@ -327,10 +337,20 @@ def _by_rows(pair: ImagePair, background: Background) -> tuple[torch.Tensor, tor
             if pair.weights is not None:
                 counts = pair.weights[:, 0 if shared else i, band]
                 rows *= counts.double().sqrt()
-            flat = rows.flatten(1)
-            products[i].addmm_(flat, flat.T)
+            _add_products(rows.flatten(1), products[i])
     known = elements + T
     return products[:, :known, :known], products[:, known:, :known].flatten(0, 1)
+
+
+def _add_products(rows: torch.Tensor, total: torch.Tensor) -> None:
+    """total += rows @ rows.T; for a few rows product by product, of which half are needed."""
+    if len(rows) > FEW_ROWS:
+        total.addmm_(rows, rows.T)
+        return
+    for i, row in enumerate(rows):
+        products = rows[i:] @ row
+        total[i, i:] += products
+        total[i + 1 :, i] += products[1:]
 
 
 def gram_matrix(x: torch.Tensor, R: int, S: int) -> torch.Tensor:
@@ -364,7 +384,6 @@ def window_sums(a: torch.Tensor, b: torch.Tensor, R: int, S: int) -> list[torch.
     Returns:
         For each lag from 0 to R - 1, (C, S, D, S, R - lag): c, s, d, s', r.
     """
-    P = a.shape[2] - R + 1
     base = _first_rows(a, b, R, S)  # (C, S, R, D, S)
     if R == 1:
         return [base[:, :, 0, :, :, None]]
@@ -436,7 +455,7 @@ def _row_changes(a: torch.Tensor, b: torch.Tensor, R: int, S: int) -> torch.Tens
     found[0] = ops.lag_sums(left[:, :, None, :Q], right[:, :, None], (1, S))[:, :, 0]
     backward = ops.lag_sums(right[:, :, None, :Q], left[:, :, None], (1, S))[:, :, 0]
     found[1:, :, :, 0] = backward.permute(2, 1, 0)[1:]
-    # Products of the columns that enter and that leave: (4N, C * rows) and (4N, D * rows * (S - 1)).
+    # Columns that enter and that leave: (4N, C * rows), and (4N, D * rows * (S - 1)) for all s'.
     enters, leaves = right[..., Q : Q + S - 1], right[..., : S - 1]
     there = torch.cat([enters, leaves]).flatten(1)
     for s in range(S - 1):

@@ -261,7 +261,10 @@ def learn_kernel_field(
         }
         if unused or counts[3] is not None:
             also = sorted(unused) or ["input_noise"]
-            raise ArgumentError(f"order does not go with {', '.join(also)}")
+            raise ArgumentError(
+                f"order does not go with {', '.join(also)}: a kernel that varies is fitted by "
+                "least squares with ridge alone (tiles= takes what learn_kernel does)"
+            )
         if isinstance(checked.ridge, str):
             raise ArgumentError(f"order takes a number as ridge, got {checked.ridge!r}")
         constraints = checked.constraints(pairs[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, overload
 
@@ -14,11 +14,11 @@ import torch
 from ..autograd.functional import convolve2d, corr2d
 from ..autograd.modules import Conv2D, PaddingMode
 from ..images.extras import needs
-from ..images.output import StrPath, replacing
+from ..images.output import Cards, StrPath, replacing, write_arrays
 from ..ops import ArgumentError, as_padding, fourier, geometry_of
 from ..ops.arguments import Pair
 from .background import Background, Place
-from .data import as_data
+from .data import as_data, as_variance
 from .options import Settings
 from .pairs import four_dimensional, padded_image
 from .problem import Point
@@ -197,6 +197,54 @@ class LearnedKernel:
             y += self.bias[:, None, None]
         return y[(0,) * (4 - x.dim())]
 
+    def difference(
+        self, x: Any, y: Any, *, x_variance: Any = None, y_variance: Any = None
+    ) -> tuple[Any, Any]:
+        """y less its prediction, and the variance that its noise and x's make in it.
+
+        Args:
+            x, y: images as for learn_kernel, the ranks alike; y of the size of the output, or
+                without padding of x's.
+            x_variance, y_variance: of their noise, maps or numbers; none counts as zero.
+
+        Returns:
+            (difference, variance), each of the output's size; arrays for an array. NaN where y is
+            masked or NaN.
+
+        Raises:
+            ArgumentError: sizes that do not fit together, or a variance that is negative.
+        """
+        given_y = as_data("y", y)
+        of_x, of_y = as_data("x", x).values, given_y.values.to(self.weight)
+        prediction = self.predict(of_x)
+        if given_y.good is not None:
+            of_y = of_y.masked_fill(~given_y.good, math.nan)
+        target = self._cropped(of_y, prediction)
+        variance = torch.zeros_like(target)
+        if x_variance is not None:
+            squares = replace(self, weight=self.weight.square(), bias=None, background=None)
+            variance += squares.predict(as_variance("x_variance", x_variance, of_x)).clamp(min=0)
+        if y_variance is not None:
+            given = as_variance("y_variance", y_variance, of_y).to(self.weight)
+            variance += self._cropped(given, prediction)
+        found = target - prediction, variance
+        if isinstance(y, torch.Tensor):
+            return found
+        return found[0].numpy(force=True), found[1].numpy(force=True)
+
+    def _cropped(self, y: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """The part of y, which may have x's size, that full windows predict."""
+        (R, S), (P, Q) = self.weight.shape[-2:], like.shape[-2:]
+        unpadded = self.padding == ((0, 0), (0, 0)) and self.stride == (1, 1)
+        if unpadded and y.shape[-2:] == (P + R - 1, Q + S - 1) != (P, Q):
+            top, left = (R - 1) // 2, (S - 1) // 2
+            y = y[..., top : top + P, left : left + Q]
+        if y.shape != like.shape:
+            raise ArgumentError(
+                f"y must have shape {tuple(like.shape)}, as the prediction, got {tuple(y.shape)}"
+            )
+        return y
+
     def conv2d(self, *, background: bool = True) -> Conv2D:
         """The kernel as a layer, with its bias.
 
@@ -247,14 +295,11 @@ class LearnedKernel:
             ModuleNotFoundError: .fits without astropy.
         """
         suffix = check_kernel_name(path)
-        with replacing(path) as temporary:
-            if suffix == ".npy":
-                np.save(temporary, self.weight.numpy(force=True))
-            elif suffix == ".npz":
-                cards = json.dumps({name: value for name, (value, _) in self._cards().items()})
-                np.savez(temporary, allow_pickle=False, cards=np.array(cards), **self._arrays())
-            else:
-                _write_fits(temporary, self._arrays(), self._cards())
+        arrays, cards = self._arrays(), self._cards()
+        if suffix == ".npz":
+            facts = json.dumps({name: value for name, (value, _) in cards.items()})
+            arrays["cards"] = np.array(facts)
+        _write(path, suffix, arrays, cards)
 
     @classmethod
     def load(cls, path: StrPath) -> LearnedKernel:
@@ -471,13 +516,7 @@ class KernelField:
         if self.bias is not None:
             arrays["bias"] = self.bias.numpy(force=True)
         arrays |= {"rows": np.array(self.rows), "columns": np.array(self.columns)}
-        with replacing(path) as temporary:
-            if suffix == ".npy":
-                np.save(temporary, arrays["weight"])
-            elif suffix == ".npz":
-                np.savez(temporary, allow_pickle=False, **arrays)
-            else:
-                _write_fits(temporary, arrays, self.kernels[0][0]._cards())
+        _write(path, suffix, arrays, self.kernels[0][0]._cards())
 
     def __str__(self) -> str:
         tiles = f"{len(self.kernels)} x {len(self.kernels[0])} tiles"
@@ -502,14 +541,13 @@ def check_kernel_name(path: StrPath) -> str:
     )
 
 
-def _write_fits(path: StrPath, arrays: dict[str, Any], cards: dict[str, tuple[Any, str]]) -> None:
-    with needs("fits"):
-        from astropy.io import fits
-    first = fits.PrimaryHDU(arrays.pop("weight"))
-    for keyword, card in cards.items():
-        first.header[keyword] = card
-    others = [fits.ImageHDU(array, name=name.upper()) for name, array in arrays.items()]
-    fits.HDUList([first, *others]).writeto(path)
+def _write(path: StrPath, suffix: str, arrays: dict[str, Any], cards: Cards) -> None:
+    """Writes a weight and what belongs to it, .npy the weight alone."""
+    if suffix != ".npy":
+        write_arrays(path, arrays, cards)
+        return
+    with replacing(path) as temporary:
+        np.save(temporary, arrays["weight"])
 
 
 def _read_numpy(path: StrPath, suffix: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -13,7 +13,7 @@ from .. import ops
 from ..ops import ArgumentError, ArgumentTypeError, Geometry, as_padding
 from ..ops.arguments import Pair, check_padding_mode, check_sides
 from .background import Place
-from .data import as_counts, as_data
+from .data import all_finite, as_counts, as_data
 
 
 @dataclass(frozen=True)
@@ -307,5 +307,5 @@ def _spread(name: str, values: Any, image: torch.Tensor) -> torch.Tensor:
 
 
 def _check_finite(name: str, image: torch.Tensor, mask: str) -> None:
-    if not image.isfinite().all():
+    if not all_finite(image):
         raise ArgumentError(f"{name} must be finite, got infinity in it ({mask} leaves pixels out)")

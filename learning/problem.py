@@ -137,10 +137,11 @@ class Problem:
         """sum weights * images^2 of each filter, (K,) in float64."""
         total = torch.zeros((), dtype=torch.float64, device=self.like.device)
         for image, pair in zip(images, self.pairs, strict=True):
-            square = image.double().square()
-            if pair.weights is not None:
-                square = square * pair.weights
-            total = total + square.sum((0, 2, 3))
+            if pair.weights is None:
+                norm = torch.linalg.vector_norm(image, dim=(0, 2, 3), dtype=torch.float64)
+                total = total + norm.square()
+            else:
+                total = total + (image.double().square() * pair.weights).sum((0, 2, 3))
         return total
 
     def loss(self, residual: list[torch.Tensor], point: Point) -> float:

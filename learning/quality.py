@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -35,7 +36,7 @@ NOISE_PARTS = 0.2, 2.0
 #: Noise of more than this many standard deviations of x is taken for the image.
 MOST_NOISE = 0.5
 #: Pixels along a side of the part of x in which its noise is estimated.
-NOISE_PIXELS = 256
+NOISE_PIXELS = 160
 
 
 Residual: TypeAlias = list[tuple[torch.Tensor, torch.Tensor | None]]
@@ -209,7 +210,7 @@ def quality_of(
     problem: Problem | None = None,
     normals: list[Normal] | None = None,
     units: Units | None = None,
-    x_noise: float | None = None,
+    x_noise: Callable[[], float] | None = None,
 ) -> Quality:
     """The quality of an answer: given in the units of the fit, returned in the user's.
 
@@ -225,7 +226,8 @@ def quality_of(
         problem: of the residual, for a look outside of the window; None after streaming.
         normals: the matrices that were solved, if they were.
         units: of the fit; None for the user's.
-        x_noise: a standard deviation that the noise of x may have; None if it is accounted for.
+        x_noise: gives a standard deviation that the noise of x may have; None if that is accounted
+            for.
     """
     units = units or Units()
     examined = len(sums.gram) > 0
@@ -324,7 +326,7 @@ class _Reason:
     units: Units
     correlated: bool
     rounding: float
-    x_noise: float | None
+    x_noise: Callable[[], float] | None
     border: Border | None
     clipped: float
 
@@ -561,9 +563,11 @@ def _correlated_note(found: Quality, looked_outside: bool) -> str:
 
 def _noise_note(found: Quality, reason: _Reason, weight: torch.Tensor) -> list[str]:
     """Where x and the residual tell of noise in x, which pulls the kernel towards zero."""
-    if not reason.x_noise or reason.constraints.nonnegative or not found.weight_sum:
+    known = reason.x_noise is None or reason.constraints.nonnegative
+    if known or found.squared_error <= reason.rounding**2:
         return []
-    variance = reason.x_noise**2
+    assert reason.x_noise is not None
+    variance = reason.x_noise() ** 2
     passed_on = variance * float(weight.square().sum()) / len(weight)
     part = passed_on * found.weight_sum / max(found.squared_error, 1e-300)
     if not NOISE_PARTS[0] < part < NOISE_PARTS[1]:
@@ -585,8 +589,8 @@ def _noise_note(found: Quality, reason: _Reason, weight: torch.Tensor) -> list[s
         change = max(change, float(moved[: flat.shape[1]].abs().max()))
     largest = float(weight.abs().max())
     error = found.standard_error
-    known = float(error.max()) if error is not None else 0.0
-    if change <= max(NOISE_ERRORS * known, NOISE_BIAS * largest):
+    certain = float(error.max()) if error is not None else 0.0
+    if change <= max(NOISE_ERRORS * certain, NOISE_BIAS * largest):
         return []
     return [
         "x seems to be noisy: unless y was made from this very x, that pulls the kernel towards "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,32 @@ from .problem import Point, Problem
 IDLE_STEPS, STANDING, REFRESH = 3, 1e3, 50
 
 
+class _Silent:
+    """What stands in for a progress bar that nobody would see."""
+
+    def __init__(self, items: Any) -> None:
+        self.items = items
+
+    def __iter__(self) -> Any:
+        return iter(self.items)
+
+    def __enter__(self) -> _Silent:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def update(self, _: int) -> None:
+        """Moves nothing on."""
+
+    def set_postfix(self, **_: Any) -> None:
+        """Shows nothing."""
+
+    def write(self, text: str) -> None:
+        """Prints, as a bar does."""
+        print(text)
+
+
 class Reporter:
     """Progress bar and printed losses of a loop."""
 
@@ -26,6 +54,9 @@ class Reporter:
 
     def over(self, items: Any, total: int | None = None, unit: str = "step") -> Any:
         """A progress bar over `items`, or to be moved on by `update` if they are None."""
+        if not self._shows():
+            self.bar = _Silent(items)
+            return self.bar
         from tqdm import tqdm
 
         self.bar = tqdm(
@@ -40,14 +71,21 @@ class Reporter:
 
     def stage(self, name: str) -> Any:
         """A line that names work without steps, as a context."""
+        if not self._shows():
+            return _Silent(None)
         from tqdm import tqdm
 
         return tqdm(total=1, desc=name, bar_format="{desc} ...", leave=False, **self._shown())
 
+    def _shows(self) -> bool:
+        """Whether there is a bar, by default on a terminal."""
+        if self.progress is not None:
+            return self.progress
+        return sys.stderr is not None and sys.stderr.isatty()
+
     def _shown(self) -> dict[str, Any]:
-        """Whether tqdm draws, by default on a terminal, and after how many seconds."""
-        disable = None if self.progress is None else not self.progress
-        return {"disable": disable, "delay": 0 if self.progress else 0.3}
+        """After how many seconds tqdm draws."""
+        return {"delay": 0 if self.progress else 0.3}
 
     def loss(self, step: int, loss: float) -> None:
         """Shows the loss before `step`, the first being 0."""
@@ -201,11 +239,25 @@ def optimise(
 
     history = []
     for step in report.over(range(steps)):
-        value = optimizer.step(closure)
-        history.append(float(value))
+        history.append(_checked_loss(float(optimizer.step(closure)), step))
         report.loss(step, history[-1])
     with torch.no_grad():
-        return Point(*(p.detach() for p in parameters)), history, float(objective())
+        last = _checked_loss(float(objective()), steps)
+        return Point(*(p.detach() for p in parameters)), history, last
+
+
+def _checked_loss(loss: float, step: int) -> float:
+    """The loss, if it is a number.
+
+    Raises:
+        ArgumentError: it is infinite or NaN.
+    """
+    if not math.isfinite(loss):
+        raise ArgumentError(
+            f"the loss is {loss:g} after {step} steps: they diverge (a smaller step_size, or "
+            "solver='normal')"
+        )
+    return loss
 
 
 def _total_loss(problem: Problem, point: Point, loss: Any) -> torch.Tensor:

@@ -118,12 +118,14 @@ def row_blocks(
     if rows < 1:
         raise ArgumentError(f"rows must be positive, got {rows}")
     (pad_top, _), sides = settings.padding or ((0, 0), (0, 0))
+    down = settings.stride[0]
     for top in range(0, P, rows):
         bottom = min(P, top + rows)
         block: dict[str, Any] = {"padding": ((0, 0), sides), "origin": (top, 0), "size": (P, Q)}
         for name, image in images.items():
             if name in ("x", "input_mask"):
-                span = (top - pad_top, bottom - pad_top + settings.window[0] - 1)
+                last = (bottom - 1) * down + settings.window[0]
+                span = (top * down - pad_top, last - pad_top)
                 outside = 0.0 if name == "x" else 1.0
                 block[name] = _padded_rows(image, *span, settings.padding_mode, outside)
             else:
@@ -134,7 +136,8 @@ def row_blocks(
 def output_extent(settings: Settings, x: ImageRows) -> Pair:
     """(P, Q), the size of what a kernel makes of x."""
     border = settings.padding or ((0, 0), (0, 0))
-    g = geometry_of((1, 1, *x.extent), (1, 1, *settings.window), padding=border)
+    shapes = (1, 1, *x.extent), (1, 1, *settings.window)
+    g = geometry_of(*shapes, stride=settings.stride, padding=border)
     return g.P, g.Q
 
 
@@ -142,10 +145,11 @@ def fitted_origin(settings: Settings, x: ImageRows, y: ImageRows, extent: Pair) 
     """Where in y the part begins that full windows predict; y may have the size of x."""
     if y.extent == extent:
         return 0, 0
-    if settings.padding is None and y.extent == x.extent:
+    as_large = settings.padding is None and settings.stride == (1, 1)
+    if as_large and y.extent == x.extent:
         return (settings.window[0] - 1) // 2, (settings.window[1] - 1) // 2
     expected = f"{extent[0]} x {extent[1]}"
-    if settings.padding is None:
+    if as_large:
         expected += f" (no padding) or {_size(x)} (as x)"
     raise ArgumentError(
         f"{shown_source(y.source)} must have {expected} pixels for a window of "

@@ -127,6 +127,10 @@ def _level_and_scale(
     """One scale for all channels, and each channel's level; no levels if not `centred`."""
     channels = images[0].shape[1]
     weighted = list(zip(images, counts, strict=True))
+    if not centred and all(count is None for count in counts):
+        norms = [torch.linalg.vector_norm(image.double()) for image in images]
+        pixels = sum(image.numel() for image in images)
+        return _power_of_two(math.hypot(*map(float, norms)) / max(pixels, 1) ** 0.5), ()
     total = torch.stack([_moment(image, count, None) for image, count in weighted]).sum(0)
     size = torch.stack([_size(image, count) for image, count in weighted]).sum(0)
     mean = total / size.clamp(min=torch.finfo(torch.float64).tiny)
@@ -171,6 +175,8 @@ def _less(
     """(image - level) / scale."""
     if any(level):
         image = image.double() - image.new_tensor(level, dtype=torch.float64).view(-1, 1, 1)
+    if image.dtype == dtype and 1e-20 < scale < 1e20:
+        return image if scale == 1 else image / scale  # exact: a power of two
     return _over(image, scale).to(dtype)
 
 

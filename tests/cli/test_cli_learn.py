@@ -155,6 +155,29 @@ def test_standard_errors_are_not_claimed_of_steps_that_ended_early(run, images):
     assert "each element is known to" not in out
 
 
+@pytest.mark.parametrize("order", [(), ("--order", 1)], ids=["one kernel", "varying"])
+@pytest.mark.parametrize("suffix", [".npz", ".fits"])
+def test_a_difference_is_written_with_its_variance(run, images, tmp_path, order, suffix):
+    weights = np.full(images["y0"].shape, 4.0)
+    weights[0, 1] = 0
+    np.save(tmp_path / "w.npy", weights)
+    name = f"difference{suffix}"
+    code, out, _ = run(
+        *PAIR, "--weights", "w.npy", "--difference", name, "--residual", "r.npy", *order
+    )
+    assert code == 0
+    assert f"difference: {name}" in out
+    if suffix == ".npz":
+        difference, variance = np.load(name)["difference"], np.load(name)["variance"]
+    else:
+        fits = pytest.importorskip("astropy.io.fits")
+        difference, variance = fits.getdata(name, 0), fits.getdata(name, "VARIANCE")
+    np.testing.assert_allclose(difference, -np.load("r.npy"), rtol=1e-4, atol=1e-5)
+    assert variance[0, 1] == np.inf
+    variance[0, 1] = 0.25
+    np.testing.assert_allclose(variance, 0.25)
+
+
 def test_residual_and_quality_in_words(run, images, tmp_path):
     code, out, _ = run(*PAIR, "--residual", "left.npy", "--plot", "fit.svg", "-o", "k.npz")
     assert code == 0
@@ -183,6 +206,11 @@ def test_residual_and_quality_in_words(run, images, tmp_path):
         (("x0.npy", "y0.npy", "--mask", "x0.npy"), "mask must have the shape of its image"),
         (("x0.npy", "y0.npy", "--mask", "y0.npy", "-o", "y0.npy"), "will not overwrite the input"),
         (("x0.npy", "y0.npy", "--mask", "mask.npy", "--plot", "mask.npy"), "overwrite the input"),
+        (("x0.npy", "y0.npy", "--difference", "d.npy"), "saved as .npz or .fits"),
+        (
+            ("x0.npy", "y0.npy", "--difference", "d.npz", "--tiles", "2"),
+            "--difference is for one pair",
+        ),
         (("x0.npy", "y0.npy", "--residual", "r.png"), "a residual is saved as .npy or .tif"),
         (("x0.npy", "y0.npy", "x1.npy", "y1.npy", "--residual", "r.npy"), "is for one pair"),
         (("x0.npy", "y0.npy", "--stream", "--tiles", "2"), "--stream goes with --solver normal"),

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from tricorr import ArgumentError, KernelAccumulator, convolve2d, corr2d, learn_kernel
+from tricorr.learning.streaming import accumulate
 
 pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 
@@ -193,3 +194,13 @@ def test_what_does_not_fit_is_refused(backend):
         sums.solve(initial=torch.zeros(3, 2))
     with pytest.raises(ArgumentError, match="background must have 0 coefficients"):
         sums.loss(torch.zeros(2, 2, 3, 2), torch.zeros(2))
+
+
+def test_images_are_accumulated_with_a_stride(backend):
+    x, weight = torch.rand(23, 21, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    y = corr2d(x, weight, stride=(2, 3), padding=1)
+    sums = accumulate(KernelAccumulator((3, 2), stride=(2, 3), padding=1), x, y, rows=4)
+    found = sums.solve()
+    torch.testing.assert_close(found.weight, weight)
+    assert found.stride == (2, 3)
+    torch.testing.assert_close(found.predict(x), y)

@@ -304,3 +304,41 @@ def test_rejected_pixels_are_a_map(backend):
     assert found.rejected.sum() < 8
     several = learn_kernel([x[None]], [y[None]], 3, mask=[mask]).rejected
     assert several[0].nonzero().tolist() == [[0, 0, 0], [0, 9, 9]]
+
+
+def test_a_loss_that_rises_is_said(backend):
+    x, weight = torch.rand(16, 16, dtype=DOUBLE), torch.randn(3, 3, dtype=DOUBLE)
+    y = corr2d(x, weight)
+    found = learn_kernel(x, y, 3, solver="adam", step_size=5.0, steps=8)
+    assert "the loss rose: it ended at" in found.notes[0]
+    assert found.loss > min(found.history)
+    for solver, options in (("cg", {}), ("gd", {}), ("adam", {"step_size": 0.01, "steps": 5})):
+        calm = learn_kernel(x, y, 3, solver=solver, **options)
+        assert not any("the loss rose" in note for note in calm.notes)
+    with pytest.raises(ArgumentError, match=r"the loss is inf after \d+ steps: they diverge"):
+        learn_kernel(x.float(), y.float(), 3, solver="sgd", step_size=1e3, steps=99)
+
+
+def test_a_difference_has_the_variance_of_both_images(backend):
+    x, weight = torch.randn(40, 40, dtype=DOUBLE), torch.randn(3, 3, dtype=DOUBLE)
+    y = torch.nn.functional.pad(corr2d(x, weight), (1, 1, 1, 1))
+    found = learn_kernel(x, y, 3, bias=True)
+    spread = torch.rand(40, 40, dtype=DOUBLE)
+    difference, variance = found.difference(x, y + 1, x_variance=spread, y_variance=4.0)
+    torch.testing.assert_close(difference, torch.ones(38, 38, dtype=DOUBLE))
+    torch.testing.assert_close(variance, 4 + corr2d(spread, weight.square()))
+    y[3, 4] = torch.nan
+    difference, variance = found.difference(x.numpy(), y.numpy())
+    assert np.isnan(difference).nonzero() == ([2], [3])
+    assert not variance.any()
+    with pytest.raises(ArgumentError, match=r"y must have shape \(38, 38\), as the prediction"):
+        found.difference(x, y[:-1])
+    with pytest.raises(ArgumentError, match="y_variance must not be negative, got -1"):
+        found.difference(x, y, y_variance=-1.0)
+
+
+def test_channels_behind_the_image_are_refused_as_filters_do(backend):
+    picture = torch.rand(12, 11, 3)
+    with pytest.raises(ArgumentError, match=r"looks like an image of shape \(H, W, 3\)"):
+        learn_kernel(picture, picture, 3)
+    assert learn_kernel(picture[None], picture[None], 1).weight.shape == (12, 12, 1, 1)
