@@ -14,15 +14,15 @@ from importlib import import_module
 
 #: Command: (module, what it does).
 COMMANDS = {
-    "gpu": ("run", "the first minutes on a GPU: right before fast, families, rows, tiles, report"),
-    "all": ("run", "measure every row there is time for, the most informative first"),
+    "gpu": ("gpu", "the first minutes on a GPU: right before fast, families, rows, tiles, report"),
+    "all": ("gpu", "measure every row there is time for, the most informative first"),
     "workloads": ("workloads", "list what is measured"),
     "cpu": ("cpu", "time calls and filters on CPU tensors beside PyTorch and image libraries"),
     "learn": ("learning", "time and memory of the ways to a kernel between two images"),
     "startup": ("startup", "time the import and the first call, in fresh processes"),
     "host": ("host", "time what a call costs the host, layer by layer"),
     "report": ("report", "turn rows into tables and plots"),
-    "tune": ("run", "search the tiles of given workloads"),
+    "tune": ("gpu", "search the tiles of given workloads"),
     "predict": ("predict", "bounds of every workload from the static model, without a GPU"),
     "sweep": ("sweep", "estimates of thousands of calls beside their rooflines, without a GPU"),
     "codegen": ("codegen", "check the machine code of every configuration"),
@@ -31,8 +31,8 @@ COMMANDS = {
 
 #: Commands that are another one with options of their own.
 DEFAULTS: dict[str, dict[str, object]] = {
-    "all": {"stages": ["rows"], "minutes": 8.0},
-    "tune": {"stages": ["check", "tune"], "minutes": 5.0},
+    "all": {"stage": ["rows"], "minutes": 8.0},
+    "tune": {"stage": ["check", "tune"], "minutes": 5.0},
 }
 
 

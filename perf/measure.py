@@ -14,6 +14,7 @@ from ..ops import backend
 from .ceilings import Ceilings
 from .correctness import Truth, truth_of
 from .machine import Clocks, Machine, machine
+from .planned import PlannedCall
 from .providers import (
     OURS,
     PROVIDERS,
@@ -54,6 +55,10 @@ class Job:
     op: str
     dtype: str
     group: str = "core"
+
+    def call(self, memory_format: str) -> PlannedCall:
+        """The call of our kernels in a format, not planned yet."""
+        return PlannedCall(self.workload, self.op, self.dtype, memory_format)
 
 
 @dataclass

@@ -8,7 +8,11 @@ import torch
 from tricorr import corr2d, kernels
 from tricorr.ops import backend as backends
 from tricorr.ops import cpu
-from tricorr.perf import host
+from tricorr.perf import host, rows
+from tricorr.perf.machine import Machine
+from tricorr.perf.measure import Session
+from tricorr.perf.providers import PROVIDERS
+from tricorr.perf.timers import CpuTimer
 
 pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 
@@ -35,3 +39,11 @@ def test_every_path_is_printed_with_its_ratio(backend, capsys):
     assert all(" us " in line and " x " in line for line in lines)
     with pytest.raises(ValueError, match="at least 1"):
         host.main(argparse.Namespace(calls=0, repeats=1))
+
+
+def test_every_path_is_a_row_of_a_run(backend):
+    facts = Machine("gpu", "a GPU", "0123456789ab", "2.11", "0.1.0", None, None, None)
+    found = [rows.validate(row) for row in host.run(Session(CpuTimer(), facts, PROVIDERS), 2, 1)]
+    assert len(found) == len(host.paths())
+    assert {row.op for row in found} == {"host"}
+    assert {row.provider for row in found} == {"tricorr", "pytorch"}

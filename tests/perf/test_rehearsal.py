@@ -18,7 +18,7 @@ import fake_gpu
 import pytest
 
 from tricorr.ops.plan import measured
-from tricorr.perf import rows, run
+from tricorr.perf import rows, run, stages
 from tricorr.perf.processes import Child, ProcessError
 from tricorr.perf.tasks import tasks_of
 
@@ -51,7 +51,7 @@ def a_run(out, seconds=SECONDS, rig=RIG, **options):
         rig, out, seconds, tasks=tasks(), peers=("pytorch",), say=said.append, **options
     )
     start = time.monotonic()
-    started.all()
+    stages.carry_out(started)
     return started, "\n".join(said), time.monotonic() - start
 
 
