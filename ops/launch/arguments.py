@@ -21,7 +21,7 @@ from ..plan import choose
 from ..plan.banded import COLUMN_STEP, BandedTile, rows_read
 from ..plan.problem import Plan, Problem
 from .call import Call
-from .copies import copied, filters_innermost
+from .copies import copied, copy_call, filters_innermost
 from .descriptors import (
     dgrad_descriptors,
     fprop_descriptors,
@@ -29,7 +29,7 @@ from .descriptors import (
     reads_crosswise,
     wgrad_descriptors,
 )
-from .formats import empty_in_format
+from .formats import empty_in_format, suggests_channels_last
 from .layout import (
     NARROW_LIMIT,
     alignment,
@@ -263,6 +263,10 @@ def wgrad_calls(
     one_part = target if plan.partials == 1 else target[0]
     walk, dw_strides = _weight_walk(one_part, geometry)
     geometry, (x, dy) = _planes_as_rows(geometry, plan, x, dy)
+    before: tuple[Call, ...] = ()
+    if plan.family == "banded":
+        (x, copy_x), (dy, copy_dy) = map(_in_planes, (x, dy))
+        before = (*copy_x, *copy_dy)
     call = _call(
         plan,
         geometry,
@@ -277,6 +281,7 @@ def wgrad_calls(
         dw_stride_g=geometry.group_K * dw_strides[1],
         **_family_arguments(x, walk, dy, geometry, plan),
     )
+    call = replace(call, before=before)
     if plan.partials == 1:
         yield call
     else:
@@ -294,7 +299,14 @@ def _fprop_banded_call(
     activation: str = "none",
     residual: torch.Tensor | None = None,
 ) -> Call:
-    """The launch that fills y from bands, and before it the one that makes them of the weight."""
+    """The launches that fill y: bands are made of the weight, and images are read in planes."""
+    result = y
+    x, before = _in_planes(x)
+    if residual is not None:
+        residual, more = _in_planes(residual)
+        before += more
+    if suggests_channels_last(y) and y.shape[1] > 1:
+        y = torch.empty(y.shape, dtype=y.dtype, device=y.device)
     tile: Any = plan.tile
     bands = weight.new_empty(tile.bands_shape(geometry))
     call = _call(
@@ -312,7 +324,18 @@ def _fprop_banded_call(
         **_family_arguments(x, weight, y, geometry, plan),
     )
     first = build_bands_call(weight, bands, geometry, tile, plan.int64)
-    return replace(call, before=(first,), scratch=bands)
+    call = replace(call, before=(*before, first), scratch=bands)
+    if y is result:
+        return call
+    return replace(copy_call(y[None], result), before=(call,), scratch=y)
+
+
+def _in_planes(image: torch.Tensor) -> tuple[torch.Tensor, tuple[Call, ...]]:
+    """(an image whose columns are neighbours, the launch that copies it where they are not)."""
+    if not suggests_channels_last(image) or image.shape[1] == 1:
+        return image, ()
+    out = torch.empty(image.shape, dtype=image.dtype, device=image.device)
+    return out, (copy_call(image[None], out),)
 
 
 #: Elements of the bands that one program of build_bands writes.

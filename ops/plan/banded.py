@@ -41,8 +41,6 @@ MAX_LONE_RESULTS = 16
 LANES_PER_BYTE = (
     RATES["90"].issue * LIMITS["90"].lanes * DEVICES["h200"].multiprocessors / RATES["90"].l2
 )
-#: Bytes that L2 delivers for a number whose neighbours in memory are not wanted.
-SECTOR = 32
 #: Lane instructions for a number that is loaded alone (sm_90).
 LANES_PER_NUMBER = 25
 #: Lane instructions outside of the loop, for one output (sm_90).
@@ -147,7 +145,7 @@ class BandedTile:
     def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
         """What a launch asks of a device, and the launch that builds the bands."""
         m, n, _ = self.step(plan.op)
-        return matrix_work(
+        work = matrix_work(
             plan,
             problem,
             code or Code(180, 900, 120),
@@ -157,6 +155,7 @@ class BandedTile:
             image_first=True,
             between_bytes=self.bands_bytes(problem),
         )
+        return _with_copies(work, problem)
 
 
 @dataclass(frozen=True)
@@ -236,7 +235,7 @@ class BandedGradTile:
 
     def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
         """What a launch asks of a device; `code` is of a program, where it was counted."""
-        return matrix_work(
+        work = matrix_work(
             plan,
             problem,
             code or Code(300, 900, 120),
@@ -246,6 +245,7 @@ class BandedGradTile:
             image_first=False,
             between_bytes=partial_bytes(plan, problem),
         )
+        return _with_copies(work, problem)
 
 
 AnyBandedTile: TypeAlias = BandedTile | BandedGradTile
@@ -332,14 +332,12 @@ def is_legal(problem: Problem) -> bool:
 
 
 def tiles(problem: Problem) -> list[AnyBandedTile]:
-    """The tile that the planner takes for few channels; none where a stencil costs no more.
+    """The tile that the planner takes for few channels; none where a direct sum costs no more.
 
     Of two kernels whose arithmetic hides behind what feeds it, the cheaper to feed is taken: a
-    stencil issues a dozen instructions for every tap, a banded kernel reads (BLOCK_P + R - 1) *
-    columns * (1 / BLOCK_M + 1 / BLOCK_N) numbers from L2 for every output. Rows kernels hold
-    windows of up to 7x7, and are asked first: their instruction or two for a tap are as cheap as
-    the band of a 7x7, 116 lane instructions for an output in 16 bits. Every square window above is
-    banded; on large images a 1xN is from 8 taps in 16 bits, from 12 or 13 in float32.
+    columns kernel issues 1.4 to 2 instructions for every tap, a stencil a dozen, a banded kernel
+    reads (BLOCK_P + R - 1) * columns * (1 / BLOCK_M + 1 / BLOCK_N) numbers from L2 for every
+    output. Rows kernels hold windows of up to 7x7; choose.py compares the two.
     """
     if not problem.has_few_channels or problem.geometry.y_numel == 0 or not is_legal(problem):
         return []
@@ -372,8 +370,28 @@ def tiles_with_room(problem: Problem) -> list[AnyBandedTile]:
 def in_pieces(problem: Problem) -> bool:
     """Whether columns of x and y come in pieces of 16 bytes, at places that 32 bits hold."""
     g, layout = problem.geometry, problem.layout
-    in_planes = not (layout.channels_last or layout.int64)
-    return in_planes and g.W % COLUMN_STEP == g.Q % COLUMN_STEP == 0
+    return not layout.int64 and g.W % COLUMN_STEP == g.Q % COLUMN_STEP == 0
+
+
+def copied_bytes(problem: Problem) -> int:
+    """Bytes of the copies of both images, in which columns are neighbours: see launch/arguments.
+
+    An image with the channels innermost is read and written through copies: in it, a number whose
+    neighbour columns are far away costs a sector of 32 bytes.
+    """
+    g = problem.geometry
+    if not problem.layout.channels_last or g.C == g.K == 1:
+        return 0
+    return (g.x_numel + g.y_numel) * problem.dtype.itemsize
+
+
+def _with_copies(work: Work, problem: Problem) -> Work:
+    """The work with that of the copies before and behind it: read and written, one by one."""
+    copies = copied_bytes(problem)
+    if copies == 0:
+        return work
+    between = work.between_bytes + 2 * copies
+    return replace(work, launches=work.launches + 2, between_bytes=between)
 
 
 def lanes_per_output(tile: AnyBandedTile, problem: Problem) -> float:
@@ -384,9 +402,7 @@ def lanes_per_output(tile: AnyBandedTile, problem: Problem) -> float:
     g = problem.correlated
     m, n, k = tile.step(problem.op)
     banded = pixel = problem.dtype.itemsize * LANES_PER_BYTE
-    if problem.layout.channels_last:
-        pixel = SECTOR * LANES_PER_BYTE
-    elif g.W % COLUMN_STEP or g.Q % COLUMN_STEP or g.padding_mode != "zeros":
+    if g.W % COLUMN_STEP or g.Q % COLUMN_STEP or g.padding_mode != "zeros":
         pixel = max(pixel, LANES_PER_NUMBER)
     programs = tile.programs(problem)
     if problem.op == "wgrad":  # is split until the device is full; both operands are images
@@ -395,7 +411,10 @@ def lanes_per_output(tile: AnyBandedTile, problem: Problem) -> float:
         sms = problem.device.multiprocessors
         programs = cdiv(programs, sms) * sms
     loads = programs * k * tile.strips(problem)
-    return loads * (m * pixel + n * banded) / g.y_numel + BANDED_LANES
+    device = problem.device
+    rate = device.rates.issue * device.limits.lanes * device.multiprocessors * device.rates.clock
+    copies = 2 * copied_bytes(problem) / device.copy_rate * rate
+    return (loads * (m * pixel + n * banded) + copies) / g.y_numel + BANDED_LANES
 
 
 #: The types of this family's tiles.

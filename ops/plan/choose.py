@@ -14,12 +14,13 @@ from types import ModuleType
 
 from ..errors import ArgumentError
 from . import banded, columns, gemm, rows, stencil, tma
-from .cost import cheapest
+from .cost import CLOSE, cheapest, times_of
 from .integers import cdiv
 from .problem import Plan, Problem, Tile
 from .tuned import tuned
 
-#: Families that offer a tile only where they beat the rest: the first one that does is taken.
+#: Families that offer a tile only where they beat the rest. The first that does is taken,
+#: unless CLOSE times the second's predicted time is less.
 DECISIVE = (rows, banded)
 #: A decisive family whose measured time is this many times the model's is compared like the rest.
 FAR = 1.2
@@ -52,11 +53,16 @@ def plan(problem: Problem) -> Plan:
 
 def candidates(problem: Problem) -> list[Tile]:
     """The tiles to compare."""
-    for family in DECISIVE:
-        found = family.tiles(problem)
-        if found and problem.device.slowdown(found[0].family) < FAR:
-            return list(found)
-    return [tile for family in FAMILIES for tile in family.tiles(problem)]
+    device = problem.device
+    found = [tile for family in DECISIVE for tile in family.tiles(problem)]
+    found = [tile for tile in found if device.slowdown(tile.family) < FAR]
+    if len(found) < 2:
+        return found or [tile for family in FAMILIES for tile in family.tiles(problem)]
+    first, second = (
+        times_of(plan.tile.work(plan, problem), device).predicted * device.slowdown(plan.family)
+        for plan in (plan_with_tile(problem, tile, tile.splits(problem)) for tile in found)
+    )
+    return found[1:] if CLOSE * second < first else found[:1]
 
 
 def family_of(tile: Tile) -> ModuleType:

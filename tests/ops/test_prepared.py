@@ -22,7 +22,7 @@ CALLS = {
     "gemm": (geometry_of((2, 16, 4, 5), (16, 16, 2, 2), (1, 2), ((1, 0), (1, 0))), INTERPRETER),
     "rows": (DEPTHWISE, INTERPRETER),
     "stencil": (geometry_of((2, 2, 19, 9), (2, 2, 9, 3)), INTERPRETER),
-    "banded": (geometry_of((1, 1, 40, 40), (1, 1, 31, 31)), INTERPRETER),
+    "banded": (geometry_of((1, 2, 40, 40), (2, 1, 31, 31), groups=2), INTERPRETER),
     "flipped": (geometry_of((2, 3, 9, 7), (4, 3, 2, 3), padding=_SAME, flip=True), INTERPRETER),
     "framed": (
         geometry_of((1, 2, 7, 7), (2, 2, 3, 3), padding=_SAME, padding_mode="reflect"),
