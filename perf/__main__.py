@@ -1,7 +1,7 @@
 """`python -m tricorr.perf COMMAND`: measure, report, tune, look at machine code.
 
-Each command is a module with `add_arguments(parser)` and `main(options) -> exit code`, imported
-when it is asked for.
+Each command is a module with `add_arguments(parser)` and `main(options) -> exit code`. Only the
+module of the given command is imported.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-#: Command: (module, what it does).
+#: Command: (module, description).
 COMMANDS = {
     "gpu": ("gpu", "the first minutes on a GPU: right before fast, families, rows, tiles, report"),
     "all": ("gpu", "measure every row there is time for, the most informative first"),
@@ -29,7 +29,7 @@ COMMANDS = {
 }
 
 
-#: Commands that are another one with options of their own.
+#: Defaults of commands that share a module with another one.
 DEFAULTS: dict[str, dict[str, object]] = {
     "all": {"stage": ["rows"], "minutes": 8.0},
     "tune": {"stage": ["check", "tune"], "minutes": 5.0},

@@ -1,4 +1,4 @@
-"""What measured times say of the static model: its constants, and a multiplier for each family.
+"""Corrections of the static model from measured times: its constants, a multiplier per family.
 
 A multiplier is the median, over the measured calls of a family, of the time measured over the time
 that the model predicts with the measured constants. `calibration.json` has both, with the plans
@@ -54,7 +54,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured of one device.
+    """The measurements of one device.
 
     Attributes:
         device: its name.
@@ -71,7 +71,7 @@ class Calibration:
     families: dict[str, Family]
 
     def lines(self) -> Iterator[str]:
-        """What is far from the model, in words; a line for each family."""
+        """A line for each family; families far from the model are marked."""
         for name, f in sorted(self.families.items(), key=lambda item: -item[1].multiplier):
             far = f.multiplier > FAR or f.multiplier < 1 / FAR
             yield (
@@ -81,7 +81,7 @@ class Calibration:
 
 
 def with_constants(device: Device, ceilings: Ceilings | None) -> Device:
-    """The device with the constants that were measured, and nothing known of its families."""
+    """The device with the measured constants and no multipliers."""
     rates = {} if ceilings is None else ceilings.constants()
     return replace(device, measured=parse({"measured": "now", "rates": rates, "families": {}}))
 
@@ -93,8 +93,8 @@ def timed_by(row: Row, workload: Workload, device: Device, measured: Device) -> 
         row: of an operator that was timed.
         workload: that it is of.
         device: that the plan was made for.
-        measured: the same with its measured constants, by which the time is predicted: what they
-            explain is not put down to the family.
+        measured: the device with its measured constants, which predict the time: a multiplier
+            holds only the part that they do not explain.
     """
     problem = PlannedCall(workload, row.op, row.dtype, row.format).problem(device)
     for plan in alternatives(problem):

@@ -1,4 +1,4 @@
-"""What is compiled for GPUs that need not be there: named cases with every tile a family has.
+"""Configurations to compile for GPUs that need not be there: named cases with every tile.
 
 A configuration is a case, an operator, a dtype and a tile. `configurations(target)` has all: for
 each case of a family, every tile with which the family can run it on that target. `dealt(target)`
@@ -40,7 +40,7 @@ class Target:
     Attributes:
         name: as compilers call it.
         gpu: backend, architecture and warp size, as triton's GPUTarget takes them.
-        device: what the planner is told.
+        device: the one that is planned for.
         float64_mma: whether Triton (3.6, 3.7) multiplies float64 on the matrix units.
         parked: bytes per thread that may be spilled outside of the loop. None on sm_90, for which
             tiles are chosen; Triton 3.6, with which they were not chosen, may everywhere.
@@ -131,7 +131,7 @@ _ODD: dict[str, Any] = {
 }
 _ODD_SAMPLES = {**_ODD, "per_sample": True}
 
-#: By family; "frame" is what a padding mode adds to an input gradient.
+#: By family; "frame" is the part of an input gradient that a padding mode adds.
 CASES: dict[str, dict[str, Case]] = {
     "gemm": {
         "dense": _case(
@@ -308,7 +308,7 @@ class Configuration:
 
     @property
     def plan(self) -> Plan:
-        """What the planner decides."""
+        """The plan of the call."""
         return self.planned.plan
 
     @property
@@ -324,7 +324,7 @@ class Configuration:
 
     @property
     def choice(self) -> tuple[Any, ...]:
-        """What a planner decides of the code; where there is one tile only, the case."""
+        """The planner's decisions that change the code; for kernels with one tile, the case."""
         if self.family in ("helper", "frame"):
             return self.kernel, self.case
         plan, tile = self.plan, self.plan.tile
@@ -350,7 +350,7 @@ class Configuration:
         return self.product not in ("", "ieee")
 
     def problem(self, target: Target) -> Problem:
-        """What is planned, with the size of an element of x."""
+        """The planned problem, with the size of an element of x."""
         problem = self.planned.problem(target.device)
         return replace(problem, x_bytes=TENSOR_DTYPES[self.planned.dtype][0].itemsize)
 
@@ -440,7 +440,7 @@ def _of_case(
 def _plans(
     family: str, case: Case, op: str, dtype: str, target: Target
 ) -> Iterator[dict[str, PlannedCall]]:
-    """For every tile that a launch can have: the calls, by what they add to the case's name."""
+    """For every tile that a launch can have: the calls, by suffix of the case's name."""
     g = case.workload.geometry
     if op == "dgrad":
         g = replace(g, C=g.K, K=g.C)

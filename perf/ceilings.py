@@ -1,4 +1,4 @@
-"""What a device reaches at best, measured in the run: no call can do better."""
+"""The best rates that a device reaches, measured in the run that compares with them."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def _tiny(name: str, *shape: int, epilogue: str = "none", **steps: Any) -> Workl
 
 #: Dtypes of tiny calls, as in rows.
 DTYPES = ("bfloat16", "float16", "float32", "tf32", "uint8", "tf32x3", "float64")
-#: Each with a way through the kernels that no other one takes.
+#: Each takes a path through the kernels that no other one takes.
 TINY: tuple[Workload, ...] = (
     _tiny("dense", 2, 32, 24, 20, 48, 3, 3),
     _tiny("phases", 2, 32, 13, 14, 48, 3, 3, stride=(2, 2)),
@@ -111,7 +111,7 @@ def checks(device: Device) -> Iterator[PlannedCall]:
 
 
 def _frame_kernel(operands: Operands, device: Device) -> str:
-    """The kernel that adds what a padding mode gives to an input gradient; "" if none does."""
+    """The kernel that fills the frame of an input gradient; "" where there is no frame."""
     if operands.op != "dgrad" or not operands.geometry.frame_pixels:
         return ""
     return choose.plan(problem_of(operands, device, "dgrad_frame")).kernel
@@ -142,7 +142,7 @@ def whole_truth(operands: Operands) -> Truth:
 
 
 def run(check: PlannedCall, rig: GpuRig) -> str:
-    """What is wrong with the call's result, in words; "" if nothing is."""
+    """The fault of the call's result in words, "" for a right one."""
     operands = check.operands(rig.device)
     with torch.no_grad(), poisoned():
         if check.op == "lag_sums":

@@ -1,4 +1,4 @@
-"""The table of machine code: what kernels compile to, checked, recorded and compared.
+"""The table of machine code: kernels built, checked, recorded and compared.
 
     python -m tricorr.perf codegen [sm_90 ...] [-k PATTERN]    builds configurations, prints a table
     python -m tricorr.perf codegen --sample --json FILE        records the marked ones (cases.py)
@@ -59,7 +59,7 @@ Job = tuple[Configuration, Target]
 
 
 def problems(configuration: Configuration, target: Target, built: Build) -> list[str]:
-    """What is wrong with the code, in words."""
+    """The faults of the code, in words."""
     from ..kernels.versions import BEFORE_3_7
 
     found, limits = [], target.device.limits
@@ -100,7 +100,7 @@ class Entry:
         instructions: in the whole code, for one thread.
         loop: instructions of one pass of the loop, by kind: COUNTED, and those of MARKS.
         loop_per_output: those, times passes, for one output element.
-        per_output: the same with what is outside of the loop.
+        per_output: the same with the code outside of the loop.
         bound: see the module; "" for kernels that only help others, and for loops over boxes.
     """
 
@@ -178,7 +178,7 @@ def _bound(configuration: Configuration, target: Target, instructions: float, ma
     if configuration.family in ("helper", "frame"):
         return ""
     work, rates = plan.tile.work(plan, problem), device.rates
-    if work.programs > plan.grid:  # a program has several boxes, and what is outside in its loop
+    if work.programs > plan.grid:  # the code that stores a box is in the loop over boxes
         return ""
     lanes = rates.issue * target.gpu[2] * rates.clock * device.multiprocessors
     dram = problem.compulsory_bytes / device.copy_rate
@@ -210,7 +210,7 @@ def is_recorded(configuration: Configuration, target: str) -> bool:
 
 
 def tabulate(jobs: Iterable[Job]) -> tuple[list[Entry], list[str]]:
-    """Builds each job, prints its line as it comes; returns the entries and what is wrong."""
+    """Builds each job and prints its line at once; returns the entries and the faults."""
     entries, wrong = [], []
     print(
         f"{'':77}  in the loop, one pass  per output element                   per MAC\n"
@@ -264,7 +264,7 @@ def committed() -> Path:
 
 
 def regressions(recorded: Entry, now: Entry) -> list[str]:
-    """What got worse beyond the margins, in words. Any spill that was not there is a regression."""
+    """The counts that got worse beyond the margins, in words. Any new spill is a regression."""
     found = []
     if now.spills > recorded.spills:
         found.append(f"spills {now.spills} bytes, recorded {recorded.spills}")
@@ -289,7 +289,10 @@ def regressions(recorded: Entry, now: Entry) -> list[str]:
 
 
 def compare(path: Path, pattern: str = "", targets: Iterable[str] = TARGETS) -> int:
-    """Builds what a table records and prints what is worse; 0 if nothing, 2 if incomparable."""
+    """Builds the configurations of a table and prints what got worse.
+
+    Returns 0 if nothing did, 1 if something did, 2 for the table of another Triton.
+    """
     theirs, recorded = read_table(path)
     if theirs != version("triton"):
         print(f"{path} is of Triton {theirs}, this is {version('triton')}: not compared")
@@ -318,7 +321,7 @@ def serve(requests: Iterable[str]) -> None:
 
     A configuration comes pickled, in base 64.
     """
-    # Compilers print: what they say must not get between the answers.
+    # Compilers print to stdout: keep their output apart from the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for line in requests:

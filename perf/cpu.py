@@ -6,7 +6,7 @@
 All providers of a line are called in turns; time is this process's on the CPU, which on a machine
 of its own is the time on the clock. A line's ratio is the median, over the turns, of our time
 over the fastest peer's. OpenCV has a ratio of its own: its filters are written for one border, one
-dtype and no derivatives. Borders differ between the libraries; what is computed inside does not.
+dtype and no derivatives. Results differ between the libraries at borders only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Call = Callable[[], object]
 
 #: Sides of the images that are filtered.
 SIZES = (512, 2048)
-#: A turn calls a provider for about so many seconds, at least once.
+#: Seconds that one turn of a provider takes, about; it is called once at least.
 TURN = 2e-3
 #: (in, out, window, options) of layers, and the input's shape.
 LAYERS: dict[str, tuple[tuple[int, int, int], dict[str, Any], tuple[int, ...]]] = {
@@ -50,7 +50,7 @@ LAYERS: dict[str, tuple[tuple[int, int, int], dict[str, Any], tuple[int, ...]]] 
 
 @dataclass
 class Line:
-    """One line of the tables: what is called by us, and by whom else."""
+    """One line of the tables: our call and the peers' calls."""
 
     name: str
     op: str
@@ -103,7 +103,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def measure(line: Line, seconds: float) -> Timed:
-    """All providers in turns, for about so many seconds and three turns at least."""
+    """Times all providers in turns for about `seconds`, three turns at least."""
     providers = {"tricorr": line.ours, **line.peers}
     repeats = {
         name: max(1, round(TURN / (_seconds(call, 2) or TURN))) for name, call in providers.items()
@@ -114,7 +114,7 @@ def measure(line: Line, seconds: float) -> Timed:
     while len(ms["tricorr"]) < 3 or time.perf_counter() < end:
         for name, call in order:
             ms[name].append(_seconds(call, repeats[name]) * 1e3)
-        order.reverse()  # what one leaves in caches and allocators, the other finds half the time
+        order.reverse()  # caches and allocators favour whoever comes second: take turns
     return Timed(line, ms)
 
 
@@ -243,7 +243,7 @@ def _train(module: nn.Module, image: torch.Tensor) -> Call:
 
 
 def filtered() -> Iterator[Line]:
-    """The filters beside the same of other libraries, as far as these are installed."""
+    """Our filters beside those of the installed libraries."""
     peers = _peers()
     for size in SIZES:
         image = torch.rand(size, size, generator=torch.Generator().manual_seed(0))

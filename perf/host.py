@@ -1,14 +1,14 @@
-"""What a call costs the host: Python's share of it, with the kernels themselves left out.
+"""Host cost of a call: Python's share of it, with the kernels themselves left out.
 
 Calls take the way that they take on a GPU, down to Triton's C launcher, in whose place a function
-stands that does nothing. What remains is arguments, geometry, autograd, allocation and what a
-launch is given; the launcher and the driver come on top of that (tests/launched/host_cost.py times
-the former too). PyTorch's own call is timed whole, on CPU, on an image small enough for its work
+stands that does nothing. Arguments, geometry, autograd, allocation and the arguments of the launch
+remain; the launcher and the driver come on top of that (tests/launched/host_cost.py times the
+former too). PyTorch's own call is timed whole, on CPU, on an image small enough for its work
 not to matter: on a GPU its launches add to it too.
 "launch", "autograd", "corr2d" and "Conv2D" each have the one before in their path; the registered
 operator, which they call only where a compiler traces them, stands beside, and so does a launch
-that is not prepared (ops/launch/prepared.py): what the first call of its kind pays. Each number
-is the least CPU time of repeated runs, taken in turns: what else the machine does only ever adds.
+that is not prepared (ops/launch/prepared.py), as the first call of its kind. Each number is the
+least CPU time of repeated runs, taken in turns: other load only adds to it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The machine a row was measured on: names, versions, clocks. Nothing is ever set."""
+"""The machine a row was measured on: names, versions, clocks. All are read, none is set."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import torch
 from .. import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
-#: What decides a time of ours: a change there makes another revision of it.
+#: Folders whose sources decide our times: a change there is another revision.
 SOURCES = ("kernels", "ops", "autograd")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What every row of a run repeats; the names are those of Row."""
+    """Fields that are the same in every row of a run; see Row."""
 
     kind: str
     device: str
@@ -71,7 +71,7 @@ def _cpu_name() -> str:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a new process that finds what this one found and compiles kernels."""
+    """The environment of a new process that imports this package and compiles kernels."""
     import tricorr
 
     package = Path(tricorr.__file__).parent
@@ -107,7 +107,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def smi(*fields: str) -> list[str] | None:
-    """What nvidia-smi says of this GPU, or None. A query: it changes nothing."""
+    """nvidia-smi's answer to a query of this GPU; None without one."""
     process = _start_smi(fields)
     return None if process is None else _answer(process, len(fields))
 

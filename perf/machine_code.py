@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Build:
-    """What a launch is made of, on one target.
+    """The code and resources of a launch on one target.
 
     Attributes:
         kernel: the kernel's name.
@@ -37,8 +37,8 @@ class Build:
         shared: bytes of shared memory (LDS) of one program.
         opcodes: instructions in the code, by opcode without its modifiers; empty unless asked for.
         loop: the part of `opcodes` that is in the loop that does the arithmetic.
-        serialized: what ptxas says of wgmma where it waits for every product; else "".
-        unfenced: products by wgmma or tcgen05 of what cp.async brought, without a proxy fence.
+        serialized: ptxas' message where wgmma waits for every product; else "".
+        unfenced: products by wgmma or tcgen05 of data that cp.async brought, without a proxy fence.
     """
 
     kernel: str
@@ -70,7 +70,7 @@ KINDS = {
     "local": r"LDL|STL|scratch_",
 }
 
-#: Ends of opcodes, and of what each is one.
+#: Suffixes of opcodes, and the kind of instruction that each marks.
 MARKS = {
     "narrow": "global loads and stores of fewer than 32 bits",
     "register": "products whose first operand is in registers",
@@ -136,7 +136,7 @@ def build(call: Call, target: Target, disassemble: bool = True) -> Build:
 
 
 def _compiled(source: Any, gpu: Any, options: dict[str, Any]) -> tuple[Any, str]:
-    """What Triton makes of `source`, and what ptxas says of it where there is wgmma."""
+    """Triton's compiled kernel, and ptxas' messages about it where there is wgmma."""
     import triton
     from triton import knobs
 

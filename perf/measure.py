@@ -43,12 +43,12 @@ from .workloads import Workload
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured in one go.
+    """One operator of one workload, measured beside a group of providers.
 
     Attributes:
         workload: what to run.
         op, dtype: as in a row.
-        group: which providers meet ours.
+        group: of the providers that are compared with ours.
     """
 
     workload: Workload
@@ -78,14 +78,14 @@ class Contender:
 
 @dataclass
 class Session:
-    """What the jobs of one process share.
+    """State that the jobs of one process share.
 
     Attributes:
         timer: takes the times.
         machine: goes into every row.
         providers: all that take part.
         ceilings, clocks: None where they are not known.
-        announce: is told (provider, format) before each step that may take the process down.
+        announce: called with (provider, format) before each step that may end the process.
         budget: as for interleave.
         now: the time, for rows.
     """
@@ -144,7 +144,7 @@ def local_session(budget: float = 0.1) -> Session:
 def contenders_of(
     job: Job, providers: Sequence[Provider], device: str
 ) -> list[tuple[Provider, str]]:
-    """Who can take part in a job, in which formats; ours alone is no contest outside "core"."""
+    """The (provider, format) pairs of a job; none outside "core" if only ours is left."""
     found = [
         (provider, format)
         for format in job.workload.formats
@@ -168,12 +168,12 @@ def run_job(
 
     Args:
         job: what to measure.
-        session: with what.
+        session: of this process.
         skip: (provider, format) that took a process down before, with the reason: not run again.
         caches: only these states; all of the timer's if None.
 
     Raises:
-        PoisonedError: the process can measure no further. What was announced last is to blame.
+        PoisonedError: the process can measure no further; the last announced provider is to blame.
     """
     with torch.no_grad():
         return _run_job(job, session, skip or {}, caches or session.timer.caches)

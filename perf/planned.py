@@ -59,7 +59,7 @@ class PlannedCall:
         return make_operands(self.workload, self.op, self.dtype, self.format, device)
 
     def problem(self, device: Device) -> Problem:
-        """What was planned."""
+        """The problem that the plan solves."""
         return problem_of(self.operands(), device)
 
     def launches(self, device: Device) -> list[Call]:
@@ -69,7 +69,7 @@ class PlannedCall:
 
 
 def problem_of(operands: Operands, device: Device, op: str = "") -> Problem:
-    """What is planned for a call; `op` is "dgrad_frame" for what a padding mode adds to dgrad."""
+    """The problem of a call, or with `op` "dgrad_frame" of the frame of its input gradient."""
     o, g = operands, operands.geometry
     op = op or o.op
     last = o.format == "channels_last"

@@ -1,4 +1,4 @@
-"""What the plan of every workload costs by arithmetic: bytes, waste and time, before any run.
+"""Predictions: bytes, waste and time of every workload's plan by arithmetic, before any run.
 
     python -m tricorr.perf predict [--device h200] [--suite images] [--json]
 
@@ -47,7 +47,7 @@ class Prediction:
         fill: share of the multiprocessors' time in which they have a program.
         instructions: of all warps.
         dram_us, l2_us, shared_us, arithmetic_us, issue_us, latency_us: as in cost.Times.
-        launch_us: start and end of the kernels, and what one reads of the one before.
+        launch_us: start and end of the kernels, and the data that one reads of the one before.
         predicted_us: the longest of the units, and launch_us.
         bound: which unit that is.
         roofline_us: the problem's own bound.
@@ -111,7 +111,7 @@ def predict(
     sms = device.multiprocessors
     programs = work.programs
     waves = -(-programs // sms)
-    # A banded plan may leave out taps that lie in the padding: nobody has to do those.
+    # A banded plan may leave out taps in the padding, which need not be computed.
     macs = min(geometry.macs, round(programs * work.macs))
     compulsory = problem.compulsory_bytes
     fastest = device.mac_rate(problem.unit)

@@ -1,4 +1,4 @@
-"""Kernels that measure a device: L2's rate, the time of a load, and what a launch costs.
+"""Kernels that measure a device: the rate of L2, the time of a load, the cost of a launch.
 
 Importing this imports triton.
 """

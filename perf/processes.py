@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-#: Imported by the server besides: seconds that no process has to spend. The first is what
-#: `use_deterministic_algorithms` imports. What cannot be imported is passed over.
+#: Modules that the server imports once for all processes; missing ones are passed over.
+#: `use_deterministic_algorithms` imports the first.
 PRELOADED = ("torch._inductor.config", "tricorr.kernels")
-#: What a process serves with: it gets the connection first, then the arguments.
+#: The function that a process runs: serve(connection, *arguments).
 Serve = Callable[..., None]
 
 
@@ -42,10 +42,10 @@ class Child:
     """The parent's end of a process. It is started by `start` and again after an error."""
 
     def __init__(self, log: Path, serve: Serve, *arguments: Any) -> None:
-        """Starts nothing.
+        """A process that is started later.
 
         Args:
-            log: takes what the process and its compilers print.
+            log: file for the output of the process and its compilers.
             serve: runs in the process: serve(connection, *arguments), both picklable.
             arguments: for it.
         """
@@ -117,7 +117,7 @@ class Child:
 
 
 def _main(connection: Connection, log: Path, serve: Serve, arguments: tuple[Any, ...]) -> None:
-    """What a process does: a group of its own, its output in the log, then its work."""
+    """Body of a process: makes a process group, redirects output to the log, serves."""
     os.setpgid(0, 0)
     with log.open("ab", buffering=0) as file:
         for stream in (sys.stdout, sys.stderr):
@@ -133,7 +133,7 @@ class Pool:
     def __init__(
         self, size: int, limit: float, make: Callable[[], Child], reuse: bool = True
     ) -> None:
-        """Starts nothing.
+        """A pool without processes, which are started as requests come.
 
         Args:
             size: processes at most.
@@ -158,7 +158,7 @@ class Pool:
         """(key, answer or ProcessError) as they come, at least those that are there already.
 
         Args:
-            until: `time.monotonic()` after which nothing is waited for.
+            until: `time.monotonic()` up to which to wait for answers.
         """
         while self.waiting or self.busy:
             while self.waiting and len(self.busy) < self.size:
@@ -188,7 +188,7 @@ class Pool:
                 return
 
     def end(self) -> None:
-        """Ends all processes; what is waiting is forgotten."""
+        """Ends all processes and drops the requests that wait."""
         for child in (*self.busy, *self.idle):
             child.end()
         self.waiting, self.busy, self.idle = [], {}, []

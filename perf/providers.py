@@ -1,9 +1,9 @@
-"""Who computes an operator: ours and its peers, behind one interface.
+"""Providers: our operators and their peers, behind one interface.
 
-A provider says whether it is there, whether it can do a problem, and hands back a call that does
-exactly one operator once and returns its tensor: dgrad alone or wgrad alone, never both. Tensors
-and weights already are in the memory format of the row; what a peer must do beyond that (copy the
-padding, turn bytes into floats) is what a user of it must do, and is timed.
+A provider says whether it is installed and whether it can solve a problem, and prepares a call that
+computes exactly one operator once: dgrad alone or wgrad alone, never both. Tensors and weights
+already are in the memory format of the row. Further work of a peer (copying the padding, turning
+bytes into floats) is work of its user too, and is timed.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def configure(dtype: str, device: str) -> None:
     """PyTorch's settings for the peers of a job: cuDNN's search on, TF32 as the row says."""
     if "torch._dynamo" in sys.modules:
         # A job has one shape: what was compiled for others must not count towards Dynamo's limit.
-        # Not in between, or what is compiled for one format would be again after the other's.
+        # Once per job: its formats share what is compiled.
         torch._dynamo.reset()
     if device == "cuda":
         torch.backends.cudnn.benchmark = True
@@ -226,7 +226,7 @@ def _torch_function(problem: Operands) -> tuple[Callable[..., torch.Tensor], tup
 
 
 def _output_padding(g: Geometry) -> tuple[int, int]:
-    """Rows and columns that a stride leaves over: a transposed convolution is told to add them."""
+    """Rows and columns that a stride leaves over, as conv_transpose2d's output_padding."""
     (top, bottom), (left, right) = g.padding
     rows = (g.H + top + bottom - g.dilation[0] * (g.R - 1) - 1) % g.stride[0]
     columns = (g.W + left + right - g.dilation[1] * (g.S - 1) - 1) % g.stride[1]
@@ -295,13 +295,7 @@ def _flaggems(problem: Operands) -> Call:
     x, weight, bias = problem.x, problem.weight, problem.bias
     padding = (g.padding[0][0], g.padding[1][0])
     return lambda: flag_gems.conv2d(
-        x,
-        weight,
-        bias=bias,
-        stride=g.stride,
-        padding=padding,
-        dilation=g.dilation,
-        groups=g.groups,
+        x, weight, bias=bias, stride=g.stride, padding=padding, dilation=g.dilation, groups=g.groups
     )
 
 

@@ -1,4 +1,4 @@
-"""What the measuring process is asked, and the process itself."""
+"""Requests to the measuring process and their answers, and the functions that processes run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Here:
 
 @dataclass(frozen=True)
 class Environment:
-    """The second answer: what the device reaches, and its clock while that was measured.
+    """The second answer: the ceilings of the device, and its clock while they were measured.
 
     Attributes:
         ceilings: None where they are not measured.
@@ -113,7 +113,7 @@ class Start:
 
 @dataclass(frozen=True)
 class HostCost:
-    """The rows of what a call costs the host, layer by layer."""
+    """The rows of a call's host cost, layer by layer."""
 
     def answers(self, session: Session, rig: GpuRig) -> Iterator[Any]:
         yield from host.run(session, *rig.host_calls)
@@ -165,7 +165,7 @@ def serve(connection: Connection, rig: GpuRig, known: Environment | None) -> Non
 
 
 def serve_builds(connection: Connection, rig: GpuRig, device: Device) -> None:
-    """Compiles: a PlannedCall in, "" or what the compiler says out."""
+    """Compiles: receives a PlannedCall, sends "" or the compiler's message."""
     torch.set_num_threads(1)
     while True:
         call = connection.recv()
@@ -177,7 +177,7 @@ def serve_builds(connection: Connection, rig: GpuRig, device: Device) -> None:
 
 
 def serve_check(connection: Connection, rig: GpuRig) -> None:
-    """Runs checks, each in a process of its own: a Check in, what is wrong with it out."""
+    """Runs one check: receives a PlannedCall, sends "" or its fault in words."""
     torch.set_num_threads(1)
     check = connection.recv()
     try:

@@ -26,7 +26,7 @@ class Entrant:
     """One way to run a call with our kernels.
 
     Attributes:
-        name: in rows: "tricorr", or "tricorr@" and what is different.
+        name: in rows: "tricorr", or "tricorr@" and the difference.
         format: of the tensors.
         plan: of the launch.
         copied: images are copied to channels_last before the launch and the result is copied back,
@@ -41,7 +41,7 @@ class Entrant:
 
 @dataclass(frozen=True)
 class GpuRig:
-    """A GPU. Nothing touches it before a method is called, so that processes can be forked.
+    """A GPU. Only methods touch it, so that processes can be forked before.
 
     Attributes:
         kind: "gpu" or "cpu", as in a row.
@@ -86,13 +86,13 @@ class GpuRig:
         return True
 
     def planned_for(self) -> Device:
-        """What the planner is told of it."""
+        """The device as the planner knows it."""
         from ..ops.launch.layout import device_of
 
         return device_of(torch.empty(0, device=self.device))
 
     def facts(self) -> Machine:
-        """What goes into every row."""
+        """Fields that are the same in every row."""
         return machine(self.kind)
 
     def timer(self) -> Timer:
@@ -100,11 +100,11 @@ class GpuRig:
         return GpuTimer()
 
     def clocks(self) -> Clocks | None:
-        """What reads its clocks."""
+        """A reader of its clocks."""
         return Clocks()
 
     def ceilings(self, timer: Timer) -> Ceilings | None:
-        """Measured on the spot; what cannot be is None."""
+        """Measures the ceilings; one that cannot be measured is None."""
         return measure_ceilings(timer, self.planned_for())
 
     def ours(self, operands: Operands) -> Call:
@@ -185,7 +185,7 @@ class CpuRig(GpuRig):
         return CpuTimer()
 
     def facts(self) -> Machine:
-        """What goes into every row: the number of threads is in it."""
+        """Fields that are the same in every row, the number of threads among them."""
         torch.set_num_threads(1)
         return machine(self.kind)
 

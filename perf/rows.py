@@ -1,7 +1,7 @@
 """One measurement, one line of JSON: the schema, and reading, writing and checking it.
 
-A row is one provider's time for one operator of one workload. What a field means stands at the
-field in Row; docs/benchmarks.md says how to read them. A file only grows: each line is flushed to
+A row is one provider's time for one operator of one workload. Row documents the fields;
+docs/benchmarks.md says how to read them. A file only grows: each line is flushed to
 the disk before the next measurement begins, so a run that is cut off loses nothing.
 """
 
@@ -50,12 +50,12 @@ class Row:
         dtype: of the tensors; "tf32" is float32 multiplied in TF32, "float32" is not; "uint8" is
             an image of bytes under float32 filters.
         format: memory format that all tensors of the call already have.
-        provider: who computed it.
+        provider: name of the implementation.
         cache: "cold" caches are flushed before every call; "warm" calls follow each other as fast
             as the host can issue them; "graph" is the replay of a CUDA graph of such calls.
         status: "ok"; "wrong", the error is above its bound and there is no time; "failed", it did
             not run; "unavailable", it is not installed.
-        note: why, or what else a reader must know.
+        note: the reason, or a remark.
         kind: "gpu", or "cpu" for times of PyTorch's CPU fallback, which say nothing of a kernel.
         device: name of the processor.
         time: when, UTC, ISO 8601.
@@ -77,13 +77,13 @@ class Row:
         peak_bytes: memory of the device (for "cpu", of the process) that a call needs besides its
             inputs.
         error: largest deviation from float64, over the root mean square of the truth.
-        error_bound: what it may be.
+        error_bound: largest error that rounding explains.
         error_to: root mean square of the deviation from float64 over that of PyTorch's own
             convolution in the same dtype and format; None where that did not run in the same job.
         steps: of a learning loop.
         plan: of ours: kernel, tile, warps, stages, splits.
         sm_clock: MHz, while this was measured.
-        throttle: why the clock was held back, as the driver's bit mask; "0x...0" is nothing.
+        throttle: reasons for a lower clock, as the driver's bit mask; "0x...0" for none.
     """
 
     workload: str
@@ -129,7 +129,7 @@ class Row:
 
     @property
     def key(self) -> Key:
-        """What makes it the same measurement: a run that is resumed does not take it again.
+        """Identity of the measurement: a resumed run does not take it again.
 
         Of a revision only the hash of the sources counts, where it has one; of tuned tiles, which
         that leaves out, the plan.
@@ -193,7 +193,7 @@ def _check_type(name: str, value: Any) -> None:
 
 
 def to_json(row: Row) -> str:
-    """The row as one line; what is None is left out."""
+    """The row as one line, without the fields that are None."""
     values = {k: v for k, v in dataclasses.asdict(validate(row)).items() if v is not None}
     return json.dumps(values)
 

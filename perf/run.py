@@ -1,7 +1,7 @@
 """A run: its budget, its processes, the kernels that are off, and the rows that are written.
 
 Every result is on the disk before the next measurement begins, and the run ends inside its budget.
-What it does, stage by stage, is in stages.py.
+stages.py has the stages.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class Run:
         self.child.arguments = (self.rig, known)
 
     def built(self, until: float) -> Iterator[tuple[Any, Any]]:
-        """(key, "" or what the compiler says) of builds that are done, those of tiny calls only.
+        """(name, "" or the compiler's message) of tiny calls whose builds are done.
 
         The key of any other build is (kernel, dtype), which is off if it does not compile.
         """
@@ -294,7 +294,7 @@ class Run:
     # -- the end --------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Writes the report, and says what a person can act on."""
+        """Writes the report and prints its summary."""
         text = "\n".join(self.summary())
         plots = self.remaining > -RESERVE and find_spec("matplotlib") is not None
         report.write(self.recorded, self.out, head=text, plots=plots)

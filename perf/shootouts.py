@@ -1,4 +1,4 @@
-"""Ways to run one call that the static model does not tell apart: what is timed side by side."""
+"""Shoot-outs: plans of one call that the static model does not tell apart, timed side by side."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ JOBS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("images-4096-31x31", ("fprop",), ("bfloat16",)),
     ("replknet-128x56x56-128-31x31", ("fprop", "wgrad"), ("bfloat16",)),
 )
-#: A family that the model has so many times slower than the planner's is not timed.
+#: A family with a predicted time above this multiple of the planner's is not timed.
 CLOSE = 3.0
 
 

@@ -84,7 +84,7 @@ def _notes(run: Run) -> checks.Notes:
 
 
 def _open_checks(run: Run) -> dict[str, PlannedCall]:
-    """The tiny calls whose outcome is not known yet, by name; turns off what is known to be bad."""
+    """Tiny calls without an outcome yet, by name. Kernels that failed before are turned off."""
     wanted = {
         str(check): check
         for check in checks.checks(run.device)
@@ -125,7 +125,7 @@ def check(run: Run) -> None:
 
 
 def _entrants(run: Run) -> Iterator[tuple[Job, list[Entrant]]]:
-    """Jobs of the shoot-out without what is off; the first entrant left stands for ours."""
+    """Jobs of the shoot-out without kernels that are off; the first entrant left is ours."""
     for job, entrants in shootouts(run.device, run.rig.workload):
         on = [e for e in entrants if not run.is_off(e.plan, job.dtype)]
         for memory_format in job.workload.formats:

@@ -1,4 +1,4 @@
-"""What a user waits for before the first result: the import, and the first call.
+"""Time before the first result: the import, and the first call.
 
 Every number comes from fresh processes. The import is what tricorr adds to torch's own. The first
 call is timed with an empty cache of compiled kernels (cold) and with the one left by that (warm),

@@ -1,4 +1,4 @@
-"""What is asked of the kernels on a GPU, regime by regime, and whether the rows say so."""
+"""Targets for the kernels on a GPU, regime by regime, and whether the rows meet them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _host_ratios(cases: Iterable[Case]) -> Iterator[float]:
                 yield case.ours.host_us / peer.host_us
 
 
-#: What a target can ask of the cases of its regime: (what it is called, how it is measured).
+#: Measures that a target can name: (label, function of the cases of a regime).
 MEASURES: dict[str, tuple[str, Callable[[list[Case]], float | None]]] = {
     "geomean": ("geomean vs best peer", lambda cs: geomean(c.ratio for c in cs)),
     "nchw": ("geomean vs best peer in NCHW", lambda cs: geomean(c.ratio_in("NCHW") for c in cs)),
@@ -53,7 +53,7 @@ def _is_image(workload: Workload) -> bool:
 _HALF = ("bfloat16", "float16")
 _NETS = ("resnet50", "convnext-t", "sd-unet")
 
-#: (regime, whether a case belongs to it, what is asked: at least, but "host" at most).
+#: (regime, whether a case belongs to it, least value of each measure; "host" is a most).
 TARGETS: tuple[tuple[str, Callable[[Row, Workload], bool], dict[str, float]], ...] = (
     (
         "images, windows to 7x7, forward",
@@ -97,17 +97,13 @@ TARGETS: tuple[tuple[str, Callable[[Row, Workload], bool], dict[str, float]], ..
         {"host": 1.2},
     ),
     ("padding modes", lambda row, w: "padding_mode" in w.tags, {"geomean": 2.0}),
-    (
-        "bias and activation in the epilogue",
-        lambda row, w: "epilogue" in w.tags,
-        {"geomean": 1.15},
-    ),
+    ("bias and activation in the epilogue", lambda row, w: "epilogue" in w.tags, {"geomean": 1.15}),
 )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A number that is asked for, and what was measured: None if it was not."""
+    """A target and the measured number, None where nothing was measured."""
 
     regime: str
     what: str

@@ -1,4 +1,4 @@
-"""The order in which rows are taken: what tells most comes first."""
+"""The order in which rows are taken, the most informative first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LATER = {"core": 0.0, "compile": 3.0, "max-autotune": 6.0}
 BESIDE_KERNELBENCH = 0.6
 #: Rank added for each further dtype: less for images, where another dtype has another bound.
 DTYPE, IMAGE_DTYPE = 1.5, 0.5
-#: Ranks of what is no operator: host cost and start-up, and the first size of learning.
+#: Ranks of host cost, of the first size of learning, and of the start-up.
 HOST, LEARNING, STARTUP = 0.8, 0.9, 2.4
 
 

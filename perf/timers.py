@@ -1,7 +1,7 @@
-"""Timers: what turns a call into seconds, on a GPU and on a CPU, and samples taken in turns.
+"""Timers turn a call into seconds, on a GPU or a CPU; samples are taken in turns.
 
-Contenders are sampled A B A B: what drifts (clocks, temperature, other load) meets all of them
-alike, and the ratio of two is taken within each turn.
+Contenders are sampled A B A B: drift (clocks, temperature, other load) meets all of them alike, and
+the ratio of two is taken within each turn.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Sampler = Callable[[], float]
 
 
 class PoisonedError(RuntimeError):
-    """The device answers nothing any more: this process can measure no further."""
+    """The device does not answer any more: this process can measure no further."""
 
 
 class Timer(Protocol):
@@ -46,7 +46,7 @@ class Timer(Protocol):
         ...
 
     def sampler(self, call: Callable[[], Any], cache: str, seconds: float, host: float) -> Sampler:
-        """What measures the call once in that state of the caches, in seconds per call."""
+        """A function that times the call once in that state of the caches, in seconds."""
         ...
 
     def host_seconds(self, call: Callable[[], Any], seconds: float) -> float | None:
@@ -193,7 +193,7 @@ class GpuTimer:
         return start.elapsed_time(end) / 1e3
 
     def _captured(self, call: Callable[[], Any], repeats: int) -> torch.cuda.CUDAGraph:
-        # What a call sets up on its first run on a stream must not be captured.
+        # The set-up of a first call on a stream must not be captured.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -219,13 +219,13 @@ def interleave(
     budget: float = BUDGET,
     on_error: Callable[[K, Exception], None] | None = None,
 ) -> dict[K, list[float]]:
-    """Samples of all, in turns: A B A B. Who raises drops out, if `on_error` does not raise.
+    """Samples of all, in turns: A B A B. A sampler that raises drops out if `on_error` returns.
 
     Args:
         samplers: each takes one sample, in seconds.
         seconds: an estimate for each, from which the number of turns follows.
-        budget: seconds for all turns together, as far as the estimates hold.
-        on_error: is told of an exception.
+        budget: seconds for all turns together, if the estimates hold.
+        on_error: called with the name and the exception.
     """
     turn = sum(seconds[name] for name in samplers)
     turns = max(3 if turn > LONG_TURN else LEAST, _repeats(budget, turn, MOST))
@@ -270,7 +270,7 @@ def _repeats(budget: float, seconds: float, most: int) -> int:
 
 
 def cause_of(error: BaseException) -> str:
-    """What went wrong first, in a line: a compiler's errors have the reason in their last one."""
+    """The first cause in one line; a compiler's error has its reason in the last line."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines() or [""]

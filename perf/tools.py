@@ -35,7 +35,7 @@ def sanitize(say: Say, left: Callable[[], float]) -> None:
     """memcheck and racecheck on tiny calls.
 
     Args:
-        say: is told what was found.
+        say: prints a line.
         left: seconds in which something may begin.
     """
     tool = shutil.which("compute-sanitizer")

@@ -45,7 +45,7 @@ REGISTERS = (64, 80, 96, None)
 
 @dataclass(frozen=True)
 class Job:
-    """What gets an entry of its own: an operator of a workload in a dtype and memory format."""
+    """The unit of a search: an operator of a workload in a dtype and memory format."""
 
     workload: Workload
     op: str
@@ -60,7 +60,7 @@ class Job:
         return "channels_last" if self.channels_last else "NCHW"
 
     def problem(self, device: Device) -> Problem:
-        """What is planned."""
+        """The problem to plan."""
         operands = make_operands(self.workload, self.op, self.dtype, self.format, "meta")
         return problem_of(operands, device)
 
@@ -88,13 +88,13 @@ class Comparison:
     problem: str = ""
 
 
-#: Times the second plan against the first for so many turns, after checking its result.
+#: measure(job, base, candidate, turns): checks the candidate's result, then times both in turns.
 Measure: TypeAlias = Callable[[Job, Plan, Plan, int], Comparison]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         job: searched for.
@@ -242,7 +242,7 @@ def entry_of(outcome: Outcome, device: Device, facts: dict[str, Any]) -> dict[st
             "turns": DECIDE_TURNS,
             "tried": outcome.tried,
             **facts,
-        },
+        }
     }
 
 

@@ -1,4 +1,4 @@
-"""What is measured: one frozen table of convolutions that people run.
+"""The table of workloads: convolutions that people run.
 
 Each is tagged and carries a priority: a run that has no time for all takes the low numbers first.
 The KernelBench problems are those of ScalingIntelligence/KernelBench, KernelBench/level1, as of
@@ -23,7 +23,7 @@ _IMAGES = ("float32", "bfloat16", "uint8")
 
 @dataclass(frozen=True)
 class Workload:
-    """One convolution and what is measured of it.
+    """One convolution, and the operators and dtypes that are measured.
 
     Attributes:
         name: unique.
@@ -103,12 +103,7 @@ def _least(g: Geometry, axis: int) -> int:
 
 
 def _conv(
-    suite: str,
-    shape: tuple[int, ...],
-    dtypes: tuple[str, ...],
-    priority: int,
-    *,
-    dilation: int = 1,
+    suite: str, shape: tuple[int, ...], dtypes: tuple[str, ...], priority: int, *, dilation: int = 1
 ) -> Workload:
     """From (N, C, H, W, K, R, S, stride, pad, groups)."""
     N, C, H, W, K, R, S, stride, pad, groups = shape
@@ -321,14 +316,7 @@ WORKLOADS: tuple[Workload, ...] = (
     _transposed(69, (64, 64, 128, 256), 128, (3, 5)),
     _transposed(71, (8, 32, 512, 1024), 32, (3, 3)),
     _transposed(
-        75,
-        (16, 32, 128, 256),
-        64,
-        (3, 5),
-        stride=(2, 3),
-        padding=(1, 2),
-        dilation=(2, 1),
-        groups=4,
+        75, (16, 32, 128, 256), 64, (3, 5), stride=(2, 3), padding=(1, 2), dilation=(2, 1), groups=4
     ),
     _transposed(78, (8, 32, 512, 1024), 32, (3, 7), padding=(1, 3)),
     _transposed(81, (16, 32, 64, 128), 64, (3, 3), stride=(5, 5), padding=(1, 1), dilation=(2, 2)),

@@ -281,10 +281,7 @@ def test_losing_the_matrix_units_is_a_regression():
 def test_a_table_survives_being_written(tmp_path):
     path = tmp_path / "deep" / "table.json"
     codegen.write_table([entry(), entry(name="y")], path)
-    assert codegen.read_table(path) == (
-        TRITON,
-        [entry(), entry(name="y")],
-    )
+    assert codegen.read_table(path) == (TRITON, [entry(), entry(name="y")])
 
 
 def test_tables_of_another_triton_are_not_compared(tmp_path, capsys, monkeypatch):
@@ -302,8 +299,7 @@ def test_a_kernel_that_is_gone_has_to_be_recorded_again(tmp_path, capsys):
 
 @pytest.mark.aot
 @pytest.mark.skipif(
-    TRITON != VERSION,
-    reason=f"the table was recorded with Triton {VERSION}, this is {TRITON}",
+    TRITON != VERSION, reason=f"the table was recorded with Triton {VERSION}, this is {TRITON}"
 )
 def test_no_kernel_got_worse_than_recorded(tmp_path):
     chosen = [e for e in COMMITTED if f"{e.target} {e.name}" in BUILT]

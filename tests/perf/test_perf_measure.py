@@ -15,15 +15,7 @@ from tricorr.perf.correctness import truth_of
 from tricorr.perf.machine import Machine
 from tricorr.perf.measure import Job, Session, run_job
 from tricorr.perf.providers import PROVIDERS, Provider, make_operands
-from tricorr.perf.timers import (
-    LEAST,
-    MOST,
-    CpuTimer,
-    GpuTimer,
-    PoisonedError,
-    interleave,
-    quantile,
-)
+from tricorr.perf.timers import LEAST, MOST, CpuTimer, GpuTimer, PoisonedError, interleave, quantile
 from tricorr.perf.workloads import Workload
 
 FACTS = Machine("cpu", "a processor", "0123456789ab", "2.11", "0.1.0", None, None, None)

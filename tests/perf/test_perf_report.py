@@ -88,10 +88,7 @@ def test_no_case_without_ours_and_none_against_what_went_wrong():
 
 
 def test_a_later_row_replaces_an_earlier_one_of_another_revision():
-    (case,) = cases(
-        row(ms=5.0, time="2026-02-01T00:00:00Z", revision="2"),
-        row(ms=1.0),
-    )
+    (case,) = cases(row(ms=5.0, time="2026-02-01T00:00:00Z", revision="2"), row(ms=1.0))
     assert case.ours.ms == 5.0
 
 

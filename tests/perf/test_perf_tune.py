@@ -15,12 +15,7 @@ from tricorr.ops import geometry_of
 from tricorr.ops.plan import choose, tuned
 from tricorr.ops.plan.banded import MAX_LONE_RESULTS
 from tricorr.ops.plan.device import DEVICES, Device
-from tricorr.ops.plan.gemm import (
-    GEMM_GRADIENT_TILES,
-    WIDE_GEMM_TILES,
-    GemmTile,
-    tiles_with_room,
-)
+from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, WIDE_GEMM_TILES, GemmTile, tiles_with_room
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.stencil import STENCIL_TILES, StencilTile
 from tricorr.perf import tune
