@@ -10,9 +10,10 @@
     numpy-shifts     normal equations from products of shifted images, in NumPy: exact
 
 `learn` times the first and the loops in turns; `ways` runs every way in a process of its own, which
-gives its peak of memory; `stream` learns from two images on disk that are read a few rows at a
-time. Images are random float32 and the target is exact, so that an exact way finds the kernel to
-rounding. FFT division is wrong at the border, where the target is neither periodic nor zero.
+gives its peak of memory; `peers` has what else is done with a kernel (`learning_peers.py`);
+`stream` learns from two images on disk that are read a few rows at a time. Images are random
+float32 and the target is exact, so that an exact way finds the kernel to rounding. FFT division is
+wrong at the border, where the target is neither periodic nor zero.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from ..autograd.functional import corr2d
 from ..learning.accumulator import KernelAccumulator
 from ..learning.learn import learn_kernel
 from ..learning.streaming import accumulate
+from . import learning_peers
 from .machine import child_environment
 from .measure import Session, local_session
 from .providers import configure
@@ -383,6 +385,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m tricorr.perf learn`."""
     kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     kinds.add_parser("turns", help="learn_kernel beside the loop, warm, in turns")
+    kinds.add_parser("peers", help="fields, constraints, masks, predictions and stars beside peers")
     ways = kinds.add_parser("ways", help="every way, each in a process of its own")
     ways.add_argument("--size", type=int, nargs="+", default=(512, 4096), help="sides of images")
     ways.add_argument("--window", type=int, nargs="+", default=(3, 7, 15, 31), help="sides")
@@ -427,6 +430,8 @@ def _rows(options: argparse.Namespace, session: Session) -> Iterator[Row]:
     if options.what == "turns":
         for name in names(session.machine.kind):
             yield from run(name, session)
+    elif options.what == "peers":
+        yield from learning_peers.run(session)
     elif options.what == "stream":
         yield stream(session, options.size, options.window, options.dir, progress=True)
     else:

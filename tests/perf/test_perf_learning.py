@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tricorr.perf import __main__ as command
-from tricorr.perf import learning, rows
+from tricorr.perf import learning, learning_peers, rows
 from tricorr.perf.machine import Machine
 from tricorr.perf.measure import Session
 from tricorr.perf.providers import PROVIDERS
@@ -98,3 +100,40 @@ def test_the_command_appends_rows(backend, tmp_path, capsys, monkeypatch):
     (row,) = rows.read(file)
     assert row.workload == "stream-40x40-5x5"
     assert "stream-40x40-5x5" in capsys.readouterr().out
+
+
+SMALL = {
+    "textbook": {},
+    "predict": {"size": 64, "window": 5},
+    "nonnegative": {"size": 48, "window": 5},
+    "masked": {"size": 64, "window": 5},
+    "field": {"size": 40, "window": 3, "order": 1},
+    "psf": {"side": 31, "window": 15},
+}
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+@pytest.mark.parametrize("contest", learning_peers.CONTESTS, ids=lambda c: c.__name__)
+def test_we_and_our_peers_answer_the_same_question(backend, contest):
+    pytest.importorskip("scipy")
+    asked = contest(**SMALL[contest.__name__])
+    ours, *peers = learning_peers.rows_of(asked, replace(SESSION, budget=0.01))
+    assert rows.validate(ours).status == "ok"
+    assert ours.provider == asked.ours[0]
+    assert [row.provider for row in peers] == list(asked.peers)
+    for row in peers:
+        rows.validate(row)
+        if row.status == "unavailable":  # photutils and pypher are optional
+            assert "No module named" in row.note
+            continue
+        assert row.ratio_to > 0
+        # Noise and steps that ended early leave more than rounding does.
+        assert row.error < (1e-3 if asked.bound else 0.1)
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_a_wrong_answer_has_no_time(backend):
+    asked = learning_peers.predict(64, 5)
+    wrong = replace(asked, truth=asked.truth + 1)
+    row = next(learning_peers.rows_of(wrong, replace(SESSION, budget=0.01)))
+    assert (row.status, row.ms) == ("wrong", None)
