@@ -12,13 +12,15 @@ dtype and no derivatives. Results differ between the libraries at borders only.
 from __future__ import annotations
 
 import argparse
+import importlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,7 @@ from ..autograd.functional import corr2d
 from ..autograd.modules import Conv2D, ConvTranspose2D
 from .machine import machine
 from .rows import Row, Writer
+from .timers import quantile, ratio_fields
 
 Call = Callable[[], object]
 
@@ -55,7 +58,7 @@ class Line:
     name: str
     op: str
     ours: Call
-    peers: dict[str, Call]
+    peers: Mapping[str, Call]
     dtype: str = "float32"
     format: str = "NCHW"
 
@@ -149,37 +152,30 @@ def table(title: str, timed: list[Timed]) -> list[str]:
 
 def write(timed: Timed, path: Path) -> None:
     """Appends the rows of a line: ours, then each peer's with its time over ours."""
-    here = machine("cpu")
+    here, line, ours = machine("cpu"), timed.line, timed.ms["tricorr"]
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     with Writer(path) as writer:
         for name, values in timed.ms.items():
-            ordered = sorted(values)
-            ratios = sorted(b / a for a, b in zip(timed.ms["tricorr"], values, strict=True))
-            low, high = len(values) // 5, len(values) - 1 - len(values) // 5
-            row = Row(
-                workload=timed.line.name,
-                suite="cpu",
-                op=timed.line.op,
-                dtype=timed.line.dtype,
-                format=timed.line.format,
-                provider=name,
-                cache="warm",
-                status="ok",
-                note="one thread, CPU time",
-                kind="cpu",
-                device=here.device,
-                time=when,
-                revision=here.revision,
-                torch=here.torch,
-                tricorr=here.tricorr,
-                ms=median(values),
-                ms_low=ordered[low],
-                ms_high=ordered[high],
-                samples=len(values),
-            )
+            low, high = quantile(values, 0.2), quantile(values, 0.8)
+            numbers: dict[str, Any] = {"ms_low": low, "ms_high": high}
             if name != "tricorr":
-                ratio = {"ratio_low": ratios[low], "ratio_high": ratios[high]}
-                row = Row(**{**row.__dict__, **ratio, "ratio_to": median(ratios)})
+                numbers |= ratio_fields(values, ours)
+            row = Row(
+                line.name,
+                "cpu",
+                line.op,
+                line.dtype,
+                line.format,
+                name,
+                "warm",
+                "ok",
+                "one thread, CPU time",
+                time=when,
+                ms=quantile(values, 0.5),
+                samples=len(values),
+                **numbers,
+                **asdict(here),
+            )
             writer.write(row)
 
 
@@ -244,117 +240,110 @@ def _train(module: nn.Module, image: torch.Tensor) -> Call:
 
 def filtered() -> Iterator[Line]:
     """Our filters beside those of the installed libraries."""
-    peers = _peers()
+    libraries = _libraries()
     for size in SIZES:
         image = torch.rand(size, size, generator=torch.Generator().manual_seed(0))
-        for name, (ours, theirs) in _filters(image, peers).items():
-            yield Line(f"{name}-{size}", "filter", ours, theirs)
+        for name, (ours, theirs) in _filters(image).items():
+            peers = {n: partial(call, libraries[n]) for n, call in theirs.items() if n in libraries}
+            yield Line(f"{name}-{size}", "filter", ours, peers)
 
 
-def _filters(
-    image: torch.Tensor, peers: tuple[Any, ...]
-) -> dict[str, tuple[Call, dict[str, Call]]]:
+#: Calls of other libraries by their names, each with the library's module as its argument.
+Peers: TypeAlias = dict[str, Callable[[Any], object]]
+
+
+def _filters(image: torch.Tensor) -> dict[str, tuple[Call, Peers]]:
     """By name: our filter of an image, and the peers'."""
-    ndi, sk, kornia, cv = peers
     a, x, bank = image.numpy(), image[None, None], filters.gabor_kernels(0.25)[0, 0]
-    table: dict[str, tuple[Call, dict[str, Call]]] = {
+    table: dict[str, tuple[Call, Peers]] = {
         "sobel": (
             lambda: filters.sobel(image),
-            _given(
-                (sk, "scikit-image", lambda: sk.sobel(a)),
-                (kornia, "kornia", lambda: kornia.sobel(x)),
-                (cv, "opencv", lambda: cv.magnitude(*_sobel_pair(cv, a))),
-            ),
+            {
+                "scikit-image": lambda sk: sk.sobel(a),
+                "kornia": lambda kornia: kornia.sobel(x),
+                "opencv": lambda cv: cv.magnitude(*_sobel_pair(cv, a)),
+            },
         ),
-        "scharr": (
-            lambda: filters.scharr(image),
-            _given((sk, "scikit-image", lambda: sk.scharr(a))),
-        ),
-        "prewitt": (
-            lambda: filters.prewitt(image),
-            _given((sk, "scikit-image", lambda: sk.prewitt(a))),
-        ),
+        "scharr": (lambda: filters.scharr(image), {"scikit-image": lambda sk: sk.scharr(a)}),
+        "prewitt": (lambda: filters.prewitt(image), {"scikit-image": lambda sk: sk.prewitt(a)}),
         "spatial_gradient": (
             lambda: filters.spatial_gradient(image),
-            _given(
-                (ndi, "scipy", lambda: (ndi.sobel(a, 1), ndi.sobel(a, 0))),
-                (kornia, "kornia", lambda: kornia.spatial_gradient(x)),
-                (cv, "opencv", lambda: _sobel_pair(cv, a)),
-            ),
+            {
+                "scipy": lambda ndi: (ndi.sobel(a, 1), ndi.sobel(a, 0)),
+                "kornia": lambda kornia: kornia.spatial_gradient(x),
+                "opencv": lambda cv: _sobel_pair(cv, a),
+            },
         ),
         "laplacian": (
             lambda: filters.laplacian(image),
-            _given(
-                (ndi, "scipy", lambda: ndi.laplace(a)),
-                (sk, "scikit-image", lambda: sk.laplace(a)),
-                (kornia, "kornia", lambda: kornia.laplacian(x, 3)),
-                (cv, "opencv", lambda: cv.Laplacian(a, cv.CV_32F)),
-            ),
+            {
+                "scipy": lambda ndi: ndi.laplace(a),
+                "scikit-image": lambda sk: sk.laplace(a),
+                "kornia": lambda kornia: kornia.laplacian(x, 3),
+                "opencv": lambda cv: cv.Laplacian(a, cv.CV_32F),
+            },
         ),
         "unsharp_mask-1": (
             lambda: filters.unsharp_mask(image, 1.0),
-            _given(
-                (sk, "scikit-image", lambda: sk.unsharp_mask(a, 1.0, preserve_range=True)),
-                (kornia, "kornia", lambda: kornia.unsharp_mask(x, (9, 9), (1.0, 1.0))),
-            ),
+            {
+                "scikit-image": lambda sk: sk.unsharp_mask(a, 1.0, preserve_range=True),
+                "kornia": lambda kornia: kornia.unsharp_mask(x, (9, 9), (1.0, 1.0)),
+            },
         ),
     }
     for sigma in (1, 3, 10):
-        table[f"gaussian_blur-{sigma}"] = _gaussian(image, sigma, peers)
+        table[f"gaussian_blur-{sigma}"] = _gaussian(image, sigma)
     for side in (3, 9, 31):
-        table[f"box_blur-{side}"] = _box(image, side, (ndi, kornia, cv))
+        table[f"box_blur-{side}"] = _box(image, side)
     if len(image) == SIZES[0]:
         table["gabor-0.25"] = (
             lambda: filters.gabor(image, 0.25),
-            _given(
-                (ndi, "scipy", lambda: ndi.correlate(a, bank.numpy())),
-                (kornia, "kornia", lambda: kornia.filter2d(x, bank[None])),
-                (cv, "opencv", lambda: cv.filter2D(a, -1, bank.numpy())),
-            ),
+            {
+                "scipy": lambda ndi: ndi.correlate(a, bank.numpy()),
+                "kornia": lambda kornia: kornia.filter2d(x, bank[None]),
+                "opencv": lambda cv: cv.filter2D(a, -1, bank.numpy()),
+            },
         )
     return table
 
 
-def _gaussian(image: torch.Tensor, sigma: int, peers: tuple[Any, ...]) -> tuple[Call, Any]:
-    ndi, sk, kornia, cv = peers
+def _gaussian(image: torch.Tensor, sigma: int) -> tuple[Call, Peers]:
     a, x, window = image.numpy(), image[None, None], (8 * sigma + 1, 8 * sigma + 1)
-    return lambda: filters.gaussian_blur(image, sigma), _given(
-        (ndi, "scipy", lambda: ndi.gaussian_filter(a, sigma)),
-        (sk, "scikit-image", lambda: sk.gaussian(a, sigma)),
-        (kornia, "kornia", lambda: kornia.gaussian_blur2d(x, window, (float(sigma),) * 2)),
-        (cv, "opencv", lambda: cv.GaussianBlur(a, window, sigma)),
-    )
+    return lambda: filters.gaussian_blur(image, sigma), {
+        "scipy": lambda ndi: ndi.gaussian_filter(a, sigma),
+        "scikit-image": lambda sk: sk.gaussian(a, sigma),
+        "kornia": lambda kornia: kornia.gaussian_blur2d(x, window, (float(sigma),) * 2),
+        "opencv": lambda cv: cv.GaussianBlur(a, window, sigma),
+    }
 
 
-def _box(image: torch.Tensor, side: int, peers: tuple[Any, ...]) -> tuple[Call, Any]:
-    ndi, kornia, cv = peers
+def _box(image: torch.Tensor, side: int) -> tuple[Call, Peers]:
     a, x, window = image.numpy(), image[None, None], (side, side)
-    return lambda: filters.box_blur(image, side), _given(
-        (ndi, "scipy", lambda: ndi.uniform_filter(a, side)),
-        (kornia, "kornia", lambda: kornia.box_blur(x, window)),
-        (cv, "opencv", lambda: cv.blur(a, window)),
-    )
+    return lambda: filters.box_blur(image, side), {
+        "scipy": lambda ndi: ndi.uniform_filter(a, side),
+        "kornia": lambda kornia: kornia.box_blur(x, window),
+        "opencv": lambda cv: cv.blur(a, window),
+    }
 
 
 def _sobel_pair(cv: Any, image: Any) -> tuple[Any, Any]:
     return cv.Sobel(image, cv.CV_32F, 1, 0), cv.Sobel(image, cv.CV_32F, 0, 1)
 
 
-def _given(*peers: tuple[Any, str, Call]) -> dict[str, Call]:
-    """The calls of the libraries that are installed."""
-    return {name: call for library, name, call in peers if library is not None}
-
-
-def _peers() -> tuple[Any, Any, Any, Any]:
-    """scipy.ndimage, skimage.filters, kornia.filters and cv2; None where one is missing."""
-    found = []
-    for name in ("scipy.ndimage", "skimage.filters", "kornia.filters", "cv2"):
+def _libraries() -> dict[str, Any]:
+    """The modules of the libraries that are installed, by provider."""
+    modules = {
+        "scipy": "scipy.ndimage",
+        "scikit-image": "skimage.filters",
+        "kornia": "kornia.filters",
+        "opencv": "cv2",
+    }
+    found = {}
+    for name, module in modules.items():
         try:
-            module = __import__(name, fromlist=["_"])
+            found[name] = importlib.import_module(module)
         except ImportError as error:
             print(f"without {name}: {error}")
-            module = None
-        found.append(module)
-    if found[3] is not None:
-        found[3].setNumThreads(1)
-    return found[0], found[1], found[2], found[3]
+    if "opencv" in found:
+        found["opencv"].setNumThreads(1)
+    return found

@@ -23,9 +23,8 @@ from ..ops.explain import device_named
 from ..ops.plan import choose
 from ..ops.plan.cost import times_of
 from ..ops.plan.device import DEVICES, Device
-from ..ops.plan.problem import Plan, Problem
-from .planned import describe, problem_of
-from .providers import TENSOR_DTYPES, make_operands
+from .planned import PlannedCall, describe
+from .providers import TENSOR_DTYPES
 from .workloads import OPS, SUITES, Workload, select
 
 
@@ -34,22 +33,17 @@ class Prediction:
     """One operator of one workload, by the model.
 
     Attributes:
-        workload, suite, op, dtype, format: which.
+        workload, suite, op, dtype, format: as in a row.
         kernel: the plan's kernel.
-        tile: its extents, warps and stages.
-        programs: of the launch.
+        tile: its extents, warps, stages and the rest of the plan.
         compulsory_bytes: each tensor moved once.
-        device_bytes: through device memory, what L2 cannot keep and partial sums included.
+        device_bytes: through device memory, with rereads that L2 cannot keep and partial sums.
         load_bytes: that programs ask L1 for.
-        reread: load_bytes / (compulsory bytes of the two operands).
-        waste: multiply-adds that are done, padding of tiles and taps that do not exist included,
-            over those that the result needs.
+        waste: multiply-adds done, padding of tiles included, over those that the result needs.
         fill: share of the multiprocessors' time in which they have a program.
-        instructions: of all warps.
-        dram_us, l2_us, shared_us, arithmetic_us, issue_us, latency_us: as in cost.Times.
-        launch_us: start and end of the kernels, and the data that one reads of the one before.
+        dram_us, l2_us, shared_us, arithmetic_us, issue_us, latency_us, launch_us: as in cost.Times.
         predicted_us: the longest of the units, and launch_us.
-        bound: which unit that is.
+        bound: the unit that takes longest.
         roofline_us: the problem's own bound.
         roofline_fraction: roofline_us / predicted_us.
     """
@@ -61,14 +55,11 @@ class Prediction:
     format: str
     kernel: str
     tile: str
-    programs: int
     compulsory_bytes: int
     device_bytes: int
     load_bytes: int
-    reread: float
     waste: float
     fill: float
-    instructions: float
     dram_us: float
     l2_us: float
     shared_us: float
@@ -82,59 +73,39 @@ class Prediction:
     roofline_fraction: float
 
 
-def predict(
-    problem: Problem,
-    plan: Plan | None = None,
-    *,
-    x_bytes: int = 0,
-    workload: Workload | None = None,
-) -> Prediction:
-    """The model's numbers for one problem.
-
-    Args:
-        problem: of a device whose datasheet is known.
-        plan: instead of the planner's.
-        x_bytes: of an element of x, if that is not of the weight's dtype.
-        workload: that it is of.
+def predict(call: PlannedCall, device: Device) -> Prediction:
+    """The model's numbers for one call, with its plan or else the planner's.
 
     Raises:
         ValueError: the device's rates are not known.
     """
-    device, geometry = problem.device, problem.geometry
     if device.bandwidth is None:
         raise ValueError(f"the rates of {device.name} are not known")
-    plan = plan or choose.plan(problem)
-    problem = replace(problem, x_bytes=x_bytes)
+    problem = call.problem(device)
+    plan = call.plan or choose.plan(problem)
+    problem = replace(problem, x_bytes=TENSOR_DTYPES[call.dtype][0].itemsize)
     work = plan.tile.work(plan, problem)
     found = times_of(work, device)
-
-    sms = device.multiprocessors
-    programs = work.programs
-    waves = -(-programs // sms)
+    programs, sms = work.programs, device.multiprocessors
+    done = round(programs * work.macs)
     # A banded plan may leave out taps in the padding, which need not be computed.
-    macs = min(geometry.macs, round(programs * work.macs))
+    macs = min(problem.geometry.macs, done)
     compulsory = problem.compulsory_bytes
-    fastest = device.mac_rate(problem.unit)
-    roofline = max(compulsory / device.copy_rate, problem.products * macs / fastest)
-    loaded = round(programs * work.loaded_bytes)
-    warps = work.threads / device.limits.lanes
-    image = problem.op != "dgrad" and x_bytes == 1
+    arithmetic = problem.products * macs / device.mac_rate(problem.unit)
+    roofline = max(compulsory / device.copy_rate, arithmetic)
     return Prediction(
-        workload="" if workload is None else workload.name,
-        suite="" if workload is None else workload.suite,
-        op=problem.op,
-        dtype="uint8" if image else str(problem.dtype).removeprefix("torch."),
-        format="channels_last" if problem.layout.channels_last else "NCHW",
-        kernel=plan.kernel,
+        call.workload.name,
+        call.workload.suite,
+        call.op,
+        call.dtype,
+        call.format,
+        plan.kernel,
         tile=describe(plan).partition(" ")[2],
-        programs=programs,
         compulsory_bytes=compulsory,
         device_bytes=round(work.dram_bytes + work.between_bytes),
-        load_bytes=loaded,
-        reread=loaded / max(1, sum(problem.read_bytes)),
-        waste=round(programs * work.macs) / max(1, macs),
-        fill=programs / (waves * sms) if programs else 1.0,
-        instructions=work.instructions * warps * programs,
+        load_bytes=round(programs * work.loaded_bytes),
+        waste=done / max(1, macs),
+        fill=programs / (-(-programs // sms) * sms) if programs else 1.0,
         **{f"{unit}_us": seconds * 1e6 for unit, seconds in vars(found).items()},
         predicted_us=found.predicted * 1e6,
         bound=found.bound,
@@ -149,26 +120,13 @@ def predict_workloads(
     ops: Iterable[str] = OPS,
     dtypes: Iterable[str] = (),
 ) -> Iterator[Prediction]:
-    """Every operator and format of the workloads, in each one's first dtype if none is named.
-
-    Args:
-        workloads: to predict.
-        device: to plan for.
-        ops: only these.
-        dtypes: these instead of each one's first.
-    """
+    """Every operator and format of the workloads, in each one's first dtype or in `dtypes`."""
     ops, dtypes = set(ops), list(dtypes)
     for workload in workloads:
         for dtype in [d for d in workload.dtypes if d in dtypes] if dtypes else workload.dtypes[:1]:
             for op in (op for op in workload.ops if op in ops):
                 for memory_format in workload.formats:
-                    operands = make_operands(workload, op, dtype, memory_format, "meta")
-                    found = predict(
-                        problem_of(operands, device),
-                        x_bytes=0 if op == "dgrad" else operands.x.itemsize,
-                        workload=workload,
-                    )
-                    yield replace(found, dtype=dtype)
+                    yield predict(PlannedCall(workload, op, dtype, memory_format), device)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ families: families, formats, programs and register limits where the model has th
 rows: the table of workloads, one of every regime in all passes before a second of any.
 tune: a search of tiles where another family won.
 feedback: constants and a multiplier for each family, as data for the planner.
-sanitize: compute-sanitizer, and Nsight Compute if asked for.
+sanitize: Nsight Compute if asked for, then compute-sanitizer.
 """
 
 from __future__ import annotations
@@ -293,8 +293,8 @@ def feedback(run: Run) -> None:
 
 
 def sanitize(run: Run) -> None:
-    """memcheck and racecheck on tiny calls, then Nsight Compute if it is asked for."""
+    """Nsight Compute if it is asked for, then memcheck and racecheck on tiny calls."""
     if run.rig.kind == "gpu":
-        tools.sanitize(run.say, lambda: run.left_of("sanitize"))
         if run.ncu:
-            tools.profile(run.out, run.say, lambda: run.remaining)
+            tools.profile(run.out, run.say, lambda: run.left_of("sanitize"))
+        tools.sanitize(run.say, lambda: run.left_of("sanitize"))

@@ -17,7 +17,7 @@ from tricorr.ops.plan.device import DEVICES, INTERPRETER
 from tricorr.ops.plan.gemm import GemmTile
 from tricorr.ops.plan.stencil import StencilTile
 from tricorr.perf import predict
-from tricorr.perf.providers import make_operands
+from tricorr.perf.planned import PlannedCall
 from tricorr.perf.workloads import OPS, SUITES, WORKLOADS, Workload
 
 H200 = DEVICES["h200"]
@@ -29,8 +29,8 @@ def predicted(geometry, op, dtype, device, *, channels_last=False, precision="ie
     """The prediction of a call of dense tensors."""
     name = precision if precision != "ieee" else str(dtype).removeprefix("torch.")
     memory_format = "channels_last" if channels_last else "NCHW"
-    operands = make_operands(Workload("", "", geometry, (name,)), op, name, memory_format, "meta")
-    return predict.predict(predict.problem_of(operands, device), plan)
+    workload = Workload("", "", geometry, (name,))
+    return predict.predict(PlannedCall(workload, op, name, memory_format, plan), device)
 
 
 def run(*arguments):
