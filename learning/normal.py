@@ -205,6 +205,8 @@ class Normal:
 def background_scale(gram: torch.Tensor, elements: int) -> torch.Tensor:
     """(D,): 1 for the kernel, and what brings the background's columns to the kernel's size."""
     diagonal = gram.diagonal()
+    if len(diagonal) == elements:
+        return torch.ones_like(diagonal)
     size = diagonal[:elements].mean() if elements else diagonal.new_zeros(())
     ratio = (size / diagonal[elements:]).sqrt()
     usable = ratio.isfinite() & (ratio > 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class ImagePair:
     notes: tuple[str, ...] = ()
     rank: int = 4
 
-    @property
+    @cached_property
     def geometry(self) -> Geometry:
         """Of the correlation of x with a kernel."""
         N, C, H, W = self.x.shape
@@ -97,6 +98,9 @@ class ImagePair:
     def blocks(self, pixels: int) -> Iterator[ImagePair]:
         """Pieces of whole output rows, each of about `pixels` outputs or of one row."""
         P, Q = self.extent
+        if len(self.x) * P * Q <= pixels:
+            yield self
+            return
         rows = max(1, min(P, pixels // Q))
         samples = max(1, pixels // (P * Q)) if rows == P else 1
         for first in range(0, len(self.x), samples):
