@@ -51,8 +51,8 @@ GUESSES = {
 }  # fmt: skip
 #: Times that one job may end the measuring process.
 MOST_RESTARTS = 4
-#: Losses and wins that the last lines show.
-LOSSES, WINS = 15, 10
+#: Losses, wins and plans that change with the calibration, that the last lines show at most.
+LOSSES, WINS, CHANGES = 15, 10, 10
 
 
 @dataclass
@@ -301,22 +301,20 @@ class Run:
         self.say(text)
 
     def summary(self) -> Iterator[str]:
-        """Kernels that are off, families far from the model, losses, wins."""
+        """Families far from the model and what follows; last, kernels off, losses and wins."""
+        if self.calibration is not None:
+            yield from self.calibration.lines()
+            for change in self.changed[:CHANGES]:
+                yield f"  plan changes: {change['call']}: {change['was']} -> {change['now']}"
+        yield from map(str, self.outcomes)
         yield f"kernels off: {len(self.off)}"
         for (kernel, dtype), why in self.off.items():
             yield f"  {kernel} {dtype}: {why}"
-        if self.calibration is not None:
-            yield from self.calibration.lines()
-            for change in self.changed[:10]:
-                yield f"  plan changes: {change}"
-        for outcome in self.outcomes:
-            yield str(outcome)
         for processor in processors(self.recorded):
             cases = [case for case in processor.cases() if case.ratio is not None]
             losses = [case for case in cases if (case.ratio or 0) < 1]
             yield f"{processor.device}: slower in {len(losses)} of {len(cases)} cases"
-            shown = [*losses[:LOSSES], *cases[len(losses) :][-WINS:]]
-            for case in shown:
+            for case in [*losses[:LOSSES], *cases[len(losses) :][-WINS:]]:
                 row, best = case.ours, case.best
                 yield (
                     f"  {case.ratio:6.2f}  {row.workload} {row.op} {row.dtype} {row.format} "
