@@ -3,7 +3,7 @@
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .build_bands import build_bands
-from .copy_image import copy_image
+from .copy_images import copy_images
 from .dgrad_frame_gemm import dgrad_frame_gemm
 from .dgrad_frame_stencil import dgrad_frame_stencil
 from .dgrad_gemm import dgrad_gemm
@@ -27,7 +27,7 @@ from .wgrad_tma import wgrad_tma
 __all__ = [
     "TensorDescriptor",
     "build_bands",
-    "copy_image",
+    "copy_images",
     "dgrad_frame_gemm",
     "dgrad_frame_stencil",
     "dgrad_gemm",

@@ -27,7 +27,7 @@ from .structs import at
 @triton.jit(do_not_specialize=["N"])
 def dgrad_tma(
     dy_desc, weight_desc, bias_ptr, dx_ptr,
-    N, x_shape, channels, bias_stride, dx_strides,
+    N, x_shape, channels, TAP_COLUMNS, bias_stride, dx_strides,
     WINDOW: tl.constexpr, LAYOUT: tl.constexpr,
     PRECISION: tl.constexpr, INT64: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -35,8 +35,8 @@ def dgrad_tma(
     GROUPS, GROUP_C, GROUP_K = channels
     STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
     STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
-    GROUP_C, W = align_extents(GROUP_C, W, LAYOUT.NCHW, LAYOUT.ALIGN)
-    dx_strides = align_strides(dx_strides, LAYOUT.NCHW, LAYOUT.ALIGN)
+    GROUP_C, W = align_extents(GROUP_C, W, LAYOUT.OUT_AXIS, LAYOUT.ALIGN)
+    dx_strides = align_strides(dx_strides, LAYOUT.OUT_AXIS, LAYOUT.ALIGN)
 
     tiles = tl.cdiv(GROUP_C, TILE.BLOCK_N) * phases(STRIDE_H, H) * phases(STRIDE_W, W) * GROUPS
     tiles *= tl.cdiv(tl.cdiv(W, STRIDE_W), TILE.BLOCK_Q)
@@ -63,9 +63,9 @@ def dgrad_tma(
             phase_w, WINDOW.S, STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W
         )
         if LAYOUT.CROSSWISE:
-            weight_row, weight_column, TAP_COLUMNS = k, c, GROUP_C
+            weight_row, weight_column = k, c
         else:
-            weight_row, weight_column, TAP_COLUMNS = group * GROUP_C + c, 0, GROUP_K
+            weight_row, weight_column = group * GROUP_C + c, 0
         accs = add_taps_tma(
             no_sums(LAYOUT, TILE), dy_desc, weight_desc,
             (n, row - shift_h, column - shift_w, k), (weight_row, weight_column),

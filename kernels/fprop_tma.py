@@ -33,15 +33,15 @@ from .structs import at
 @triton.jit(do_not_specialize=["N"])
 def fprop_tma(
     x0_desc, x1_desc, x2_desc, x3_desc, weight_desc, bias_ptr, residual_ptr, y_ptr,
-    N, y_shape, channels, bias_stride, residual_strides, y_strides,
+    N, y_shape, channels, TAP_COLUMNS, bias_stride, residual_strides, y_strides,
     WINDOW: tl.constexpr, LAYOUT: tl.constexpr, ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr, INT64: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     P, Q = y_shape
     GROUPS, GROUP_C, GROUP_K = channels
-    GROUP_K, Q = align_extents(GROUP_K, Q, LAYOUT.NCHW, LAYOUT.ALIGN)
-    residual_strides = align_strides(residual_strides, LAYOUT.NCHW, LAYOUT.ALIGN)
-    y_strides = align_strides(y_strides, LAYOUT.NCHW, LAYOUT.ALIGN)
+    GROUP_K, Q = align_extents(GROUP_K, Q, LAYOUT.OUT_AXIS, LAYOUT.ALIGN)
+    residual_strides = align_strides(residual_strides, LAYOUT.OUT_AXIS, LAYOUT.ALIGN)
+    y_strides = align_strides(y_strides, LAYOUT.OUT_AXIS, LAYOUT.ALIGN)
     x_descs = (x0_desc, x1_desc, x2_desc, x3_desc)
 
     tiles = tl.cdiv(GROUP_K, TILE.BLOCK_N) * tl.cdiv(Q, TILE.BLOCK_Q) * tl.cdiv(P, TILE.BLOCK_P)
@@ -61,8 +61,8 @@ def fprop_tma(
         for i in tl.static_range(4):
             if LAYOUT.PHASES[i] >= 0:
                 accs = add_phase(
-                    accs, x_descs[i], weight_desc, corner, c, k, GROUP_C, LAYOUT.PHASES[i],
-                    WINDOW, LAYOUT, PRECISION, TILE.BLOCK_K,
+                    accs, x_descs[i], weight_desc, corner, c, k, GROUP_C, TAP_COLUMNS,
+                    LAYOUT.PHASES[i], WINDOW, LAYOUT, PRECISION, TILE.BLOCK_K,
                 )  # fmt: skip
 
         group_k = tile_n * TILE.BLOCK_N + tl.arange(0, TILE.BLOCK_N)[:, None]  # [BLOCK_N, 1]
@@ -94,7 +94,7 @@ def no_sums(LAYOUT: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def add_phase(
-    accs, x_desc, weight_desc, corner, c, k, GROUP_C, PHASE: tl.constexpr,
+    accs, x_desc, weight_desc, corner, c, k, GROUP_C, TAP_COLUMNS, PHASE: tl.constexpr,
     WINDOW: tl.constexpr, LAYOUT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The sums of a box plus what the taps bring that read one phase of x."""
@@ -106,7 +106,7 @@ def add_phase(
     )
     n, p, q = corner
     return add_taps_tma(
-        accs, x_desc, weight_desc, (n, p + shift_h, q + shift_w, c), (k, 0), GROUP_C, GROUP_C,
+        accs, x_desc, weight_desc, (n, p + shift_h, q + shift_w, c), (k, 0), GROUP_C, TAP_COLUMNS,
         (first_r, taps_r, step_r, step_h), (first_s, taps_s, step_s, step_w),
         WINDOW, LAYOUT, PRECISION, BLOCK_K,
     )  # fmt: skip

@@ -88,6 +88,8 @@ class TmaLayout(NamedTuple):
         FLIP: the window is turned.
         CROSSWISE: the weight is multiplied with its axes exchanged, see dgrad_tma.
         PERSISTENT: a program goes on from one box to the next.
+        OUT_AXIS: 1 where columns of the result, and of what is added to it, are neighbours in
+            memory, 0 where channels are.
         ALIGN: elements of a piece, of 16 bytes at most, that starts at a multiple of it in what is
             stored, and added to it.
     """
@@ -97,6 +99,7 @@ class TmaLayout(NamedTuple):
     FLIP: bool = False
     CROSSWISE: bool = False
     PERSISTENT: bool = False
+    OUT_AXIS: int = 0
     ALIGN: int = 1
 
 
@@ -125,6 +128,8 @@ class CopyLayout(NamedTuple):
         X_ALIGN, OUT_ALIGN: elements of a piece, of 16 bytes at most, that starts at a multiple of
             it.
         ONE_ROW: there is one row of pixels.
+        INT64: offsets are 64-bit.
+        BLOCK_C, BLOCK_P: channels and pixels of a program.
     """
 
     X_AXIS: int
@@ -132,6 +137,9 @@ class CopyLayout(NamedTuple):
     X_ALIGN: int
     OUT_ALIGN: int
     ONE_ROW: bool
+    INT64: bool
+    BLOCK_C: int
+    BLOCK_P: int
 
 
 @functools.cache

@@ -25,6 +25,7 @@ class Pass:
         flops: floating-point operations, two for a multiply-add.
         compulsory_bytes: each tensor moved once.
         workspace_bytes: partial sums of a split weight gradient.
+        copy_bytes: copies of images and of the weight, made in the order that the kernel reads.
         bound: "memory" or "arithmetic", by the device's datasheet; None for an unknown device.
         floor_seconds: the least time that this bound allows.
     """
@@ -33,6 +34,7 @@ class Pass:
     flops: int
     compulsory_bytes: int
     workspace_bytes: int
+    copy_bytes: int
     bound: str | None
     floor_seconds: float | None
 
@@ -97,16 +99,17 @@ def explain(
     layout = layout_of(geometry, x, weight, y)
     passes = {}
     for op in ("fprop", "dgrad", "wgrad"):
-        plan, bound, floor = None, None, None
+        plan, copies, bound, floor = None, 0, None, None
         moved = geometry.compulsory_bytes(x.itemsize, weight.itemsize, y.itemsize)
         if device is not None and y.numel():
             problem = Problem(op, geometry, weight.dtype, precision, layout, device)
             plan = choose.plan(problem)
             bound, floor = _bound(problem, plan, moved)
+            copies = round(plan.tile.work(plan, problem).copy_bytes)
         partial = 8 if weight.dtype == torch.float64 else 4
         partials = plan.partials if plan is not None else 1
         workspace = partials * geometry.weight_numel * partial if partials > 1 else 0
-        passes[op] = Pass(plan, geometry.flops, moved, workspace, bound, floor)
+        passes[op] = Pass(plan, geometry.flops, moved, workspace, copies, bound, floor)
     return Explanation(geometry, weight.dtype, name, device, passes)
 
 
@@ -147,6 +150,8 @@ def _describe(cost: Pass) -> str:
     parts.append(f"{_quantity(cost.compulsory_bytes)}B compulsory")
     if cost.workspace_bytes:
         parts.append(f"{_quantity(cost.workspace_bytes)}B of partial sums")
+    if cost.copy_bytes:
+        parts.append(f"{_quantity(cost.copy_bytes)}B of copies")
     if cost.floor_seconds is not None:
         parts.append(f"{cost.bound}-bound, at least {_quantity(cost.floor_seconds)}s by datasheet")
     return ", ".join(parts)

@@ -261,6 +261,12 @@ CASES: dict[str, dict[str, Case]] = {
         "gelu": _case(
             32, 256, 56, 56, 256, 3, 3, ops="fprop", last=True, bias=True, activation="gelu"
         ),
+        "short_rows": _case(32, 128, 28, 28, 256, 3, 3, bias=True),
+        "short_rows_residual": _case(
+            32, 131, 14, 14, 261, 3, 3, ops="fprop", bias=True, activation="silu", residual=True
+        ),
+        "ragged": _case(8, 131, 16, 24, 261, 3, 3, last=True),
+        "ragged_planes": _case(8, 131, 16, 25, 261, 3, 3, activation="relu"),
         "odd": _case(
             311, 128, 1031, 1033, 128, 3, 3, groups=2, last=True, bias=True, **_ODD
         ),
@@ -331,8 +337,8 @@ class Configuration:
         if self.family in ("rows", "columns"):  # the tile follows from the geometry
             return self.kernel, self.planned.workload.geometry.weight_shape[-2:]
         size = tile.step(plan.op), tile.num_warps, tile.num_stages
-        in_turn = getattr(tile, "persistent", 0) > 0
-        return self.kernel, self.product, *size, plan.one_tap, plan.int64, in_turn
+        boxes = getattr(tile, "persistent", 0) > 0, getattr(tile, "copied", False)
+        return self.kernel, self.product, *size, plan.one_tap, plan.int64, *boxes
 
     @property
     def is_rare(self) -> bool:
@@ -430,9 +436,8 @@ def _of_case(
             wanted = {dtype, f"{op}:{dtype}"} & set(case.recorded)
             first = bool(wanted) and place == 0 and variant == list(variants)[-1]
             kind = "" if planned.plan.family == "stencil" else product
-            made = Configuration(
-                family, name + variant, planned.kernel, planned, kind, every or first
-            )
+            recorded = (every or first) and "-copied" not in variant
+            made = Configuration(family, name + variant, planned.kernel, planned, kind, recorded)
             if not planned.plan.turned:  # else it is a configuration of fprop
                 yield made
 
@@ -448,9 +453,11 @@ def _plans(
     problem = call.problem(target.device)
     tiles = tiles_of(MODULES[family], problem) if family in MODULES else choose.candidates(problem)
     for tile in tiles:
-        variants: dict[str, Any] = {"": tile}
+        copied = "-copied" if getattr(tile, "copied", False) else ""
+        variants: dict[str, Any] = {copied: tile}
         if getattr(tile, "persistent", 0):  # a loop over boxes is other code than one box
-            variants = {"": replace(tile, persistent=0), "-loop": tile}  # type: ignore[type-var]
+            one_each = replace(tile, persistent=0)  # type: ignore[type-var]
+            variants = {copied: one_each, f"{copied}-loop": tile}
         plans = {}
         for variant, chosen in variants.items():
             with contextlib.suppress(ArgumentError):  # more programs than a launch can have
@@ -467,8 +474,17 @@ def _helpers() -> Iterator[Configuration]:
     made: list[tuple[str, str, str, Case, str, Iterable[str]]] = [
         ("build_bands", "banded", "image31", CASES["banded"]["image31"], "fprop", PRODUCTS["half"]),
         ("build_bands", "banded", "image31", CASES["banded"]["image31"], "fprop", ("tf32",)),
-        ("copy_image", "gemm", "weight", CASES["gemm"]["planes"], "fprop", PRODUCTS["half"]),
-        ("copy_image", "gemm", "weight", CASES["gemm"]["planes"], "fprop", ("float32", "float64")),
+        ("copy_images", "gemm", "weight", CASES["gemm"]["planes"], "fprop", PRODUCTS["half"]),
+        ("copy_images", "gemm", "weight", CASES["gemm"]["planes"], "fprop", ("float32", "float64")),
+        *(
+            ("copy_images", "tma", f"{name}-{op}", CASES["tma"][name], op, ("bfloat16", "tf32"))
+            for name, op in (
+                ("short_rows", "fprop"),
+                ("ragged", "fprop"),
+                ("ragged", "wgrad"),
+                ("ragged_planes", "wgrad"),
+            )
+        ),
         ("sum_partials", "gemm", "narrow", CASES["gemm"]["dense"], "wgrad", EXACT),
         ("sum_partials", "gemm", "wide", wide, "wgrad", EXACT),
         ("lag_sums", "stencil", "narrow", image, "wgrad", EXACT),
@@ -481,7 +497,8 @@ def _helpers() -> Iterator[Configuration]:
             if kernel == "lag_sums":
                 planned = PlannedCall(case.workload, kernel, dtype, case.format)
             else:
-                planned = next(_plans(family, case, op, dtype, TARGETS["sm_90"]))[""]
+                variants = next(_plans(family, case, op, dtype, TARGETS["sm_90"]))
+                planned = next(iter(variants.values()))
             if kernel == "sum_partials":
                 planned = replace(planned, plan=replace(planned.plan, splits=100))
             recorded = (kernel, name, dtype) == ("sum_partials", "narrow", "float32")

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ops.launch.arguments import BANDS_BLOCK, SUM_TILE
+from ..ops.launch.copies import TILE as COPY_TILE
 from .cases import PARKED, TARGETS, Configuration, Target, configurations
 from .machine_code import MARKS, Build, build
 from .timers import cause_of
@@ -164,9 +165,9 @@ def _work_of_a_program(configuration: Configuration, target: Target) -> tuple[in
         return lags, lags * rows * call["BLOCK_Q"]
     if configuration.kernel == "build_bands":
         return BANDS_BLOCK, BANDS_BLOCK
-    if configuration.kernel == "copy_image":
-        call = configuration.call().arguments
-        return call["BLOCK_C"] * call["BLOCK_P"], call["BLOCK_C"] * call["BLOCK_P"]
+    if configuration.kernel == "copy_images":
+        elements = math.prod(COPY_TILE)
+        return elements, elements
     plan = configuration.plan
     work = plan.tile.work(plan, configuration.problem(target))
     return work.outputs, round(work.macs)

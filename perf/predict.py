@@ -37,7 +37,7 @@ class Prediction:
         kernel: the plan's kernel.
         tile: its extents, warps, stages and the rest of the plan.
         compulsory_bytes: each tensor moved once.
-        device_bytes: through device memory, with rereads that L2 cannot keep and partial sums.
+        device_bytes: through device memory, with what L2 cannot keep, partial sums and copies.
         load_bytes: that programs ask L1 for.
         waste: multiply-adds done, padding of tiles included, over those that the result needs.
         fill: share of the multiprocessors' time in which they have a program.
@@ -102,7 +102,7 @@ def predict(call: PlannedCall, device: Device) -> Prediction:
         plan.kernel,
         tile=describe(plan).partition(" ")[2],
         compulsory_bytes=compulsory,
-        device_bytes=round(work.dram_bytes + work.between_bytes),
+        device_bytes=round(work.dram_bytes + work.between_bytes + 2 * work.copy_bytes),
         load_bytes=round(programs * work.loaded_bytes),
         waste=done / max(1, macs),
         fill=programs / (-(-programs // sms) * sms) if programs else 1.0,

@@ -20,13 +20,13 @@ from ..geometry import Geometry
 from ..plan import choose
 from ..plan.banded import COLUMN_STEP, BandedTile, rows_read
 from ..plan.problem import Plan, Problem
+from ..plan.tma import reads_crosswise, tap_columns
 from .call import Call
-from .copies import copied, copy_call, filters_innermost
+from .copies import Copy, channels_innermost, copy_calls, filters_innermost, in_boxes
 from .descriptors import (
     dgrad_descriptors,
     fprop_descriptors,
     is_matrix,
-    reads_crosswise,
     wgrad_descriptors,
 )
 from .formats import empty_in_format, suggests_channels_last
@@ -34,8 +34,8 @@ from .layout import (
     NARROW_LIMIT,
     alignment,
     as_row,
-    boxes_of,
     device_of,
+    is_read_as_it_is,
     is_row,
     layout_of,
     step_along,
@@ -162,7 +162,8 @@ def fprop_call(
         return _fprop_banded_call(x, weight, bias, y, geometry, plan, activation, residual)
     added = [] if residual is None else [residual]
     geometry, (x, y, *added) = _planes_as_rows(geometry, plan, x, y, *added)
-    weight, before = _packed(weight, plan, geometry.groups)
+    weight, packing = _packed(weight, geometry, plan)
+    x, copy = _boxed(x, plan)
     more = _family_arguments(x, weight, y, geometry, plan, added)
     weight, weight_strides = _weight_walk(weight, geometry)
     call = _call(
@@ -183,7 +184,7 @@ def fprop_call(
         y_strides=y.stride(),
         **more,
     )
-    return replace(call, before=before)
+    return replace(call, before=copy_calls(packing, copy))
 
 
 def dgrad_call(
@@ -201,7 +202,8 @@ def dgrad_call(
             return _fprop_banded_call(dy, weight, bias, dx, turned, plan)
         return _turned_call(dy, weight, bias, dx, geometry, turned, plan)
     geometry, (dx, dy) = _planes_as_rows(geometry, plan, dx, dy)
-    weight, before = _packed(weight, plan, geometry.groups)
+    weight, packing = _packed(weight, geometry, plan)
+    dy, copy = _boxed(dy, plan)
     more = _family_arguments(dx, weight, dy, geometry, plan)
     pixels = geometry.frame_pixels if plan.op == "dgrad_frame" else geometry.H * geometry.W
     weight, weight_strides = _weight_walk(weight, geometry)
@@ -220,7 +222,7 @@ def dgrad_call(
         dx_strides=dx.stride(),
         **more,
     )
-    return replace(call, before=before)
+    return replace(call, before=copy_calls(packing, copy))
 
 
 def _turned_call(
@@ -263,10 +265,9 @@ def wgrad_calls(
     one_part = target if plan.partials == 1 else target[0]
     walk, dw_strides = _weight_walk(one_part, geometry)
     geometry, (x, dy) = _planes_as_rows(geometry, plan, x, dy)
-    before: tuple[Call, ...] = ()
-    if plan.family == "banded":
-        (x, copy_x), (dy, copy_dy) = map(_in_planes, (x, dy))
-        before = (*copy_x, *copy_dy)
+    as_read = _in_planes if plan.family == "banded" else _boxed
+    x, x_copy = as_read(x, plan)
+    dy, dy_copy = as_read(dy, plan)
     call = _call(
         plan,
         geometry,
@@ -281,11 +282,11 @@ def wgrad_calls(
         dw_stride_g=geometry.group_K * dw_strides[1],
         **_family_arguments(x, walk, dy, geometry, plan),
     )
-    call = replace(call, before=before)
+    call = replace(call, before=copy_calls(x_copy, dy_copy))
     if plan.partials == 1:
         yield call
     else:
-        yield replace(call, scratch=target)
+        yield replace(call, scratch=(target,))
         yield sum_partials_call(target, dw, plan.partials)
 
 
@@ -301,10 +302,10 @@ def _fprop_banded_call(
 ) -> Call:
     """The launches that fill y: bands are made of the weight, and images are read in planes."""
     result = y
-    x, before = _in_planes(x)
+    x, x_copy = _in_planes(x, plan)
+    residual_copy = None
     if residual is not None:
-        residual, more = _in_planes(residual)
-        before += more
+        residual, residual_copy = _in_planes(residual, plan)
     if suggests_channels_last(y) and y.shape[1] > 1:
         y = torch.empty(y.shape, dtype=y.dtype, device=y.device)
     tile: Any = plan.tile
@@ -324,18 +325,19 @@ def _fprop_banded_call(
         **_family_arguments(x, weight, y, geometry, plan),
     )
     first = build_bands_call(weight, bands, geometry, tile, plan.int64)
-    call = replace(call, before=(*before, first), scratch=bands)
+    call = replace(call, before=(*copy_calls(x_copy, residual_copy), first), scratch=(bands,))
     if y is result:
         return call
-    return replace(copy_call(y[None], result), before=(call,), scratch=y)
+    (back,) = copy_calls(Copy(y[None], result))
+    return replace(back, before=(call,), scratch=(y,))
 
 
-def _in_planes(image: torch.Tensor) -> tuple[torch.Tensor, tuple[Call, ...]]:
-    """(an image whose columns are neighbours, the launch that copies it where they are not)."""
+def _in_planes(image: torch.Tensor, _: Plan) -> tuple[torch.Tensor, Copy | None]:
+    """(an image whose columns are neighbours; the copy that it is where they are not)."""
     if not suggests_channels_last(image) or image.shape[1] == 1:
-        return image, ()
+        return image, None
     out = torch.empty(image.shape, dtype=image.dtype, device=image.device)
-    return out, (copy_call(image[None], out),)
+    return out, Copy(image[None], out, out)
 
 
 #: Elements of the bands that one program of build_bands writes.
@@ -401,10 +403,12 @@ def _tma_arguments(
     if plan.op == "wgrad":
         return wgrad_descriptors(x, y, geometry, tile)
     if plan.op == "dgrad":
-        align = _box_alignment(y, geometry.group_C, geometry.W, [x])
-        return dgrad_descriptors(y, weight, geometry, tile, align, plan.precision)
-    align = _box_alignment(x, geometry.group_K, geometry.Q, [y, *added])
-    return fprop_descriptors(x, weight, geometry, tile, align)
+        out_axis, align = _stored(geometry.group_C, geometry.W, x)
+        made = dgrad_descriptors(y, weight, geometry, tile, out_axis, align, plan.precision)
+    else:
+        out_axis, align = _stored(geometry.group_K, geometry.Q, y, *added)
+        made = fprop_descriptors(x, weight, geometry, tile, out_axis, align)
+    return {"TAP_COLUMNS": weight.shape[1], **made}
 
 
 def _band_arguments(
@@ -429,12 +433,12 @@ def _band_arguments(
     return {"BAND": constant(layout), "FIRST_ROW": first_row, "ROWS": max(1, rows)}
 
 
-def _box_alignment(
-    read: torch.Tensor, channels: int, columns: int, written: Sequence[torch.Tensor]
-) -> int:
-    """alignment of what a kernel writes, or adds to it, in the format of the boxes it reads."""
-    axis, extent = (3, columns) if boxes_of(read) == "NCHW" else (1, channels)
-    return math.gcd(*(alignment(tensor, axis, extent) for tensor in written))
+def _stored(channels: int, columns: int, *written: torch.Tensor) -> tuple[int, int]:
+    """OUT_AXIS and ALIGN of a TmaLayout: of the result, and of what is added to it."""
+    result = written[0]
+    out_axis = int(step_along(result, 3) < step_along(result, 1))
+    axis, extent = (3, columns) if out_axis else (1, channels)
+    return out_axis, math.gcd(*(alignment(tensor, axis, extent) for tensor in written))
 
 
 def sum_partials_call(partials: torch.Tensor, out: torch.Tensor, splits: int) -> Call:
@@ -517,26 +521,34 @@ def _samples(geometry: Geometry) -> int:
     return 1 if geometry.per_sample else geometry.N
 
 
-def _is_read_as_it_is(weight: torch.Tensor) -> bool:
-    """Whether a GEMM reads the weight itself: its channels are innermost already, or one.
-
-    So is a bank per sample: it is not read again and again by programs with other pixels.
-    """
-    return weight.dim() == 5 or weight.stride(1) == 1 or weight.shape[1] == 1
-
-
-def _packed(weight: torch.Tensor, plan: Plan, groups: int) -> tuple[torch.Tensor, tuple[Call, ...]]:
-    """(the weight as the kernel reads it, the launch that copies it into that order, if any).
+def _packed(
+    weight: torch.Tensor, geometry: Geometry, plan: Plan
+) -> tuple[torch.Tensor, Copy | None]:
+    """(the weight, or a copy, in the order in which the kernel reads it; that copy).
 
     The copy is never kept for another call: an update of the weight in place must not be missed.
     """
     if plan.family == "tma":
-        if plan.op == "dgrad" and not reads_crosswise(plan.precision):
-            return copied(filters_innermost(weight, groups))
-        is_read = is_matrix(weight)
+        tile: Any = plan.tile
+        columns = tap_columns(Problem(plan.op, geometry, weight.dtype, plan.precision), tile)
+        turned = plan.op == "dgrad" and not reads_crosswise(plan.precision)
+        is_read = not turned and is_matrix(weight) and weight.shape[1] == columns
     else:
-        is_read = plan.family != "gemm" or _is_read_as_it_is(weight)
-    return (weight, ()) if is_read else copied(weight[None])
+        columns, turned = 0, False
+        is_read = plan.family != "gemm" or is_read_as_it_is(weight)
+    if is_read:
+        return weight, None
+    axes = filters_innermost(weight, geometry.groups) if turned else weight[None]
+    copy = channels_innermost(axes, columns)
+    return copy.out, copy
+
+
+def _boxed(image: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, Copy | None]:
+    """(the image, or a copy, as the kernel reads it; that copy)."""
+    if not getattr(plan.tile, "copied", False):
+        return image, None
+    planes = plan.op == "wgrad" and not reads_crosswise(plan.precision)
+    return in_boxes(image, "NCHW" if planes else "NHWC")
 
 
 def _planes_as_rows(

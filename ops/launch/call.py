@@ -27,7 +27,7 @@ class Call:
     #: Launches that make what this one reads.
     before: tuple[Call, ...] = ()
     #: Memory that this launch and another one share: the earlier of the two fills it.
-    scratch: torch.Tensor | None = None
+    scratch: tuple[torch.Tensor, ...] = ()
 
     @property
     def options(self) -> dict[str, int]:

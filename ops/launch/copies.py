@@ -1,8 +1,10 @@
-"""Copies of operands in the order in which a kernel reads them, made by kernels/copy_image.py."""
+"""Copies of operands in the order in which a kernel reads them, made by kernels/copy_images.py."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -10,26 +12,35 @@ from ... import kernels
 from ...kernels.structs import CopyLayout, constant
 from ..plan.integers import cdiv, power_of_two
 from .call import Call
-from .layout import NARROW_LIMIT, alignment, as_row, is_row, last_offset, step_along
+from .layout import NARROW_LIMIT, alignment, as_row, boxes_of, is_row, last_offset, step_along
 
-#: Channels and pixels of a program of copy_image.
+#: Channels and pixels of a program of copy_images.
 TILE = (64, 64)
 
 
-def copied(x: torch.Tensor) -> tuple[torch.Tensor, tuple[Call, ...]]:
-    """A copy with the channels innermost, and the launch that fills it.
+@dataclass(frozen=True)
+class Copy:
+    """A copy to be made: of x (G, N, C, H, W), in `out` (G * N, C or more, H, W).
+
+    `memory` is what `out` is a view of where it is made for this copy.
+    """
+
+    x: torch.Tensor
+    out: torch.Tensor
+    memory: torch.Tensor | None = None
+
+
+def channels_innermost(x: torch.Tensor, channels: int = 0) -> Copy:
+    """A copy with the channels innermost.
 
     Args:
         x: (G, N, C, H, W) of any strides.
-
-    Returns:
-        The copy is (G * N, C, H, W).
+        channels: of the copy, if there are more than C: zeros.
     """
     G, N, C, H, W = x.shape
-    out = torch.empty(
-        (G * N, C, H, W), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
-    return out, (copy_call(x, out),)
+    shape = (G * N, channels or C, H, W)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return Copy(x, out, out)
 
 
 def filters_innermost(weight: torch.Tensor, groups: int) -> torch.Tensor:
@@ -37,44 +48,76 @@ def filters_innermost(weight: torch.Tensor, groups: int) -> torch.Tensor:
     return weight.unflatten(0, (groups, -1)).transpose(1, 2)
 
 
-def copy_call(x: torch.Tensor, out: torch.Tensor) -> Call:
-    """The launch that copies x (G, N, C, H, W) to `out` (G * N, C or more, H, W)."""
+def in_boxes(image: torch.Tensor, boxes: str) -> tuple[torch.Tensor, Copy | None]:
+    """(the image, or a copy, that descriptors describe in a format; that copy).
+
+    Args:
+        image: (N, C, H, W) of any strides.
+        boxes: "NHWC" or "NCHW", see boxes_of.
+    """
+    if boxes_of(image) == boxes:
+        return image, None
+    N, C, H, W = image.shape
+    piece = 16 // image.itemsize
+    if boxes == "NHWC":
+        copy = channels_innermost(image[None], cdiv(C, piece) * piece)
+        return copy.out[:, :C], copy
+    memory = image.new_empty(N, C, H, cdiv(W, piece) * piece)
+    return memory[..., :W], Copy(image[None], memory[..., :W], memory)
+
+
+def copy_calls(*copies: Copy | None) -> tuple[Call, ...]:
+    """The launch that makes these copies, two at most; none if there are none."""
+    made = [copy for copy in copies if copy is not None]
+    if not made:
+        return ()
+    first, *rest = [_copy_arguments(copy) for copy in made]
+    names = ("x2_ptr", "out2_ptr", "INNER2", "sizes2", "x2_strides", "out2_strides", "LAYOUT2")
+    second = dict.fromkeys(names)
+    for arguments, _ in rest:
+        second = dict(zip(names, arguments.values(), strict=True))
+    call = Call(
+        kernels.copy_images,
+        sum(programs for _, programs in (first, *rest)),
+        {**first[0], **second, "PROGRAMS": first[1]},
+        num_warps=4,
+        num_stages=1,
+        scratch=tuple(copy.memory for copy in made if copy.memory is not None),
+    )
+    return (call,)
+
+
+def _copy_arguments(copy: Copy) -> tuple[dict[str, Any], int]:
+    """(what the kernel is given for one copy, its programs)."""
+    x, out = copy.x, copy.out
     outer, image = x.stride(0), x[0]
     one_row = is_row(image) and is_row(out)
     source, target = (as_row(image), as_row(out)) if one_row else (image, out)
     N, C, H, W = source.shape
+    channels = target.shape[1]
     x_axis, out_axis = (int(step_along(t, 3) < step_along(t, 1)) for t in (source, target))
     align = alignment(source, 3 if x_axis else 1, W if x_axis else C)
-    layout = CopyLayout(
-        X_AXIS=x_axis,
-        OUT_AXIS=out_axis,
-        X_ALIGN=math.gcd(align, outer) if len(x) > 1 else align,
-        OUT_ALIGN=alignment(target, 3 if out_axis else 1, W if out_axis else target.shape[1]),
-        ONE_ROW=one_row,
-    )
-    channels = target.shape[1]
     block_c, block_p = (
         min(most, power_of_two(extent))
         for most, extent in zip(TILE, (channels, H * W), strict=True)
     )
-    return Call(
-        kernels.copy_image,
-        len(target) * cdiv(channels, block_c) * cdiv(H * W, block_p),
-        {
-            "x_ptr": x,
-            "out_ptr": out,
-            "INNER": N,
-            "x_shape": (C, H, W),
-            "CHANNELS": channels,
-            "x_stride_g": outer,
-            "x_strides": source.stride(),
-            "out_strides": target.stride(),
-            "LAYOUT": constant(layout),
-            "INT64": max(last_offset(x), last_offset(out)) > NARROW_LIMIT,
-            "BLOCK_C": block_c,
-            "BLOCK_P": block_p,
-        },
-        num_warps=4,
-        num_stages=1,
-        scratch=out,
+    layout = CopyLayout(
+        X_AXIS=x_axis,
+        OUT_AXIS=out_axis,
+        X_ALIGN=math.gcd(align, outer) if len(x) > 1 else align,
+        OUT_ALIGN=alignment(target, 3 if out_axis else 1, W if out_axis else channels),
+        ONE_ROW=one_row,
+        INT64=max(last_offset(x), last_offset(out)) > NARROW_LIMIT,
+        BLOCK_C=block_c,
+        BLOCK_P=block_p,
     )
+    arguments = {
+        "x_ptr": x,
+        "out_ptr": out,
+        "INNER": N,
+        "sizes": (C, H, W, channels, outer),
+        "x_strides": source.stride(),
+        "out_strides": target.stride(),
+        "LAYOUT": constant(layout),
+    }
+    return arguments, len(target) * cdiv(channels, block_c) * cdiv(H * W, block_p)

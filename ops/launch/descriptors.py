@@ -13,19 +13,25 @@ from ...kernels import TensorDescriptor
 from ...kernels.structs import TmaLayout, constant
 from ...kernels.versions import BEFORE_3_7
 from ..geometry import Geometry, Pair
-from ..plan.tma import MAX_PHASES, TmaTile, phases_with_taps
+from ..plan.tma import MAX_PHASES, TmaTile, phases_with_taps, reads_crosswise
 from .layout import boxes_of
 
 
 def fprop_descriptors(
-    x: torch.Tensor, weight: torch.Tensor, geometry: Geometry, tile: TmaTile, align: int
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    geometry: Geometry,
+    tile: TmaTile,
+    out_axis: int,
+    align: int,
 ) -> dict[str, Any]:
-    """What fprop_tma takes beside what every fprop kernel does; `align` as in TmaLayout."""
+    """What fprop_tma takes beside what every fprop kernel does; the last two as in TmaLayout."""
     layout = TmaLayout(
         boxes_of(x) == "NCHW",
         _phases(geometry),
         geometry.flip,
         PERSISTENT=tile.persistent > 0,
+        OUT_AXIS=out_axis,
         ALIGN=align,
     )
     return {
@@ -40,6 +46,7 @@ def dgrad_descriptors(
     weight: torch.Tensor,
     geometry: Geometry,
     tile: TmaTile,
+    out_axis: int,
     align: int,
     precision: str,
 ) -> dict[str, Any]:
@@ -54,6 +61,7 @@ def dgrad_descriptors(
         FLIP=geometry.flip,
         CROSSWISE=crosswise,
         PERSISTENT=tile.persistent > 0,
+        OUT_AXIS=out_axis,
         ALIGN=align,
     )
     return {
@@ -61,14 +69,6 @@ def dgrad_descriptors(
         "dy_desc": _boxes_descriptor(dy, tile, tile.BLOCK_K),
         "weight_desc": _rows_descriptor(weight, block),
     }
-
-
-def reads_crosswise(precision: str) -> bool:
-    """Whether dgrad_tma reads the weight as fprop does, and exchanges its axes as it multiplies.
-
-    Matrix units do that with 16 bits alone, also where these were widened for the interpreter.
-    """
-    return precision == "ieee"
 
 
 def wgrad_descriptors(
@@ -130,9 +130,10 @@ def _boxes_descriptor(
         sizes = [n, rows, columns, c]
         strides = [stride_n, stride_h * stride[0], stride_w * stride[1], 1]
         block = [tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q, channels]
+    piece = 16 // image.itemsize
     for axis in (2, 1, 0):  # a step along one element may be anything but a descriptor's
         if sizes[axis] == 1:
-            strides[axis] = sizes[axis + 1] * strides[axis + 1]
+            strides[axis] = -(-sizes[axis + 1] * strides[axis + 1] // piece) * piece
     return _descriptor(image, sizes, strides, block)
 
 

@@ -119,5 +119,5 @@ def lag_sums_calls(
     if splits == 1:
         yield call
     else:
-        yield replace(call, scratch=target)
+        yield replace(call, scratch=(target,))
         yield sum_partials_call(target, out, splits)

@@ -49,7 +49,17 @@ def layout_of(
         y_boxes=y_boxes if x.dtype == y.dtype else "",
         heavy_epilogue=is_heavy(residual is not None, activation),
         as_rows=as_rows,
+        converts=x.dtype != y.dtype,
+        repacks=not is_read_as_it_is(weight),
     )
+
+
+def is_read_as_it_is(weight: torch.Tensor) -> bool:
+    """Whether a GEMM reads the weight itself: its channels are innermost already, or one.
+
+    So is a bank per sample: it is not read again and again by programs with other pixels.
+    """
+    return weight.dim() == 5 or weight.stride(1) == 1 or weight.shape[1] == 1
 
 
 def is_heavy(residual: bool, activation: str) -> bool:

@@ -147,7 +147,7 @@ def prepare(
         return
     stand_ins = [None if t is None else _stand_in(t) for t in tensors]
     calls = [call for last in calls_with(*stand_ins) for call in last.launches()]
-    scratch = list({id(c.scratch): c.scratch for c in calls if c.scratch is not None}.values())
+    scratch = list({id(t): t for call in calls for t in call.scratch}.values())
     known = [*stand_ins, *scratch]
     launches = [_launch_of(call, known) for call in calls]
     if len(_PREPARED) >= MAX_PREPARED:

@@ -1,6 +1,6 @@
 """Predicts the time of a launch from what each unit of the device has to do.
 
-    seconds = launches * launch_seconds + time to read partial sums again
+    seconds = launches * launch_seconds + time to read partial sums again + time to copy operands
               + max(device memory, L2, shared, arithmetic, issue, latency)
 
 The units are assumed to overlap perfectly, so the slowest decides. With n the programs of the
@@ -13,7 +13,8 @@ busiest multiprocessor, ceil(programs / multiprocessors), and per program and cl
     arithmetic      n * multiply-adds / rate of the unit, padding of tiles and channels included
     issue           n * instructions of all warps / 4
     latency         ceil(n / r) * (latency + the slowest unit of one program alone), if r programs
-                    fit on a multiprocessor side by side
+                    fit on a multiprocessor side by side; where a loop waits for its own loads, that
+                    unit and the issue of the program's instructions after each other
 
 The ceilings in n and n / r are waves: a partly filled last wave takes as long as a full one.
 device.py names the source of every rate, or holds measured ones; then each family's seconds are
@@ -24,7 +25,7 @@ matter.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -79,6 +80,8 @@ class Work:
         outputs: results of one program.
         steps: passes of its loop.
         loaded_bytes: bytes that one program loads, masked lanes included, from whatever cache.
+        copy_bytes: of copies of operands, which a launch before it makes at the rate of a copy.
+        waits: a pass of its loop loads, multiplies and stores to shared memory one after the other.
     """
 
     programs: int
@@ -96,6 +99,16 @@ class Work:
     outputs: int = 0
     steps: float = 1
     loaded_bytes: float = 0
+    copy_bytes: float = 0
+    waits: bool = False
+
+    def after_copies(self, copies: Sequence[float]) -> Work:
+        """The work with a launch before it that makes copies of so many bytes, if there are any."""
+        return replace(
+            self,
+            launches=self.launches + bool(copies),
+            copy_bytes=self.copy_bytes + sum(copies),
+        )
 
 
 @dataclass(frozen=True)
@@ -162,7 +175,8 @@ def times_of(work: Work, device: Device) -> Times:
     shared = work.shared_bytes / rates.shared
     arithmetic = work.macs * work.products / rates.macs[work.unit]
     issue = work.instructions * warps / rates.issue
-    alone = max(shared, arithmetic, issue, work.l2_bytes / L2_PORT)
+    longest = max(shared, arithmetic, work.l2_bytes / L2_PORT)
+    alone = issue + longest if work.waits else max(issue, longest)
     rounds = cdiv(busiest, max(1, min(work.resident, busiest)))
     l2 = max(work.programs * work.l2_bytes / rates.l2, busiest * work.l2_bytes / L2_PORT)
     # The next kernel reads from L2 what still is there.
@@ -175,7 +189,9 @@ def times_of(work: Work, device: Device) -> Times:
         arithmetic=busiest * arithmetic / rates.clock,
         issue=busiest * issue / rates.clock,
         latency=rounds * (device.latency + alone) / rates.clock,
-        launch=work.launches * device.launch_seconds + again,
+        launch=work.launches * device.launch_seconds
+        + again
+        + 2 * work.copy_bytes / device.copy_rate,
     )
 
 
@@ -251,6 +267,7 @@ def matrix_work(
         outputs,
         steps,
         steps * loaded,
+        waits=lone > 0,
     )
 
 
@@ -287,6 +304,16 @@ def partial_bytes(plan: Plan, problem: Problem) -> int:
     return plan.partials * problem.geometry.weight_numel * max(4, problem.dtype.itemsize)
 
 
+def repacked_bytes(problem: Problem) -> list[int]:
+    """Bytes of the copy of the weight that a GEMM through pointers reads, of none where it is [].
+
+    A weight gradient reads no weight.
+    """
+    if problem.op == "wgrad" or not problem.layout.repacks:
+        return []
+    return [problem.geometry.weight_numel * problem.dtype.itemsize]
+
+
 def pipeline_bytes(tile: Tile, problem: Problem) -> int:
     """Approximate shared memory of a program: the operands of every pipeline stage."""
     m, n, k = tile.step(problem.op)
@@ -313,7 +340,7 @@ def splits_that_fill(tile: Tile, problem: Problem, most: int, side_by_side: int 
 
 
 #: Fields of tiles that need not be powers of two.
-_ANY_NUMBER = ("num_stages", "BLOCK_P", "BLOCK_K", "STEP_P", "BLOCK_S", "persistent")
+_ANY_NUMBER = ("num_stages", "BLOCK_P", "BLOCK_K", "STEP_P", "BLOCK_S", "persistent", "copied")
 
 
 def is_launchable(tile: Tile, problem: Problem) -> bool:

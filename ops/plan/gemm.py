@@ -17,6 +17,7 @@ from .cost import (
     matrix_work,
     partial_bytes,
     pipeline_bytes,
+    repacked_bytes,
     splits_that_fill,
 )
 from .device import MAX_REGISTERS
@@ -108,7 +109,7 @@ class GemmTile:
             image_first=plan.op != "wgrad",
             lone=self._lone(problem),
             between_bytes=partial_bytes(plan, problem),
-        )
+        ).after_copies(repacked_bytes(problem))
 
     def _steps(self, plan: Plan, problem: Problem) -> float:
         """Passes of a program's loop; of an input gradient, the mean over its phases."""

@@ -29,6 +29,8 @@ class Layout:
         heavy_epilogue: the epilogue is register-hungry (residual, gelu, silu).
         as_rows: planes are read as one row of H * W pixels, which a 1x1 window allows; x_boxes and
             y_boxes are those of the rows.
+        converts: x and y differ in dtype.
+        repacks: a matrix product reads a copy of the weight, whose channels are not innermost.
     """
 
     channels_last: bool = False
@@ -37,6 +39,8 @@ class Layout:
     y_boxes: str = ""
     heavy_epilogue: bool = False
     as_rows: bool = False
+    converts: bool = False
+    repacks: bool = False
 
     def boxes(self, op: str) -> str:
         """The format of all images that `op` reads, "" where they differ."""

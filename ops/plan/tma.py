@@ -18,7 +18,7 @@ import torch
 
 from ..geometry import Geometry, Pair
 from .cost import Code, Work, is_launchable, matrix_work, partial_bytes, splits_that_fill
-from .device import MAX_REGISTERS
+from .device import ALL_REGISTERS, MAX_REGISTERS
 from .integers import cdiv, power_of_two
 from .problem import Plan, Problem
 
@@ -39,6 +39,8 @@ ROW_BYTES = 128
 MAX_PLANE_ROWS = 4
 #: Taps of a weight gradient whose sums a program keeps side by side.
 MAX_TAPS = 3
+#: Most bytes that the copies of images may take in one call; assumed.
+MAX_COPY_BYTES = 2**29
 #: Strips that a split of a weight gradient sums at least, to make its last reduction worth it.
 MIN_SPLIT_STRIPS = 4
 
@@ -57,6 +59,8 @@ class TmaTile:
         BLOCK_S: taps of a weight gradient that share what is loaded of dy.
         persistent: programs that deal out all boxes among them, each its boxes in one loop; 0 for a
             program for each box.
+        copied: images that are not in the format of boxes that suits the kernel best are copied to
+            it first, see `copied_problem`.
         num_warps, num_stages: of the launch.
     """
 
@@ -69,6 +73,7 @@ class TmaTile:
     num_stages: int
     BLOCK_S: int = 1
     persistent: int = 0
+    copied: bool = False
 
     family: ClassVar[str] = "tma"
     partials: ClassVar[int] = 1
@@ -125,7 +130,10 @@ class TmaTile:
 
     def max_registers(self, problem: Problem) -> int | None:
         """Registers of a thread that the compiler is limited to, see device.py."""
-        return MAX_REGISTERS if problem.precision == "ieee" else None  # float32 would spill
+        if problem.precision != "ieee":
+            return None  # float32 would spill
+        # So would 128 x 256 sums stored to planes, and 64 x 128 with what is added to them (sm_90).
+        return ALL_REGISTERS if self.copied else MAX_REGISTERS
 
     def suits(self, problem: Problem) -> bool:
         """Whether a tile that was tuned for a problem near this one can serve it.
@@ -148,7 +156,7 @@ class TmaTile:
             phases = math.prod(g.phases) if plan.op == "dgrad" else 1  # the mean over them
             steps = g.R * g.S / phases * cdiv(problem.reduced, self.BLOCK_K)
         m, n, _ = self.step(plan.op)
-        return matrix_work(
+        work = matrix_work(
             plan,
             problem,
             code or self.code(problem),
@@ -159,11 +167,33 @@ class TmaTile:
             descriptors=True,
             parts=self._parts(problem),
             between_bytes=partial_bytes(plan, problem),
-        )
+        ).after_copies(self._copies(problem))
+        if self.copied and work.copy_bytes <= problem.device.rates.l2_bytes / 2:
+            # The copies are in L2 when the kernel reads them.
+            work = replace(work, dram_bytes=work.dram_bytes - sum(image_copies(problem)))
+        return work
+
+    def seen(self, problem: Problem) -> Problem:
+        """The problem as the kernel meets it, which may be that of copies."""
+        return copied_problem(problem) if self.copied else problem
+
+    def _copies(self, problem: Problem) -> list[int]:
+        """Bytes of every copy of an image, and of the weight, that is made before."""
+        images = image_copies(problem) if self.copied else []
+        columns = tap_columns(problem, self)
+        if problem.op == "wgrad":
+            return images
+        taps, g = problem.geometry.R * problem.geometry.S, problem.geometry
+        turned = problem.op == "dgrad" and not reads_crosswise(problem.precision)
+        rows, channels = (g.C, g.group_K) if turned else (g.K, g.group_C)
+        if turned or problem.layout.repacks or columns != channels:
+            images = [*images, rows * taps * columns * problem.dtype.itemsize]
+        return images
 
     def _parts(self, problem: Problem) -> int:
         """Products of one step: rows of a box of planes are multiplied one by one."""
-        return 1 if problem.op == "wgrad" or problem.layout.channels_last else self.BLOCK_P
+        planes = self.seen(problem).layout.boxes(problem.op) == "NCHW"
+        return self.BLOCK_P if planes and problem.op != "wgrad" else 1
 
     def code(self, problem: Problem) -> Code:
         """The code of a program, fitted to perf/results/codegen.json for sm_90; a test checks it.
@@ -202,11 +232,51 @@ TMA_GRADIENT_SHAPES: dict[bool, tuple[tuple[int, int, int, int], ...]] = {
 }
 
 
+def copied_problem(problem: Problem) -> Problem:
+    """The problem of a kernel that reads copies of the images, in the format that it takes best.
+
+    That is NHWC: a box of any shape is one operand, and rows, columns and channels may be of any
+    number. A weight gradient in TF32 sums along the rows of planes, see `multiplies_crosswise`.
+    """
+    planes = problem.op == "wgrad" and not multiplies_crosswise(problem.dtype)
+    boxes = "NCHW" if planes else "NHWC"
+    return replace(problem, layout=replace(problem.layout, x_boxes=boxes, y_boxes=boxes))
+
+
+def image_copies(problem: Problem) -> list[int]:
+    """Bytes of every image that has to be copied into the format of `copied_problem`."""
+    layout, wanted = problem.layout, copied_problem(problem).layout
+    images = []
+    if problem.op != "dgrad" and layout.x_boxes != wanted.x_boxes:
+        images.append((problem.boxed.x_numel, problem.boxed.C, problem.boxed.W))
+    if problem.op != "fprop" and layout.y_boxes != wanted.y_boxes:
+        images.append((problem.boxed.y_numel, problem.boxed.K, problem.boxed.Q))
+    # Rows of a copy, of channels or of columns, are filled up to whole pieces of 16 bytes.
+    piece = 16 // problem.dtype.itemsize
+    axis = 1 if wanted.x_boxes == "NHWC" else 2
+    return [
+        image[0] // image[axis] * cdiv(image[axis], piece) * 16 if image[0] else 0
+        for image in images
+    ]
+
+
+def may_copy(problem: Problem) -> bool:
+    """Whether there are images to copy, neither too large nor of another dtype."""
+    layout = problem.layout
+    if problem.op == "dgrad_frame" or layout.converts:
+        return False
+    return 0 < sum(image_copies(problem)) <= MAX_COPY_BYTES
+
+
 def is_legal(problem: Problem, tile: TmaTile | None = None) -> bool:
-    """Whether a kernel of this family can compute this, with `tile` or with any.
+    """Whether a kernel of this family can compute this: with `tile`, or without a copied image.
 
     What each takes is described in kernels/.
     """
+    if tile is not None and tile.copied:
+        if not may_copy(problem) or (tile.persistent and not _exchanges_in_the_loop(tile, problem)):
+            return False
+        return is_legal(copied_problem(problem), replace(tile, copied=False))
     op, g, dtype, boxes = problem.op, problem.boxed, problem.dtype, problem.layout.boxes(problem.op)
     if op == "dgrad_frame" or problem.device.arch not in ARCHITECTURES or not boxes:
         return False
@@ -222,9 +292,6 @@ def is_legal(problem: Problem, tile: TmaTile | None = None) -> bool:
         return False
     if problem.product not in ("half", "tf32"):
         return False
-    # Rows of the weight's matrix and of pixels start at multiples of 16 bytes.
-    if any(channels * dtype.itemsize % 16 for channels in (g.group_C, g.group_K)):
-        return False
     if not channel_block(problem):
         return False
     if tile is not None and not _takes(tile, problem):
@@ -236,7 +303,9 @@ def is_legal(problem: Problem, tile: TmaTile | None = None) -> bool:
             (g.H, g.W), g.padding, dilation, (g.R, g.S), stride, strict=True
         )
     )
-    if max(*reach, g.N, g.C, g.weight_numel // g.K, g.weight_numel // g.C) > MAX_COORDINATE:
+    # A copy of the weight may have up to ROW_BYTES more for each tap.
+    columns = max(g.weight_numel // g.K, g.weight_numel // g.C) + g.R * g.S * ROW_BYTES
+    if max(*reach, g.N, g.C, columns) > MAX_COORDINATE:
         return False
     if op == "dgrad":
         return True
@@ -257,7 +326,10 @@ def _takes(tile: TmaTile, problem: Problem) -> bool:
         return False
     if tile.BLOCK_S > (g.S if wgrad and g.steps(1)[0] == 1 else 1):
         return False
-    return wgrad or channel_block(problem) % tile.BLOCK_K == 0
+    if wgrad:
+        return True
+    whole = g.groups == 1 or problem.reduced % tile.BLOCK_K == 0
+    return whole and tile.BLOCK_K * problem.dtype.itemsize <= ROW_BYTES
 
 
 def takes_boxes_in_turn(tile: TmaTile, problem: Problem) -> bool:
@@ -278,11 +350,20 @@ def multiplies_crosswise(dtype: torch.dtype) -> bool:
     return dtype.itemsize == 2
 
 
+def reads_crosswise(precision: str) -> bool:
+    """Whether dgrad_tma reads the weight as fprop does, and exchanges its axes as it multiplies.
+
+    Matrix units do that with 16 bits alone, also where these were widened for the interpreter.
+    """
+    return precision == "ieee"
+
+
 def channel_block(problem: Problem) -> int:
     """Reduced channels of one step, or pixels of a weight gradient's; 0 where none is right.
 
-    A step may overhang the channels only where both operands are zero there: not into another
-    group, nor into the weight's next tap. A weight gradient sums pixels: any number will do.
+    A step may overhang the channels where both operands are zero there. Behind the channels of a
+    pixel they are, but for another group's. Behind those of the weight's tap are the next tap's, so
+    its copy has zeros there, see `tap_columns`. A weight gradient sums pixels: any number will do.
     """
     g, dtype = problem.geometry, problem.dtype
     most = ROW_BYTES // dtype.itemsize
@@ -290,11 +371,38 @@ def channel_block(problem: Problem) -> int:
         return 0
     if problem.op == "wgrad":
         return most
-    taps_follow = g.R * g.S > 1 and not (problem.op == "dgrad" and multiplies_crosswise(dtype))
-    if g.groups == 1 and not taps_follow:
+    if g.groups == 1 and not _taps_follow(problem):
         return min(most, power_of_two(problem.reduced))
-    divisors = (b for b in (most, most // 2, most // 4) if b >= 16 and problem.reduced % b == 0)
-    return next(divisors, 0)
+    blocks = [b for b in (most, most // 2, most // 4) if b >= 16]
+    if g.groups > 1:
+        return next((b for b in blocks if problem.reduced % b == 0), 0)
+
+    def cost(block: int) -> tuple[int, bool]:
+        """(about the time of a tap's steps, the shortest of which are no cheaper; copies)."""
+        overhangs = problem.reduced % block > 0
+        return cdiv(problem.reduced, block) * max(block, most // 2), overhangs
+
+    return min(blocks, key=cost)
+
+
+def _taps_follow(problem: Problem) -> bool:
+    """Whether behind the summed channels of a tap, the weight has those of the next one."""
+    g = problem.geometry
+    return g.R * g.S > 1 and not (problem.op == "dgrad" and reads_crosswise(problem.precision))
+
+
+def tap_columns(problem: Problem, tile: TmaTile) -> int:
+    """Columns of every tap in the weight's matrix: its channels and, in a copy, zeros.
+
+    Rows of the matrix start at multiples of 16 bytes, and steps of BLOCK_K channels do not reach
+    into the next tap.
+    """
+    g, piece = problem.geometry, 16 // problem.dtype.itemsize
+    turned = problem.op == "dgrad" and not reads_crosswise(problem.precision)
+    channels = g.group_K if turned else g.group_C
+    if problem.op != "wgrad" and _taps_follow(problem):
+        piece = tile.BLOCK_K
+    return cdiv(channels, piece) * piece
 
 
 @functools.lru_cache(maxsize=4096)
@@ -312,7 +420,29 @@ def phases_with_taps(geometry: Geometry) -> tuple[Pair, ...]:
 
 def tiles(problem: Problem) -> list[TmaTile]:
     """The tiles that the planner may take: none of few channels, or if boxes mostly overhang."""
-    if problem.has_few_channels or not is_legal(problem):
+    if problem.has_few_channels:
+        return []
+    found = _fitting_tiles(problem)
+    if may_copy(problem):
+        copies = _fitting_tiles(copied_problem(problem))
+        for tile in copies:
+            alone = tile if _exchanges_in_the_loop(tile, problem) else replace(tile, persistent=0)
+            found.append(replace(alone, copied=True))
+    return found
+
+
+def _exchanges_in_the_loop(tile: TmaTile, problem: Problem) -> bool:
+    """Whether results have room in shared memory beside the boxes that are loaded meanwhile.
+
+    They pass it on their way to planes: of 128 x 256 in TF32 there is no room (sm_90).
+    """
+    results = tile.BLOCK_N * tile.pixels * problem.dtype.itemsize
+    return tile.shared_bytes(problem) + results <= problem.device.limits.shared
+
+
+def _fitting_tiles(problem: Problem) -> list[TmaTile]:
+    """The tiles of boxes of the problem's format."""
+    if not is_legal(problem):
         return []
     g, planes, wgrad = problem.geometry, pixel_planes(problem), problem.op == "wgrad"
     most_outside = MAX_OVERHANG[problem.layout.boxes(problem.op)]
@@ -435,7 +565,7 @@ KINDS: tuple[type[Any], ...] = (TmaTile,)
 def neighbours(tile: TmaTile, problem: Problem) -> Iterator[TmaTile]:
     """The tiles that a tuner tries: other boxes and blocks of channels that divide the tile's."""
     planes = pixel_planes(problem)
-    in_planes = problem.layout.boxes(problem.op) == "NCHW"
+    in_planes = tile.seen(problem).layout.boxes(problem.op) == "NCHW"
     for pixels, n, k, warps, stages in itertools.product(
         (32, 64, 128, 256), (32, 64, 128, 256), (16, 32, 64, 128), (4, 8), (2, 3, 4)
     ):
@@ -448,6 +578,7 @@ def neighbours(tile: TmaTile, problem: Problem) -> Iterator[TmaTile]:
             box = plane_box(planes, pixels) if in_planes else box_of(planes, pixels)
             numbers = {0, tile.persistent}
             found = [TmaTile(*box, n, k, warps, stages, persistent=number) for number in numbers]
+        found = [replace(other, copied=tile.copied) for other in found]
         yield from (other for other in found if fits(other, problem))
 
 

@@ -2,8 +2,16 @@
 
 import pytest
 import torch
+from cases import tensors
+from closeness import check, operands, run
+from plans import H200
 
 from tricorr.ops import geometry_of
+from tricorr.ops.launch.formats import empty_in_format
+from tricorr.ops.launch.layout import boxes_of, layout_of
+from tricorr.ops.plan import choose
+from tricorr.ops.plan.problem import Problem
+from tricorr.ops.plan.tma import TmaTile, is_legal, may_copy, taps_of, whole_box
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -22,25 +30,41 @@ def _views(image):
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_a_copy_has_its_channels_innermost(kernel_backend, shape, format, dtype):
-    from tricorr.ops.launch.copies import copied
+    from tricorr.ops.launch.copies import channels_innermost, copy_calls
 
     image = torch.randn(shape).to(dtype).to(kernel_backend.device)
     for name, view in _views(image.to(memory_format=FORMATS[format])):
-        copy, (call,) = copied(view[None])
-        call.run(view.device)
-        assert torch.equal(copy, view), name
-        assert copy.is_contiguous(memory_format=torch.channels_last)
+        copy = channels_innermost(view[None])
+        copy_calls(copy)[0].run(view.device)
+        assert torch.equal(copy.out, view), name
+        assert copy.out.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("groups", [1, 3])
 def test_filters_become_the_innermost_axis(kernel_backend, groups):
-    from tricorr.ops.launch.copies import copied, filters_innermost
+    from tricorr.ops.launch.copies import channels_innermost, copy_calls, filters_innermost
 
     weight = torch.randn(12, 5, 2, 3, device=kernel_backend.device)
-    copy, (call,) = copied(filters_innermost(weight, groups))
-    call.run(weight.device)
+    copy = channels_innermost(filters_innermost(weight, groups))
+    copy_calls(copy)[0].run(weight.device)
     for group, part in enumerate(weight.chunk(groups)):
-        assert torch.equal(copy[5 * group : 5 * group + 5], part.transpose(0, 1))
+        assert torch.equal(copy.out[5 * group : 5 * group + 5], part.transpose(0, 1))
+
+
+def test_one_launch_makes_two_copies_and_fills_up_with_zeros(kernel_backend):
+    from tricorr.ops.launch.copies import channels_innermost, copy_calls, in_boxes
+
+    device = kernel_backend.device
+    weight = torch.randn(5, 19, 3, 3, device=device).half()
+    image = torch.randn(2, 3, 4, 7, device=device)
+    filters = channels_innermost(weight[None], 32)
+    planes, copy = in_boxes(image, "NCHW")
+    (call,) = copy_calls(filters, copy)
+    call.run(weight.device)
+    assert torch.equal(filters.out[:, :19], weight)
+    assert not filters.out[:, 19:].any()
+    assert torch.equal(planes, image)
+    assert boxes_of(planes) == "NCHW"
 
 
 def test_no_copy_of_a_weight_outlives_its_call(kernel_backend):
@@ -54,3 +78,104 @@ def test_no_copy_of_a_weight_outlives_its_call(kernel_backend):
         y = launch.fprop(x, weight, None, geometry)
         weight.data.mul_(2)  # what autograd's version counter does not see
         assert torch.equal(launch.fprop(x, weight, None, geometry), 2 * y)
+
+
+_SAME = ((1, 1), (1, 1))
+#: Images that no descriptor describes in NHWC as they are: planes, or odd channels of pixels. Boxes
+#: of 16 pixels divide the planes of y, as a weight gradient wants them to.
+GEOMETRIES = {
+    "rows_of_28_bytes": geometry_of((3, 32, 6, 14), (48, 32, 3, 3), padding=_SAME),
+    "odd_channels": geometry_of((2, 19, 8, 10), (35, 19, 3, 3), padding=_SAME),
+    "step_overhangs": geometry_of((2, 40, 7, 6), (24, 40, 2, 3), padding=_SAME, flip=True),
+    "strided": geometry_of((2, 18, 15, 10), (33, 18, 3, 2), (2, 2), _SAME),
+    "groups": geometry_of((2, 32, 5, 7), (34, 16, 2, 2), padding=_SAME, groups=2),
+    "pointwise": geometry_of((3, 17, 5, 7), (21, 17, 1, 1)),
+}
+KINDS = {
+    "half": (torch.float16, "ieee"),
+    "brain": (torch.bfloat16, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+}
+
+
+def _calls():
+    for turn, name in enumerate(GEOMETRIES):
+        for op in ("fprop_bias", "dgrad", "wgrad"):
+            for i, kind in enumerate(KINDS):
+                geometry = GEOMETRIES[name]
+                needs = geometry.group_K if op == "dgrad" else geometry.group_C
+                if geometry.groups > 1 and op != "wgrad" and needs % 16:
+                    continue  # a step of 16 channels would reach into the next group
+                if (op, name, kind) == ("wgrad", "strided", "tf32"):
+                    continue  # the columns of planes cannot be strided
+                yield op, name, kind, ("NCHW", "channels_last")[(turn + i) % 2]
+
+
+@pytest.mark.parametrize(("op", "name", "kind", "format"), list(_calls()))
+def test_boxes_of_copies(kernel_backend, op, name, kind, format):
+    from tricorr.ops.launch import arguments as launch
+
+    geometry, (dtype, precision) = GEOMETRIES[name], KINDS[kind]
+    args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
+    given = [
+        t.to(memory_format=FORMATS[format]) if t is not None and t.dim() == 4 else t for t in args
+    ]
+    read = given[:2] if op == "wgrad" else given[:1]
+    layout = layout_of(geometry, *_as_called(op, given, geometry))
+    problem = Problem(op.removesuffix("_bias"), geometry, dtype, precision, layout, H200)
+    block = 32 if dtype.itemsize == 2 else 16
+    if geometry.groups > 1:
+        block = 16
+    if op == "wgrad":
+        taps = taps_of(geometry)
+        box = (1, 1, 16)
+        if precision == "ieee" and not geometry.is_point:
+            box = whole_box((geometry.N, geometry.P, geometry.Q), 16)
+        tile = TmaTile(*box, 16, 32, 4, 2, taps, copied=True)
+    else:
+        tile = TmaTile(2, 2, 8, 16, block, 4, 2, copied=True)
+    assert is_legal(problem, tile) == may_copy(problem)
+    if not may_copy(problem):
+        assert all(boxes_of(image) for image in read)
+        return
+    plan = choose.plan_with_tile(problem, tile, splits=3)
+    actual = run(op, given, geometry, launch, plan=plan)
+    check(op, args, geometry, actual=actual, precision=precision)
+    assert torch.equal(run(op, given, geometry, launch, plan=plan), actual)
+    if op != "wgrad":
+        assert actual.is_contiguous(memory_format=FORMATS[format])
+
+
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
+def test_a_prepared_call_copies_its_own_images(kernel_backend, op, monkeypatch):
+    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch.prepared import forget_prepared
+
+    geometry = GEOMETRIES["odd_channels"]
+    tile = TmaTile(2, 2, 8, 16, 32, 4, 2, copied=True)
+    if op == "wgrad":
+        tile = TmaTile(2, 8, 2, 16, 32, 4, 2, 3, copied=True)
+    name = op.removesuffix("_bias")
+    plan = choose.plan_with_tile(Problem(name, geometry, torch.float16), tile, splits=2)
+    monkeypatch.setattr(choose, "plan", lambda problem: plan)
+    forget_prepared()
+    for _ in range(2):
+        args = operands(op, *tensors(geometry, torch.float16, kernel_backend.device))
+        check(op, args, geometry, actual=run(op, args, geometry, launch))
+        monkeypatch.delattr(launch, f"{name}_call", raising=False)  # the second call builds nothing
+        monkeypatch.delattr(launch, f"{name}_calls", raising=False)
+    forget_prepared()
+
+
+def _as_called(op, args, geometry):
+    """x, weight and y of the call, or tensors that lie as they would."""
+
+    def like(shape, given):
+        return empty_in_format(shape, given.dtype, like=given)
+
+    if op == "wgrad":
+        x, dy = args[:2]
+        return x, x.new_empty(geometry.weight_shape), dy
+    if op == "dgrad":
+        return like(geometry.x_shape, args[0]), args[1], args[0]
+    return args[0], args[1], like(geometry.y_shape, args[0])

@@ -21,6 +21,7 @@ from tricorr.ops.plan.tma import (
     phases_with_taps,
     plane_box,
     taps_of,
+    tiles,
     whole_box,
 )
 
@@ -121,8 +122,11 @@ def test_boxes_are_dealt_out_where_there_are_more_than_run_side_by_side(device):
     dealt = [getattr(plan.tile, "persistent", 0) > 0 for plan in plans(32, (1, 1), (2, 2))]
     assert dealt == [True, False, False]
     # Several rows of planes have sums of their own: ptxas would wait for each of their products.
-    for plan in plans(32, (3, 3), (1, 1), boxed("NCHW"))[:2]:
-        assert (plan.tile.BLOCK_P > 1, plan.tile.persistent) == (True, 0)
+    geometry = _case((32, 256, 56, 56), 256, (3, 3), padding=_SAME)
+    for op in ("fprop", "dgrad"):
+        problem = Problem(op, geometry, torch.bfloat16, "ieee", boxed("NCHW"), device)
+        planes = [tile for tile in tiles(problem) if not tile.copied]
+        assert {tile.persistent for tile in planes if tile.BLOCK_P > 1} == {0}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -422,17 +426,23 @@ def test_the_planner_takes_descriptors_where_it_can():
 def test_the_planner_takes_planes_where_rows_are_long(device):
     layout = boxed("NCHW")
 
-    def families(size, stride=(1, 1), dtype=torch.bfloat16, layout=layout):
-        geometry = _case((32, 256, size, size), 256, (3, 3), stride, padding=_SAME)
-        return [planned(op, geometry, dtype, layout, DEVICES[device], "tf32").family for op in OPS]
+    def formats(size, stride=(1, 1), dtype=torch.bfloat16, layout=layout):
+        """Of each operator's boxes, "" if it copies its images or takes pointers."""
+        geometry = _case((32, 64, size, size), 64, (3, 3), stride, padding=_SAME)
+        found = []
+        for op in OPS:
+            plan = planned(op, geometry, dtype, layout, DEVICES[device], "tf32")
+            planes = plan.family == "tma" and not plan.tile.copied
+            found.append(layout.boxes(op) if planes else "")
+        return found
 
-    assert families(56) == ["tma"] * 3
-    assert families(56, (2, 1)) == ["tma"] * 3
-    assert families(64, (1, 2)) == ["gemm", "tma", "gemm"], "no descriptor steps over pixels"
-    assert families(16) == ["gemm"] * 3, "half of a box of 32 columns"
-    assert families(56, dtype=torch.float32) == ["gemm", "gemm", "tma"]
+    assert formats(64) == ["NCHW"] * 3
+    assert formats(64, (2, 1)) == ["NCHW"] * 3
+    assert formats(64, (1, 2)) == ["", "NCHW", ""], "no descriptor steps over pixels"
+    assert formats(16) == [""] * 3, "half of a box of 32 columns"
+    assert formats(64, dtype=torch.float32) == ["", "", "NCHW"]
     mixed = Layout(x_boxes="NCHW", y_boxes="")
-    assert families(56, layout=mixed) == ["tma", "gemm", "gemm"]
+    assert formats(64, layout=mixed) == ["NCHW", "", ""]
 
 
 def test_a_box_of_planes_has_the_longest_rows_that_waste_nothing():
@@ -458,8 +468,7 @@ def test_what_is_not_finite_stays_in_its_channel(kernel_backend):
     "changes",
     {
         "few_channels": {"C": 8},
-        "channels_of_no_16_bytes": {"C": 36},
-        "taps_follow_what_overhangs": {"C": 40},
+        "groups_follow_what_overhangs": {"C": 80, "groups": 2},
         "nine_phases": {"stride": (3, 3)},
         "no_pixels_in_a_phase": {"H": 1, "stride": (2, 1), "padding": ((3, 3), (1, 1))},
         "coordinates_past_32_bits": {"padding": ((2**29, 2**29), (1, 1)), "stride": (2**28, 1)},
@@ -475,7 +484,7 @@ def test_the_rest_is_for_pointers(changes):
 
 
 def test_a_tile_of_another_problem_is_refused():
-    geometry = _case((2, 48, 9, 8), 64, (3, 3), padding=_SAME)
+    geometry = _case((2, 96, 9, 8), 128, (3, 3), padding=_SAME, groups=2)
 
     def legal(op, tile):
         return is_legal(Problem(op, geometry, torch.bfloat16, "ieee", PIXELS, H200), tile)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,9 +38,12 @@ def forced(count: int, seed: int) -> Iterator[tuple[str, Any, list[torch.Tensor]
         operands = {"fprop": [x, weight], "dgrad": [dy, weight], "wgrad": [x, dy]}
         for op, given in operands.items():
             problem = Problem(op, geometry, dtype, precision, layout, device_of(x))
-            if not tma.is_legal(problem):
-                continue
-            shaped = {tma.shaped_tile(problem, shape) for shape in tma.shapes(problem)}
+            copied = tma.copied_problem(problem)
+            shaped = {tma.shaped_tile(problem, s) for s in tma.shapes(problem)}
+            if tma.may_copy(problem):
+                boxes = [tma.shaped_tile(copied, s) for s in tma.shapes(problem)]
+                shaped |= {replace(tile, copied=True) for tile in boxes}
+            shaped = {tile for tile in shaped if tma.is_legal(problem, tile)}
             near = {tile for one in shaped for tile in tma.neighbours(one, problem)}
             for tile in sorted(shaped | near, key=str):
                 if not tma.is_legal(problem, tile):
@@ -56,9 +60,9 @@ def _run(op: str, geometry: Any, precision: str, plan: Any, a: Any, b: Any) -> t
 
 
 def _geometry(rng: random.Random, step: int) -> Geometry | None:
-    """One with channels that are whole steps of 16 bytes; None if the draw is impossible."""
+    """One with channels of any number, or whole steps of 16 bytes; None if it is impossible."""
     groups = rng.choice([1, 1, 2])
-    C, K = (step * rng.randint(16 // step, 20) for _ in range(2))
+    C, K = (rng.choice([step * rng.randint(16 // step, 20), rng.randint(16, 70)]) for _ in "ck")
     size = (rng.choice([1, 3, 8]), C * groups, *(rng.choice([7, 8, 16, 17, 28, 56]) for _ in "hw"))
     window = rng.randint(1, 5), rng.randint(1, 5)
     stride, dilation = ((rng.randint(1, most), rng.randint(1, most)) for most in (3, 2))

@@ -36,7 +36,7 @@ COMPILED = {
     "plain fp32 one NCHW": {"fprop_rows", "wgrad_rows", "sum_partials"},
     "padding mode reflect few": {"fprop_gemm", "fprop_columns", "dgrad_frame_stencil"},
     "transposed 3 16 stride 2": {"dgrad_stencil"},
-    "padding mode circular many": {"copy_image", "dgrad_gemm", "dgrad_frame_gemm", "wgrad_gemm"},
+    "padding mode circular many": {"copy_images", "dgrad_gemm", "dgrad_frame_gemm", "wgrad_gemm"},
     "stride 2 1": {"dgrad_rows"},
     "module ConvTranspose2D": {"wgrad_stencil"},
     "filter gaussian_blur torch.float32": {"fprop_stencil"},

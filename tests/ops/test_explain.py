@@ -39,6 +39,20 @@ def test_every_known_device_can_be_planned_for(name):
     json.dumps(call.as_dict())
 
 
+def test_the_memory_of_copies_is_told():
+    x, weight = meta(32, 67, 14, 14, dtype=torch.bfloat16), meta(71, 67, 3, 3, dtype=torch.bfloat16)
+    call = explain(x, weight, padding=1, device="h100")
+    fprop = call.passes["fprop"]
+    assert fprop.plan.tile.copied
+    pixels, taps, step = 32 * 14 * 14, 71 * 9, fprop.plan.tile.BLOCK_K
+    assert fprop.copy_bytes == 2 * (pixels * 72 + taps * step * -(-67 // step))
+    assert "B of copies" in str(call)
+    last = explain(*(t.to(memory_format=torch.channels_last) for t in (
+        meta(32, 64, 14, 14, dtype=torch.bfloat16), meta(64, 64, 3, 3, dtype=torch.bfloat16)
+    )), padding=1, device="h100")  # fmt: skip
+    assert [cost.copy_bytes for cost in last.passes.values()] == [0, 0, 0]
+
+
 def test_huge_tensors_need_64_bit_offsets_and_no_memory():
     call = explain(meta(1, 1, 2**17, 2**17), meta(1, 1, 3, 3), device="h200")
     assert call.passes["fprop"].plan.int64

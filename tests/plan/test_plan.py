@@ -44,8 +44,8 @@ def test_the_grid_covers_every_result_once(op, name):
     g = ALL[name]
     results = {"fprop": g.y_numel, "dgrad": g.x_numel, "wgrad": g.weight_numel}[op]
     for problem, p in plans(op, g):
-        outputs = p.tile.work(p, problem).outputs
-        assert p.grid * outputs >= results * p.splits
+        work = p.tile.work(p, problem)  # programs of boxes may be dealt out to fewer
+        assert work.programs * work.outputs >= results * p.splits
         assert p.grid <= max(1, results) * p.splits, "a program without a result"
 
 
@@ -78,7 +78,7 @@ def test_many_channels_take_the_gemm_one_the_rows_and_others_what_is_cheaper(op,
     }[op]
     for problem, p in plans(op, g):
         if shorter >= GEMM_MIN:
-            assert p.family == "gemm"
+            assert p.family == "gemm" or (p.family == "tma" and problem.device.arch == "90")
         elif p.family == "gemm":  # where a stencil would have a sum of many channels
             assert op == "wgrad" or (g.group_C if op == "fprop" else g.group_K) >= p.tile.BLOCK_K
         assert p.family != "rows" or rows.is_legal(problem)
@@ -123,7 +123,7 @@ def test_plans_come_from_the_tables_print_and_hash(op, name):
     tiles |= set(WIDE_GEMM_TILES.values())
     tiles |= {tile for table in GEMM_GRADIENT_TILES.values() for tile in table}
     for _, p in plans(op, ALL[name]):
-        assert p.tile in tiles or p.family in ("rows", "columns", "banded")
+        assert p.tile in tiles or p.family in ("rows", "columns", "banded", "tma")
         assert p in {p}
         assert str(p).startswith(f"Plan(op='{op}', tile=")
         assert op == "wgrad" or p.splits == 1

@@ -15,6 +15,7 @@ from plans import H200, OPS, boxed, planned, with_tile
 
 from tricorr.ops import geometry_of
 from tricorr.ops.plan import choose
+from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, GEMM_TILES, WIDE_GEMM_TILES
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.tma import (
@@ -25,6 +26,7 @@ from tricorr.ops.plan.tma import (
     shaped_tile,
 )
 
+A100 = DEVICES["a100"]
 KINDS = {
     "half": (torch.float16, "ieee"),
     "tf32": (torch.float32, "tf32"),
@@ -32,7 +34,7 @@ KINDS = {
     "ieee": (torch.float32, "ieee"),
     "float64": (torch.float64, "ieee"),
 }
-#: Between them they take every tile on a H200: few and many pixels, channels and filters.
+#: Between them they take every tile, on a H200 or an A100: few and many pixels and channels.
 CALLS = [
     geometry_of((N, C, size, size), (K, C, R, R), (step, step), ((R // 2,) * 2,) * 2)
     for N, size, C, K, R, step in (
@@ -64,6 +66,8 @@ CALLS = [
         (8, 56, 16, 16, 3, 1),
         (8, 112, 32, 8, 3, 1),
         (8, 112, 64, 24, 3, 1),
+        (8, 28, 128, 256, 3, 1),
+        (8, 28, 256, 128, 3, 1),
         (8, 56, 16, 64, 1, 1),
         (8, 56, 64, 128, 3, 1),
         (8, 56, 128, 16, 1, 1),
@@ -95,14 +99,15 @@ def test_every_tile_of_the_tables_is_planned_for_some_call(op, product):
         boxes = "NHWC" if aligned else ""
         layouts = (Layout(), Layout(int64=True), Layout(True), Layout(True, False, boxes, boxes))
         for layout in layouts:
-            plan = planned(op, g, dtype, layout, H200, precision)
-            taken.add(shape_of(op, plan.tile) if plan.family == "tma" else plan.tile)
+            for device in (H200, A100):
+                plan = planned(op, g, dtype, layout, device, precision)
+                taken.add(shape_of(op, plan.tile) if plan.family == "tma" else plan.tile)
     tables = {*(GEMM_GRADIENT_TILES if op == "wgrad" else GEMM_TILES)[product]}
     if op != "wgrad":  # has its own, the last of its table
         tables.add(WIDE_GEMM_TILES[product])
     if product == "half" or (product == "tf32" and op != "wgrad"):
         tables |= {*SHAPES_OF[op == "wgrad"]}
-    assert not tables - taken
+    assert not tables - taken, tables - taken
 
 
 def exact(op, g, plan, dtype, device, precision, channels_last):
