@@ -3,24 +3,31 @@
     dw[k,0,r,s] = sum_{n,p,q} dy[n,k,p,q] * x[n,c,h,w]        c = k // GROUP_K
     h = p - PAD_H + r        w = q - PAD_W + s
 
-    GEMM_M = (r,column)    GEMM_N = i    GEMM_K = (n,row,q / COLUMN_GROUP)
+    GEMM_M = (j,column)    GEMM_N = (i,element)    GEMM_K = (n,row / ROW_GROUP,q / COLUMN_GROUP)
 
-    acc[(r,column),i] += dy[n,k,row - r,q + column] * x[n,c,row - PAD_H,q + FIRST_W + i]
-    dw[r,s] = sum_column acc[(r,column), s + column - SHIFT]
+    acc[(j,column),(i,element)] +=
+        dy[n,k,row - j,q + column] * x[n,c,row + i - PAD_H,q + FIRST_W + element]
+    dw[r,s] = sum_{i,column} acc[(r - i,column),(i,s + column - SHIFT)]
 
-Each row of the padded image is multiplied by the rows of dy that its taps r reach, COLUMN_GROUP
-columns at a time, which are neighbours in memory for both operands: all loads are whole pieces. In
-return the sum of a tap lies on a diagonal of COLUMN_GROUP elements, and products beside the band
-are wasted. Each element of a diagonal is stored as a partial, for sum_partials.
+ROW_GROUP rows of the padded image are multiplied by all rows of dy that their taps r = j + i reach,
+COLUMN_GROUP columns at a time, which are neighbours in memory for both operands: all loads are
+pieces of 8 or 16 bytes. In return the sum of a tap lies on a diagonal of COLUMN_GROUP elements for
+each i, and products beside the band are wasted.
+
+Large windows take one row (i = 0): an element of dy is loaded for each r. Every element of a
+diagonal is then stored as a partial, for sum_partials. Small windows take 8: an element of dy is
+loaded (8 + R - 1) / 8 times, and the products are 64 by (8 + R - 1) / 8 * 16 / 8 for a pixel
+whatever the window. Diagonals are then summed here, and each i leaves a partial.
 
 On a H200, derived and not measured: per pixel of dy, a 31x31 in 16 bits takes 2048 multiply-adds
 (4.1 ps at the matrix units' rate), 131 lane instructions (4.4 ps) and 80 bytes from L2 (11 ps at
 7 TB/s); the stencil issues about 32 instructions for each of its 961 taps (1040 ps).
 
-Rows, counted through (n, row), are cut into strips of BLOCK_H rows by BLOCK_W groups; split i sums
-strips [i * SPLIT_STRIPS, (i+1) * SPLIT_STRIPS). A bank per sample is a batch of such sums, each
-over the rows of its own sample. Sums in float32. Zeros stand for rows and columns that dy does not
-have, so an infinity or NaN at the border of x can reach taps that do not use it.
+Groups of rows, counted through (n, row / ROW_GROUP), are cut into strips of BLOCK_H groups by
+BLOCK_W groups of columns; split i sums strips [i * SPLIT_STRIPS, (i+1) * SPLIT_STRIPS). A bank per
+sample is a batch of such sums, each over the rows of its own sample. Sums in float32. Zeros stand
+for rows and columns that dy does not have, so an infinity or NaN at the border of x can reach taps
+that do not use it.
 """
 
 import triton
@@ -44,57 +51,106 @@ def wgrad_banded(
     H, W = x_shape
     P, Q = y_shape
     GROUP: tl.constexpr = BAND.COLUMN_GROUP
+    ROW_GROUP: tl.constexpr = TILE.ROW_GROUP
     BLOCK_W: tl.constexpr = TILE.BLOCK_W
     BLOCK_M: tl.constexpr = TILE.BLOCK_R * GROUP
+    BLOCK_N: tl.constexpr = ROW_GROUP * TILE.BLOCK_I
     BLOCK_K: tl.constexpr = TILE.BLOCK_H * BLOCK_W
     program = widen(tl.program_id(0), INT64)
     tile_i, program = next_digit(program, tl.cdiv(BAND.COLUMNS, TILE.BLOCK_I))
-    tile_r, program = next_digit(program, tl.cdiv(WINDOW.R, TILE.BLOCK_R))
+    tile_r, program = next_digit(program, tl.cdiv(WINDOW.R + ROW_GROUP - 1, TILE.BLOCK_R))
     split, program = next_digit(program, SPLITS)
     k, batch = next_digit(program, GROUPS * GROUP_K)
 
     m = tl.arange(0, BLOCK_M)[:, None]  # [BLOCK_M, 1]
-    r, column = tile_r * TILE.BLOCK_R + m // GROUP, m % GROUP
-    i = tile_i * TILE.BLOCK_I + tl.arange(0, TILE.BLOCK_I)[None, :]  # [1, BLOCK_I]
+    j, column = tile_r * TILE.BLOCK_R + m // GROUP - (ROW_GROUP - 1), m % GROUP
+    place = tl.arange(0, BLOCK_N)[None, :]  # [1, BLOCK_N]
+    i, element = place // TILE.BLOCK_I, tile_i * TILE.BLOCK_I + place % TILE.BLOCK_I
     x_strides = align_planes(x_strides, BAND.X_ALIGN)
     dy_strides = align_planes(dy_strides, BAND.Y_ALIGN)
     W, Q = round_down(W, BAND.X_ALIGN), round_down(Q, BAND.Y_ALIGN)
+    tl.assume(P > 0)
+    tl.assume(H > 0)
+    tl.assume(W > 0)
     x_base = at(x_ptr, x_strides, 0, k // GROUP_K, 0, 0)
     dy_base = at(dy_ptr, dy_strides, 0, k, 0, column)
+    IN_PIECES: tl.constexpr = BAND.X_ALIGN > 2 and BAND.Y_ALIGN > 2
 
-    acc = tl.zeros([BLOCK_M, TILE.BLOCK_I], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for step in range(at_least_one(SPLIT_STRIPS)):
         strip = split * SPLIT_STRIPS + widen(step, INT64)
         tile_w, tile_h = next_digit(strip, tl.cdiv(Q, BLOCK_W * GROUP))
         lane = tl.arange(0, BLOCK_K)[None, :]  # [1, BLOCK_K]
-        row, n = next_digit(tile_h * TILE.BLOCK_H + lane // BLOCK_W, ROWS)
+        row, n = _rows_of(lane // BLOCK_W, tile_h, ROWS, TILE.BLOCK_H, IN_PIECES)
         q = (tile_w * BLOCK_W + lane % BLOCK_W) * GROUP
-        p = FIRST_ROW + row - r
+        p = FIRST_ROW + row * ROW_GROUP - j
+        offset = (batch + n) * dy_strides[0] + p * dy_strides[2] + q * dy_strides[3]
         dy = tl.load(
-            at(dy_base, dy_strides, batch + n, 0, p, q),
-            mask=(n < SAMPLES) & (r < WINDOW.R) & (p >= 0) & (p < P) & (column < Q - q),
+            dy_base + offset,
+            mask=(n < SAMPLES) & (j < WINDOW.R) & (p >= 0) & (p < P) & (column < Q - q),
             other=0.0,
         )  # [BLOCK_M, BLOCK_K]
 
         lane = tl.arange(0, BLOCK_K)[:, None]  # [BLOCK_K, 1]
-        row, n = next_digit(tile_h * TILE.BLOCK_H + lane // BLOCK_W, ROWS)
+        row, n = _rows_of(lane // BLOCK_W, tile_h, ROWS, TILE.BLOCK_H, IN_PIECES)
         q = (tile_w * BLOCK_W + lane % BLOCK_W) * GROUP
-        h, h_inside = input_coordinate(FIRST_ROW + row, 0, 1, WINDOW.PAD_H, 1, H, WINDOW.MODE)
-        w, w_inside = input_coordinate(q, i, 1, -BAND.FIRST_W, 1, W, WINDOW.MODE)
+        row = FIRST_ROW + row * ROW_GROUP
+        h, h_inside = input_coordinate(row, i, 1, WINDOW.PAD_H, 1, H, WINDOW.MODE)
+        w, w_inside = input_coordinate(q, element, 1, -BAND.FIRST_W, 1, W, WINDOW.MODE)
+        offset = (batch + n) * x_strides[0] + h * x_strides[2] + w * x_strides[3]
         x = tl.load(
-            at(x_base, x_strides, batch + n, 0, h, w),
-            mask=(n < SAMPLES) & h_inside & w_inside,
-            other=0.0,
-        )  # [BLOCK_K, BLOCK_I]
+            x_base + offset, mask=(n < SAMPLES) & h_inside & w_inside, other=0.0
+        )  # [BLOCK_K, BLOCK_N]
         fence_copies(dy, PRECISION)
         acc = tl.dot(dy, x.to(dy.dtype), acc, input_precision=PRECISION, out_dtype=tl.float32)
 
-    s = i + BAND.SHIFT - column  # [BLOCK_M, BLOCK_I]
     dw_base = dw_ptr + batch * dw_strides[0] + k * dw_strides[1]
-    partial = split * GROUP + column
     stride_split, stride_r = widen(dw_stride_split, INT64), widen(dw_strides[3], INT64)
-    tl.store(
-        dw_base + partial * stride_split + r * stride_r + s * widen(dw_strides[4], INT64),
-        acc.to(dw_ptr.dtype.element_ty),
-        mask=(r < WINDOW.R) & (s >= 0) & (s < WINDOW.S),
-    )
+    stride_s = widen(dw_strides[4], INT64)
+    if ROW_GROUP == 1:
+        s = element + BAND.SHIFT - column  # [BLOCK_M, BLOCK_N]
+        partial = split * GROUP + column
+        tl.store(
+            dw_base + partial * stride_split + j * stride_r + s * stride_s,
+            acc.to(dw_ptr.dtype.element_ty),
+            mask=(j < WINDOW.R) & (s >= 0) & (s < WINDOW.S),
+        )
+    else:
+        # A diagonal's elements are BLOCK_I + 1 apart where those of (column, element) are a row.
+        TAPS: tl.constexpr = triton.next_power_of_2(WINDOW.S)
+        shape: tl.constexpr = [TILE.BLOCK_R, GROUP, ROW_GROUP, TILE.BLOCK_I]
+        rows = tl.permute(tl.reshape(acc, shape), (0, 2, 1, 3))
+        rows = tl.reshape(rows, [TILE.BLOCK_R * ROW_GROUP, GROUP * TILE.BLOCK_I])
+        place = tl.arange(0, GROUP * TAPS)[None, :]  # (column, s)
+        place = place // TAPS * (TILE.BLOCK_I + 1) + place % TAPS - BAND.SHIFT
+        place = tl.minimum(place, GROUP * TILE.BLOCK_I - 1)  # of s that do not exist
+        place = tl.broadcast_to(place, [TILE.BLOCK_R * ROW_GROUP, GROUP * TAPS])
+        diagonals = tl.reshape(
+            tl.gather(rows, place, axis=1), [TILE.BLOCK_R * ROW_GROUP, GROUP, TAPS]
+        )
+        dw = tl.sum(diagonals, axis=1)  # [(j,i), s]
+        row = tl.arange(0, TILE.BLOCK_R * ROW_GROUP)[:, None]
+        i, s = row % ROW_GROUP, tl.arange(0, TAPS)[None, :]
+        r = tile_r * TILE.BLOCK_R + row // ROW_GROUP - (ROW_GROUP - 1) + i
+        tl.store(
+            dw_base + (split * ROW_GROUP + i) * stride_split + r * stride_r + s * stride_s,
+            dw.to(dw_ptr.dtype.element_ty),
+            mask=(r >= 0) & (r < WINDOW.R) & (s < WINDOW.S),
+        )
+
+
+@triton.jit
+def _rows_of(line, tile, ROWS, BLOCK: tl.constexpr, KEPT: tl.constexpr):
+    """(group of rows, n) of a tile's lines: divided in every step, or once and KEPT."""
+    if BLOCK == 1:
+        row, n = next_digit(tile, ROWS)
+    elif KEPT:
+        row, n = next_digit(line, ROWS)
+        first_row, first_n = next_digit(tile * BLOCK, ROWS)
+        row += first_row
+        carry = row >= ROWS
+        n += first_n + tl.where(carry, 1, 0)
+        row -= tl.where(carry, ROWS, 0)
+    else:
+        row, n = next_digit(tile * BLOCK + line, ROWS)
+    return row, n

@@ -230,6 +230,9 @@ CASES: dict[str, dict[str, Case]] = {
     # Rows in steps of 16 bytes, rows that are not, scattered columns, and no simple address.
     "banded": {
         "image31": _case(1, 1, 4096, 4096, 1, 31, 31, recorded="bfloat16 tf32"),
+        "image7": _case(1, 1, 4096, 4096, 1, 7, 7, ops="wgrad", recorded="bfloat16"),
+        "planes5": _case(64, 96, 56, 56, 96, 5, 5, ops="wgrad", groups=96),
+        "image13": _case(1, 1, 4096, 4096, 1, 13, 13, ops="wgrad"),
         "planes27": _case(32, 512, 14, 14, 512, 27, 27, groups=512, bias=True),
         "last27": _case(
             32, 512, 14, 14, 512, 27, 27, groups=512, last=True, activation="gelu"

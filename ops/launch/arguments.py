@@ -430,7 +430,8 @@ def _band_arguments(
         X_ALIGN=math.gcd(COLUMN_STEP, alignment(x, 3, geometry.W)),
         Y_ALIGN=math.gcd(COLUMN_STEP, alignment(y, 3, geometry.Q)),
     )
-    return {"BAND": constant(layout), "FIRST_ROW": first_row, "ROWS": max(1, rows)}
+    groups = -(-rows // tile.ROW_GROUP) if plan.op == "wgrad" else rows
+    return {"BAND": constant(layout), "FIRST_ROW": first_row, "ROWS": max(1, groups)}
 
 
 def _stored(channels: int, columns: int, *written: torch.Tensor) -> tuple[int, int]:

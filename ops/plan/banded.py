@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeAlias
 from ..geometry import Geometry
 from . import columns, stencil
 from .cost import (
+    REGISTERS,
     Code,
     Work,
     fits_matrix_unit,
@@ -31,6 +32,13 @@ from .problem import Plan, Problem
 COLUMN_STEP = 8
 #: Strips that a split of a weight gradient sums at least, to make its last reduction worth it.
 MIN_SPLIT_STRIPS = 4
+#: Strips of a weight gradient whose row groups hold several rows that take as long as what is
+#: outside of the loop: 1900 instructions, of 383 for a strip of 56 columns (sm_90).
+OUTSIDE_STRIPS = 5
+#: Fewest taps of a window that a rows kernel could hold whose weight gradient comes from groups of
+#: rows. By machine code for sm_90 (Triton 3.7.1) and the rates of a H200, an 8192^2 image in
+#: bfloat16 takes 81 us whatever the window; row by row it takes 66 (3x3), 115 (5x5), 215 (7x7).
+MIN_GROUPED_TAPS = 25
 #: Most accumulator elements per thread whose columns do not come in pieces of 16 bytes, see
 #: in_pieces: each is stored, and what is added to it loaded, at a place of its own. 32 spill up to
 #: 200 bytes, 64 up to 1500, and on sm_80 also where only the columns of x do not.
@@ -162,7 +170,8 @@ class BandedTile:
 class BandedGradTile:
     """One program's BLOCK_R rows and BLOCK_I columns of a window's gradient, with their diagonals.
 
-    A step of its reduction is BLOCK_H rows by BLOCK_W groups of COLUMN_STEP columns of dy.
+    A step of its reduction is BLOCK_H groups of ROW_GROUP rows by BLOCK_W groups of COLUMN_STEP
+    columns of dy. With several rows in a group, BLOCK_R counts those of dy that they reach.
     """
 
     BLOCK_R: int
@@ -171,45 +180,76 @@ class BandedGradTile:
     BLOCK_W: int
     num_warps: int
     num_stages: int
+    ROW_GROUP: int = 1
 
     family: ClassVar[str] = "banded"
-    partials: ClassVar[int] = COLUMN_STEP
+
+    @property
+    def partials(self) -> int:
+        """Results of one split: one for each column of a group, or for each row if several."""
+        return COLUMN_STEP if self.ROW_GROUP == 1 else self.ROW_GROUP
 
     def band(self, geometry: Geometry) -> Band:
         """The band of COLUMN_STEP columns."""
+        if self.ROW_GROUP > 1 and _is_narrow(geometry):
+            half = COLUMN_STEP // 2
+            return Band(-half, geometry.padding[1][0] - half, 2 * COLUMN_STEP)
         return _band(geometry, COLUMN_STEP)
 
     def programs(self, problem: Problem) -> int:
         """Programs that cover all results, before they are split."""
         g = problem.geometry
-        columns = self.band(g).columns
-        return problem.banks * g.K * cdiv(g.R, self.BLOCK_R) * cdiv(columns, self.BLOCK_I)
+        rows, columns = g.R + self.ROW_GROUP - 1, self.band(g).columns
+        return problem.banks * g.K * cdiv(rows, self.BLOCK_R) * cdiv(columns, self.BLOCK_I)
 
     def strips(self, problem: Problem) -> int:
         """Steps of the reduction of one problem."""
         g = problem.geometry
-        lines = cdiv(problem.samples * rows_read(g)[1], self.BLOCK_H)
+        lines = cdiv(problem.samples * cdiv(rows_read(g)[1], self.ROW_GROUP), self.BLOCK_H)
         return lines * cdiv(g.Q, self.BLOCK_W * COLUMN_STEP)
 
     def step(self, op: str) -> tuple[int, int, int]:
-        """(M, N, K) of one step: M are rows of the window times places within a group."""
-        return self.BLOCK_R * COLUMN_STEP, self.BLOCK_I, self.BLOCK_H * self.BLOCK_W
+        """(M, N, K) of one step: M are rows of dy times places within a group."""
+        n = self.ROW_GROUP * self.BLOCK_I
+        return self.BLOCK_R * COLUMN_STEP, n, self.BLOCK_H * self.BLOCK_W
 
     def splits(self, problem: Problem) -> int:
         """Parts that the strips are best dealt out to."""
-        return splits_that_fill(self, problem, cdiv(self.strips(problem), MIN_SPLIT_STRIPS))
+        strips = self.strips(problem)
+        most = splits_that_fill(self, problem, cdiv(strips, MIN_SPLIT_STRIPS))
+        if self.ROW_GROUP == 1:
+            return most
+        side_by_side = 2 * problem.device.multiprocessors
+        programs = self.programs(problem)
+        return min(
+            range(1, most + 1),
+            key=lambda n: cdiv(programs * n, side_by_side) * (cdiv(strips, n) + OUTSIDE_STRIPS),
+        )
 
     def shared_bytes(self, problem: Problem) -> int:
         """About what a program holds in shared memory: the operands of every pipeline stage."""
         return pipeline_bytes(self, problem)
 
     def max_registers(self, problem: Problem) -> int | None:
-        """Registers of a thread that the compiler is limited to: it is not."""
-        return None
+        """Registers of a thread that the compiler is limited to, so that two programs fit.
+
+        With groups of 4 rows it would spill up to 32 bytes, and where warps load operands from
+        shared memory themselves up to 48.
+        """
+        limited = self.ROW_GROUP == 8 and problem.device.rates.rows
+        return REGISTERS // (2 * problem.threads(self)) if limited else None
 
     def suits(self, problem: Problem) -> bool:
-        """Whether a tile that was tuned for a problem near this one can serve it: always."""
-        return True
+        """Whether it can serve a problem without spills.
+
+        Several rows are summed over all columns at once, with operands in pieces of 8 or 16 bytes.
+        """
+        if self.ROW_GROUP == 1:
+            return True
+        g, layout = problem.geometry, problem.layout
+        aligned = layout.x_boxes == layout.y_boxes == "NCHW" and in_pieces(problem)
+        plain = aligned and g.padding_mode == "zeros"
+        return plain and self.band(g).columns <= self.BLOCK_I
 
     def flags(self, problem: Problem) -> Mapping[str, Any]:
         """Fields of a Plan that this family decides."""
@@ -276,6 +316,12 @@ def _band(geometry: Geometry, block: int) -> Band:
     return Band(first, first + left, _round_up(max(1, block - 1 + geometry.S - left - first)))
 
 
+def _is_narrow(geometry: Geometry) -> bool:
+    """Whether what a group of COLUMN_STEP columns reads ends half a group beside it."""
+    left, right = geometry.padding[1][0], geometry.S - 1 - geometry.padding[1][0]
+    return max(left, right) <= COLUMN_STEP // 2
+
+
 def _round_up(number: int) -> int:
     return cdiv(number, COLUMN_STEP) * COLUMN_STEP
 
@@ -312,6 +358,8 @@ BANDED_GRAD_TILES: dict[str, tuple[BandedGradTile, ...]] = {
     "half": (
         BandedGradTile(32, 64, 1, 64, num_warps=8, num_stages=3),
         BandedGradTile(16, 32, 1, 64, num_warps=4, num_stages=3),
+        BandedGradTile(16, 16, 1, 64, num_warps=8, num_stages=3, ROW_GROUP=8),
+        BandedGradTile(16, 32, 1, 64, num_warps=8, num_stages=3, ROW_GROUP=4),
     ),
     "tf32": (
         BandedGradTile(16, 64, 1, 32, num_warps=4, num_stages=3),
@@ -352,6 +400,17 @@ def tiles(problem: Problem) -> list[AnyBandedTile]:
     if best is None or costs[best] >= direct.lanes_per_output(problem):
         return []
     return [best]
+
+
+def takes_over(problem: Problem) -> bool:
+    """Whether a weight gradient that a rows kernel could compute costs less here."""
+    g = problem.geometry
+    if problem.op != "wgrad" or g.R * g.S < MIN_GROUPED_TAPS or problem.product != "half":
+        return False
+    grouped = [tile for tile in BANDED_GRAD_TILES["half"] if tile.ROW_GROUP > 1]
+    room = problem.device.limits.shared
+    fitting = [t for t in grouped if t.suits(problem) and t.shared_bytes(problem) <= room]
+    return bool(fitting) and is_legal(problem)
 
 
 def tiles_with_room(problem: Problem) -> list[AnyBandedTile]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from . import banded
 from .cost import THREADS as RESIDENT_THREADS
 from .cost import Code, Work, device_bytes, is_launchable, partial_bytes, splits_that_fill
 from .device import MAX_REGISTERS
@@ -261,8 +262,9 @@ def is_legal(problem: Problem) -> bool:
 
 
 def tiles(problem: Problem) -> list[RowsTile]:
-    """The tile that the planner takes for few channels; none where a stencil does better."""
-    tile = tile_for(problem) if problem.has_few_channels else None
+    """The tile that the planner takes for few channels; none where another family does better."""
+    wanted = problem.has_few_channels and not banded.takes_over(problem)
+    tile = tile_for(problem) if wanted else None
     return [] if tile is None else [tile]
 
 

@@ -80,6 +80,11 @@ def forced(op, geometry, tile, args, *, splits=1, int64=False, **options):
     return check(op, args, geometry, actual=actual, **options)
 
 
+def holds_all_columns(tile, geometry):
+    """Whether a weight gradient's tile can compute it: groups of rows need all columns at once."""
+    return tile.ROW_GROUP == 1 or tile.band(geometry).columns <= tile.BLOCK_I
+
+
 @pytest.mark.parametrize(("op", "geometry", "tile"), CASES)
 def test_every_window_and_block(kernel_backend, op, geometry, tile):
     args = operands(op, *tensors(geometry, torch.float16, kernel_backend.device))
@@ -92,6 +97,58 @@ def test_weight_gradient_of_every_window_and_block(kernel_backend, name, splits)
     geometry = (GEOMETRIES | MORE)[name]
     args = operands("wgrad", *tensors(geometry, torch.float16, kernel_backend.device))
     forced("wgrad", geometry, GRAD_TILES[splits % 2], args, splits=splits, int64=splits == 3)
+
+
+#: Several rows at a time, over all columns of a window at once.
+GROUPED = [
+    BandedGradTile(16, 16, 1, 16, 4, 1, ROW_GROUP=8),
+    BandedGradTile(4, 32, 4, 4, 4, 1, ROW_GROUP=2),
+]
+SMALL = {
+    "seven": image(13, 40, 7, 7, (3, 3)),
+    "five_of_planes": image(16, 16, 5, 5, (2, 2), N=3, C=2),
+    "nine_in_a_small_image": image(3, 8, 9, 9, (4, 4), N=2),
+    "one_row_of_seven": image(1, 16, 7, 7, (3, 3)),
+    "one_column_of_seven": image(17, 1, 7, 7, (3, 3)),
+    "prime_sizes_of_seven": image(23, 37, 7, 7, ((3, 2), (3, 1))),
+    "reflected_seven": image(11, 16, 7, 7, (3, 3), padding_mode="reflect"),
+    "replicated_five": image(9, 16, 5, 5, (2, 2), padding_mode="replicate"),
+    "circular_five": image(9, 24, 5, 5, (2, 2), padding_mode="circular"),
+}
+
+
+@pytest.mark.parametrize(
+    ("tile", "geometry"),
+    [
+        pytest.param(tile, geometry, id=f"{tile.ROW_GROUP}-{name}")
+        for tile in GROUPED
+        for name, geometry in (SMALL | GEOMETRIES | MORE).items()
+        if holds_all_columns(tile, geometry)
+    ],
+)
+def test_weight_gradient_by_groups_of_rows(kernel_backend, tile, geometry):
+    args = operands("wgrad", *tensors(geometry, torch.float16, kernel_backend.device))
+    forced("wgrad", geometry, tile, args, splits=2, int64=tile is GROUPED[1])
+
+
+def test_small_windows_in_16_bits_take_groups_of_rows():
+    boxed = Layout(x_boxes="NCHW", y_boxes="NCHW")
+
+    def tile(S, dtype=torch.bfloat16, layout=boxed, W=56, **more):
+        geometry = image(56, W, S, S, (S // 2, S // 2), N=64, C=96, **more)
+        return choose.plan(Problem("wgrad", geometry, dtype, layout=layout, device=H200)).tile
+
+    assert tile(7) == tile(5) == BandedGradTile(16, 16, 8, 8, 8, 3, ROW_GROUP=8)
+    assert tile(13) == BandedGradTile(16, 32, 8, 8, 8, 3, ROW_GROUP=4)
+    by_rows = [
+        tile(3),
+        tile(7, torch.float32),
+        tile(7, layout=Layout()),
+        tile(7, layout=Layout(channels_last=True)),
+        tile(7, W=57),
+        tile(7, padding_mode="reflect"),
+    ]
+    assert {t.family for t in by_rows} == {"rows"}
 
 
 @pytest.mark.parametrize(
@@ -108,6 +165,8 @@ def test_weight_gradient_of_every_window_and_block(kernel_backend, name, splits)
 )
 def test_every_tile_of_the_tables(kernel_backend, op, product, tile):
     geometry = image(11, 37, 9, 12, ((5, 3), (4, 6)))
+    if op == "wgrad" and not holds_all_columns(tile, geometry):
+        geometry = image(19, 40, 7, 7, ((3, 3), (2, 4)), C=2, N=2)
     dtype = torch.float16 if product == "half" else torch.float32
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
     forced(op, geometry, tile, args, precision="ieee" if product == "half" else product)
