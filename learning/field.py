@@ -44,6 +44,8 @@ FACTS = (
     *("order", "scale_order", "extent", "padding", "pixels", "rms", "reblur_error", "noise"),
     *("unknowns", "rank", "notes"),
 )
+#: Columns of a symmetric product that are multiplied at a time, from their diagonal down.
+BLOCK_COLUMNS = 64
 #: Bytes of the normal matrix above which a fit is refused: 16384 unknowns.
 MOST_BYTES = 2**31
 
@@ -448,13 +450,18 @@ def _by_rows(pair: ImagePair, x: torch.Tensor, order: int) -> torch.Tensor:
     terms = Background(order).terms
     found = x.new_zeros(len(terms), R * S, R * S)
     of_row = [[m for m, (_, b) in enumerate(terms) if b == degree] for degree in range(order + 1)]
+    part = x.new_zeros(R * S, R * S)  # of which the lower triangle is needed, and what is beside it
     for p in range(P):
         rows = x[0, 0, p : p + R].unfold(1, S, 1).permute(0, 2, 1).reshape(R * S, Q)
         for degree, members in enumerate(of_row):
-            part = (rows * (weights[p] * in_columns[degree])) @ rows.T
+            scaled = rows * (weights[p] * in_columns[degree])
+            for first in range(0, R * S, BLOCK_COLUMNS):
+                columns = slice(first, first + BLOCK_COLUMNS)
+                torch.mm(rows[first:], scaled[columns].T, out=part[first:, columns])
             for m in members:
                 found[m].add_(part, alpha=float(in_rows[terms[m][0], p]))
-    return found
+    lower = found.tril()
+    return lower + lower.tril(-1).mT
 
 
 def _basis(window: Pair, order: int, scale_order: int, terms: int) -> torch.Tensor:
