@@ -173,7 +173,7 @@ def _scores(
     first = (stride[0] - 1, stride[1] - 1)  # the window of output 1, less one row and column
     apart = ((high - 1) * stride[0] + 1, (wide - 1) * stride[1] + 1)
     steps = (down * stride[0], across * stride[1])
-    windows = cut(x, first, steps, (apart[0] + R + 1, apart[1] + S + 1)).double()
+    windows = cut(x, first, steps, (apart[0] + R + 1, apart[1] + S + 1))
     outputs = (1, 1), (down, across), (high, wide)
     left_over = cut(residual, *outputs).double()
     if pair.weights is not None:
@@ -181,13 +181,18 @@ def _scores(
     surfaces = background.images(pair.extent, pair.place, left_over)
     behind = cut(surfaces.expand(images, -1, -1, -1), *outputs)
     of_background = torch.einsum("bkpq,btpq->bkt", left_over, behind)
-    spread = left_over.new_zeros(*left_over.shape[:2], *apart)
-    spread[..., :: stride[0], :: stride[1]] = left_over
     size = [fourier.fast_length(n) for n in windows.shape[-2:]]
-    taps = torch.fft.rfft2(spread, s=size).conj().unflatten(1, (g.groups, g.group_K, 1))
-    spectra = torch.fft.rfft2(windows, s=size).unflatten(1, (g.groups, 1, g.group_C))
-    scores = torch.fft.irfft2(taps * spectra, s=size)[..., : R + 2, : S + 2]
-    return scores.flatten(1, 2), of_background, len(left_over) * high * wide
+    scores = []
+    step = max(1, fourier.TILE_ELEMENTS // (size[0] * size[1] * max(g.C, g.K)))
+    for i in range(0, len(windows), step):
+        part = left_over[i : i + step]
+        spread = part.new_zeros(*part.shape[:2], *apart)
+        spread[..., :: stride[0], :: stride[1]] = part
+        taps = torch.fft.rfft2(spread, s=size).conj().unflatten(1, (g.groups, g.group_K, 1))
+        spectra = torch.fft.rfft2(windows[i : i + step].double(), s=size)
+        spectra = spectra.unflatten(1, (g.groups, 1, g.group_C))
+        scores.append(torch.fft.irfft2(taps * spectra, s=size)[..., : R + 2, : S + 2])
+    return torch.cat(scores).flatten(1, 2), of_background, len(left_over) * high * wide
 
 
 def _grid(extent: Pair, blocks: int, pixels: int) -> tuple[tuple[int, int, int], ...]:

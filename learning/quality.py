@@ -539,7 +539,8 @@ def _cut_note(reason: _Reason, weight: torch.Tensor) -> str:
     note = (
         "the window seems to cut the kernel off: elements just outside of it explain some of what "
         f"is left over, and reach about {part:.2g} % of the largest one; try {R + 4} x {S + 4} or "
-        "kernel_size='auto'. No standard errors are given: they know nothing of this"
+        "kernel_size='auto', unless the change is no kernel. No standard errors are given: they "
+        "know nothing of this"
     )
     if reason.clipped > CLIPPED:
         note += (

@@ -118,6 +118,7 @@ def transform_length(extent: int, lags: int) -> int:
     return min(lengths, key=work)
 
 
+@functools.cache
 def fast_length(extent: int) -> int:
     """The shortest length of a fast transform that holds `extent` elements."""
     return min(n for n in _smooth_numbers(extent, extent) if n >= extent)
