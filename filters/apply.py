@@ -46,11 +46,16 @@ def responses(
     bank: torch.Tensor,
     padding_mode: PaddingMode,
     padding: PaddingLike = "same",
+    then: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(..., K, P, Q): every plane under every filter of a bank (K, 1, R, S), by one operator."""
+    """(..., K, P, Q): every plane under every filter of a bank (K, 1, R, S), by one operator.
+
+    A second one filters response k with filter k of the bank `then` (K, 1, R, S), if given.
+    """
     if is_channels_last(input) and input.dim() == 3:
-        return responses(_batch_of_one(input), bank, padding_mode, padding).squeeze(0)
+        return responses(_batch_of_one(input), bank, padding_mode, padding, then).squeeze(0)
     *planes, H, W = input.shape
+    C = 1
     if input.dim() == 4 and not input.is_contiguous():
         # Planes with gaps cannot be viewed as samples: give each channel the same bank.
         C = input.shape[1]
@@ -58,6 +63,8 @@ def responses(
     else:
         x = input.reshape(math.prod(planes), 1, H, W)
         y = _correlated(x, bank, padding_mode, padding)
+    if then is not None:
+        y = _correlated(y, then.repeat(C, 1, 1, 1), padding_mode, padding, groups=y.shape[1])
     return y.reshape(*planes, len(bank), *y.shape[-2:])
 
 

@@ -30,6 +30,7 @@ from ..autograd.function import is_unwatched
 from ..autograd.modules import PaddingMode
 from ..images.inputs import ImageLike, hold
 from ..ops import ArgumentError, shown
+from ..ops.backend import runs_kernels
 from .apply import filtered, responses, responses_to_differences, result_dtype, typed
 from .banks import SMOOTHING, as_angles, gabor_kernels, log_gabor_kernels
 
@@ -42,6 +43,12 @@ _SECOND_DIFFERENCES = (
     ((1, 0, 0), (0, -2, 0), (0, 0, 1)),
     ((0, 0, 1), (0, -2, 0), (1, 0, 0)),
 )
+#: The same in pairs, for kernels: they add taps row by row from the left, so that sums over a
+#: constant a are a, 2a, -2a, -a and 0, of which none is rounded.
+_CROSSES = (
+    ((0, 1, 0), (1, -4, 1), (0, 1, 0)),
+    ((1, 0, 1), (0, -4, 0), (1, 0, 1)),
+)
 
 
 @typed
@@ -53,7 +60,7 @@ def spatial_gradient(
     padding_mode: PaddingMode = "replicate",
     channel_axis: int | None = None,
 ) -> Any:
-    """The derivatives of an image along x and y, by one call with a bank of two filters.
+    """The derivatives of an image along x and y.
 
     Border, scale and order of the two are those of `kornia.filters.spatial_gradient`. Twice the
     result is what scikit-image's `sobel_v` and `sobel_h` give; with normalized=False it is SciPy's
@@ -80,7 +87,10 @@ def spatial_gradient(
         tensor([1., 0.])
     """
     image = hold(input, channel_axis)
-    gradient = torch.stack(_derivatives(image.planes, mode, normalized, padding_mode), -3)
+    if runs_kernels(image.planes.device):
+        gradient = _by_banks(image.planes, mode, normalized, padding_mode)
+    else:
+        gradient = torch.stack(_derivatives(image.planes, mode, normalized, padding_mode), -3)
     return image.give_back(gradient)
 
 
@@ -192,8 +202,11 @@ def laplacian(
         raise ArgumentError(f"neighbours must be 4 or 8, got {shown(neighbours)}")
     image = hold(input, channel_axis)
     scale = 1 / (2 * neighbours) if normalized else 1
+    windows = _SECOND_DIFFERENCES[: neighbours // 2]
+    if runs_kernels(image.planes.device):
+        windows = _CROSSES[: neighbours // 4]
     total = None
-    for window in _SECOND_DIFFERENCES[: neighbours // 2]:
+    for window in windows:
         taps = scale * torch.tensor(window, dtype=torch.float64, device="cpu")
         total = filtered(image.planes, taps, padding_mode, plus=total)
     assert total is not None
@@ -293,13 +306,10 @@ def _derivatives(
     The two taps of a difference cancel in whatever order they are added, on every backend. All taps
     of a kernel at once would not: a multiple of a constant may have been rounded on the way.
     """
-    if mode not in SMOOTHING:
-        expected = ", ".join(map(repr, SMOOTHING))
-        raise ArgumentError(f"mode must be one of {expected}, got {shown(mode)}")
-    difference = torch.tensor([-1, 0, 1], dtype=torch.float64, device="cpu")
-    smooth = torch.tensor(SMOOTHING[mode], dtype=torch.float64, device="cpu")
-    if normalized:
-        difference, smooth = difference / 2, smooth / smooth.sum()
+    if runs_kernels(image.device):
+        dx, dy = _by_banks(image, mode, normalized, padding_mode).unbind(-3)
+        return dx, dy
+    difference, smooth = _windows(mode, normalized)
     dx = filtered(image, difference[None, :], padding_mode)
     dy = filtered(image, difference[:, None], padding_mode)
     if mode == "diff":
@@ -308,6 +318,28 @@ def _derivatives(
         filtered(dx, smooth[:, None], padding_mode),
         filtered(dy, smooth[None, :], padding_mode),
     )
+
+
+def _by_banks(
+    image: torch.Tensor, mode: str, normalized: bool, padding_mode: PaddingMode
+) -> torch.Tensor:
+    """_derivatives as (..., 2, H, W): kernels read the image once for both, and both once."""
+    difference, smooth = _windows(mode, normalized)
+    differences, smoothing = torch.zeros(2, 2, 1, 3, 3, dtype=torch.float64, device="cpu")
+    differences[0, 0, 1], differences[1, 0, :, 1] = difference, difference
+    smoothing[0, 0, :, 1], smoothing[1, 0, 1] = smooth, smooth
+    then = None if mode == "diff" else smoothing
+    return responses(image, differences, padding_mode, then=then)
+
+
+def _windows(mode: str, normalized: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The difference along one axis and the smoothing along the other."""
+    if mode not in SMOOTHING:
+        expected = ", ".join(map(repr, SMOOTHING))
+        raise ArgumentError(f"mode must be one of {expected}, got {shown(mode)}")
+    difference = torch.tensor([-1, 0, 1], dtype=torch.float64, device="cpu")
+    smooth = torch.tensor(SMOOTHING[mode], dtype=torch.float64, device="cpu")
+    return (difference / 2, smooth / smooth.sum()) if normalized else (difference, smooth)
 
 
 def _magnitude(

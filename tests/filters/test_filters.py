@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tricorr import ArgumentError, ArgumentTypeError, corr2d, filters
@@ -422,13 +423,32 @@ def test_log_gabor_filters_answer_nothing_to_flat_images(backend, size, dtype):
     assert not filters.log_gabor(torch.full((30, 37), 128 / 255, dtype=dtype), size).any()
 
 
-@pytest.mark.parametrize("name", ["prewitt", "laplacian_8"])
-def test_flat_areas_are_exactly_zero_by_kernels(kernel_backend, name):
-    flat, step = flat_and_step(torch.float32, 128 / 255, kernel_backend.device)
+@pytest.mark.parametrize("name", ["sobel", "scharr", "prewitt", "laplacian", "laplacian_8"])
+@pytest.mark.parametrize("level", [128 / 255, 77.7])
+def test_flat_areas_are_exactly_zero_by_kernels(kernel_backend, name, level):
+    flat, step = flat_and_step(torch.float32, level, kernel_backend.device)
     assert not DIFFERENCES[name](flat).any()
     response = DIFFERENCES[name](step)
     assert not response[..., :4].any()
     assert not response[..., 6:].any()
+
+
+@pytest.mark.parametrize("layout", ["planes", "channels_last", "one_image_last", "columns_apart"])
+def test_derivatives_by_kernels_in_every_layout(kernel_backend, layout):
+    x = torch.randint(0, 256, (2, 3, 7, 9)).float().to(kernel_backend.device)
+    if layout == "channels_last":
+        x = x.to(memory_format=torch.channels_last)
+    elif layout == "one_image_last":
+        x = x.to(memory_format=torch.channels_last)[0]
+    elif layout == "columns_apart":
+        x = x.repeat_interleave(2, -1)[..., ::2]
+    padded = F.pad(x.reshape(-1, 1, 7, 9).cpu(), (1, 1, 1, 1), mode="replicate")
+    # Whole numbers: whatever the order, nothing is rounded.
+    gradient = F.conv2d(padded, filters.scharr_kernels()).view(*x.shape[:-2], 2, 7, 9)
+    found = filters.spatial_gradient(x, "scharr", normalized=False)
+    assert torch.equal(found.cpu(), gradient)
+    second = F.conv2d(padded, filters.laplacian_kernel(8)).view(x.shape)
+    assert torch.equal(filters.laplacian(x, 8).cpu(), second)
 
 
 @on_cpu
