@@ -63,7 +63,7 @@ def dgrad_frame_gemm(
                     weight_base, group_c * weight_strides[2], group_c < GROUP_C,
                     y_shape, GROUP_K, (WINDOW.R, WINDOW.S), (-WINDOW.DIL_H, -WINDOW.DIL_W),
                     (WINDOW.STRIDE_H, WINDOW.STRIDE_W), dy_strides,
-                    (weight_strides[1], weight_strides[3], weight_strides[4]),
+                    (weight_strides[1], weight_strides[3], weight_strides[4]), 0, 1,
                     "zeros", True, WINDOW.R * WINDOW.S == 1, True, AXIS == 1, WINDOW.S,
                     LAYOUT, PRECISION, INT64, TILE.BLOCK_K,
                 )  # fmt: skip

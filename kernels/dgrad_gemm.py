@@ -10,7 +10,7 @@ The pixels h = phase + STRIDE_H * row of a phase are reached through the same ta
 input gradient of stride 1 with only those: the zeros between strides are never multiplied.
 
 Sums in float32 (float64 for float64). A bank per sample is a batch of GEMMs, as in fprop_gemm,
-which explains PIXEL_AXIS.
+which explains PIXEL_AXIS and SPLIT.
 """
 
 import triton
@@ -23,11 +23,11 @@ from .schedule import next_digit, next_tile, split_pixel, widen
 from .structs import at
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["SPLITS"])
 def dgrad_gemm(
     dy_ptr, weight_ptr, bias_ptr, dx_ptr,
-    x_shape, y_shape, channels, SAMPLES,
-    dy_strides, weight_strides, bias_stride, dx_strides,
+    x_shape, y_shape, channels, SAMPLES, SPLITS,
+    dy_strides, weight_strides, bias_stride, dx_strides, split_stride,
     WINDOW: tl.constexpr, LAYOUT: tl.constexpr,
     PRECISION: tl.constexpr, INT64: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -45,7 +45,10 @@ def dgrad_gemm(
     dx_strides = align_strides(dx_strides, AXIS, LAYOUT.X_ALIGN)
     weight_strides = align_tap_strides(weight_strides, LAYOUT.WEIGHT_ALIGN)
 
-    program = widen(tl.program_id(0), INT64)
+    program, split = widen(tl.program_id(0), INT64), 0
+    if LAYOUT.SPLIT:
+        split, program = next_digit(program, SPLITS)
+        dx_ptr += widen(split, INT64) * split_stride
     phase_w, program = next_digit(program, phases(STRIDE_W, W))
     phase_h, program = next_digit(program, phases(STRIDE_H, H))
     largest = SAMPLES * tl.cdiv(H, STRIDE_H) * tl.cdiv(W, STRIDE_W)
@@ -84,7 +87,7 @@ def dgrad_gemm(
         weight_base, group_c * weight_strides[2], group_c < GROUP_C,
         y_shape, GROUP_K, (taps_r, taps_s), (-step_h, -step_w), (1, 1),
         dy_strides,
-        (weight_strides[1], weight_strides[3] * step_r, weight_strides[4] * step_s),
+        (weight_strides[1], weight_strides[3] * step_r, weight_strides[4] * step_s), split, SPLITS,
         "zeros", CHECKED, POINT, ONE_PHASE, AXIS == 1 and CHECKED,
         most_taps(WINDOW.S, STRIDE_W, WINDOW.DIL_W), LAYOUT, PRECISION, INT64, TILE.BLOCK_K,
     )  # fmt: skip

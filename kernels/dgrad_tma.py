@@ -24,10 +24,10 @@ from .schedule import next_digit, widen
 from .structs import at
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit(do_not_specialize=["N", "SPLITS"])
 def dgrad_tma(
     dy_desc, weight_desc, bias_ptr, dx_ptr,
-    N, x_shape, channels, TAP_COLUMNS, bias_stride, dx_strides,
+    N, SPLITS, x_shape, channels, TAP_COLUMNS, bias_stride, dx_strides, split_stride,
     WINDOW: tl.constexpr, LAYOUT: tl.constexpr,
     PRECISION: tl.constexpr, INT64: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -42,7 +42,11 @@ def dgrad_tma(
     tiles *= tl.cdiv(tl.cdiv(W, STRIDE_W), TILE.BLOCK_Q)
     tiles *= tl.cdiv(tl.cdiv(H, STRIDE_H), TILE.BLOCK_P)
     tiles *= tl.cdiv(N, TILE.BLOCK_I)
-    first, last, step = tl.program_id(0), tl.program_id(0) + 1, 1
+    program, split = tl.program_id(0), 0
+    if LAYOUT.SPLIT:
+        split, program = next_digit(program, SPLITS)
+        dx_ptr += widen(split, INT64) * split_stride
+    first, last, step = program, program + 1, 1
     if LAYOUT.PERSISTENT:
         last, step = tiles, tl.num_programs(0)
     for tile in tl.range(first, last, step, flatten=LAYOUT.PERSISTENT):
@@ -70,7 +74,7 @@ def dgrad_tma(
             no_sums(LAYOUT, TILE), dy_desc, weight_desc,
             (n, row - shift_h, column - shift_w, k), (weight_row, weight_column),
             GROUP_K, TAP_COLUMNS,
-            (first_r, taps_r, step_r, -step_h), (first_s, taps_s, step_s, -step_w),
+            (first_r, taps_r, step_r, -step_h), (first_s, taps_s, step_s, -step_w), split, SPLITS,
             WINDOW, LAYOUT, PRECISION, TILE.BLOCK_K,
         )  # fmt: skip
 

@@ -10,6 +10,9 @@ that of pixels (1) or of channels (0), whichever are contiguous in memory.
 
 Sums in float32 (float64 for float64). A bank per sample is a batch of GEMMs whose pixels are
 (p,q) of one sample; otherwise the batch has one member.
+
+SPLIT: of SPLITS neighbouring programs, number i sums part i of the steps of GEMM_K, see part_of,
+and stores at `i * split_stride`, for sum_partials to add up.
 """
 
 import triton
@@ -22,11 +25,11 @@ from .schedule import next_digit, next_tile, split_pixel, widen
 from .structs import at
 
 
-@triton.jit(do_not_specialize=["PIXELS"])
+@triton.jit(do_not_specialize=["PIXELS", "SPLITS"])
 def fprop_gemm(
     x_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr,
-    x_shape, y_shape, channels, PIXELS,
-    x_strides, weight_strides, bias_stride, residual_strides, y_strides,
+    x_shape, y_shape, channels, PIXELS, SPLITS,
+    x_strides, weight_strides, bias_stride, residual_strides, y_strides, split_stride,
     WINDOW: tl.constexpr, LAYOUT: tl.constexpr, ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr, INT64: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -42,7 +45,10 @@ def fprop_gemm(
     y_strides = align_strides(y_strides, AXIS, LAYOUT.Y_ALIGN)
     weight_strides = align_tap_strides(weight_strides, LAYOUT.WEIGHT_ALIGN)
 
-    program = widen(tl.program_id(0), INT64)
+    program, split = widen(tl.program_id(0), INT64), 0
+    if LAYOUT.SPLIT:
+        split, program = next_digit(program, SPLITS)
+        y_ptr += widen(split, INT64) * split_stride
     tiles_m, tiles_n = tl.cdiv(PIXELS, TILE.BLOCK_M), tl.cdiv(GROUP_K, TILE.BLOCK_N)
     tile_m, tile_n, program = next_tile(program, tiles_m, tiles_n)
     group, batch = next_digit(program, GROUPS)
@@ -67,7 +73,7 @@ def fprop_gemm(
         True if PADDED else m < PIXELS,
         weight_ptr + batch * weight_strides[0], known_k * weight_strides[1], True,
         x_shape, GROUP_C, (WINDOW.R, WINDOW.S), (WINDOW.DIL_H, WINDOW.DIL_W), (1, 1),
-        x_strides, (weight_strides[2], weight_strides[3], weight_strides[4]),
+        x_strides, (weight_strides[2], weight_strides[3], weight_strides[4]), split, SPLITS,
         WINDOW.MODE, PADDED, POINT, True, AXIS == 1 and (PADDED or STRIDED or not POINT),
         WINDOW.S, LAYOUT, PRECISION, INT64, TILE.BLOCK_K,
     )  # fmt: skip

@@ -15,6 +15,8 @@ x is (N, H, W, C) in memory, and a box is one operand [pixels, channels]. Or, NC
 (N, C, H, W) with columns that are not strided, and each row of a box is an operand
 [channels, BLOCK_Q]: rows have separate sums and share the loaded weight.
 
+SPLIT: program i of SPLITS neighbours sums part i of every phase's steps, as in fprop_gemm.
+
 A program owns every num_programs-th box. PERSISTENT, where there are more boxes than programs and
 one phase: both loops become one, so that loads of the next box overlap the end of the last.
 """
@@ -30,10 +32,11 @@ from .schedule import next_digit, widen
 from .structs import at
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit(do_not_specialize=["N", "SPLITS"])
 def fprop_tma(
     x0_desc, x1_desc, x2_desc, x3_desc, weight_desc, bias_ptr, residual_ptr, y_ptr,
-    N, y_shape, channels, TAP_COLUMNS, bias_stride, residual_strides, y_strides,
+    N, SPLITS, y_shape, channels, TAP_COLUMNS,
+    bias_stride, residual_strides, y_strides, split_stride,
     WINDOW: tl.constexpr, LAYOUT: tl.constexpr, ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr, INT64: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -46,7 +49,11 @@ def fprop_tma(
 
     tiles = tl.cdiv(GROUP_K, TILE.BLOCK_N) * tl.cdiv(Q, TILE.BLOCK_Q) * tl.cdiv(P, TILE.BLOCK_P)
     tiles *= tl.cdiv(N, TILE.BLOCK_I) * GROUPS
-    first, last, step = tl.program_id(0), tl.program_id(0) + 1, 1
+    program, split = tl.program_id(0), 0
+    if LAYOUT.SPLIT:
+        split, program = next_digit(program, SPLITS)
+        y_ptr += widen(split, INT64) * split_stride
+    first, last, step = program, program + 1, 1
     if LAYOUT.PERSISTENT:
         last, step = tiles, tl.num_programs(0)
     for tile in tl.range(first, last, step, flatten=LAYOUT.PERSISTENT):
@@ -62,7 +69,7 @@ def fprop_tma(
             if LAYOUT.PHASES[i] >= 0:
                 accs = add_phase(
                     accs, x_descs[i], weight_desc, corner, c, k, GROUP_C, TAP_COLUMNS,
-                    LAYOUT.PHASES[i], WINDOW, LAYOUT, PRECISION, TILE.BLOCK_K,
+                    split, SPLITS, LAYOUT.PHASES[i], WINDOW, LAYOUT, PRECISION, TILE.BLOCK_K,
                 )  # fmt: skip
 
         group_k = tile_n * TILE.BLOCK_N + tl.arange(0, TILE.BLOCK_N)[:, None]  # [BLOCK_N, 1]
@@ -94,7 +101,8 @@ def no_sums(LAYOUT: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def add_phase(
-    accs, x_desc, weight_desc, corner, c, k, GROUP_C, TAP_COLUMNS, PHASE: tl.constexpr,
+    accs, x_desc, weight_desc, corner, c, k, GROUP_C, TAP_COLUMNS, split, SPLITS,
+    PHASE: tl.constexpr,
     WINDOW: tl.constexpr, LAYOUT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The sums of a box plus what the taps bring that read one phase of x."""
@@ -107,7 +115,7 @@ def add_phase(
     n, p, q = corner
     return add_taps_tma(
         accs, x_desc, weight_desc, (n, p + shift_h, q + shift_w, c), (k, 0), GROUP_C, TAP_COLUMNS,
-        (first_r, taps_r, step_r, step_h), (first_s, taps_s, step_s, step_w),
+        (first_r, taps_r, step_r, step_h), (first_s, taps_s, step_s, step_w), split, SPLITS,
         WINDOW, LAYOUT, PRECISION, BLOCK_K,
     )  # fmt: skip
 

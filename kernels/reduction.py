@@ -6,7 +6,7 @@ import triton.language as tl
 from .hints import along, at_least_one, side_by_side
 from .indexing import divide, is_inside
 from .padding import fold
-from .schedule import widen
+from .schedule import part_of, widen
 from .versions import fence_copies
 
 
@@ -31,18 +31,24 @@ def reduction_steps(
 
 @triton.jit
 def first_step(
-    lane, R, FLATTEN_K: tl.constexpr, MOST_S: tl.constexpr, INT64: tl.constexpr, BLOCK: tl.constexpr
-):
-    """(r, s, channel) of the first step of a reduction through taps and channels.
+    step, lane, R, S, SPLIT: tl.constexpr,
+    FLATTEN_K: tl.constexpr, MOST_S: tl.constexpr, INT64: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """(r, s, channel) of a program's first step through taps and channels: 0, or `step` if SPLIT.
 
     If FLATTEN_K is None a step covers BLOCK channels of one tap. These are scalars, the channel the
     first of BLOCK. Otherwise FLATTEN_K is the number of channels, few, and a step covers BLOCK
     elements (r, s, channel) of the window, whole rows of it if it can: these are of element `lane`.
     """
-    if FLATTEN_K is None:
+    if FLATTEN_K is not None:
+        r, s, channel = split_step(step, lane, R, FLATTEN_K, MOST_S, INT64, BLOCK)
+    elif not SPLIT:
         r, s, channel = widen(0, INT64), widen(0, INT64), widen(0, INT64)
     else:
-        r, s, channel = split_step(0, lane, R, FLATTEN_K, MOST_S, INT64, BLOCK)
+        taps, row = tl.maximum(R * S, 1), tl.maximum(S, 1)  # a phase may have no taps
+        tap = step % taps
+        r, s = widen(tap // row, INT64), widen(tap % row, INT64)
+        channel = widen(step // taps, INT64) * BLOCK
     return r, s, channel
 
 
@@ -95,12 +101,14 @@ def split_step(
 @triton.jit
 def add_taps_gemm(
     acc, image_ptr, pixel, row, column, pixel_mask, weight_ptr, filter, filter_mask,
-    image_shape, CHANNELS, taps, steps, divisors, image_strides, tap_strides,
+    image_shape, CHANNELS, taps, steps, divisors, image_strides, tap_strides, split, SPLITS,
     MODE: tl.constexpr, CHECKED: tl.constexpr, POINT: tl.constexpr, REACHED: tl.constexpr,
     LOOSE: tl.constexpr, MOST_S: tl.constexpr, LAYOUT: tl.constexpr,
     PRECISION: tl.constexpr, INT64: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """acc plus the image times the weight, over all taps and summed channels.
+
+    LAYOUT.SPLIT: over steps of part `split` of SPLITS only, see part_of.
 
     Tap (r,s) of `taps`, (R, S), reads the image at (row + r * steps[0]) / divisors[0], where that
     is a whole number, and a column likewise. `pixel` and `filter` are offsets of what does not
@@ -128,27 +136,31 @@ def add_taps_gemm(
         pixel += lane * image_strides[1]
         filter += weight_lane * tap_strides[0]
 
-    r, s, c = first_step(lane, R, FLAT, MOST_S, INT64, BLOCK_K)
+    number = reduction_steps(CHANNELS, R, S, FLAT, MOST_S, BLOCK_K)
+    first = 0
+    if LAYOUT.SPLIT:
+        first, last = part_of(number, split, SPLITS)
+        number = last - first
+    r, s, c = first_step(first, lane, R, S, LAYOUT.SPLIT, FLAT, MOST_S, INT64, BLOCK_K)
     if PREFETCH:
         image = load_image(
             image_ptr, pixel, row, column, pixel_mask, r, s, c, lane, image_shape, CHANNELS,
             taps, steps, divisors, image_strides, MODE, CHECKED, LOOSE, LAYOUT,
         )  # fmt: skip
-    number = reduction_steps(CHANNELS, R, S, FLAT, MOST_S, BLOCK_K)
     for i in range(at_least_one(number) if REACHED else number):
         weight = load_weight(
-            weight_ptr, filter, filter_mask, i, r, s, c, weight_lane, CHANNELS, taps, tap_strides,
-            MOST_S, LAYOUT, INT64, BLOCK_K,
+            weight_ptr, filter, filter_mask, first + i, r, s, c, weight_lane, CHANNELS, taps,
+            tap_strides, MOST_S, LAYOUT, INT64, BLOCK_K,
         )  # fmt: skip
         if PREFETCH:
-            r, s, c = next_step(i, r, s, c, lane, R, S, POINT, FLAT, MOST_S, INT64, BLOCK_K)
+            r, s, c = next_step(first + i, r, s, c, lane, R, S, POINT, FLAT, MOST_S, INT64, BLOCK_K)
         loaded = load_image(
             image_ptr, pixel, row, column, pixel_mask, r, s, c, lane, image_shape, CHANNELS,
             taps, steps, divisors, image_strides, MODE, CHECKED, LOOSE, LAYOUT,
         )  # fmt: skip
         if not PREFETCH:
             image = loaded
-            r, s, c = next_step(i, r, s, c, lane, R, S, POINT, FLAT, MOST_S, INT64, BLOCK_K)
+            r, s, c = next_step(first + i, r, s, c, lane, R, S, POINT, FLAT, MOST_S, INT64, BLOCK_K)
         image = image.to(weight.dtype)
         fence_copies(weight, PRECISION)
         if AXIS == 0:
@@ -219,6 +231,7 @@ def load_image(
 @triton.jit
 def add_taps_tma(
     accs, image_desc, weight_desc, corner, weight_corner, CHANNELS, TAP_COLUMNS, rows, columns,
+    split, SPLITS,
     WINDOW: tl.constexpr, LAYOUT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The sums of a box, see no_sums, plus the image's boxes times the weight, tap by tap.
@@ -227,7 +240,7 @@ def add_taps_tma(
     (i, j) of these rows and columns reads the box whose corner is (n, row + i * rows[3], ...),
     through CHANNELS channels from the corner's on. The weight is a matrix with TAP_COLUMNS columns
     for each tap of the window. Its rows are those of the sums and its columns the summed channels,
-    or, CROSSWISE, the other way round.
+    or, CROSSWISE, the other way round. LAYOUT.SPLIT: the steps of part `split` of SPLITS only.
     """
     first_r, taps_r, step_r, step_row = rows
     first_s, taps_s, step_s, step_column = columns
@@ -235,7 +248,10 @@ def add_taps_tma(
     weight_row, weight_column = weight_corner
     taps = taps_r * taps_s
     # Taps are innermost: their boxes overlap, and all but the first find them in L2.
-    for step in range(taps * tl.cdiv(CHANNELS, BLOCK_K)):
+    first, last = 0, taps * tl.cdiv(CHANNELS, BLOCK_K)
+    if LAYOUT.SPLIT:
+        first, last = part_of(last, split, SPLITS)
+    for step in range(first, last):
         i, j = (step % taps) // taps_s, step % taps_s
         r, s, summed = first_r + i * step_r, first_s + j * step_s, step // taps * BLOCK_K
         if LAYOUT.FLIP:

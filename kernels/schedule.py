@@ -24,6 +24,17 @@ def next_digit(number, base):
     return number % base, number // base
 
 
+@triton.jit
+def part_of(steps, part, PARTS):
+    """(first, last + 1) of the steps of one of PARTS: as many as the others have, or one more.
+
+    No part is empty if there are as many steps as parts.
+    """
+    least, longer = steps // PARTS, steps % PARTS
+    first = part * least + tl.minimum(part, longer)
+    return first, first + least + tl.where(part < longer, 1, 0)
+
+
 #: Tiles of rows that are paired with one tile of columns before the next one.
 TILE_GROUP = tl.constexpr(8)
 

@@ -67,6 +67,7 @@ class GemmLayout(NamedTuple):
         K_DIVIDES: a step covers channels that all exist.
         PREFETCH: the image is loaded a step ahead.
         ONE_TAP: all columns of a tile of a weight gradient belong to one tap.
+        SPLIT: programs sum parts of an image's reduction, see fprop_gemm.
     """
 
     PIXEL_AXIS: int
@@ -77,6 +78,7 @@ class GemmLayout(NamedTuple):
     K_DIVIDES: bool
     PREFETCH: bool
     ONE_TAP: bool
+    SPLIT: bool = False
 
 
 class TmaLayout(NamedTuple):
@@ -92,6 +94,7 @@ class TmaLayout(NamedTuple):
             memory, 0 where channels are.
         ALIGN: elements of a piece, of 16 bytes at most, that starts at a multiple of it in what is
             stored, and added to it.
+        SPLIT: programs sum parts of the reduction, see fprop_tma.
     """
 
     NCHW: bool
@@ -101,6 +104,7 @@ class TmaLayout(NamedTuple):
     PERSISTENT: bool = False
     OUT_AXIS: int = 0
     ALIGN: int = 1
+    SPLIT: bool = False
 
 
 class BandLayout(NamedTuple):

@@ -1,6 +1,9 @@
-"""Second pass of a split weight gradient: partials summed in a fixed order.
+"""Second pass of a split reduction: partials summed in a fixed order, then an image's epilogue.
 
-    out[e] = sum_i partials[i, e]
+    out[e] = act(bias[k] + residual[n,k,p,q] + sum_i partials[i, e])
+
+The image (N, K, P, Q) is dense: element e of its memory is that of each partial. A weight gradient
+and sums of lags have no epilogue, and their extents do not matter.
 
 Sums in the partials' type (float32, or float64 for float64). The order depends on SPLITS and the
 tile alone, never on timing: the same call gives the same bits.
@@ -9,14 +12,16 @@ tile alone, never on timing: the same call gives the same bits.
 import triton
 import triton.language as tl
 
+from .epilogue import activate, add_residual
 from .schedule import widen
+from .structs import at
 
 
 @triton.jit(do_not_specialize=["SPLITS"])
 def sum_partials(
-    partials_ptr, out_ptr,
-    SPLITS, ELEMENTS,
-    INT64: tl.constexpr,
+    partials_ptr, bias_ptr, residual_ptr, out_ptr,
+    SPLITS, ELEMENTS, shape, strides, bias_stride, residual_strides,
+    ACTIVATION: tl.constexpr, INT64: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     e = widen(tl.program_id(0), INT64) * BLOCK_E + tl.arange(0, BLOCK_E)[None, :]  # [1, BLOCK_E]
@@ -29,4 +34,13 @@ def sum_partials(
             other=0.0,
         )  # [BLOCK_S, BLOCK_E]
     out = tl.sum(acc, axis=0, keep_dims=True)  # [1, BLOCK_E]
-    tl.store(out_ptr + e, out.to(out_ptr.dtype.element_ty), mask=e < ELEMENTS)
+    mask = e < ELEMENTS
+    if bias_ptr is not None:
+        k = e // strides[1] % shape[1]
+        out += tl.load(bias_ptr + k * bias_stride, mask=mask, other=0.0)
+    if residual_ptr is not None:
+        n, k = e // strides[0] % shape[0], e // strides[1] % shape[1]
+        p, q = e // strides[2] % shape[2], e // strides[3] % shape[3]
+        out = add_residual(out, at(residual_ptr, residual_strides, n, k, p, q), mask)
+    out = activate(out, ACTIVATION)
+    tl.store(out_ptr + e, out.to(out_ptr.dtype.element_ty), mask=mask)

@@ -12,6 +12,7 @@ from .errors import ArgumentError
 from .geometry import Geometry
 from .launch.layout import device_of, layout_of
 from .plan import choose
+from .plan.cost import partial_bytes
 from .plan.device import DEVICES, Device
 from .plan.problem import Plan, Problem
 
@@ -24,7 +25,7 @@ class Pass:
         plan: kernel, tile, grid and splits; None where PyTorch's CPU convolution runs.
         flops: floating-point operations, two for a multiply-add.
         compulsory_bytes: each tensor moved once.
-        workspace_bytes: partial sums of a split weight gradient.
+        workspace_bytes: partial sums of a split reduction.
         copy_bytes: copies of images and of the weight, made in the order that the kernel reads.
         bound: "memory" or "arithmetic", by the device's datasheet; None for an unknown device.
         floor_seconds: the least time that this bound allows.
@@ -99,16 +100,14 @@ def explain(
     layout = layout_of(geometry, x, weight, y)
     passes = {}
     for op in ("fprop", "dgrad", "wgrad"):
-        plan, copies, bound, floor = None, 0, None, None
+        plan, workspace, copies, bound, floor = None, 0, 0, None, None
         moved = geometry.compulsory_bytes(x.itemsize, weight.itemsize, y.itemsize)
         if device is not None and y.numel():
             problem = Problem(op, geometry, weight.dtype, precision, layout, device)
             plan = choose.plan(problem)
             bound, floor = _bound(problem, plan, moved)
             copies = round(plan.tile.work(plan, problem).copy_bytes)
-        partial = 8 if weight.dtype == torch.float64 else 4
-        partials = plan.partials if plan is not None else 1
-        workspace = partials * geometry.weight_numel * partial if partials > 1 else 0
+            workspace = partial_bytes(plan, problem)
         passes[op] = Pass(plan, geometry.flops, moved, workspace, copies, bound, floor)
     return Explanation(geometry, weight.dtype, name, device, passes)
 

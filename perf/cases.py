@@ -28,6 +28,8 @@ from .planned import PlannedCall, tiles_of
 from .providers import TENSOR_DTYPES
 from .workloads import OPS, Workload
 
+#: Parts of an image's reduction: the code is the same for any number of them.
+SOME_SPLITS = 5
 #: Bytes per thread that ptxas may move to memory outside of the loop, to stay at a number of
 #: registers with which one more program fits: see Target.parked.
 PARKED = 16
@@ -340,6 +342,8 @@ class Configuration:
         if self.family in ("rows", "columns"):  # the tile follows from the geometry
             return self.kernel, self.planned.workload.geometry.weight_shape[-2:]
         size = tile.step(plan.op), tile.num_warps, tile.num_stages
+        if self.case.endswith("-split"):
+            return self.kernel, self.product, "split", tile.step(plan.op)
         boxes = getattr(tile, "persistent", 0) > 0, getattr(tile, "copied", False)
         return self.kernel, self.product, *size, plan.one_tap, plan.int64, *boxes
 
@@ -349,7 +353,7 @@ class Configuration:
         if self.family in ("helper", "frame", "rows", "columns"):
             return False
         across_taps = self.kernel in ("fprop_gemm", "dgrad_gemm") and not self.plan.one_tap
-        in_turn = self.case.endswith("-loop")
+        in_turn = self.case.endswith(("-loop", "-split"))
         return self.family == "banded" or self.plan.int64 or across_taps or in_turn
 
     def wants_mma(self, target: Target) -> bool:
@@ -437,9 +441,10 @@ def _of_case(
     for place, variants in enumerate(_plans(family, case, op, dtype, target)):
         for variant, planned in variants.items():
             wanted = {dtype, f"{op}:{dtype}"} & set(case.recorded)
-            first = bool(wanted) and place == 0 and variant == list(variants)[-1]
+            whole = [name for name in variants if name != "-split"]
+            first = bool(wanted) and place == 0 and variant == whole[-1]
             kind = "" if planned.plan.family == "stencil" else product
-            recorded = (every or first) and "-copied" not in variant
+            recorded = (every or first) and variant in whole and "-copied" not in variant
             made = Configuration(family, name + variant, planned.kernel, planned, kind, recorded)
             if not planned.plan.turned:  # else it is a configuration of fprop
                 yield made
@@ -465,6 +470,9 @@ def _plans(
         for variant, chosen in variants.items():
             with contextlib.suppress(ArgumentError):  # more programs than a launch can have
                 plans[variant] = choose.plan_with_tile(problem, chosen, chosen.splits(problem))
+                if variant == "" and choose.splits_images(problem, chosen):
+                    split = choose.plan_with_tile(problem, chosen, SOME_SPLITS)
+                    plans |= {"-split": split} if split.splits > 1 else {}
                 if plans[variant].interior == "some":  # the code of the inside alone
                     plans["-interior"] = replace(plans[variant], interior="all")
         yield {variant: replace(call, plan=plan) for variant, plan in plans.items()}
@@ -473,6 +481,7 @@ def _plans(
 def _helpers() -> Iterator[Configuration]:
     """Kernels that prepare or add up, in every dtype, with offsets of 32 bits and of 64."""
     wide = _case(8, 2**15, 56, 56, 2**16, 1, 1, ops="wgrad")
+    epilogue = _case(8, 64, 56, 56, 64, 3, 3, bias=True, residual=True, activation="gelu")
     image, images = _case(1, 1, 4096, 4096, 1, 7, 7), _case(32, 3, 8192, 8192, 1, 5, 5, last=True)
     made: list[tuple[str, str, str, Case, str, Iterable[str]]] = [
         ("build_bands", "banded", "image31", CASES["banded"]["image31"], "fprop", PRODUCTS["half"]),
@@ -490,6 +499,7 @@ def _helpers() -> Iterator[Configuration]:
         ),
         ("sum_partials", "gemm", "narrow", CASES["gemm"]["dense"], "wgrad", EXACT),
         ("sum_partials", "gemm", "wide", wide, "wgrad", EXACT),
+        ("sum_partials", "gemm", "image", epilogue, "fprop", ("bfloat16", "float64")),
         ("lag_sums", "stencil", "narrow", image, "wgrad", EXACT),
         ("lag_sums", "stencil", "wide", images, "wgrad", EXACT),
     ]

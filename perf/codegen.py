@@ -37,7 +37,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..ops.launch.arguments import BANDS_BLOCK, SUM_TILE
+from ..ops.launch.arguments import BANDS_BLOCK, sum_tile
 from ..ops.launch.copies import TILE as COPY_TILE
 from .cases import PARKED, TARGETS, Configuration, Target, configurations
 from .machine_code import MARKS, Build, build
@@ -157,7 +157,9 @@ def entry_of(configuration: Configuration, target: Target, built: Build) -> Entr
 def _work_of_a_program(configuration: Configuration, target: Target) -> tuple[int, int]:
     """(result elements, multiply-adds) of one program; helpers only add or copy."""
     if configuration.kernel == "sum_partials":
-        return SUM_TILE[1], configuration.plan.splits * SUM_TILE[1]
+        splits = configuration.plan.splits
+        elements = sum_tile(splits)[1]
+        return elements, splits * elements
     if configuration.kernel == "lag_sums":
         call = configuration.call().arguments
         lags = call["BLOCK_R"] * call["BLOCK_S"]

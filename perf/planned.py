@@ -5,7 +5,6 @@ Operands may be meta tensors (providers.make_operands), for a device that need n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -111,11 +110,11 @@ def alternatives(problem: Problem) -> list[Plan]:
     return [own, *sorted(best, key=lambda plan: seconds_of(plan, problem))]
 
 
-def _plans_with(tile: Tile, problem: Problem) -> Iterator[Plan]:
+def _plans_with(tile: Tile, problem: Problem) -> list[Plan]:
     try:
-        yield choose.plan_with_tile(problem, tile, tile.splits(problem))
+        return choose.plans_with_tile(problem, tile)
     except ArgumentError:  # more programs than a launch can have
-        return
+        return []
 
 
 def seconds_of(plan: Plan, problem: Problem) -> float:

@@ -157,7 +157,33 @@ def fprop_call(
     activation: str = "none",
     residual: torch.Tensor | None = None,
 ) -> Call:
-    """The launch that fills y."""
+    """The launch that fills y, with the one that fills partial sums before it, if there are any."""
+    if plan.splits == 1:
+        return _fprop_call(x, weight, bias, y, geometry, plan, activation, residual)
+    partials = _partials_of(y, plan.splits)
+    first = _fprop_call(x, weight, None, partials[0], geometry, plan)
+    last = sum_partials_call(partials, y, plan.splits, bias, residual, activation)
+    return replace(last, before=(replace(first, scratch=(partials,)),))
+
+
+def _partials_of(image: torch.Tensor, splits: int) -> torch.Tensor:
+    """Memory for as many partial sums of an image, each with the strides of it, which is dense."""
+    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
+    memory = image.new_empty(splits * image.numel(), dtype=dtype)
+    return memory.as_strided((splits, *image.shape), (image.numel(), *image.stride()))
+
+
+def _fprop_call(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    geometry: Geometry,
+    plan: Plan,
+    activation: str = "none",
+    residual: torch.Tensor | None = None,
+) -> Call:
+    """The launch of the plan's kernel that fills y, or the parts of which it is the first."""
     if plan.family == "banded":
         return _fprop_banded_call(x, weight, bias, y, geometry, plan, activation, residual)
     added = [] if residual is None else [residual]
@@ -182,6 +208,7 @@ def fprop_call(
         STRIDE_R=weight_strides[3],
         bias_stride=0 if bias is None else bias.stride(0),
         y_strides=y.stride(),
+        split_stride=y.numel() if plan.splits > 1 else 0,
         **more,
     )
     return replace(call, before=copy_calls(packing, copy))
@@ -195,7 +222,27 @@ def dgrad_call(
     geometry: Geometry,
     plan: Plan,
 ) -> Call:
-    """The launch that fills dx, or its frame, see Geometry.hole, where the plan is for that."""
+    """The launch that fills dx, or its frame, see Geometry.hole, where the plan is for that.
+
+    With the one that fills partial sums before it, if there are any.
+    """
+    if plan.splits == 1:
+        return _dgrad_call(dy, weight, bias, dx, geometry, plan)
+    partials = _partials_of(dx, plan.splits)
+    first = _dgrad_call(dy, weight, None, partials[0], geometry, plan)
+    last = sum_partials_call(partials, dx, plan.splits, bias)
+    return replace(last, before=(replace(first, scratch=(partials,)),))
+
+
+def _dgrad_call(
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    dx: torch.Tensor,
+    geometry: Geometry,
+    plan: Plan,
+) -> Call:
+    """The launch of the plan's kernel that fills dx, or the parts of which it is the first."""
     if plan.turned:
         turned = geometry.without_padding_mode().adjoint()
         if plan.family == "banded":
@@ -220,6 +267,7 @@ def dgrad_call(
         weight_stride_g=geometry.group_K * weight_strides[1],
         bias_stride=0 if bias is None else bias.stride(0),
         dx_strides=dx.stride(),
+        split_stride=dx.numel() if plan.splits > 1 else 0,
         **more,
     )
     return replace(call, before=copy_calls(packing, copy))
@@ -404,10 +452,12 @@ def _tma_arguments(
         return wgrad_descriptors(x, y, geometry, tile)
     if plan.op == "dgrad":
         out_axis, align = _stored(geometry.group_C, geometry.W, x)
-        made = dgrad_descriptors(y, weight, geometry, tile, out_axis, align, plan.precision)
+        made = dgrad_descriptors(
+            y, weight, geometry, tile, out_axis, align, plan.precision, plan.splits > 1
+        )
     else:
         out_axis, align = _stored(geometry.group_K, geometry.Q, y, *added)
-        made = fprop_descriptors(x, weight, geometry, tile, out_axis, align)
+        made = fprop_descriptors(x, weight, geometry, tile, out_axis, align, plan.splits > 1)
     return {"TAP_COLUMNS": weight.shape[1], **made}
 
 
@@ -442,18 +492,35 @@ def _stored(channels: int, columns: int, *written: torch.Tensor) -> tuple[int, i
     return out_axis, math.gcd(*(alignment(tensor, axis, extent) for tensor in written))
 
 
-def sum_partials_call(partials: torch.Tensor, out: torch.Tensor, splits: int) -> Call:
-    """The launch that sums `splits` contiguous partials into contiguous `out`."""
+def sum_partials_call(
+    partials: torch.Tensor,
+    out: torch.Tensor,
+    splits: int,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    activation: str = "none",
+) -> Call:
+    """The launch that sums `splits` dense partials into dense `out`, in its order of elements.
+
+    A bias or a residual, as fprop adds them, is for an image (N, K, P, Q).
+    """
     elements = out.numel()
-    block_s, block_e = SUM_TILE
+    block_s, block_e = sum_tile(splits)
+    image = bias is not None or residual is not None
     return Call(
         kernels.sum_partials,
         -(-elements // block_e),
         {
             "partials_ptr": partials,
+            "bias_ptr": bias,
+            **_residual(residual),
             "out_ptr": out,
             "SPLITS": splits,
             "ELEMENTS": elements,
+            "shape": tuple(out.shape) if image else (1, 1, 1, 1),
+            "strides": tuple(out.stride()) if image else (1, 1, 1, 1),
+            "bias_stride": 0 if bias is None else bias.stride(0),
+            "ACTIVATION": activation,
             "INT64": splits * elements > NARROW_LIMIT,
             "BLOCK_S": block_s,
             "BLOCK_E": block_e,
@@ -463,8 +530,9 @@ def sum_partials_call(partials: torch.Tensor, out: torch.Tensor, splits: int) ->
     )
 
 
-#: (splits, elements) that one program of sum_partials adds at a time.
-SUM_TILE = (32, 32)
+def sum_tile(splits: int) -> tuple[int, int]:
+    """(splits, elements) that one program of sum_partials adds at a time."""
+    return (8, 128) if splits <= 8 else (32, 32)
 
 
 def _call(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
@@ -597,6 +665,7 @@ def _gemm_arguments(
         # With taps that differ in a tile, Triton 3.7 loads such a block without coalescing.
         PREFETCH=read.itemsize * together < 4 and (plan.op != "wgrad" or one_tap),
         ONE_TAP=one_tap,
+        SPLIT=plan.op != "wgrad" and plan.splits > 1,
     )
     return {"LAYOUT": constant(layout)}
 

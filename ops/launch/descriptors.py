@@ -24,8 +24,9 @@ def fprop_descriptors(
     tile: TmaTile,
     out_axis: int,
     align: int,
+    split: bool = False,
 ) -> dict[str, Any]:
-    """What fprop_tma takes beside what every fprop kernel does; the last two as in TmaLayout."""
+    """What fprop_tma takes beside what every fprop kernel does; the rest as in TmaLayout."""
     layout = TmaLayout(
         boxes_of(x) == "NCHW",
         _phases(geometry),
@@ -33,6 +34,7 @@ def fprop_descriptors(
         PERSISTENT=tile.persistent > 0,
         OUT_AXIS=out_axis,
         ALIGN=align,
+        SPLIT=split,
     )
     return {
         "LAYOUT": constant(layout),
@@ -49,6 +51,7 @@ def dgrad_descriptors(
     out_axis: int,
     align: int,
     precision: str,
+    split: bool = False,
 ) -> dict[str, Any]:
     """What dgrad_tma takes beside what every dgrad kernel does; `weight` as `reads_crosswise` says.
 
@@ -63,6 +66,7 @@ def dgrad_descriptors(
         PERSISTENT=tile.persistent > 0,
         OUT_AXIS=out_axis,
         ALIGN=align,
+        SPLIT=split,
     )
     return {
         "LAYOUT": constant(layout),

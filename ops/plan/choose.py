@@ -14,7 +14,7 @@ from types import ModuleType
 
 from ..errors import ArgumentError
 from . import banded, columns, gemm, rows, stencil, tma
-from .cost import CLOSE, cheapest, times_of
+from .cost import CLOSE, cheapest, image_splits, times_of
 from .integers import cdiv
 from .problem import Plan, Problem, Tile
 from .tuned import tuned
@@ -24,6 +24,8 @@ from .tuned import tuned
 DECISIVE = (rows, banded)
 #: A decisive family whose measured time is this many times the model's is compared like the rest.
 FAR = 1.2
+#: Families whose kernels of images sum parts of a reduction too, not only those of gradients.
+SPLIT = (gemm, tma)
 #: Families whose tiles are compared.
 COMPARED = (stencil, columns, gemm, tma)
 #: Families that multiply without matrix units.
@@ -42,11 +44,14 @@ def plan(problem: Problem) -> Plan:
     """
     found, distance = tuned(problem)
     if found is not None and (tile := tile_of(found.tile)).suits(problem):
-        best = plan_with_tile(problem, tile, tile.splits(problem) if distance else found.splits)
+        plans = plans_with_tile(problem, tile)
+        exact = plan_with_tile(problem, tile, found.splits)
+        best = cheapest(plans, problem, plans) if distance else exact
         if found.registers is None:
             return best
         return dataclasses.replace(best, max_registers=found.registers or None)
-    plans = [plan_with_tile(problem, tile, tile.splits(problem)) for tile in candidates(problem)]
+    tiles = candidates(problem)
+    plans = [plan for tile in tiles for plan in plans_with_tile(problem, tile)]
     direct = [plan for plan in plans if family_of(plan.tile) in DIRECT]
     return cheapest(plans, problem, direct)
 
@@ -77,20 +82,38 @@ def tile_of(fields: Mapping[str, int]) -> Tile:
     return next(kind(**fields) for kind in names if names[kind] == set(fields))
 
 
+def plans_with_tile(problem: Problem, tile: Tile) -> list[Plan]:
+    """The plans with `tile` that are compared, the one that splits the least first.
+
+    Raises:
+        ArgumentError: a grid is larger than a launch can have.
+    """
+    if problem.op == "wgrad":
+        numbers = [tile.splits(problem)]
+    else:
+        numbers = image_splits(tile, problem) if splits_images(problem, tile) else [1]
+    return [plan_with_tile(problem, tile, number) for number in numbers]
+
+
+def splits_images(problem: Problem, tile: Tile) -> bool:
+    """Whether the kernel can sum parts of the reduction to an image."""
+    return problem.op in ("fprop", "dgrad") and family_of(tile) in SPLIT
+
+
 def plan_with_tile(problem: Problem, tile: Tile, splits: int = 1) -> Plan:
     """The plan that solves a problem with `tile`, whichever tile the planner would choose.
 
     Args:
         problem: to solve.
         tile: its family names the kernel.
-        splits: about how many parts a weight gradient's reduction is cut into: parts are whole
-            strips of the tile, so there may be fewer. No other operator has any.
+        splits: about how many parts the reduction is cut into: parts are whole strips of the tile,
+            so there may be fewer. Images that are not splits_images have one.
 
     Raises:
         ArgumentError: the grid is larger than a launch can have.
     """
     grid, split_strips = tile.programs(problem), 0
-    if problem.op == "wgrad":
+    if problem.op == "wgrad" or (splits > 1 and splits_images(problem, tile)):
         strips = tile.strips(problem)
         split_strips = cdiv(max(1, strips), max(1, splits))
         splits = max(1, cdiv(strips, split_strips))

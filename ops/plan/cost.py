@@ -164,7 +164,8 @@ def cheapest(plans: Sequence[Plan], problem: Problem, direct: Sequence[Plan]) ->
             return fastest
         return min(direct, key=lambda plan: seconds[plan])
     close = [plan for plan in plans if seconds[plan] <= CLOSE * seconds[fastest]]
-    return min(close, key=lambda plan: times[plan].busy * device.slowdown(plan.family))
+    busy = {plan: times[plan].busy + times[plan].launch for plan in close}
+    return min(close, key=lambda plan: busy[plan] * device.slowdown(plan.family))
 
 
 def times_of(work: Work, device: Device) -> Times:
@@ -298,10 +299,10 @@ def device_bytes(problem: Problem, programs: int, sharers: int) -> int:
 
 
 def partial_bytes(plan: Plan, problem: Problem) -> int:
-    """Bytes of a weight gradient's partial sums."""
-    if plan.partials == 1:
+    """Bytes of partial sums, which sum_partials adds up."""
+    if plan.partials == 1 or (plan.op != "wgrad" and plan.splits == 1):
         return 0
-    return plan.partials * problem.geometry.weight_numel * max(4, problem.dtype.itemsize)
+    return plan.partials * problem.result_numel * max(4, problem.dtype.itemsize)
 
 
 def repacked_bytes(problem: Problem) -> list[int]:
@@ -337,6 +338,23 @@ def splits_that_fill(tile: Tile, problem: Problem, most: int, side_by_side: int 
         most,
         MAX_WORKSPACE // max(1, partial * tile.partials),
     )
+
+
+#: Waves of programs that parts of an image's reduction are to fill.
+SPLIT_WAVES = (1, 2, 3)
+#: Steps that a part of an image's reduction sums at least.
+MIN_SPLIT_STEPS = 2
+
+
+def image_splits(tile: Tile, problem: Problem) -> list[int]:
+    """Numbers of parts of an image's reduction to compare: one, and those that fill whole waves."""
+    device, programs = problem.device, max(1, tile.programs(problem))
+    most = min(
+        tile.strips(problem) // MIN_SPLIT_STEPS,
+        MAX_WORKSPACE // max(1, problem.result_numel * max(4, problem.dtype.itemsize)),
+    )
+    filling = (min(most, waves * device.multiprocessors // programs) for waves in SPLIT_WAVES)
+    return sorted({1, *(parts for parts in filling if parts > 1)})
 
 
 #: Fields of tiles that need not be powers of two.

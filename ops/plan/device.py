@@ -10,7 +10,7 @@ from .measured import Measured, measured_on
 
 #: A matrix unit multiplies 16 x 16 blocks: with fewer channels most products are with zeros.
 GEMM_MIN = 16
-#: Most bytes that partial sums of a weight gradient, or the bands of a weight, may take.
+#: Most bytes that partial sums, or the bands of a weight, may take.
 MAX_WORKSPACE = 64 * 2**20
 #: Registers per thread with which twelve warps fit on an NVIDIA multiprocessor, and eight. Without
 #: a limit ptxas takes up to 192 for boxes with 128 x 256 sums, as that admits as many programs; for

@@ -26,6 +26,9 @@ from .problem import Plan, Problem
 
 #: A split of a weight gradient sums at least this many pixels, so that partials stay few.
 MIN_SPLIT_PIXELS = 1024
+#: Accumulator elements per thread of an image that is split, at most: 128 spill up to 80 bytes
+#: (sm_90, Triton 3.7.1). Neither are steps through several taps in float64 (8 bytes, sm_100).
+MAX_SPLIT_RESULTS = 64
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class GemmTile:
         return self.BLOCK_M * self.BLOCK_N // (32 * self.num_warps)
 
     def programs(self, problem: Problem) -> int:
-        """Programs that cover all results, a weight gradient's before it is split."""
+        """Programs that cover all results, before the reduction is split."""
         g = problem.geometry
         if problem.op == "wgrad":
             rows, columns, problems = g.group_K, g.group_C * g.R * g.S, g.groups
@@ -67,8 +70,18 @@ class GemmTile:
         return problems * cdiv(rows, self.BLOCK_M) * cdiv(columns, self.BLOCK_N)
 
     def strips(self, problem: Problem) -> int:
-        """Runs of BLOCK_K pixels of one problem, that a weight gradient sums."""
-        return cdiv(problem.pixels, self.BLOCK_K)
+        """Runs of BLOCK_K pixels that a weight gradient sums; steps of another's shortest loop.
+
+        One where that is not split, see MAX_SPLIT_RESULTS.
+        """
+        g = problem.geometry
+        if problem.op == "wgrad":
+            return cdiv(problem.pixels, self.BLOCK_K)
+        through_taps = problem.reduced < self.BLOCK_K
+        if self.results > MAX_SPLIT_RESULTS or (through_taps and problem.words > 1):
+            return 1
+        taps = problem.fewest_taps if problem.op == "dgrad" else (g.R, g.S)
+        return math.floor(self._steps(problem, *taps))
 
     def step(self, op: str) -> tuple[int, int, int]:
         """(M, N, K) of one step of the loop."""
@@ -76,6 +89,8 @@ class GemmTile:
 
     def splits(self, problem: Problem) -> int:
         """Parts that a weight gradient's pixels are best cut into."""
+        if problem.op != "wgrad":  # see cost.image_splits
+            return 1
         return splits_that_fill(self, problem, cdiv(problem.pixels, MIN_SPLIT_PIXELS))
 
     def shared_bytes(self, problem: Problem) -> int:
@@ -103,7 +118,7 @@ class GemmTile:
             plan,
             problem,
             code or self.code(plan, problem),
-            self._steps(plan, problem),
+            self._steps_of_part(plan, problem),
             self.BLOCK_M * self.BLOCK_N,
             plan.grid,
             image_first=plan.op != "wgrad",
@@ -111,17 +126,21 @@ class GemmTile:
             between_bytes=partial_bytes(plan, problem),
         ).after_copies(repacked_bytes(problem))
 
-    def _steps(self, plan: Plan, problem: Problem) -> float:
+    def _steps_of_part(self, plan: Plan, problem: Problem) -> float:
         """Passes of a program's loop; of an input gradient, the mean over its phases."""
         g = problem.geometry
         if plan.op == "wgrad":
             return plan.split_strips
         phases = g.phases if plan.op == "dgrad" else (1, 1)
-        if plan.one_tap:
-            return g.R * g.S / math.prod(phases) * cdiv(problem.reduced, self.BLOCK_K)
+        return self._steps(problem, g.R / phases[0], g.S / phases[1]) / plan.splits
+
+    def _steps(self, problem: Problem, rows: float, columns: float) -> float:
+        """Passes of the whole loop to an image, through so many taps."""
+        if problem.reduced >= self.BLOCK_K:
+            return rows * columns * cdiv(problem.reduced, self.BLOCK_K)
         # Whole rows of the window in a step, if they fit.
-        rows, row = cdiv(g.R, phases[0]), cdiv(g.S, phases[1]) * problem.reduced
-        return cdiv(rows, max(1, self.BLOCK_K // row)) * cdiv(row, self.BLOCK_K)
+        row = math.ceil(columns) * problem.reduced
+        return cdiv(math.ceil(rows), max(1, self.BLOCK_K // row)) * cdiv(row, self.BLOCK_K)
 
     def _lone(self, problem: Problem) -> int:
         """16-bit elements of a pass that are loaded one by one: of planes, moved by a window."""

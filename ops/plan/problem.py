@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -128,6 +129,23 @@ class Problem:
         return self.geometry.C if self.is_input_gradient else self.geometry.K
 
     @property
+    def fewest_taps(self) -> tuple[int, int]:
+        """(rows, columns) of the taps that read, or reach, one phase: the fewest, but some."""
+        g = self.geometry
+        (stride_h, dil_h), (stride_w, dil_w) = g.steps(0), g.steps(1)
+        rows = g.R * math.gcd(stride_h, dil_h) // stride_h
+        columns = g.S * math.gcd(stride_w, dil_w) // stride_w
+        return max(1, rows), max(1, columns)
+
+    @property
+    def result_numel(self) -> int:
+        """Elements of the result."""
+        g = self.geometry
+        if self.op == "wgrad":
+            return g.weight_numel
+        return g.x_numel if self.is_input_gradient else g.y_numel
+
+    @property
     def group_channels(self) -> int:
         """Channels of the result in one group."""
         return self.channels // self.geometry.groups
@@ -210,13 +228,13 @@ class Tile(Protocol):
 
     @property
     def partials(self) -> int:
-        """Results of a weight gradient that one part of its pixels leaves to sum_partials."""
+        """Results that one part of a split reduction leaves to sum_partials."""
 
     def programs(self, problem: Problem) -> int:
-        """Programs that cover all results, a weight gradient's before it is split."""
+        """Programs that cover all results, before the reduction is split."""
 
     def strips(self, problem: Problem) -> int:
-        """Steps of a weight gradient's reduction; a part is a whole number of them."""
+        """Steps of the reduction; a part is a whole number of them."""
 
     def step(self, op: str) -> tuple[int, int, int]:
         """(M, N, K) of one step: M x N results, sums over K."""
@@ -251,8 +269,8 @@ class Plan:
         int64: offsets are 64-bit.
         precision: how the kernel multiplies float32: "ieee", "tf32" or "tf32x3".
         one_tap: a reduction step of a GEMM covers channels of a single tap.
-        splits: parts that a weight gradient's reduction is cut into.
-        split_strips: strips of one part, see Tile.strips; 0 of other operators.
+        splits: parts that the reduction is cut into.
+        split_strips: strips of one part at most, see Tile.strips; 0 of an image that is not split.
         interior: tiles of a rows kernel that run without masks: "none", "some" or "all".
         turned: an input gradient runs as a forward correlation, see Geometry.adjoint.
         as_rows: boxes of a tma kernel are those of Geometry.as_rows.
@@ -289,5 +307,5 @@ class Plan:
 
     @property
     def partials(self) -> int:
-        """Results of a weight gradient that sum_partials adds up; 1 if there is nothing to add."""
+        """Partial results that sum_partials adds up; 1 if there is nothing to add."""
         return self.splits * self.tile.partials

@@ -89,7 +89,7 @@ class TmaTile:
         return math.prod(self.box)
 
     def programs(self, problem: Problem) -> int:
-        """Programs that cover all results, a weight gradient's before it is split."""
+        """Programs that cover all results, before the reduction is split."""
         boxes = self.boxes(problem)
         return min(boxes, self.persistent) if self.persistent else boxes
 
@@ -105,9 +105,16 @@ class TmaTile:
         return boxes * g.groups * cdiv(problem.group_channels, self.BLOCK_N)
 
     def strips(self, problem: Problem) -> int:
-        """Boxes of pixels of dy, that a weight gradient sums."""
+        """Boxes of pixels of dy that a weight gradient sums; steps of any other's shortest loop.
+
+        One where a program goes on from box to box: then there are enough of those.
+        """
         g = problem.boxed
-        return covered((g.N, g.P, g.Q), self.box) // self.pixels
+        if problem.op == "wgrad":
+            return covered((g.N, g.P, g.Q), self.box) // self.pixels
+        if self.persistent:
+            return 1
+        return math.prod(problem.fewest_taps) * cdiv(problem.reduced, self.BLOCK_K)
 
     def step(self, op: str) -> tuple[int, int, int]:
         """(M, N, K) of one step: channels are the rows."""
@@ -120,6 +127,8 @@ class TmaTile:
 
         One or two programs fill the shared memory of a multiprocessor.
         """
+        if problem.op != "wgrad":  # see cost.image_splits
+            return 1
         most = cdiv(self.strips(problem), MIN_SPLIT_STRIPS)
         return splits_that_fill(self, problem, most, side_by_side=2)
 
@@ -152,9 +161,9 @@ class TmaTile:
         if wgrad:
             programs, steps = plan.grid, float(plan.split_strips)
         else:
-            programs = self.boxes(problem)
+            programs = self.boxes(problem) * plan.splits
             phases = math.prod(g.phases) if plan.op == "dgrad" else 1  # the mean over them
-            steps = g.R * g.S / phases * cdiv(problem.reduced, self.BLOCK_K)
+            steps = g.R * g.S / phases * cdiv(problem.reduced, self.BLOCK_K) / plan.splits
         m, n, _ = self.step(plan.op)
         work = matrix_work(
             plan,

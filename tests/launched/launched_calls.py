@@ -130,6 +130,17 @@ def _options() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]
             trained(correlated(padding=1)),
             lambda C=C: wanting(image((3, C, 16, 16), dtype), torch.zeros(3, C, C, 3, 3)),
         )
+    for memory in ("NCHW", "channels_last"):
+        yield (
+            f"parts {memory}",
+            trained(correlated(padding=1, activation="gelu")),
+            lambda memory=memory: wanting(
+                image((1, 512, 8, 8), torch.float16, memory),
+                torch.zeros(512, 512, 3, 3, dtype=torch.float16),
+                torch.zeros(512, dtype=torch.float16),
+                image((1, 512, 8, 8), torch.float16),
+            ),
+        )
     steps = {
         "stride 2": {"stride": 2, "padding": 1},
         "uneven": {"stride": (2, 1), "dilation": (1, 2), "padding": ((0, 1), (2, 1))},

@@ -31,6 +31,7 @@ CALLS = {
     "tma": (geometry_of((1, 16, 8, 8), (16, 16, 3, 3), padding=_SAME), DEVICES["h200"]),
     "strided_tma": (geometry_of((1, 16, 16, 16), (16, 16, 2, 2), (2, 2)), DEVICES["h200"]),
     "per_sample": (geometry_of((2, 3, 6, 6), (2, 4, 3, 2, 2)), INTERPRETER),
+    "split": (geometry_of((1, 32, 3, 3), (32, 32, 5, 5), padding=((2, 2), (2, 2))), INTERPRETER),
 }
 #: float16 and channels_last.
 HALF = {"banded", "tma", "strided_tma"}
@@ -114,6 +115,7 @@ def test_what_is_planned_above():
     taken = {p.family for plans in families.values() for p in plans}
     assert taken == {kind.family for family in FAMILIES for kind in family.KINDS}
     assert any(plans[2].partials > 1 for plans in families.values())
+    assert all(plan.splits > 1 for plan in families["split"][:2])
     assert families["rows"][1].turned
 
 

@@ -9,6 +9,7 @@ from plans import OPS, planned
 
 from tricorr.ops import ArgumentError, geometry_of
 from tricorr.ops.plan import choose, rows
+from tricorr.ops.plan.cost import partial_bytes
 from tricorr.ops.plan.device import DEVICES as KNOWN
 from tricorr.ops.plan.device import GEMM_MIN, INTERPRETER, MAX_WORKSPACE, Device
 from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, GEMM_TILES, WIDE_GEMM_TILES
@@ -47,6 +48,14 @@ def test_the_grid_covers_every_result_once(op, name):
         work = p.tile.work(p, problem)  # programs of boxes may be dealt out to fewer
         assert work.programs * work.outputs >= results * p.splits
         assert p.grid <= max(1, results) * p.splits, "a program without a result"
+
+
+@pytest.mark.parametrize("op", ["fprop", "dgrad"])
+@pytest.mark.parametrize("name", ALL)
+def test_parts_of_an_image_are_bounded_and_none_is_empty(name, op):
+    for problem, p in plans(op, ALL[name]):
+        assert partial_bytes(p, problem) <= MAX_WORKSPACE
+        assert p.splits == 1 or p.splits <= p.tile.strips(problem)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -126,7 +135,7 @@ def test_plans_come_from_the_tables_print_and_hash(op, name):
         assert p.tile in tiles or p.family in ("rows", "columns", "banded", "tma")
         assert p in {p}
         assert str(p).startswith(f"Plan(op='{op}', tile=")
-        assert op == "wgrad" or p.splits == 1
+        assert op == "wgrad" or p.splits == 1 or p.family == "gemm"
 
 
 def test_precision_is_for_float32_only_and_amd_has_no_tf32x3():
