@@ -97,6 +97,7 @@ def checks(device: Device) -> Iterator[PlannedCall]:
                             ("split", plan.splits > 1),
                             ("interior", plan.interior),
                             ("rows", plan.as_rows),
+                            ("copied", getattr(plan.tile, "copied", False)),
                             ("with", frame),
                             workload.name in ("phases", "epilogue", "image_epilogue")
                             and workload.name,

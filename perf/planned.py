@@ -123,12 +123,13 @@ def seconds_of(plan: Plan, problem: Problem) -> float:
 
 
 def describe(plan: Plan) -> str:
-    """A plan in a few words: kernel, tile, warps, stages, splits, programs, register limit."""
+    """A plan in a few words: kernel, tile, warps, stages, programs, splits, register limit."""
     blocks = "x".join(str(v) for k, v in vars(plan.tile).items() if k.startswith("BLOCK"))
     rest = {k: v for k, v in vars(plan.tile).items() if k in ("LANE_Q", "persistent") and v > 1}
     return (
         f"{plan.kernel} {blocks} w{plan.tile.num_warps} s{plan.tile.num_stages}"
         + "".join(f" {name.lower()}{value}" for name, value in rest.items())
+        + " copied" * getattr(plan.tile, "copied", False)
         + f" /{plan.splits}" * (plan.splits > 1)
         + (f" r{plan.max_registers}" if plan.max_registers else "")
     )

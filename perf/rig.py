@@ -29,14 +29,11 @@ class Entrant:
         name: in rows: "tricorr", or "tricorr@" and the difference.
         format: of the tensors.
         plan: of the launch.
-        copied: images are copied to channels_last before the launch and the result is copied back,
-            both of which are timed.
     """
 
     name: str
     format: str
     plan: Plan
-    copied: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,22 +119,18 @@ class GpuRig:
             operands.workload.activation,
         )
 
-        def to_last(image: Any) -> Any:
-            copy = entrant.copied and image is not None
-            return image.contiguous(memory_format=torch.channels_last) if copy else image
-
         def fprop() -> torch.Tensor:
-            x, residual = to_last(o.x), to_last(o.residual)
-            return arguments.fprop(x, o.weight, o.bias, g, o.precision, activation, residual, plan)
+            return arguments.fprop(
+                o.x, o.weight, o.bias, g, o.precision, activation, o.residual, plan
+            )
 
         def dgrad() -> torch.Tensor:
-            return arguments.dgrad(to_last(o.dy), o.weight, g, o.precision, plan=plan)
+            return arguments.dgrad(o.dy, o.weight, g, o.precision, plan=plan)
 
         def wgrad() -> torch.Tensor:
-            return arguments.wgrad(to_last(o.x), to_last(o.dy), g, o.precision, plan=plan)
+            return arguments.wgrad(o.x, o.dy, g, o.precision, plan=plan)
 
-        call = {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}[o.op]
-        return (lambda: call().contiguous()) if entrant.copied else call
+        return {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}[o.op]
 
     def build(self, operands: Operands, plan: Plan, device: Device) -> None:
         """Compiles a call of meta tensors into Triton's cache, as its launch will look it up."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..ops.plan import choose
+from ..ops.plan import choose, tma
 from .measure import Job
 from .planned import alternatives, problem_of, seconds_of
 from .providers import OURS, make_operands
@@ -71,15 +71,19 @@ def _entrants(job: Job, memory_format: str, device: Device) -> Iterator[Entrant]
     if own.family == "tma" and job.op != "wgrad":
         boxes: Any = own.tile
         persistent = 0 if boxes.persistent else device.multiprocessors
-        plan = choose.plan_with_tile(problem, replace(boxes, persistent=persistent))
-        yield Entrant(f"{OURS}@persistent{persistent}", memory_format, plan)
+        other = replace(boxes, persistent=persistent)
+        if tma.is_legal(problem, other):
+            plan = choose.plan_with_tile(problem, other)
+            yield Entrant(f"{OURS}@persistent{persistent}", memory_format, plan)
+    if own.family == "tma":
+        copied = own.tile.copied  # type: ignore[attr-defined]
+        tiles = [tile for tile in tma.tiles(problem) if tile.copied != copied]
+        plans = [choose.plan_with_tile(problem, tile, tile.splits(problem)) for tile in tiles]
+        if plans:
+            best = min(plans, key=lambda plan: seconds_of(plan, problem))
+            yield Entrant(f"{OURS}@{'in-place' if copied else 'copied'}", memory_format, best)
     if own.family == "rows":
         for registers in REGISTERS:
             if registers != own.max_registers:
                 plan = replace(own, max_registers=registers)
                 yield Entrant(f"{OURS}@registers{registers or 0}", memory_format, plan)
-    if memory_format == "NCHW" and own.family != "tma" and "channels_last" in job.workload.formats:
-        last = make_operands(job.workload, job.op, job.dtype, "channels_last", "meta")
-        plan = choose.plan(problem_of(last, device))
-        if plan.family == "tma":
-            yield Entrant(f"{OURS}@copied", memory_format, plan, copied=True)

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from tricorr import kernels
+from tricorr.ops.plan import choose, tma
 from tricorr.ops.plan.device import DEVICES
 from tricorr.perf import checks
-from tricorr.perf.planned import launches_of
+from tricorr.perf.planned import PlannedCall, describe, launches_of
 from tricorr.perf.rig import GpuRig
+from tricorr.perf.workloads import WORKLOADS
 
 ALL = list(checks.checks(DEVICES["h200"]))
 #: These take a moment in the interpreter and the simulator.
@@ -79,3 +81,13 @@ def test_memory_is_poisoned_for_that_time_only():
     with checks.poisoned():
         assert torch.empty(100).isnan().all()
     assert torch.are_deterministic_algorithms_enabled() == before
+
+
+def test_plans_that_differ_are_told_apart():
+    """Rows are keyed by these words."""
+    for workload in WORKLOADS[:20]:
+        for memory_format in workload.formats:
+            call = PlannedCall(workload, "fprop", "bfloat16", memory_format)
+            tiles = tma.tiles(call.problem(DEVICES["h200"]))
+            plans = [choose.plan_with_tile(call.problem(DEVICES["h200"]), tile) for tile in tiles]
+            assert len({describe(plan) for plan in plans}) == len(plans), workload.name
