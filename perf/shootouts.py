@@ -11,7 +11,7 @@ from .measure import Job
 from .planned import alternatives, problem_of, seconds_of
 from .providers import OURS, make_operands
 from .rig import Entrant
-from .tune import REGISTERS
+from .tune import LIMITED, REGISTERS
 from .workloads import Workload
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _entrants(job: Job, memory_format: str, device: Device) -> Iterator[Entrant]
         if plans:
             best = min(plans, key=lambda plan: seconds_of(plan, problem))
             yield Entrant(f"{OURS}@{'in-place' if copied else 'copied'}", memory_format, best)
-    if own.family == "rows":
+    if own.family in LIMITED:
         for registers in REGISTERS:
             if registers != own.max_registers:
                 plan = replace(own, max_registers=registers)

@@ -39,8 +39,10 @@ MIN_GAIN = 0.02
 LOOK_TURNS, DECIDE_TURNS = 5, 25
 #: Candidates that are measured again, and the share of the time that the first look may take.
 FINALISTS, LOOK_SHARE = 3, 0.7
-#: Limits of a thread's registers that a rows kernel is tried with; None for none.
+#: Limits of a thread's registers to try, None for none, and families that hold their sums, rows
+#: and weights in registers: with fewer, more programs fit.
 REGISTERS = (64, 80, 96, None)
+LIMITED = ("rows", "columns")
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def _around(origin: Plan, problem: Problem) -> Iterator[Plan]:
             except ArgumentError:  # more programs than a launch can have
                 continue
     yield origin
-    if origin.family == "rows":
+    if origin.family in LIMITED:
         yield from (replace(origin, max_registers=number) for number in REGISTERS)
 
 
