@@ -88,11 +88,9 @@ def feedback_changes_the_plans_that_it_should(out, done):
     assert found.slowdown(SLOW) == pytest.approx(3, rel=0.05)
     assert found.slowdown("gemm") == pytest.approx(1, rel=0.05)
     assert found.l2 == fake_gpu.CEILINGS.l2
-    changed = {c["call"]: c for c in file["changes"]}
-    for memory_format in ("NCHW", "channels_last"):
-        call = changed[f"{NAMES[0]} wgrad bfloat16 {memory_format}"]
-        assert (call["was"].split()[0], call["now"].split()[0]) == ("wgrad_tma", "wgrad_gemm")
-    assert f"{NAMES[1]} fprop bfloat16 channels_last" not in changed  # a GEMM before and after
+    changed = [(c["was"].split()[0], c["now"].split()[0]) for c in file["changes"]]
+    assert any(was.endswith(SLOW) and not now.endswith(SLOW) for was, now in changed)
+    assert all(was.endswith(SLOW) or not now.endswith(SLOW) for was, now in changed)
     won = [(outcome.base.family, outcome.best.family) for outcome in done.outcomes if outcome.best]
     assert any(base == SLOW != best for base, best in won)  # a search crosses families
     assert all(base == SLOW or best != SLOW for base, best in won)
