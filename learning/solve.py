@@ -98,8 +98,8 @@ def chosen_ridge(sums: Sums, constraints: Constraints, rule: str | float) -> tup
 
 def squared_error(sums: Sums, theta: torch.Tensor) -> torch.Tensor:
     """The (weighted) sum of squared errors of each filter, (K,), for theta (K, D)."""
-    gram = sums.gram.repeat_interleave(len(theta) // len(sums.gram), dim=0)
-    quadratic = torch.einsum("kd,kde,ke->k", theta, gram, theta)
+    by_gram = theta.view(len(sums.gram), -1, theta.shape[1])
+    quadratic = ((by_gram @ sums.gram) * by_gram).sum(2).flatten()
     return sums.squares - 2 * (sums.moments * theta).sum(1) + quadratic
 
 
@@ -125,7 +125,9 @@ def descend(
     """
     device, D, groups = sums.gram.device, start.shape[1], len(sums.gram)
     kernel = np.arange(D) < constraints.elements
-    gram = sums.gram.numpy(force=True) + np.diag(constraints.ridge * kernel)
+    gram = sums.gram.numpy(force=True)
+    if constraints.ridge:
+        gram = gram + np.diag(constraints.ridge * kernel)
     # On small arrays NumPy costs a fifth of what PyTorch does.
     moments = sums.moments.numpy(force=True).reshape(groups, -1, D)
     theta = start.double().numpy(force=True).reshape(groups, -1, D)
@@ -142,9 +144,11 @@ def descend(
 def largest_step(sums: Sums, constraints: Constraints) -> float:
     """Gradient descent diverges from this step size on: 2 over the Hessian's top eigenvalue."""
     D = sums.gram.shape[-1]
-    kernel = torch.arange(D, device=sums.gram.device) < constraints.elements
-    ridge = torch.diag(constraints.ridge * kernel.to(sums.gram))
-    largest = float(torch.linalg.eigvalsh(sums.gram + ridge).max())
+    gram = sums.gram
+    if constraints.ridge:
+        kernel = torch.arange(D, device=gram.device) < constraints.elements
+        gram = gram + torch.diag(constraints.ridge * kernel.to(gram))
+    largest = float(torch.linalg.eigvalsh(gram).max())
     return 1 / largest if largest > 0 else float("inf")
 
 

@@ -219,8 +219,13 @@ def converted(sums: Sums, old: Units, new: Units, weight_shape: tuple[int, ...])
         moments = moments + rise[:, None] * constant
     target_sum = y * sums.target_sum + rise * sums.weight_sum
     squares = y * y * sums.squares + 2 * rise * y * sums.target_sum
+    if unknowns == elements or not bool(shift.any()):  # nothing but scales
+        scales = change.diagonal(dim1=1, dim2=2)[0]
+        gram = sums.gram * (weights * torch.outer(scales, scales))
+    else:
+        gram = weights * (of_gram @ sums.gram @ of_gram.mT)
     return Sums(
-        gram=weights * (of_gram @ sums.gram @ of_gram.mT),
+        gram=gram,
         moments=weights * (of_filter @ moments[..., None])[..., 0],
         squares=weights * (squares + rise.square() * sums.weight_sum),
         target_sum=weights * target_sum,
