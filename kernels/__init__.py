@@ -13,13 +13,16 @@ from .dgrad_tma import dgrad_tma
 from .fprop_banded import fprop_banded
 from .fprop_columns import fprop_columns
 from .fprop_gemm import fprop_gemm
+from .fprop_patch import fprop_patch
 from .fprop_rows import fprop_rows
 from .fprop_stencil import fprop_stencil
 from .fprop_tma import fprop_tma
 from .lag_sums import lag_sums
+from .spread_weight import spread_weight
 from .sum_partials import sum_partials
 from .wgrad_banded import wgrad_banded
 from .wgrad_gemm import wgrad_gemm
+from .wgrad_patch import wgrad_patch
 from .wgrad_rows import wgrad_rows
 from .wgrad_stencil import wgrad_stencil
 from .wgrad_tma import wgrad_tma
@@ -37,13 +40,16 @@ __all__ = [
     "fprop_banded",
     "fprop_columns",
     "fprop_gemm",
+    "fprop_patch",
     "fprop_rows",
     "fprop_stencil",
     "fprop_tma",
     "lag_sums",
+    "spread_weight",
     "sum_partials",
     "wgrad_banded",
     "wgrad_gemm",
+    "wgrad_patch",
     "wgrad_rows",
     "wgrad_stencil",
     "wgrad_tma",

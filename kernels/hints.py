@@ -21,6 +21,15 @@ def side_by_side(pointers, offset):
 
 
 @triton.jit
+def side_by_side_in_chunks(pointers, offset):
+    """side_by_side for blocks [chunk, row, lane]."""
+    pointers += offset
+    if FIRST_AXIS_WINS:
+        pointers = tl.max_contiguous(tl.multiple_of(pointers, [1, 1, 1]), [1, 1, 2])
+    return pointers
+
+
+@triton.jit
 def along(AXIS: tl.constexpr, SIZE: tl.constexpr):
     """0, 1, ... SIZE - 1 along one axis of two."""
     return tl.expand_dims(tl.arange(0, SIZE), 1 - AXIS)

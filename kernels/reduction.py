@@ -179,6 +179,8 @@ def load_weight(
 ):  # fmt: skip
     """[BLOCK_K, BLOCK_N] or its transpose: the weight of step i of add_taps_gemm."""
     FLAT: tl.constexpr = LAYOUT.FLATTEN_K
+    if LAYOUT.SPREAD:
+        return tl.load(weight_ptr + filter + (i * BLOCK_K + lane), mask=mask, other=0.0)
     if FLAT is not None:  # r, s and c are those of lanes along the image's axis
         r, s, c = split_step(i, lane, taps[0], FLAT, MOST_S, INT64, BLOCK_K)
         mask &= (r < taps[0]) & (s < taps[1])

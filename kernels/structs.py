@@ -68,6 +68,7 @@ class GemmLayout(NamedTuple):
         PREFETCH: the image is loaded a step ahead.
         ONE_TAP: all columns of a tile of a weight gradient belong to one tap.
         SPLIT: programs sum parts of an image's reduction, see fprop_gemm.
+        SPREAD: the weight lies in the order of the steps, see spread_weight.
     """
 
     PIXEL_AXIS: int
@@ -78,6 +79,65 @@ class GemmLayout(NamedTuple):
     K_DIVIDES: bool
     PREFETCH: bool
     ONE_TAP: bool
+    SPLIT: bool = False
+    SPREAD: bool = False
+
+
+class PatchAxis(NamedTuple):
+    """How patches lie along one axis, and what they read: see Axis in ops/plan/patch.py.
+
+    Attributes:
+        PITCH: results from one patch to the next.
+        SHIFT: results of the first patch that lie before the image.
+        STEP: rows or columns that are read, from one patch to the next.
+        PAD: of them before the image.
+        WINDOW: of them that a patch reads.
+        TAP_OF_PLACE, TAP_OF_RESULT, FIRST_TAP: see tap_at_place.
+    """
+
+    PITCH: int
+    SHIFT: int
+    STEP: int
+    PAD: int
+    WINDOW: int
+    TAP_OF_PLACE: int
+    TAP_OF_RESULT: int
+    FIRST_TAP: int
+
+
+class PatchLayout(NamedTuple):
+    """How the operands of a product over patches lie in memory.
+
+    Attributes:
+        PIXEL_AXIS, FLATTEN_K, K_DIVIDES, PREFETCH, ONE_TAP, SPREAD, SPLIT: as in GemmLayout, of the
+            image that is read; of x, for a weight gradient.
+        X_ALIGN: as there, of the same image.
+        Y_AXIS, Y_ALIGN: 1 if pixels are contiguous in memory in the image that is written, or in
+            dy, for a weight gradient, 0 if channels are; and its elements of a piece.
+        RESULTS: channels of the result in one group; filters, of a weight gradient.
+        ACROSS: order of columns, see split_patch_column.
+        CHECKED: windows reach outside of the image that is read.
+        CROPPED: patches reach outside of the image that is written; of dy, for a weight gradient.
+        LOOSE: pieces of what is read are single elements.
+        STORED_LANES: columns, or patches where Y_AXIS is 1 and not ACROSS, that threads run along
+            before the next row as they store.
+    """
+
+    PIXEL_AXIS: int
+    X_ALIGN: int
+    Y_AXIS: int
+    Y_ALIGN: int
+    FLATTEN_K: int | None
+    K_DIVIDES: bool
+    PREFETCH: bool
+    ONE_TAP: bool
+    RESULTS: int
+    ACROSS: bool
+    CHECKED: bool
+    CROPPED: bool
+    LOOSE: bool
+    STORED_LANES: int
+    SPREAD: bool = True
     SPLIT: bool = False
 
 

@@ -80,6 +80,8 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
 }
 #: The file of each family by the name that its tiles have.
 MODULES = {family.__name__.rpartition(".")[2]: family for family in choose.FAMILIES}
+#: Families whose products are of the kinds above.
+PRODUCTS_OF = ("gemm", "tma", "banded", "patch", "frame")
 EXACT = ("float32", "bfloat16", "uint8", "float16", "float64")
 
 
@@ -244,6 +246,37 @@ CASES: dict[str, dict[str, Case]] = {
             padding=((5, 3), (4, 6)), bias=True, residual=True,
         ),
     },
+    # Few results, a photograph's gradient, single channels side by side, patches without zeros.
+    "patch": {
+        "head": _case(
+            8, 16, 512, 512, 3, 3, 3, ops="fprop wgrad", bias=True
+        ),
+        "head_last": _case(
+            8, 16, 512, 512, 3, 3, 3, ops="fprop wgrad", last=True, bias=True, activation="gelu",
+            residual=True,
+        ),
+        "stem": _case(8, 3, 224, 224, 64, 7, 7, stride=2, ops="wgrad"),
+        "phases": _case(8, 64, 224, 224, 3, 7, 7, stride=2, ops="dgrad"),
+        "phases_last": _case(8, 64, 224, 224, 3, 7, 7, stride=2, ops="dgrad", last=True),
+        "colours": _case(4, 3, 512, 512, 8, 11, 11, last=True, ops="fprop wgrad"),
+        "patchify": _case(
+            8, 768, 224, 224, 3, 16, 16, stride=16, padding=((0, 0), (0, 0)), ops="dgrad",
+        ),
+        "odd": _case(
+            5, 38, 301, 303, 10, 5, 4, stride=(2, 1), padding=((2, 1), (1, 2)), groups=2,
+            ops="fprop wgrad", padding_mode="reflect", flip=True, last=True, bias=True,
+            activation="silu", residual=True,
+        ),
+        "odd_planes": _case(
+            5, 38, 301, 303, 10, 5, 4, stride=(2, 1), padding=((2, 1), (1, 2)), groups=2,
+            padding_mode="circular", flip=True, bias=True, activation="silu", residual=True,
+            ops="fprop wgrad",
+        ),
+        "odd_phases": _case(
+            5, 26, 301, 303, 20, 5, 4, stride=(2, 2), padding=((2, 1), (1, 2)), groups=2,
+            flip=True, ops="dgrad", last=True,
+        ),
+    },
     # One loop, a loop for each phase of the input, programs for each of the gradient's phases, and
     # 64-bit offsets with everything that is not simple.
     "tma": {
@@ -354,7 +387,7 @@ class Configuration:
             return False
         across_taps = self.kernel in ("fprop_gemm", "dgrad_gemm") and not self.plan.one_tap
         in_turn = self.case.endswith(("-loop", "-split"))
-        return self.family == "banded" or self.plan.int64 or across_taps or in_turn
+        return self.family in ("banded", "patch") or self.plan.int64 or across_taps or in_turn
 
     def wants_mma(self, target: Target) -> bool:
         """Whether the matrix units should do the arithmetic."""
@@ -423,7 +456,7 @@ def _choices() -> dict[Any, list[str]]:
 def _of_cases(target: Target) -> Iterator[Configuration]:
     """Every case with every tile of its family, for each operator, one dtype after the other."""
     for family, cases in CASES.items():
-        kinds = PRODUCTS if family in ("gemm", "tma", "banded", "frame") else {"": EXACT}
+        kinds = PRODUCTS if family in PRODUCTS_OF else {"": EXACT}
         for op, kind in itertools.product((*OPS, "dgrad_frame"), kinds):
             if kind == "tf32x3" and target.is_amd:
                 continue  # it has none
@@ -446,7 +479,7 @@ def _of_case(
             kind = "" if planned.plan.family == "stencil" else product
             recorded = (every or first) and variant in whole and "-copied" not in variant
             made = Configuration(family, name + variant, planned.kernel, planned, kind, recorded)
-            if not planned.plan.turned:  # else it is a configuration of fprop
+            if family == "patch" or not planned.plan.turned:  # else it is one of fprop
                 yield made
 
 
@@ -460,6 +493,8 @@ def _plans(
     call = PlannedCall(replace(case.workload, geometry=g), op, dtype, case.format)
     problem = call.problem(target.device)
     tiles = tiles_of(MODULES[family], problem) if family in MODULES else choose.candidates(problem)
+    if family == "patch":  # the last, largest patch of each shape
+        tiles = list({(tile.step(op), tile.num_warps): tile for tile in tiles}.values())
     for tile in tiles:
         copied = "-copied" if getattr(tile, "copied", False) else ""
         variants: dict[str, Any] = {copied: tile}
@@ -497,6 +532,8 @@ def _helpers() -> Iterator[Configuration]:
                 ("ragged_planes", "wgrad"),
             )
         ),
+        ("spread_weight", "patch", "head", CASES["patch"]["head"], "fprop", PRODUCTS["half"]),
+        ("spread_weight", "patch", "head", CASES["patch"]["head"], "fprop", ("tf32",)),
         ("sum_partials", "gemm", "narrow", CASES["gemm"]["dense"], "wgrad", EXACT),
         ("sum_partials", "gemm", "wide", wide, "wgrad", EXACT),
         ("sum_partials", "gemm", "image", epilogue, "fprop", ("bfloat16", "float64")),
@@ -531,6 +568,6 @@ def _tuned(target: Target) -> Iterator[Configuration]:
         problem = planned.problem(target.device)
         plan = choose.plan_with_tile(problem, tile, tile.splits(problem))
         planned = replace(planned, plan=plan)
-        product = problem.product if tile.family in ("gemm", "tma", "banded") else ""
+        product = problem.product if tile.family in PRODUCTS_OF else ""
         launch = f"-tuned-w{tile.num_warps}-s{tile.num_stages}"
         yield Configuration(tile.family, name + launch, planned.kernel, planned, product)

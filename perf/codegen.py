@@ -37,7 +37,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..ops.launch.arguments import BANDS_BLOCK, sum_tile
+from ..ops.launch.arguments import BANDS_BLOCK, SPREAD_BLOCK, sum_tile
 from ..ops.launch.copies import TILE as COPY_TILE
 from .cases import PARKED, TARGETS, Configuration, Target, configurations
 from .machine_code import MARKS, Build, build
@@ -170,6 +170,8 @@ def _work_of_a_program(configuration: Configuration, target: Target) -> tuple[in
     if configuration.kernel == "copy_images":
         elements = math.prod(COPY_TILE)
         return elements, elements
+    if configuration.kernel == "spread_weight":
+        return SPREAD_BLOCK, SPREAD_BLOCK
     plan = configuration.plan
     work = plan.tile.work(plan, configuration.problem(target))
     return work.outputs, round(work.macs)

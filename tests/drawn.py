@@ -12,10 +12,10 @@ import torch
 from hypothesis import strategies as st
 
 from tricorr.ops import Geometry, geometry_of
-from tricorr.ops.plan import banded, choose, columns, gemm, rows, stencil, tma
+from tricorr.ops.plan import banded, choose, columns, gemm, patch, rows, stencil, tma
 from tricorr.ops.plan.problem import Layout, Plan, Problem
 
-FAMILIES = ("gemm", "stencil", "rows", "columns", "banded", "tma")
+FAMILIES = ("gemm", "patch", "stencil", "rows", "columns", "banded", "tma")
 #: Those whose forward kernels compute input gradients too.
 TURNED = ("rows", "columns", "banded")
 #: (product, dtype, precision) that kernels are planned for.
@@ -112,6 +112,8 @@ def geometries_of(op, family, dtype):
     if family == "columns":
         stride = 1 if op == "dgrad" else 3
         return geometries(few, few, window=12, stride=stride, dilation=1, **size)
+    if family == "patch":
+        return geometries(few, FEW_OR_MANY, dilation=1, banks=False, **size)
     if family == "tma":
         several = st.sampled_from([16, 24, 32, 48] if dtype.itemsize == 2 else [16, 20, 32])
         return geometries(several, several, groups=2, banks=False, stride=2, dilation=2, **size)
@@ -129,6 +131,8 @@ def table_tiles(family, problem):
     if family == "rows":
         tile = rows.tile_for(problem)
         return [tile] if tile else []
+    if family == "patch":
+        return patch.legal_tiles(problem)
     if family == "columns":
         return [columns.tile_for(problem)]
     if family == "banded":
@@ -137,7 +141,7 @@ def table_tiles(family, problem):
 
 
 def has_kernel(family, problem):
-    kinds = {"rows": rows, "columns": columns, "banded": banded, "tma": tma}
+    kinds = {"rows": rows, "columns": columns, "banded": banded, "tma": tma, "patch": patch}
     return family not in kinds or kinds[family].is_legal(problem)
 
 
@@ -148,7 +152,7 @@ def products_of(op, family):
     if family in ("stencil", "rows", "columns"):
         return [kind for kind in PRODUCTS if kind[2] == "ieee"]
     kinds = [kind for kind in PRODUCTS if kind[0] in ("half", "tf32", "tf32x3")]
-    if family == "banded":
+    if family in ("banded", "patch"):
         return kinds
     return kinds[:3] if op != "wgrad" else kinds[:2]
 
@@ -168,7 +172,7 @@ def calls(draw, op, family, device, search):
     geometry = draw(geometries_of(op, family, dtype))
     channels_last = family == "tma" or draw(st.booleans())
     boxes = "NHWC" if family == "tma" else ""
-    int64 = draw(st.booleans())
+    int64 = family != "patch" and draw(st.booleans())  # which has 32-bit offsets only
     as_rows = family == "tma" and geometry.is_point and draw(st.booleans())
     layout = Layout(channels_last, int64, boxes, boxes, as_rows=as_rows)
     problem = Problem(op, geometry, dtype, precision, layout, device)
@@ -206,5 +210,6 @@ def calls(draw, op, family, device, search):
         found = planned(draw(st.sampled_from(tiles)))
     if family == "rows" and found.interior == "none" and draw(st.booleans()):
         found = replace(found, interior="some")
-    assert found.turned == (family in TURNED and problem.is_turned)
+    turned = op == "dgrad" if family == "patch" else family in TURNED and problem.is_turned
+    assert found.turned == turned
     return Drawn(geometry, found, dtype, precision, channels_last)

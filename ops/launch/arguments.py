@@ -14,11 +14,20 @@ from typing import Any
 import torch
 
 from ... import kernels
-from ...kernels.structs import BandLayout, GemmLayout, Window, constant, tile_struct
+from ...kernels.structs import (
+    BandLayout,
+    GemmLayout,
+    PatchAxis,
+    PatchLayout,
+    Window,
+    constant,
+    tile_struct,
+)
 from .. import backend
 from ..geometry import Geometry
 from ..plan import choose
 from ..plan.banded import COLUMN_STEP, BandedTile, rows_read
+from ..plan.patch import Axis
 from ..plan.problem import Plan, Problem
 from ..plan.tma import reads_crosswise, tap_columns
 from .call import Call
@@ -186,6 +195,8 @@ def _fprop_call(
     """The launch of the plan's kernel that fills y, or the parts of which it is the first."""
     if plan.family == "banded":
         return _fprop_banded_call(x, weight, bias, y, geometry, plan, activation, residual)
+    if plan.family == "patch":
+        return _patch_call(x, weight, bias, y, geometry, plan, activation, residual)
     added = [] if residual is None else [residual]
     geometry, (x, y, *added) = _planes_as_rows(geometry, plan, x, y, *added)
     weight, packing = _packed(weight, geometry, plan)
@@ -243,6 +254,8 @@ def _dgrad_call(
     plan: Plan,
 ) -> Call:
     """The launch of the plan's kernel that fills dx, or the parts of which it is the first."""
+    if plan.family == "patch":
+        return _patch_call(dy, weight, bias, dx, geometry, plan)
     if plan.turned:
         turned = geometry.without_padding_mode().adjoint()
         if plan.family == "banded":
@@ -388,6 +401,160 @@ def _in_planes(image: torch.Tensor, _: Plan) -> tuple[torch.Tensor, Copy | None]
     return out, Copy(image[None], out, out)
 
 
+def _patch_call(
+    image: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    result: torch.Tensor,
+    geometry: Geometry,
+    plan: Plan,
+    activation: str = "none",
+    residual: torch.Tensor | None = None,
+) -> Call:
+    """The launch that fills the result, y or dx, and before it the one that spreads the weight."""
+    tile: Any = plan.tile
+    shape = tile.spread_shape(plan.op, geometry, plan.one_tap)
+    spread = weight.new_empty(shape)
+    extents = {name: value for name, value in vars(tile).items() if name.isupper()}
+    taps, (_, k, c, r, s) = _weight_walk(weight, geometry)
+    channels = geometry.group_C
+    if plan.op == "dgrad":
+        channels, k, c = geometry.group_K, c, k
+    arguments = _patch_arguments(image, weight, result, geometry, plan) | {
+        "x_ptr": image,
+        "weight_ptr": taps,
+        "spread_ptr": spread,
+        "bias_ptr": bias,
+        "y_ptr": result,
+        "x_shape": image.shape[2:],
+        "y_shape": result.shape[2:],
+        "GROUPS": geometry.groups,
+        "GROUP_C": channels,
+        "ELEMENTS": spread.numel(),
+        "x_strides": image.stride(),
+        "weight_strides": (geometry.group_K * taps.stride(0), k, c, r, s),
+        "bias_stride": 0 if bias is None else bias.stride(0),
+        "y_strides": result.stride(),
+        "ACTIVATION": activation,
+        "PRECISION": plan.precision,
+        "STEPS": shape[-1] // tile.BLOCK_K,
+        "INT64": plan.int64,
+        "TILE": constant(tile_struct(extents)),
+        "BLOCK_K": tile.BLOCK_K,
+        "BLOCK_E": SPREAD_BLOCK,
+        **_residual(residual),
+    }
+    spreads, multiplies = (
+        {name: arguments[name] for name in kernel.arg_names}
+        for kernel in (kernels.spread_weight, kernels.fprop_patch)
+    )
+    first = Call(kernels.spread_weight, -(-spread.numel() // SPREAD_BLOCK), spreads, 4, 2)
+    return Call(
+        kernels.fprop_patch,
+        plan.grid,
+        multiplies,
+        tile.num_warps,
+        tile.num_stages,
+        plan.max_registers,
+        before=(first,),
+        scratch=(spread,),
+    )
+
+
+#: Elements of the spread weight that one program of spread_weight writes.
+SPREAD_BLOCK = 1024
+
+
+def _patch_arguments(
+    image: torch.Tensor,
+    weight: torch.Tensor,
+    result: torch.Tensor,
+    geometry: Geometry,
+    plan: Plan,
+    added: Sequence[torch.Tensor] = (),
+) -> dict[str, Any]:
+    """What patch kernels take besides tensors; of a weight gradient, `result` is dy."""
+    tile: Any = plan.tile
+    axes = tile.axes(plan.op, geometry)
+    channels, results = geometry.group_C, geometry.group_K
+    if plan.op == "dgrad":
+        channels, results = results, channels
+    wgrad = plan.op == "wgrad"
+    flat = not wgrad and not plan.one_tap
+    y_axis = int(step_along(result, 3) < step_along(result, 1))
+    if y_axis == 0:
+        y_align = alignment(result, 1, results)
+    else:  # a patch per thread, side by side
+        y_align = 1 if wgrad or axes[1].pitch > 1 else alignment(result, 3, result.shape[3])
+    x_align = alignment(image, 1, channels)
+    # Single channels are gathered anyway: then a lane has places of its own, and patches share
+    # them, unless every step has others.
+    row = axes[1].window * channels
+    scattered = x_align == 1 and (wgrad or (flat and row <= tile.BLOCK_K))
+    pixel_axis = int(scattered or step_along(image, 3) < step_along(image, 1))
+    x_align = 1 if pixel_axis else x_align
+    inside = all(
+        axis.pad <= 0 and (axis.count - 1) * axis.step - axis.pad + axis.window <= extent
+        for axis, extent in zip(axes, image.shape[2:], strict=True)
+    )
+    fits = all(
+        axis.shift == 0 and axis.count * axis.pitch == extent
+        for axis, extent in zip(axes, result.shape[2:], strict=True)
+    )
+    one_tap = channels % tile.BLOCK_N == 0  # of a weight gradient
+    across = not wgrad and y_axis == 1 and axes[1].pitch >= ACROSS_PITCH
+    by_columns = not wgrad and (y_axis == 0 or across)
+    layout = PatchLayout(
+        PIXEL_AXIS=pixel_axis,
+        X_ALIGN=x_align,
+        Y_AXIS=y_axis,
+        Y_ALIGN=y_align,
+        FLATTEN_K=channels if flat else None,
+        K_DIVIDES=channels % tile.BLOCK_K == 0,
+        PREFETCH=image.itemsize * x_align < 4 and (not wgrad or one_tap),
+        ONE_TAP=one_tap,
+        RESULTS=results,
+        ACROSS=across,
+        CHECKED=geometry.padding_mode != "zeros" or not inside,
+        CROPPED=not fits,
+        LOOSE=x_align == 1,
+        STORED_LANES=min(STORED_COLUMNS, tile.BLOCK_N) if by_columns else STORED_PATCHES,
+    )
+    rows, columns = (constant(_patch_axis(axis)) for axis in axes)
+    return {
+        "ROWS": rows,
+        "COLUMNS": columns,
+        "LAYOUT": constant(layout),
+        "MODE": geometry.padding_mode if plan.op != "dgrad" else "zeros",
+        "patch_shape": (axes[0].count, axes[1].count),
+        "PATCHES": tile.patches(plan.op, geometry),
+        "R": geometry.R,
+        "S": geometry.S,
+        "SPLIT_PATCHES": plan.split_pixels,
+        "dw_stride_partial": math.prod(geometry.weight_shape),
+    }
+
+
+#: Columns and patches that threads run along as they store.
+STORED_COLUMNS, STORED_PATCHES = 8, 32
+#: Columns of a patch that are stored as a row of a plane: 16 bytes of 16-bit numbers.
+ACROSS_PITCH = 8
+
+
+def _patch_axis(axis: Axis) -> PatchAxis:
+    """An axis as kernels take it."""
+    return PatchAxis(
+        PITCH=axis.pitch,
+        SHIFT=axis.shift,
+        STEP=axis.step,
+        PAD=axis.pad,
+        WINDOW=axis.window,
+        TAP_OF_PLACE=axis.of_place,
+        TAP_OF_RESULT=axis.of_result,
+        FIRST_TAP=axis.first,
+    )
+
+
 #: Elements of the bands that one program of build_bands writes.
 BANDS_BLOCK = 1024
 
@@ -433,7 +600,12 @@ def _family_arguments(
 
     x, weight and y are the tensors of the operator or their gradients; `added` goes to its sums.
     """
-    make = {"banded": _band_arguments, "gemm": _gemm_arguments, "tma": _tma_arguments}
+    make: dict[str, Callable[..., dict[str, Any]]] = {
+        "banded": _band_arguments,
+        "gemm": _gemm_arguments,
+        "patch": _patch_arguments,
+        "tma": _tma_arguments,
+    }
     if plan.family not in make:
         return {}
     return make[plan.family](x, weight, y, geometry, plan, added)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import ModuleType
 
 from ..errors import ArgumentError
-from . import banded, columns, gemm, rows, stencil, tma
+from . import banded, columns, gemm, patch, rows, stencil, tma
 from .cost import CLOSE, cheapest, image_splits, times_of
 from .integers import cdiv
 from .problem import Plan, Problem, Tile
@@ -27,7 +27,7 @@ FAR = 1.2
 #: Families whose kernels of images sum parts of a reduction too, not only those of gradients.
 SPLIT = (gemm, tma)
 #: Families whose tiles are compared.
-COMPARED = (stencil, columns, gemm, tma)
+COMPARED = (stencil, columns, gemm, tma, patch)
 #: Families that multiply without matrix units.
 DIRECT = (rows, stencil, columns)
 FAMILIES = (*DECISIVE, *COMPARED)

@@ -292,7 +292,7 @@ class Plan:
 
     @property
     def family(self) -> str:
-        """The kernel family: gemm, tma, stencil, rows, columns or banded."""
+        """The kernel family: gemm, tma, patch, stencil, rows, columns or banded."""
         return self.tile.family
 
     @property
@@ -308,4 +308,4 @@ class Plan:
     @property
     def partials(self) -> int:
         """Partial results that sum_partials adds up; 1 if there is nothing to add."""
-        return self.splits * self.tile.partials
+        return self.splits * (self.tile.partials if self.op == "wgrad" else 1)

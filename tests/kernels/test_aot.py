@@ -148,7 +148,7 @@ def _key(call):
     # The same tile may serve two kinds of product: float64's and exact float32's.
     plan = call.plan
     precision = "float64" if call.dtype == "float64" else plan.precision
-    product = precision if plan.family in ("gemm", "banded") else ""
+    product = precision if plan.family in ("gemm", "banded", "patch") else ""
     return plan.op, plan.tile, plan.one_tap, plan.int64, product
 
 
@@ -184,7 +184,7 @@ def test_nothing_that_the_planner_chooses_is_left_out(name):
     }
     banded = {(c.plan.op, _table_tile(c.plan), c.plan.int64) for c in _every_banded()}
     here = {c.plan.tile for c in dealt(TARGETS[name]) if c.plan}
-    seen, rows, boxes = 0, [], set()
+    seen, rows, boxes, patches = 0, [], set(), set()
     for call in itertools.islice(random_calls.calls(rng, device), 1000):
         plan = call.plan
         if plan.family == "banded":
@@ -196,6 +196,8 @@ def test_nothing_that_the_planner_chooses_is_left_out(name):
             rows.append(call)
         elif plan.family == "tma":  # the shape of a box only moves bits of its coordinates
             boxes.add(_shape(plan))
+        elif plan.family == "patch":  # its extents are constants of the same code
+            patches.add((plan.kernel, plan.tile.shape, plan.one_tap, _key(call)[-1]))
         elif plan.op != "dgrad_frame":  # which is a smaller tile of the same kernels
             seen += 1
             assert plan.tile in here, plan
@@ -208,6 +210,12 @@ def test_nothing_that_the_planner_chooses_is_left_out(name):
         if c.plan and c.plan.family == "tma"
     }
     assert bool(boxes) == (device.arch in ARCHITECTURES)
+    assert patches <= {
+        (c.plan.kernel, c.plan.tile.shape, c.plan.one_tap, _key(c.planned)[-1])
+        for target in TARGETS.values()
+        for c in dealt(target)
+        if c.plan and c.plan.family == "patch"
+    }
     # Tiles of rows kernels follow from the geometry: none holds more than those that are compiled.
     assert len(rows) > 20
     for call in rows:

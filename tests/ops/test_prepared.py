@@ -23,6 +23,7 @@ CALLS = {
     "rows": (DEPTHWISE, INTERPRETER),
     "stencil": (geometry_of((2, 2, 19, 9), (2, 2, 9, 3)), INTERPRETER),
     "banded": (geometry_of((1, 2, 40, 40), (2, 1, 31, 31), groups=2), INTERPRETER),
+    "patch": (geometry_of((1, 3, 128, 128), (24, 3, 4, 4), (4, 4)), INTERPRETER),
     "flipped": (geometry_of((2, 3, 9, 7), (4, 3, 2, 3), padding=_SAME, flip=True), INTERPRETER),
     "framed": (
         geometry_of((1, 2, 7, 7), (2, 2, 3, 3), padding=_SAME, padding_mode="reflect"),

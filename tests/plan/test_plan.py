@@ -92,6 +92,7 @@ def test_many_channels_take_the_gemm_one_the_rows_and_others_what_is_cheaper(op,
             assert op == "wgrad" or (g.group_C if op == "fprop" else g.group_K) >= p.tile.BLOCK_K
         assert p.family != "rows" or rows.is_legal(problem)
         turned = op == "dgrad" and p.family in ("rows", "columns", "banded") and g.stride == (1, 1)
+        turned |= op == "dgrad" and p.family == "patch"
         assert p.kernel == f"{'fprop' if turned else op}_{p.family}"
 
 
@@ -102,7 +103,11 @@ def test_few_results_of_many_channels_are_no_stencils(op):
     C, K = (64, 3) if op == "fprop" else (3, 64)
     g = geometry_of((32, C, 112, 112), (K, C, 7, 7), padding=((3, 3), (3, 3)))
     for device in KNOWN.values():
-        assert planned(op, g, torch.bfloat16, Layout(), device).family in ("gemm", "columns")
+        assert planned(op, g, torch.bfloat16, Layout(), device).family in (
+            "gemm",
+            "columns",
+            "patch",
+        )
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -132,7 +137,7 @@ def test_plans_come_from_the_tables_print_and_hash(op, name):
     tiles |= set(WIDE_GEMM_TILES.values())
     tiles |= {tile for table in GEMM_GRADIENT_TILES.values() for tile in table}
     for _, p in plans(op, ALL[name]):
-        assert p.tile in tiles or p.family in ("rows", "columns", "banded", "tma")
+        assert p.tile in tiles or p.family in ("rows", "columns", "banded", "tma", "patch")
         assert p in {p}
         assert str(p).startswith(f"Plan(op='{op}', tile=")
         assert op == "wgrad" or p.splits == 1 or p.family == "gemm"

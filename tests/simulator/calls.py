@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tricorr.ops import Geometry, geometry_of
+from tricorr.ops.plan.patch import PatchTile
 
 ARCHS = (80, 90)
 #: Simulated as far as it goes, which is what does not multiply with tcgen05.
@@ -33,6 +34,7 @@ class Simulated:
         arch: compute capability times ten.
         kernel: what the planner takes for it.
         unit: what that multiplies with: "fma", "mma.sync" or "wgmma".
+        tile: replaces the planner's, which takes this kernel for larger calls only.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Simulated:
     kernel: str
     unit: str
     x_dtype: torch.dtype | None = None
+    tile: PatchTile | None = None
 
     def __str__(self) -> str:
         dtype = str(self.x_dtype or self.dtype).removeprefix("torch.")
@@ -70,6 +73,9 @@ _WIDE_WINDOW = geometry_of((1, 4, 20, 24), (4, 1, 31, 31), padding=((15, 15),) *
 _BOXES = geometry_of((2, 16, 8, 8), (16, 16, 1, 1))
 _ROWS_OUT = geometry_of((1, 128, 4, 128), (32, 128, 3, 3), padding=_SAME)
 _ROWS_IN = geometry_of((1, 32, 4, 128), (128, 32, 3, 3), padding=_SAME)
+
+_HEAD = geometry_of((2, 24, 9, 10), (6, 12, 3, 3), padding=((1, 1), (0, 2)), groups=2)
+_STEM = geometry_of((1, 3, 15, 13), (20, 3, 5, 4), (2, 3), ((2, 1), (1, 2)))
 
 ALL = ("fprop_bias", "dgrad", "wgrad")
 _FMA = {80: "fma", 90: "fma"}
@@ -110,6 +116,21 @@ TABLE = [
     ("rows_out", _ROWS_OUT, HALF, "ieee", "planes", "tma", ("fprop_bias",), _WGMMA),
     ("rows_in", _ROWS_IN, HALF, "ieee", "planes", "tma", ("dgrad",), _WGMMA),
 ]  # fmt: skip
+#: (name, operator, geometry, dtype, precision, format, kernel, tile, unit by architecture)
+PATCHES = [
+    ("head", "fprop_bias", _HEAD, HALF, "ieee", "planes", "fprop_patch",
+     PatchTile(128, 64, 32, 2, 4, 4, 3), _NEWEST),
+    ("head", "fprop_bias", _HEAD, FLOAT, "tf32", "pixels", "fprop_patch",
+     PatchTile(128, 64, 32, 4, 2, 8, 2), _NEWEST),
+    ("stem", "dgrad", _STEM, BRAIN, "ieee", "pixels", "fprop_patch",
+     PatchTile(128, 32, 32, 1, 1, 4, 3), _NEWEST),
+    ("stem", "dgrad", _STEM, FLOAT, "ieee", "planes", "fprop_patch",
+     PatchTile(64, 32, 16, 1, 1, 4, 3), _FMA),
+    ("head", "wgrad", _HEAD, BRAIN, "ieee", "planes", "wgrad_patch",
+     PatchTile(64, 64, 32, 2, 4, 4, 3), _NEWEST),
+    ("head", "wgrad", _HEAD, FLOAT, "tf32", "pixels", "wgrad_patch",
+     PatchTile(64, 64, 32, 4, 2, 4, 3), _NEWEST),
+]  # fmt: skip
 
 
 def newest_calls() -> Iterator[Simulated]:
@@ -126,6 +147,11 @@ def calls() -> Iterator[Simulated]:
             kernel = f"{op.removesuffix('_bias')}_{family}"
             for arch, unit in units.items():
                 yield Simulated(name, op, geometry, dtype, precision, format, arch, kernel, unit)
+    for name, op, geometry, dtype, precision, format, kernel, tile, units in PATCHES:
+        for arch, unit in units.items():
+            yield Simulated(
+                name, op, geometry, dtype, precision, format, arch, kernel, unit, tile=tile
+            )
     for arch in ARCHS:
         yield Simulated(
             "bytes", "fprop_bias", _BYTES, FLOAT, "ieee", "planes", arch, "fprop_rows", "fma",

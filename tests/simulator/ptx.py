@@ -97,7 +97,7 @@ def bits_of(kind: str) -> int:
     if kind == "pred":
         return 1
     match = re.fullmatch(r"(?:[busf]|bf|tf)(\d+)(x2)?", kind)
-    if not match:
+    if not match or kind in ("s16x2", "u16x2"):  # halves: not all instructions know of them
         raise Unsupported(f"type {kind}")
     return int(match[1]) * (2 if match[2] else 1)
 

@@ -10,6 +10,9 @@ from closeness import check, operands
 from simulator.calls import ARCHS, FORMATS, calls, newest_calls
 from simulator.driver import simulated
 from tricorr import kernels, ops
+from tricorr.ops.launch import arguments as launch
+from tricorr.ops.plan.choose import plan_with_tile
+from tricorr.ops.plan.problem import Layout, Problem
 
 CALLS = [
     *[pytest.param(call, id=str(call)) for call in calls()],
@@ -25,25 +28,37 @@ def test_call(call):
     args = operands(call.op, *made)
     last = FORMATS[call.format]
     given = [t.contiguous(memory_format=last) if t.dim() == 4 else t for t in args]
+    name, more = call.op.removesuffix("_bias"), {}
+    if call.tile is not None:
+        layout = Layout(channels_last=call.format == "pixels")
+        problem = Problem(name, call.geometry, call.dtype, call.precision, layout)
+        more["plan"] = plan_with_tile(problem, call.tile)
     with simulated(call.arch) as device:
-        actual = getattr(ops, call.op.removesuffix("_bias"))(
-            *given, call.geometry, precision=call.precision
-        )
+        module = launch if more else ops
+        actual = getattr(module, name)(*given, call.geometry, precision=call.precision, **more)
     check(call.op, args, call.geometry, actual=actual, precision=call.precision)
-    launched = {(launch.kernel, launch.unit) for launch in device.launches}
+    launched = {(done.kernel, done.unit) for done in device.launches}
     # Another kernel, after a change to the planner: say so in TABLE, and give this one a call.
     assert (call.kernel, call.unit) in launched
     assert BESIDE.get((call.name, call.op), call.kernel) in dict(launched)
 
 
 #: Kernels that run before or behind another one, and the calls that have them.
-BESIDE = {("window", "fprop_bias"): "build_bands", ("few", "wgrad"): "sum_partials"}
+BESIDE = {
+    ("window", "fprop_bias"): "build_bands",
+    ("few", "wgrad"): "sum_partials",
+    ("head", "fprop_bias"): "spread_weight",
+    ("stem", "dgrad"): "spread_weight",
+    ("head", "wgrad"): "sum_partials",
+}
 #: What a kernel, or each of a family, multiplies with, by architecture.
 UNITS = {
     "gemm": {80: {"fma", "mma.sync"}, 90: {"fma", "mma.sync", "wgmma"}},
     "fprop_banded": {80: {"mma.sync"}, 90: {"mma.sync"}},
     "wgrad_banded": {80: {"mma.sync"}, 90: {"wgmma"}},
     "tma": {90: {"wgmma"}},
+    "fprop_patch": {80: {"fma", "mma.sync"}, 90: {"fma", "wgmma"}},
+    "wgrad_patch": {80: {"mma.sync"}, 90: {"wgmma"}},
     "rows": {80: {"fma"}, 90: {"fma"}},
     "stencil": {80: {"fma"}, 90: {"fma"}},
     "columns": {80: {"fma"}, 90: {"fma"}},

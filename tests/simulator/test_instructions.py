@@ -113,6 +113,16 @@ def test_two_programs_that_store_to_one_place_are_a_fault():
         launch(compiled, 2, [(np.zeros(128, np.int32), True)])
 
 
+def test_pairs_of_short_integers_carry_nothing():
+    pointers = dict.fromkeys(("x", "y", "out"), "*i16") | {"n": "i32"}
+    compiled = build(add, 90, pointers, {"BLOCK": 256}, ("x", "y", "out", "n"))
+    assert "add.s16x2" in compiled.asm["ptx"]
+    x = np.full(256, -1, np.int16)
+    y, out = np.arange(256, dtype=np.int16), np.zeros(256, np.int16)
+    launch(compiled, 1, [(x, False), (y, False), (out, True), 256])
+    assert np.array_equal(out, x + y)
+
+
 @triton.jit
 def integers(a, b, out, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)

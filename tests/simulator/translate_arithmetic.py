@@ -110,6 +110,10 @@ class Arithmetic(Writer):
         if name == "f32x2":
             self._pairs(kind, target, [a, b], f"{{0}} {sign} {{1}}")
             return
+        if name in ("s16x2", "u16x2"):  # nothing is carried from the lower half to the upper
+            halves = [f"{self.operand(o, 32)}.view(u2)" for o in (a, b)]
+            self.define(target, self.emit(f"({halves[0]} {sign} {halves[1]}).view(u4)"))
+            return
         if set(kind[:-1]) - {"ftz", "rn"}:
             raise Unsupported("modifier")
         bits = bits_of(name)

@@ -1,0 +1,391 @@
+"""Matrix products whose columns are the pixels of a patch: few channels on one side.
+
+With few channels of the result a GEMM has few columns, and reads its image once for every tap. The
+pixels of a patch as further columns fill the tile, and share what they read: a patch of outputs
+reads a window that is larger by the patch, once. The weight is spread over that window, with zeros
+where a pixel has no tap: see kernels/spread_weight.py.
+
+An input gradient of stride s has a column for each of the s x s phases of a pixel: all phases read
+the same pixels of dy, through taps of their own. A window that is as large as the stride (patchify)
+has one tap for each phase: then it is a plain product without zeros.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from ..geometry import Geometry
+from .cost import (
+    Code,
+    Work,
+    fits_matrix_unit,
+    matrix_work,
+    partial_bytes,
+    pipeline_bytes,
+    splits_that_fill,
+)
+from .device import GEMM_MIN, MAX_WORKSPACE
+from .gemm import LONG_STEP, MIN_SPLIT_PIXELS
+from .integers import cdiv
+from .problem import Plan, Problem
+
+#: Rows of y in a patch, and columns.
+PATCH_ROWS, PATCH_COLUMNS = (1, 2, 4, 8, 16), (1, 2, 4, 8)
+#: Most columns of a patch of several pixels: more would not fit into one tile.
+MAX_COLUMNS = 128
+#: Of channels or filters, whichever are fewer: more fill the columns of a GEMM by themselves.
+MOST_CHANNELS = 32
+#: Fewest pixels of y: below, a second launch costs more than patches save.
+MIN_PIXELS = 1024
+#: Partials that sum_partials adds up in few microseconds: 16 passes of its loop.
+MAX_PARTIALS = 512
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How patches lie along one axis of the result, and what they read.
+
+    Patch u has results u * pitch + b - shift for b < pitch, through window places i < window of
+    the image, u * step - pad + i: tap i * of_place + b * of_result + first of the weight.
+
+    Attributes:
+        pitch: results from one patch to the next.
+        shift: results of the first patch that lie before the image.
+        count: patches.
+        step: image rows or columns from one patch to the next.
+        pad: of them before the image.
+        window: image rows or columns that a patch reads.
+        of_place, of_result, first: of the tap, see above.
+    """
+
+    pitch: int
+    shift: int
+    count: int
+    step: int
+    pad: int
+    window: int
+    of_place: int
+    of_result: int
+    first: int
+
+
+@dataclass(frozen=True)
+class PatchTile:
+    """One program's GEMM, the patch, and what the compiler is told.
+
+    Attributes:
+        BLOCK_M: patches; columns (pixel of a patch, filter), of a weight gradient.
+        BLOCK_N: columns (pixel of a patch, channel of the result); columns (place of the window
+            that a patch reads, channel), of a weight gradient.
+        BLOCK_K: elements (place, channel) of a step of the sum; patches, of a weight gradient.
+        PATCH_P, PATCH_Q: rows and columns of y, or dy, in a patch.
+        num_warps, num_stages: of the launch.
+    """
+
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+    PATCH_P: int
+    PATCH_Q: int
+    num_warps: int
+    num_stages: int
+
+    family: ClassVar[str] = "patch"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """The entry of PATCH_SHAPES or PATCH_GRADIENT_SHAPES that the tile was made of."""
+        return self.BLOCK_M, self.BLOCK_N, self.BLOCK_K, self.num_warps, self.num_stages
+
+    @property
+    def partials(self) -> int:
+        """Each pixel of a patch leaves a weight gradient of its own."""
+        return self.PATCH_P * self.PATCH_Q
+
+    def axes(self, op: str, geometry: Geometry) -> tuple[Axis, Axis]:
+        """Rows and columns."""
+        g = geometry
+        rows = (g.H, g.P, g.R, g.steps(0)[0], g.padding[0][0], self.PATCH_P)
+        columns = (g.W, g.Q, g.S, g.steps(1)[0], g.padding[1][0], self.PATCH_Q)
+        return _axis(op, *rows), _axis(op, *columns)
+
+    def columns(self, op: str, geometry: Geometry) -> int:
+        """Columns (pixel of a patch, channel of the result) of one group."""
+        rows, columns = self.axes(op, geometry)
+        channels = geometry.group_C if op == "dgrad" else geometry.group_K
+        return rows.pitch * columns.pitch * channels
+
+    def patches(self, op: str, geometry: Geometry) -> int:
+        """Patches of the batch."""
+        rows, columns = self.axes(op, geometry)
+        return geometry.N * rows.count * columns.count
+
+    def steps(self, op: str, geometry: Geometry, one_tap: bool) -> int:
+        """Steps of the sum over (place, channel), each of one place or of several."""
+        rows, columns = (axis.window for axis in self.axes(op, geometry))
+        channels = geometry.group_K if op == "dgrad" else geometry.group_C
+        if one_tap:
+            return rows * columns * cdiv(channels, self.BLOCK_K)
+        row = columns * channels
+        return cdiv(rows, max(1, self.BLOCK_K // row)) * cdiv(row, self.BLOCK_K)
+
+    def programs(self, problem: Problem) -> int:
+        """Programs that cover all results, a weight gradient's before it is split."""
+        op, g = problem.op, problem.geometry
+        m, n = self.patches(op, g), self.columns(op, g)
+        if problem.op == "wgrad":
+            rows, columns = self.axes(op, g)
+            m, n = n, rows.window * columns.window * problem.reduced
+        return g.groups * cdiv(m, self.BLOCK_M) * cdiv(n, self.BLOCK_N)
+
+    def strips(self, problem: Problem) -> int:
+        """Runs of BLOCK_K patches that a weight gradient sums."""
+        return cdiv(self.patches(problem.op, problem.geometry), self.BLOCK_K)
+
+    def step(self, op: str) -> tuple[int, int, int]:
+        """(M, N, K) of one step of the loop."""
+        return self.BLOCK_M, self.BLOCK_N, self.BLOCK_K
+
+    def splits(self, problem: Problem) -> int:
+        """Parts that a weight gradient's patches are best cut into."""
+        most = min(cdiv(problem.pixels, MIN_SPLIT_PIXELS), MAX_PARTIALS // self.partials)
+        return splits_that_fill(self, problem, most)
+
+    def shared_bytes(self, problem: Problem) -> int:
+        """About what a program holds in shared memory: the operands of every pipeline stage."""
+        return pipeline_bytes(self, problem)
+
+    def max_registers(self, problem: Problem) -> int | None:
+        """Registers of a thread that the compiler is limited to: it is not."""
+        return None
+
+    def suits(self, problem: Problem) -> bool:
+        """Whether a tile that was tuned for a problem near this one can serve it."""
+        return is_legal(problem)
+
+    def flags(self, problem: Problem) -> Mapping[str, Any]:
+        """Fields of a Plan that this family decides."""
+        fills_a_step = problem.reduced >= self.BLOCK_K
+        fills_half = self._decodes_places(problem) and 2 * problem.reduced > self.BLOCK_K
+        one_tap = problem.op != "wgrad" and (fills_a_step or fills_half)
+        return {
+            "precision": problem.precision,
+            "one_tap": one_tap,
+            "turned": problem.op == "dgrad",
+        }
+
+    def spread_shape(self, op: str, geometry: Geometry, one_tap: bool) -> tuple[int, int, int]:
+        """Shape of the spread weight: (group, column, step and element of it)."""
+        elements = self.steps(op, geometry, one_tap) * self.BLOCK_K
+        return geometry.groups, self.columns(op, geometry), elements
+
+    def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
+        """What a launch asks of a device, and the launch that spreads the weight or adds up."""
+        g = problem.geometry
+        if plan.op == "wgrad":
+            steps, between = plan.split_strips, partial_bytes(plan, problem)
+        else:
+            steps = self.steps(plan.op, g, plan.one_tap)
+            spread = self.spread_shape(plan.op, g, plan.one_tap)
+            between = math.prod(spread) * problem.dtype.itemsize
+        lone = self._lone(problem)
+        work = matrix_work(
+            plan,
+            problem,
+            code or self.code(plan, problem),
+            steps,
+            self.BLOCK_M * self.BLOCK_N,
+            plan.grid,
+            image_first=plan.op != "wgrad",
+            lone=lone,
+            between_bytes=between,
+        )
+        if self._multiplies_by_warps(problem):
+            work = replace(work, products=2 * work.products)
+        # Neighbouring patches lie a step apart in a plane, and L1 reads all between them.
+        apart = self.axes(plan.op, g)[1].step * problem.image_bytes
+        return replace(work, shared_bytes=work.shared_bytes + steps * lone * max(0, apart - 4))
+
+    def _lone(self, problem: Problem) -> int:
+        """Elements of a pass that are loaded one by one: of planes, and of odd channels."""
+        g, last = problem.geometry, problem.layout.channels_last
+        image = not last or problem.reduced % 2
+        if problem.op == "wgrad":
+            dy = not last or g.group_K % 2
+            return self.BLOCK_K * (self.BLOCK_M * dy + self.BLOCK_N * image)
+        return self.BLOCK_K * self.BLOCK_M * image
+
+    def _multiplies_by_warps(self, problem: Problem) -> bool:
+        """Whether the columns, which come first where patches lie along lanes, are too few rows."""
+        rows = problem.device.rates.rows
+        first = problem.op != "wgrad" and not problem.layout.channels_last
+        return first and rows is not None and problem.unit != "fma" and self.BLOCK_N < rows
+
+    def _decodes_places(self, problem: Problem) -> bool:
+        """Whether steps of several places differ in them, while threads run along patches.
+
+        Then every thread finds the place of each of its elements in every step.
+        """
+        row = self.axes(problem.op, problem.geometry)[1].window * problem.reduced
+        flat = problem.reduced < self.BLOCK_K < row
+        return flat and not problem.layout.channels_last
+
+    def code(self, plan: Plan, problem: Problem) -> Code:
+        """The code of a program, fitted to machine code for sm_90 (Triton 3.7.1)."""
+        threads = problem.threads(self)
+        sums = self.BLOCK_M * self.BLOCK_N / threads
+        elements = (self.BLOCK_M + self.BLOCK_N) * self.BLOCK_K / threads
+        lone = self._lone(problem) / threads
+        half = problem.dtype.itemsize == 2
+        if plan.op == "wgrad":
+            loop = 130 + (5.2 if half else 4) * lone
+        else:
+            loop = 110 + 30 * (not plan.one_tap) + (3.5 if half else 1) * lone
+            if not plan.one_tap and self._decodes_places(problem):
+                loop += 20 * self.BLOCK_M * self.BLOCK_K / threads
+        loop += 70 * self._multiplies_by_warps(problem)
+        if problem.product == "tf32x3":  # both halves of every operand are made in registers
+            loop += 18 * elements
+        if problem.unit == "fma":
+            loop += sums * self.BLOCK_K
+        return Code(loop, 600 + 16 * sums, sums + 80)
+
+
+def _axis(op: str, inputs: int, outputs: int, taps: int, stride: int, pad: int, patch: int) -> Axis:
+    if op != "dgrad":
+        window = stride * (patch - 1) + taps
+        return Axis(patch, 0, cdiv(outputs, patch), stride * patch, pad, window, 1, -stride, 0)
+    reach = cdiv(taps, stride)  # taps of a phase
+    shift, pitch = pad % stride, patch * stride
+    return Axis(
+        pitch,
+        shift,
+        cdiv(inputs + shift, pitch),
+        patch,
+        reach - 1 - pad // stride,
+        patch - 1 + reach,
+        -stride,
+        1,
+        stride * (reach - 1),
+    )
+
+
+#: For each kind of product, tiles of fprop and dgrad, and of wgrad. Each is checked ahead of time
+#: for spills on sm_80, sm_90, sm_100 and gfx942.
+PATCH_SHAPES: dict[str, tuple[tuple[int, int, int, int, int], ...]] = {
+    "half": (
+        (128, 128, 64, 8, 3),
+        (128, 64, 64, 8, 3),
+        (128, 64, 32, 4, 3),
+        (128, 32, 32, 4, 3),
+        (128, 16, 32, 4, 3),
+    ),
+    "tf32": (
+        (128, 128, 32, 8, 3),
+        (128, 64, 64, 8, 2),
+        (128, 64, 32, 8, 3),
+        (128, 32, 32, 4, 3),
+        (128, 16, 32, 4, 3),
+    ),
+    "tf32x3": ((64, 64, 32, 8, 2), (64, 32, 32, 4, 2)),
+    "ieee": ((128, 64, 16, 8, 2), (64, 32, 16, 4, 3)),
+    "float64": ((64, 32, 16, 8, 2),),
+}
+PATCH_GRADIENT_SHAPES: dict[str, tuple[tuple[int, int, int, int, int], ...]] = {
+    "half": (
+        (64, 128, 32, 8, 3),
+        (64, 64, 32, 4, 3),
+        (32, 128, 32, 8, 3),
+        (16, 128, 32, 8, 3),
+    ),
+    "tf32": (
+        (128, 64, 32, 8, 3),
+        (64, 64, 32, 4, 3),
+        (32, 128, 32, 8, 3),
+        (16, 128, 32, 4, 3),
+    ),
+    "tf32x3": ((64, 64, 32, 8, 2),),
+}
+
+
+def is_legal(problem: Problem) -> bool:
+    """Whether patch kernels can compute this."""
+    g = problem.geometry
+    if problem.op == "dgrad_frame" or g.per_sample or problem.layout.int64:
+        return False
+    return g.steps(0)[1] == g.steps(1)[1] == 1 and problem.reduced > 0
+
+
+def tiles(problem: Problem) -> list[PatchTile]:
+    """The tiles that the planner may take, each with the patches whose pixels fill its columns.
+
+    Only a matrix unit multiplies zeros for less than it takes to read an image again: on other
+    units a patch is one pixel of dy, with the phases of its stride.
+    """
+    g = problem.geometry
+    few = min(g.group_C, g.group_K) <= MOST_CHANNELS
+    return legal_tiles(problem) if few and g.N * g.P * g.Q >= MIN_PIXELS else []
+
+
+def legal_tiles(problem: Problem) -> list[PatchTile]:
+    """The same, however many channels and few pixels there are."""
+    g = problem.geometry
+    if not is_legal(problem):
+        return []
+    shapes = PATCH_GRADIENT_SHAPES if problem.op == "wgrad" else PATCH_SHAPES
+    phases = math.prod(g.phases) if problem.op == "dgrad" else 1
+    # 16-bit elements of planes pass through registers, and spill without a warpgroup's product.
+    long_steps = problem.layout.channels_last or problem.device.rates.rows is not None
+    found = []
+    for p, q in itertools.product(PATCH_ROWS, PATCH_COLUMNS):
+        if p * q > 1 and problem.unit not in ("half", "tf32"):
+            continue
+        columns = p * q * phases * problem.group_channels
+        if (p * q == 1 and phases == 1) or (p * q > 1 and columns > MAX_COLUMNS):
+            continue
+        if p > 2 * g.P or q > 2 * g.Q:
+            continue
+        for m, n, k, warps, stages in shapes.get(problem.product, ()):
+            if n > 64 and k >= LONG_STEP and not long_steps:
+                continue
+            tile = PatchTile(m, n, k, p, q, warps, stages)
+            filled = m if problem.op == "wgrad" else n
+            if filled < 2 * max(columns, GEMM_MIN) and fits(tile, problem):
+                found.append(tile)
+    return found
+
+
+def workspace_bytes(tile: PatchTile, problem: Problem) -> int:
+    """Bytes of the spread weight, or of the partials of one split of a weight gradient."""
+    g = problem.geometry
+    if problem.op == "wgrad":
+        return tile.partials * g.weight_numel * max(4, problem.dtype.itemsize)
+    one_tap = bool(tile.flags(problem)["one_tap"])
+    return math.prod(tile.spread_shape(problem.op, g, one_tap)) * problem.dtype.itemsize
+
+
+#: The types of this family's tiles.
+KINDS: tuple[type[Any], ...] = (PatchTile,)
+
+
+def neighbours(tile: PatchTile, problem: Problem) -> Iterator[PatchTile]:
+    """The tiles that a tuner tries: of any size that the columns can fill half of."""
+    sizes = itertools.product((64, 128, 256), (16, 32, 64, 128), (16, 32, 64), (4, 8), (2, 3, 4))
+    for p, q in itertools.product(PATCH_ROWS, PATCH_COLUMNS):
+        for m, n, k, warps, stages in sizes:
+            found = PatchTile(m, n, k, p, q, warps, stages)
+            columns = found.columns(problem.op, problem.geometry)
+            filled = m if problem.op == "wgrad" else n
+            if filled < 2 * max(columns, GEMM_MIN) and fits(found, problem):
+                yield found
+
+
+def fits(tile: PatchTile, problem: Problem) -> bool:
+    """Whether a tile neither spills nor overflows, by count."""
+    if not is_legal(problem) or workspace_bytes(tile, problem) > MAX_WORKSPACE:
+        return False
+    return fits_matrix_unit(tile, problem)
