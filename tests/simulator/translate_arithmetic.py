@@ -309,6 +309,16 @@ class Arithmetic(Writer):
             by = self.operand(str(min(bits, int(operands[2], 0))), bits, form)
         self.define(operands[0], self.emit(f"{value} {sign} {by}"), form)
 
+    def op_shf(self, ins: Instruction, kind: list[str], operands: list[str]) -> None:
+        """Of the 64 bits of the second and third operand, the upper or lower 32, once shifted."""
+        if kind not in (["l", "wrap", "b32"], ["r", "wrap", "b32"]):
+            raise Unsupported("modifier")
+        low, high, by = (self.operand(o, 32) for o in operands[1:])
+        pair = self.emit(f"({high}).astype(u8) << u8(32) | ({low}).astype(u8)")
+        by = self.emit(f"(({by}) & u4(31)).astype(u8)")
+        shifted = f"({pair} << {by}) >> u8(32)" if kind[0] == "l" else f"{pair} >> {by}"
+        self.define(operands[0], self.emit(f"({shifted}).astype(u4)"))
+
     def op_bfe(self, ins: Instruction, kind: list[str], operands: list[str]) -> None:
         name = kind[-1]
         bits = bits_of(name)
