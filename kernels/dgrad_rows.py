@@ -16,7 +16,7 @@ With stride 1 the input gradient is a forward correlation: see Geometry.adjoint.
 import triton
 import triton.language as tl
 
-from .rows import load_row, load_taps, tap_index, widen_strides
+from .rows import lanes_of, load_of_planes, load_row, load_taps, tap_index, widen_strides
 from .schedule import as_block, next_digit, widen
 from .structs import at
 
@@ -31,7 +31,6 @@ def dgrad_rows(
 ):  # fmt: skip
     H, W = x_shape
     P, Q = y_shape
-    LANES: tl.constexpr = TILE.BLOCK_Q // TILE.LANE_Q
     # First t of any pixel of the image.
     T_H: tl.constexpr = WINDOW.PAD_H // WINDOW.STRIDE_H
     T_W: tl.constexpr = WINDOW.PAD_W // WINDOW.STRIDE_W
@@ -42,22 +41,20 @@ def dgrad_rows(
     tile_p, tile_c = next_digit(program, tiles_p)
     t_h = T_H + tile_p * TILE.BLOCK_P
     first_t = T_W + tile_q * TILE.BLOCK_Q
-    t_w = first_t + tl.arange(0, LANES)[None, :] * TILE.LANE_Q  # [1, LANES]
-    plane = tile_c * TILE.BLOCK_C + tl.arange(0, TILE.BLOCK_C)[:, None]  # [BLOCK_C, 1]
-    group, n = next_digit(plane, GROUPS)
-    mask = plane < PLANES
-
     ACC: tl.constexpr = tl.float64 if weight_ptr.dtype.element_ty == tl.float64 else tl.float32
+    plane, t_w, mask, zeros, full = lanes_of(tile_c, first_t, PLANES, TILE, ACC)
+    group, n = next_digit(plane, GROUPS)
+
     weights = load_taps(
         weight_ptr + n * weight_strides[0] + group * weight_stride_g,
         widen_strides(weight_strides, INT64), mask,
-        GROUP_K, GROUP_C, WINDOW.R, WINDOW.S, ACC, LANES,
+        GROUP_K, GROUP_C, WINDOW.R, WINDOW.S, zeros,
     )  # fmt: skip
     start = ()  # (c, t, phase)
     for c in tl.static_range(GROUP_C):
-        first = tl.zeros([TILE.BLOCK_C, LANES], ACC)
+        first = zeros
         if bias_ptr is not None:
-            first += tl.load(bias_ptr + (group * GROUP_C + c) * bias_stride, mask=mask, other=0.0)
+            first += load_of_planes(bias_ptr + (group * GROUP_C + c) * bias_stride, mask)
         for _ in tl.static_range(TILE.LANE_Q * WINDOW.STRIDE_W):
             start = start + (first,)  # noqa: RUF005
 
@@ -67,7 +64,8 @@ def dgrad_rows(
     BEFORE_H: tl.constexpr = (WINDOW.R - 1) * WINDOW.DIL_H // WINDOW.STRIDE_H
     BEFORE_W: tl.constexpr = (WINDOW.S - 1) * WINDOW.DIL_W // WINDOW.STRIDE_W
     interior = (
-        (t_h - BEFORE_H >= 0)
+        full
+        & (t_h - BEFORE_H >= 0)
         & (t_h + TILE.BLOCK_P <= P)
         & (first_t - BEFORE_W >= 0)
         & (first_t + TILE.BLOCK_Q <= Q)
@@ -75,7 +73,6 @@ def dgrad_rows(
         & ((t_h + TILE.BLOCK_P) * WINDOW.STRIDE_H <= H + WINDOW.PAD_H)
         & (first_t * WINDOW.STRIDE_W >= WINDOW.PAD_W)
         & ((first_t + TILE.BLOCK_Q) * WINDOW.STRIDE_W <= W + WINDOW.PAD_W)
-        & (tile_c * TILE.BLOCK_C + TILE.BLOCK_C <= PLANES)
     )
     if INTERIOR == "all" or (INTERIOR == "some" and interior):
         _walk_down(

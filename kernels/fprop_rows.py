@@ -8,8 +8,11 @@ LANE_Q neighbouring columns; a tile is BLOCK_P rows and BLOCK_Q columns of BLOCK
 down the input rows, loads each once and adds it to the output rows that are still being summed, up
 to R of them, in registers. STEP_P output rows are unrolled. Sums in float32 (float64 for float64).
 
-Where neighbouring columns are neighbours in memory, lanes are columns and LANE_Q is 1; in
-channels_last lanes are planes and LANE_Q columns share what they load.
+Where rows come in pieces of whole vectors (X_ALIGN > 1), lanes load and store vectors, see
+vectors.py, and the rows of the next step are under way while those of this one are added; the lanes
+of a program are counted through (plane, column), so that rows of any length fill them. Else, where
+neighbouring columns are neighbours in memory, lanes are columns and LANE_Q is 1; in channels_last
+lanes are planes and LANE_Q columns share what they load.
 
 The input gradient with stride 1 is the same correlation of dy with the window flipped, and runs
 here too: see Geometry.adjoint.
@@ -23,15 +26,26 @@ from .padding import fold
 from .rows import (
     inside_image,
     is_read,
+    lanes_of,
+    load_of_planes,
     load_row,
     load_taps,
     open_rows,
+    rows_before,
     tap_index,
     tap_of,
     widen_strides,
 )
 from .schedule import as_block, next_digit, widen
 from .structs import at
+from .vectors import (
+    columns_per_word,
+    join_last,
+    load_vector,
+    masks_of,
+    pixels_of,
+    vector_at,
+)
 
 
 @triton.jit
@@ -43,30 +57,25 @@ def fprop_rows(
     INTERIOR: tl.constexpr, INT64: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     P, Q = y_shape
-    LANES: tl.constexpr = TILE.BLOCK_Q // TILE.LANE_Q
     program = widen(tl.program_id(0), INT64)
     tile_k, program = next_digit(program, GROUP_K // TILE.BLOCK_K)
     tile_q, program = next_digit(program, tl.cdiv(Q, TILE.BLOCK_Q))
     tile_p, tile_c = next_digit(program, tl.cdiv(P, TILE.BLOCK_P))
     p, first_q = tile_p * TILE.BLOCK_P, tile_q * TILE.BLOCK_Q
-    q = first_q + tl.arange(0, LANES)[None, :] * TILE.LANE_Q  # [1, LANES]
-    plane = tile_c * TILE.BLOCK_C + tl.arange(0, TILE.BLOCK_C)[:, None]  # [BLOCK_C, 1]
+    ACC: tl.constexpr = tl.float64 if weight_ptr.dtype.element_ty == tl.float64 else tl.float32
+    plane, q, mask, zeros, full = lanes_of(tile_c, first_q, PLANES, TILE, ACC)
     group, n = next_digit(plane, GROUPS)
     k = group * GROUP_K + tile_k * TILE.BLOCK_K
-    mask = plane < PLANES
 
-    ACC: tl.constexpr = tl.float64 if weight_ptr.dtype.element_ty == tl.float64 else tl.float32
     taps = widen_strides(weight_strides, INT64)
     weight_base = weight_ptr + n * weight_strides[0] + group * weight_stride_g
     weight_base += tile_k * TILE.BLOCK_K * taps[1]
-    weights = load_taps(
-        weight_base, taps, mask, TILE.BLOCK_K, GROUP_C, WINDOW.R, WINDOW.S, ACC, LANES
-    )
+    weights = load_taps(weight_base, taps, mask, TILE.BLOCK_K, GROUP_C, WINDOW.R, WINDOW.S, zeros)
     start = ()  # (k, column)
     for i in tl.static_range(TILE.BLOCK_K):
-        first = tl.zeros([TILE.BLOCK_C, LANES], ACC)
+        first = zeros
         if bias_ptr is not None:
-            first += tl.load(bias_ptr + (k + i) * bias_stride, mask=mask, other=0.0)
+            first += load_of_planes(bias_ptr + (k + i) * bias_stride, mask)
         for _ in tl.static_range(TILE.LANE_Q):
             start = start + (first,)  # noqa: RUF005
 
@@ -75,8 +84,7 @@ def fprop_rows(
     residual_base = residual_ptr
     if residual_ptr is not None:
         residual_base = at(residual_ptr, residual_strides, n, k, 0, 0)
-    interior = inside_image(p, first_q, x_shape, y_shape, WINDOW, TILE)
-    interior = interior & (tile_c * TILE.BLOCK_C + TILE.BLOCK_C <= PLANES)
+    interior = full & inside_image(p, first_q, x_shape, y_shape, WINDOW, TILE)
     if INTERIOR == "all" or (INTERIOR == "some" and interior):
         _walk_down(
             x_base, weights, start, residual_base, y_base, p, q, mask, x_shape, y_shape,
@@ -99,78 +107,133 @@ def _walk_down(
     """Loads the input rows of a tile, one after the other, and stores its output rows."""
     OPEN: tl.constexpr = open_rows(WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H)
     ROW: tl.constexpr = TILE.BLOCK_K * TILE.LANE_Q
+    STEPS: tl.constexpr = (TILE.BLOCK_P + OPEN + TILE.STEP_P - 2) // TILE.STEP_P
+    INPUTS: tl.constexpr = TILE.STEP_P * WINDOW.STRIDE_H
+    #: The first input row of a step, counted from the oldest open output row's.
+    FIRST: tl.constexpr = (OPEN - 1) * WINDOW.STRIDE_H
+    LAST: tl.constexpr = OPEN + TILE.STEP_P - 2
+    DTYPE: tl.constexpr = x_base.dtype.element_ty
+    WORD: tl.constexpr = columns_per_word(DTYPE)
+    PIECE: tl.constexpr = 1 if MASKED and WINDOW.MODE != "zeros" else WORD
     h = p * WINDOW.STRIDE_H - WINDOW.PAD_H
+    w = q * WINDOW.STRIDE_W
+    columns, masks = (), ()
+    loaded = ()  # (input row of a step, channel, word or piece)
+    first = 0
+    if TILE.X_ALIGN > 1:
+        if MASKED:
+            columns, masks = masks_of(w, planes, x_shape, WINDOW, TILE.LANE_Q, PIECE)
+            if WINDOW.MODE == "zeros":  # steps of padding alone, before any output is done
+                first = tl.minimum(tl.maximum(-h, 0) // INPUTS, (OPEN - 1) // TILE.STEP_P)
+        for i in tl.static_range(INPUTS):
+            if is_read(FIRST + i, 0, LAST, WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H):
+                for c in tl.static_range(GROUP_C):
+                    loaded = loaded + load_vector(
+                        at(x_base, x_strides, 0, c, 0, 0) + w, columns, masks,
+                        h + first * INPUTS + i, x_strides, x_shape, WINDOW, TILE.LANE_Q, PIECE,
+                        MASKED,
+                    )  # fmt: skip
     sums = ()  # (open row, k, column)
     for _ in tl.static_range(OPEN - 1):
         sums = sums + start
-    for step in range((TILE.BLOCK_P + OPEN + TILE.STEP_P - 2) // TILE.STEP_P):
+    for step in range(first, STEPS):
         for _ in tl.static_range(TILE.STEP_P):
             sums = sums + start
         # The first open row is row `oldest` of the tile.
         oldest = step * TILE.STEP_P - (OPEN - 1)
-        for i in tl.static_range(TILE.STEP_P * WINDOW.STRIDE_H):
-            if is_read(
-                i + (OPEN - 1) * WINDOW.STRIDE_H, 0, OPEN + TILE.STEP_P - 2,
-                WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H,
-            ):  # fmt: skip
-                row = h + step * (TILE.STEP_P * WINDOW.STRIDE_H) + i
+        later = ()
+        for i in tl.static_range(INPUTS):
+            if is_read(FIRST + i, 0, LAST, WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H):
+                row = h + step * INPUTS + i
                 inside = True
-                if MASKED and TILE.STEP_P == 1:  # skip rows of padding: no later row is in flight
+                if MASKED and TILE.X_ALIGN == 1 and TILE.STEP_P == 1:
+                    # Skip rows of padding: no later row is in flight.
                     inside = fold(row, x_shape[0], WINDOW.MODE)[1]
-                if inside:
-                    sums = _add_row(
-                        sums, x_base, weights, row, q, planes, x_shape, x_strides,
-                        i + (OPEN - 1) * WINDOW.STRIDE_H, GROUP_C, WINDOW, TILE, MASKED,
-                    )  # fmt: skip
+                for c in tl.static_range(GROUP_C):
+                    plane = at(x_base, x_strides, 0, c, 0, 0)
+                    if TILE.X_ALIGN > 1:
+                        pixels = pixels_of(
+                            loaded,
+                            c + GROUP_C * rows_before(
+                                FIRST + i, FIRST, LAST,
+                                WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H,
+                            ),
+                            DTYPE, sums[0].dtype, WINDOW, TILE.LANE_Q, PIECE,
+                        )  # fmt: skip
+                        # The last step loads its own rows again, which are in cache.
+                        after = h + tl.minimum(step + 1, STEPS - 1) * INPUTS + i
+                        later = later + load_vector(
+                            plane + w, columns, masks, after, x_strides, x_shape, WINDOW,
+                            TILE.LANE_Q, PIECE, MASKED,
+                        )  # fmt: skip
+                        sums = _add_row(sums, pixels, weights, FIRST + i, c, GROUP_C, WINDOW, TILE)
+                    elif inside:
+                        pixels = load_row(
+                            plane, x_strides, row, q, planes, x_shape, WINDOW.S, WINDOW.STRIDE_W,
+                            WINDOW.PAD_W, WINDOW.DIL_W, WINDOW.MODE, TILE.LANE_Q,
+                            sums[0].dtype, MASKED,
+                        )  # fmt: skip
+                        sums = _add_row(sums, pixels, weights, FIRST + i, c, GROUP_C, WINDOW, TILE)
         for done in tl.static_range(TILE.STEP_P):
             j = as_block(oldest + done)  # [1, 1]
             mask = (j >= 0) & (j < TILE.BLOCK_P)
             if MASKED:
                 mask = mask & planes & (p + j < y_shape[0])
-            for i in tl.static_range(ROW):
-                k, row, column = i // TILE.LANE_Q, p + oldest + done, q + i % TILE.LANE_Q
-                y = sums[done * ROW + i]
-                if residual_base is not None:
-                    residual = at(residual_base, residual_strides, 0, k, row, column)
-                    y = add_residual(y, residual, mask & (column < y_shape[1]))
-                y = activate(y, ACTIVATION).to(y_base.dtype.element_ty)
+            for i in tl.static_range(ROW // TILE.Y_ALIGN):
+                row, column = p + oldest + done, q + i * TILE.Y_ALIGN % TILE.LANE_Q
+                wanted = mask
                 if MASKED:
                     wanted = mask & (column < y_shape[1])
-                else:
-                    wanted = mask
-                tl.store(at(y_base, y_strides, 0, k, row, column), y, mask=wanted)
+                _store(
+                    sums, done * ROW + i * TILE.Y_ALIGN, i * TILE.Y_ALIGN // TILE.LANE_Q,
+                    y_base, y_strides, residual_base, residual_strides, row, column, wanted,
+                    ACTIVATION, TILE,
+                )  # fmt: skip
         sums = sums[TILE.STEP_P * ROW :]
+        loaded = later
+
+
+@triton.jit
+def _store(
+    sums, first: tl.constexpr, k: tl.constexpr, y_base, y_strides, residual_base,
+    residual_strides, row, column, mask, ACTIVATION: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Stores the outputs of Y_ALIGN columns, whose sums are number `first` and those after it."""
+    y, y_ptrs, residuals = sums[first], at(y_base, y_strides, 0, k, row, column), residual_base
+    if residual_base is not None:
+        residuals = at(residual_base, residual_strides, 0, k, row, column)
+    if TILE.Y_ALIGN > 1:
+        y, y_ptrs = join_last(sums, first, TILE.Y_ALIGN), vector_at(y_ptrs, TILE.Y_ALIGN)
+        mask = tl.expand_dims(mask, 2)
+        if residual_base is not None:
+            residuals = vector_at(residuals, TILE.Y_ALIGN)
+    if residual_base is not None:
+        y = add_residual(y, residuals, mask)
+    tl.store(y_ptrs, activate(y, ACTIVATION).to(y_ptrs.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _add_row(
-    sums, x_base, weights, row, q, mask, x_shape, x_strides, i: tl.constexpr,
-    GROUP_C: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr,
+    sums, pixels, weights, i: tl.constexpr, c: tl.constexpr, GROUP_C: tl.constexpr,
+    WINDOW: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """The sums with what an input row gives to them, number i from the oldest open output row's."""
+    """The sums with what a row of channel c gives to them, number i from the oldest open row's."""
     ROW: tl.constexpr = TILE.BLOCK_K * TILE.LANE_Q
-    for c in tl.static_range(GROUP_C):
-        pixels = load_row(
-            at(x_base, x_strides, 0, c, 0, 0), x_strides, row, q, mask, x_shape, WINDOW.S,
-            WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W, WINDOW.MODE, TILE.LANE_Q,
-            sums[0].dtype, MASKED,
-        )  # fmt: skip
-        updated = ()
-        for j in tl.static_range(len(sums)):
-            total = sums[j]
-            if tap_of(i, j // ROW, WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H) >= 0:
-                for s in tl.static_range(WINDOW.S):
-                    total = tl.fma(
-                        pixels[j % TILE.LANE_Q * WINDOW.STRIDE_W + s * WINDOW.DIL_W],
-                        weights[
-                            tap_index(
-                                j // TILE.LANE_Q % TILE.BLOCK_K, c,
-                                tap_of(i, j // ROW, WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H), s,
-                                GROUP_C, WINDOW.R, WINDOW.S,
-                            )
-                        ],
-                        total,
-                    )  # fmt: skip
-            updated = updated + (total,)  # noqa: RUF005
-        sums = updated
-    return sums
+    updated = ()
+    for j in tl.static_range(len(sums)):
+        total = sums[j]
+        if tap_of(i, j // ROW, WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H) >= 0:
+            for s in tl.static_range(WINDOW.S):
+                total = tl.fma(
+                    pixels[j % TILE.LANE_Q * WINDOW.STRIDE_W + s * WINDOW.DIL_W],
+                    weights[
+                        tap_index(
+                            j // TILE.LANE_Q % TILE.BLOCK_K, c,
+                            tap_of(i, j // ROW, WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H), s,
+                            GROUP_C, WINDOW.R, WINDOW.S,
+                        )
+                    ],
+                    total,
+                )  # fmt: skip
+        updated = updated + (total,)  # noqa: RUF005
+    return updated

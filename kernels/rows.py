@@ -32,9 +32,50 @@ def is_read(inp, first, last, WINDOW, STRIDE, DIL):
 
 
 @triton.constexpr_function
+def rows_before(inp, first, last, WINDOW, STRIDE, DIL):
+    """How many of the inputs first..inp - 1 any output of 0..last reads."""
+    return sum(is_read(i, 0, last, WINDOW, STRIDE, DIL) for i in range(first, inp))
+
+
+@triton.constexpr_function
 def tap_index(k, c, r, s, CHANNELS, R, S):
     """Where load_taps puts a tap."""
     return ((k * CHANNELS + c) * R + r) * S + s
+
+
+@triton.constexpr_function
+def lane_count(BLOCK_Q, BLOCK_C, LANE_Q, X_ALIGN):
+    """Lanes of a program along the axis of columns; of vectors, of all planes, and those idle."""
+    if X_ALIGN == 1:
+        return BLOCK_Q // LANE_Q
+    return 1 << (BLOCK_Q // LANE_Q * BLOCK_C - 1).bit_length()
+
+
+@triton.jit
+def lanes_of(tile_c, first_q, PLANES, TILE: tl.constexpr, ACC: tl.constexpr):
+    """(plane, q, mask, zeros, full) of a program's lanes.
+
+    The plane, the first column and a block of sums of each lane, whether it has any, and whether
+    all have. Of a tile with a single plane that is a number, not a block.
+    """
+    LANES: tl.constexpr = lane_count(TILE.BLOCK_Q, TILE.BLOCK_C, TILE.LANE_Q, TILE.X_ALIGN)
+    WIDTH: tl.constexpr = TILE.BLOCK_Q // TILE.LANE_Q
+    tl.static_assert(TILE.BLOCK_Q % TILE.LANE_Q == 0, "a tile has the columns of whole lanes")
+    lane = tl.arange(0, LANES)[None, :]
+    full = tile_c * TILE.BLOCK_C + TILE.BLOCK_C <= PLANES
+    if TILE.BLOCK_C == 1:
+        plane, mask, zeros = tile_c, lane < WIDTH, tl.zeros([1, LANES], ACC)
+        full = full & (LANES == WIDTH)
+    elif TILE.X_ALIGN > 1:
+        plane = tile_c * TILE.BLOCK_C + lane // WIDTH
+        mask = (lane < WIDTH * TILE.BLOCK_C) & (plane < PLANES)
+        lane = lane % WIDTH
+        zeros = tl.zeros([1, LANES], ACC)
+        full = full & (LANES == WIDTH * TILE.BLOCK_C)
+    else:
+        plane = tile_c * TILE.BLOCK_C + tl.arange(0, TILE.BLOCK_C)[:, None]  # [BLOCK_C, 1]
+        mask, zeros = plane < PLANES, tl.zeros([TILE.BLOCK_C, LANES], ACC)
+    return plane, first_q + lane * TILE.LANE_Q, mask, zeros, full
 
 
 @triton.jit
@@ -68,18 +109,31 @@ def widen_strides(strides, INT64: tl.constexpr):
 
 
 @triton.jit
+def load_of_planes(pointers, planes):
+    """What is the same for all columns of a plane; of a single plane there is always one."""
+    if pointers.type.is_block():
+        value = tl.load(pointers, mask=planes, other=0.0)
+    else:
+        value = tl.load(pointers)
+    return value
+
+
+@triton.jit
 def load_taps(
-    weight_ptr, strides, mask, FILTERS: tl.constexpr, CHANNELS: tl.constexpr,
-    R: tl.constexpr, S: tl.constexpr, ACC: tl.constexpr, LANES: tl.constexpr,
+    weight_ptr, strides, planes, FILTERS: tl.constexpr, CHANNELS: tl.constexpr,
+    R: tl.constexpr, S: tl.constexpr, like,
 ):  # fmt: skip
-    """The taps (k, c, r, s) of a bank, s fastest: a tuple of blocks [BLOCK_C, LANES]."""
+    """The taps (k, c, r, s) of a bank, s fastest: a tuple of blocks like `like`.
+
+    Those of a single plane come by a pointer and not by a block of one: NVIDIA's compiler then
+    keeps them in uniform registers, of which the sums need none.
+    """
     weights = ()
     for tap in tl.static_range(FILTERS * CHANNELS * R * S):
         k, c = tap // (CHANNELS * R * S), tap // (R * S) % CHANNELS
         pointer = tap_at(weight_ptr, strides, 0, k, c, tap // S % R, tap % S)
-        weight = tl.load(pointer, mask=mask, other=0.0)  # [BLOCK_C, 1]
-        weight = tl.broadcast_to(weight.to(ACC), [weight.shape[0], LANES])
-        weights = weights + (weight,)  # noqa: RUF005
+        weight = load_of_planes(pointer, planes)
+        weights = weights + (tl.broadcast_to(weight.to(like.dtype), like.shape),)  # noqa: RUF005
     return weights
 
 

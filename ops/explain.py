@@ -103,7 +103,8 @@ def explain(
         plan, workspace, copies, bound, floor = None, 0, 0, None, None
         moved = geometry.compulsory_bytes(x.itemsize, weight.itemsize, y.itemsize)
         if device is not None and y.numel():
-            problem = Problem(op, geometry, weight.dtype, precision, layout, device)
+            own = x.itemsize if x.dtype != weight.dtype and op != "dgrad" else 0
+            problem = Problem(op, geometry, weight.dtype, precision, layout, device, own)
             plan = choose.plan(problem)
             bound, floor = _bound(problem, plan, moved)
             copies = round(plan.tile.work(plan, problem).copy_bytes)

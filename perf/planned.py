@@ -83,7 +83,8 @@ def problem_of(operands: Operands, device: Device, op: str = "") -> Problem:
     residual = y if o.residual is not None and op == "fprop" else None
     activation = o.workload.activation if op == "fprop" else "none"
     layout = layout_of(g, x, o.weight, y, residual, activation)
-    return Problem(op, g, dtype, o.precision, layout, device)
+    x_bytes = x.itemsize if x.dtype != dtype else 0
+    return Problem(op, g, dtype, o.precision, layout, device, x_bytes)
 
 
 def tiles_of(family: ModuleType, problem: Problem) -> list[Tile]:

@@ -72,7 +72,9 @@ def fprop(
         return y
     layout = layout_of(geometry, x, weight, y, residual, activation)
     chosen = plan or choose.plan(
-        Problem("fprop", geometry, weight.dtype, precision, layout, device_of(x))
+        Problem(
+            "fprop", geometry, weight.dtype, precision, layout, device_of(x), _bytes_of(x, weight)
+        )
     )
 
     def calls(x: Any, weight: Any, bias: Any, residual: Any, y: Any) -> Iterator[Call]:
@@ -130,7 +132,7 @@ def wgrad(
         return dw
     layout = layout_of(geometry, x, dw, dy)
     chosen = plan or choose.plan(
-        Problem("wgrad", geometry, dy.dtype, precision, layout, device_of(x))
+        Problem("wgrad", geometry, dy.dtype, precision, layout, device_of(x), _bytes_of(x, dy))
     )
 
     def calls(x: Any, dy: Any, dw: Any) -> Iterator[Call]:
@@ -755,6 +757,11 @@ def _window(geometry: Geometry) -> Window:
         DIL_W=dil_w,
         MODE=geometry.padding_mode,
     )
+
+
+def _bytes_of(x: torch.Tensor, other: torch.Tensor) -> int:
+    """Bytes of an element of x where it is of another type, see Problem.x_bytes."""
+    return x.itemsize if x.dtype != other.dtype else 0
 
 
 def _samples(geometry: Geometry) -> int:

@@ -51,6 +51,8 @@ def layout_of(
         as_rows=as_rows,
         converts=x.dtype != y.dtype,
         repacks=not is_read_as_it_is(weight),
+        x_align=columns_together(x),
+        y_align=math.gcd(*map(columns_together, images[1:])),
     )
 
 
@@ -60,6 +62,16 @@ def is_read_as_it_is(weight: torch.Tensor) -> bool:
     So is a bank per sample: it is not read again and again by programs with other pixels.
     """
     return weight.dim() == 5 or weight.stride(1) == 1 or weight.shape[1] == 1
+
+
+def columns_together(image: torch.Tensor) -> int:
+    """Columns of a piece, see Layout.x_align."""
+    *steps, step = image.stride()
+    if (step != 1 and image.shape[3] > 1) or image.data_ptr() % image.itemsize:
+        return 1
+    steps = [s for size, s in zip(image.shape, steps, strict=False) if size > 1]
+    first = image.data_ptr() // image.itemsize
+    return math.gcd(16 // image.itemsize, first, image.shape[3], *steps)
 
 
 def is_heavy(residual: bool, activation: str) -> bool:

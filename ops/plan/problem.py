@@ -27,6 +27,9 @@ class Layout:
         x_boxes: the format in which a tensor descriptor can describe x: "NHWC", "NCHW", or "" for
             neither and where x and y differ in dtype. See launch/layout.py, boxes_of.
         y_boxes: the same of y.
+        x_align: columns of a piece, of 16 bytes at most, that rows of x begin at, and consist of,
+            multiples of; 1 where neighbouring columns are no neighbours in memory.
+        y_align: the same of y, and of a residual.
         heavy_epilogue: the epilogue is register-hungry (residual, gelu, silu).
         as_rows: planes are read as one row of H * W pixels, which a 1x1 window allows; x_boxes and
             y_boxes are those of the rows.
@@ -42,6 +45,8 @@ class Layout:
     as_rows: bool = False
     converts: bool = False
     repacks: bool = False
+    x_align: int = 1
+    y_align: int = 1
 
     def boxes(self, op: str) -> str:
         """The format of all images that `op` reads, "" where they differ."""
@@ -62,8 +67,7 @@ class Problem:
             dtypes whatever was given, and for tf32x3 on AMD, where Triton has none: no less exact.
         layout: of the tensors in memory.
         device: that runs it.
-        x_bytes: of an element of x; 0 for those of dtype. Only predictions set it, for uint8
-            images; the planner plans those as images of dtype.
+        x_bytes: of an element of x, where that is not of dtype; else 0.
     """
 
     op: str

@@ -1,8 +1,14 @@
-"""Rows kernels: windows of up to 7x7 and few channels, walked down row by row in registers."""
+"""Rows kernels: windows of up to 7x7 and few channels, walked down row by row in registers.
+
+There are two kinds of tiles. Where rows come in pieces of whole vectors (Layout.x_align), a lane
+has such a vector, and the lanes of a program are counted through (plane, vector): vector_tile.
+Else lanes are single columns, or planes in channels_last: tile_for.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
@@ -10,9 +16,17 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from . import banded
+from .cost import (
+    REGISTERS,
+    Code,
+    Work,
+    device_bytes,
+    is_launchable,
+    partial_bytes,
+    splits_that_fill,
+)
 from .cost import THREADS as RESIDENT_THREADS
-from .cost import Code, Work, device_bytes, is_launchable, partial_bytes, splits_that_fill
-from .device import MAX_REGISTERS
+from .device import ALL_REGISTERS, MAX_REGISTERS
 from .integers import cdiv, power_of_two
 from .problem import Plan, Problem
 
@@ -38,6 +52,26 @@ MIN_GROUPS = 8
 #: gradient with a stride. Masks on every load make them half as many again.
 INSTRUCTIONS = {"fprop": (1.25, 4.0), "dgrad": (4.0, 0.0), "wgrad": (2.0, 0.0)}
 MASKED = 1.5
+#: The same of lanes that have vectors (3x3 to 7x7, sm_90).
+VECTOR_INSTRUCTIONS, VECTOR_MASKED = (1.1, 4.5), 1.1
+#: Bytes of a lane's vectors that are under way: with five programs of 128 threads, which is what
+#: registers leave room for, 20 KB of a multiprocessor. Three terabytes a second and a microsecond
+#: of latency are 20 KB for reads and writes together.
+UNDER_WAY = 32
+#: Threads of a multiprocessor that leave no doubt that one of them can go on.
+ROOMY_THREADS = 768
+#: Most multiply-adds of a step, for all its rows are unrolled.
+MAX_UNROLLED = 800
+#: Registers of a thread beside what `held` counts: addresses, masks and the loop's (sm_90); the
+#: second where lanes have planes of their own.
+OTHER_REGISTERS = (20, 32)
+#: Most taps that NVIDIA's compiler keeps in the 63 uniform registers, if all lanes have the same
+#: plane and sums are in float32.
+UNIFORM_TAPS = 49
+#: Threads of a multiprocessor below which it is no faster with fewer of them, by the most
+#: multiply-adds of an output: loads under way, then arithmetic. And what starting and ending a
+#: program costs, in rows. Assumed.
+LEAST_THREADS, START_ROWS = {24: 512, 10**9: 384}, 6
 
 
 @dataclass(frozen=True)
@@ -50,6 +84,9 @@ class RowsTile:
         BLOCK_K: filters of each group.
         STEP_P: output rows that are unrolled.
         LANE_Q: neighbouring columns of one lane.
+        X_ALIGN: columns of an input row that a lane loads as one vector, those of LANE_Q outputs;
+            1 where it loads each by itself.
+        Y_ALIGN: columns that it stores as one vector.
         num_warps, num_stages: of the launch.
     """
 
@@ -59,6 +96,8 @@ class RowsTile:
     BLOCK_K: int = 1
     STEP_P: int = 1
     LANE_Q: int = 1
+    X_ALIGN: int = 1
+    Y_ALIGN: int = 1
     num_warps: int = 4
     num_stages: int = 2
 
@@ -93,12 +132,39 @@ class RowsTile:
         return 0
 
     def max_registers(self, problem: Problem) -> int | None:
-        """Registers of a thread that the compiler is limited to, see device.py."""
+        """Registers of a thread that the compiler is limited to, see device.py.
+
+        Without a limit it saves those for the loads of the next step, which it then makes when it
+        is done with this one. All with which as many programs fit are allowed.
+        """
+        if self.X_ALIGN > 1:
+            other = OTHER_REGISTERS[self.BLOCK_C > 1] * (1 + problem.layout.int64)
+            held = problem.words * (self.held(problem) + other)
+            room = REGISTERS // (32 * self.num_warps)
+            programs = max(1, room // (cdiv(held, 8) * 8))
+            return min(ALL_REGISTERS, room // programs // 8 * 8)
         return MAX_REGISTERS if problem.op == "wgrad" and self.LANE_Q == 1 else None
 
     def suits(self, problem: Problem) -> bool:
-        """Whether a tile that was tuned for a problem near this one can serve it: always."""
-        return True
+        """Whether a tile that was tuned for a problem near this one can serve it."""
+        return self.X_ALIGN == 1 or (
+            vector_of(problem, self.LANE_Q) == (self.X_ALIGN, self.Y_ALIGN)
+        )
+
+    def lanes(self) -> int:
+        """Lanes of a program along columns; of vectors, through all planes, with those idle."""
+        if self.X_ALIGN == 1:
+            return self.BLOCK_Q // self.LANE_Q
+        return power_of_two(self.BLOCK_Q // self.LANE_Q * self.BLOCK_C)
+
+    def resident(self, problem: Problem) -> int:
+        """Programs that a multiprocessor has room for, by registers where there is a limit."""
+        threads = problem.threads(self)
+        most = RESIDENT_THREADS // threads
+        if self.X_ALIGN == 1:
+            return max(1, most // 2)
+        registers = (self.max_registers(problem) or ALL_REGISTERS) * threads
+        return max(1, min(most, REGISTERS * problem.device.limits.lanes // 32 // registers, 32))
 
     def flags(self, problem: Problem) -> Mapping[str, Any]:
         """Fields of a Plan that this family decides."""
@@ -111,6 +177,8 @@ class RowsTile:
         dy in a weight gradient.
         """
         e, taps = extents(problem), row_macs(problem) * self.BLOCK_K
+        if self.X_ALIGN > 1:
+            return self._held_of_vectors(problem)
         g, gradient = problem.geometry, problem.op == "wgrad"
         in_flight = problem.layout.heavy_epilogue or gradient
         vector = max(1, self.BLOCK_Q // self.LANE_Q * self.BLOCK_C // THREADS)
@@ -121,8 +189,22 @@ class RowsTile:
         own_weights = gradient or self.BLOCK_C > 1
         return taps * (vector if own_weights else 1) + (rows + len(columns) * loaded) * vector
 
+    def _held_of_vectors(self, problem: Problem) -> int:
+        """`held` of a tile whose lanes have vectors: the next step's rows are loaded meanwhile."""
+        e, taps = extents(problem), row_macs(problem) * self.BLOCK_K
+        word = max(1, 4 // problem.image_bytes)
+        rows = self.STEP_P * problem.geometry.steps(0)[0] * e.reduced
+        loaded = rows * (self.X_ALIGN // word + columns_beside(problem, self.LANE_Q, word))
+        pixels = self.X_ALIGN + columns_beside(problem, self.LANE_Q, 1)
+        sums = (e.open + self.STEP_P) * self.BLOCK_K * self.LANE_Q
+        added = self.LANE_Q * problem.layout.heavy_epilogue
+        uniform = self.BLOCK_C == 1 and problem.words == 1 and taps <= UNIFORM_TAPS
+        return (0 if uniform else taps) + loaded + pixels + sums + added
+
     def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
         """What a launch asks of a device; `code` is of a program, where it was counted."""
+        if self.X_ALIGN > 1:
+            return self._vector_work(plan, problem, code)
         g, walk = problem.geometry, walk_of(self, problem)
         pixel, itemsize = problem.image_bytes, problem.dtype.itemsize
         wgrad, strided = plan.op == "wgrad", problem.op == "dgrad" and not plan.turned
@@ -152,12 +234,47 @@ class RowsTile:
             macs,
             "float64" if problem.dtype == torch.float64 else "fma",
             instructions,
-            RESIDENT_THREADS // 2 // threads,
+            self.resident(problem),
             2 if between else 1,
             between,
             outputs=walk.outputs,
             steps=walk.steps * strips,
             loaded_bytes=loads,
+        )
+
+    def _vector_work(self, plan: Plan, problem: Problem, code: Code | None) -> Work:
+        """`work` of a tile whose lanes have vectors."""
+        g, e, threads = problem.geometry, extents(problem), problem.threads(self)
+        steps = cdiv(self.BLOCK_P + e.open, self.STEP_P)
+        rows, pixel = steps * self.STEP_P, problem.image_bytes
+        outputs = self.lanes() * self.LANE_Q * self.BLOCK_K
+        added = rows * outputs
+        masked = 1.0 if plan.interior == "all" else VECTOR_MASKED
+        if self.STEP_P == 1:  # rows of padding are passed by
+            added = min(rows, e.rows if self.BLOCK_P >= e.rows else rows) * outputs
+        macs = added * row_macs(problem)
+        if code is not None:
+            instructions = code.outside + code.loop * steps
+        else:
+            mac, output = VECTOR_INSTRUCTIONS
+            instructions = masked * (mac * macs + output * rows * outputs) / threads
+        word = max(1, 4 // pixel)
+        own = self.X_ALIGN * pixel
+        beside = columns_beside(problem, self.LANE_Q, word) * max(4, pixel)
+        lanes = self.lanes() * rows * g.steps(0)[0] * e.reduced
+        return Work(
+            plan.grid,
+            threads,
+            device_bytes(problem, plan.grid, g.R * g.S * g.group_C),
+            lanes * own,
+            lanes * (own + beside),
+            macs,
+            "float64" if problem.dtype == torch.float64 else "fma",
+            instructions,
+            self.resident(problem),
+            outputs=self.BLOCK_P * self.BLOCK_Q * self.BLOCK_C * self.BLOCK_K,
+            steps=steps,
+            loaded_bytes=lanes * (own + beside),
         )
 
 
@@ -268,10 +385,122 @@ def tiles(problem: Problem) -> list[RowsTile]:
     return [] if tile is None else [tile]
 
 
+def vector_of(problem: Problem, lane_q: int) -> tuple[int, int]:
+    """(columns that a lane with so many outputs loads, and stores, as a vector); (1, 1): none."""
+    g, layout = problem.correlated, problem.layout
+    if problem.op == "wgrad" or (problem.op == "dgrad" and not problem.is_turned):
+        return 1, 1
+    read, written = layout.x_align, layout.y_align
+    if problem.op == "dgrad":
+        read, written = written, read
+    x, y = lane_q * g.stride[1], math.gcd(lane_q, written)
+    if x < 2 or read % x or not 4 <= x * problem.image_bytes <= 16:
+        return 1, 1
+    if y * problem.dtype.itemsize < 4:
+        return 1, 1
+    # What a padding mode shows is no vector of the image.
+    if g.padding_mode != "zeros" and cdiv(g.Q, lane_q) * x > g.W:
+        return 1, 1
+    return x, y
+
+
+def columns_beside(problem: Problem, lane_q: int, piece: int) -> int:
+    """Pieces of so many columns that a lane's outputs read beside the lane's own columns."""
+    g = problem.correlated
+    (stride, dilation), pad = g.steps(1), g.padding[1][0]
+    read = {q * stride + s * dilation - pad for q in range(lane_q) for s in range(g.S)}
+    return len({c // piece for c in read if not 0 <= c < lane_q * stride})
+
+
+def vector_tile(problem: Problem) -> RowsTile | None:
+    """The tile whose lanes have the longest vectors that a thread has room for; None: none has."""
+    e, layout = extents(problem), problem.layout
+    room = (MAX_HELD if not layout.int64 else MAX_HELD * 3 // 4) // problem.words
+    for lane_q in (8, 4, 2, 1):
+        x_align, y_align = vector_of(problem, lane_q)
+        if x_align == 1:
+            continue
+        for block_k in (k for k in range(min(e.filters, 8), 0, -1) if e.filters % k == 0):
+            tile = RowsTile(e.rows, 0, 1, block_k, LANE_Q=lane_q, X_ALIGN=x_align, Y_ALIGN=y_align)
+            tile = _with_lanes(tile, problem)
+            if tile.held(problem) <= room:
+                return _with_heights(_with_steps(tile, problem, room), problem)
+    return None
+
+
+def _with_lanes(tile: RowsTile, problem: Problem) -> RowsTile:
+    """The tile with columns and planes for up to THREADS lanes, of which the fewest are idle."""
+    e, warp = extents(problem), problem.device.limits.lanes
+    width = cdiv(e.columns, tile.LANE_Q)
+    best, busy = tile, 0.0
+    # A program of one plane has its taps in uniform registers.
+    sizes = [n for n in (THREADS, THREADS // 2, THREADS // 4) if n >= warp] or [warp]
+    for lanes in sizes:
+        tiles = cdiv(width, lanes)
+        share = width / (tiles * power_of_two(cdiv(width, tiles)))
+        if share > 1.1 * busy:
+            best, busy = replace(tile, BLOCK_Q=lanes * tile.LANE_Q, BLOCK_C=1), share
+    if width < THREADS and e.planes > 1:
+        planes = min(e.planes, THREADS // width)
+        share = width * planes / power_of_two(width * planes)
+        if share > 1.1 * busy or width < warp:
+            best = replace(tile, BLOCK_Q=width * tile.LANE_Q, BLOCK_C=planes)
+    if best.BLOCK_C == 1 and width < best.BLOCK_Q // tile.LANE_Q:
+        best = replace(best, BLOCK_Q=max(1, power_of_two(width)) * tile.LANE_Q)
+    return replace(best, num_warps=max(1, best.lanes() // warp))
+
+
+def _with_steps(tile: RowsTile, problem: Problem, room: int) -> RowsTile:
+    """The tile with enough rows of a step to have UNDER_WAY bytes of a lane loaded ahead.
+
+    Twice as many where ROOMY_THREADS fit all the same: four rows take fewer instructions for each
+    than two. One row where several planes have many taps: their padding, which is passed by in
+    whole steps, is a good part of all rows.
+    """
+    e, stride = extents(problem), problem.geometry.steps(0)[0]
+    bytes_of_row = tile.X_ALIGN * problem.image_bytes * stride * e.reduced
+    macs = tile.LANE_Q * tile.BLOCK_K * row_macs(problem)
+    for step in (4, 2) if tile.BLOCK_C == 1 or e.open <= 2 else ():
+        taller = replace(tile, STEP_P=step)
+        roomy = taller.resident(problem) * problem.threads(tile) >= ROOMY_THREADS
+        enough = 2 * UNDER_WAY if roomy else UNDER_WAY
+        if step > e.rows or step * bytes_of_row > enough or step * macs > MAX_UNROLLED:
+            continue
+        if taller.held(problem) <= room:
+            return taller
+    return tile
+
+
+def _with_heights(tile: RowsTile, problem: Problem) -> RowsTile:
+    """The tile with the height at which the busiest multiprocessor is done first.
+
+    It runs its programs in rounds of as many as it has room for; the last one takes as long as
+    LEAST_THREADS threads do, if it has fewer.
+    """
+    e, sms = extents(problem), problem.device.multiprocessors
+    resident = tile.resident(problem)
+    threads = next(n for most, n in LEAST_THREADS.items() if row_macs(problem) <= most)
+    least = min(resident, cdiv(threads, problem.threads(tile)))
+    flat = replace(tile, BLOCK_P=e.rows).programs(problem)
+    best, least_time = tile, math.inf
+    for count in range(cdiv(e.rows, 128), cdiv(e.rows, 4) + 1):
+        height = cdiv(e.rows, count)
+        height = max(1, cdiv(height + e.open, tile.STEP_P) * tile.STEP_P - e.open)
+        busiest = cdiv(flat * cdiv(e.rows, height), sms)
+        rounds, last = divmod(busiest, resident)
+        slots = rounds * resident + (max(last, least) if last else 0)
+        time = slots * (height + e.open + START_ROWS)
+        if time < least_time:
+            best, least_time = replace(tile, BLOCK_P=height), time
+    return best
+
+
 def tile_for(problem: Problem) -> RowsTile | None:
     """The tile that follows from a problem; None where it has no kernel or would spill."""
     if not is_legal(problem):
         return None
+    if (found := vector_tile(problem)) is not None:
+        return found
     g, layout = problem.geometry, problem.layout
     # 64-bit addresses take registers too.
     room = (MAX_HELD // 2 if layout.int64 else MAX_HELD) // problem.words
@@ -344,6 +573,8 @@ def _row_block(columns: int, most: int) -> int:
 
 def interior(tile: RowsTile, problem: Problem) -> str:
     """Which tiles run without masks: "all"; "some", if a quarter can; else "none"."""
+    if tile.X_ALIGN > 1 and tile.lanes() != tile.BLOCK_Q // tile.LANE_Q * tile.BLOCK_C:
+        return "none"  # some lanes have no columns
     inside = total = 1
     for axis, block in enumerate((tile.BLOCK_P, tile.BLOCK_Q)):
         count, clear = _clear_tiles(problem, axis, block, tile.STEP_P)
@@ -388,7 +619,10 @@ KINDS: tuple[type[Any], ...] = (RowsTile,)
 
 
 def neighbours(tile: RowsTile, problem: Problem) -> Iterator[RowsTile]:
-    """The tiles that a tuner tries: other blocks of rows, columns and planes."""
+    """The tiles that a tuner tries: other blocks of rows, columns and planes, other vectors."""
+    if tile.X_ALIGN > 1:
+        yield from _vector_neighbours(tile, problem)
+        return
     channels = problem.geometry.groups * (1 if problem.op == "wgrad" else problem.geometry.N)
     blocks = itertools.product(
         (8, 16, 32, 64), [2**i for i in range(3, 11)], [2**i for i in range(8)], (1, 2, 4, 8)
@@ -399,6 +633,30 @@ def neighbours(tile: RowsTile, problem: Problem) -> Iterator[RowsTile]:
             found = replace(tile, BLOCK_P=p, BLOCK_Q=block_q, BLOCK_C=c, num_warps=warps)
             if fits(found, problem):
                 yield found
+
+
+def _vector_neighbours(tile: RowsTile, problem: Problem) -> Iterator[RowsTile]:
+    e, warp = extents(problem), problem.device.limits.lanes
+    sizes = itertools.product((8, 4, 2, 1), (1, 2, 4, 8), (1, 2, 4), (8, 16, 32, 64, 128))
+    for lane_q, warps, step, height in sizes:
+        x_align, y_align = vector_of(problem, lane_q)
+        if x_align == 1:
+            continue
+        width = cdiv(e.columns, lane_q)
+        found = replace(
+            tile,
+            BLOCK_P=max(1, cdiv(min(height, e.rows) + e.open, step) * step - e.open),
+            BLOCK_Q=min(width, warps * warp) * lane_q,
+            BLOCK_C=max(1, min(e.planes, warps * warp // width)),
+            STEP_P=step,
+            LANE_Q=lane_q,
+            X_ALIGN=x_align,
+            Y_ALIGN=y_align,
+            num_warps=warps,
+        )
+        full = found.lanes() == warps * warp or warps == 1
+        if full and found.held(problem) * problem.words <= MAX_HELD:
+            yield found
 
 
 def fits(tile: RowsTile, problem: Problem) -> bool:

@@ -313,7 +313,7 @@ def test_plans_are_checked_and_timed_in_turns(op, kernel_backend):
     assert found == Comparison(found.base_ms, found.ms, 1.0, 1.0, 1.0)
     assert found.ms > 0
     # A plan that Triton refuses does not run, and says why.
-    broken = replace(other, tile=replace(other.tile, BLOCK_Q=3))
+    broken = replace(other, tile=replace(other.tile, BLOCK_Q=3, LANE_Q=1, X_ALIGN=1, Y_ALIGN=1))
     assert "power of" in measure(job, base, broken, 5).problem
 
 

@@ -1,0 +1,211 @@
+"""Rows of images whose columns lie side by side, as vectors: a lane has several columns of one.
+
+A lane loads the LANE_Q * STRIDE_W own columns of an input row at once, in 32-bit words, or in
+elements where those are larger. What its outputs read left and right of them comes beside, in
+pieces: words, or single pixels where padding is no run of the image. Columns are counted from a
+lane's first one.
+"""
+
+import triton
+import triton.language as tl
+
+from .padding import fold
+from .rows import is_read
+from .schedule import as_block
+
+
+@triton.constexpr_function
+def columns_per_word(dtype):
+    """Elements of this type in 32 bits; 1 of a larger type."""
+    return max(1, 32 // dtype.primitive_bitwidth)
+
+
+@triton.constexpr_function
+def _columns_of(WINDOW):
+    """(S, STRIDE_W, PAD_W, DIL_W) of a window, whose names Triton 3.6 does not pass on to here."""
+    fields = [getattr(field, "value", field) for field in WINDOW]
+    return fields[1], fields[3], fields[5], fields[9]
+
+
+@triton.constexpr_function
+def _pieces(WINDOW, LANE_Q, PIECE):
+    """First columns of the pieces that a lane reads beside its own columns."""
+    S, STRIDE, PAD, DIL = _columns_of(WINDOW)
+    read = {q * STRIDE + s * DIL - PAD for q in range(LANE_Q) for s in range(S)}
+    return sorted({c // PIECE * PIECE for c in read if not 0 <= c < LANE_Q * STRIDE})
+
+
+@triton.constexpr_function
+def pieces_beside(WINDOW, LANE_Q, PIECE):
+    """Number of the pieces of PIECE columns that a lane reads beside its own columns."""
+    return len(_pieces(WINDOW, LANE_Q, PIECE))
+
+
+@triton.constexpr_function
+def piece_beside(index, WINDOW, LANE_Q, PIECE):
+    """First column of such a piece."""
+    return _pieces(WINDOW, LANE_Q, PIECE)[index]
+
+
+@triton.constexpr_function
+def place_of(column, COUNT, WINDOW, LANE_Q, PIECE):
+    """Which of the COUNT words of a lane, or after those which piece beside, has a column."""
+    own = LANE_Q * _columns_of(WINDOW)[1]
+    if 0 <= column < own:
+        return column // (own // COUNT)
+    return COUNT + _pieces(WINDOW, LANE_Q, PIECE).index(column // PIECE * PIECE)
+
+
+@triton.constexpr_function
+def log2(number):
+    """Of a power of two."""
+    return number.bit_length() - 1
+
+
+@triton.constexpr_function
+def bits_reversed(number, BITS):
+    """The number with these bits, the last one first."""
+    return sum((number >> i & 1) << (BITS - 1 - i) for i in range(BITS))
+
+
+@triton.jit
+def split_last(block, COUNT: tl.constexpr):
+    """The COUNT slices of a block [A, B, COUNT], a power of two: a tuple of blocks [A, B]."""
+    A: tl.constexpr = block.shape[0]
+    B: tl.constexpr = block.shape[1]
+    parts = (block,)  # halving puts slice i where its bits reversed say
+    for level in tl.static_range(log2(COUNT)):
+        halves = ()
+        for i in tl.static_range(2**level):
+            even, odd = tl.split(tl.reshape(parts[i], [A, B, COUNT // 2 ** (level + 1), 2]))
+            halves = halves + (even, odd)  # noqa: RUF005
+        parts = halves
+    slices = ()
+    for i in tl.static_range(COUNT):
+        part = tl.reshape(parts[bits_reversed(i, log2(COUNT))], [A, B])
+        slices = slices + (part,)  # noqa: RUF005
+    return slices
+
+
+@triton.jit
+def join_last(slices, first: tl.constexpr, COUNT: tl.constexpr):
+    """split_last backwards, of the COUNT blocks from number `first` on."""
+    A: tl.constexpr = slices[0].shape[0]
+    B: tl.constexpr = slices[0].shape[1]
+    parts = slices[first : first + COUNT]
+    for level in tl.static_range(log2(COUNT)):
+        pairs = ()
+        for i in tl.static_range(COUNT // 2 ** (level + 1)):
+            pair = tl.join(parts[i], parts[i + COUNT // 2 ** (level + 1)])
+            pairs = pairs + (pair,)  # noqa: RUF005
+        parts = pairs
+    return tl.reshape(parts[0], [A, B, COUNT])
+
+
+@triton.jit
+def vector_at(pointers, COUNT: tl.constexpr):
+    """Pointers [A, B, COUNT] to COUNT elements, a power of two, that start at a multiple of it."""
+    BYTES: tl.constexpr = COUNT * pointers.dtype.element_ty.primitive_bitwidth // 8
+    pointers = tl.expand_dims(pointers, 2) + tl.arange(0, COUNT)[None, None, :]
+    return tl.multiple_of(pointers, [1, 1, BYTES])
+
+
+@triton.jit
+def masks_of(w, planes, x_shape, WINDOW: tl.constexpr, LANE_Q: tl.constexpr, PIECE: tl.constexpr):
+    """(columns, masks) of what lanes load whose own columns begin at w.
+
+    Columns are those of the pieces beside, counted from w; the masks are that of a lane's own
+    columns, then of each piece.
+    """
+    columns = ()
+    masks = (planes & (w < x_shape[1]),)
+    for i in tl.static_range(pieces_beside(WINDOW, LANE_Q, PIECE)):
+        beside = w + piece_beside(i, WINDOW, LANE_Q, PIECE)
+        folded, inside = fold(beside, x_shape[1], WINDOW.MODE)
+        columns = columns + (folded - w,)  # noqa: RUF005
+        masks = masks + (planes & inside,)  # noqa: RUF005
+    return columns, masks
+
+
+@triton.jit
+def load_vector(
+    lanes, columns, masks, row, x_strides, x_shape, WINDOW: tl.constexpr, LANE_Q: tl.constexpr,
+    PIECE: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """What lanes load of an input row: their own words, then the pieces beside.
+
+    Args:
+        lanes: pointers to their own first columns, in row 0.
+        columns, masks: of masks_of, if MASKED.
+        row, x_strides, x_shape: number of the row, and of the image.
+    """
+    WORD: tl.constexpr = columns_per_word(lanes.dtype.element_ty)
+    COUNT: tl.constexpr = LANE_Q * WINDOW.STRIDE_W // WORD
+    inside = True
+    if MASKED:
+        row, inside = fold(as_block(row), x_shape[0], WINDOW.MODE)  # [1, 1]
+    lanes += row * x_strides[2]
+    words = lanes
+    if WORD > 1:
+        words = lanes.to(tl.pointer_type(tl.uint32), bitcast=True)
+    if MASKED:
+        mask = tl.expand_dims(masks[0] & inside, 2)
+        own = tl.load(vector_at(words, COUNT), mask=mask, other=0)  # [A, LANES, COUNT]
+    else:
+        own = tl.load(vector_at(words, COUNT))
+    loaded = split_last(own, COUNT)
+    for i in tl.static_range(pieces_beside(WINDOW, LANE_Q, PIECE)):
+        pointers = words + piece_beside(i, WINDOW, LANE_Q, PIECE) // WORD
+        if MASKED and WINDOW.MODE != "zeros":
+            pointers = lanes + columns[i]
+        if MASKED:
+            piece = tl.load(pointers, mask=masks[i + 1] & inside, other=0)
+        else:
+            piece = tl.load(pointers)
+        loaded = loaded + (piece,)  # noqa: RUF005
+    return loaded
+
+
+@triton.jit
+def pixel_of(word, column: tl.constexpr, DTYPE: tl.constexpr):
+    """The pixel of type DTYPE that a word has in a column, as a float32 if it is smaller."""
+    if DTYPE.primitive_bitwidth >= 32:
+        pixel = word
+    elif DTYPE == tl.bfloat16:  # the upper half of a float32
+        if column % 2 == 0:
+            pixel = (word << 16).to(tl.float32, bitcast=True)
+        else:
+            pixel = (word & 0xFFFF0000).to(tl.float32, bitcast=True)
+    elif DTYPE == tl.float16:
+        half = (word >> (column % 2 * 16)).to(tl.uint16)
+        pixel = half.to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        tl.static_assert(DTYPE == tl.uint8, "pixels are floats or uint8")
+        # As the last bits of 2**23: a permutation and a sum are faster than a conversion.
+        byte = (word >> (column % 4 * 8)) & 0xFF
+        pixel = (byte | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
+    return pixel
+
+
+@triton.jit
+def pixels_of(
+    loaded, number: tl.constexpr, DTYPE: tl.constexpr, ACC: tl.constexpr, WINDOW: tl.constexpr,
+    LANE_Q: tl.constexpr, PIECE: tl.constexpr,
+):  # fmt: skip
+    """The pixels that LANE_Q outputs read of a row, the one that load_vector loaded `number`th.
+
+    In the order of load_row.
+    """
+    WORD: tl.constexpr = columns_per_word(DTYPE)
+    OWN: tl.constexpr = LANE_Q * WINDOW.STRIDE_W
+    FIRST: tl.constexpr = number * (OWN // WORD + pieces_beside(WINDOW, LANE_Q, PIECE))
+    pixels = ()
+    for i in tl.static_range((LANE_Q - 1) * WINDOW.STRIDE_W + (WINDOW.S - 1) * WINDOW.DIL_W + 1):
+        if is_read(i, 0, LANE_Q - 1, WINDOW.S, WINDOW.STRIDE_W, WINDOW.DIL_W):
+            x = loaded[FIRST + place_of(i - WINDOW.PAD_W, OWN // WORD, WINDOW, LANE_Q, PIECE)]
+            if PIECE == WORD or (i - WINDOW.PAD_W >= 0 and i - WINDOW.PAD_W < OWN):
+                x = pixel_of(x, i - WINDOW.PAD_W, DTYPE)
+            pixels = pixels + (x.to(ACC),)  # noqa: RUF005
+        else:  # never read; keeps the tuple's index aligned
+            pixels = pixels + (pixels[i - 1],)  # noqa: RUF005
+    return pixels
