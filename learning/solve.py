@@ -9,13 +9,17 @@ to the size of the kernel's, so that the units of x and y do not decide.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import torch
 
 from .active_set import nonnegative_minimum
 from .gram import Sums
 from .normal import Constraints, Normal
 from .steps import Reporter
+
+#: Unknowns up to which NumPy does a step in a fifth of PyTorch's time.
+NUMPY_UNKNOWNS = 64
 
 
 def normals_of(sums: Sums, constraints: Constraints) -> list[Normal]:
@@ -123,14 +127,13 @@ def descend(
     The same as on the images, step by step, to rounding; a step costs K * D^2. `report` shows the
     losses on the way.
     """
-    device, D, groups = sums.gram.device, start.shape[1], len(sums.gram)
-    kernel = np.arange(D) < constraints.elements
-    gram = sums.gram.numpy(force=True)
+    gram, groups, D = sums.gram, len(sums.gram), start.shape[1]
     if constraints.ridge:
-        gram = gram + np.diag(constraints.ridge * kernel)
-    # On small arrays NumPy costs a fifth of what PyTorch does.
-    moments = sums.moments.numpy(force=True).reshape(groups, -1, D)
-    theta = start.double().numpy(force=True).reshape(groups, -1, D)
+        gram = gram + constraints.penalty(D, gram)
+    arrays: Any = (gram, sums.moments.view(groups, -1, D), start.to(gram).view(groups, -1, D))
+    if D <= NUMPY_UNKNOWNS:
+        arrays = (tensor.numpy(force=True) for tensor in arrays)
+    gram, moments, theta = arrays
     history, squares = [], float(sums.squares.sum())
     for step in range(steps) if report is None else report.over(range(steps)):
         product = theta @ gram
@@ -138,7 +141,7 @@ def descend(
         if report is not None:
             report.loss(step, history[-1])
         theta = theta - 2 * step_size * (product - moments)
-    return torch.from_numpy(theta.reshape(-1, D)).to(device), history
+    return torch.as_tensor(theta, device=sums.gram.device).reshape(-1, D), history
 
 
 def largest_step(sums: Sums, constraints: Constraints) -> float:
