@@ -21,6 +21,7 @@ from .lag_sums import lag_sums
 from .spread_weight import spread_weight
 from .sum_partials import sum_partials
 from .wgrad_banded import wgrad_banded
+from .wgrad_columns import wgrad_columns
 from .wgrad_gemm import wgrad_gemm
 from .wgrad_patch import wgrad_patch
 from .wgrad_rows import wgrad_rows
@@ -48,6 +49,7 @@ __all__ = [
     "spread_weight",
     "sum_partials",
     "wgrad_banded",
+    "wgrad_columns",
     "wgrad_gemm",
     "wgrad_patch",
     "wgrad_rows",

@@ -219,15 +219,15 @@ CASES: dict[str, dict[str, Case]] = {
     # Lanes along a row, over samples, over channels; the input gradient runs fprop's.
     "columns": {
         "image31": _case(
-            1, 1, 4096, 4096, 1, 31, 31, ops="fprop", recorded="float32 bfloat16"
+            1, 1, 4096, 4096, 1, 31, 31, ops="fprop wgrad", recorded="float32 bfloat16"
         ),
-        "strided9": _case(64, 60, 28, 28, 60, 9, 9, ops="fprop", stride=2, groups=60),
+        "strided9": _case(64, 60, 28, 28, 60, 9, 9, ops="fprop wgrad", stride=2, groups=60),
         "last9": _case(
-            64, 96, 56, 56, 96, 9, 9, ops="fprop", groups=96, last=True, bias=True,
+            64, 96, 56, 56, 96, 9, 9, ops="fprop wgrad", groups=96, last=True, bias=True,
             activation="relu", recorded="bfloat16",
         ),
         "odd": _case(
-            311, 14, 1031, 1033, 34, 9, 12, ops="fprop", groups=2, padding_mode="reflect",
+            311, 14, 1031, 1033, 34, 9, 12, ops="fprop wgrad", groups=2, padding_mode="reflect",
             bias=True, activation="gelu", residual=True, **_ODD_SAMPLES,
         ),
     },

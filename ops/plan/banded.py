@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeAlias
 
 from ..geometry import Geometry
-from . import columns, stencil
+from . import stencil
 from .cost import (
     REGISTERS,
     Code,
@@ -380,12 +380,12 @@ def is_legal(problem: Problem) -> bool:
 
 
 def tiles(problem: Problem) -> list[AnyBandedTile]:
-    """The tile that the planner takes for few channels; none where a direct sum costs no more.
+    """The tile that the planner takes for few channels; none where a stencil costs no more.
 
     Of two kernels whose arithmetic hides behind what feeds it, the cheaper to feed is taken: a
-    columns kernel issues 1.4 to 2 instructions for every tap, a stencil a dozen, a banded kernel
-    reads (BLOCK_P + R - 1) * columns * (1 / BLOCK_M + 1 / BLOCK_N) numbers from L2 for every
-    output. Rows kernels hold windows of up to 7x7; choose.py compares the two.
+    stencil issues a dozen instructions for every tap, a banded kernel reads (BLOCK_P + R - 1) *
+    columns * (1 / BLOCK_M + 1 / BLOCK_N) numbers from L2 for every output. choose.py compares the
+    tile with that of a rows or columns kernel.
     """
     if not problem.has_few_channels or problem.geometry.y_numel == 0 or not is_legal(problem):
         return []
@@ -396,8 +396,7 @@ def tiles(problem: Problem) -> list[AnyBandedTile]:
         if tile.bands_bytes(problem) <= MAX_WORKSPACE
     }
     best = min(costs, key=lambda tile: costs[tile], default=None)
-    direct = columns if columns.is_legal(problem) else stencil
-    if best is None or costs[best] >= direct.lanes_per_output(problem):
+    if best is None or costs[best] >= stencil.lanes_per_output(problem):
         return []
     return [best]
 

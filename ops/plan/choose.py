@@ -19,8 +19,8 @@ from .integers import cdiv
 from .problem import Plan, Problem, Tile
 from .tuned import tuned
 
-#: Families that offer a tile only where they beat the rest. The first that does is taken,
-#: unless CLOSE times the second's predicted time is less.
+#: Families that offer a tile only where they beat the rest. A banded one is taken where CLOSE times
+#: its predicted time is less than that of the rows kernel, or of the columns kernel without one.
 DECISIVE = (rows, banded)
 #: A decisive family whose measured time is this many times the model's is compared like the rest.
 FAR = 1.2
@@ -59,15 +59,24 @@ def plan(problem: Problem) -> Plan:
 def candidates(problem: Problem) -> list[Tile]:
     """The tiles to compare."""
     device = problem.device
-    found = [tile for family in DECISIVE for tile in family.tiles(problem)]
-    found = [tile for tile in found if device.slowdown(tile.family) < FAR]
-    if len(found) < 2:
-        return found or [tile for family in FAMILIES for tile in family.tiles(problem)]
-    first, second = (
-        times_of(plan.tile.work(plan, problem), device).predicted * device.slowdown(plan.family)
-        for plan in (plan_with_tile(problem, tile, tile.splits(problem)) for tile in found)
+    by_rows, by_bands, direct = (
+        [tile for tile in family.tiles(problem) if device.slowdown(tile.family) < FAR]
+        for family in (*DECISIVE, columns)
     )
-    return found[1:] if CLOSE * second < first else found[:1]
+    direct = by_rows or direct
+    if by_bands and direct:
+        first, second = (
+            times_of(plan.tile.work(plan, problem), device).predicted * device.slowdown(plan.family)
+            for plan in (
+                plan_with_tile(problem, tile, tile.splits(problem))
+                for tile in (direct[0], by_bands[0])
+            )
+        )
+        by_bands = by_bands if CLOSE * second < first else []
+    if by_bands or by_rows:
+        return list(by_bands or by_rows)
+    compared = FAMILIES if device.slowdown(banded.KINDS[0].family) >= FAR else (rows, *COMPARED)
+    return [tile for family in compared for tile in family.tiles(problem)]
 
 
 def family_of(tile: Tile) -> ModuleType:

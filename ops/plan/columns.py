@@ -5,12 +5,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 
-from .cost import REGISTERS, Code, Work, device_bytes, is_launchable
-from .device import Device
+from .cost import (
+    REGISTERS,
+    Code,
+    Work,
+    device_bytes,
+    is_launchable,
+    partial_bytes,
+    splits_that_fill,
+)
+from .device import ALL_REGISTERS, MAX_REGISTERS, Device
 from .integers import cdiv, power_of_two
 from .problem import Plan, Problem
 
@@ -22,6 +30,13 @@ MAX_STRIDE = 4
 THREADS, PER_THREAD = 128, 4
 #: Registers of a thread with four elements: 110 to 128 (sm_90, Triton 3.7.1).
 HELD = 128
+#: Most rows and columns of taps of one program of a weight gradient: 8 x 8 take 254 registers and
+#: spill where there is a stride, 8 x 4 take 128 to 160 (sm_90, Triton 3.7.1).
+TAPS_R, TAPS_S = 8, 4
+#: Fewest strips of a split: what is added up last then takes a tenth of the instructions at most.
+MIN_SPLIT_STRIPS = 16
+#: Instructions with which the lanes of a program add up a tap (sm_90, Triton 3.7.1).
+LAST_SUM = 20
 #: Lane instructions for a pixel's load, beside the multiply-adds; for its mask; for a tap's load;
 #: for a column of taps; and for the conversion of each that is not float32 (sm_90, Triton 3.7.1).
 PIXEL, MASK, TAP, COLUMN, CONVERT = 2, 2, 1, 13, 1
@@ -98,6 +113,19 @@ class ColumnsTile:
         """Fields of a Plan that this family decides."""
         return {"turned": problem.is_turned}
 
+    def values(self, problem: Problem) -> int:
+        """Sums and pixels of a thread for each of its elements in a row of outputs."""
+        return self.BLOCK_P + ROWS
+
+    def others(self, problem: Problem) -> Iterator[ColumnsTile]:
+        """Tiles of other extents."""
+        g = problem.correlated
+        sizes = [2**i for i in range(8)]
+        planes = [(n, 1) for n in sizes if n < 2 * g.N and not g.per_sample]
+        planes += [(1, k) for k in sizes[1:] if k < 2 * g.K]
+        for p, q, (n, k) in itertools.product((4, 8, 16), [2**i for i in range(2, 11)], planes):
+            yield replace(self, BLOCK_P=p, BLOCK_Q=q, BLOCK_N=n, BLOCK_K=k)
+
     def loads(self, problem: Problem) -> tuple[float, float]:
         """Pixels and taps that a thread loads for one channel, whether inside the image or not."""
         g, rows, threads = problem.correlated, self.rows(problem), problem.threads(self)
@@ -137,6 +165,125 @@ class ColumnsTile:
         )
 
 
+@dataclass(frozen=True)
+class ColumnsGradTile:
+    """One program's TAPS_R x TAPS_S taps of a channel, and the strips that it sums.
+
+    Attributes:
+        TAPS_R, TAPS_S: rows and columns of taps, all of which each lane has.
+        BLOCK_P, BLOCK_Q: rows and columns of dy in a strip; lanes share the columns.
+        BLOCK_N: samples in a strip, which lanes share; 1 if BLOCK_K is not.
+        BLOCK_K: filters, which lanes share.
+        num_warps, num_stages: of the launch.
+    """
+
+    TAPS_R: int
+    TAPS_S: int
+    BLOCK_P: int
+    BLOCK_Q: int
+    BLOCK_N: int = 1
+    BLOCK_K: int = 1
+    num_warps: int = 4
+    num_stages: int = 2
+
+    family: ClassVar[str] = "columns"
+    partials: ClassVar[int] = 1
+
+    def programs(self, problem: Problem) -> int:
+        """Programs that cover all taps, before they are split."""
+        g = problem.geometry
+        taps = cdiv(g.R, self.TAPS_R) * cdiv(g.S, self.TAPS_S)
+        return problem.banks * cdiv(g.K, self.BLOCK_K) * g.group_C * taps
+
+    def strips(self, problem: Problem) -> int:
+        """Strips that the sum of one tap has."""
+        g = problem.geometry
+        rows, columns = cdiv(g.P, self.BLOCK_P), cdiv(g.Q, self.BLOCK_Q)
+        return rows * columns * cdiv(problem.samples, self.BLOCK_N)
+
+    def step(self, op: str) -> tuple[int, int, int]:
+        """(M, N, K) of one step: K pixels of a strip."""
+        return self.TAPS_R * self.TAPS_S, self.BLOCK_K, self.BLOCK_P * self.BLOCK_Q * self.BLOCK_N
+
+    def splits(self, problem: Problem) -> int:
+        """Parts that the strips are best dealt out to."""
+        return splits_that_fill(self, problem, cdiv(self.strips(problem), MIN_SPLIT_STRIPS))
+
+    def shared_bytes(self, problem: Problem) -> int:
+        """Shared memory of a program: next to none, for the last sum."""
+        return 0
+
+    def max_registers(self, problem: Problem) -> int | None:
+        """Registers of a thread that the compiler is limited to, see device.py."""
+        return ALL_REGISTERS if problem.layout.int64 or problem.words > 1 else MAX_REGISTERS
+
+    def suits(self, problem: Problem) -> bool:
+        """Whether a tile that was tuned for a problem near this one can serve it."""
+        return is_legal(problem) and problem.op == "wgrad"
+
+    def flags(self, problem: Problem) -> Mapping[str, Any]:
+        """Fields of a Plan that this family decides: none."""
+        return {}
+
+    def held(self, problem: Problem) -> float:
+        """32-bit words of a thread for one tap."""
+        lanes = self.BLOCK_Q * self.BLOCK_N * self.BLOCK_K
+        return lanes * problem.words / problem.threads(self)
+
+    def values(self, problem: Problem) -> int:
+        """Sums and pixels of a thread for each of its lanes."""
+        return self.TAPS_R * self.TAPS_S + self.BLOCK_P + self.rows(problem)
+
+    def others(self, problem: Problem) -> Iterator[ColumnsGradTile]:
+        """Tiles of other extents, with as many filters."""
+        sizes = [2**i for i in range(8)]
+        samples = sizes if self.BLOCK_K == 1 else [1]
+        extents = itertools.product((4, 6, 8), (2, 4, 8), (4, 8), sizes, samples)
+        for r, s, p, q, n in extents:
+            if n < 2 * problem.samples:
+                yield replace(self, TAPS_R=r, TAPS_S=s, BLOCK_P=p, BLOCK_Q=q, BLOCK_N=n)
+
+    def rows(self, problem: Problem) -> int:
+        """Rows of x from the first to the last that a strip reads."""
+        stride, dilation = problem.geometry.steps(0)
+        return (self.BLOCK_P - 1) * stride + (self.TAPS_R - 1) * dilation + 1
+
+    def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
+        """What a launch asks of a device; `code` is not used: there are two loops."""
+        g, threads, itemsize = problem.geometry, problem.threads(self), problem.dtype.itemsize
+        lanes = self.BLOCK_Q * self.BLOCK_N * self.BLOCK_K
+        taps, strips = self.TAPS_R * self.TAPS_S, plan.split_strips
+        macs = strips * taps * self.BLOCK_P * lanes
+        dy, x = strips * self.BLOCK_P * lanes, strips * self.rows(problem) * self.TAPS_S * lanes
+        columns = (self.BLOCK_Q - 1) * g.steps(1)[0] + (self.TAPS_S - 1) * g.steps(1)[1] + 1
+        # Rows that the strip before has read are in L1.
+        rows = min(self.rows(problem), self.BLOCK_P * g.steps(0)[0])
+        fresh = strips * rows * columns * self.BLOCK_N * cdiv(self.BLOCK_K, g.group_K)
+        convert = CONVERT if itemsize == 2 else 0
+        inside = g.Q >= 4 * self.BLOCK_Q and g.padding_mode == "zeros"
+        each = PIXEL + convert + (MASK / 2 if inside else MASK)
+        between = partial_bytes(plan, problem)
+        return Work(
+            plan.grid,
+            threads,
+            device_bytes(problem, plan.grid, cdiv(g.R * g.S, taps) * g.group_C) + between,
+            fresh * problem.image_bytes + dy * itemsize,
+            x * problem.image_bytes + dy * itemsize,
+            macs,
+            "float64" if problem.dtype == torch.float64 else "fma",
+            (macs + each * (dy + x)) / threads + taps * LAST_SUM,
+            resident(problem.device, threads),
+            2 if between else 1,
+            between,
+            outputs=taps * self.BLOCK_K,
+            steps=strips,
+            loaded_bytes=x * problem.image_bytes + dy * itemsize,
+        )
+
+
+AnyColumnsTile: TypeAlias = ColumnsTile | ColumnsGradTile
+
+
 def resident(device: Device, threads: int) -> int:
     """Programs that a multiprocessor has registers for."""
     return max(1, REGISTERS * (device.limits.lanes // 32) // (threads * HELD))
@@ -145,19 +292,43 @@ def resident(device: Device, threads: int) -> int:
 def is_legal(problem: Problem) -> bool:
     """Whether the kernel can compute this, in any dtype and layout."""
     g = problem.correlated
-    if problem.op not in ("fprop", "dgrad") or (problem.op == "dgrad" and not problem.is_turned):
+    if problem.op == "dgrad_frame" or (problem.op == "dgrad" and not problem.is_turned):
         return False
     stride, dilation = g.steps(0)
-    return min(g.y_numel, g.group_C) > 0 and stride <= MAX_STRIDE and dilation == 1
+    steps = stride <= MAX_STRIDE and dilation <= (MAX_STRIDE if problem.op == "wgrad" else 1)
+    return steps and min(g.y_numel, g.group_C) > 0
 
 
-def tiles(problem: Problem) -> list[ColumnsTile]:
+def tiles(problem: Problem) -> list[AnyColumnsTile]:
     """The tile that the planner may take for few channels."""
     return [tile_for(problem)] if problem.has_few_channels and is_legal(problem) else []
 
 
-def tile_for(problem: Problem) -> ColumnsTile:
-    """The tile for a problem that is_legal: the largest that leaves no multiprocessor idle."""
+def tile_for(problem: Problem) -> AnyColumnsTile:
+    """The tile for a problem that is_legal."""
+    return _gradient_tile(problem) if problem.op == "wgrad" else _tile(problem)
+
+
+def _gradient_tile(problem: Problem) -> ColumnsGradTile:
+    """Taps in blocks of about one size, and lanes along a row, then over samples or channels."""
+    g, lanes = problem.geometry, problem.device.limits.lanes
+    taps_r, taps_s = (
+        cdiv(extent, cdiv(extent, most))
+        for extent, most in ((g.R, TAPS_R), (g.S, TAPS_S // problem.words))
+    )
+    if problem.layout.channels_last and g.K >= 16:
+        block_k, block_n = min(lanes, power_of_two(g.K)), 1
+        block_q = min(THREADS // block_k, power_of_two(g.Q))
+    else:
+        block_q, block_k = _row_block(g.Q, THREADS), 1
+        block_n = min(THREADS // block_q, power_of_two(problem.samples))
+    warps = min(4, power_of_two(cdiv(block_q * block_n * block_k, lanes)))
+    rows = min(BLOCK_P, g.P)
+    return ColumnsGradTile(taps_r, taps_s, rows, block_q, block_n, block_k, num_warps=warps)
+
+
+def _tile(problem: Problem) -> ColumnsTile:
+    """The largest tile that leaves no multiprocessor idle."""
     g, sms = problem.correlated, problem.device.multiprocessors
     rows = min(BLOCK_P, g.P)
     for per_thread in (PER_THREAD, PER_THREAD // 2, 1):
@@ -193,31 +364,33 @@ def _row_block(columns: int, most: int) -> int:
 def lanes_per_output(problem: Problem) -> float:
     """Lane instructions for one output, lanes and multiprocessors without an output counted."""
     tile, sms = tile_for(problem), problem.device.multiprocessors
-    plan = Plan(problem.op, tile, tile.programs(problem), problem.layout.int64)
+    splits = tile.splits(problem)
+    strips = cdiv(max(1, tile.strips(problem)), splits)
+    plan = Plan(
+        problem.op,
+        tile,
+        tile.programs(problem) * splits,
+        problem.layout.int64,
+        splits=splits,
+        split_strips=strips,
+    )
     work = tile.work(plan, problem)
     lanes = cdiv(plan.grid, sms) * sms * work.instructions * work.threads
     return lanes / problem.correlated.y_numel
 
 
 #: The types of this family's tiles.
-KINDS: tuple[type[Any], ...] = (ColumnsTile,)
+KINDS: tuple[type[Any], ...] = (ColumnsTile, ColumnsGradTile)
 
 
-def neighbours(tile: ColumnsTile, problem: Problem) -> Iterator[ColumnsTile]:
-    """The tiles that a tuner tries: other blocks of rows, columns and planes."""
-    g = problem.correlated
-    sizes = [2**i for i in range(8)]
-    planes = [(n, 1) for n in sizes if n < 2 * g.N and not g.per_sample]
-    planes += [(1, k) for k in sizes[1:] if k < 2 * g.K]
-    for p, q, (n, k) in itertools.product((4, 8, 16), [2**i for i in range(2, 11)], planes):
-        found = replace(tile, BLOCK_P=p, BLOCK_Q=q, BLOCK_N=n, BLOCK_K=k)
-        if fits(found, problem):
-            yield found
+def neighbours(tile: AnyColumnsTile, problem: Problem) -> Iterator[AnyColumnsTile]:
+    """The tiles that a tuner tries: other blocks of taps, rows, columns and planes."""
+    return (other for other in tile.others(problem) if fits(other, problem))
 
 
-def fits(tile: ColumnsTile, problem: Problem) -> bool:
-    """Whether a tile does not spill, by count: its sums, and the pixels of ROWS rows."""
+def fits(tile: AnyColumnsTile, problem: Problem) -> bool:
+    """Whether a tile does not spill, by count: its sums, and the pixels of a step."""
     if not is_launchable(tile, problem):
         return False
     held = tile.held(problem)
-    return held >= problem.words and held * (tile.BLOCK_P + ROWS) <= PER_THREAD * (BLOCK_P + ROWS)
+    return held >= problem.words and held * tile.values(problem) <= HELD

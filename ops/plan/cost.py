@@ -358,7 +358,17 @@ def image_splits(tile: Tile, problem: Problem) -> list[int]:
 
 
 #: Fields of tiles that need not be powers of two.
-_ANY_NUMBER = ("num_stages", "BLOCK_P", "BLOCK_K", "STEP_P", "BLOCK_S", "persistent", "copied")
+_ANY_NUMBER = (
+    "TAPS_R",
+    "TAPS_S",
+    "num_stages",
+    "BLOCK_P",
+    "BLOCK_K",
+    "STEP_P",
+    "BLOCK_S",
+    "persistent",
+    "copied",
+)
 
 
 def is_launchable(tile: Tile, problem: Problem) -> bool:

@@ -7,7 +7,7 @@ from closeness import check, operands, run
 from plans import with_tile
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan.columns import MAX_STRIDE, ROWS, ColumnsTile
+from tricorr.ops.plan.columns import MAX_STRIDE, ROWS, ColumnsGradTile, ColumnsTile
 
 
 def image(H, W, R, S, padding=(0, 0), N=1, C=1, K=1, groups=1, **more):
@@ -56,6 +56,15 @@ ROW, FILTERS, SAMPLES, ACROSS = (
     ColumnsTile(4, 8, BLOCK_N=4, num_warps=1),
     ColumnsTile(8, 4, BLOCK_K=32, num_warps=2),
 )
+# Taps that divide no window, strips that divide no image.
+GRADIENTS = {
+    ROW: ColumnsGradTile(3, 2, 2, 16, num_warps=1),
+    FILTERS: ColumnsGradTile(2, 3, 3, 8, BLOCK_K=4, num_warps=1),
+    SAMPLES: ColumnsGradTile(5, 2, 2, 8, BLOCK_N=4, num_warps=1),
+    ACROSS: ColumnsGradTile(5, 2, 4, 2, BLOCK_K=32, num_warps=2),
+}
+#: Those that only the weight gradient takes.
+GAPS = {"gaps_along_columns": image(23, 11, 4, 3, (3, 1), stride=(2, 1), dilation=(3, 2))}
 CASES = [
     pytest.param("fprop_bias", geometry, id=f"fprop_bias-{name}")
     for name, geometry in (GEOMETRIES | STRIDED).items()
@@ -64,12 +73,19 @@ CASES = [
     for name, geometry in GEOMETRIES.items()
     if geometry.padding_mode == "zeros"  # the frame of the others has kernels of its own
 ]
+CASES += [
+    pytest.param("wgrad", geometry, id=f"wgrad-{name}")
+    for name, geometry in (GEOMETRIES | STRIDED | GAPS).items()
+]
 
 
 def forced(op, geometry, tile, args, *, int64=False, **options):
     from tricorr.ops.launch import arguments as launch
 
-    chosen = with_tile(op.removesuffix("_bias"), geometry, tile, int64=int64)
+    splits = 1
+    if op == "wgrad":
+        tile, splits = GRADIENTS[tile], 2 if int64 else 1
+    chosen = with_tile(op.removesuffix("_bias"), geometry, tile, splits, int64=int64)
     actual = run(op, args, geometry, launch, plan=chosen)
     return check(op, args, geometry, actual=actual, **options)
 
@@ -82,7 +98,7 @@ def test_every_window_and_block(kernel_backend, op, geometry):
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.uint8], ids=str)
-@pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
 def test_every_dtype(kernel_backend, op, dtype):
     geometry = GEOMETRIES["colours_and_filters"]
     floating = torch.float32 if dtype == torch.uint8 else dtype
@@ -92,16 +108,17 @@ def test_every_dtype(kernel_backend, op, dtype):
     forced(op, geometry, ROW, operands(op, x, *others))
 
 
+@pytest.mark.parametrize("op", ["fprop_bias", "wgrad"])
 @pytest.mark.parametrize("layout", ["channels_last", "rows_apart", "shifted"])
-def test_every_layout(kernel_backend, layout):
+def test_every_layout(kernel_backend, layout, op):
     geometry = image(5, 9, 9, 3, (4, 1), N=2, C=33, K=33, groups=33)
-    x, weight, bias, _ = tensors(geometry, torch.float16, kernel_backend.device)
+    x, weight, bias, dy = tensors(geometry, torch.float16, kernel_backend.device)
     if layout == "channels_last":
         x = x.to(memory_format=torch.channels_last)
     else:
         storage = x.new_full((*x.shape[:3], x.shape[3] + 3), torch.nan)
         x = (storage[..., :-3] if layout == "rows_apart" else storage[..., 3:]).copy_(x)
-    forced("fprop_bias", geometry, ACROSS, operands("fprop_bias", x, weight, bias, None))
+    forced(op, geometry, ACROSS, operands(op, x, weight, bias, dy))
 
 
 def test_infinities_reach_the_outputs_that_use_them_and_no_others(kernel_backend):

@@ -487,7 +487,7 @@ def _large() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]
 
         call = trained(correlated(precision=_PRECISIONS.get(kind), **options))
         yield f"large {name} {kind} {memory}", call, operands
-    for kind in ("half", "tf32"):
+    for kind in ("half", "tf32", "fp64"):
         yield (
             f"large window {kind}",
             trained(correlated(precision=_PRECISIONS.get(kind))),

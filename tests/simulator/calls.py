@@ -62,13 +62,13 @@ _DEPTHWISE = geometry_of((2, 6, 9, 7), (6, 1, 3, 3), (1, 2), ((0, 2), (1, 1)), (
 _FEW = geometry_of((2, 3, 9, 8), (5, 3, 3, 2), (2, 1), ((1, 1), (1, 0)), (1, 2))
 _BYTES = geometry_of((1, 1, 9, 21), (2, 1, 2, 3), padding=((1, 0), (1, 1)))
 _LARGE = geometry_of((2, 3, 9, 20), (3, 1, 9, 7), (2, 2), ((4, 4), (3, 2)), (1, 1), 3)
-_GAPS = geometry_of((2, 3, 19, 20), (3, 1, 8, 3), (1, 2), ((4, 4), (3, 2)), (2, 1), 3)
+_GAPS = geometry_of((2, 3, 33, 20), (3, 1, 8, 3), (1, 2), ((4, 4), (3, 2)), (5, 1), 3)
 _FEW_FRAMED = geometry_of((1, 3, 7, 8), (4, 3, 3, 3), padding=_SAME, padding_mode="reflect")
 _DENSE = geometry_of((2, 20, 7, 9), (36, 20, 3, 3), padding=((1, 0), (1, 2)))
 _STRIDED = geometry_of((2, 24, 9, 8), (24, 24, 3, 2), (2, 1), _SAME)
 _FRAMED = geometry_of((2, 24, 6, 8), (32, 24, 3, 3), padding=_SAME, padding_mode="circular")
 _POINT = geometry_of((2, 32, 6, 8), (48, 32, 1, 1))
-_WINDOW = geometry_of((1, 2, 20, 21), (2, 1, 31, 31), padding=((15, 15), (15, 15)), groups=2)
+_WINDOW = geometry_of((1, 2, 20, 21), (2, 1, 13, 13), padding=((6, 6), (6, 6)), groups=2)
 _WIDE_WINDOW = geometry_of((1, 4, 20, 24), (4, 1, 31, 31), padding=((15, 15),) * 2, groups=4)
 _BOXES = geometry_of((2, 16, 8, 8), (16, 16, 1, 1))
 _ROWS_OUT = geometry_of((1, 128, 4, 128), (32, 128, 3, 3), padding=_SAME)
@@ -87,12 +87,10 @@ TABLE = [
     ("image", _IMAGE, FLOAT, "ieee", "planes", "rows", ALL, _FMA),
     ("depthwise", _DEPTHWISE, HALF, "ieee", "pixels", "rows", ALL, _FMA),
     ("few", _FEW, BRAIN, "ieee", "planes", "rows", ("wgrad",), _FMA),
-    ("large", _LARGE, FLOAT, "ieee", "planes", "columns", ("fprop_bias",), _FMA),
-    ("large", _LARGE, BRAIN, "ieee", "pixels", "columns", ("fprop_bias",), _FMA),
-    ("large", _LARGE, FLOAT, "ieee", "planes", "stencil", ("dgrad", "wgrad"), _FMA),
-    ("large", _LARGE, BRAIN, "ieee", "pixels", "stencil", ("dgrad", "wgrad"), _FMA),
-    ("gaps", _GAPS, FLOAT, "ieee", "planes", "stencil", ("fprop_bias",), _FMA),
-    ("gaps", _GAPS, BRAIN, "ieee", "pixels", "stencil", ("fprop_bias",), _FMA),
+    ("large", _LARGE, FLOAT, "ieee", "planes", "columns", ("fprop_bias", "wgrad"), _FMA),
+    ("large", _LARGE, BRAIN, "ieee", "pixels", "columns", ("fprop_bias", "wgrad"), _FMA),
+    ("gaps", _GAPS, FLOAT, "ieee", "planes", "stencil", ALL, _FMA),
+    ("gaps", _GAPS, BRAIN, "ieee", "pixels", "stencil", ALL, _FMA),
     ("framed", _FEW_FRAMED, FLOAT, "ieee", "planes", "frame_stencil", ("dgrad",), _FMA),
     ("framed", _FEW_FRAMED, DOUBLE, "ieee", "pixels", "frame_stencil", ("dgrad",), _FMA),
     ("dense", _DENSE, FLOAT, "ieee", "planes", "gemm", ALL, _FMA),

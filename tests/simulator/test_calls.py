@@ -11,6 +11,8 @@ from simulator.calls import ARCHS, FORMATS, calls, newest_calls
 from simulator.driver import simulated
 from tricorr import kernels, ops
 from tricorr.ops.launch import arguments as launch
+from tricorr.ops.launch.prepared import forget_prepared
+from tricorr.ops.plan import banded, choose, columns, stencil
 from tricorr.ops.plan.choose import plan_with_tile
 from tricorr.ops.plan.problem import Layout, Problem
 
@@ -20,8 +22,29 @@ CALLS = [
 ]
 
 
+#: Families that small calls are planned with only where no other is compared.
+FORCED = {"banded": banded, "columns": columns, "stencil": stencil}
+
+
+@pytest.fixture
+def candidates(monkeypatch):
+    """Sets the families that the planner compares, for calls that were not planned before."""
+
+    def only(family):
+        forget_prepared()
+        choose.plan.cache_clear()
+        monkeypatch.setattr(choose, "candidates", family.tiles)
+
+    yield only
+    forget_prepared()
+    choose.plan.cache_clear()
+
+
 @pytest.mark.parametrize("call", CALLS)
-def test_call(call):
+def test_call(call, candidates):
+    op, family = call.op.removesuffix("_bias"), call.kernel.rpartition("_")[2]
+    if family in FORCED and call.kernel == f"{op}_{family}":
+        candidates(FORCED[family])
     made = tensors(call.geometry, call.dtype)
     if call.x_dtype == torch.uint8:
         made[0] = torch.randint(0, 256, made[0].shape, dtype=torch.uint8)
