@@ -543,9 +543,10 @@ def test_a_smaller_tile_is_taken_where_the_device_has_less_to_do():
     many, few = (
         _case((n, 128, size, size), 256, (3, 3), padding=_SAME) for n, size in ((64, 64), (2, 32))
     )
-    large, small = (planned("fprop", g, torch.bfloat16, layout, H200).tile for g in (many, few))
-    assert (large.BLOCK_N, large.pixels) == (128, 256)
-    assert (small.BLOCK_N, small.pixels) == (64, 128)
+    large, small = (planned("fprop", g, torch.bfloat16, layout, H200) for g in (many, few))
+    assert (large.tile.BLOCK_N, large.tile.pixels, large.splits) == (128, 256, 1)
+    assert (small.tile.BLOCK_N, small.tile.pixels) == (128, 128)
+    assert small.splits > 1, "parts of the reduction side by side"
 
 
 @pytest.mark.parametrize("pixels", [128, 256])
