@@ -16,9 +16,9 @@ zeros. build_bands stores one column q of the matrix as a line of rows, in which
 starts BLOCK_P - 1 - p rows after the first: addresses are linear in (row,i).
 
 Bound on a H200, derived from machine code and the datasheet, not measured: per output, a 31x31 in
-16 bits with 128 blocks of 8x16 takes 1824 multiply-adds (3.7 ps at the matrix units' rate), 93
-lane instructions (3.2 ps), 57 bytes from L2 (8 ps at 7 TB/s) and 4 bytes of device memory (0.9 ps);
-a 9x9 takes 512 multiply-adds and 16 bytes from L2 (2.3 ps). L2 is the bound: a larger tile would
+16 bits with 256 blocks of 8x16 takes 1824 multiply-adds (3.7 ps at the matrix units' rate), 78
+lane instructions (2.7 ps), 43 bytes from L2 (6 ps at 7 TB/s) and 4 bytes of device memory (0.9 ps);
+a 9x9 takes 512 multiply-adds and 12 bytes from L2 (1.7 ps). L2 is the bound: a larger tile would
 help, fewer instructions would not. The stencil issues about 15 instructions per tap: 14400 (490 ps)
 for the 31x31.
 

@@ -49,6 +49,9 @@ MAX_LONE_RESULTS = 16
 LANES_PER_BYTE = (
     RATES["90"].issue * LIMITS["90"].lanes * DEVICES["h200"].multiprocessors / RATES["90"].l2
 )
+#: Most accumulator elements per thread, except of 16-bit products on sm_90: with 128 those take 215
+#: to 232 registers; sm_80 spills 40 bytes, sm_100 248 of TF32 (Triton 3.6.0 and 3.7.1).
+MAX_RESULTS = 64
 #: Lane instructions for a number that is loaded alone (sm_90).
 LANES_PER_NUMBER = 25
 #: Lane instructions outside of the loop, for one output (sm_90).
@@ -133,6 +136,10 @@ class BandedTile:
 
     def suits(self, problem: Problem) -> bool:
         """Whether a tile that was tuned for a problem near this one can serve it: no spills."""
+        if self.results > MAX_RESULTS:
+            plain = problem.correlated.padding_mode == "zeros" and problem.product == "half"
+            if problem.device.arch != "90" or problem.layout.heavy_epilogue or not plain:
+                return False
         return in_pieces(problem) or self.results <= MAX_LONE_RESULTS
 
     def flags(self, problem: Problem) -> Mapping[str, Any]:
@@ -338,6 +345,7 @@ def rows_read(geometry: Geometry) -> tuple[int, int]:
 #: For each kind of product, tiles of fprop and dgrad. The one that loads the least is taken.
 BANDED_TILES: dict[str, tuple[BandedTile, ...]] = {
     "half": (
+        BandedTile(256, 8, 16, 64, num_warps=8, num_stages=3),
         BandedTile(128, 8, 16, 64, num_warps=8, num_stages=3),
         BandedTile(64, 8, 16, 64, num_warps=8, num_stages=3),
         BandedTile(32, 8, 16, 64, num_warps=8, num_stages=3),
