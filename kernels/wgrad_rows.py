@@ -4,19 +4,22 @@
     h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
 No GEMM view. A lane works on one group, for BLOCK_K of its filters, and on LANE_Q neighbouring
-columns, as in fprop_rows; it keeps a sum for every tap. A program runs over strips of BLOCK_P x
-BLOCK_Q outputs and walks down each: an input row is loaded once and multiplied by the rows of dy
-that read it, up to R, in registers. Strips are counted through (n, rows of strips, columns of
-strips); split i sums strips [i * SPLIT_STRIPS, (i+1) * SPLIT_STRIPS) and stores at
-`i * dw_stride_split`: a partial for sum_partials, or dw itself when there is one split. A bank per
-sample is a batch of such sums, each over the strips of its own sample. Sums in float32 (float64
+columns; it keeps a sum for every tap. Where columns are neighbours in memory and rows are aligned
+(IN_PIECES), tiles inside of the image load them in pieces, see pieces.py. A program runs over
+strips of BLOCK_P x BLOCK_Q outputs and walks down each: an input row is loaded once and multiplied
+by the rows of dy that read it, up to R, in registers. Strips are counted through (n, rows of
+strips, columns of strips); split i sums strips [i * SPLIT_STRIPS, (i+1) * SPLIT_STRIPS) and stores
+at `i * dw_stride_split`: a partial for sum_partials, or dw itself when there is one split. A bank
+per sample is a batch of such sums, each over the strips of its own sample. Sums in float32 (float64
 for float64).
 """
 
 import triton
 import triton.language as tl
 
+from .hints import align_planes
 from .padding import fold
+from .pieces import load_columns
 from .rows import inside_image, is_read, load_row, open_rows, tap_of, widen_strides
 from .schedule import as_block, next_digit, widen
 from .structs import at, tap_at
@@ -27,10 +30,13 @@ def wgrad_rows(
     x_ptr, dy_ptr, dw_ptr,
     x_shape, y_shape, SAMPLES, SPLITS, SPLIT_STRIPS, GROUPS, GROUP_K,
     x_strides, dy_strides, dw_stride_split, dw_strides, dw_stride_g,
-    GROUP_C: tl.constexpr, WINDOW: tl.constexpr, INTERIOR: tl.constexpr, INT64: tl.constexpr,
-    TILE: tl.constexpr,
+    GROUP_C: tl.constexpr, WINDOW: tl.constexpr, INTERIOR: tl.constexpr, IN_PIECES: tl.constexpr,
+    INT64: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     P, Q = y_shape
+    if IN_PIECES:
+        x_strides = align_planes(x_strides, TILE.LANE_Q)
+        dy_strides = align_planes(dy_strides, TILE.LANE_Q)
     LANES: tl.constexpr = TILE.BLOCK_Q // TILE.LANE_Q
     R: tl.constexpr = WINDOW.R
     S: tl.constexpr = WINDOW.S
@@ -61,12 +67,12 @@ def wgrad_rows(
         if INTERIOR == "all" or (INTERIOR == "some" and interior):
             sums = _walk_down(
                 sums, x_base, dy_base, p, q, mask, x_shape, y_shape, x_strides, dy_strides,
-                GROUP_C, WINDOW, TILE, False,
+                GROUP_C, WINDOW, TILE, False, IN_PIECES,
             )  # fmt: skip
         else:
             sums = _walk_down(
                 sums, x_base, dy_base, p, q, mask, x_shape, y_shape, x_strides, dy_strides,
-                GROUP_C, WINDOW, TILE, True,
+                GROUP_C, WINDOW, TILE, True, False,
             )  # fmt: skip
 
     taps = widen_strides(dw_strides, INT64)
@@ -83,6 +89,7 @@ def wgrad_rows(
 def _walk_down(
     sums, x_base, dy_base, p, q, planes, x_shape, y_shape, x_strides, dy_strides,
     GROUP_C: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr,
+    IN_PIECES: tl.constexpr,
 ):  # fmt: skip
     """The sums with those of a strip, whose first row and columns of dy are p and q."""
     OPEN: tl.constexpr = open_rows(WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H)
@@ -97,15 +104,22 @@ def _walk_down(
             mask = j < TILE.BLOCK_P
             if MASKED:
                 mask = mask & planes & (p + j < y_shape[0])
-            for i in tl.static_range(ROW):
-                column = q + i % TILE.LANE_Q
-                wanted = mask
-                if MASKED:
-                    wanted = wanted & (column < y_shape[1])
-                row = p + step * TILE.STEP_P + new
-                pointer = at(dy_base, dy_strides, 0, i // TILE.LANE_Q, row, column)
-                dy = tl.load(pointer, mask=wanted, other=0.0)  # [BLOCK_C, LANES]
-                dys = dys + (dy.to(sums[0].dtype),)  # noqa: RUF005
+            row = p + step * TILE.STEP_P + new
+            if IN_PIECES:
+                for i in tl.static_range(TILE.BLOCK_K):
+                    pointer = at(dy_base, dy_strides, 0, i, row, q)
+                    dys = dys + load_columns(
+                        pointer, mask, 0, TILE.LANE_Q, TILE.LANE_Q, sums[0].dtype
+                    )
+            else:
+                for i in tl.static_range(ROW):
+                    column = q + i % TILE.LANE_Q
+                    wanted = mask
+                    if MASKED:
+                        wanted = wanted & (column < y_shape[1])
+                    pointer = at(dy_base, dy_strides, 0, i // TILE.LANE_Q, row, column)
+                    dy = tl.load(pointer, mask=wanted, other=0.0)  # [BLOCK_C, LANES]
+                    dys = dys + (dy.to(sums[0].dtype),)  # noqa: RUF005
         for i in tl.static_range(TILE.STEP_P * WINDOW.STRIDE_H):
             if is_read(
                 i + (OPEN - 1) * WINDOW.STRIDE_H, 0, OPEN + TILE.STEP_P - 2,
@@ -118,7 +132,7 @@ def _walk_down(
                 if inside:
                     sums = _add_row(
                         sums, x_base, dys, row, q, planes, x_shape, x_strides,
-                        i + (OPEN - 1) * WINDOW.STRIDE_H, GROUP_C, WINDOW, TILE, MASKED,
+                        i + (OPEN - 1) * WINDOW.STRIDE_H, GROUP_C, WINDOW, TILE, MASKED, IN_PIECES,
                     )  # fmt: skip
         dys = dys[TILE.STEP_P * ROW :]
     return sums
@@ -128,17 +142,24 @@ def _walk_down(
 def _add_row(
     sums, x_base, dys, row, q, mask, x_shape, x_strides, i: tl.constexpr,
     GROUP_C: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr,
+    IN_PIECES: tl.constexpr,
 ):  # fmt: skip
     """The sums with what an input row gives to them, number i from the oldest row of dys."""
     ROW: tl.constexpr = TILE.BLOCK_K * TILE.LANE_Q
     R: tl.constexpr = WINDOW.R
     S: tl.constexpr = WINDOW.S
     for c in tl.static_range(GROUP_C):
-        pixels = load_row(
-            at(x_base, x_strides, 0, c, 0, 0), x_strides, row, q, mask, x_shape, S,
-            WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W, WINDOW.MODE, TILE.LANE_Q,
-            sums[0].dtype, MASKED,
-        )  # fmt: skip
+        if IN_PIECES:
+            pixels = load_columns(
+                at(x_base, x_strides, 0, c, row, q), None, -WINDOW.PAD_W, TILE.LANE_Q + S - 1,
+                TILE.LANE_Q, sums[0].dtype,
+            )  # fmt: skip
+        else:
+            pixels = load_row(
+                at(x_base, x_strides, 0, c, 0, 0), x_strides, row, q, mask, x_shape, S,
+                WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W, WINDOW.MODE, TILE.LANE_Q,
+                sums[0].dtype, MASKED,
+            )  # fmt: skip
         updated = ()
         for tap in tl.static_range(len(sums)):
             total = sums[tap]

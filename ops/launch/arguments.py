@@ -602,6 +602,8 @@ def _family_arguments(
 
     x, weight and y are the tensors of the operator or their gradients; `added` goes to its sums.
     """
+    if plan.kernel == "wgrad_rows":
+        return {"IN_PIECES": _in_pieces(x, y, geometry, plan.tile)}
     make: dict[str, Callable[..., dict[str, Any]]] = {
         "banded": _band_arguments,
         "gemm": _gemm_arguments,
@@ -611,6 +613,13 @@ def _family_arguments(
     if plan.family not in make:
         return {}
     return make[plan.family](x, weight, y, geometry, plan, added)
+
+
+def _in_pieces(x: torch.Tensor, y: torch.Tensor, geometry: Geometry, tile: Any) -> bool:
+    """Whether a lane's columns of x and y are neighbours in memory, and aligned together."""
+    aligned = math.gcd(alignment(x, 3, geometry.W), alignment(y, 3, geometry.Q))
+    next_to_next = geometry.steps(1) == (1, 1)
+    return next_to_next and tile.LANE_Q > 1 and aligned % tile.LANE_Q == 0
 
 
 def _tma_arguments(

@@ -143,7 +143,8 @@ class RowsTile:
             room = REGISTERS // (32 * self.num_warps)
             programs = max(1, room // (cdiv(held, 8) * 8))
             return min(ALL_REGISTERS, room // programs // 8 * 8)
-        return MAX_REGISTERS if problem.op == "wgrad" and self.LANE_Q == 1 else None
+        across = problem.layout.channels_last and self.LANE_Q > 1
+        return MAX_REGISTERS if problem.op == "wgrad" and not across else None
 
     def suits(self, problem: Problem) -> bool:
         """Whether a tile that was tuned for a problem near this one can serve it."""
@@ -501,6 +502,8 @@ def tile_for(problem: Problem) -> RowsTile | None:
         return None
     if (found := vector_tile(problem)) is not None:
         return found
+    if (in_pieces := _gradient_in_pieces(problem)) is not None:
+        return in_pieces
     g, layout = problem.geometry, problem.layout
     # 64-bit addresses take registers too.
     room = (MAX_HELD // 2 if layout.int64 else MAX_HELD) // problem.words
@@ -532,6 +535,31 @@ def tile_for(problem: Problem) -> RowsTile | None:
     elif problem.op == "wgrad":
         step = min(step, 3)
     tile = replace(tile, STEP_P=step)
+    return _in_height(tile, problem)
+
+
+def _gradient_in_pieces(problem: Problem) -> RowsTile | None:
+    """The tile of a weight gradient whose lanes load LANE_Q columns at once.
+
+    None where rows are not aligned, or so narrow that few tiles are inside of the image.
+    """
+    g, layout = problem.geometry, problem.layout
+    aligned = layout.x_boxes == layout.y_boxes == "NCHW" and problem.words == 1
+    if problem.op != "wgrad" or not aligned or {g.steps(0), g.steps(1)} != {(1, 1)}:
+        return None
+    block_k = _block_k(problem, LANE_Q, MAX_HELD)
+    step = next((n for most, n in STEPS.items() if row_macs(problem) * block_k <= most), 2)
+    block_q = THREADS * LANE_Q
+    tile = RowsTile(g.P, block_q, 1, block_k, max(1, min(step, 3, g.P)), LANE_Q)
+    if not block_k or tile.held(problem) > MAX_HELD or cdiv(g.Q, block_q) * block_q > 1.2 * g.Q:
+        return None
+    tile = _in_height(tile, problem)
+    return None if interior(tile, problem) == "none" else tile
+
+
+def _in_height(tile: RowsTile, problem: Problem) -> RowsTile:
+    """The tile with as many rows as leave programs for every multiprocessor."""
+    e, step = extents(problem), tile.STEP_P
     most = 64 if e.open > 2 else 32
     for height in (most, most // 2, most // 4):
         rows = cdiv(e.rows, cdiv(e.rows, height))  # tiles of one height, none nearly empty
