@@ -41,6 +41,9 @@ MAX_COLUMNS = 128
 MOST_CHANNELS = 32
 #: Fewest pixels of y: below, a second launch costs more than patches save.
 MIN_PIXELS = 1024
+#: Most accumulator elements per thread before a residual, gelu or silu: 64 spill 88 bytes, and 32
+#: with steps of 64 elements 16 bytes (sm_90, 16 bits).
+HEAVY_RESULTS = 32
 #: Partials that sum_partials adds up in few microseconds: 16 passes of its loop.
 MAX_PARTIALS = 512
 
@@ -351,6 +354,9 @@ def legal_tiles(problem: Problem) -> list[PatchTile]:
             continue
         for m, n, k, warps, stages in shapes.get(problem.product, ()):
             if n > 64 and k >= LONG_STEP and not long_steps:
+                continue
+            registers = m * n > HEAVY_RESULTS * 32 * warps or k >= LONG_STEP
+            if problem.layout.heavy_epilogue and registers:
                 continue
             tile = PatchTile(m, n, k, p, q, warps, stages)
             filled = m if problem.op == "wgrad" else n

@@ -210,6 +210,17 @@ def test_zeros_are_only_multiplied_where_that_is_cheap():
             assert not patch.tiles(Problem(op, g, dtype, precision, device=H200))
 
 
+def test_heavy_epilogues_take_tiles_with_few_results_a_thread():
+    g = layer((8, 16, 256, 256), (6, 16, 3, 3), 1, (1, 1))
+    for last in (False, True):
+        layout = Layout(channels_last=last, heavy_epilogue=True)
+        found = patch.tiles(Problem("fprop", g, torch.bfloat16, layout=layout, device=H200))
+        assert found
+        for tile in found:
+            threads = 32 * tile.num_warps
+            assert tile.BLOCK_M * tile.BLOCK_N <= patch.HEAVY_RESULTS * threads
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_tiles_and_workspaces_fit(device):
     for op, (C, K) in (("fprop", (32, 3)), ("dgrad", (3, 512)), ("wgrad", (2048, 3))):
