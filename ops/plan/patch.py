@@ -28,7 +28,7 @@ from .cost import (
     pipeline_bytes,
     splits_that_fill,
 )
-from .device import GEMM_MIN, MAX_WORKSPACE
+from .device import ALL_REGISTERS, GEMM_MIN, MAX_WORKSPACE
 from .gemm import LONG_STEP, MIN_SPLIT_PIXELS
 from .integers import cdiv
 from .problem import Plan, Problem
@@ -163,8 +163,9 @@ class PatchTile:
         return pipeline_bytes(self, problem)
 
     def max_registers(self, problem: Problem) -> int | None:
-        """Registers of a thread that the compiler is limited to: it is not."""
-        return None
+        """Registers of a thread that the compiler is limited to, see device.py."""
+        # With 16 columns it would spill 24 bytes to stay at 96 (sm_80).
+        return ALL_REGISTERS if problem.op != "wgrad" and self.BLOCK_N == 16 else None
 
     def suits(self, problem: Problem) -> bool:
         """Whether a tile that was tuned for a problem near this one can serve it."""
@@ -343,6 +344,8 @@ def legal_tiles(problem: Problem) -> list[PatchTile]:
     phases = math.prod(g.phases) if problem.op == "dgrad" else 1
     # 16-bit elements of planes pass through registers, and spill without a warpgroup's product.
     long_steps = problem.layout.channels_last or problem.device.rates.rows is not None
+    # Single channels side by side have an address for each of a thread's patches.
+    single = problem.layout.channels_last and problem.reduced % 2 and not problem.device.rates.rows
     found = []
     for p, q in itertools.product(PATCH_ROWS, PATCH_COLUMNS):
         if p * q > 1 and problem.unit not in ("half", "tf32"):
@@ -354,6 +357,8 @@ def legal_tiles(problem: Problem) -> list[PatchTile]:
             continue
         for m, n, k, warps, stages in shapes.get(problem.product, ()):
             if n > 64 and k >= LONG_STEP and not long_steps:
+                continue
+            if single and m * n > HEAVY_RESULTS * 32 * warps and k < LONG_STEP:
                 continue
             registers = m * n > HEAVY_RESULTS * 32 * warps or k >= LONG_STEP
             if problem.layout.heavy_epilogue and registers:
