@@ -487,6 +487,14 @@ def _large() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]
 
         call = trained(correlated(precision=_PRECISIONS.get(kind), **options))
         yield f"large {name} {kind} {memory}", call, operands
+    yield (
+        "few channels bf16",
+        trained(correlated(padding=1)),
+        lambda: wanting(
+            torch.zeros(8, 16, 128, 128, dtype=torch.bfloat16),
+            torch.zeros(3, 16, 3, 3, dtype=torch.bfloat16),
+        ),
+    )
     for kind in ("half", "tf32", "fp64"):
         yield (
             f"large window {kind}",

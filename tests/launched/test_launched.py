@@ -41,6 +41,7 @@ COMPILED = {
     "module ConvTranspose2D": {"wgrad_stencil"},
     "filter gaussian_blur torch.float32": {"fprop_stencil"},
     "large dense bf16 channels_last": {"fprop_tma", "dgrad_tma", "wgrad_tma"},
+    "few channels bf16": {"fprop_patch", "spread_weight", "wgrad_patch"},
     "large window fp64": {"wgrad_columns"},
     "large window half": {"build_bands", "fprop_banded", "wgrad_banded"},
     "lag sums": {"lag_sums"},

@@ -12,7 +12,7 @@ from simulator.driver import simulated
 from tricorr import kernels, ops
 from tricorr.ops.launch import arguments as launch
 from tricorr.ops.launch.prepared import forget_prepared
-from tricorr.ops.plan import banded, choose, columns, stencil
+from tricorr.ops.plan import banded, choose, columns, stencil, tma
 from tricorr.ops.plan.choose import plan_with_tile
 from tricorr.ops.plan.problem import Layout, Problem
 
@@ -23,7 +23,7 @@ CALLS = [
 
 
 #: Families that small calls are planned with only where no other is compared.
-FORCED = {"banded": banded, "columns": columns, "stencil": stencil}
+FORCED = {"banded": banded, "columns": columns, "stencil": stencil, "tma": tma}
 
 
 @pytest.fixture
@@ -68,6 +68,7 @@ def test_call(call, candidates):
 
 #: Kernels that run before or behind another one, and the calls that have them.
 BESIDE = {
+    ("rows_out", "fprop_bias"): "copy_images",
     ("window", "fprop_bias"): "build_bands",
     ("few", "wgrad"): "sum_partials",
     ("head", "fprop_bias"): "spread_weight",
