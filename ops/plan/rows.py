@@ -139,6 +139,8 @@ class RowsTile:
         """
         if self.X_ALIGN > 1:
             other = OTHER_REGISTERS[self.BLOCK_C > 1] * (1 + problem.layout.int64)
+            if problem.correlated.padding_mode != "zeros":  # single pixels, each where it is folded
+                other += 4 * columns_beside(problem, self.LANE_Q, 1)
             held = problem.words * (self.held(problem) + other)
             room = REGISTERS // (32 * self.num_warps)
             programs = max(1, room // (cdiv(held, 8) * 8))
