@@ -101,6 +101,9 @@ class GemmTile:
         """Registers of a thread that the compiler is limited to, see device.py."""
         # Exact products with few results spill 8 bytes in a 1x1 window otherwise (sm_90).
         parks = problem.op == "wgrad" and problem.product == "ieee" and self.results <= 8
+        parks |= (
+            problem.op == "wgrad" and problem.product == "tf32" and problem.device.arch == "100"
+        )
         return MAX_REGISTERS if parks or problem.dtype == torch.float64 else None
 
     def suits(self, problem: Problem) -> bool:

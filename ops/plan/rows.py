@@ -146,7 +146,8 @@ class RowsTile:
             programs = max(1, room // (cdiv(held, 8) * 8))
             return min(ALL_REGISTERS, room // programs // 8 * 8)
         across = problem.layout.channels_last and self.LANE_Q > 1
-        return MAX_REGISTERS if problem.op == "wgrad" and not across else None
+        limited = problem.op == "wgrad" and not across and problem.device.arch != "100"
+        return MAX_REGISTERS if limited else None
 
     def suits(self, problem: Problem) -> bool:
         """Whether a tile that was tuned for a problem near this one can serve it."""

@@ -248,7 +248,7 @@ def test_any_strides(backend, op, layout, name):
 @pytest.mark.parametrize("layout", [*LAYOUTS, "contiguous", "sliced", "offset"])
 def test_what_a_gemm_is_told_of_memory_is_true(layout, channels):
     """The interpreter takes no notice of it, but a compiled kernel loads in pieces by it."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch.layout import alignment
 
     make = LAYOUTS | {
         "contiguous": lambda t: t,
@@ -257,7 +257,7 @@ def test_what_a_gemm_is_told_of_memory_is_true(layout, channels):
     }
     x = make[layout](torch.zeros(2, 2 * channels, 4, 16, dtype=torch.float16))
     for axis, extent in ((1, channels), (3, x.shape[3])):
-        piece = launch._alignment(x, axis, extent)
+        piece = alignment(x, axis, extent)
         assert piece in (1, 2, 4, 8)
         assert extent % piece == 0
         if piece > 1:
@@ -266,7 +266,7 @@ def test_what_a_gemm_is_told_of_memory_is_true(layout, channels):
             assert all(x.stride(i) % piece == 0 for i in range(4) if i != axis)
     expected = {"channels_last": (math.gcd(channels, 8), 1), "contiguous": (1, 8)}
     if layout in expected:
-        found = (launch._alignment(x, 1, channels), launch._alignment(x, 3, 16))
+        found = (alignment(x, 1, channels), alignment(x, 3, 16))
         assert found == expected[layout]
 
 

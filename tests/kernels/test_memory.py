@@ -18,11 +18,14 @@ import numpy as np
 import pytest
 import torch
 from closeness import operands, run
-from plans import planned, with_tile
+from plans import with_tile
 
 from tricorr.ops import geometry_of
+from tricorr.ops.plan import banded, columns, gemm, rows, stencil
 from tricorr.ops.plan.banded import BandedGradTile, BandedTile
+from tricorr.ops.plan.choose import plan_with_tile
 from tricorr.ops.plan.gemm import GEMM_TILES
+from tricorr.ops.plan.problem import Problem
 from tricorr.ops.plan.rows import RowsTile
 from tricorr.ops.plan.stencil import STENCIL_TILES
 from tricorr.ops.plan.tma import TmaTile
@@ -202,15 +205,26 @@ def far_apart(tensor):
     return storage.as_strided(tensor.shape, (1, 1, 2**30, 1)).copy_(tensor)
 
 
-# The channel counts, the window and its gaps choose the family.
+FAMILIES = {
+    "gemm": gemm,
+    "rows": rows,
+    "stencil": stencil,
+    "banded": banded,
+    "columns": columns,
+}
+
+
+# The channel counts, the window and its gaps suit the family.
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
-@pytest.mark.parametrize("family", ["gemm", "rows", "stencil", "banded"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_offsets_past_32_bits(op, family):
     from tricorr.ops.launch import arguments as launch
 
     wide_channels = 16 if family == "gemm" else 1
-    more = 2 if family in ("stencil", "banded") else 0  # taps on each side, too many for rows
+    more = (
+        2 if family in ("stencil", "banded", "columns") else 0
+    )  # taps on each side, too many for rows
     gap = 2 if family == "stencil" else 1
     C, K = (wide_channels, 1) if op == "dgrad" else (1, wide_channels)
     before, after = (1, 2) if op == "wgrad" else (2, 2)
@@ -227,6 +241,13 @@ def test_offsets_past_32_bits(op, family):
     layout = launch.layout_of(geometry, *far[:2], tensors[3])
     assert layout.int64
     name = op.removesuffix("_bias")
-    plan = planned(name, geometry, torch.float16, layout, launch.device_of(far[0]))
-    assert (plan.family, plan.int64) == (family, True)
-    assert torch.equal(run(op, far, geometry), run(op, near, geometry))
+    problem = Problem(name, geometry, torch.float16, "ieee", layout, launch.device_of(far[0]))
+    tile = FAMILIES[family].tiles(problem)[0]
+    results = [
+        run(op, given, geometry, launch, plan=plan_with_tile(where, tile))
+        for given, where in (
+            (far, problem),
+            (near, replace(problem, layout=replace(layout, int64=False))),
+        )
+    ]
+    assert torch.equal(*results)

@@ -545,8 +545,8 @@ def test_a_smaller_tile_is_taken_where_the_device_has_less_to_do():
     )
     large, small = (planned("fprop", g, torch.bfloat16, layout, H200) for g in (many, few))
     assert (large.tile.BLOCK_N, large.tile.pixels, large.splits) == (128, 256, 1)
-    assert (small.tile.BLOCK_N, small.tile.pixels) == (128, 128)
-    assert small.splits > 1, "parts of the reduction side by side"
+    assert small.tile.BLOCK_N * small.tile.pixels < 128 * 256
+    assert small.grid * small.splits >= 64
 
 
 @pytest.mark.parametrize("pixels", [128, 256])

@@ -7,12 +7,10 @@ import torch
 from cases import tensors
 from closeness import check, operands
 
-from simulator.calls import ARCHS, FORMATS, calls, newest_calls
+from simulator.calls import ARCHS, FORMATS, calls, newest_calls, planned_as_listed
 from simulator.driver import simulated
 from tricorr import kernels, ops
 from tricorr.ops.launch import arguments as launch
-from tricorr.ops.launch.prepared import forget_prepared
-from tricorr.ops.plan import banded, choose, columns, stencil, tma
 from tricorr.ops.plan.choose import plan_with_tile
 from tricorr.ops.plan.problem import Layout, Problem
 
@@ -22,29 +20,8 @@ CALLS = [
 ]
 
 
-#: Families that small calls are planned with only where no other is compared.
-FORCED = {"banded": banded, "columns": columns, "stencil": stencil, "tma": tma}
-
-
-@pytest.fixture
-def candidates(monkeypatch):
-    """Sets the families that the planner compares, for calls that were not planned before."""
-
-    def only(family):
-        forget_prepared()
-        choose.plan.cache_clear()
-        monkeypatch.setattr(choose, "candidates", family.tiles)
-
-    yield only
-    forget_prepared()
-    choose.plan.cache_clear()
-
-
 @pytest.mark.parametrize("call", CALLS)
-def test_call(call, candidates):
-    op, family = call.op.removesuffix("_bias"), call.kernel.rpartition("_")[2]
-    if family in FORCED and call.kernel == f"{op}_{family}":
-        candidates(FORCED[family])
+def test_call(call):
     made = tensors(call.geometry, call.dtype)
     if call.x_dtype == torch.uint8:
         made[0] = torch.randint(0, 256, made[0].shape, dtype=torch.uint8)
@@ -56,7 +33,7 @@ def test_call(call, candidates):
         layout = Layout(channels_last=call.format == "pixels")
         problem = Problem(name, call.geometry, call.dtype, call.precision, layout)
         more["plan"] = plan_with_tile(problem, call.tile)
-    with simulated(call.arch) as device:
+    with planned_as_listed(call), simulated(call.arch) as device:
         module = launch if more else ops
         actual = getattr(module, name)(*given, call.geometry, precision=call.precision, **more)
     check(call.op, args, call.geometry, actual=actual, precision=call.precision)

@@ -8,14 +8,14 @@ from cases import tensors
 from closeness import check, operands
 
 from simulator import Fault
-from simulator.calls import FORMATS, calls
+from simulator.calls import FORMATS, calls, planned_as_listed
 from simulator.driver import simulated
 from simulator.mutants import planted, up_to_and_including, without
 from tricorr import ops
 
 CALLS = {str(call): call for call in calls()}
-FEW = CALLS["sm_90-fprop_stencil-fma-float32-planes-large"]
-FEW_GRADIENT = CALLS["sm_90-wgrad_stencil-fma-float32-planes-large"]
+FEW = CALLS["sm_90-fprop_stencil-fma-float32-planes-gaps"]
+FEW_GRADIENT = CALLS["sm_90-wgrad_stencil-fma-float32-planes-gaps"]
 DENSE = CALLS["sm_90-fprop_gemm-wgmma-float16-planes-dense"]
 OLDER = CALLS["sm_80-fprop_gemm-mma.sync-float16-planes-dense"]
 IMAGE = CALLS["sm_90-fprop_rows-fma-float32-planes-image"]
@@ -28,9 +28,10 @@ def run(call, device):
     last = FORMATS[call.format]
     given = [t.contiguous(memory_format=last) if t.dim() == 4 else t for t in args]
     try:
-        actual = getattr(ops, call.op.removesuffix("_bias"))(
-            *given, call.geometry, precision=call.precision
-        )
+        with planned_as_listed(call):
+            actual = getattr(ops, call.op.removesuffix("_bias"))(
+                *given, call.geometry, precision=call.precision
+            )
         check(call.op, args, call.geometry, actual=actual, precision=call.precision)
     except Fault as fault:
         return str(fault)
