@@ -49,7 +49,7 @@ def _overridable(function: _Function) -> _Function:
             return handle_torch_function(checked, operands, *args, **kwargs)
         return function(*args, **kwargs)
 
-    return checked  # type: ignore[return-value]
+    return checked  # type: ignore[return-value]  # wraps() keeps the signature
 
 
 def corr2d(

@@ -142,6 +142,7 @@ class Conv2D(nn.Conv2d):
         return text.removeprefix("1, 1, ") if self._every_plane else text
 
 
+# PyTorch's lazy classes annotate cls_to_become as their own layer's class, which ours extend.
 class LazyConv2D(nn.LazyConv2d, Conv2D):  # type: ignore[misc]
     """`torch.nn.LazyConv2d` on Triton kernels: in_channels is read off the first input.
 

@@ -35,6 +35,7 @@ def precision_of(tensor: torch.Tensor, precision: str | None, on_gpu: bool | Non
 
 def _allows_tf32() -> bool:
     """PyTorch's setting for convolutions; a compiled function keeps what it was compiled with."""
+    # PyTorch adds this attribute at run time: it has no annotation.
     return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 

@@ -61,7 +61,7 @@ def by_pytorch(
                 return None
             y = torch.conv2d(input, weight, bias, stride, padding, *rest)
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
-        return None
+        return None  # our own checks say what is wrong
     # Where only the weight is channels_last, PyTorch's result is too.
     same = y.is_contiguous() == input.is_contiguous() or dim != 4
     return y if same else cpu.in_format(y, like=input)

@@ -297,7 +297,7 @@ def _module(text: str) -> Any:
             raise ArgumentError(f"{file} has no {name}")
         try:
             module = made if isinstance(made, torch.nn.Module) or not callable(made) else made()
-        except Exception as error:
+        except Exception as error:  # whatever the user's code raises
             raise ArgumentError(f"cannot run {text}: {type(error).__name__}: {error}") from error
     else:
         return None

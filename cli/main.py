@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader closed the pipe: flushing the buffer at exit would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
+    except Exception as error:  # every error is one line, unless a traceback is asked for
         if os.environ.get("TRICORR_TRACEBACK"):
             raise
         print(f"tricorr: error: {reason(error)}", file=sys.stderr)

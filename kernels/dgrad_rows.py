@@ -56,7 +56,7 @@ def dgrad_rows(
         if bias_ptr is not None:
             first += load_of_planes(bias_ptr + (group * GROUP_C + c) * bias_stride, mask)
         for _ in tl.static_range(TILE.LANE_Q * WINDOW.STRIDE_W):
-            start = start + (first,)  # noqa: RUF005
+            start = start + (first,)
 
     dy_base = at(dy_ptr, dy_strides, n, group * GROUP_K, 0, 0)
     dx_base = at(dx_ptr, dx_strides, n, group * GROUP_C, 0, 0)
@@ -165,6 +165,6 @@ def _add_row(
                             ],
                             total,
                         )
-            updated = updated + (total,)  # noqa: RUF005
+            updated = updated + (total,)
         sums = updated
     return sums

@@ -72,7 +72,7 @@ def fprop_columns(
     FULL: tl.constexpr = max(0, WINDOW.R - LEAD) // ROWS * ROWS  # rows of the loop
     sums = ()
     for _ in tl.static_range(BLOCK_P):
-        sums = sums + (tl.zeros([TILE.BLOCK_N * TILE.BLOCK_K, TILE.BLOCK_Q], ACC),)  # noqa: RUF005
+        sums = sums + (tl.zeros([TILE.BLOCK_N * TILE.BLOCK_K, TILE.BLOCK_Q], ACC),)
     for group_c in range(GROUP_C):
         x_plane = at(x_base, x_strides, 0, widen(group_c, INT64), 0, 0)
         taps = tap_at(weight_base, weight_strides, 0, 0, widen(group_c, INT64), 0, 0)
@@ -157,8 +157,8 @@ def _add_window(
         if MASKED:
             row, h_inside = fold(as_block(h + i), x_shape[0], WINDOW.MODE)  # [1, 1]
             h_inside = h_inside & mask
-        rows = rows + (x_plane + row * x_strides[2],)  # noqa: RUF005
-        masks = masks + (h_inside,)  # noqa: RUF005
+        rows = rows + (x_plane + row * x_strides[2],)
+        masks = masks + (h_inside,)
     taps += (first - LEAD) * STRIDE_R
     for j in range(WINDOW.S):
         s = widen(j, INT64)
@@ -171,7 +171,7 @@ def _add_window(
                 x = tl.load(rows[i] + column * x_strides[3], mask=masks[i] & w_inside, other=0.0)
             else:
                 x = tl.load(rows[i] + column * x_strides[3])  # [BLOCK_C, BLOCK_Q]
-            pixels = pixels + (x.to(sums[0].dtype),)  # noqa: RUF005
+            pixels = pixels + (x.to(sums[0].dtype),)
         tap = taps + s * weight_strides[4]
         for i in tl.static_range(LEAD + COUNT):
             # Row i - LEAD of the window, counted from `first`.
@@ -189,5 +189,5 @@ def _add_tap(sums, pixels, weight, OFFSET: tl.constexpr, STRIDE: tl.constexpr):
         total = sums[j]
         if 0 <= j * STRIDE + OFFSET and j * STRIDE + OFFSET < len(pixels):
             total = tl.fma(pixels[j * STRIDE + OFFSET], tl.broadcast_to(weight, total.shape), total)
-        updated = updated + (total,)  # noqa: RUF005
+        updated = updated + (total,)
     return updated

@@ -77,7 +77,7 @@ def fprop_rows(
         if bias_ptr is not None:
             first += load_of_planes(bias_ptr + (k + i) * bias_stride, mask)
         for _ in tl.static_range(TILE.LANE_Q):
-            start = start + (first,)  # noqa: RUF005
+            start = start + (first,)
 
     x_base = at(x_ptr, x_strides, n, group * GROUP_C, 0, 0)
     y_base = at(y_ptr, y_strides, n, k, 0, 0)
@@ -235,5 +235,5 @@ def _add_row(
                     ],
                     total,
                 )  # fmt: skip
-        updated = updated + (total,)  # noqa: RUF005
+        updated = updated + (total,)
     return updated

@@ -47,7 +47,7 @@ def lag_sums(
     READ: tl.constexpr = BLOCK_Q - LANE_Q + columns_end(0, LAST, ALIGN)
     sums = ()  # (r, s)
     for _ in tl.static_range(BLOCK_R * BLOCK_S):
-        sums = sums + (tl.zeros([1, BLOCK_Q // LANE_Q], tl.float64),)  # noqa: RUF005
+        sums = sums + (tl.zeros([1, BLOCK_Q // LANE_Q], tl.float64),)
     for i in range(SPLIT_STRIPS):
         strip = split * SPLIT_STRIPS + widen(i, INT64)
         tile_q, line = next_digit(strip, tl.cdiv(Q, BLOCK_Q))
@@ -85,7 +85,7 @@ def _walk_down(
     """The sums with those of a strip; R, S lags exist from its first one on, Q columns of a."""
     held = ()  # (row of a, column), the oldest row first
     for _ in tl.static_range((BLOCK_R - 1) * LANE_Q):
-        held = held + (tl.zeros_like(sums[0]),)  # noqa: RUF005
+        held = held + (tl.zeros_like(sums[0]),)
     for j in range(BLOCK_P + BLOCK_R - 1):
         row = as_block(j)  # [1, 1]
         if ALIGN == LANE_Q and not MASKED:
@@ -104,7 +104,7 @@ def _walk_down(
             for i in tl.static_range(LANE_Q):
                 pixel = held[(BLOCK_R - 1 - lag // BLOCK_S) * LANE_Q + i]
                 total = tl.fma(pixel, b[lag % BLOCK_S + i], total)
-            updated = updated + (total,)  # noqa: RUF005
+            updated = updated + (total,)
         sums = updated
         held = held[LANE_Q:]
         a_row += a_strides[2]
@@ -121,5 +121,5 @@ def _load(row, stride, mask, columns, COUNT: tl.constexpr, MASKED: tl.constexpr)
             pixel = tl.load(row + i * stride, mask=mask & (i < columns), other=0.0)
         else:
             pixel = tl.load(row + i * stride, mask=mask, other=0.0)
-        loaded = loaded + (pixel.to(tl.float64),)  # noqa: RUF005
+        loaded = loaded + (pixel.to(tl.float64),)
     return loaded

@@ -83,7 +83,7 @@ def _load_piece(
     for i in tl.static_range(SIZE):
         if FIRST <= START + i and START + i < FIRST + COUNT:
             column = tl.reshape(parts[i], [pointers.shape[0], pointers.shape[1]])
-            columns = columns + (column,)  # noqa: RUF005
+            columns = columns + (column,)
     return columns
 
 
@@ -94,5 +94,5 @@ def _halve(blocks, HALF: tl.constexpr):
     for i in tl.static_range(len(blocks)):
         pairs = tl.reshape(blocks[i], [blocks[i].shape[0], blocks[i].shape[1], 2, HALF])
         first, second = tl.split(tl.permute(pairs, (0, 1, 3, 2)))
-        halves = halves + (first, second)  # noqa: RUF005
+        halves = halves + (first, second)
     return halves

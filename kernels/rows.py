@@ -133,7 +133,7 @@ def load_taps(
         k, c = tap // (CHANNELS * R * S), tap // (R * S) % CHANNELS
         pointer = tap_at(weight_ptr, strides, 0, k, c, tap // S % R, tap % S)
         weight = load_of_planes(pointer, planes)
-        weights = weights + (tl.broadcast_to(weight.to(like.dtype), like.shape),)  # noqa: RUF005
+        weights = weights + (tl.broadcast_to(weight.to(like.dtype), like.shape),)
     return weights
 
 
@@ -156,7 +156,7 @@ def load_row(
                 x = tl.load(at(plane, strides, 0, 0, row, w), mask=mask & w_inside, other=0.0)
             else:
                 x = tl.load(at(plane, strides, 0, 0, row, w))  # [BLOCK_C, lanes]
-            pixels = pixels + (x.to(ACC),)  # noqa: RUF005
+            pixels = pixels + (x.to(ACC),)
         else:  # never read; keeps the tuple's index aligned
-            pixels = pixels + (pixels[i - 1],)  # noqa: RUF005
+            pixels = pixels + (pixels[i - 1],)
     return pixels

@@ -78,12 +78,12 @@ def split_last(block, COUNT: tl.constexpr):
         halves = ()
         for i in tl.static_range(2**level):
             even, odd = tl.split(tl.reshape(parts[i], [A, B, COUNT // 2 ** (level + 1), 2]))
-            halves = halves + (even, odd)  # noqa: RUF005
+            halves = halves + (even, odd)
         parts = halves
     slices = ()
     for i in tl.static_range(COUNT):
         part = tl.reshape(parts[bits_reversed(i, log2(COUNT))], [A, B])
-        slices = slices + (part,)  # noqa: RUF005
+        slices = slices + (part,)
     return slices
 
 
@@ -97,7 +97,7 @@ def join_last(slices, first: tl.constexpr, COUNT: tl.constexpr):
         pairs = ()
         for i in tl.static_range(COUNT // 2 ** (level + 1)):
             pair = tl.join(parts[i], parts[i + COUNT // 2 ** (level + 1)])
-            pairs = pairs + (pair,)  # noqa: RUF005
+            pairs = pairs + (pair,)
         parts = pairs
     return tl.reshape(parts[0], [A, B, COUNT])
 
@@ -122,8 +122,8 @@ def masks_of(w, planes, x_shape, WINDOW: tl.constexpr, LANE_Q: tl.constexpr, PIE
     for i in tl.static_range(pieces_beside(WINDOW, LANE_Q, PIECE)):
         beside = w + piece_beside(i, WINDOW, LANE_Q, PIECE)
         folded, inside = fold(beside, x_shape[1], WINDOW.MODE)
-        columns = columns + (folded - w,)  # noqa: RUF005
-        masks = masks + (planes & inside,)  # noqa: RUF005
+        columns = columns + (folded - w,)
+        masks = masks + (planes & inside,)
     return columns, masks
 
 
@@ -162,7 +162,7 @@ def load_vector(
             piece = tl.load(pointers, mask=masks[i + 1] & inside, other=0)
         else:
             piece = tl.load(pointers)
-        loaded = loaded + (piece,)  # noqa: RUF005
+        loaded = loaded + (piece,)
     return loaded
 
 
@@ -205,7 +205,7 @@ def pixels_of(
             x = loaded[FIRST + place_of(i - WINDOW.PAD_W, OWN // WORD, WINDOW, LANE_Q, PIECE)]
             if PIECE == WORD or (i - WINDOW.PAD_W >= 0 and i - WINDOW.PAD_W < OWN):
                 x = pixel_of(x, i - WINDOW.PAD_W, DTYPE)
-            pixels = pixels + (x.to(ACC),)  # noqa: RUF005
+            pixels = pixels + (x.to(ACC),)
         else:  # never read; keeps the tuple's index aligned
-            pixels = pixels + (pixels[i - 1],)  # noqa: RUF005
+            pixels = pixels + (pixels[i - 1],)
     return pixels

@@ -51,7 +51,7 @@ def wgrad_columns(
     REACH: tl.constexpr = (TILE.BLOCK_Q - 1) * WINDOW.STRIDE_W + (TILE.TAPS_S - 1) * WINDOW.DIL_W
     sums = ()  # (r, s)
     for _ in tl.static_range(TILE.TAPS_R * TILE.TAPS_S):
-        sums = sums + (tl.zeros([TILE.BLOCK_N * TILE.BLOCK_K, TILE.BLOCK_Q], ACC),)  # noqa: RUF005
+        sums = sums + (tl.zeros([TILE.BLOCK_N * TILE.BLOCK_K, TILE.BLOCK_Q], ACC),)
     for step in range(SPLIT_STRIPS):
         # Down the rows first: the next strip reads again what this one did.
         strip = split * SPLIT_STRIPS + widen(step, INT64)
@@ -107,15 +107,15 @@ def _add_strip(
             dy = tl.load(pointer, mask=inside & (as_block(p + i) < y_shape[0]), other=0.0)
         else:
             dy = tl.load(pointer)  # [BLOCK_C, BLOCK_Q]
-        gradients = gradients + (dy.to(ACC),)  # noqa: RUF005
+        gradients = gradients + (dy.to(ACC),)
     rows, masks = (), ()
     for i in tl.static_range(ROWS):
         row, h_inside = h + i, inside
         if MASKED:
             row, h_inside = fold(as_block(h + i), x_shape[0], WINDOW.MODE)  # [1, 1]
             h_inside = h_inside & inside
-        rows = rows + (x_plane + row * x_strides[2],)  # noqa: RUF005
-        masks = masks + (h_inside,)  # noqa: RUF005
+        rows = rows + (x_plane + row * x_strides[2],)
+        masks = masks + (h_inside,)
     updated = ()
     for j in tl.static_range(TILE.TAPS_S):
         column = w + lane * WINDOW.STRIDE_W + j * WINDOW.DIL_W  # [1, BLOCK_Q]
@@ -129,16 +129,16 @@ def _add_strip(
                     x = tl.load(pointer, mask=masks[i] & w_inside, other=0.0)
                 else:
                     x = tl.load(pointer)  # [BLOCK_C, BLOCK_Q]
-                pixels = pixels + (x.to(ACC),)  # noqa: RUF005
+                pixels = pixels + (x.to(ACC),)
             else:  # never read; keeps the tuple's index aligned
-                pixels = pixels + (pixels[i - 1],)  # noqa: RUF005
+                pixels = pixels + (pixels[i - 1],)
         for tap in tl.static_range(TILE.TAPS_R):
             total = sums[tap * TILE.TAPS_S + j]
             for i in tl.static_range(TILE.BLOCK_P):
                 x = pixels[i * WINDOW.STRIDE_H + tap * WINDOW.DIL_H]
                 total = tl.fma(x, gradients[i], total)
-            updated = updated + (total,)  # noqa: RUF005  (s, r)
+            updated = updated + (total,)  # (s, r)
     sums = ()
     for i in tl.static_range(TILE.TAPS_R * TILE.TAPS_S):
-        sums = sums + (updated[i % TILE.TAPS_S * TILE.TAPS_R + i // TILE.TAPS_S],)  # noqa: RUF005
+        sums = sums + (updated[i % TILE.TAPS_S * TILE.TAPS_R + i // TILE.TAPS_S],)
     return sums

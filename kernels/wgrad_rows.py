@@ -51,7 +51,7 @@ def wgrad_rows(
     ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
     sums = ()  # (k, c, r, s)
     for _ in tl.static_range(TILE.BLOCK_K * GROUP_C * R * S):
-        sums = sums + (tl.zeros([TILE.BLOCK_C, LANES], ACC),)  # noqa: RUF005
+        sums = sums + (tl.zeros([TILE.BLOCK_C, LANES], ACC),)
     for i in range(SPLIT_STRIPS):
         strip = first + widen(i, INT64)
         tile_q, line = next_digit(strip, tl.cdiv(Q, TILE.BLOCK_Q))
@@ -97,7 +97,7 @@ def _walk_down(
     h = p * WINDOW.STRIDE_H - WINDOW.PAD_H
     dys = ()  # (row, k, column)
     for _ in tl.static_range((OPEN - 1) * ROW):
-        dys = dys + (tl.zeros_like(sums[0]),)  # noqa: RUF005
+        dys = dys + (tl.zeros_like(sums[0]),)
     for step in range((TILE.BLOCK_P + OPEN + TILE.STEP_P - 2) // TILE.STEP_P):
         for new in tl.static_range(TILE.STEP_P):
             j = as_block(step * TILE.STEP_P + new)  # [1, 1]
@@ -119,7 +119,7 @@ def _walk_down(
                         wanted = wanted & (column < y_shape[1])
                     pointer = at(dy_base, dy_strides, 0, i // TILE.LANE_Q, row, column)
                     dy = tl.load(pointer, mask=wanted, other=0.0)  # [BLOCK_C, LANES]
-                    dys = dys + (dy.to(sums[0].dtype),)  # noqa: RUF005
+                    dys = dys + (dy.to(sums[0].dtype),)
         for i in tl.static_range(TILE.STEP_P * WINDOW.STRIDE_H):
             if is_read(
                 i + (OPEN - 1) * WINDOW.STRIDE_H, 0, OPEN + TILE.STEP_P - 2,
@@ -175,6 +175,6 @@ def _add_row(
                                 ],
                                 total,
                             )
-            updated = updated + (total,)  # noqa: RUF005
+            updated = updated + (total,)
         sums = updated
     return sums

@@ -37,8 +37,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..ops.launch.arguments import BANDS_BLOCK, SPREAD_BLOCK, sum_tile
+from ..ops.launch.banded_launch import BANDS_BLOCK
 from ..ops.launch.copies import TILE as COPY_TILE
+from ..ops.launch.partial_sums import sum_tile
+from ..ops.launch.patch_launch import SPREAD_BLOCK
 from .cases import PARKED, TARGETS, Configuration, Target, configurations
 from .machine_code import MARKS, Build, build
 from .timers import cause_of

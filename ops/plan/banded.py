@@ -157,13 +157,13 @@ class BandedTile:
         )
         return (BandedTile(*extent) for extent in extents)
 
-    def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
+    def work(self, plan: Plan, problem: Problem) -> Work:
         """What a launch asks of a device, and the launch that builds the bands."""
         m, n, _ = self.step(plan.op)
         work = matrix_work(
             plan,
             problem,
-            code or Code(180, 900, 120),
+            Code(180, 900, 120),
             self.strips(problem),
             m * n,
             plan.grid,
@@ -280,12 +280,12 @@ class BandedGradTile:
             if step >= width and r < 2 * problem.geometry.R:
                 yield BandedGradTile(r, i, step // width, width, warps, stages)
 
-    def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
-        """What a launch asks of a device; `code` is of a program, where it was counted."""
+    def work(self, plan: Plan, problem: Problem) -> Work:
+        """The work of a launch."""
         work = matrix_work(
             plan,
             problem,
-            code or Code(300, 900, 120),
+            Code(300, 900, 120),
             plan.split_strips,
             self.BLOCK_R * self.BLOCK_I,
             plan.grid,

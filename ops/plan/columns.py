@@ -11,7 +11,6 @@ import torch
 
 from .cost import (
     REGISTERS,
-    Code,
     Work,
     device_bytes,
     is_launchable,
@@ -137,8 +136,8 @@ class ColumnsTile:
             each = max(each, self.BLOCK_K * self.BLOCK_Q / threads)
         return pixels, taps * g.S * each
 
-    def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
-        """What a launch asks of a device; `code` is not used: there are three loops."""
+    def work(self, plan: Plan, problem: Problem) -> Work:
+        """The work of a launch, whose code has three loops."""
         g, threads, itemsize = problem.correlated, problem.threads(self), problem.dtype.itemsize
         pixels, taps = self.loads(problem)
         outputs = self.BLOCK_P * self.BLOCK_Q * self.planes
@@ -248,7 +247,7 @@ class ColumnsGradTile:
         stride, dilation = problem.geometry.steps(0)
         return (self.BLOCK_P - 1) * stride + (self.TAPS_R - 1) * dilation + 1
 
-    def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
+    def work(self, plan: Plan, problem: Problem) -> Work:
         """What a launch asks of a device; `code` is not used: there are two loops."""
         g, threads, itemsize = problem.geometry, problem.threads(self), problem.dtype.itemsize
         lanes = self.BLOCK_Q * self.BLOCK_N * self.BLOCK_K

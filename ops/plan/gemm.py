@@ -115,12 +115,12 @@ class GemmTile:
         fills_a_step = problem.op != "wgrad" and problem.reduced >= self.BLOCK_K
         return {"precision": problem.precision, "one_tap": fills_a_step}
 
-    def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
-        """What a launch asks of a device; `code` is of a program, where it was counted."""
+    def work(self, plan: Plan, problem: Problem) -> Work:
+        """The work of a launch."""
         return matrix_work(
             plan,
             problem,
-            code or self.code(plan, problem),
+            self.code(plan, problem),
             self._steps_of_part(plan, problem),
             self.BLOCK_M * self.BLOCK_N,
             plan.grid,

@@ -187,7 +187,7 @@ class PatchTile:
         elements = self.steps(op, geometry, one_tap) * self.BLOCK_K
         return geometry.groups, self.columns(op, geometry), elements
 
-    def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
+    def work(self, plan: Plan, problem: Problem) -> Work:
         """What a launch asks of a device, and the launch that spreads the weight or adds up."""
         g = problem.geometry
         if plan.op == "wgrad":
@@ -200,7 +200,7 @@ class PatchTile:
         work = matrix_work(
             plan,
             problem,
-            code or self.code(plan, problem),
+            self.code(plan, problem),
             steps,
             self.BLOCK_M * self.BLOCK_N,
             plan.grid,

@@ -14,7 +14,7 @@ from ..geometry import Geometry
 from .device import GEMM_MIN, INTERPRETER, Device
 
 if TYPE_CHECKING:
-    from .cost import Code, Work
+    from .cost import Work
 
 
 @dataclass(frozen=True)
@@ -258,8 +258,8 @@ class Tile(Protocol):
     def flags(self, problem: Problem) -> Mapping[str, Any]:
         """The fields of a Plan that this family sets."""
 
-    def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
-        """The work of a launch; `code` is the program's machine code, if it was counted."""
+    def work(self, plan: Plan, problem: Problem) -> Work:
+        """The work of a launch."""
 
 
 @dataclass(frozen=True)

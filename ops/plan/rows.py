@@ -18,7 +18,6 @@ import torch
 from . import banded
 from .cost import (
     REGISTERS,
-    Code,
     Work,
     device_bytes,
     is_launchable,
@@ -205,10 +204,10 @@ class RowsTile:
         uniform = self.BLOCK_C == 1 and problem.words == 1 and taps <= UNIFORM_TAPS
         return (0 if uniform else taps) + loaded + pixels + sums + added
 
-    def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
-        """What a launch asks of a device; `code` is of a program, where it was counted."""
+    def work(self, plan: Plan, problem: Problem) -> Work:
+        """The work of a launch."""
         if self.X_ALIGN > 1:
-            return self._vector_work(plan, problem, code)
+            return self._vector_work(plan, problem)
         g, walk = problem.geometry, walk_of(self, problem)
         pixel, itemsize = problem.image_bytes, problem.dtype.itemsize
         wgrad, strided = plan.op == "wgrad", problem.op == "dgrad" and not plan.turned
@@ -222,12 +221,9 @@ class RowsTile:
         loads = strips * (walk.loads * pixel + dy)
         from_l2 = strips * (walk.loads * pixel * min(1.0, fresh / shifts) + dy)
         macs, threads = strips * walk.macs, problem.threads(self)
-        if code is not None:
-            instructions = code.outside + code.loop * walk.steps * strips
-        else:
-            mac, output = INSTRUCTIONS["fprop" if plan.turned else plan.op]
-            masked = MASKED if plan.interior == "none" else 1.0
-            instructions = masked * (mac * macs + output * walk.outputs) / threads
+        mac, output = INSTRUCTIONS["fprop" if plan.turned else plan.op]
+        masked = MASKED if plan.interior == "none" else 1.0
+        instructions = masked * (mac * macs + output * walk.outputs) / threads
         between = partial_bytes(plan, problem)
         return Work(
             plan.grid,
@@ -246,7 +242,7 @@ class RowsTile:
             loaded_bytes=loads,
         )
 
-    def _vector_work(self, plan: Plan, problem: Problem, code: Code | None) -> Work:
+    def _vector_work(self, plan: Plan, problem: Problem) -> Work:
         """`work` of a tile whose lanes have vectors."""
         g, e, threads = problem.geometry, extents(problem), problem.threads(self)
         steps = cdiv(self.BLOCK_P + e.open, self.STEP_P)
@@ -257,11 +253,8 @@ class RowsTile:
         if self.STEP_P == 1:  # rows of padding are passed by
             added = min(rows, e.rows if self.BLOCK_P >= e.rows else rows) * outputs
         macs = added * row_macs(problem)
-        if code is not None:
-            instructions = code.outside + code.loop * steps
-        else:
-            mac, output = VECTOR_INSTRUCTIONS
-            instructions = masked * (mac * macs + output * rows * outputs) / threads
+        mac, output = VECTOR_INSTRUCTIONS
+        instructions = masked * (mac * macs + output * rows * outputs) / threads
         word = max(1, 4 // pixel)
         own = self.X_ALIGN * pixel
         beside = columns_beside(problem, self.LANE_Q, word) * max(4, pixel)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from .cost import THREADS, Code, Work, device_bytes, is_launchable, partial_bytes, splits_that_fill
+from .cost import THREADS, Work, device_bytes, is_launchable, partial_bytes, splits_that_fill
 from .device import ALL_REGISTERS, MAX_REGISTERS
 from .integers import cdiv
 from .problem import Plan, Problem
@@ -76,8 +76,8 @@ class StencilTile:
         """Fields of a Plan that this family decides: none. It multiplies exactly."""
         return {}
 
-    def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
-        """What a launch asks of a device; `code` is not used.
+    def work(self, plan: Plan, problem: Problem) -> Work:
+        """The work of a launch.
 
         Every tap of every channel that is summed loads its pixel through L1. From L2 comes, of each
         row of the window, the pixels that its taps do not share.

@@ -155,8 +155,8 @@ class TmaTile:
         """Fields of a Plan that this family decides."""
         return {"precision": problem.precision, "as_rows": problem.layout.as_rows}
 
-    def work(self, plan: Plan, problem: Problem, code: Code | None = None) -> Work:
-        """What a launch asks of a device; `code` is of a program, where it was counted."""
+    def work(self, plan: Plan, problem: Problem) -> Work:
+        """The work of a launch."""
         g, wgrad = problem.geometry, plan.op == "wgrad"
         if wgrad:
             programs, steps = plan.grid, float(plan.split_strips)
@@ -168,7 +168,7 @@ class TmaTile:
         work = matrix_work(
             plan,
             problem,
-            code or self.code(problem),
+            self.code(problem),
             steps,
             m * n,
             programs,

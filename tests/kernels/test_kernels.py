@@ -195,14 +195,14 @@ def test_a_bank_per_sample_in_both_families(kernel_backend, op, tile):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("splits", [2, 33, 70])
 def test_partials_are_summed_however_many_there_are(kernel_backend, dtype, splits):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch.partial_sums import sum_partials_call
 
     if kernel_backend.name == "interpreter" and dtype == torch.bfloat16:
         dtype = torch.float32  # as ops/launch/arguments.py does
     partials = whole_numbers((splits, 5, 9)).to(kernel_backend.device)
     partials = partials.to(torch.float64 if dtype == torch.float64 else torch.float32)
     out = torch.empty(5, 9, dtype=dtype, device=kernel_backend.device)
-    launch.sum_partials_call(partials, out, splits).run(out.device)
+    sum_partials_call(partials, out, splits).run(out.device)
     assert torch.equal(out, partials.sum(0).to(dtype))
 
 

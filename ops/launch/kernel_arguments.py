@@ -1,0 +1,87 @@
+"""Arguments that kernels of every family take: window, strides, residual, numbers of the plan."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+
+from ... import kernels
+from ...kernels.structs import Window, constant, tile_struct
+from ..geometry import Geometry
+from ..plan.problem import Plan
+from .call import Call
+
+
+def call_of(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
+    """A launch of the plan's kernel, which takes what it names of all these."""
+    tile = plan.tile
+    extents = {name: value for name, value in vars(tile).items() if name.isupper()}
+    arguments |= {
+        "x_shape": (geometry.H, geometry.W),
+        "y_shape": (geometry.P, geometry.Q),
+        "channels": (geometry.groups, geometry.group_C, geometry.group_K),
+        "hole": tuple(itertools.chain(*geometry.hole)),
+        "N": geometry.N,
+        "PLANES": geometry.N * geometry.groups,
+        "SAMPLES": samples_of(geometry),
+        "GROUPS": geometry.groups,
+        "GROUP_C": geometry.group_C,
+        "GROUP_K": geometry.group_K,
+        "SPLITS": plan.splits,
+        "SPLIT_PIXELS": plan.split_pixels,
+        "SPLIT_STRIPS": plan.split_strips,
+        "SPLIT_BOXES": plan.split_strips,
+        "WINDOW": constant(window_of(geometry)),
+        "TILE": constant(tile_struct(extents)),
+        "INT64": plan.int64,
+        "PRECISION": plan.precision,
+        "INTERIOR": plan.interior,
+        **extents,
+    }
+    kernel = getattr(kernels, plan.kernel)
+    taken = {name: arguments[name] for name in kernel.arg_names}
+    return Call(kernel, plan.grid, taken, tile.num_warps, tile.num_stages, plan.max_registers)
+
+
+def window_of(geometry: Geometry) -> Window:
+    """The window as kernels take it."""
+    (pad_h, pad_bottom), (pad_w, pad_right) = geometry.padding
+    (stride_h, dil_h), (stride_w, dil_w) = geometry.steps(0), geometry.steps(1)
+    return Window(
+        R=geometry.R,
+        S=geometry.S,
+        STRIDE_H=stride_h,
+        STRIDE_W=stride_w,
+        PAD_H=pad_h,
+        PAD_W=pad_w,
+        PAD_BOTTOM=pad_bottom,
+        PAD_RIGHT=pad_right,
+        DIL_H=dil_h,
+        DIL_W=dil_w,
+        MODE=geometry.padding_mode,
+    )
+
+
+def samples_of(geometry: Geometry) -> int:
+    """Samples whose pixels are counted through in one problem."""
+    return 1 if geometry.per_sample else geometry.N
+
+
+def residual_arguments(residual: torch.Tensor | None = None) -> dict[str, Any]:
+    """What a kernel is told of the tensor that it adds to its sums, (N, K, P, Q), or of none."""
+    strides = (0, 0, 0, 0) if residual is None else residual.stride()
+    return {"residual_ptr": residual, "residual_strides": strides}
+
+
+def weight_walk(weight: torch.Tensor, geometry: Geometry) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """Where a kernel starts in the weight, and its strides over (n, k, c, r, s).
+
+    A flipped window is walked backwards from its last tap: no copy, nothing for kernels to know.
+    """
+    strides = weight.stride() if geometry.per_sample else (0, *weight.stride())
+    if geometry.flip:
+        weight = weight[..., geometry.R - 1 :, geometry.S - 1 :]
+        strides = (*strides[:3], -strides[3], -strides[4])
+    return weight, strides
