@@ -104,6 +104,8 @@ def test_something_removed_from_ptx(call, pattern, noticed):
     places, outcomes = [], []
 
     def change(ptx):
+        if f".entry {call.kernel}(" not in ptx:  # a copy before it, or partial sums after it
+            return ptx
         places[:] = [found.span() for found in re.finditer(pattern, ptx)]
         if len(outcomes) == len(places):
             return re.sub(pattern, "", ptx)
