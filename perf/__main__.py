@@ -14,18 +14,18 @@ from importlib import import_module
 
 #: Command: (module, description).
 COMMANDS = {
-    "gpu": ("gpu", "the first minutes on a GPU: right before fast, families, rows, tiles, report"),
-    "all": ("gpu", "measure every row there is time for, the most informative first"),
+    "gpu": ("session.gpu", "the first minutes on a GPU: checks, families, rows, tiles, report"),
+    "all": ("session.gpu", "measure every row there is time for, the most informative first"),
     "workloads": ("workloads", "list what is measured"),
-    "cpu": ("cpu", "time calls and filters on CPU tensors beside PyTorch and image libraries"),
-    "learn": ("learning", "time and memory of the ways to a kernel between two images"),
-    "startup": ("startup", "time the import and the first call, in fresh processes"),
-    "host": ("host", "time what a call costs the host, layer by layer"),
+    "cpu": ("benchmarks.cpu", "time calls and filters on CPU tensors beside other libraries"),
+    "learn": ("benchmarks.learning", "time and memory of the ways to a kernel between two images"),
+    "startup": ("benchmarks.startup", "time the import and the first call, in fresh processes"),
+    "host": ("benchmarks.host", "time what a call costs the host, layer by layer"),
     "report": ("report", "turn rows into tables and plots"),
-    "tune": ("gpu", "search the tiles of given workloads"),
-    "predict": ("predict", "bounds of every workload from the static model, without a GPU"),
-    "sweep": ("sweep", "estimates of thousands of calls beside their rooflines, without a GPU"),
-    "codegen": ("codegen", "check the machine code of every configuration"),
+    "tune": ("session.gpu", "search the tiles of given workloads"),
+    "predict": ("model.predict", "bounds of every workload from the static model, without a GPU"),
+    "sweep": ("model.sweep", "estimates of thousands of calls beside their rooflines"),
+    "codegen": ("model.codegen", "check the machine code of every configuration"),
 }
 
 

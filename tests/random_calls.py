@@ -9,7 +9,7 @@ from __future__ import annotations
 from tricorr.ops import geometry_of
 from tricorr.ops.errors import ArgumentError
 from tricorr.ops.plan import choose
-from tricorr.perf.planned import PlannedCall
+from tricorr.perf.model.planned import PlannedCall
 from tricorr.perf.workloads import Workload
 
 #: (activation, whether a tensor is added).

@@ -28,7 +28,7 @@ if importlib.util.find_spec("triton") is None:
 from tricorr.ops.plan import columns
 from tricorr.ops.plan.rows import MAX_HELD
 from tricorr.ops.plan.tma import ARCHITECTURES
-from tricorr.perf.cases import TARGETS, Configuration, configurations, dealt
+from tricorr.perf.model.cases import TARGETS, Configuration, configurations, dealt
 
 pytestmark = pytest.mark.aot
 
@@ -70,7 +70,7 @@ class Compiler:
         # Compilers print much: into a file, because a pipe that nobody reads gets full.
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - stop() closes it
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tricorr.perf.codegen", "--serve"],
+            [sys.executable, "-m", "tricorr.perf.model.codegen", "--serve"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

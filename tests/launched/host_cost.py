@@ -59,7 +59,7 @@ def main() -> None:
 
     import torch
 
-    from tricorr.perf.host import least
+    from tricorr.perf.benchmarks.host import least
 
     torch.set_num_threads(1)
     for name, microseconds in least(paths(), options.calls, options.repeats).items():

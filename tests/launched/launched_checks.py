@@ -360,8 +360,8 @@ def planted_faults(stub: StubDriver, driver: Any, observer: Observer, *_: Any) -
 def built_ahead_of_time(*_: Any) -> None:
     """A launch finds what perf's builders made of meta tensors: nothing is compiled again."""
     from tricorr.ops import backend
-    from tricorr.perf.checks import checks
-    from tricorr.perf.rig import Entrant, GpuRig
+    from tricorr.perf.session.checks import checks
+    from tricorr.perf.session.rig import Entrant, GpuRig
 
     device, rig = backend.CPU_DEVICE, GpuRig(device="cpu")
     wanted = {"fprop_tma": "dense", "wgrad_tma": "dense", "fprop_rows": "image_epilogue"}

@@ -16,13 +16,13 @@ import torch
 from tricorr.ops import reference
 from tricorr.ops.plan import choose
 from tricorr.ops.plan.device import DEVICES
-from tricorr.perf.calibrate import with_constants
-from tricorr.perf.ceilings import Ceilings
-from tricorr.perf.machine import Machine
-from tricorr.perf.planned import problem_of, seconds_of
+from tricorr.perf.model.planned import problem_of, seconds_of
 from tricorr.perf.providers import OURS, PROVIDERS, PYTORCH, Provider
-from tricorr.perf.rig import Entrant, GpuRig
-from tricorr.perf.timers import CpuTimer
+from tricorr.perf.session.calibrate import with_constants
+from tricorr.perf.session.rig import Entrant, GpuRig
+from tricorr.perf.timing.ceilings import Ceilings
+from tricorr.perf.timing.machine import Machine
+from tricorr.perf.timing.timers import CpuTimer
 from tricorr.perf.workloads import find
 
 NAME = "NVIDIA H200, rehearsed"

@@ -10,9 +10,9 @@ import torch
 from tricorr import kernels
 from tricorr.ops.plan import choose, tma
 from tricorr.ops.plan.device import DEVICES
-from tricorr.perf import checks
-from tricorr.perf.planned import PlannedCall, describe, launches_of
-from tricorr.perf.rig import GpuRig
+from tricorr.perf.model.planned import PlannedCall, describe, launches_of
+from tricorr.perf.session import checks
+from tricorr.perf.session.rig import GpuRig
 from tricorr.perf.workloads import WORKLOADS
 
 ALL = list(checks.checks(DEVICES["h200"]))

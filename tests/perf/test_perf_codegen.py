@@ -20,10 +20,10 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
-from tricorr.perf import codegen, machine_code
-from tricorr.perf.cases import TARGETS, configurations
-from tricorr.perf.codegen import Entry
-from tricorr.perf.machine_code import MARKS, Build
+from tricorr.perf.model import codegen, machine_code
+from tricorr.perf.model.cases import TARGETS, configurations
+from tricorr.perf.model.codegen import Entry
+from tricorr.perf.model.machine_code import MARKS, Build
 
 #: Of the recorded ones, these are built by the tests: each family, and every kind of arithmetic.
 BUILT = (
@@ -40,7 +40,7 @@ VERSION, COMMITTED = codegen.read_table(codegen.committed())
 
 def run(*arguments):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tricorr.perf.codegen", *map(str, arguments)]
+    command = [sys.executable, "-m", "tricorr.perf.model.codegen", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tricorr.perf import cpu, rows
+from tricorr.perf import rows
+from tricorr.perf.benchmarks import cpu
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "perf" / "results" / "cpu.jsonl"

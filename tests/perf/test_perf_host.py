@@ -8,11 +8,12 @@ import torch
 from tricorr import corr2d, kernels
 from tricorr.ops import backend as backends
 from tricorr.ops import cpu
-from tricorr.perf import host, rows
-from tricorr.perf.machine import Machine
-from tricorr.perf.measure import Session
+from tricorr.perf import rows
+from tricorr.perf.benchmarks import host
 from tricorr.perf.providers import PROVIDERS
-from tricorr.perf.timers import CpuTimer
+from tricorr.perf.timing.machine import Machine
+from tricorr.perf.timing.measure import Session
+from tricorr.perf.timing.timers import CpuTimer
 
 pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from tricorr.perf import __main__ as command
-from tricorr.perf import learning, learning_peers, rows
-from tricorr.perf.machine import Machine, child_environment
-from tricorr.perf.measure import Session
+from tricorr.perf import rows
+from tricorr.perf.benchmarks import learning, learning_peers
 from tricorr.perf.providers import PROVIDERS
-from tricorr.perf.timers import CpuTimer
+from tricorr.perf.timing.machine import Machine, child_environment
+from tricorr.perf.timing.measure import Session
+from tricorr.perf.timing.timers import CpuTimer
 
 FACTS = Machine("cpu", "a processor", "0123456789ab", "2.11", "0.1.0", None, None, None)
 
@@ -70,7 +71,7 @@ def test_learning_from_disk_is_a_row_and_leaves_no_files(backend, tmp_path, size
 def test_resident_memory_is_seen():
     """In a process of its own: what other tests left here may be given back meanwhile."""
     code = """if True:
-        from tricorr.perf import learning
+        from tricorr.perf.benchmarks import learning
         before = learning.resident()
         held = bytearray(b"x") * (64 * 2**20)
         print(learning.peak_since(before) // 2**20)

@@ -7,8 +7,8 @@ import types
 import pytest
 import torch
 
-from tricorr.perf import machine
-from tricorr.perf.ceilings import Ceilings
+from tricorr.perf.timing import machine
+from tricorr.perf.timing.ceilings import Ceilings
 
 #: Answers what a driver would; fields that it does not know are an error on stdout, exit code 2.
 SCRIPT = """#!/bin/sh

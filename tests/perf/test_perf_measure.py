@@ -10,12 +10,20 @@ import torch
 from tricorr.ops import Geometry, reference
 from tricorr.perf import __main__ as command
 from tricorr.perf import rows
-from tricorr.perf.ceilings import Ceilings
-from tricorr.perf.correctness import truth_of
-from tricorr.perf.machine import Machine
-from tricorr.perf.measure import Job, Session, run_job
 from tricorr.perf.providers import PROVIDERS, Provider, make_operands
-from tricorr.perf.timers import LEAST, MOST, CpuTimer, GpuTimer, PoisonedError, interleave, quantile
+from tricorr.perf.timing.ceilings import Ceilings
+from tricorr.perf.timing.correctness import truth_of
+from tricorr.perf.timing.machine import Machine
+from tricorr.perf.timing.measure import Job, Session, run_job
+from tricorr.perf.timing.timers import (
+    LEAST,
+    MOST,
+    CpuTimer,
+    GpuTimer,
+    PoisonedError,
+    interleave,
+    quantile,
+)
 from tricorr.perf.workloads import Workload
 
 FACTS = Machine("cpu", "a processor", "0123456789ab", "2.11", "0.1.0", None, None, None)
@@ -215,8 +223,8 @@ def test_quantiles():
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("draws", [10**9, 40], ids=["all", "some"])
 def test_truth_is_the_references(per_sample, draws, monkeypatch):
-    monkeypatch.setattr("tricorr.perf.correctness.DRAWS", draws)
-    monkeypatch.setattr("tricorr.perf.correctness.WGRAD_DRAWS", draws)
+    monkeypatch.setattr("tricorr.perf.timing.correctness.DRAWS", draws)
+    monkeypatch.setattr("tricorr.perf.timing.correctness.WGRAD_DRAWS", draws)
     geometry = Geometry(
         3,
         4,

@@ -16,8 +16,8 @@ from tricorr.ops.plan.banded import BandedTile
 from tricorr.ops.plan.device import DEVICES, INTERPRETER
 from tricorr.ops.plan.gemm import GemmTile
 from tricorr.ops.plan.stencil import StencilTile
-from tricorr.perf import predict
-from tricorr.perf.planned import PlannedCall
+from tricorr.perf.model import predict
+from tricorr.perf.model.planned import PlannedCall
 from tricorr.perf.workloads import OPS, SUITES, WORKLOADS, Workload
 
 H200 = DEVICES["h200"]

@@ -7,9 +7,9 @@ import torch
 
 from tricorr.ops.launch import arguments
 from tricorr.ops.plan.device import DEVICES
-from tricorr.perf.checks import TINY
-from tricorr.perf.planned import PlannedCall, alternatives
-from tricorr.perf.rig import Entrant, GpuRig
+from tricorr.perf.model.planned import PlannedCall, alternatives
+from tricorr.perf.session.checks import TINY
+from tricorr.perf.session.rig import Entrant, GpuRig
 
 RIG = GpuRig(device="cpu")
 POINT = next(workload for workload in TINY if workload.name == "point")

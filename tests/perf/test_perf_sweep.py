@@ -8,7 +8,7 @@ import pytest
 
 from tricorr.ops import geometry_of
 from tricorr.ops.plan.device import DEVICES
-from tricorr.perf import sweep
+from tricorr.perf.model import sweep
 
 H100 = DEVICES["h100"]
 

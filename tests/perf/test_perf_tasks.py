@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from tricorr.perf import tasks, workloads
+from tricorr.perf import workloads
 from tricorr.perf.providers import PROVIDERS
-from tricorr.perf.tasks import tasks_of
+from tricorr.perf.session import tasks
+from tricorr.perf.session.tasks import tasks_of
 from tricorr.perf.workloads import WORKLOADS, find
 
 

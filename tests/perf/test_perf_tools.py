@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tricorr.perf import __main__ as command
-from tricorr.perf import tools
+from tricorr.perf.session import tools
 
 SCRIPT = """#!/bin/sh
 echo "$@" > "$0.asked"
@@ -42,7 +42,7 @@ def test_errors_of_the_sanitizer_are_told(installed):
     asked = installed("compute-sanitizer", 'echo "===== 2 errors"; exit 9')
     tools.sanitize(said.append, lambda: 100.0)
     assert said == ["memcheck: errors; ===== 2 errors", "racecheck: errors; ===== 2 errors"]
-    assert "tricorr.perf.checks bfloat16|float32" in asked.read_text()
+    assert "tricorr.perf.session.checks bfloat16|float32" in asked.read_text()
     installed("compute-sanitizer", 'echo "===== 0 errors"')
     tools.sanitize(said.append, lambda: 100.0)
     assert said[2:] == ["memcheck: none; ===== 0 errors", "racecheck: none; ===== 0 errors"]

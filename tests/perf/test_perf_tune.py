@@ -18,11 +18,11 @@ from tricorr.ops.plan.device import DEVICES, Device
 from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, WIDE_GEMM_TILES, GemmTile, tiles_with_room
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.stencil import STENCIL_TILES, StencilTile
-from tricorr.perf import tune
-from tricorr.perf.planned import alternatives, describe
-from tricorr.perf.rig import Entrant, GpuRig
-from tricorr.perf.timers import CpuTimer
-from tricorr.perf.tune import Comparison, Job
+from tricorr.perf.model.planned import alternatives, describe
+from tricorr.perf.session import tune
+from tricorr.perf.session.rig import Entrant, GpuRig
+from tricorr.perf.session.tune import Comparison, Job
+from tricorr.perf.timing.timers import CpuTimer
 from tricorr.perf.workloads import find
 
 DEVICE = replace(DEVICES["h200"], name="A Test Device, 8 GB")
@@ -272,7 +272,7 @@ def test_every_tuned_file_that_is_shipped_can_be_read():
 
 def test_tuned_tiles_are_compiled_ahead_of_time_like_the_tables(directory):
     pytest.importorskip("triton")
-    from tricorr.perf.cases import TARGETS, dealt
+    from tricorr.perf.model.cases import TARGETS, dealt
 
     target = TARGETS["sm_90"]
     names = [c.name for c in dealt(target)]

@@ -18,9 +18,10 @@ import fake_gpu
 import pytest
 
 from tricorr.ops.plan import measured
-from tricorr.perf import rows, run, stages
-from tricorr.perf.processes import Child, ProcessError
-from tricorr.perf.tasks import tasks_of
+from tricorr.perf import rows
+from tricorr.perf.session import run, stages
+from tricorr.perf.session.processes import Child, ProcessError
+from tricorr.perf.session.tasks import tasks_of
 
 WRONG, HANGING = ("fprop_rows", "bfloat16"), ("wgrad_rows", "bfloat16")
 FAILING, SLOW = ("dgrad_gemm", "bfloat16"), "tma"

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from tricorr import ops
 from tricorr.perf import providers, workloads
-from tricorr.perf.correctness import truth_of
 from tricorr.perf.providers import PROVIDERS, TENSOR_DTYPES, make_operands
+from tricorr.perf.timing.correctness import truth_of
 from tricorr.perf.workloads import WORKLOADS
 
 ALL = pytest.mark.parametrize("workload", WORKLOADS, ids=lambda w: w.name)

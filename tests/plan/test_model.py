@@ -22,7 +22,7 @@ from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, GEMM_TILES, GemmTile, til
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.stencil import StencilTile
 from tricorr.ops.plan.tma import TmaTile
-from tricorr.perf.codegen import TABLE
+from tricorr.perf.model.codegen import TABLE
 
 CLOCK, L2 = H200.rates.clock, H200.rates.l2
 SAME = ((1, 1), (1, 1))

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from .. import __version__
+from ... import __version__
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 #: Folders whose sources decide our times: a change there is another revision.
 SOURCES = ("kernels", "ops", "autograd")
 

@@ -26,12 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .. import filters
-from ..autograd.functional import corr2d
-from ..autograd.modules import Conv2D, ConvTranspose2D
-from .machine import machine
-from .rows import Row, Writer
-from .timers import quantile, ratio_fields
+from ... import filters
+from ...autograd.functional import corr2d
+from ...autograd.modules import Conv2D, ConvTranspose2D
+from ..rows import Row, Writer
+from ..timing.machine import machine
+from ..timing.timers import quantile, ratio_fields
 
 Call = Callable[[], object]
 

@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..ops.launch.call import Call
+from ...ops.launch.call import Call
 
 if TYPE_CHECKING:
     from .cases import Target

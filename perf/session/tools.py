@@ -1,6 +1,6 @@
 """NVIDIA's tools on our kernels, where they are installed: compute-sanitizer and Nsight Compute.
 
-python -m tricorr.perf.tools       launches what Nsight Compute is to look at
+python -m tricorr.perf.session.tools       launches what Nsight Compute is to look at
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .machine import child_environment
+from ..timing.machine import child_environment
 
 #: Seconds without which a tool is not started, and that it may take.
 LEAST, MOST = 20.0, 90.0
@@ -44,7 +44,7 @@ def sanitize(say: Say, left: Callable[[], float]) -> None:
         return
     for kind in ("memcheck", "racecheck"):
         command = [tool, "--tool", kind, "--error-exitcode", "9", sys.executable]
-        done = _ran([*command, "-m", "tricorr.perf.checks", SANITIZED], kind, say, left())
+        done = _ran([*command, "-m", "tricorr.perf.session.checks", SANITIZED], kind, say, left())
         if done is not None:
             said = [line for line in done.stdout.splitlines() if line.startswith("=====")]
             say(f"{kind}: {'errors' if done.returncode else 'none'}; {(said or [''])[-1]}")
@@ -58,7 +58,7 @@ def profile(out: Path, say: Say, left: Callable[[], float]) -> None:
         return
     file = out / "ncu.txt"
     command = [tool, "--clock-control", "none", "--set", "full", "--profile-from-start", "off"]
-    command += ["--log-file", str(file), sys.executable, "-m", "tricorr.perf.tools"]
+    command += ["--log-file", str(file), sys.executable, "-m", "tricorr.perf.session.tools"]
     done = _ran(command, "ncu", say, left())
     if done is not None and done.returncode == 0:
         say(f"ncu: {len(PROFILED)} launches are in {file}")
@@ -89,8 +89,8 @@ def main() -> None:
     """Launches each of PROFILED, warm, between marks for the profiler."""
     import torch
 
-    from .providers import PROVIDERS, make_operands
-    from .workloads import find
+    from ..providers import PROVIDERS, make_operands
+    from ..workloads import find
 
     for name, op, dtype, memory_format in PROFILED:
         call = PROVIDERS[0].prepare(make_operands(find(name), op, dtype, memory_format, "cuda"))

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..ops.plan import choose, tma
-from .measure import Job
-from .planned import alternatives, problem_of, seconds_of
-from .providers import OURS, make_operands
+from ...ops.plan import choose, tma
+from ..model.planned import alternatives, problem_of, seconds_of
+from ..providers import OURS, make_operands
+from ..timing.measure import Job
+from ..workloads import Workload
 from .rig import Entrant
 from .tune import LIMITED, REGISTERS
-from .workloads import Workload
 
 if TYPE_CHECKING:
-    from ..ops.plan.device import Device
+    from ...ops.plan.device import Device
 
 #: (workload, operators, dtypes): rows or banded at 7x7; boxes, pointers, or boxes after a copy at
 #: 56, 28, 14 and 7 pixels; a stencil or a GEMM with few channels; large windows; one image.

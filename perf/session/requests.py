@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import checks, host, learning, startup, tune
-from .ceilings import Ceilings
-from .machine import Machine
-from .measure import Job, Session, run_job
-from .providers import OURS, Operands, Provider
+from ..benchmarks import host, learning, startup
+from ..providers import OURS, Operands, Provider
+from ..timing.ceilings import Ceilings
+from ..timing.machine import Machine
+from ..timing.measure import Job, Session, run_job
+from ..timing.timers import PoisonedError, cause_of
+from . import checks, tune
 from .rig import Entrant, GpuRig
-from .timers import PoisonedError, cause_of
 
 if TYPE_CHECKING:
-    from ..ops.plan.device import Device
-    from ..ops.plan.problem import Plan
+    from ...ops.plan.device import Device
+    from ...ops.plan.problem import Plan
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
-from ..ops.explain import device_named
-from ..ops.plan import choose
-from ..ops.plan.cost import times_of
-from ..ops.plan.device import DEVICES, Device
+from ...ops.explain import device_named
+from ...ops.plan import choose
+from ...ops.plan.cost import times_of
+from ...ops.plan.device import DEVICES, Device
+from ..providers import TENSOR_DTYPES
+from ..workloads import OPS, SUITES, Workload, select
 from .planned import PlannedCall, describe
-from .providers import TENSOR_DTYPES
-from .workloads import OPS, SUITES, Workload, select
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,9 @@ from typing import Any
 
 import torch
 
-from ..ops import backend
-from .ceilings import Ceilings
-from .correctness import Truth, truth_of
-from .machine import Clocks, Machine, machine
-from .planned import PlannedCall
-from .providers import (
+from ...ops import backend
+from ..model.planned import PlannedCall
+from ..providers import (
     OURS,
     PROVIDERS,
     PYTORCH,
@@ -25,7 +22,11 @@ from .providers import (
     configure,
     make_operands,
 )
-from .rows import Row
+from ..rows import Row
+from ..workloads import Workload
+from .ceilings import Ceilings
+from .correctness import Truth, truth_of
+from .machine import Clocks, Machine, machine
 from .timers import (
     BUDGET,
     CpuTimer,
@@ -38,7 +39,6 @@ from .timers import (
     quantile,
     ratio_fields,
 )
-from .workloads import Workload
 
 
 @dataclass(frozen=True)

@@ -16,20 +16,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..ops.plan import choose
-from . import report, rows
-from .compared import processors
-from .planned import PlannedCall, alternatives, describe
+from ...ops.plan import choose
+from .. import report, rows
+from ..compared import processors
+from ..model.planned import PlannedCall, alternatives, describe
+from ..providers import OURS, PROVIDERS
+from ..rows import Row
 from .processes import Child, Pool, ProcessError
-from .providers import OURS, PROVIDERS
 from .requests import At, Done, Environment, Here, Measure, serve_builds
 from .requests import serve as serve_measurements
 from .rig import GpuRig
-from .rows import Row
 from .tasks import Task
 
 if TYPE_CHECKING:
-    from ..ops.plan.problem import Plan
+    from ...ops.plan.problem import Plan
     from .calibrate import Calibration
     from .tune import Outcome
 

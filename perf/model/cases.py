@@ -17,16 +17,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..ops.errors import ArgumentError
-from ..ops.geometry import Geometry
-from ..ops.launch.call import Call
-from ..ops.plan import choose
-from ..ops.plan.device import DEVICES, Device
-from ..ops.plan.problem import Plan, Problem
-from ..ops.plan.tuned import tuned_for
+from ...ops.errors import ArgumentError
+from ...ops.geometry import Geometry
+from ...ops.launch.call import Call
+from ...ops.plan import choose
+from ...ops.plan.device import DEVICES, Device
+from ...ops.plan.problem import Plan, Problem
+from ...ops.plan.tuned import tuned_for
+from ..providers import TENSOR_DTYPES
+from ..workloads import OPS, Workload
 from .planned import PlannedCall, tiles_of
-from .providers import TENSOR_DTYPES
-from .workloads import OPS, Workload
 
 #: Parts of an image's reduction: the code is the same for any number of them.
 SOME_SPLITS = 5

@@ -16,16 +16,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..ops.plan import choose
-from ..ops.plan.measured import parse
-from .ceilings import Ceilings
-from .machine import Machine
-from .planned import PlannedCall, alternatives, describe, seconds_of
+from ...ops.plan import choose
+from ...ops.plan.measured import parse
+from ..model.planned import PlannedCall, alternatives, describe, seconds_of
+from ..timing.ceilings import Ceilings
+from ..timing.machine import Machine
 
 if TYPE_CHECKING:
-    from ..ops.plan.device import Device
-    from .rows import Row
-    from .workloads import Workload
+    from ...ops.plan.device import Device
+    from ..rows import Row
+    from ..workloads import Workload
 
 #: A family is far from the model beyond this factor, either way.
 FAR = 1.5

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..kernels import TensorDescriptor
+from ...kernels import TensorDescriptor
 from .timers import median_seconds
 
 if TYPE_CHECKING:

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..autograd.functional import corr2d
-from ..learning.accumulator import KernelAccumulator
-from ..learning.learn import learn_kernel, learn_kernel_field
-from ..ops import fourier
-from .measure import Session
-from .rows import Row
-from .timers import interleave, one_line, quantile, ratio_fields
+from ...autograd.functional import corr2d
+from ...learning.accumulator import KernelAccumulator
+from ...learning.learn import learn_kernel, learn_kernel_field
+from ...ops import fourier
+from ..rows import Row
+from ..timing.measure import Session
+from ..timing.timers import interleave, one_line, quantile, ratio_fields
 
 Call: TypeAlias = Callable[[], torch.Tensor]
 

@@ -15,11 +15,11 @@ import tempfile
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from .machine import child_environment
+from ..timing.machine import child_environment
 
 if TYPE_CHECKING:
-    from .measure import Session
-    from .rows import Row
+    from ..rows import Row
+    from ..timing.measure import Session
 
 #: Fresh processes for each number, among other benchmarks and alone.
 RUNS, RUNS_ALONE = 2, 5

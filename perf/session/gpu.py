@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
+from ..providers import OURS, PROVIDERS
+from ..rows import CHOICES
+from ..workloads import BY_NAME, OPS, SUITES
 from .processes import ProcessError
-from .providers import OURS, PROVIDERS
 from .rig import CpuRig, GpuRig
-from .rows import CHOICES
 from .run import STAGES, Run
 from .stages import carry_out
 from .tasks import tasks_of
-from .workloads import BY_NAME, OPS, SUITES
 
 #: Suites and operators that are no convolutions.
 OTHERS = ("learn", "host", "startup")

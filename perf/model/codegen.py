@@ -3,7 +3,7 @@
     python -m tricorr.perf codegen [sm_90 ...] [-k PATTERN]    builds configurations, prints a table
     python -m tricorr.perf codegen --sample --json FILE        records the marked ones (cases.py)
     python -m tricorr.perf codegen --check [FILE]              builds what FILE records; compares
-    python -m tricorr.perf.codegen --serve                     answers JSON lines, for test_aot.py
+    python -m tricorr.perf.model.codegen --serve               answers JSON lines, for test_aot.py
 
 All counts are static. "loop" is one pass of the loop that does the arithmetic. Per output element,
 "loop" is that pass times the passes that the tile's multiply-adds need, and "total" adds the code
@@ -37,16 +37,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..ops.launch.banded_launch import BANDS_BLOCK
-from ..ops.launch.copies import TILE as COPY_TILE
-from ..ops.launch.partial_sums import sum_tile
-from ..ops.launch.patch_launch import SPREAD_BLOCK
+from ...ops.launch.banded_launch import BANDS_BLOCK
+from ...ops.launch.copies import TILE as COPY_TILE
+from ...ops.launch.partial_sums import sum_tile
+from ...ops.launch.patch_launch import SPREAD_BLOCK
+from ..timing.timers import cause_of
 from .cases import PARKED, TARGETS, Configuration, Target, configurations
 from .machine_code import MARKS, Build, build
-from .timers import cause_of
 
 #: The recorded table, and that of Triton 3.6.
-TABLE = Path(__file__).parent / "results" / "codegen.json"
+TABLE = Path(__file__).parent.parent / "results" / "codegen.json"
 TABLE_3_6 = TABLE.with_name("codegen-triton-3.6.json")
 #: Targets other than sm_90 of which the table has two kernels, so that a compiler that does well on
 #: one target only is noticed.
@@ -63,7 +63,7 @@ Job = tuple[Configuration, Target]
 
 def problems(configuration: Configuration, target: Target, built: Build) -> list[str]:
     """The faults of the code, in words."""
-    from ..kernels.versions import BEFORE_3_7
+    from ...kernels.versions import BEFORE_3_7
 
     found, limits = [], target.device.limits
     parked = PARKED if BEFORE_3_7 else target.parked
@@ -265,7 +265,7 @@ def read_table(path: Path) -> tuple[str, list[Entry]]:
 
 def committed() -> Path:
     """The committed table of the installed Triton."""
-    from ..kernels.versions import BEFORE_3_7
+    from ...kernels.versions import BEFORE_3_7
 
     return TABLE_3_6 if BEFORE_3_7 else TABLE
 

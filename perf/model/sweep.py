@@ -18,14 +18,14 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..ops import ArgumentError, Geometry
-from ..ops.explain import device_named
-from ..ops.plan import choose
-from ..ops.plan.cost import times_of
-from ..ops.plan.device import DEVICES, Device
+from ...ops import ArgumentError, Geometry
+from ...ops.explain import device_named
+from ...ops.plan import choose
+from ...ops.plan.cost import times_of
+from ...ops.plan.device import DEVICES, Device
+from ..providers import make_operands
+from ..workloads import FORMATS, OPS, Workload
 from .planned import describe, problem_of
-from .providers import make_operands
-from .workloads import FORMATS, OPS, Workload
 
 #: (C, K) of one group.
 CHANNELS = (

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
-from .providers import Operands
+from ..providers import Operands
 
 Coordinates: TypeAlias = tuple[torch.Tensor, ...]
 

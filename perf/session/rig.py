@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .ceilings import Ceilings, measure_ceilings
-from .machine import Clocks, Machine, machine
-from .planned import launches_of
-from .providers import PROVIDERS, Call, Operands, Provider
-from .timers import BUDGET, CpuTimer, GpuTimer, Timer
-from .workloads import Workload, find
+from ..model.planned import launches_of
+from ..providers import PROVIDERS, Call, Operands, Provider
+from ..timing.ceilings import Ceilings, measure_ceilings
+from ..timing.machine import Clocks, Machine, machine
+from ..timing.timers import BUDGET, CpuTimer, GpuTimer, Timer
+from ..workloads import Workload, find
 
 if TYPE_CHECKING:
-    from ..ops.plan.device import Device
-    from ..ops.plan.problem import Plan
+    from ...ops.plan.device import Device
+    from ...ops.plan.problem import Plan
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class GpuRig:
 
     def planned_for(self) -> Device:
         """The device as the planner knows it."""
-        from ..ops.launch.layout import device_of
+        from ...ops.launch.layout import device_of
 
         return device_of(torch.empty(0, device=self.device))
 
@@ -110,7 +110,7 @@ class GpuRig:
 
     def call(self, operands: Operands, entrant: Entrant) -> Call:
         """A call of our kernels with a plan; its launches are prepared, as those of users are."""
-        from ..ops.launch import arguments
+        from ...ops.launch import arguments
 
         o, g, plan, activation = (
             operands,
@@ -137,7 +137,7 @@ class GpuRig:
         import triton
         from triton.backends.compiler import GPUTarget
 
-        from .machine_code import source_of
+        from ..model.machine_code import source_of
 
         amd = device.arch.startswith("gfx")
         gpu = GPUTarget("hip", device.arch, 64) if amd else GPUTarget("cuda", int(device.arch), 32)
@@ -153,7 +153,7 @@ def _build_launcher(compiled: Any) -> None:
 
     One that cannot be built here is built, or fails, there.
     """
-    from ..kernels.versions import BEFORE_3_7
+    from ...kernels.versions import BEFORE_3_7
 
     if BEFORE_3_7 and "cubin" in compiled.asm:
         from triton.backends.nvidia.driver import CudaLauncher

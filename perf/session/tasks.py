@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from . import learning
-from .measure import Job, contenders_of
-from .providers import OURS, PROVIDERS
-from .workloads import WORKLOADS, Workload, regime
+from ..benchmarks import learning
+from ..providers import OURS, PROVIDERS
+from ..timing.measure import Job, contenders_of
+from ..workloads import WORKLOADS, Workload, regime
 
 #: Rank added for a group of providers: compilers take long. Beside KernelBench, whose published
 #: times are a compiler's, the plain one comes right after the first rows of all regimes.

@@ -21,17 +21,17 @@ from typing import Any, TypeAlias
 
 import torch
 
-from ..ops import ArgumentError
-from ..ops.plan import choose
-from ..ops.plan.device import Device
-from ..ops.plan.problem import Plan, Problem
-from ..ops.plan.tuned import key_of
-from .correctness import Truth, truth_of
-from .machine import Clocks
-from .planned import alternatives, describe, problem_of, seconds_of
-from .providers import Operands, make_operands
-from .timers import Timer, cause_of, quantile
-from .workloads import Workload
+from ...ops import ArgumentError
+from ...ops.plan import choose
+from ...ops.plan.device import Device
+from ...ops.plan.problem import Plan, Problem
+from ...ops.plan.tuned import key_of
+from ..model.planned import alternatives, describe, problem_of, seconds_of
+from ..providers import Operands, make_operands
+from ..timing.correctness import Truth, truth_of
+from ..timing.machine import Clocks
+from ..timing.timers import Timer, cause_of, quantile
+from ..workloads import Workload
 
 #: A smaller gain is not worth an entry, however well it is measured.
 MIN_GAIN = 0.02

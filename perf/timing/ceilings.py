@@ -12,7 +12,7 @@ import torch
 from .timers import Timer, median_seconds
 
 if TYPE_CHECKING:
-    from ..ops.plan.device import Device
+    from ...ops.plan.device import Device
 
 #: Bytes that are copied, and rows and columns of the matrices that are multiplied.
 COPIED, SIDE = 2**30, 8192

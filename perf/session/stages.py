@@ -17,20 +17,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..ops.plan.tuned import file_of
+from ...ops.plan.tuned import file_of
+from ..model.planned import PlannedCall, describe
+from ..providers import OURS
+from ..rows import Row
+from ..timing.measure import Job, contenders_of
+from ..workloads import OPS
 from . import calibrate, checks, tools
 from . import tune as tuning
-from .measure import Job, contenders_of
-from .planned import PlannedCall, describe
 from .processes import ProcessError
-from .providers import OURS
 from .requests import HostCost, Learn, Measure, Search, Start, serve_check
 from .rig import Entrant
-from .rows import Row
 from .run import RESERVE, STAGES, Run, now
 from .shootouts import shootouts
 from .tasks import Task
-from .workloads import OPS
 
 #: Tiny calls that run side by side.
 SIDE_BY_SIDE = 4

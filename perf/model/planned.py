@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..ops.errors import ArgumentError
-from ..ops.launch.layout import layout_of
-from ..ops.plan import banded, choose, rows, stencil
-from ..ops.plan.cost import times_of
-from ..ops.plan.device import Device
-from ..ops.plan.problem import Plan, Problem, Tile
-from .providers import Operands, make_operands
-from .workloads import Workload
+from ...ops.errors import ArgumentError
+from ...ops.launch.layout import layout_of
+from ...ops.plan import banded, choose, rows, stencil
+from ...ops.plan.cost import times_of
+from ...ops.plan.device import Device
+from ...ops.plan.problem import Plan, Problem, Tile
+from ..providers import Operands, make_operands
+from ..workloads import Workload
 
 if TYPE_CHECKING:
-    from ..ops.launch.call import Call
+    from ...ops.launch.call import Call
 
 
 #: Of a call that is not planned yet.
@@ -138,9 +138,9 @@ def describe(plan: Plan) -> str:
 
 def launches_of(operands: Operands, plan: Plan, device: Device) -> tuple[torch.Tensor, list[Call]]:
     """(the result, the launches that fill it); operands may be meta tensors."""
-    from ..ops.launch.arguments import dgrad_call, fprop_call, wgrad_calls
-    from ..ops.launch.formats import empty_in_format
-    from ..ops.launch.lag_launch import lag_sums_calls, tile_for
+    from ...ops.launch.arguments import dgrad_call, fprop_call, wgrad_calls
+    from ...ops.launch.formats import empty_in_format
+    from ...ops.launch.lag_launch import lag_sums_calls, tile_for
 
     o, g = operands, operands.geometry
     if o.op == "lag_sums":

@@ -24,17 +24,17 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 
-from ..autograd.function import correlate
-from ..autograd.functional import corr2d
-from ..autograd.modules import Conv2D
-from ..ops import backend, geometry_of
-from ..ops.launch.formats import empty_in_format
-from ..ops.plan.device import Device
-from ..ops.schema import steps_of
+from ...autograd.function import correlate
+from ...autograd.functional import corr2d
+from ...autograd.modules import Conv2D
+from ...ops import backend, geometry_of
+from ...ops.launch.formats import empty_in_format
+from ...ops.plan.device import Device
+from ...ops.schema import steps_of
 
 if TYPE_CHECKING:
-    from .measure import Session
-    from .rows import Row
+    from ..rows import Row
+    from ..timing.measure import Session
 
 #: Calls that are timed together, and how often in turns.
 CALLS, REPEATS = 1000, 15
@@ -57,7 +57,7 @@ class _Unlaunched:
 
 def _launched_nowhere(compiled: Any, grid: int, arguments: Sequence[Any]) -> Any:
     """A launch past Triton's JIT whose last step does nothing."""
-    from ..ops.launch.compiled import DirectLaunch, Place
+    from ...ops.launch.compiled import DirectLaunch, Place
 
     at_run_time = [value for value in arguments if not isinstance(value, str | bool)]
     pointers = [
@@ -75,8 +75,8 @@ def _nothing(*arguments: Any) -> None:
 @contextmanager
 def without_work() -> Iterator[None]:
     """Operators that do all but run their kernels."""
-    from .. import kernels
-    from ..ops.launch import prepared
+    from ... import kernels
+    from ...ops.launch import prepared
 
     with ExitStack() as stack:
 
@@ -96,8 +96,8 @@ def without_work() -> Iterator[None]:
 
 def paths() -> dict[str, Callable[[], Any]]:
     """Calls by name, from PyTorch's to each layer of ours."""
-    from ..ops.launch import arguments as launch
-    from ..ops.launch.prepared import forget_prepared
+    from ...ops.launch import arguments as launch
+    from ...ops.launch.prepared import forget_prepared
 
     x = torch.rand(1, 1, 6, 8)
     weight, learned = torch.rand(1, 1, 1, 2), torch.rand(1, 1, 1, 2, requires_grad=True)

@@ -3,7 +3,7 @@
 Each runs twice on memory that is filled with NaN; both results must be equal in every bit and as
 near to float64 as rounding explains. The whole result is compared, with `ops/reference.py`.
 
-    python -m tricorr.perf.checks [PATTERN]     on the GPU of this process, in turn
+    python -m tricorr.perf.session.checks [PATTERN]     on the GPU of this process, in turn
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..ops import Geometry, reference
-from ..ops.lag_sums import lag_sums
-from ..ops.plan import choose
-from .correctness import ACTIVATIONS, Truth
-from .machine import Machine
-from .planned import PlannedCall, alternatives, lagged, problem_of
-from .providers import Operands, make_operands
+from ...ops import Geometry, reference
+from ...ops.lag_sums import lag_sums
+from ...ops.plan import choose
+from ..model.planned import PlannedCall, alternatives, lagged, problem_of
+from ..providers import Operands, make_operands
+from ..timing.correctness import ACTIVATIONS, Truth
+from ..timing.machine import Machine
+from ..workloads import OPS, Workload
 from .rig import Entrant, GpuRig
-from .workloads import OPS, Workload
 
 if TYPE_CHECKING:
-    from ..ops.plan.device import Device
+    from ...ops.plan.device import Device
 
 
 def _tiny(name: str, *shape: int, epilogue: str = "none", **steps: Any) -> Workload:

@@ -36,16 +36,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..autograd.functional import corr2d
-from ..learning.accumulator import KernelAccumulator
-from ..learning.learn import learn_kernel
-from ..learning.streaming import accumulate
+from ...autograd.functional import corr2d
+from ...learning.accumulator import KernelAccumulator
+from ...learning.learn import learn_kernel
+from ...learning.streaming import accumulate
+from ..providers import configure
+from ..rows import Row, Writer
+from ..timing.machine import child_environment
+from ..timing.measure import Session, local_session
+from ..timing.timers import interleave, quantile, ratio_fields
 from . import learning_peers
-from .machine import child_environment
-from .measure import Session, local_session
-from .providers import configure
-from .rows import Row, Writer
-from .timers import interleave, quantile, ratio_fields
 
 #: (side of the image, side of the window) of `learn` on a GPU, and on a CPU.
 SIZES = {
@@ -261,7 +261,8 @@ def run_way(
 
 def _fresh(way: str, size: int, window: int, limit: float) -> dict[str, Any]:
     """What `measure_way` finds in a new process."""
-    command = [sys.executable, "-m", "tricorr.perf.learning", way, str(size), str(window)]
+    module = "tricorr.perf.benchmarks.learning"
+    command = [sys.executable, "-m", module, way, str(size), str(window)]
     done = subprocess.run(
         command, env=child_environment(), capture_output=True, text=True, timeout=limit, check=False
     )

@@ -1,0 +1,1 @@
+"""Benchmarks that need no GPU run: CPU calls, learning, start, host cost."""

@@ -1,0 +1,1 @@
+"""What is known without measuring: predictions, sweeps, machine code."""

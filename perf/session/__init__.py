@@ -1,0 +1,1 @@
+"""The run on a GPU: its stages, processes and checks."""

@@ -1,0 +1,1 @@
+"""How calls are timed and checked, and the machine that they run on."""
