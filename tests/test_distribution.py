@@ -25,6 +25,10 @@ PACKAGES = (
     "learning",
     "cli",
     "perf",
+    "perf/benchmarks",
+    "perf/model",
+    "perf/session",
+    "perf/timing",
 )
 CODE = {
     path.relative_to(ROOT).as_posix()
