@@ -1,4 +1,4 @@
-"""Sphinx: the guides here and a reference made of docstrings, built by `make docs`."""
+"""Sphinx configuration: the guides in this folder and a reference from docstrings (`make docs`)."""
 
 import re
 

@@ -1,7 +1,7 @@
-"""Draws the pictures of README and docs/ from what the package computes: `make pictures`.
+"""Draws the pictures of README and docs/: `make pictures`.
 
-Pictures of the textbook page are drawn here. Those of the guides are what their own examples and
-commands leave. All are shrunk to MOST_BYTES.
+Pictures of the textbook page are drawn here; pictures of the guides are written by the guides' own
+examples and commands. All are compressed to MOST_BYTES.
 """
 
 from __future__ import annotations
@@ -30,22 +30,21 @@ from tricorr.images.plots import new_figure, save_figure
 from tricorr.learning.accumulator import KernelAccumulator
 
 DOCS = Path(__file__).resolve().parent
-#: A page loads at once on a telephone.
+#: Size limit of a picture, so that pages load fast on a telephone.
 MOST_BYTES = 80_000
-#: Pages whose commands leave pictures.
+#: Pages whose commands write pictures.
 GUIDES = ("motion_blur.md", "star_fields.md", "unknown_filter.md", "varying_kernel.md")
-#: Pictures by one command on a photograph.
+#: Pictures made by one command on a photograph.
 BY_COMMAND = {
     "edges.png": "edges photo.png -o edges.npy --plot edges.png",
     "features.png": "features photo.png -o features.png",
     "tricorr-demo.png": "demo",
 }
 
-#: Steps of gradient descent that are drawn: half of the largest that converges, the textbook's, and
-#: one that diverges.
+#: Step sizes drawn: half of the largest that converges, the textbook's, and one that diverges.
 STEP_SIZES = (1 / 60, 3e-2, 3.45e-2)
 DESCENT_STEPS = 10
-#: Of one that diverges, how many are drawn on the plane.
+#: Steps of a diverging path drawn on the plane; later ones leave the picture.
 DIVERGING_STEPS = 4
 
 
@@ -87,7 +86,6 @@ def descent_figure() -> Figure:
     for step_size, colour in zip(STEP_SIZES, ("#0072b2", "#009e73", "#d55e00"), strict=True):
         path, history = _descent(sums, step_size)
         label = f"step {step_size:.3g}"
-        # What diverges soon leaves the picture.
         drawn = path[: DIVERGING_STEPS + 1] if history[-1] > history[0] else path
         plane.plot(drawn[:, 0], drawn[:, 1], ".-", color=colour, linewidth=1)
         curves.plot(history, ".-", color=colour, label=label)
@@ -116,7 +114,7 @@ def _descent(sums: Any, step_size: float) -> tuple[NDArray[np.float64], list[flo
 
 
 def receptive_field_figure() -> Figure:
-    """What one output of two stacked 2 x 2 layers sees."""
+    """The input elements that one output of two stacked 2 x 2 layers depends on."""
     figure = new_figure(9.5, 4.3)
     figure.suptitle("one output element of two 2 x 2 layers sees 3 x 3 input elements", fontsize=12)
     stack: list[int] = [2, 2]
@@ -174,7 +172,7 @@ def main() -> None:
 
 
 def _walk(page: Path) -> None:
-    """Runs the examples of a page, and then its commands."""
+    """Runs the examples of a page, then its commands."""
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, page.name, str(page), 0)

@@ -1,4 +1,4 @@
-"""Writes examples/textbook.ipynb, the textbook page as a notebook: `make pictures`."""
+"""Writes examples/textbook.ipynb from docs/textbook.md: `make pictures`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK = re.compile(r"^```python\n(.*?)^```\n?", re.DOTALL | re.MULTILINE)
 
 
 def notebook() -> str:
-    """The page's text as cells of Markdown, its examples as cells of code without answers."""
+    """The notebook as JSON: the page's text in Markdown cells, its examples in code cells."""
     text = re.sub(r"\]\((?!\w+://)", "](../docs/", PAGE.read_text(encoding="utf-8"))
     cells: list[dict[str, Any]] = []
     for place, part in enumerate(_BLOCK.split(text)):
@@ -33,7 +33,7 @@ def _markdown(text: str) -> list[dict[str, Any]]:
 
 
 def _code(examples: str) -> list[dict[str, Any]]:
-    """A cell for every answer that the page shows; an error is shown and does not end the run."""
+    """One cell for each output shown on the page. Where it is an error, the run goes on."""
     cells, waiting = [], ""
     found = doctest.DocTestParser().get_examples(examples)
     for example in found:
