@@ -1,10 +1,10 @@
-"""First pass of a banded forward: every filter of one channel as a matrix with a band.
+"""First pass of fprop_banded: every filter of one channel as a band matrix.
 
     bands[n,k,q,row,i] = weight[n,k,0,r,s] if that tap exists, else 0
     r = row - (BLOCK_P - 1)        s = i + SHIFT - q
 
 q is a column of a block of BLOCK_P x BLOCK_Q outputs, i one of the COLUMNS input columns that the
-block reads. The rows of zeros above and below the window stand for taps that some output rows of a
+block reads. The rows of zeros above and below the window are taps that some output rows of a
 block do not have: see fprop_banded. Every element is a copied tap or zero; there is no sum.
 """
 

@@ -1,9 +1,9 @@
-"""Copies of images, or of a bank of filters, in the order in which another kernel reads them.
+"""Copies images, or a bank of filters, into the memory format that another kernel reads.
 
     out[g * INNER + n, c, h, w] = x[g, n, c, h, w], and 0 for the channels c >= C of out
 
 One launch makes one copy or two: the first PROGRAMS programs make the first. A tile of channels and
-pixels is loaded along the axis on which x is contiguous and stored along that of out: where these
+pixels is loaded along the axis on which x is contiguous and stored along that of out; where these
 differ, the compiler exchanges the axes in shared memory.
 """
 

@@ -4,8 +4,8 @@
     over the (p,r), (q,s) with h' = p * STRIDE_H - PAD_H + r * DIL_H, w' likewise
 
 (h',w') are the places of the padded image that show pixel (h,w): itself, and its images by
-reflection, replication or rotation. All pixels that have images lie in a frame; another
-kernel fills the rest, and what it left in the frame is overwritten here.
+reflection, replication or rotation. All pixels that have images lie in a frame. Another
+kernel runs first, on the whole image; this one overwrites its results in the frame.
 
     GEMM_M = pixels (n,h,w) of the frame    GEMM_N = channels c of one group    GEMM_K = (r,s,k)
 

@@ -6,8 +6,8 @@
     GEMM_M = pixels (n,h,w) of one phase    GEMM_N = channels c of one group
     GEMM_K = (r,s,k) over the taps that reach the phase
 
-The pixels h = phase + STRIDE_H * row of a phase are reached through the same taps, as if by an
-input gradient of stride 1 with only those: the zeros between strides are never multiplied.
+The pixels h = phase + STRIDE_H * row of a phase are reached through the same taps. Each phase is an
+input gradient of stride 1 with these taps alone, so no zeros between strides are multiplied.
 
 Sums in float32 (float64 for float64). A bank per sample is a batch of GEMMs, as in fprop_gemm,
 which explains PIXEL_AXIS and SPLIT.

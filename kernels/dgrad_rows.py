@@ -1,14 +1,15 @@
-"""Input gradient as a sliding set of rows, for few filters per group and a stride: dy read once.
+"""Input gradient as a sliding set of rows, for few filters per group and a stride.
 
     dx[n,c,h,w] = sum_{k,r,s} dy[n,k,p,q] * weight[k,c,r,s]        k of c's group
     h + PAD_H = p * STRIDE_H + r * DIL_H        w likewise
 
-No GEMM view, and no product with a zero between dy's elements: counted from the padding's edge,
-h + PAD_H = t * STRIDE_H + phase, and tap r reaches phase r * DIL_H % STRIDE_H alone, from row
-p = t - r * DIL_H // STRIDE_H of dy; columns likewise. A lane works on one plane, (n, group), and on
-LANE_Q neighbouring t of columns, with all their phases. A tile is BLOCK_P x BLOCK_Q such (t, t) of
-BLOCK_C planes. It walks down the rows of dy, loads each once and adds it to the dx rows that are
-still being summed, in registers. Sums in float32 (float64 for float64).
+No GEMM view, and no product with a zero between dy's elements. Counted from the padding's edge,
+h + PAD_H = t * STRIDE_H + phase: t is a group of STRIDE_H rows. Tap r reaches only phase
+r * DIL_H % STRIDE_H, from row p = t - r * DIL_H // STRIDE_H of dy; columns likewise. A lane works
+on one plane, (n, group), and on LANE_Q neighbouring groups of columns, with all their phases. A
+tile is BLOCK_P groups of rows x BLOCK_Q groups of columns of BLOCK_C planes. The kernel walks down
+the rows of dy, loads each once and adds it to the dx rows that are still being summed, in
+registers. Sums in float32 (float64 for float64).
 
 With stride 1 the input gradient is a forward correlation: see Geometry.adjoint.
 """
@@ -31,7 +32,7 @@ def dgrad_rows(
 ):  # fmt: skip
     H, W = x_shape
     P, Q = y_shape
-    # First t of any pixel of the image.
+    # t of the image's first row and column.
     T_H: tl.constexpr = WINDOW.PAD_H // WINDOW.STRIDE_H
     T_W: tl.constexpr = WINDOW.PAD_W // WINDOW.STRIDE_W
     tiles_q = tl.cdiv((W - 1 + WINDOW.PAD_W) // WINDOW.STRIDE_W + 1 - T_W, TILE.BLOCK_Q)
@@ -60,7 +61,7 @@ def dgrad_rows(
 
     dy_base = at(dy_ptr, dy_strides, n, group * GROUP_K, 0, 0)
     dx_base = at(dx_ptr, dx_strides, n, group * GROUP_C, 0, 0)
-    # Rows and columns of dy that a tile reads before its own t.
+    # Rows and columns of dy that a tile reads before its first t.
     BEFORE_H: tl.constexpr = (WINDOW.R - 1) * WINDOW.DIL_H // WINDOW.STRIDE_H
     BEFORE_W: tl.constexpr = (WINDOW.S - 1) * WINDOW.DIL_W // WINDOW.STRIDE_W
     interior = (
@@ -92,11 +93,11 @@ def _walk_down(
     GROUP_C: tl.constexpr, GROUP_K: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Loads the rows of dy, one after the other, and stores the rows of dx of all phases."""
+    """Loads the rows of dy one after the other, and stores the rows of dx of all phases."""
     BEFORE: tl.constexpr = (WINDOW.R - 1) * WINDOW.DIL_H // WINDOW.STRIDE_H
     STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
     ROW: tl.constexpr = GROUP_C * TILE.LANE_Q * STRIDE_W
-    sums = ()  # (dx row that row p of dy and later ones reach, c, t, phase)
+    sums = ()  # (row of dx that row p of dy or a later one reaches, c, t, phase of columns)
     for _ in tl.static_range(BEFORE * WINDOW.STRIDE_H):
         sums = sums + start
     for step in range(TILE.BLOCK_P + BEFORE):
@@ -113,7 +114,7 @@ def _walk_down(
             )  # fmt: skip
         for phase in tl.static_range(WINDOW.STRIDE_H):
             h = p * WINDOW.STRIDE_H + phase - WINDOW.PAD_H
-            # Rows above the tile are only loaded for what reaches into it.
+            # Rows of dx above the tile belong to another program.
             mask = as_block(step) >= BEFORE  # [1, 1]
             if MASKED:
                 mask = mask & planes & (as_block(h) >= 0) & (as_block(h) < x_shape[0])
@@ -136,7 +137,7 @@ def _add_row(
     GROUP_C: tl.constexpr, GROUP_K: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The sums with what row p of dy gives to them: tap r reaches dx row r * DIL_H of them."""
+    """Adds row p of dy to the sums: its tap r reaches dx row r * DIL_H of them."""
     BEFORE: tl.constexpr = (WINDOW.S - 1) * WINDOW.DIL_W // WINDOW.STRIDE_W
     LANE_Q: tl.constexpr = TILE.LANE_Q
     R: tl.constexpr = WINDOW.R

@@ -52,9 +52,9 @@ def add_taps_stencil(
     acc, dy_ptr, weight_ptr, n, c, h, w, mask, batch, y_shape, channels,
     dy_strides, weight_strides, WINDOW: tl.constexpr, INT64: tl.constexpr,
 ):  # fmt: skip
-    """acc [BLOCK_C, BLOCK_M] plus what all taps bring to channels c [BLOCK_C, 1] of pixels (h, w).
+    """Adds the products of all taps to acc [BLOCK_C, BLOCK_M]: channels c of pixels (n, h, w).
 
-    (n, h, w) are [1, BLOCK_M]; `mask` says which of the sums are wanted.
+    c is [BLOCK_C, 1]; n, h and w are [1, BLOCK_M]; `mask` is true for the sums to compute.
     """
     GROUPS, GROUP_C, GROUP_K = channels
     first_k, group_c = (c // GROUP_C) * GROUP_K, c % GROUP_C

@@ -1,4 +1,4 @@
-"""Input gradient as an implicit GEMM whose operands come through tensor descriptors.
+"""Input gradient as an implicit GEMM, with operands loaded through tensor descriptors.
 
     dx[n,c,h,w] = bias[c] + sum_{k,r,s} dy[n,k,p,q] * weight[k,c,r,s]
     over the (p,r), (q,s) with h = p * STRIDE_H - PAD_H + r * DIL_H, w likewise
@@ -6,9 +6,9 @@
     GEMM_M = pixels (n,h,w) of one phase    GEMM_N = channels c of one group
     GEMM_K = (k blocks, r, s, k), over the taps that reach the phase
 
-The pixels of phase (a, b), dx[:, :, a::STRIDE_H, b::STRIDE_W], are reached through the same taps,
-and through one tap a box of them by a box of dy: no product with a zero between the strides. The
-rest is as in fprop_tma; dy may be NCHW with any strides. CROSSWISE: the weight is a matrix
+The pixels of phase (a, b), dx[:, :, a::STRIDE_H, b::STRIDE_W], are reached through the same taps;
+through one tap, a box of dy reaches a box of them: no zeros between strides are multiplied. The
+rest is as in fprop_tma; dy may be NCHW with any strides. With CROSSWISE, the weight is a matrix
 (k, (r,s,c)) that is multiplied with its axes exchanged, which matrix units do for 16-bit operands
 only; otherwise it is (c, (r,s,k)).
 """

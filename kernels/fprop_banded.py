@@ -1,4 +1,4 @@
-"""Forward on the matrix units for one channel per group: a filter as a matrix with a band.
+"""Forward on the matrix units for one channel per group: a filter as a band matrix.
 
     y[n,k,p,q] = act(bias[k] + residual[n,k,p,q] + sum_{r,s} x[n,c,h,w] * weight[k,0,r,s])
     c = k // GROUP_K        h = p - PAD_H + r        w = q - PAD_W + s
@@ -11,11 +11,11 @@
     bands[(row,i),(p,q)] = weight[row - p, i + SHIFT - q] inside the window, else 0
 
 Per output, (BLOCK_P + R - 1) * COLUMNS / (BLOCK_P * BLOCK_Q) input elements are loaded instead of
-R * S, and (BLOCK_P + R - 1) * COLUMNS products are done on the matrix units, most of them with
-zeros. build_bands stores one column q of the matrix as a line of rows, in which the column (p,q)
-starts BLOCK_P - 1 - p rows after the first: addresses are linear in (row,i).
+R * S, and the matrix units do (BLOCK_P + R - 1) * COLUMNS products, most of them with zeros.
+build_bands stores one line of rows for each q. Column (p,q) of the matrix is that line from its row
+BLOCK_P - 1 - p on, so addresses are linear in (row,i).
 
-Bound on a H200, derived from machine code and the datasheet, not measured: per output, a 31x31 in
+Bound on an H200, derived from machine code and the datasheet, not measured: per output, a 31x31 in
 16 bits with 256 blocks of 8x16 takes 1824 multiply-adds (3.7 ps at the matrix units' rate), 78
 lane instructions (2.7 ps), 43 bytes from L2 (6 ps at 7 TB/s) and 4 bytes of device memory (0.9 ps);
 a 9x9 takes 512 multiply-adds and 12 bytes from L2 (1.7 ps). L2 is the bound: a larger tile would
@@ -23,7 +23,7 @@ help, fewer instructions would not. The stencil issues about 15 instructions per
 for the 31x31.
 
 Sums in float32. Because zeros are multiplied, an infinity or NaN reaches all outputs of the blocks
-that load it. The input gradient is the same correlation of dy with the window turned, and runs
+that load it. The input gradient is the same correlation of dy with the window flipped, and runs
 here too: see Geometry.adjoint.
 """
 
@@ -57,7 +57,7 @@ def fprop_banded(
     tile_m, program = next_digit(program, tl.cdiv(blocks_p * blocks_q * SAMPLES, TILE.BLOCK_M))
     k, batch = next_digit(program, GROUPS * GROUP_K)
 
-    # Rows of blocks are the slowest digit of m: a tile then reads the fewest input rows.
+    # Rows of blocks are the slowest digit of m, so that a tile reads the fewest input rows.
     m = tile_m * TILE.BLOCK_M + tl.arange(0, TILE.BLOCK_M)[:, None]  # [BLOCK_M, 1]
     block_q, line = next_digit(m, blocks_q)
     n, block_p = next_digit(line, SAMPLES)

@@ -1,20 +1,21 @@
-"""Forward as a direct sum for large windows: a lane sums BLOCK_P outputs of a column at once.
+"""Forward as a direct sum for large windows: a lane sums BLOCK_P outputs of one column at once.
 
     y[n,k,p,q] = act(bias[k] + residual[n,k,p,q] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s])
     h = p * STRIDE_H - PAD_H + r        w = q * STRIDE_W - PAD_W + s * DIL_W
 
-No GEMM view, and products are exact in the dtype of the sums. A tile is BLOCK_P rows and BLOCK_Q
-columns of BLOCK_C planes: BLOCK_N samples of one filter, or BLOCK_K filters of one sample. A pixel
-that a lane loads is multiplied for all of the BLOCK_P outputs that it reaches, through as many taps
-of one column of the window: one load of a pixel and two or so of a tap for BLOCK_P products, where
-a stencil loads both for each.
+No GEMM view; operands are converted to the dtype of the sums before they are multiplied. A tile is
+BLOCK_P rows and BLOCK_Q columns of BLOCK_C planes: BLOCK_N samples of one filter, or BLOCK_K
+filters of one sample. A lane multiplies each loaded pixel for up to BLOCK_P outputs, with one tap
+of a column of the window for each: about one pixel and two taps are loaded for BLOCK_P products,
+where a stencil loads a pixel and a tap for every product.
 
-Of the input rows that a tile reads, counted from its first, row i meets output row j through
-r = i - j * STRIDE_H. From row LEAD = (BLOCK_P - 1) * STRIDE_H to row R - 1 that is a tap for every
-j: those are walked in a loop, ROWS at a time. Rows before and after meet fewer outputs, which the
-compiler knows. No product is with a tap that does not exist: infinities stay where they belong.
+Counted from the first input row of a tile, row i meets output row j through tap
+r = i - j * STRIDE_H. That tap exists for every j from row LEAD = (BLOCK_P - 1) * STRIDE_H to row
+R - 1: a loop takes these rows, ROWS at a time. Rows before and after reach fewer outputs and are
+unrolled, so that the compiler omits the missing taps. A missing tap is never multiplied, so an
+infinity or NaN reaches only the windows that contain it.
 
-The input gradient with stride 1 is the same correlation of dy with the window turned, and runs
+The input gradient with stride 1 is the same correlation of dy with the window flipped, and runs
 here too: see Geometry.adjoint. Sums in float32 (float64 for float64).
 """
 
@@ -26,7 +27,7 @@ from .padding import fold
 from .schedule import as_block, next_digit, widen
 from .structs import at, tap_at
 
-#: Input rows that are loaded together.
+#: Input rows loaded together.
 ROWS = tl.constexpr(8)
 
 
@@ -52,7 +53,7 @@ def fprop_columns(
     n = tile_n * TILE.BLOCK_N + tl.arange(0, TILE.BLOCK_N)[:, None]  # [BLOCK_N, 1]
     k = tile_k * TILE.BLOCK_K + tl.arange(0, TILE.BLOCK_K)[:, None]  # [BLOCK_K, 1]
     mask = (n < N) & (k < K)  # [BLOCK_C, 1]
-    filters = tl.minimum(k, K - 1)  # so that no load of a tap needs a mask
+    filters = tl.minimum(k, K - 1)  # loads of taps then need no mask
     bank = 0  # samples of one program share their filters
     if TILE.BLOCK_N == 1:
         bank = n
@@ -106,7 +107,7 @@ def fprop_columns(
 
 @triton.constexpr_function
 def _is_tap(r, R):
-    """Whether row `r` of the window exists; None: it does, as the caller knows."""
+    """Whether row `r` of the window exists; r = None stands for a row that does."""
     return r is None or 0 <= r < R
 
 
@@ -121,9 +122,9 @@ def _add_rows(
     FIRST: tl.constexpr, COUNT: tl.constexpr, WINDOW: tl.constexpr, STRIDE_R: tl.constexpr,
     INT64: tl.constexpr,
 ):  # fmt: skip
-    """The sums with what COUNT input rows give to them, from row `first` of those of the tile.
+    """Adds COUNT input rows, from row `first` of the tile's, to the sums.
 
-    FIRST is `first` where the compiler is to leave out taps that do not exist; None where all do.
+    FIRST is `first` where some taps may not exist, None where all do.
     """
     h += first
     if WINDOW.MODE == "zeros":
@@ -149,7 +150,7 @@ def _add_window(
     FIRST: tl.constexpr, COUNT: tl.constexpr, WINDOW: tl.constexpr, STRIDE_R: tl.constexpr,
     INT64: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The sums with what input rows h to h + COUNT - 1 give to them, one column of taps a step."""
+    """Adds input rows h to h + COUNT - 1 to the sums, one column of taps per step."""
     LEAD: tl.constexpr = (len(sums) - 1) * WINDOW.STRIDE_H
     rows, masks = (), ()
     for i in tl.static_range(COUNT):
@@ -174,7 +175,7 @@ def _add_window(
             pixels = pixels + (x.to(sums[0].dtype),)
         tap = taps + s * weight_strides[4]
         for i in tl.static_range(LEAD + COUNT):
-            # Row i - LEAD of the window, counted from `first`.
+            # The tap is in row first + i - LEAD of the window.
             if _is_tap(_minus(FIRST, LEAD - i), WINDOW.R):
                 weight = tl.load(tap + i * STRIDE_R)  # [BLOCK_K, 1]
                 sums = _add_tap(sums, pixels, weight.to(sums[0].dtype), i - LEAD, WINDOW.STRIDE_H)
@@ -183,7 +184,7 @@ def _add_window(
 
 @triton.jit
 def _add_tap(sums, pixels, weight, OFFSET: tl.constexpr, STRIDE: tl.constexpr):
-    """The sums with the products of a tap: of sum j with pixel j * STRIDE + OFFSET."""
+    """Adds the products of a tap: with pixel j * STRIDE + OFFSET to sum j."""
     updated = ()
     for j in tl.static_range(len(sums)):
         total = sums[j]

@@ -1,18 +1,18 @@
-"""Forward as an implicit GEMM on the matrix units, its operands loaded through pointers.
+"""Forward as an implicit GEMM on the matrix units, with operands loaded through pointers.
 
     y[n,k,p,q] = act(bias[k] + residual[n,k,p,q] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s])
     h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
     GEMM_M = pixels (n,p,q)    GEMM_N = filters k of one group    GEMM_K = (r,s,c)
 
-Pixels lie along PIXEL_AXIS of every block. Neighbouring threads load along the last axis, which is
-that of pixels (1) or of channels (0), whichever are contiguous in memory.
+Pixels lie along PIXEL_AXIS of every block. Neighbouring threads load along the last axis, so
+PIXEL_AXIS is 1 where pixels are contiguous in memory and 0 where channels are.
 
 Sums in float32 (float64 for float64). A bank per sample is a batch of GEMMs whose pixels are
 (p,q) of one sample; otherwise the batch has one member.
 
-SPLIT: of SPLITS neighbouring programs, number i sums part i of the steps of GEMM_K, see part_of,
-and stores at `i * split_stride`, for sum_partials to add up.
+With SPLIT, number i of SPLITS neighbouring programs sums part i of the steps of GEMM_K, see
+part_of, and stores it at `i * split_stride`, for sum_partials.
 """
 
 import triton
@@ -60,7 +60,7 @@ def fprop_gemm(
     # Clamp to the last pixel: padded loads are masked anyway, so no extra bounds test is needed.
     n, p, q = split_pixel(tl.minimum(m, PIXELS - 1) if PADDED else m, P, Q)
     n += batch
-    # The input through the first tap.
+    # The input pixel of the first tap.
     h, w = p * WINDOW.STRIDE_H - WINDOW.PAD_H, q * WINDOW.STRIDE_W - WINDOW.PAD_W
     group_k = tile_n * TILE.BLOCK_N + along(1 - AXIS, TILE.BLOCK_N)
     k = group * GROUP_K + group_k

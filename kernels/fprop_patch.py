@@ -6,7 +6,8 @@
 
     GEMM_M = patches (n,u,v)    GEMM_N = (a,b,k) of one group    GEMM_K = (i,j,c)
 
-The window of a patch is read once for all of its pixels. spread_weight puts zeros where a pixel has
+(a,b) are a pixel's row and column in its patch, (i,j) a place in the window that the patch reads.
+That window is read once for all pixels of the patch. spread_weight writes zeros where a pixel has
 no tap at a place: those products are exact, but an infinity or NaN of x reaches every pixel of the
 patches that read it. For an input gradient x is dy, y is dx, and the pixels of a patch are the
 phases of the stride, of one or several pixels of dy.
@@ -52,7 +53,7 @@ def fprop_patch(
         program, tl.cdiv(PATCHES, TILE.BLOCK_M), tl.cdiv(SIZE, TILE.BLOCK_N)
     )
     m = tile_m * TILE.BLOCK_M + along(AXIS, TILE.BLOCK_M)
-    # Clamp to the last patch: loads of the padding are masked anyway.
+    # Clamp to the last patch: padded loads are masked anyway, so no extra bounds test is needed.
     n, u, v = split_pixel(tl.minimum(m, PATCHES - 1) if LAYOUT.CHECKED else m, U, V)
     column = tile_n * TILE.BLOCK_N + along(1 - AXIS, TILE.BLOCK_N)
     known = group * SIZE + tl.minimum(column, SIZE - 1)
@@ -71,8 +72,8 @@ def fprop_patch(
         COLUMNS.WINDOW, LAYOUT, PRECISION, INT64, TILE.BLOCK_K,
     )  # fmt: skip
 
-    # [chunk, row, lane], so that a thread stores a few rows of a few columns: what addresses are
-    # made of takes registers for each of both.
+    # [chunk, row, lane]: a thread stores few rows of few columns, because the parts of addresses
+    # take registers for each row and each column.
     LANES: tl.constexpr = LAYOUT.STORED_LANES
     if LAYOUT.Y_AXIS == 0 or LAYOUT.ACROSS:
         acc = in_chunks(acc if AXIS == 0 else acc.T, LANES)

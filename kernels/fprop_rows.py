@@ -1,18 +1,19 @@
-"""Forward as a sliding set of output rows, for few channels per group: each input row read once.
+"""Forward as a sliding set of output rows, for few channels per group: input rows are read once.
 
     y[n,k,p,q] = act(bias[k] + residual[n,k,p,q] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s])
     c of k's group        h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
 No GEMM view. A lane works on one plane, (n, group), for BLOCK_K of the group's filters, and on
-LANE_Q neighbouring columns; a tile is BLOCK_P rows and BLOCK_Q columns of BLOCK_C planes. It walks
-down the input rows, loads each once and adds it to the output rows that are still being summed, up
-to R of them, in registers. STEP_P output rows are unrolled. Sums in float32 (float64 for float64).
+LANE_Q neighbouring columns; a tile is BLOCK_P rows and BLOCK_Q columns of BLOCK_C planes. The
+kernel walks down the input rows, loads each once and adds it to the open output rows: those still
+being summed, up to R of them, in registers. STEP_P output rows are unrolled. Sums in float32
+(float64 for float64).
 
-Where rows come in pieces of whole vectors (X_ALIGN > 1), lanes load and store vectors, see
-vectors.py, and the rows of the next step are under way while those of this one are added; the lanes
+Where rows consist of whole aligned vectors (X_ALIGN > 1), lanes load and store vectors, see
+vectors.py, and load the rows of the next step while those of this one are added; the lanes
 of a program are counted through (plane, column), so that rows of any length fill them. Else, where
 neighbouring columns are neighbours in memory, lanes are columns and LANE_Q is 1; in channels_last
-lanes are planes and LANE_Q columns share what they load.
+lanes are planes, and a pixel is loaded once for all LANE_Q columns that read it.
 
 The input gradient with stride 1 is the same correlation of dy with the window flipped, and runs
 here too: see Geometry.adjoint.
@@ -104,7 +105,7 @@ def _walk_down(
     GROUP_C: tl.constexpr, WINDOW: tl.constexpr, ACTIVATION: tl.constexpr, TILE: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Loads the input rows of a tile, one after the other, and stores its output rows."""
+    """Loads the input rows of a tile one after the other, and stores its output rows."""
     OPEN: tl.constexpr = open_rows(WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H)
     ROW: tl.constexpr = TILE.BLOCK_K * TILE.LANE_Q
     STEPS: tl.constexpr = (TILE.BLOCK_P + OPEN + TILE.STEP_P - 2) // TILE.STEP_P
@@ -123,7 +124,7 @@ def _walk_down(
     if TILE.X_ALIGN > 1:
         if MASKED:
             columns, masks = masks_of(w, planes, x_shape, WINDOW, TILE.LANE_Q, PIECE)
-            if WINDOW.MODE == "zeros":  # steps of padding alone, before any output is done
+            if WINDOW.MODE == "zeros":  # skip steps of padding alone, before the first output
                 first = tl.minimum(tl.maximum(-h, 0) // INPUTS, (OPEN - 1) // TILE.STEP_P)
         for i in tl.static_range(INPUTS):
             if is_read(FIRST + i, 0, LAST, WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H):
@@ -139,7 +140,7 @@ def _walk_down(
     for step in range(first, STEPS):
         for _ in tl.static_range(TILE.STEP_P):
             sums = sums + start
-        # The first open row is row `oldest` of the tile.
+        # The oldest open row is row `oldest` of the tile.
         oldest = step * TILE.STEP_P - (OPEN - 1)
         later = ()
         for i in tl.static_range(INPUTS):
@@ -198,7 +199,7 @@ def _store(
     sums, first: tl.constexpr, k: tl.constexpr, y_base, y_strides, residual_base,
     residual_strides, row, column, mask, ACTIVATION: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Stores the outputs of Y_ALIGN columns, whose sums are number `first` and those after it."""
+    """Stores the outputs of Y_ALIGN columns, whose sums start at number `first`."""
     y, y_ptrs, residuals = sums[first], at(y_base, y_strides, 0, k, row, column), residual_base
     if residual_base is not None:
         residuals = at(residual_base, residual_strides, 0, k, row, column)
@@ -217,7 +218,7 @@ def _add_row(
     sums, pixels, weights, i: tl.constexpr, c: tl.constexpr, GROUP_C: tl.constexpr,
     WINDOW: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """The sums with what a row of channel c gives to them, number i from the oldest open row's."""
+    """Adds an input row of channel c to the sums: number i from the oldest open row's first."""
     ROW: tl.constexpr = TILE.BLOCK_K * TILE.LANE_Q
     updated = ()
     for j in tl.static_range(len(sums)):

@@ -4,7 +4,7 @@
     h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
 No GEMM view: each output is its own dot product, one fused multiply-add per tap, so a single
-channel is not padded to the sixteen that a matrix unit wants. A tile is BLOCK_C filters (of any
+channel is not padded to the sixteen of a matrix unit. A tile is BLOCK_C filters (of any
 groups) by BLOCK_M pixels (n,p,q). Sums in float32 (float64 for float64).
 """
 

@@ -1,4 +1,4 @@
-"""Forward as an implicit GEMM whose operands come through tensor descriptors: sm_90 and later.
+"""Forward as an implicit GEMM, with operands loaded through tensor descriptors: sm_90 and later.
 
     y[n,k,p,q] = act(bias[k] + residual[n,k,p,q] + sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s])
     h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
@@ -7,18 +7,18 @@
 
 Through one tap, a box of BLOCK_I x BLOCK_P x BLOCK_Q outputs reads every STRIDE-th row and column
 of x: a box of phase x[:, :, a::STRIDE_H, b::STRIDE_W], which has a descriptor of its own. PHASES[i]
-is a * STRIDE_W + b of xi_desc, or -1. The hardware fills with zeros whatever lies outside of the
-image, also at negative coordinates. Pixels are the columns of the sums, [filters, pixels]: so both
+is a * STRIDE_W + b of xi_desc, or -1. The hardware returns zeros for coordinates outside the image,
+negative ones included. Pixels are the columns of the sums, [filters, pixels], so that both
 operands are multiplied from shared memory. Sums in float32.
 
-x is (N, H, W, C) in memory, and a box is one operand [pixels, channels]. Or, NCHW, it is
-(N, C, H, W) with columns that are not strided, and each row of a box is an operand
-[channels, BLOCK_Q]: rows have separate sums and share the loaded weight.
+If x is (N, H, W, C) in memory, a box is one operand [pixels, channels]. If it is (N, C, H, W)
+(NCHW), its columns are not strided, and each row of a box is an operand [channels, BLOCK_Q]: rows
+have separate sums and share the loaded weight.
 
-SPLIT: program i of SPLITS neighbours sums part i of every phase's steps, as in fprop_gemm.
+With SPLIT, program i of SPLITS neighbours sums part i of every phase's steps, as in fprop_gemm.
 
-A program owns every num_programs-th box. PERSISTENT, where there are more boxes than programs and
-one phase: both loops become one, so that loads of the next box overlap the end of the last.
+A program owns every num_programs-th box. With PERSISTENT (more boxes than programs, and one phase)
+the loops over boxes and steps become one, so that loads of a box overlap the end of the one before.
 """
 
 import triton
@@ -89,7 +89,7 @@ def fprop_tma(
 
 @triton.jit
 def no_sums(LAYOUT: tl.constexpr, TILE: tl.constexpr):
-    """A tuple of zeros: of [BLOCK_N, pixels] for a box, or of [BLOCK_N, BLOCK_Q] for each row."""
+    """A tuple of zeros: one [BLOCK_N, pixels] for a box, or one [BLOCK_N, BLOCK_Q] for each row."""
     parts: tl.constexpr = TILE.BLOCK_P if LAYOUT.NCHW else 1
     tl.static_assert(not LAYOUT.NCHW or TILE.BLOCK_I == 1, "rows of several planes are no operand")
     pixels: tl.constexpr = TILE.BLOCK_I * TILE.BLOCK_P * TILE.BLOCK_Q // parts
@@ -105,7 +105,7 @@ def add_phase(
     PHASE: tl.constexpr,
     WINDOW: tl.constexpr, LAYOUT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The sums of a box plus what the taps bring that read one phase of x."""
+    """Adds the taps that read one phase of x to the sums of a box."""
     first_r, taps_r, shift_h, step_r, step_h = phase_taps(
         PHASE // WINDOW.STRIDE_W, WINDOW.R, WINDOW.STRIDE_H, WINDOW.PAD_H, WINDOW.DIL_H
     )
@@ -122,7 +122,7 @@ def add_phase(
 
 @triton.jit
 def box_pixels(corner, part, parts: tl.constexpr, TILE: tl.constexpr, INT64: tl.constexpr):
-    """(image, row, column) [1, pixels] of the pixels of one of a box's parts, columns fastest."""
+    """(image, row, column) [1, pixels] of the pixels of one part of a box, columns fastest."""
     PIXELS: tl.constexpr = TILE.BLOCK_I * TILE.BLOCK_P * TILE.BLOCK_Q // parts
     index = widen(part * PIXELS + tl.arange(0, PIXELS)[None, :], INT64)
     image, row, column = corner

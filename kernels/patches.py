@@ -1,4 +1,4 @@
-"""Columns of a matrix that are the pixels of a patch: see ops/plan/patch.py."""
+"""Digits of the patch kernels' matrix columns, see ops/plan/patch.py; blocks as chunks of lanes."""
 
 import triton
 import triton.language as tl
@@ -28,7 +28,7 @@ def split_patch_column(
 
 @triton.jit
 def tap_at_place(place, result, AXIS: tl.constexpr):
-    """The tap through which a result of a patch reads a place of its window; maybe none."""
+    """The tap (maybe outside the window) through which a patch's result reads a place."""
     return place * AXIS.TAP_OF_PLACE + result * AXIS.TAP_OF_RESULT + AXIS.FIRST_TAP
 
 

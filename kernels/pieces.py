@@ -1,8 +1,8 @@
-"""Neighbouring columns of a lane: loaded in aligned pieces, taken apart in registers.
+"""Neighbouring columns of a lane: loaded in aligned pieces, split in registers.
 
 A lane that owns columns q .. q + LANE - 1, with q a multiple of LANE, also reads some beside them.
-Blocks of LANE columns are aligned; of each, the smallest aligned piece is loaded that has all that
-the lane reads, but no less than 4 bytes.
+Blocks of LANE columns are aligned. Of each block, the lane loads the smallest aligned piece, of at
+least 4 bytes, that has all columns it reads.
 """
 
 import triton
@@ -36,7 +36,7 @@ def piece_start(i, first, count, LANE, LEAST):
 
 @triton.constexpr_function
 def columns_end(first, count, LANE):
-    """First column behind all pieces, counted from the lane's first."""
+    """First column after all pieces, counted from the lane's first."""
     return ((first + count - 1) // LANE + 1) * LANE
 
 
@@ -45,11 +45,11 @@ def load_columns(
     pointers, mask, FIRST: tl.constexpr, COUNT: tl.constexpr, LANE: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """Columns FIRST .. FIRST + COUNT - 1 of a row, counted from where the lanes start, as ACC.
+    """Columns FIRST .. FIRST + COUNT - 1 of a row, counted from each lane's first, as ACC.
 
-    pointers [rows, lanes] are of the lanes' first columns, at multiples of LANE elements; pieces
-    have to exist as wholes. `mask`, [rows, lanes] or 1 instead, says which lanes load, the others
-    have zeros; None: all load. A tuple of blocks [rows, lanes].
+    `pointers` [rows, lanes] point to the lanes' first columns, at multiples of LANE elements; all
+    columns of a piece must exist. Lanes whose `mask` (broadcast to [rows, lanes]) is false get
+    zeros; with None all lanes load. Returns a tuple of blocks [rows, lanes].
     """
     LEAST: tl.constexpr = max(1, 32 // pointers.dtype.element_ty.primitive_bitwidth)
     columns = ()
@@ -66,7 +66,7 @@ def _load_piece(
     pointers, mask, START: tl.constexpr, SIZE: tl.constexpr, FIRST: tl.constexpr,
     COUNT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Those of a piece's columns that are among FIRST .. FIRST + COUNT - 1."""
+    """The columns of a piece that are among FIRST .. FIRST + COUNT - 1."""
     addresses = tl.expand_dims(pointers + START, 2) + tl.arange(0, SIZE)[None, None, :]
     if mask is None:
         piece = tl.load(addresses)  # [rows, lanes, SIZE]

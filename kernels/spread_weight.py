@@ -1,11 +1,11 @@
-"""First pass of a patch product: the weight spread over the window that a patch of results reads.
+"""First pass of fprop_patch: the weight spread over the window that a patch of results reads.
 
     spread[group, column, step, lane] = weight[tap (r,s)] if there is one, else 0
     column = (row a, column b of the patch, channel of the result)
     (step, lane) = element (place (i,j), channel) of the sum
 
-r and s: see tap_at_place. Elements lie in the order in which the loop of fprop_patch takes them,
-see reduction.first_step. Every one is a copied tap or zero; there is no sum.
+r and s: see tap_at_place. Elements have the order in which the loop of fprop_patch reads them,
+see reduction.first_step. Every element is a copied tap or zero; there is no sum.
 """
 
 import triton

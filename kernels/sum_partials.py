@@ -2,11 +2,11 @@
 
     out[e] = act(bias[k] + residual[n,k,p,q] + sum_i partials[i, e])
 
-The image (N, K, P, Q) is dense: element e of its memory is that of each partial. A weight gradient
-and sums of lags have no epilogue, and their extents do not matter.
+The image (N, K, P, Q) is dense, and element e of its memory is element e of each partial. Weight
+gradients and sums of lags have no epilogue, and do not use the extents.
 
-Sums in the partials' type (float32, or float64 for float64). The order depends on SPLITS and the
-tile alone, never on timing: the same call gives the same bits.
+Sums in the partials' type (float32, or float64 for float64). The order depends only on SPLITS and
+the tile, so the same call gives the same bits.
 """
 
 import triton

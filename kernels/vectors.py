@@ -1,9 +1,9 @@
-"""Rows of images whose columns lie side by side, as vectors: a lane has several columns of one.
+"""Image rows with contiguous columns, loaded and stored as vectors: several columns per lane.
 
-A lane loads the LANE_Q * STRIDE_W own columns of an input row at once, in 32-bit words, or in
-elements where those are larger. What its outputs read left and right of them comes beside, in
-pieces: words, or single pixels where padding is no run of the image. Columns are counted from a
-lane's first one.
+A lane loads the LANE_Q * STRIDE_W columns that it owns of an input row at once, in 32-bit words, or
+in elements where those are larger. Columns that its outputs read left and right of these are loaded
+separately, in pieces: words, or single pixels where padded columns are not neighbours in the image.
+Columns are counted from a lane's first one.
 """
 
 import triton
@@ -22,14 +22,14 @@ def columns_per_word(dtype):
 
 @triton.constexpr_function
 def _columns_of(WINDOW):
-    """(S, STRIDE_W, PAD_W, DIL_W) of a window, whose names Triton 3.6 does not pass on to here."""
+    """(S, STRIDE_W, PAD_W, DIL_W) of a window, by index: Triton 3.6 drops the fields' names."""
     fields = [getattr(field, "value", field) for field in WINDOW]
     return fields[1], fields[3], fields[5], fields[9]
 
 
 @triton.constexpr_function
 def _pieces(WINDOW, LANE_Q, PIECE):
-    """First columns of the pieces that a lane reads beside its own columns."""
+    """First columns of the pieces that a lane reads beside the columns it owns."""
     S, STRIDE, PAD, DIL = _columns_of(WINDOW)
     read = {q * STRIDE + s * DIL - PAD for q in range(LANE_Q) for s in range(S)}
     return sorted({c // PIECE * PIECE for c in read if not 0 <= c < LANE_Q * STRIDE})
@@ -37,19 +37,19 @@ def _pieces(WINDOW, LANE_Q, PIECE):
 
 @triton.constexpr_function
 def pieces_beside(WINDOW, LANE_Q, PIECE):
-    """Number of the pieces of PIECE columns that a lane reads beside its own columns."""
+    """Number of pieces, of PIECE columns, that a lane reads beside the columns it owns."""
     return len(_pieces(WINDOW, LANE_Q, PIECE))
 
 
 @triton.constexpr_function
 def piece_beside(index, WINDOW, LANE_Q, PIECE):
-    """First column of such a piece."""
+    """First column of piece `index`."""
     return _pieces(WINDOW, LANE_Q, PIECE)[index]
 
 
 @triton.constexpr_function
 def place_of(column, COUNT, WINDOW, LANE_Q, PIECE):
-    """Which of the COUNT words of a lane, or after those which piece beside, has a column."""
+    """Index of the load that has a column: of a lane's COUNT words, then of its pieces."""
     own = LANE_Q * _columns_of(WINDOW)[1]
     if 0 <= column < own:
         return column // (own // COUNT)
@@ -58,13 +58,13 @@ def place_of(column, COUNT, WINDOW, LANE_Q, PIECE):
 
 @triton.constexpr_function
 def log2(number):
-    """Of a power of two."""
+    """The binary logarithm of a power of two."""
     return number.bit_length() - 1
 
 
 @triton.constexpr_function
 def bits_reversed(number, BITS):
-    """The number with these bits, the last one first."""
+    """The number with its lowest BITS bits in reverse order."""
     return sum((number >> i & 1) << (BITS - 1 - i) for i in range(BITS))
 
 
@@ -73,7 +73,7 @@ def split_last(block, COUNT: tl.constexpr):
     """The COUNT slices of a block [A, B, COUNT], a power of two: a tuple of blocks [A, B]."""
     A: tl.constexpr = block.shape[0]
     B: tl.constexpr = block.shape[1]
-    parts = (block,)  # halving puts slice i where its bits reversed say
+    parts = (block,)  # halving puts slice i at the place of its reversed bits
     for level in tl.static_range(log2(COUNT)):
         halves = ()
         for i in tl.static_range(2**level):
@@ -89,7 +89,7 @@ def split_last(block, COUNT: tl.constexpr):
 
 @triton.jit
 def join_last(slices, first: tl.constexpr, COUNT: tl.constexpr):
-    """split_last backwards, of the COUNT blocks from number `first` on."""
+    """The inverse of split_last, for COUNT blocks from number `first` on."""
     A: tl.constexpr = slices[0].shape[0]
     B: tl.constexpr = slices[0].shape[1]
     parts = slices[first : first + COUNT]
@@ -112,10 +112,10 @@ def vector_at(pointers, COUNT: tl.constexpr):
 
 @triton.jit
 def masks_of(w, planes, x_shape, WINDOW: tl.constexpr, LANE_Q: tl.constexpr, PIECE: tl.constexpr):
-    """(columns, masks) of what lanes load whose own columns begin at w.
+    """(columns, masks) for load_vector, of lanes that own the columns from w on.
 
-    Columns are those of the pieces beside, counted from w; the masks are that of a lane's own
-    columns, then of each piece.
+    `columns` has the first column of each piece, counted from w; `masks` the mask of a lane's own
+    columns, then one for each piece.
     """
     columns = ()
     masks = (planes & (w < x_shape[1]),)
@@ -132,12 +132,13 @@ def load_vector(
     lanes, columns, masks, row, x_strides, x_shape, WINDOW: tl.constexpr, LANE_Q: tl.constexpr,
     PIECE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """What lanes load of an input row: their own words, then the pieces beside.
+    """The words of an input row that lanes own, then the pieces beside them.
 
     Args:
-        lanes: pointers to their own first columns, in row 0.
-        columns, masks: of masks_of, if MASKED.
-        row, x_strides, x_shape: number of the row, and of the image.
+        lanes: pointers to the first column that each lane owns, in row 0.
+        columns, masks: from masks_of, if MASKED.
+        row: number of the input row.
+        x_strides, x_shape: of the image.
     """
     WORD: tl.constexpr = columns_per_word(lanes.dtype.element_ty)
     COUNT: tl.constexpr = LANE_Q * WINDOW.STRIDE_W // WORD
@@ -168,7 +169,7 @@ def load_vector(
 
 @triton.jit
 def pixel_of(word, column: tl.constexpr, DTYPE: tl.constexpr):
-    """The pixel of type DTYPE that a word has in a column, as a float32 if it is smaller."""
+    """The pixel of a column in its word, of type DTYPE, as float32 if it is smaller."""
     if DTYPE.primitive_bitwidth >= 32:
         pixel = word
     elif DTYPE == tl.bfloat16:  # the upper half of a float32
@@ -181,7 +182,8 @@ def pixel_of(word, column: tl.constexpr, DTYPE: tl.constexpr):
         pixel = half.to(tl.float16, bitcast=True).to(tl.float32)
     else:
         tl.static_assert(DTYPE == tl.uint8, "pixels are floats or uint8")
-        # As the last bits of 2**23: a permutation and a sum are faster than a conversion.
+        # The byte becomes the last bits of the float 2**23, which is then subtracted: a permutation
+        # and a sum are faster than a conversion.
         byte = (word >> (column % 4 * 8)) & 0xFF
         pixel = (byte | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
     return pixel
@@ -192,10 +194,7 @@ def pixels_of(
     loaded, number: tl.constexpr, DTYPE: tl.constexpr, ACC: tl.constexpr, WINDOW: tl.constexpr,
     LANE_Q: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
-    """The pixels that LANE_Q outputs read of a row, the one that load_vector loaded `number`th.
-
-    In the order of load_row.
-    """
+    """The pixels that LANE_Q outputs read of row `number` in `loaded`, in the order of load_row."""
     WORD: tl.constexpr = columns_per_word(DTYPE)
     OWN: tl.constexpr = LANE_Q * WINDOW.STRIDE_W
     FIRST: tl.constexpr = number * (OWN // WORD + pieces_beside(WINDOW, LANE_Q, PIECE))

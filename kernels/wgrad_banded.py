@@ -9,25 +9,25 @@
         dy[n,k,row - j,q + column] * x[n,c,row + i - PAD_H,q + FIRST_W + element]
     dw[r,s] = sum_{i,column} acc[(r - i,column),(i,s + column - SHIFT)]
 
-ROW_GROUP rows of the padded image are multiplied by all rows of dy that their taps r = j + i reach,
-COLUMN_GROUP columns at a time, which are neighbours in memory for both operands: all loads are
-pieces of 8 or 16 bytes. In return the sum of a tap lies on a diagonal of COLUMN_GROUP elements for
-each i, and products beside the band are wasted.
+ROW_GROUP rows of the padded image are multiplied by all rows of dy that meet them through a tap
+r = j + i, COLUMN_GROUP columns at a time. These columns are neighbours in memory for both operands,
+so all loads are pieces of 8 or 16 bytes. The price: the sum of a tap is spread over a diagonal of
+COLUMN_GROUP elements for each i, and products beside the band are wasted.
 
-Large windows take one row (i = 0): an element of dy is loaded for each r. Every element of a
-diagonal is then stored as a partial, for sum_partials. Small windows take 8: an element of dy is
-loaded (8 + R - 1) / 8 times, and the products are 64 by (8 + R - 1) / 8 * 16 / 8 for a pixel
-whatever the window. Diagonals are then summed here, and each i leaves a partial.
+Large windows have ROW_GROUP = 1 (i = 0): an element of dy is loaded for each r, and every element
+of a diagonal is stored as a partial, for sum_partials. Small windows have ROW_GROUP = 8: an element
+of dy is loaded (8 + R - 1) / 8 times, with 64 * (8 + R - 1) / 8 * 16 / 8 products per pixel.
+Diagonals are then summed here, and each i stores a partial.
 
-On a H200, derived and not measured: per pixel of dy, a 31x31 in 16 bits takes 2048 multiply-adds
+On an H200, derived and not measured: per pixel of dy, a 31x31 in 16 bits takes 2048 multiply-adds
 (4.1 ps at the matrix units' rate), 131 lane instructions (4.4 ps) and 80 bytes from L2 (11 ps at
 7 TB/s); the stencil issues about 32 instructions for each of its 961 taps (1040 ps).
 
 Groups of rows, counted through (n, row / ROW_GROUP), are cut into strips of BLOCK_H groups by
 BLOCK_W groups of columns; split i sums strips [i * SPLIT_STRIPS, (i+1) * SPLIT_STRIPS). A bank per
-sample is a batch of such sums, each over the rows of its own sample. Sums in float32. Zeros stand
-for rows and columns that dy does not have, so an infinity or NaN at the border of x can reach taps
-that do not use it.
+sample is a batch of such sums, each over the rows of its own sample. Sums in float32. Zeros take
+the place of dy outside its rows and columns and are multiplied with x: an infinity or NaN at the
+border of x can reach taps that do not use it.
 """
 
 import triton
@@ -116,14 +116,14 @@ def wgrad_banded(
             mask=(j < WINDOW.R) & (s >= 0) & (s < WINDOW.S),
         )
     else:
-        # A diagonal's elements are BLOCK_I + 1 apart where those of (column, element) are a row.
+        # With (column, element) in one row, the elements of a diagonal are BLOCK_I + 1 apart.
         TAPS: tl.constexpr = triton.next_power_of_2(WINDOW.S)
         shape: tl.constexpr = [TILE.BLOCK_R, GROUP, ROW_GROUP, TILE.BLOCK_I]
         rows = tl.permute(tl.reshape(acc, shape), (0, 2, 1, 3))
         rows = tl.reshape(rows, [TILE.BLOCK_R * ROW_GROUP, GROUP * TILE.BLOCK_I])
         place = tl.arange(0, GROUP * TAPS)[None, :]  # (column, s)
         place = place // TAPS * (TILE.BLOCK_I + 1) + place % TAPS - BAND.SHIFT
-        place = tl.minimum(place, GROUP * TILE.BLOCK_I - 1)  # of s that do not exist
+        place = tl.minimum(place, GROUP * TILE.BLOCK_I - 1)  # for s >= S, which are not stored
         place = tl.broadcast_to(place, [TILE.BLOCK_R * ROW_GROUP, GROUP * TAPS])
         diagonals = tl.reshape(
             tl.gather(rows, place, axis=1), [TILE.BLOCK_R * ROW_GROUP, GROUP, TAPS]
@@ -141,7 +141,7 @@ def wgrad_banded(
 
 @triton.jit
 def _rows_of(line, tile, ROWS, BLOCK: tl.constexpr, KEPT: tl.constexpr):
-    """(group of rows, n) of a tile's lines: divided in every step, or once and KEPT."""
+    """(group of rows, n) of a tile's lines; KEPT: the quotient of `line` is kept across steps."""
     if BLOCK == 1:
         row, n = next_digit(tile, ROWS)
     elif KEPT:

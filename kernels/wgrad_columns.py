@@ -1,18 +1,19 @@
-"""Weight gradient as a direct sum for large windows: a lane sums a block of taps over its column.
+"""Weight gradient as a direct sum for large windows: a lane sums a block of taps over one column.
 
     dw[k,c,r,s] = sum_{n,p,q} dy[n,k,p,q] * x[n,c,h,w]
     h = p * STRIDE_H - PAD_H + r * DIL_H        w = q * STRIDE_W - PAD_W + s * DIL_W
 
-No GEMM view, and products are exact in the dtype of the sums. A program has TAPS_R x TAPS_S taps of
-one channel, for one filter or for BLOCK_K filters across its lanes. It sums strips of BLOCK_P rows
-and BLOCK_Q columns of BLOCK_N samples, one output column to a lane; the lanes are added up at the
-end. A lane loads BLOCK_P elements of dy once and, for each s, the rows of x that they meet through
-any of its taps: (BLOCK_P - 1) * STRIDE_H + (TAPS_R - 1) * DIL_H + 1 loads for BLOCK_P * TAPS_R
-products, where a stencil loads both factors for each.
+No GEMM view; operands are converted to the dtype of the sums before they are multiplied. A program
+owns TAPS_R x TAPS_S taps of one channel, for one filter or for BLOCK_K filters across its lanes. It
+sums over strips of BLOCK_P rows and BLOCK_Q columns of BLOCK_N samples, with one output column per
+lane; the lanes are added up at the end. For each strip, a lane loads BLOCK_P elements of dy and,
+for each s, the rows of x that they meet through any of the taps:
+(BLOCK_P - 1) * STRIDE_H + (TAPS_R - 1) * DIL_H + 1 loads for BLOCK_P * TAPS_R products, where a
+stencil loads both factors of every product.
 
 Split i sums strips [i * SPLIT_STRIPS, (i+1) * SPLIT_STRIPS). A bank per sample is a batch of such
-sums. Sums in float32 (float64 for float64). Zeros stand for outputs below the last row, so an
-infinity or NaN in x can reach taps whose windows only come near it.
+sums. Sums in float32 (float64 for float64). Below the last output row, zeros take the place of dy
+and are multiplied with x: an infinity or NaN in x can reach taps of neighbouring windows.
 """
 
 import triton
@@ -53,7 +54,7 @@ def wgrad_columns(
     for _ in tl.static_range(TILE.TAPS_R * TILE.TAPS_S):
         sums = sums + (tl.zeros([TILE.BLOCK_N * TILE.BLOCK_K, TILE.BLOCK_Q], ACC),)
     for step in range(SPLIT_STRIPS):
-        # Down the rows first: the next strip reads again what this one did.
+        # Rows are the fastest digit: neighbouring strips of a column read the same rows of x.
         strip = split * SPLIT_STRIPS + widen(step, INT64)
         tile_p, strip = next_digit(strip, tl.cdiv(P, TILE.BLOCK_P))
         tile_q, tile_n = next_digit(strip, tl.cdiv(Q, TILE.BLOCK_Q))
@@ -97,7 +98,7 @@ def _add_strip(
     sums, x_plane, dy_plane, h, w, p, q, lane, mask, x_shape, y_shape, x_strides, dy_strides,
     WINDOW: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The sums with the products of a strip, whose first output reads x at (h, w) for its tap."""
+    """Adds the products of a strip: its first output meets x at (h, w) through the first tap."""
     ACC: tl.constexpr = sums[0].dtype
     inside = mask & (q + lane < y_shape[1])  # [BLOCK_C, BLOCK_Q]
     gradients = ()

@@ -5,8 +5,8 @@
 
     GEMM_M = filters k of one group    GEMM_N = (r,s,c)    GEMM_K = pixels (n,p,q)
 
-The block of x has its pixels along PIXEL_AXIS, see fprop_gemm, and is multiplied transposed where
-that is the last. With ONE_TAP all columns of a tile belong to one tap.
+The block of x has its pixels along PIXEL_AXIS, see fprop_gemm; if that is 1, it is transposed
+before the product. With ONE_TAP all columns of a tile belong to one tap.
 
 Sums in float32 (float64 for float64). Split i sums pixels [i * SPLIT_PIXELS, (i+1) * SPLIT_PIXELS)
 and stores at `i * dw_stride_split`: a partial for sum_partials, or dw itself when there is one
@@ -39,8 +39,8 @@ def wgrad_gemm(
     PADDED: tl.constexpr = (
         WINDOW.PAD_H != 0 or WINDOW.PAD_W != 0 or WINDOW.PAD_BOTTOM != 0 or WINDOW.PAD_RIGHT != 0
     )
-    # Pixels that one load brings. Taps, padding and strides misalign those of x, and pieces of dy
-    # alone would need a block layout and pixel indices of its own.
+    # Pixels per load. Taps, padding and strides misalign those of x, and pieces of dy alone would
+    # need another block layout with pixel indices of its own.
     POINT: tl.constexpr = (
         WINDOW.R * WINDOW.S * WINDOW.STRIDE_H * WINDOW.STRIDE_W == 1 and not PADDED
     )
@@ -72,7 +72,7 @@ def wgrad_gemm(
     acc = tl.zeros([TILE.BLOCK_M, TILE.BLOCK_N], ACC)
     first = split * SPLIT_PIXELS
     last = round_down(tl.minimum(first + SPLIT_PIXELS, PIXELS), PIECE)
-    # Pixels of both blocks; the compiler keeps one of the two if they lie along the same axis.
+    # Pixels of both blocks; the compiler merges them if they lie along the same axis.
     dy_m, x_m = first + along(1, BLOCK_K), first + along(AXIS, BLOCK_K)
     dy_n, dy_p, dy_q = split_pixel(dy_m, P, Q)
     x_n, x_p, x_q = split_pixel(x_m, P, Q)
@@ -138,7 +138,7 @@ def split_column(tile, lane, GROUP_C, ONE_TAP: tl.constexpr, TILE: tl.constexpr)
 
 @triton.jit
 def load_dy(dy_base, n, p, q, mask, strides, AXIS: tl.constexpr, ALIGN: tl.constexpr):
-    """The block [BLOCK_M, BLOCK_K] of a step, ALIGN pixels of which are neighbours in memory."""
+    """The block [BLOCK_M, BLOCK_K] of a step; runs of ALIGN pixels are neighbours in memory."""
     line = n * strides[0] + p * strides[2]
     return tl.load(dy_base + pixels_of(line, q * strides[3], AXIS, ALIGN), mask=mask, other=0.0)
 
@@ -163,7 +163,7 @@ def load_x(
 
 @triton.jit
 def pixels_of(line, column, AXIS: tl.constexpr, ALIGN: tl.constexpr):
-    """Offsets of pixels, of which ALIGN are neighbours in memory."""
+    """Offsets of pixels; runs of ALIGN pixels are neighbours in memory."""
     if AXIS == 1:
         offset = side_by_side(line, column)
     else:

@@ -5,9 +5,10 @@
 
     GEMM_M = (a,b,k) of one group    GEMM_N = (i,j,c)    GEMM_K = patches (n,u,v)
 
-The window of a patch is read once for all of its pixels. Each pixel (a,b) of a patch and each split
+(a,b) are a pixel's row and column in its patch, (i,j) a place in the window that the patch reads.
+That window is read once for all pixels of the patch. Each pixel (a,b) of a patch and each split
 of the patches has a gradient of its own, number (split * PATCH_P + a) * PATCH_Q + b of the partials
-for sum_partials. Products of places that are no taps are not stored.
+for sum_partials. Places without a tap are computed too, but not stored.
 
 Sums in float32 (float64 for float64). PIXEL_AXIS and ONE_TAP are explained in wgrad_gemm.
 """

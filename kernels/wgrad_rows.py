@@ -1,11 +1,11 @@
-"""Weight gradient from rows, for few channels per group: x and dy read once for all taps.
+"""Weight gradient by rows, for few channels per group: x and dy are read once for all taps.
 
     dw[k,c,r,s] = sum_{n,p,q} dy[n,k,p,q] * x[n,c,h,w]        c of k's group
     h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
 No GEMM view. A lane works on one group, for BLOCK_K of its filters, and on LANE_Q neighbouring
 columns; it keeps a sum for every tap. Where columns are neighbours in memory and rows are aligned
-(IN_PIECES), tiles inside of the image load them in pieces, see pieces.py. A program runs over
+(IN_PIECES), tiles inside the image load them in pieces, see pieces.py. A program takes
 strips of BLOCK_P x BLOCK_Q outputs and walks down each: an input row is loaded once and multiplied
 by the rows of dy that read it, up to R, in registers. Strips are counted through (n, rows of
 strips, columns of strips); split i sums strips [i * SPLIT_STRIPS, (i+1) * SPLIT_STRIPS) and stores
@@ -91,7 +91,7 @@ def _walk_down(
     GROUP_C: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr,
     IN_PIECES: tl.constexpr,
 ):  # fmt: skip
-    """The sums with those of a strip, whose first row and columns of dy are p and q."""
+    """Adds a strip to the sums; p is its first row of dy, q each lane's first column."""
     OPEN: tl.constexpr = open_rows(WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H)
     ROW: tl.constexpr = TILE.BLOCK_K * TILE.LANE_Q
     h = p * WINDOW.STRIDE_H - WINDOW.PAD_H
@@ -144,7 +144,7 @@ def _add_row(
     GROUP_C: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr,
     IN_PIECES: tl.constexpr,
 ):  # fmt: skip
-    """The sums with what an input row gives to them, number i from the oldest row of dys."""
+    """Adds an input row to the sums: number i from the first that the oldest row of dys reads."""
     ROW: tl.constexpr = TILE.BLOCK_K * TILE.LANE_Q
     R: tl.constexpr = WINDOW.R
     S: tl.constexpr = WINDOW.S

@@ -4,8 +4,8 @@
     h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
 No GEMM view: a program owns one tap (c,r,s) of BLOCK_C filters (of any groups) and sums over
-BLOCK_M pixels (n,p,q) at a time, so a single channel is not padded to sixteen. Sums in float32
-(float64 for float64); splits and batches as in wgrad_gemm.
+BLOCK_M pixels (n,p,q) at a time, so a single channel is not padded to the sixteen of a matrix unit.
+Sums in float32 (float64 for float64); splits and batches as in wgrad_gemm.
 """
 
 import triton

@@ -1,19 +1,20 @@
-"""Weight gradient as an implicit GEMM whose operands come through tensor descriptors.
+"""Weight gradient as an implicit GEMM, with operands loaded through tensor descriptors.
 
     dw[k,c,r,s] = sum_{n,p,q} dy[n,k,p,q] * x[n,c,h,w]
     h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
     GEMM_M = filters k of one group    GEMM_N = channels c    GEMM_K = pixels (n,p,q)
 
-A program owns BLOCK_S neighbouring taps of one row of the window, more than one only where columns
-are not strided, and sums over boxes of pixels: a box of dy and, through each tap, a box of one
+A program owns BLOCK_S neighbouring taps of one row of the window (one tap where columns are
+strided) and sums over boxes of pixels: a box of dy and, for each tap, a box of one
 phase of x, see fprop_tma. Sums in float32; split i sums boxes [i * SPLIT_BOXES, (i+1) *
 SPLIT_BOXES) and stores at `i * dw_stride_split`, as in wgrad_gemm.
 
-(N, H, W, C) in memory: both boxes are multiplied with their axes exchanged, so operands have 16
-bits. Boxes are counted through (n, p, q). They may not overhang a plane of dy, because x need not
-be zero there, but may overhang the last image, where both are. NCHW: a box is BLOCK_Q pixels of one
-row and may overhang it, because dy is zero there; x beside the row must be finite.
+Images (N, H, W, C) in memory: both boxes are multiplied with their axes exchanged, so operands have
+16 bits. Boxes are counted through (n, p, q). They must not overhang a plane of dy, because x is not
+zero there, but may overhang the last image, where both are zero. Images (N, C, H, W) (NCHW): a box
+is BLOCK_Q pixels of one row and may overhang it, because dy is zero there; x beside the row must be
+finite.
 """
 
 import triton
@@ -86,7 +87,7 @@ def add_boxes(
     accs, x_desc, dy_desc, first, last, row, column, c, k, y_shape,
     WINDOW: tl.constexpr, LAYOUT: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Sums [filters, channels], one for each tap, plus boxes first to last - 1 of dy times x's."""
+    """Adds the products of boxes first .. last - 1 to sums [filters, channels], one per tap."""
     PIXELS: tl.constexpr = TILE.BLOCK_I * TILE.BLOCK_P * TILE.BLOCK_Q
     for box in range(first, last):
         tile_q, line = next_digit(box, tl.cdiv(y_shape[1], TILE.BLOCK_Q))
