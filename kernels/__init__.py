@@ -20,6 +20,7 @@ from .fprop_tma import fprop_tma
 from .lag_sums import lag_sums
 from .spread_weight import spread_weight
 from .sum_partials import sum_partials
+from .versions import HAS_GLUON
 from .wgrad_banded import wgrad_banded
 from .wgrad_columns import wgrad_columns
 from .wgrad_gemm import wgrad_gemm
@@ -27,6 +28,17 @@ from .wgrad_patch import wgrad_patch
 from .wgrad_rows import wgrad_rows
 from .wgrad_stencil import wgrad_stencil
 from .wgrad_tma import wgrad_tma
+
+if HAS_GLUON:
+    from triton.experimental.gluon.language import NVMMASharedLayout as NVMMASharedLayout
+    from triton.experimental.gluon.nvidia import hopper
+
+    from .fprop_reuse import fprop_reuse
+
+    GluonDescriptor = hopper.TensorDescriptor
+    DESCRIPTORS: tuple[type, ...] = (TensorDescriptor, GluonDescriptor)
+else:
+    DESCRIPTORS = (TensorDescriptor,)
 
 __all__ = [
     "TensorDescriptor",
@@ -56,3 +68,4 @@ __all__ = [
     "wgrad_stencil",
     "wgrad_tma",
 ]
+__all__ += ["fprop_reuse"] * HAS_GLUON

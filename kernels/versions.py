@@ -7,6 +7,9 @@ import triton.language as tl
 
 BEFORE_3_7 = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
 
+#: Whether Gluon is as fprop_reuse has it.
+HAS_GLUON = (3, 6) <= tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8)
+
 #: Where the compiler sees no runs of addresses along any axis it lays threads along the last one;
 #: before Triton 3.7, along the first. See side_by_side in indexing.py.
 FIRST_AXIS_WINS = tl.constexpr(BEFORE_3_7)

@@ -25,6 +25,7 @@ from .descriptors import (
     dgrad_descriptors,
     fprop_descriptors,
     is_matrix,
+    stored,
     wgrad_descriptors,
 )
 from .formats import empty_in_format
@@ -41,6 +42,7 @@ from .layout import (
 from .partial_sums import partials_of, sum_partials_call
 from .patch_launch import patch_arguments, patch_call
 from .prepared import facts_of, prepare, prepared
+from .reuse_launch import reuse_arguments
 
 
 def fprop(
@@ -282,8 +284,10 @@ def _turned_call(
     plan: Plan,
 ) -> Call:
     """The launch that fills dx as the output of the adjoint, its weight's axes swapped."""
+    weight, packing = _packed(weight, geometry, plan)
+    more = _family_arguments(dy, weight, dx, turned, plan)
     weight, (n, k, c, r, s) = weight_walk(weight, turned)
-    return call_of(
+    call = call_of(
         plan,
         turned,
         x_ptr=dy,
@@ -298,7 +302,9 @@ def _turned_call(
         **residual_arguments(),
         bias_stride=0 if bias is None else bias.stride(0),
         y_strides=dx.stride(),
+        **more,
     )
+    return replace(call, before=copy_calls(packing))
 
 
 def wgrad_calls(
@@ -356,6 +362,7 @@ def _family_arguments(
         "gemm": _gemm_arguments,
         "patch": patch_arguments,
         "tma": _tma_arguments,
+        "reuse": reuse_arguments,
     }
     if plan.family not in make:
         return {}
@@ -381,22 +388,14 @@ def _tma_arguments(
     if plan.op == "wgrad":
         return wgrad_descriptors(x, y, geometry, tile)
     if plan.op == "dgrad":
-        out_axis, align = _stored(geometry.group_C, geometry.W, x)
+        out_axis, align = stored(geometry.group_C, geometry.W, x)
         made = dgrad_descriptors(
             y, weight, geometry, tile, out_axis, align, plan.precision, plan.splits > 1
         )
     else:
-        out_axis, align = _stored(geometry.group_K, geometry.Q, y, *added)
+        out_axis, align = stored(geometry.group_K, geometry.Q, y, *added)
         made = fprop_descriptors(x, weight, geometry, tile, out_axis, align, plan.splits > 1)
     return {"TAP_COLUMNS": weight.shape[1], **made}
-
-
-def _stored(channels: int, columns: int, *written: torch.Tensor) -> tuple[int, int]:
-    """OUT_AXIS and ALIGN of a TmaLayout: of the result, and of what is added to it."""
-    result = written[0]
-    out_axis = int(step_along(result, 3) < step_along(result, 1))
-    axis, extent = (3, columns) if out_axis else (1, channels)
-    return out_axis, math.gcd(*(alignment(tensor, axis, extent) for tensor in written))
 
 
 def _bytes_of(x: torch.Tensor, other: torch.Tensor) -> int:
@@ -411,7 +410,7 @@ def _packed(
 
     The copy is never kept for another call: an update of the weight in place must not be missed.
     """
-    if plan.family == "tma":
+    if plan.family in ("tma", "reuse"):
         tile: Any = plan.tile
         columns = tap_columns(Problem(plan.op, geometry, weight.dtype, plan.precision), tile)
         turned = plan.op == "dgrad" and not reads_crosswise(plan.precision)

@@ -5,6 +5,7 @@ A descriptor is made on the host, so that a launch needs no memory of its own on
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ...kernels.structs import TmaLayout, constant
 from ...kernels.versions import BEFORE_3_7
 from ..geometry import Geometry, Pair
 from ..plan.tma import MAX_PHASES, TmaTile, phases_with_taps, reads_crosswise
-from .layout import boxes_of
+from .layout import alignment, boxes_of, step_along
 
 
 def fprop_descriptors(
@@ -84,6 +85,14 @@ def wgrad_descriptors(
         "dy_desc": _boxes_descriptor(dy, tile, tile.BLOCK_K),
         **_phase_descriptors(x, geometry, tile, tile.BLOCK_N),
     }
+
+
+def stored(channels: int, columns: int, *written: torch.Tensor) -> tuple[int, int]:
+    """OUT_AXIS and ALIGN of a TmaLayout: of the result, and of what is added to it."""
+    result = written[0]
+    out_axis = int(step_along(result, 3) < step_along(result, 1))
+    axis, extent = (3, columns) if out_axis else (1, channels)
+    return out_axis, math.gcd(*(alignment(tensor, axis, extent) for tensor in written))
 
 
 def _phases(geometry: Geometry) -> tuple[int, ...]:

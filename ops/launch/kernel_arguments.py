@@ -38,6 +38,8 @@ def call_of(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
         "INT64": plan.int64,
         "PRECISION": plan.precision,
         "INTERIOR": plan.interior,
+        "STAGES": tile.num_stages,
+        "WARPS": tile.num_warps,
         **extents,
     }
     kernel = getattr(kernels, plan.kernel)

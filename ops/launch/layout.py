@@ -7,6 +7,7 @@ import math
 
 import torch
 
+from ...kernels.versions import HAS_GLUON
 from .. import backend
 from ..geometry import Geometry
 from ..plan.device import INTERPRETER, Device, device_called
@@ -53,6 +54,7 @@ def layout_of(
         repacks=not is_read_as_it_is(weight),
         x_align=columns_together(x),
         y_align=math.gcd(*map(columns_together, images[1:])),
+        gluon=HAS_GLUON,
     )
 
 

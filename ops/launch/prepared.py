@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...kernels import TensorDescriptor
+from ...kernels import DESCRIPTORS
 from .. import backend
 from .call import Call, on_device
 from .compiled import DirectLaunch, Place, current_stream, direct_launch, is_watched
@@ -187,7 +187,7 @@ def _with_places(
     """
     items: list[Any] = []
     for argument in arguments:
-        descriptor = argument if isinstance(argument, TensorDescriptor) else None
+        descriptor = argument if isinstance(argument, DESCRIPTORS) else None
         tensor = argument.base if descriptor is not None else argument
         if isinstance(tensor, torch.Tensor):
             index = _index_of(tensor, tensors)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import ModuleType
 
 from ..errors import ArgumentError
-from . import banded, columns, gemm, patch, rows, stencil, tma
+from . import banded, columns, gemm, patch, reuse, rows, stencil, tma
 from .cost import CLOSE, cheapest, image_splits, times_of
 from .integers import cdiv
 from .problem import Plan, Problem, Tile
@@ -28,9 +28,12 @@ FAR = 1.2
 SPLIT = (gemm, tma)
 #: Families whose tiles are compared.
 COMPARED = (stencil, columns, gemm, tma, patch)
+#: Families that are taken where the rest would take CLEAR times as long.
+RIVALS = (reuse,)
+CLEAR = 1.15
 #: Families that multiply without matrix units.
 DIRECT = (rows, stencil, columns)
-FAMILIES = (*DECISIVE, *COMPARED)
+FAMILIES = (*DECISIVE, *COMPARED, *RIVALS)
 #: The largest grid that CUDA and HIP launch along the first axis.
 MAX_GRID = 2**31 - 1
 
@@ -53,7 +56,18 @@ def plan(problem: Problem) -> Plan:
     tiles = candidates(problem)
     plans = [plan for tile in tiles for plan in plans_with_tile(problem, tile)]
     direct = [plan for plan in plans if family_of(plan.tile) in DIRECT]
-    return cheapest(plans, problem, direct)
+    best = cheapest(plans, problem, direct)
+    rivals = [plan_with_tile(problem, tile) for family in RIVALS for tile in family.tiles(problem)]
+    if not rivals:
+        return best
+    rival = cheapest(rivals, problem, rivals)
+    return rival if CLEAR * _seconds(rival, problem) <= _seconds(best, problem) else best
+
+
+def _seconds(plan: Plan, problem: Problem) -> float:
+    """The predicted time, as calibrated."""
+    device = problem.device
+    return times_of(plan.tile.work(plan, problem), device).predicted * device.slowdown(plan.family)
 
 
 def candidates(problem: Problem) -> list[Tile]:
@@ -75,7 +89,8 @@ def candidates(problem: Problem) -> list[Tile]:
         by_bands = by_bands if CLOSE * second < first else []
     if by_bands or by_rows:
         return list(by_bands or by_rows)
-    compared = FAMILIES if device.slowdown(banded.KINDS[0].family) >= FAR else (rows, *COMPARED)
+    compared = (banded, *COMPARED) if device.slowdown(banded.KINDS[0].family) >= FAR else COMPARED
+    compared = (rows, *compared)
     return [tile for family in compared for tile in family.tiles(problem)]
 
 

@@ -31,6 +31,7 @@ class Layout:
             multiples of; 1 where neighbouring columns are no neighbours in memory.
         y_align: the same of y, and of a residual.
         heavy_epilogue: the epilogue is register-hungry (residual, gelu, silu).
+        gluon: the installed Triton has Gluon as kernels/fprop_reuse.py is written in it.
         as_rows: planes are read as one row of H * W pixels, which a 1x1 window allows; x_boxes and
             y_boxes are those of the rows.
         converts: x and y differ in dtype.
@@ -47,6 +48,7 @@ class Layout:
     repacks: bool = False
     x_align: int = 1
     y_align: int = 1
+    gluon: bool = False
 
     def boxes(self, op: str) -> str:
         """The format of all images that `op` reads, "" where they differ."""

@@ -81,7 +81,7 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
 #: The file of each family by the name that its tiles have.
 MODULES = {family.__name__.rpartition(".")[2]: family for family in choose.FAMILIES}
 #: Families whose products are of the kinds above.
-PRODUCTS_OF = ("gemm", "tma", "banded", "patch", "frame")
+PRODUCTS_OF = ("gemm", "tma", "reuse", "banded", "patch", "frame")
 EXACT = ("float32", "bfloat16", "uint8", "float16", "float64")
 
 
@@ -313,6 +313,14 @@ CASES: dict[str, dict[str, Case]] = {
             activation="silu", residual=True, **_ODD,
         ),
     },
+    "reuse": {
+        "dense": _case(32, 256, 56, 56, 256, 3, 3, last=True, bias=True),
+        "five": _case(32, 64, 56, 56, 256, 5, 9, last=True),
+        "residual": _case(
+            32, 256, 56, 56, 256, 3, 3, ops="fprop", last=True, bias=True, activation="silu",
+            residual=True,
+        ),
+    },
     "frame": {
         "dense": _case(
             8, 64, 56, 56, 64, 3, 3, ops="dgrad_frame", padding_mode="reflect", last=True,
@@ -479,7 +487,9 @@ def _of_case(
             kind = "" if planned.plan.family == "stencil" else product
             recorded = (every or first) and variant in whole and "-copied" not in variant
             made = Configuration(family, name + variant, planned.kernel, planned, kind, recorded)
-            if family == "patch" or not planned.plan.turned:  # else it is one of fprop
+            # What turns into a forward call is a configuration of that, unless it reads the weight
+            # in another way.
+            if family in ("patch", "reuse") or not planned.plan.turned:
                 yield made
 
 

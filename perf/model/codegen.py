@@ -80,7 +80,7 @@ def problems(configuration: Configuration, target: Target, built: Build) -> list
         found.append(f"{built.unfenced} products of copies to shared memory without a proxy fence")
     if built.opcodes and configuration.wants_mma(target) and not built.count("mma"):
         found.append("no matrix instructions")
-    if built.opcodes and configuration.family == "tma":
+    if built.opcodes and configuration.family in ("tma", "reuse"):
         if not built.opcodes.get("UTMALDG"):
             found.append("no loads through tensor descriptors")
         # A weight gradient's left operand, a box, does: Triton keeps only a plain matrix in place.

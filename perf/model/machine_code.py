@@ -91,7 +91,7 @@ def source_of(call: Call, gpu: Any) -> tuple[Any, dict[str, Any]]:
     Arguments are specialised by Triton's own binder: what `triton.compile` makes of the source, a
     launch of these arguments finds in the cache.
     """
-    from triton.compiler import ASTSource, make_backend
+    from triton.compiler import make_backend
     from triton.runtime.jit import JITFunction, create_function_from_signature
 
     kernel = call.kernel
@@ -105,7 +105,11 @@ def source_of(call: Call, gpu: Any) -> tuple[Any, dict[str, Any]]:
     parsed, signature, constexprs, attrs = kernel._pack_args(
         backend, call.options, bound, specialization, rest
     )
-    return ASTSource(kernel, signature, constexprs, attrs), parsed.__dict__
+    if kernel.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource as Source
+    else:
+        from triton.compiler import ASTSource as Source
+    return Source(kernel, signature, constexprs, attrs), parsed.__dict__
 
 
 def build(call: Call, target: Target, disassemble: bool = True) -> Build:

@@ -195,7 +195,7 @@ def another_batch(stub: StubDriver, _: Any, observer: Observer, compilations: Co
     """A batch of another size by the same tiles compiles nothing, divisible by 16 or not."""
     x, weight = described()
 
-    def kernels(samples: int) -> tuple[list[str], list[str]]:
+    def kernels(samples: int, weight: torch.Tensor) -> tuple[list[str], list[str]]:
         part, before = x[:samples].detach().requires_grad_(), len(compilations.names)
         launched = stub.launches
         y = tricorr.corr2d(part, weight.requires_grad_())
@@ -203,13 +203,17 @@ def another_batch(stub: StubDriver, _: Any, observer: Observer, compilations: Co
         names = [record.kernel for record in stub.records(launched)]
         return names, compilations.names[before:]
 
-    with same_tiles():
-        names, _ = kernels(32)
-        assert {"fprop_tma", "dgrad_tma", "wgrad_tma"} <= set(names), names
-        for samples in (31, 24, 17):
-            again, compiled_now = kernels(samples)
-            assert again == names
-            assert not compiled_now, compiled_now
+    for window, wanted in (
+        (weight, {"fprop_reuse", "wgrad_tma"}),
+        (weight[..., :1, :1].contiguous(), {"fprop_tma", "dgrad_tma", "wgrad_tma"}),
+    ):
+        with same_tiles():
+            names, _ = kernels(32, window)
+            assert wanted <= set(names), names
+            for samples in (31, 24, 17):
+                again, compiled_now = kernels(samples, window)
+                assert again == names
+                assert not compiled_now, compiled_now
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def parameters(kinds: list[Any], metas: list[dict[str, Any]]) -> list[int]:
             if isinstance(kind, tuple):
                 flatten(kind)
             elif kind.startswith("tensordesc"):
-                rank = kind.partition("[")[2].count(",") + 1
+                rank = kind.partition("[")[2].partition("]")[0].count(",") + 1
                 flat.extend(["nvTmaDesc", *["i32"] * rank, *["i64"] * rank])
             elif kind != "constexpr":
                 flat.append(kind)

@@ -1,0 +1,213 @@
+"""Windows of several rows over channels_last images: each row is loaded once for all its taps.
+
+As tma.py, which says what descriptors can do, but for how operands come to shared memory: a step
+loads BLOCK_P + R - 1 rows and multiplies R times BLOCK_P of them. Nothing was measured on a GPU
+yet: tiles are those that build without spills for sm_90, and whose products ptxas overlaps.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from ..geometry import Geometry
+from . import tma
+from .cost import Code, Work, is_launchable, matrix_work
+from .integers import cdiv
+from .problem import Plan, Problem
+
+#: Bytes of channels of one step: the widest row that is swizzled.
+ROW_BYTES = 128
+#: Columns of a box: a period of the swizzle is 8 rows of ROW_BYTES.
+PERIOD = 8
+#: Shared memory for barriers, beside that for boxes.
+BARRIER_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class ReuseTile:
+    """A box of pixels of one program, its channels, and what the compiler is told.
+
+    Attributes:
+        BLOCK_P: rows of the box.
+        BLOCK_Q: columns of the box.
+        BLOCK_F: channels of the result.
+        BLOCK_K: reduced channels of one step.
+        num_warps, num_stages: of the launch; stages are the places for boxes.
+    """
+
+    BLOCK_P: int
+    BLOCK_Q: int
+    BLOCK_F: int
+    BLOCK_K: int
+    num_warps: int
+    num_stages: int
+
+    family: ClassVar[str] = "reuse"
+    partials: ClassVar[int] = 1
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the box."""
+        return self.BLOCK_P * self.BLOCK_Q
+
+    def programs(self, problem: Problem) -> int:
+        """Programs that cover all results."""
+        g = problem.correlated
+        boxes = g.N * cdiv(g.P, self.BLOCK_P) * cdiv(g.Q, self.BLOCK_Q)
+        return boxes * g.groups * cdiv(g.group_K, self.BLOCK_F)
+
+    def strips(self, problem: Problem) -> int:
+        """Steps of the reduction: columns of taps times blocks of channels."""
+        return problem.correlated.S * cdiv(problem.reduced, self.BLOCK_K)
+
+    def step(self, op: str) -> tuple[int, int, int]:
+        """(M, N, K) of one product: channels are the rows."""
+        return self.BLOCK_F, self.pixels, self.BLOCK_K
+
+    def splits(self, problem: Problem) -> int:
+        """Parts of the reduction: one."""
+        return 1
+
+    def step_bytes(self, problem: Problem) -> int:
+        """Bytes that one step loads: rows of pixels, and of each tap of a column the weights."""
+        rows = problem.correlated.R
+        pixels = (self.BLOCK_P + rows - 1) * self.BLOCK_Q
+        return (pixels + rows * self.BLOCK_F) * self.BLOCK_K * problem.dtype.itemsize
+
+    def shared_bytes(self, problem: Problem) -> int:
+        """What a program holds in shared memory: the operands of every stage."""
+        return self.step_bytes(problem) * self.num_stages + BARRIER_BYTES
+
+    def max_registers(self, problem: Problem) -> int | None:
+        """Registers of a thread that the compiler is limited to: it is not."""
+        return None
+
+    def suits(self, problem: Problem) -> bool:
+        """Whether a tile that was tuned for a problem near this one can serve it."""
+        return is_legal(problem) and fits(self, problem)
+
+    def flags(self, problem: Problem) -> Mapping[str, Any]:
+        """Fields of a Plan that this family decides."""
+        return {"precision": problem.precision, "turned": problem.is_turned}
+
+    def work(self, plan: Plan, problem: Problem) -> Work:
+        """The work of a launch."""
+        products = self.strips(problem) * problem.correlated.R
+        work = matrix_work(
+            plan,
+            problem,
+            self.code(problem),
+            products,
+            self.BLOCK_F * self.pixels,
+            plan.grid,
+            image_first=False,
+            descriptors=True,
+        )
+        loaded = self.strips(problem) * self.step_bytes(problem)
+        room = problem.device.limits.shared // self.shared_bytes(problem)
+        return replace(
+            work,
+            l2_bytes=loaded,
+            shared_bytes=work.shared_bytes - work.loaded_bytes + loaded,
+            loaded_bytes=loaded,
+            resident=max(1, min(work.resident, room)),
+        )
+
+    def code(self, problem: Problem) -> Code:
+        """The code of a program: of one product, and outside of the loop. Counted for sm_90."""
+        sums = self.BLOCK_F * self.pixels / problem.threads(self)
+        return Code(60, 450 + 6 * sums, sums + 48)
+
+
+#: (channels of the result, pixels, num_warps, stages that it may have), largest first. 256 pixels
+#: in two stages spill up to 240 bytes in the loop (sm_90, Triton 3.7.1).
+SHAPES = (
+    (128, 128, 8, (3, 2)),
+    (64, 256, 8, (3,)),
+    (64, 128, 4, (4, 3, 2)),
+)
+
+
+def is_legal(problem: Problem) -> bool:
+    """Whether the kernel can compute this.
+
+    Views of whole rows are what taps read only where neither rows nor taps are apart; weights of
+    channels past the last would be those of the next tap.
+    """
+    g, layout = problem.correlated, problem.layout
+    if problem.op not in ("fprop", "dgrad") or problem.device.arch != "90" or not layout.gluon:
+        return False
+    if layout.as_rows or layout.int64 or layout.boxes(problem.op) != "NHWC":
+        return False
+    if any(g.steps(axis) != (1, 1) for axis in (0, 1)) or g.R == 1:
+        return False
+    pieces = 16 // problem.dtype.itemsize
+    whole = problem.reduced % _channels(problem) == 0 and problem.group_channels % pieces == 0
+    return whole and tma.is_legal(problem)
+
+
+def _channels(problem: Problem) -> int:
+    return ROW_BYTES // problem.dtype.itemsize
+
+
+def tiles(problem: Problem) -> list[ReuseTile]:
+    """The tiles that the planner may take: of each shape the box that overhangs least."""
+    if problem.has_few_channels or not is_legal(problem):
+        return []
+    g, found = problem.correlated, []
+    for channels, pixels, warps, stages in SHAPES:
+        if channels > 64 and channels >= 2 * g.group_K:
+            continue
+        boxes = [
+            (pixels // columns, columns) for columns in (8, 16, 32, 64) if columns <= pixels // 2
+        ]
+        rows, columns = min(boxes, key=lambda box: (_covered(g, box), _halo(g, box)))
+        if _covered(g, (rows, columns)) > 2 * g.P * g.Q:
+            continue
+        able = [ReuseTile(rows, columns, channels, _channels(problem), warps, n) for n in stages]
+        room = problem.device.limits.shared
+        found += [tile for tile in able if tile.shared_bytes(problem) <= room][:1]
+    return found
+
+
+def _covered(geometry: Geometry, box: tuple[int, int]) -> int:
+    rows, columns = box
+    return cdiv(geometry.P, rows) * rows * cdiv(geometry.Q, columns) * columns
+
+
+def _halo(geometry: Geometry, box: tuple[int, int]) -> int:
+    """Pixels that a column of taps reads beside those of the box."""
+    return (geometry.R - 1) * box[1]
+
+
+#: The types of this family's tiles.
+KINDS: tuple[type[Any], ...] = (ReuseTile,)
+
+
+def neighbours(tile: ReuseTile, problem: Problem) -> Iterator[ReuseTile]:
+    """The tiles that a tuner tries: other boxes of the same and of half as many pixels."""
+    for channels, pixels, columns, warps in itertools.product(
+        (64, 128), (128, 256), (8, 16, 32, 64), (4, 8)
+    ):
+        for stages in (2, 3, 4) if pixels < 256 else (3, 4):
+            other = ReuseTile(pixels // columns, columns, channels, tile.BLOCK_K, warps, stages)
+            if fits(other, problem):
+                yield other
+
+
+def fits(tile: ReuseTile, problem: Problem) -> bool:
+    """Whether warps share the sums evenly and have room for them, and boxes in shared memory."""
+    sums = tile.BLOCK_F * tile.pixels / problem.threads(tile)
+    return (
+        is_launchable(tile, problem)
+        and tile.BLOCK_F in (64, 128)
+        and tile.num_warps % (tile.BLOCK_F // 16) == 0
+        and tile.BLOCK_Q % PERIOD == 0
+        and tile.BLOCK_K == _channels(problem)
+        and tile.num_stages > 1
+        and sums <= problem.device.limits.registers // 2 + 1
+        and tile.shared_bytes(problem) <= problem.device.limits.shared
+    )

@@ -1,0 +1,180 @@
+"""Rows that are loaded once for all taps of a column: in Gluon, so compiled and simulated alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import tensors, whole_numbers
+from closeness import check, operands, run, truth
+from plans import H200, OPS, boxed, planned, with_tile
+from simulator.driver import simulated
+
+from tricorr.ops import geometry_of
+from tricorr.ops.plan import choose, reuse
+from tricorr.ops.plan.cost import times_of
+from tricorr.ops.plan.device import DEVICES
+from tricorr.ops.plan.gemm import GemmTile
+from tricorr.ops.plan.problem import Problem
+from tricorr.ops.plan.reuse import ReuseTile
+
+pytest.importorskip("tricorr.kernels.fprop_reuse", reason="Gluon is written for Triton 3.6 and 3.7")
+
+_SAME = ((1, 1), (1, 1))
+PIXELS = replace(boxed("NHWC"), gluon=True)
+HALF, FLOAT = torch.float16, torch.float32
+#: (op, geometry, tile, dtype): more than one box along every axis, the last with some left over.
+CALLS = {
+    "leftovers": (
+        "fprop_bias", geometry_of((2, 64, 5, 11), (72, 64, 3, 3), padding=_SAME),
+        ReuseTile(4, 8, 64, 64, 4, 2), HALF,
+    ),
+    "two_warpgroups_of_filters": (
+        "fprop_bias", geometry_of((1, 64, 5, 9), (136, 64, 3, 2), padding=((2, 0), (0, 1))),
+        ReuseTile(4, 8, 128, 64, 8, 2), torch.bfloat16,
+    ),
+    "two_warpgroups_of_pixels": (
+        "dgrad", geometry_of((1, 144, 7, 9), (128, 72, 3, 5), (1, 1), ((1, 1), (2, 2)), groups=2,
+                             flip=True),
+        ReuseTile(4, 8, 64, 64, 8, 3), HALF,
+    ),
+    "gradient": (
+        "dgrad", geometry_of((2, 72, 5, 11), (64, 72, 2, 3), padding=((0, 1), (1, 1))),
+        ReuseTile(4, 8, 64, 64, 4, 2), HALF,
+    ),
+    "tf32_groups_flipped": (
+        "fprop_bias", geometry_of((1, 64, 6, 10), (48, 32, 5, 9), (1, 1), ((2, 2), (4, 4)),
+                                  groups=2, flip=True),
+        ReuseTile(4, 8, 64, 32, 4, 3), FLOAT,
+    ),
+    "tf32_gradient": (
+        "dgrad", geometry_of((1, 40, 5, 9), (32, 40, 3, 2), padding=((1, 1), (0, 1))),
+        ReuseTile(4, 8, 64, 32, 4, 2), FLOAT,
+    ),
+    "negative_padding": (
+        "fprop_bias", geometry_of((1, 64, 9, 12), (64, 64, 3, 3), padding=((-1, 1), (1, -2))),
+        ReuseTile(4, 8, 64, 64, 4, 2), HALF,
+    ),
+}  # fmt: skip
+
+
+def last(args):
+    return [
+        t.contiguous(memory_format=torch.channels_last) if t is not None and t.dim() == 4 else t
+        for t in args
+    ]
+
+
+def plan_of(op, geometry, tile, dtype):
+    precision = "tf32" if dtype == FLOAT else "ieee"
+    problem = Problem(op.removesuffix("_bias"), geometry, dtype, precision, PIXELS, H200)
+    assert reuse.is_legal(problem)
+    plan = choose.plan_with_tile(problem, tile)
+    assert plan.kernel == "fprop_reuse"
+    return plan
+
+
+def launched(op, args, geometry, plan, **options):
+    """The result, and that nothing but the kernel and copies of the weight ran for it."""
+    from tricorr.ops.launch import arguments as launch
+
+    with simulated(90) as device:
+        actual = run(op, last(args), geometry, launch, plan=plan, **options)
+    assert {found.kernel for found in device.launches} <= {"fprop_reuse", "copy_images"}
+    assert [found.unit for found in device.launches][-1] == "wgmma"
+    return actual
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_window_and_tile(name):
+    op, geometry, tile, dtype = CALLS[name]
+    plan = plan_of(op, geometry, tile, dtype)
+    assert plan.grid > 1
+    args = operands(op, *tensors(geometry, dtype, make=whole_numbers))
+    actual = launched(op, args, geometry, plan)
+    assert torch.equal(actual, torch.from_numpy(truth(op, args, geometry)).to(dtype))
+    assert actual.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", ["leftovers", "tf32_gradient"])
+def test_random_operands(name):
+    op, geometry, tile, dtype = CALLS[name]
+    args = operands(op, *tensors(geometry, dtype))
+    actual = launched(op, args, geometry, plan_of(op, geometry, tile, dtype))
+    check(op, args, geometry, actual=actual, precision="tf32" if dtype == FLOAT else "ieee")
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_the_epilogue(activation):
+    """Sums of whole numbers are exact: what follows them has the same bits in any kernel."""
+    from tricorr.ops.launch import arguments as launch
+
+    _, geometry, tile, dtype = CALLS["leftovers"]
+    x, weight, bias, dy = tensors(geometry, dtype, make=whole_numbers)
+    args, residual = (x / 8, weight, bias), torch.randn_like(dy)
+    options = {"activation": activation, "residual": last([residual])[0]}
+    actual = launched("fprop", args, geometry, plan_of("fprop", geometry, tile, dtype), **options)
+    plan = with_tile("fprop", geometry, GemmTile(64, 64, 32, 4, 3))
+    with simulated(90):
+        expected = launch.fprop(*last(args), geometry, plan=plan, **options)
+    assert torch.equal(actual, expected)
+
+
+def test_calls_with_other_tensors_are_prepared(monkeypatch):
+    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch.prepared import forget_prepared
+
+    op, geometry, tile, dtype = CALLS["gradient"]
+    plan = plan_of(op, geometry, tile, dtype)
+    monkeypatch.setattr(launch.choose, "plan", lambda problem: plan)
+    forget_prepared()
+    with simulated(90):
+        for turn in range(2):
+            if turn:
+                monkeypatch.setattr(launch, "dgrad_call", None)  # built once
+            args = operands(op, *tensors(geometry, dtype, make=whole_numbers))
+            actual = launch.dgrad(*last(args), geometry)
+            assert torch.equal(actual, torch.from_numpy(truth(op, args, geometry)).to(dtype))
+    forget_prepared()
+
+
+LAYER = geometry_of((32, 64, 56, 56), (64, 64, 3, 3), padding=_SAME)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, FLOAT], ids=str)
+@pytest.mark.parametrize("op", ["fprop", "dgrad"])
+def test_it_is_taken_where_the_model_says_that_it_saves_much(op, dtype):
+    plans = [planned(op, LAYER, dtype, layout, H200, "tf32") for layout in (PIXELS, boxed("NHWC"))]
+    assert [plan.family for plan in plans] == ["reuse", "tma"]
+    problem = Problem(op, LAYER, dtype, "tf32", PIXELS, H200)
+    ours, theirs = (times_of(p.tile.work(p, problem), H200).predicted for p in plans)
+    assert theirs >= choose.CLEAR * ours
+    assert reuse.fits(plans[0].tile, problem)
+    few = geometry_of((1, 512, 7, 7), (512, 512, 3, 3), padding=_SAME)
+    assert planned(op, few, dtype, PIXELS, H200, "tf32").family != "reuse"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stride": (2, 2)},
+        {"dilation": (2, 1)},
+        {"R": 1, "padding": ((0, 0), (1, 1))},
+        {"C": 72, "K": 72},
+        {"N": 2, "per_sample": True},
+        {"padding_mode": "reflect"},
+    ],
+    ids=str,
+)
+def test_what_it_cannot_compute_is_left_to_others(changes):
+    geometry = replace(LAYER, **changes)
+    for op in OPS:
+        if op == "dgrad" and "padding_mode" in changes:
+            continue  # its inside has zeros around it
+        assert not reuse.is_legal(Problem(op, geometry, HALF, "ieee", PIXELS, H200))
+    for problem in (
+        Problem("fprop", LAYER, HALF, "ieee", replace(PIXELS, int64=True), H200),
+        Problem("fprop", LAYER, HALF, "ieee", replace(boxed("NCHW"), gluon=True), H200),
+        Problem("fprop", LAYER, FLOAT, "ieee", PIXELS, H200),
+        Problem("fprop", LAYER, HALF, "ieee", PIXELS, DEVICES["b200"]),
+    ):
+        assert reuse.tiles(problem) == []
