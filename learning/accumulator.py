@@ -1,12 +1,12 @@
-"""KernelAccumulator: a kernel from more images than fit in memory, or than one machine has.
+"""KernelAccumulator: a kernel from images that do not fit in memory or lie on several machines.
 
 The (weighted) squared error of any kernel follows from sums over the pixels:
 
     loss(theta) = c - 2 b . theta + theta^T G theta
     G = sum weights * a a^T    b = sum weights * a * y    c = sum weights * y^2
 
-with a the window of x under a pixel of y, the background's polynomials appended. They are kept in
-float64 and are added up in any order, over pieces of an image, images, processes or machines.
+where a is the window of x under a pixel of y, followed by the background's polynomials. The sums
+are float64 and can be added in any order, over pieces of an image, images, processes or machines.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from .units import Units, converted
 class KernelAccumulator:
     """The sums that determine a kernel, gathered piece by piece; then any number of fits to them.
 
-    It holds (C/groups * R * S + T)^2 numbers whatever it has seen. It can be pickled, and its
-    tensors are on the CPU, so that it travels between processes; the work of `update` is done
-    where the images are.
+    It holds (C/groups * R * S + T)^2 numbers, independent of the number of images. Its tensors are
+    on the CPU and it can be pickled, for use in several processes; `update` computes on the
+    device of the images.
 
     Args:
         kernel_size: R and S, int or (h, w).
         bias, background, padding, padding_mode, groups, flip, stride: as for learn_kernel.
 
     Attributes:
-        settings: those.
+        settings: the arguments, checked.
         sums: G, b, c and the counts, see `Sums`, in `units`; None before the first update.
-        units: what the images are measured in, from the first update.
-        pairs: how many calls of update it has seen.
+        units: units of the sums, from the first update.
+        pairs: number of updates.
 
     Example:
         >>> sums = KernelAccumulator((1, 2))
@@ -97,10 +97,10 @@ class KernelAccumulator:
         Args:
             x: (H, W), (C, H, W) or (N, C, H, W); any float dtype or uint8.
             y, mask, input_mask, weights: as for learn_kernel.
-            padding: of this piece, instead of the accumulator's: a piece from the inside of an
-                image has none (0), one at its upper edge has it on top alone.
+            padding: of this piece, instead of the accumulator's: 0 for a piece from the inside of
+                an image, on top only for one at its upper edge.
             origin: (row, column) of the piece's first output pixel, for a polynomial background.
-            size: (rows, columns) of the whole output that it is a piece of; by default its own.
+            size: (rows, columns) of the whole image's output; by default that of the piece.
 
         Returns:
             self.
@@ -118,12 +118,12 @@ class KernelAccumulator:
     def add(
         self, pair: ImagePair, plain: bool, dtype: torch.dtype, report: Report | None = None
     ) -> KernelAccumulator:
-        """`update` with a pair that is checked already.
+        """`update` with a checked pair.
 
         Args:
             pair: with this accumulator's settings.
             plain: whether the images are (H, W).
-            dtype: of the answer.
+            dtype: of the result.
             report: called with the number of outputs after each block of them.
         """
         shape = pair.geometry.weight_shape
@@ -144,15 +144,15 @@ class KernelAccumulator:
         """The sums in the units of the images: G, b and c of the normal equations.
 
         Raises:
-            ArgumentError: nothing was seen.
+            ArgumentError: there was no update.
         """
         return converted(self._seen(), self.units, Units(), self._weight_shape)
 
     def merge(self, other: KernelAccumulator) -> KernelAccumulator:
-        """Adds what another accumulator of the same settings has seen; returns self.
+        """Adds the sums of another accumulator with the same settings; returns self.
 
         Raises:
-            ArgumentError: its settings, channels or filters are others.
+            ArgumentError: its settings, channels or filters differ.
         """
         if not isinstance(other, KernelAccumulator) or other.settings != self.settings:
             raise ArgumentError("merge takes a KernelAccumulator of the same settings")
@@ -177,7 +177,7 @@ class KernelAccumulator:
         plain: bool,
         dtype: torch.dtype,
     ) -> None:
-        """Adds sums that fit, in some units."""
+        """Adds sums for kernels of the same shape, given in any units."""
         if self.sums is None:
             self.sums, self.units = Sums(**vars(sums)), units
         else:
@@ -189,7 +189,7 @@ class KernelAccumulator:
             self._dtype = dtype
 
     def reduce(self, process_group: Any = None) -> KernelAccumulator:
-        """Sums over all ranks of torch.distributed, on every one of them; returns self.
+        """Adds the sums of all ranks of torch.distributed, on every rank; returns self.
 
         Args:
             process_group: None for all ranks.
@@ -241,11 +241,11 @@ class KernelAccumulator:
         step_size: float | None = None,
         initial: torch.Tensor | None = None,
     ) -> LearnedKernel:
-        """The best kernel for all that was seen, at no cost in pixels.
+        """The best kernel for all images added so far, without reading them again.
 
         Args:
-            solver: "normal", exact; or "gd", whose losses and kernels are those of gradient
-                descent on the images, step by step, to rounding.
+            solver: "normal", exact; or "gd", gradient descent with the same losses and kernels at
+                each step as on the images, up to rounding.
             ridge, smooth, nonnegative, sum_to, initial: as for learn_kernel.
             steps, step_size: of "gd".
 
@@ -253,7 +253,7 @@ class KernelAccumulator:
             A LearnedKernel without residual.
 
         Raises:
-            ArgumentError: nothing was seen, or options that do not go together.
+            ArgumentError: there was no update, or options that do not go together.
         """
         sums, shape, units = self._seen(), self._weight_shape, self.units
         given = as_constraints((shape[1], shape[2], shape[3]), ridge, nonnegative, sum_to, smooth)
@@ -307,11 +307,11 @@ class KernelAccumulator:
         )
 
     def loss(self, weight: torch.Tensor, background: torch.Tensor | None = None) -> float:
-        """The sum of squared errors of any kernel over all that was seen.
+        """The sum of squared errors of any kernel over all images added so far.
 
         Args:
             weight: (R, S) or (K, C/groups, R, S).
-            background: (K, T) coefficients, or (K,) of a constant; none counts as zero.
+            background: (K, T) coefficients, or (K,) of a constant; None for zero.
         """
         theta = self._start(weight)
         terms = len(self.settings.background.terms)
@@ -327,12 +327,12 @@ class KernelAccumulator:
         return self._loss(self._own(theta), None)
 
     def _loss(self, theta: torch.Tensor, constraints: Constraints | None) -> float:
-        """In the user's units, of a kernel in the sums' own."""
+        """The loss in the user's units, of a kernel in the units of the sums."""
         penalty = 0.0 if constraints is None else penalty_of(constraints, theta)
         return (float(squared_error(self._seen(), theta).sum()) + penalty) * self.units.loss
 
     def _own(self, theta: torch.Tensor) -> torch.Tensor:
-        """theta (K, D) of the user's units in the sums' own."""
+        """theta (K, D), converted from the user's units to those of the sums."""
         return self.units.own(from_flat(theta, self._weight_shape, theta)).flat()
 
     def _seen(self) -> Sums:
@@ -341,7 +341,7 @@ class KernelAccumulator:
         return self.sums
 
     def _start(self, initial: torch.Tensor | None) -> torch.Tensor:
-        """theta (K, D) of a kernel as users have it, without a background; zeros for None."""
+        """theta (K, D) of a kernel in the user's layout, without a background; zeros for None."""
         gram, shape = self._seen().gram, self._weight_shape
         theta = gram.new_zeros(shape[0], gram.shape[-1])
         if initial is None:

@@ -2,13 +2,13 @@
 
 J. J. Judice and F. M. Pires, A block principal pivoting algorithm for large-scale strictly monotone
 linear complementarity problems, Computers and Operations Research 21 (1994). Elements are free or
-held at zero. The best answer over the free ones is found; then all that are wrong change sides at
-once: the free ones below zero and the held ones that would lower the loss. Where that does not make
-them fewer, the last wrong one alone changes sides (Murty's rule), which always ends. Unknowns of
-the background are always free. A sum that is asked for adds one Lagrange multiplier.
+held at zero. Each round solves for the free ones; then all wrong elements change sides at once:
+free ones below zero, and held ones that would lower the loss. If that does not reduce their number,
+only the last wrong one changes sides (Murty's rule), which always terminates. Unknowns of
+the background are always free. A given sum adds one Lagrange multiplier.
 
-Where the images leave directions open, the least change from the last answer is added to the loss
-and the fit repeated (the proximal point method): the answer stays near where it started.
+Where the images do not determine some directions, the squared distance to the previous solution is
+added to the loss and the fit repeated (proximal point method): the solution stays near its start.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 
 from .normal import Constraints, Normal
 
-#: Failed exchanges of all wrong elements before Murty's rule.
+#: Exchanges of all wrong elements without progress before Murty's rule.
 PATIENCE = 4
-#: What is added where directions are open, as a fraction of the largest diagonal element, how often
-#: the fit is then repeated at most, and the change at which that ends.
+#: Proximal point method: factor of the squared distance, as a fraction of the largest diagonal
+#: element; most repetitions; relative change at which they end.
 DAMPING, REPEATS, STILL = 1e-9, 60, 1e-13
 
 
@@ -33,7 +33,7 @@ def nonnegative_minimum(
         normal: the matrix, with the constraints' penalties.
         moments: (D,).
         constraints: sum_to must not be negative.
-        guess: (D,), such as the best theta that may be negative: its signs are where to begin.
+        guess: (D,), such as the best theta without the constraint; positive elements start free.
     """
     gram, moments = normal.gram, moments * normal.scale
     theta = guess / normal.scale
@@ -70,9 +70,9 @@ def _pivot(
     fewest, patience = len(gram) + 1, PATIENCE
     while True:
         if total is not None and total > 0 and not bool((free & bounded).any()):
-            free = free | bounded  # something has to sum to it
+            free = free | bounded  # the sum needs a free element
         theta, multiplier = _best(gram, moments, total, free, bounded)
-        raises = gram @ theta - moments + multiplier * bounded  # what an element more would cost
+        raises = gram @ theta - moments + multiplier * bounded  # half the gradient
         smallest = 4 * eps * float(theta[bounded].abs().max()) if bool(bounded.any()) else 0.0
         wrong = torch.where(free, theta < -smallest, raises < -tolerance) & bounded
         if total == 0:
@@ -98,7 +98,7 @@ def _best(
     free: torch.Tensor,
     bounded: torch.Tensor,
 ) -> tuple[torch.Tensor, float]:
-    """theta with its free elements at their best and the others at zero; the sum's multiplier."""
+    """theta with free elements optimal and the others zero, and the sum's multiplier."""
     theta = torch.zeros_like(moments)
     where = free.nonzero().flatten()
     if not len(where):

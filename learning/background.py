@@ -3,9 +3,9 @@
     y[n,k,p,q] = sum_{c,r,s} x[n,c,h,w] * weight[k,c,r,s] + sum_t coefficient[k,t] * L_t(p,q)
     L_t(p,q) = P_i(u) * P_j(v)    u = (2p + 1) / P - 1    v = (2q + 1) / Q - 1    (i,j) = terms[t]
 
-P_i is Legendre's polynomial of degree i. u and v run from -1 to 1 over the output, whatever its
-size, and there the products are nearly orthogonal: the fit stays well conditioned where powers
-would not. The first term is the constant one, a layer's bias.
+P_i is Legendre's polynomial of degree i. u and v run from -1 to 1 over an output of any size.
+There the products are nearly orthogonal, so that the fit is well conditioned; with powers of u and
+v it would not be. The first term is the constant, a layer's bias.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..ops.arguments import Pair
 
 @dataclass(frozen=True)
 class Place:
-    """Where an output lies in the image that the polynomial spans.
+    """Position of an output in the image that the polynomials span.
 
     Attributes:
         origin: (row, column) of its first pixel.
@@ -34,7 +34,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Background:
-    """All polynomials of total degree up to `order`; none of them if that is None."""
+    """All polynomials of total degree up to `order`; none for None."""
 
     order: int | None = None
 
@@ -92,7 +92,7 @@ def as_background(bias: bool, background: Any) -> Background:
     """`bias` and `background` as learn_kernel takes them.
 
     Raises:
-        ArgumentError: the background is no order and not "constant".
+        ArgumentError: the background is neither an order nor "constant".
     """
     if background is None:
         return Background(0 if bias else None)

@@ -1,15 +1,17 @@
-"""Whether a window cuts its kernel off: would elements around it explain what the fit left over?
+"""Whether a window cuts its kernel off: would elements outside it explain part of the residual?
 
-The window is moved by one row and one column, to each of its four corners. With A' the map from the
-moved kernel, G the normal matrix and r the residual, G^-1 A'^T r is Newton's step there. Of it the
-row and the column that lie outside of the fitted window count: with e their score, less what the
-other elements tell, and S their block's Schur complement in G, they lower the loss by e^T S^-1 e.
+The window is moved by one row and one column, in each of the four diagonal directions. With A' the
+map from the moved kernel, G the normal matrix and r the residual, Newton's step there is
+G^-1 A'^T r. Only the row and the column outside the fitted window matter. With e their score (with
+the other elements eliminated) and S their Schur complement in G, they lower the loss by
+e^T S^-1 e.
 
-Noise alone lowers it too, and by how much is seen in blocks of the image, each with a score e_i:
-by sum_i e_i^T S^-1 e_i, whatever the noise's size and its correlation over a few pixels. A kernel
-that goes on outside of the window has much the same e_i in all blocks, whose sum then gives far
-more. Each e_i is first divided by the root of its length, or a few blocks of high contrast would
-decide alone. The ratio is chi-squared over its degrees of freedom, which the e_i tell.
+Noise alone lowers the loss too. To estimate by how much, the image is divided into blocks with
+scores e_i: noise, of any size and correlated over a few pixels, gives about
+sum_i e_i^T S^-1 e_i. If the kernel goes on outside the window, the e_i of all blocks are similar,
+and their sum e gives far more. Each e_i is first divided by the root of its length, so that a few
+blocks of high contrast do not dominate. The ratio of the two is distributed as chi-squared over its
+degrees of freedom, which are estimated from the e_i.
 
 K.-Y. Liang and S. L. Zeger, Biometrika 73 (1986): scores of clusters. F. E. Satterthwaite,
 Biometrics Bulletin 2 (1946): degrees of freedom. E. B. Wilson and M. M. Hilferty, PNAS 17 (1931):
@@ -29,24 +31,24 @@ from ..ops.arguments import Pair
 from .background import Background
 from .pairs import ImagePair
 
-#: Blocks of all images together: about so many, none below that many.
+#: Approximate number of blocks of all images together; with fewer than the second, no result.
 BLOCKS, FEWEST_BLOCKS = 64, 9
 #: The shortest side of a block, in outputs.
 SHORTEST_SIDE = 4
-#: Outputs in blocks: so many, or this fraction of all if that is more.
+#: Outputs in all blocks: this number, or this fraction of all outputs if that is more.
 PIXELS, FRACTION = 2**15, 1 / 8
-#: Products of a group's channels and filters above which a window is not examined.
+#: A group's channels times filters above which a window is not examined.
 MOST_CHANNELS = 64
-#: Standard deviations above which the ratio is not chance, which exceeds them once in 300 000.
+#: Standard deviations above which the ratio counts as significant; chance is 1 in 300 000.
 CERTAIN = 4.5
 
 
 @dataclass(frozen=True)
 class Border:
-    """Elements just outside of a window.
+    """Result of the test for elements just outside a window.
 
     Attributes:
-        deviation: of the ratio from chance, in standard deviations.
+        deviation: of the ratio from its expectation for noise, in standard deviations.
         largest: magnitude of the largest such element, in the units of the kernel.
     """
 
@@ -55,7 +57,7 @@ class Border:
 
     @property
     def cuts(self) -> bool:
-        """Whether the kernel goes on there."""
+        """Whether the kernel goes on outside the window."""
         return self.deviation > CERTAIN
 
 
@@ -66,17 +68,17 @@ def border_of(
     inverses: list[torch.Tensor],
     noise: torch.Tensor,
 ) -> Border | None:
-    """Elements just outside of the window, from the residual of the best kernel inside.
+    """Elements just outside the window, from the residual of the best kernel inside.
 
     Args:
         pairs: of the fit.
         residual: prediction minus target of each, (N, K, P, Q).
         background: of the fit.
         inverses: of the normal matrices, (D, D) for each group or each filter.
-        noise: (K, D), what the noise of x adds to the scores of all pixels.
+        noise: (K, D), contribution of the noise of x to the scores of all pixels.
 
     Returns:
-        None if there are too few pixels or too many channels to tell.
+        None for too few pixels or too many channels.
     """
     g = pairs[0].geometry
     if g.group_C * g.group_K > MOST_CHANNELS:
@@ -113,10 +115,10 @@ def border_of(
 
 
 def _deviation(step: torch.Tensor, inverse: torch.Tensor) -> float:
-    """Standard deviations of the sum of steps (blocks, elements) from chance.
+    """Deviation of the summed steps from their expectation for noise, in standard deviations.
 
     Args:
-        step: of each block.
+        step: (blocks, elements).
         inverse: S^-1, (elements, elements).
     """
     factor, failed = torch.linalg.cholesky_ex(inverse)
@@ -140,12 +142,12 @@ def _deviation(step: torch.Tensor, inverse: torch.Tensor) -> float:
 def _scores(
     pair: ImagePair, residual: torch.Tensor, background: Background, blocks: int
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Scores of a window larger by one on each side, over blocks of one pair's outputs.
+    """Scores of a window that is larger by one on each side, for blocks of one pair's outputs.
 
         score[b,k,c,r,s] = sum_{(p,q) in b} weights[p,q] * residual[k,p,q] * x[c,p+r-1,q+s-1]
 
     Returns:
-        (blocks, K, C/groups, R + 2, S + 2), the background's (blocks, K, T), and the number of
+        (blocks, K, C/groups, R + 2, S + 2); scores of the background (blocks, K, T); the number of
         outputs in all blocks.
     """
     g, (R, S) = pair.geometry, pair.window
@@ -196,12 +198,12 @@ def _scores(
 
 
 def _grid(extent: Pair, blocks: int, pixels: int) -> tuple[tuple[int, int, int], ...]:
-    """How many blocks, from one to the next, and their side, in rows and in columns.
+    """(number of blocks, distance between their starts, side), for rows and for columns.
 
     Args:
-        extent: that they are spread over.
-        blocks: about so many.
-        pixels: at most so many in all blocks.
+        extent: of the outputs that are divided.
+        blocks: approximate number of blocks.
+        pixels: most outputs in all blocks.
     """
     most = [n // SHORTEST_SIDE for n in extent]
     if min(most) < 1:

@@ -1,7 +1,7 @@
-"""Images as people hold them, with what they know of bad pixels: arrays, masked ones, NDData.
+"""Images in the forms that users have, with their bad pixels: arrays, masked arrays, NDData.
 
 A mask of NumPy or Astropy is True where a pixel is bad; `learn_kernel`'s own masks are True where
-it is good. NaN is a bad pixel too.
+it is good. NaN marks a bad pixel too.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from ..images.inputs import hold, is_pillow, looks_channels_last
 from ..ops import ArgumentError, ArgumentTypeError, shown
 
-#: Dtypes that are taken as they are; other numbers become float64, in which a fit to them is done.
-#: (Filters, which have no sums over an image, take integers of 16 bits to float32.)
+#: Dtypes that are kept; other numbers become float64. (Filters, which have no sums over an image,
+#: convert integers of 16 bits to float32.)
 KEPT = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
 
 
@@ -28,7 +28,7 @@ class Data:
     Attributes:
         values: of a dtype in KEPT, NaN replaced by zero.
         good: bool, shaped as values; None where all are.
-        notes: what was left out, in sentences.
+        notes: for the user, the number of pixels left out.
     """
 
     values: torch.Tensor
@@ -37,22 +37,22 @@ class Data:
 
 
 def as_data(name: str, given: Any) -> Data:
-    """An image in whatever form.
+    """An image in any supported form.
 
     Args:
         name: of the argument, for messages.
         given: a tensor; a NumPy or masked array of any numbers and byte order; an object with
             `data` and `mask`, as Astropy's NDData and CCDData, or `data` and `header`, as its HDUs;
-            a Pillow image or the name of a file; anything that NumPy makes an array of.
+            a Pillow image or the name of a file; anything that NumPy converts to an array.
 
     Raises:
-        ArgumentError: no pixel is good, infinity, or what looks like (H, W, 3).
-        ArgumentTypeError: no image.
+        ArgumentError: no pixel is good, or the shape looks like (H, W, 3).
+        ArgumentTypeError: not an image.
     """
     bad = None
     if isinstance(given, str | os.PathLike) or is_pillow(given):
         given = hold(given, name=name).planes
-    numpy = sys.modules.get("numpy")  # whoever has arrays has imported it
+    numpy = sys.modules.get("numpy")  # if `given` is an array, NumPy is imported
     if not isinstance(given, torch.Tensor) and not (numpy and isinstance(given, numpy.ndarray)):
         if hasattr(given, "data") and (hasattr(given, "mask") or hasattr(given, "header")):
             given, bad = given.data, getattr(given, "mask", None)
@@ -82,7 +82,7 @@ def as_data(name: str, given: Any) -> Data:
 
 
 def all_finite(values: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite: in one pass, unless the sum overflows."""
+    """Whether no value is NaN or infinite; one pass, a second only if the sum is not finite."""
     if not values.is_floating_point():
         return True
     wide = torch.float32 if values.dtype.itemsize < 4 else values.dtype
@@ -93,7 +93,7 @@ def as_tensor(name: str, given: Any) -> torch.Tensor:
     """Numbers in any form as a tensor of a dtype in KEPT.
 
     Raises:
-        ArgumentTypeError: no numbers.
+        ArgumentTypeError: not real numbers.
     """
     if isinstance(given, torch.Tensor):
         tensor = given.detach()
@@ -107,11 +107,11 @@ def as_tensor(name: str, given: Any) -> torch.Tensor:
             array = array.astype(np.float64)
         if array.dtype.kind in "iu" and array.dtype.itemsize > 1:
             array = array.astype(np.float64)
-        # Torch takes the machine's byte order and no negative strides.
+        # PyTorch requires the machine's byte order and no negative strides.
         tensor = torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
     else:
         raise ArgumentTypeError(
-            f"{name} must be a tensor, an array or an image of Astropy's, got {shown(type(given))}"
+            f"{name} must be a tensor, an array or an Astropy image, got {shown(type(given))}"
         )
     if tensor.is_complex():
         raise ArgumentTypeError(f"{name} must hold real numbers, got {tensor.dtype}")

@@ -1,18 +1,20 @@
-"""A kernel that varies over the image as a polynomial: every element of it has one of its own.
+"""A kernel that varies over the image: each element is a polynomial in the position.
 
     y[p,q] = sum_t L_t(p,q) sum_{r,s} W[t,r,s] * x[p+r,q+s] + sum_b coefficient[b] * L_b(p,q)
 
 L_t are the background's products of Legendre polynomials (`background.py`). All unknowns are
-fitted jointly. The photometric scale, the kernel's sum, may have an order of its own: terms above
-it sum to zero; terms above the kernel's order move its middle element alone.
+fitted jointly. The photometric scale, the kernel's sum, may have an order of its own. If it is
+lower than the kernel's, the higher terms of the kernel sum to zero; if it is higher, the higher
+terms change only the kernel's middle element.
 
-The normal matrix follows from G_m = sum_{p,q} L_m(p,q) x[p+r,q+s] x[p+r',q+s'], as the product
-of two polynomials is a sum of polynomials. With h = p + r and w = q + s, L_m(h - r, w - s) is a sum
-of L_n(h, w) with factors that depend on r and s alone: sums over lags of the images L_n * x with x
-give all G_m, exactly up to the border, at the cost of a few transforms.
+The normal matrix follows from G_m = sum_{p,q} L_m(p,q) x[p+r,q+s] x[p+r',q+s'], because the
+product of two polynomials is a sum of polynomials. With h = p + r and w = q + s, L_m(h - r, w - s)
+is a sum of L_n(h, w) with factors that depend only on r and s. So the sums over lags of the images
+L_n * x with x give all G_m, exactly up to the border, at the cost of a few transforms.
 
-C. Alard and R. H. Lupton, A method for optimal image subtraction, ApJ 503 (1998), vary a sum of
-Gaussians so; L. Hu et al., Image subtraction in Fourier space, ApJ 936 (2022), free pixels.
+C. Alard and R. H. Lupton, A method for optimal image subtraction, ApJ 503 (1998): the same
+polynomials on a sum of Gaussians. L. Hu et al., Image subtraction in Fourier space, ApJ 936 (2022):
+on free pixels.
 """
 
 from __future__ import annotations
@@ -37,14 +39,14 @@ from .options import Settings
 from .pairs import ImagePair, four_dimensional, padded_image
 from .units import Units
 
-#: Terms of a kernel's polynomial are at most of this total degree.
+#: Highest total degree of a kernel's polynomial.
 HIGHEST_ORDER = 3
-#: What a file keeps besides the arrays.
+#: Attributes that a file stores besides the arrays.
 FACTS = (
     *("order", "scale_order", "extent", "padding", "pixels", "rms", "reblur_error", "noise"),
     *("unknowns", "rank", "notes"),
 )
-#: Columns of a symmetric product that are multiplied at a time, from their diagonal down.
+#: Columns of a symmetric product computed at a time, from the diagonal down.
 BLOCK_COLUMNS = 64
 #: Bytes of the normal matrix above which a fit is refused: 16384 unknowns.
 MOST_BYTES = 2**31
@@ -52,12 +54,12 @@ MOST_BYTES = 2**31
 
 @dataclass(frozen=True)
 class _Solved:
-    """What standard errors follow from.
+    """The solved equations, for standard errors.
 
     Attributes:
         normal: the matrix of the free unknowns.
         basis: (T * E + B, free): the unknowns from the free ones.
-        unit: what a standard error of one is in the user's units.
+        unit: factor from standard errors in the fit's units to the user's.
     """
 
     normal: Normal
@@ -67,22 +69,24 @@ class _Solved:
 
 @dataclass(frozen=True)
 class VaryingKernel:
-    """What learn_kernel_field(order=...) found.
+    """Result of learn_kernel_field(order=...).
 
     Attributes:
         coefficients: (T, R, S), of the polynomials of each element, by total degree.
         background: (B,), the coefficients of the background; empty without one.
-        order: of the kernel's polynomial.
-        scale_order: of the photometric scale's, the sum of the kernel's elements.
+        order: of the kernel's polynomials.
+        scale_order: of the polynomial of the photometric scale, the sum of the kernel's elements.
         extent: (P, Q), the output that the polynomials span.
         padding: ((top, bottom), (left, right)) zeros around x.
         residual: prediction minus target, (P, Q), a list for several pairs; None when loaded.
-        pixels: how many target values were fitted.
+        pixels: number of fitted target values.
         rms: root of the (weighted) mean squared error, in the units of y.
-        reblur_error: the same over the RMS of y about its mean.
-        noise: standard deviation of a target value of weight one, the unknowns counted.
-        unknowns, rank: of the fit, and how many of them the images determine.
-        notes: what a user should know, in sentences.
+        reblur_error: rms over the RMS of y about its mean.
+        noise: standard deviation of a target value of weight one, corrected for the number of
+            unknowns.
+        unknowns: number of free unknowns.
+        rank: number of directions of these that the images determine.
+        notes: warnings for the user.
     """
 
     coefficients: torch.Tensor
@@ -102,20 +106,20 @@ class VaryingKernel:
     solved: _Solved | None = field(default=None, repr=False, compare=False)
 
     def at(self, row: float, column: float) -> torch.Tensor:
-        """The kernel (R, S) at an output pixel, or anywhere between or beyond them."""
+        """The kernel (R, S) at a position in output pixels; fractions and outside are allowed."""
         values = self._terms(row, column).to(self.coefficients)
         return torch.tensordot(values, self.coefficients, 1)
 
     def standard_error(self, row: float, column: float) -> torch.Tensor | None:
         """One standard deviation of each element of `at`, (R, S), for independent errors of y.
 
-        None for a kernel that was loaded, or that the images do not determine.
+        None for a loaded kernel, or one that the images do not determine.
         """
         if self.solved is None or self.rank < self.unknowns:
             return None
         _, R, S = self.coefficients.shape
         values = self._terms(row, column).to(self.solved.basis)
-        # The elements of `at`, from the unknowns.
+        # The matrix from the unknowns to the elements of `at`.
         here = torch.kron(
             values[:, None], torch.eye(R * S, dtype=values.dtype, device=values.device)
         )
@@ -129,12 +133,12 @@ class VaryingKernel:
         return self._surfaces(self._degree).evaluate(sums, self.extent, self._place())[0]
 
     def predict(self, x: Any, *, origin: Pair = (0, 0), padding: Any = None) -> Any:
-        """The output that the kernel makes of x, background included.
+        """The cross-correlation of x with the kernel, plus the background.
 
         Args:
-            x: (H, W), a tensor, an array or an image of Astropy's.
+            x: (H, W), a tensor, an array or an Astropy image.
             origin: (row, column) of the first output pixel, if x is a piece of the fitted image.
-            padding: another one than the fit's: ((top, bottom), (left, right)).
+            padding: ((top, bottom), (left, right)) instead of the fit's.
 
         Returns:
             (P, Q), a tensor for a tensor, else an array.
@@ -150,11 +154,11 @@ class VaryingKernel:
     def difference(
         self, x: Any, y: Any, *, x_variance: Any = None, y_variance: Any = None
     ) -> tuple[Any, Any]:
-        """y less its prediction, and the variance that its noise and x's make in it.
+        """y minus its prediction, and the variance of that difference from the noise of y and x.
 
         Args:
             x, y: (H, W); y of x's size, or of the output's.
-            x_variance, y_variance: of their noise, maps or numbers; none counts as zero.
+            x_variance, y_variance: of their noise, maps or numbers; None for zero.
 
         Returns:
             (difference, variance), each (P, Q); arrays for an array.
@@ -181,7 +185,7 @@ class VaryingKernel:
         return found[0].numpy(force=True), found[1].numpy(force=True)
 
     def save(self, path: StrPath) -> None:
-        """Writes coefficients, background and what predict needs to an .npz file."""
+        """Writes coefficients, background and attributes to an .npz file."""
         import numpy as np
 
         if not str(path).endswith(".npz"):
@@ -193,7 +197,7 @@ class VaryingKernel:
 
     @classmethod
     def load(cls, path: StrPath) -> VaryingKernel:
-        """What `save` wrote; without the residual."""
+        """Reads a file of `save`; the result has no residual."""
         import numpy as np
 
         with np.load(path, allow_pickle=False) as stored:
@@ -227,7 +231,7 @@ class VaryingKernel:
         return Place(origin, self.extent)
 
     def _terms(self, row: float, column: float) -> torch.Tensor:
-        """L_t at one place, (T,)."""
+        """L_t at one position, (T,)."""
         along = [
             _legendre(self._degree, self.coefficients.double().new_tensor([(2 * at + 1) / n - 1]))
             for at, n in zip((row, column), self.extent, strict=True)
@@ -250,7 +254,7 @@ class VaryingKernel:
         return total
 
     def _cropped(self, y: torch.Tensor) -> torch.Tensor:
-        """The part of y that is predicted."""
+        """The part of y that full windows predict."""
         P, Q = self.extent
         if tuple(y.shape) == (P, Q):
             return y
@@ -275,7 +279,7 @@ def learn_varying(
     """The jointly best polynomial kernel, photometric scale and background.
 
     Raises:
-        ArgumentError: orders that are none, images with channels, or too many unknowns.
+        ArgumentError: orders out of range, images with channels, or too many unknowns.
     """
     order = as_integer("order", order)
     scale_order = order if scale_order is None else as_integer("scale_order", scale_order)
@@ -298,7 +302,7 @@ def learn_varying(
             f"whose normal matrix takes more than {MOST_BYTES // 2**30} GiB; take a smaller window"
         )
     if settings.flip:
-        raise ArgumentError("flip does not go with order: flip what is found")
+        raise ArgumentError("flip does not go with order: flip the kernel of the result")
     dtypes = {image.dtype for pair in pairs for image in (pair.x, pair.y)}
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     units = Units.of(pairs, Background(None))
@@ -340,7 +344,7 @@ def learn_varying(
             f"the images cannot determine the kernel: {missing} of {len(reduced)} directions leave "
             "the prediction unchanged (a lower order, a smaller window or ridge)"
         )
-    facts = vars(found) | {  # what is known once the residual is
+    facts = vars(found) | {  # attributes that need the residual
         "residual": residual[0] if single else residual,
         "pixels": count,
         "rms": (total / weight) ** 0.5 if weight else 0.0,
@@ -424,7 +428,7 @@ def _by_lags(pair: ImagePair, x: torch.Tensor, order: int) -> torch.Tensor:
     row, column = pair.place.origin
     H, W = x.shape[-2:]
     place = Place((row, column), (P, Q))
-    # The polynomials go on beyond the output, over all of x.
+    # The polynomials continue beyond the output, over all of x.
     images = Background(order).images((H, W), place, x)
     terms = Background(order).terms
     lags = window_sums(x * images[None], x, R, S)
@@ -442,7 +446,7 @@ def _by_lags(pair: ImagePair, x: torch.Tensor, order: int) -> torch.Tensor:
 
 
 def _by_rows(pair: ImagePair, x: torch.Tensor, order: int) -> torch.Tensor:
-    """Row by row, on which a polynomial in rows is a number."""
+    """`_weighted_windows` row by row: within a row, a polynomial in rows is a number."""
     R, S = pair.window
     P, Q = pair.extent
     weights = x.new_ones(P, Q) if pair.weights is None else pair.weights[0, 0].double()
@@ -450,7 +454,7 @@ def _by_rows(pair: ImagePair, x: torch.Tensor, order: int) -> torch.Tensor:
     terms = Background(order).terms
     found = x.new_zeros(len(terms), R * S, R * S)
     of_row = [[m for m, (_, b) in enumerate(terms) if b == degree] for degree in range(order + 1)]
-    part = x.new_zeros(R * S, R * S)  # of which the lower triangle is needed, and what is beside it
+    part = x.new_zeros(R * S, R * S)  # only the lower triangle is used
     for p in range(P):
         rows = x[0, 0, p : p + R].unfold(1, S, 1).permute(0, 2, 1).reshape(R * S, Q)
         for degree, members in enumerate(of_row):
@@ -465,7 +469,7 @@ def _by_rows(pair: ImagePair, x: torch.Tensor, order: int) -> torch.Tensor:
 
 
 def _basis(window: Pair, order: int, scale_order: int, terms: int) -> torch.Tensor:
-    """(T * E + B, free), orthonormal: what the orders of kernel and scale leave free."""
+    """(T * E + B, free), orthonormal: directions that the orders of kernel and scale allow."""
     E = window[0] * window[1]
     whole = torch.eye(E, dtype=torch.float64, device="cpu")
     normal = torch.full((E,), E**-0.5, dtype=torch.float64, device="cpu")

@@ -28,23 +28,23 @@ from .solve import (
 from .steps import Reporter, checked_step, conjugate_gradients, optimise
 from .units import Units, converted
 
-#: Most multiply-adds spent on the normal matrix only to examine an answer, about a second on one
-#: core, and most unknowns.
+#: A normal matrix that only `quality` needs is computed up to this many multiply-adds, about a
+#: second on one core, and up to this many unknowns.
 GRAM_BUDGET = 1e9
 GRAM_UNKNOWNS = 1024
-#: A loss that is larger than before by more than this part has risen.
+#: Relative increase from which a loss counts as risen.
 RISEN = 1e-3
-#: What rounding in float32 may change of a loss, as a part of the largest one.
+#: Change of a loss by rounding in float32, relative to the largest loss.
 LOSS_ROUNDING = 1e-6
-#: Steps of gradient descent on sums that are over before a progress bar could be drawn.
+#: Steps of gradient descent on sums that end before a progress bar could be drawn.
 FEW_STEPS = 1000
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What a solver returns, in the units of the fit: the kernel, and what only it knows.
+    """Result of a solver, in the units of the fit.
 
-    `how` says how the ridge of `constraints` was chosen, if it was.
+    `how` is the rule by which the ridge of `constraints` was chosen, "" if it was given.
     """
 
     point: Point
@@ -66,8 +66,8 @@ class _Fit:
         options: of the call.
         chosen: the solver.
         constraints: on the kernel.
-        units: that `problem` is in; the user's own for an optimiser, whose steps depend on them.
-        start: where to begin.
+        units: of the problem; the user's own for an optimiser, whose steps depend on them.
+        start: the initial kernel and background.
     """
 
     options: Options
@@ -77,7 +77,7 @@ class _Fit:
     start: Point
 
     def by(self, problem: Problem) -> _Found:
-        """The answer to a problem."""
+        """The solution of a problem."""
         if self.chosen.name in ("normal", "gd"):
             return self._by_sums(problem)
         return self._by_steps(problem)
@@ -138,13 +138,13 @@ class _Fit:
 def learn(
     options: Options, pairs: list[ImagePair], ranks: list[int], single: bool
 ) -> LearnedKernel:
-    """The best kernel between pairs of images, by the solver that the options ask for or get.
+    """The best kernel between pairs of images, by the given or chosen solver.
 
     Args:
         options: of the call.
         pairs: checked.
-        ranks: how many dimensions the images of each pair had.
-        single: whether there is one pair, and not a list.
+        ranks: number of dimensions of the images of each pair.
+        single: whether the user gave one pair and not a list.
     """
     settings, constraints = options.settings(), options.constraints(pairs[0])
     dtype = dtype_of(pairs)
@@ -171,7 +171,7 @@ def learn(
     if found.how:
         ridge = constraints.ridge * units.x**2 * units.weights
         reason = f"{reason}; ridge {ridge:.3g} by {found.how}"
-    with Reporter(0, options.progress).stage("examining the answer"):
+    with Reporter(0, options.progress).stage("examining the result"):
         point = Point(*(t.to(problem.like) for t in (found.point.weight, found.point.background)))
         residual = problem.residual(point)
         errors = problem.squared(residual)
@@ -224,7 +224,7 @@ def learn(
 
 
 def _risen(history: list[float], loss: float, found: _Found) -> list[str]:
-    """What to say of steps that ended above the loss that they began or had been at."""
+    """The note for a loss that ended above its lowest value, if it did."""
     if not history or found.normals is not None:
         return []
     if loss <= min(history) * (1 + RISEN) + LOSS_ROUNDING * max(history):
@@ -257,7 +257,7 @@ def _start(
 
 
 def _examined(problem: Problem) -> Sums:
-    """The sums, with the normal matrix if that is no great work."""
+    """The sums; with the normal matrix only within GRAM_BUDGET and GRAM_UNKNOWNS."""
     work = 0.0
     for pair in problem.pairs:
         g = pair.geometry

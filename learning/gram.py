@@ -2,14 +2,14 @@
 
     G[(c,r,s), (c',r',s')] = sum_{n,p,q} weights * x[n,c,p+r,q+s] * x[n,c',p+r',q+s']
 
-Three ways to G, all over pieces of the images: the windows (R * S * H * W numbers) are never
-written out.
+There are three ways to compute G, all over pieces of the images, so that the windows
+(R * S * H * W numbers) are never stored at once.
 
-- Without weights an entry depends on the lag (r'-r, s'-s) and, through the border alone, on (r, s):
-  the sum of a product image for each of (2R-1)(2S-1)/2 lags, and then, for each further row or
-  column, what enters less what leaves.
-- Where a mask leaves few pixels out, the same, less the windows of these.
-- With other weights, the windows of a few thousand pixels at a time and their matrix product.
+- Without weights, an entry depends on the lag (r'-r, s'-s) and, only at the border, on (r, s): the
+  sum of a product image for each of (2R-1)(2S-1)/2 lags; then, for each further r or s, the row or
+  column that enters is added and the one that leaves is subtracted.
+- If a mask leaves few pixels out: the same, minus the products of their windows.
+- With other weights: matrix products of the windows of a few thousand pixels at a time.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ from .background import Background
 from .pairs import ImagePair
 
 Report: TypeAlias = Callable[[int], object]
-#: Elements of the windows that are held at a time, and pixels where lags are summed.
+#: Elements of windows held at a time; outputs of a block where lags are summed.
 ROW_ELEMENTS = 2**20
 LAG_PIXELS = 2**22
-#: Elements of a few rows of windows, which should stay in a cache.
+#: Elements of a few rows of windows, which fit in a cache.
 BAND_ELEMENTS = 2**18
 #: Rows of a matrix up to which its product with itself is cheaper row by row.
 FEW_ROWS = 12
-#: Nanoseconds on one core: a pixel's dot product with another, transforms of a pixel, and what sums
-#: by lags take however small the image is.
+#: Nanoseconds on one core, assumed: one product of a dot product, the transforms per pixel, and the
+#: fixed cost of sums by lags.
 DOT, TRANSFORMS, LAG_OVERHEAD = 0.4, 25, 2e6
-#: Where less than this fraction of a sum of squares is left after the windows of masked pixels are
-#: taken off, too many digits are gone.
+#: If subtracting the windows of masked pixels leaves less than this fraction of a sum of squares,
+#: cancellation has lost too many digits.
 CANCELLED = 1e-4
 
 
 @dataclass
 class Sums:
-    """What a fit needs to know of the images: D = C/groups * R * S + T unknowns of K filters.
+    """The sums of a fit: K filters of D = C/groups * R * S + T unknowns.
 
     Attributes:
         gram: (groups, D, D), or (K, D, D) if the weights differ between filters; (0, D, D) where
-            it was not asked for.
+            it was not computed.
         moments: (K, D).
         squares: sum weights * y^2, (K,).
         target_sum: sum weights * y, (K,).
         weight_sum: sum weights, (K,).
-        pixels: values of y whose weight is not zero, (K,).
-        varies: whether x changes from row to row and from column to column, (2,), as counts.
-        noise: what the noise of x adds to the diagonal of gram, (groups or K, D) like it, or zeros.
+        pixels: number of values of y whose weight is not zero, (K,).
+        varies: (2,): number of images in which rows differ, and in which columns differ.
+        noise: share of the noise of x in the diagonal of gram, (groups or K, D), or zeros.
     """
 
     gram: torch.Tensor
@@ -67,10 +67,10 @@ class Sums:
     noise: torch.Tensor
 
     def noiseless(self, elements: int) -> tuple[torch.Tensor, int]:
-        """The gram that x would have without its noise, and how many directions are mostly noise.
+        """The gram without the noise of x, and the number of directions that are mostly noise.
 
-        In units of the noise, eigenvalues lose one; but in directions that hold more noise than
-        image the loss is limited to half, or chance would make them negative.
+        In units of the noise, one is subtracted from each eigenvalue, but at most half of it:
+        in directions with more noise than image, chance could make the difference negative.
 
         Args:
             elements: of a filter's kernel; the other unknowns are the background's.
@@ -92,7 +92,7 @@ class Sums:
 
     @classmethod
     def zeros(cls, grams: int, weight_shape: tuple[int, ...], terms: int) -> Sums:
-        """Those of no image, on the CPU."""
+        """Sums over no image, on the CPU."""
         filters, channels, R, S = weight_shape
         unknowns = channels * R * S + terms
         shapes = ((grams, unknowns, unknowns), (filters, unknowns), *[(filters,)] * 4, (2,))
@@ -118,7 +118,7 @@ class Sums:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def to(self, device: torch.device | str) -> Sums:
-        """The same on another device."""
+        """These sums on another device."""
         return Sums(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
@@ -127,7 +127,7 @@ def _per_filter(gram: torch.Tensor, filters: int) -> torch.Tensor:
 
 
 def sums_of(pair: ImagePair, background: Background, with_gram: bool = True) -> Sums:
-    """The sums over one pair in one piece; `gather` takes many, and any size."""
+    """The sums over one pair in one piece; `gather` takes several pairs of any size."""
     g, weights, y = pair.geometry, pair.weights, pair.y
     unknowns = g.group_C * g.R * g.S + len(background.terms)
     gram = torch.zeros(0, unknowns, unknowns, dtype=torch.float64, device=y.device)
@@ -168,7 +168,7 @@ def gather(
     Args:
         pairs: at least one.
         background: fitted too.
-        with_gram: False leaves G and b out, which are nearly all of the work.
+        with_gram: False leaves out G and b, which are most of the work.
         report: called with the number of outputs after each block.
     """
     total: Sums | None = None
@@ -182,14 +182,14 @@ def gather(
             if report is not None:
                 report(block.y.numel())
         assert total is not None
-        # Of the whole image: a block may be a single row.
+        # From the whole image, because a block may be a single row.
         total.varies += total.varies.new_tensor([_changes(pair.x, axis) for axis in (-2, -1)])
     assert total is not None
     return total
 
 
 def _changes(x: torch.Tensor, axis: int) -> bool:
-    """Whether x is not the same all along an axis; a corner of it is nearly always enough."""
+    """Whether x changes along an axis; a corner is checked first, which is nearly always enough."""
     parts = x[..., :16, :16], x
     return any(bool((part != part.narrow(axis, 0, 1)).any()) for part in parts)
 
@@ -198,12 +198,12 @@ def block_pixels(pair: ImagePair, background: Background) -> int:
     """Outputs of a block for `sums_of`."""
     g = pair.geometry
     if _has_lags(pair):
-        return max(LAG_PIXELS, g.R * g.S * g.Q)  # fewer rows cost less than their borders
+        return max(LAG_PIXELS, g.R * g.S * g.Q)  # with fewer rows, borders dominate the cost
     return max(1, ROW_ELEMENTS // (g.group_C * g.R * g.S + len(background.terms)))
 
 
 def _has_lags(pair: ImagePair) -> bool:
-    """Whether sums by lags are possible, with the windows of some pixels taken off again."""
+    """Whether G is summed by lags, minus the windows of masked pixels if there are any."""
     g = pair.geometry
     if (g.stride[0], g.stride[1]) != (1, 1) or g.Q < g.S:
         return False
@@ -218,7 +218,7 @@ def _has_lags(pair: ImagePair) -> bool:
 
 
 def _left_out(pair: ImagePair) -> torch.Tensor:
-    """Indices (n, p, q) of the pixels with weight zero, (M, 3); all if others differ from one."""
+    """Indices (n, p, q) of pixels of weight zero, (M, 3); all pixels if a weight is not 0 or 1."""
     assert pair.weights is not None
     weights = pair.weights[:, 0]
     if bool(((weights != 0) & (weights != 1)).any()):
@@ -241,7 +241,7 @@ def _gram_and_moments(pair: ImagePair, background: Background) -> tuple[torch.Te
         rows = _windows_at(pair, background, where[first : first + step])
         gram -= rows @ rows.mT
     if bool((gram.diagonal(dim1=1, dim2=2) < CANCELLED * largest).any()):
-        return _by_rows(pair, background)  # x is huge where it does not count
+        return _by_rows(pair, background)  # x is huge at masked pixels
     return gram, moments
 
 
@@ -295,7 +295,7 @@ def _by_lags(pair: ImagePair, background: Background) -> tuple[torch.Tensor, tor
         channels = x[:, group * g.group_C : (group + 1) * g.group_C]
         filters = y[:, group * g.group_K : (group + 1) * g.group_K]
         kernel = gram_matrix(channels, g.R, g.S)
-        # The background is a few targets more.
+        # The background's polynomials are additional targets.
         products = ops.lag_sums(torch.cat([filters, surfaces], 1), channels, (g.R, g.S))
         of_filters, cross = products.flatten(1).split([g.group_K, T])
         upper = torch.cat([kernel, cross.T], 1)
@@ -308,8 +308,8 @@ def _by_lags(pair: ImagePair, background: Background) -> tuple[torch.Tensor, tor
 def _by_rows(pair: ImagePair, background: Background) -> tuple[torch.Tensor, torch.Tensor]:
     """gram (groups or K, D, D) and moments (K, D) of any pair.
 
-    Windows, background and targets are the rows of one matrix, a few image rows at a time, of whose
-    product with itself these are parts.
+    Windows, background and targets are the rows of one matrix, for a few image rows at a time. Both
+    results are parts of its product with its transpose.
     """
     g, T = pair.geometry, len(background.terms)
     elements, shared = g.group_C * g.R * g.S, pair.weights is None or pair.weights.shape[1] == 1
@@ -343,7 +343,7 @@ def _by_rows(pair: ImagePair, background: Background) -> tuple[torch.Tensor, tor
 
 
 def _add_products(rows: torch.Tensor, total: torch.Tensor) -> None:
-    """total += rows @ rows.T; for a few rows product by product, of which half are needed."""
+    """total += rows @ rows.T; for few rows only half of the products, which is symmetric."""
     if len(rows) > FEW_ROWS:
         total.addmm_(rows, rows.T)
         return
@@ -399,16 +399,16 @@ def window_sums(a: torch.Tensor, b: torch.Tensor, R: int, S: int) -> list[torch.
 def _first_rows(a: torch.Tensor, b: torch.Tensor, R: int, S: int) -> torch.Tensor:
     """sum_{n, p < P, q < Q} a[n,c,p,q+s] * b[n,d,p+lag,q+t] as (C, S, R, D, S): c, s, lag, d, t.
 
-    Columns S - 1 up to Q are under every tap s: their sums depend on t - s alone. What is left and
-    right of them is a few columns.
+    Columns S - 1 .. Q - 1 are under every tap s, so their sums depend only on t - s. The few
+    columns left and right of them are added separately.
     """
     C, D = a.shape[1], b.shape[1]
     P, Q = a.shape[2] - R + 1, a.shape[3] - S + 1
     inner = ops.lag_sums(a[:, :, :P, S - 1 : Q], b, (R, 2 * S - 1))  # (C, D, R, 2S - 1)
     if S == 1:
         return inner.permute(0, 2, 1, 3)[:, None]
-    # With w = q + s the rest is w from s up to S - 1, and from Q up to Q + s: a few columns, each
-    # taken as an image of its own.
+    # With w = q + s, the rest are columns w = s .. S - 2 and w = Q .. Q + s - 1: each column is
+    # treated as an image of its own.
     sides = []
     for first, reach in ((0, 0), (Q, Q - S + 1)):
         here = a[:, :, :P, first : first + S - 1].transpose(2, 3).flatten(1, 2)
@@ -418,8 +418,8 @@ def _first_rows(a: torch.Tensor, b: torch.Tensor, R: int, S: int) -> torch.Tenso
     before = F.pad(sides[0], (S - 1, S - 1))  # column v is at w' = v - (S - 1)
     after = F.pad(sides[1], (0, 2 * S - 2))  # column v is at w' = Q - S + 1 + v
     from_right = _diagonals(before, S).flip(3).cumsum(3).flip(3)
-    left = F.pad(from_right, (0, 0, 0, 1))  # [s] sums w from s up to S - 1
-    right = F.pad(_diagonals(after, S).cumsum(3), (0, 0, 1, 0))  # [s] sums w from Q up to Q + s
+    left = F.pad(from_right, (0, 0, 0, 1))  # [s] sums w = s .. S - 2
+    right = F.pad(_diagonals(after, S).cumsum(3), (0, 0, 1, 0))  # [s] sums w = Q .. Q + s - 1
     by_lag = inner[:, :, :, None] + left + right  # (C, D, R, S, 2S - 1): s and t - s + S - 1
     # [s, t] is element t - s + S - 1 of row s.
     *steps, step, _ = by_lag.stride()
@@ -436,18 +436,18 @@ def _diagonals(products: torch.Tensor, S: int) -> torch.Tensor:
 
 
 def _row_changes(a: torch.Tensor, b: torch.Tensor, R: int, S: int) -> torch.Tensor:
-    """What r + 1 and r' + 1 for r and r' change: rows P + r and P + r' enter, r and r' leave.
+    """Change of the sums from (r, r') to (r + 1, r' + 1): rows P + r, P + r' enter, r, r' leave.
 
         out[c,r,s,d,r',s'] = sum_{n,q} a[n,c,P+r,q+s] * b[n,d,P+r',q+s'] - (the same without P)
 
-    With s + 1 and s' + 1 for s and s', columns Q + s and Q + s' enter likewise.
+    From (s, s') to (s + 1, s' + 1), columns Q + s and Q + s' enter likewise.
 
     Returns:
         (C, R - 1, S, D, R - 1, S).
     """
     (C, H, W), D = a.shape[1:], b.shape[1]
     P, Q, rows = H - R + 1, W - S + 1, R - 1
-    # The rows that enter and those that leave, the latter counted negatively: (2N, C * rows, W).
+    # Rows that enter, then rows that leave, negated in `left`: (2N, C * rows, W).
     enter, leave = slice(P, P + rows), slice(0, rows)
     left = torch.cat([a[:, :, enter], -a[:, :, leave].double()]).flatten(1, 2)
     right = torch.cat([b[:, :, enter], b[:, :, leave]]).double().flatten(1, 2)
@@ -455,7 +455,7 @@ def _row_changes(a: torch.Tensor, b: torch.Tensor, R: int, S: int) -> torch.Tens
     found[0] = ops.lag_sums(left[:, :, None, :Q], right[:, :, None], (1, S))[:, :, 0]
     backward = ops.lag_sums(right[:, :, None, :Q], left[:, :, None], (1, S))[:, :, 0]
     found[1:, :, :, 0] = backward.permute(2, 1, 0)[1:]
-    # Columns that enter and that leave: (4N, C * rows), and (4N, D * rows * (S - 1)) for all s'.
+    # Columns that enter, then those that leave: (4N, C * rows); (4N, D * rows * (S - 1)) for all s'
     enters, leaves = right[..., Q : Q + S - 1], right[..., : S - 1]
     there = torch.cat([enters, leaves]).flatten(1)
     for s in range(S - 1):

@@ -1,13 +1,13 @@
-"""learn_kernel: the kernel between images, by the solver that suits the question.
+"""learn_kernel: the kernel between images, by the solver that suits the call.
 
     loss(weight, background) = sum_{n,k,p,q} weights * (corr2d(x, weight) + background - y)^2
                                + ridge * sum weight^2
 
 The loss is quadratic in the unknowns. With A the linear map from a kernel to its output, its
 gradient is 2 A^T (A kernel - y), that is 2 * wgrad(x, residual), and its Hessian 2 A^T A, the same
-for every filter. Gradient descent therefore converges exactly when step < 2 / largest eigenvalue of
-2 A^T A, conjugate gradients need about as many steps as a filter has unknowns, and from the sums
-G = A^T A, b = A^T y and c = y^T y the best kernel follows without another look at the images.
+for every filter. Gradient descent therefore converges if and only if step < 2 / largest eigenvalue
+of 2 A^T A, conjugate gradients need about as many steps as a filter has unknowns, and the sums
+G = A^T A, b = A^T y and c = y^T y give the best kernel without reading the images again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .options import Loss, Options, Solver, is_list
 from .pairs import ImagePair
 from .window import WIDENINGS, chosen_window, largest_side
 
-#: A tensor, an array, an image of Astropy's, or a sequence of them.
+#: A tensor, an array, an image object of Astropy, or a sequence of them.
 Images: TypeAlias = Any
 
 
@@ -64,75 +64,75 @@ def learn_kernel(
 
     Args:
         x: (H, W), (C, H, W) or (N, C, H, W), or a list of such images, each with a y of its own:
-            tensors, arrays, masked arrays, NDData, CCDData or HDUs of Astropy's, Pillow images or
-            names of files. Numbers keep their scale (255 is white in 8 bits). NaN and what a masked
-            image masks are left out. The answer is in float32 for float32, float16, bfloat16 and
-            uint8 images, else in float64.
-        y: the target: (P, Q), (K, P, Q) or (N, K, P, Q), of the size that corr2d gives or of x's
-            own size. In the latter case, unless `padding` says how its border came about, the
-            border that no full window reaches is left out of the fit.
-        kernel_size: R and S, int or (h, w). A window larger than the truth does no harm but noise.
-            "auto" takes the one of the least information criterion, from 1 x 1 up to 63 x 63, and a
-            wider one where the kernel goes on outside of it, for targets of the input's size; the
-            answer's `reason` says which.
-        solver: how to find it; all of them minimise the same.
+            tensors, arrays, masked arrays, Astropy's NDData, CCDData or HDUs, Pillow images or
+            names of files. Values keep their scale (255 is white in 8 bits). NaN and masked pixels
+            are left out. The result is float32 for float32, float16, bfloat16 and
+            uint8 images, else float64.
+        y: the target: (P, Q), (K, P, Q) or (N, K, P, Q), of the size of corr2d's output or of x.
+            With the size of x and no `padding` given, the border pixels that no full window
+            predicts are left out of the fit.
+        kernel_size: R and S, int or (h, w). A window larger than the true kernel only adds noise.
+            "auto" chooses the window with the least information criterion, from 1 x 1 to 63 x 63,
+            and a wider one where the kernel goes on outside it; targets must have the size of x.
+            The result's `reason` names the window.
+        solver: the method; all minimise the same loss.
 
             - "auto": an optimiser ("lbfgs") if `loss` is a function; "normal" if `nonnegative`,
-              `smooth` or `input_noise` are given; "gd" if the call has `steps`, `step_size` or
-              `log_every`, which are a loop's ("cg" with a robust loss or `sum_to`). Else "normal",
-              or "cg" where the normal matrices take more than 128 MiB: filters of more than 4096
-              unknowns. The answer's `solver` and `reason` say which and why.
-            - "normal": one pass over the images gathers the normal matrix in float64; exact, and
+              `smooth` or `input_noise` is given; "gd" if the call has `steps`, `step_size` or
+              `log_every`, which are options of a loop ("cg" with a robust loss or `sum_to`). Else
+              "normal", or "cg" where the normal matrices take more than 128 MiB: filters of more
+              than 4096 unknowns. The result's `solver` and `reason` give choice and reason.
+            - "normal": one pass over the images computes the normal matrix in float64; exact, and
               the only one for `nonnegative`.
             - "cg": conjugate gradients on the same loss without that matrix, for large windows;
               needs about as many steps as a filter has unknowns.
-            - "gd": gradient descent as in the textbook; its steps are taken on the normal matrix,
+            - "gd": gradient descent as in textbooks; its steps are computed from the normal matrix,
               which gives the same kernels and losses.
-            - the name of a class in torch.optim in any case ("adam", "lbfgs"), or something that
-              makes an optimiser of a list of parameters, such as a class or a functools.partial
-              of one; `step_size` is its learning rate.
-        steps: how many; by default 200, and as many as there are unknowns for "cg".
-        step_size: of gradient descent. By default half of the largest that converges, which the
-            eigenvalues of the normal matrix tell.
+            - the name of a class in torch.optim, upper or lower case ("adam", "lbfgs"), or a
+              function of a list of parameters that returns an optimiser, such as a class or a
+              functools.partial of one; `step_size` is its learning rate.
+        steps: number of steps; by default 200, and for "cg" the number of unknowns.
+        step_size: of gradient descent. By default half of the largest that converges, which
+            follows from the eigenvalues of the normal matrix.
         bias: whether to learn a constant per filter too; the same as background=0.
         background: "constant", or the order of a polynomial in the coordinates of y that is fitted
             together with the kernel.
         padding: as for corr2d; None means no padding.
-        padding_mode: what the padding holds: "zeros", "reflect", "replicate" or "circular".
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
         groups: channel groups, as for corr2d.
         flip: True learns the kernel of a strict convolution, `convolve2d`.
-        stride: step between windows, int or (h, w): y is that much smaller than x, as the kernel of
-            a camera that takes x down to y.
-        mask: which values of y to fit: True (not zero) is fitted, False is left out, as are NaN
-            there. Of y's shape, or any that broadcasts to it; a list for several pairs.
-        input_mask: which values of x are known; what a window that reaches an unknown one predicts
-            is left out. Of x's shape or any that broadcasts to it; a list for several pairs.
-        weights: what a squared error counts, 1 / variance of y; not negative; shaped as mask.
-        input_noise: standard deviation of the noise in x, a number or a map shaped as x, which
-            would pull the kernel towards zero; a list of maps for several pairs. It is subtracted
-            from the normal matrix, in directions that are more image than noise.
-        ridge: added to the loss: ridge * sum weight^2 (not on the background). "gcv" finds it by
+        stride: step between windows, int or (h, w): y is smaller than x by that factor, for
+            example for the kernel of a camera that samples x.
+        mask: which values of y to fit: True (not zero) is fitted, False is left out, as is NaN.
+            Of y's shape, or any that broadcasts to it; a list for several pairs.
+        input_mask: which values of x are known; outputs whose window contains an unknown one are
+            left out. Of x's shape or any that broadcasts to it; a list for several pairs.
+        weights: the factor of each squared error, 1 / variance of y; not negative; shaped as mask.
+        input_noise: standard deviation of the noise in x, a number or a map shaped as x; a list of
+            maps for several pairs. Such noise pulls the kernel towards zero; its share of the
+            normal matrix is subtracted, at most half in directions that are more noise than image.
+        ridge: added to the loss: ridge * sum weight^2 (not on the background). "gcv" chooses it by
             generalized cross-validation; "0.1%" takes that part of the normal matrix's largest
-            eigenvalue; the answer's `reason` says what came of it.
+            eigenvalue; the result's `reason` has its value.
         smooth: added to the loss: smooth * sum of squared differences between neighbouring elements
-            in rows and columns, those beyond the window counting as zero.
+            in rows and columns, with zeros outside the window.
         nonnegative: no element of the kernel may be negative.
-        sum_to: what the elements of each filter must sum to, 1 for a kernel that keeps brightness.
-        loss: "squared"; "huber" or "tukey", by which outliers count less, from repeated weighted
+        sum_to: the sum of each filter's elements, 1 for a kernel that keeps brightness.
+        loss: "squared"; "huber" or "tukey", which give outliers less weight, by repeated weighted
             fits with the scale from the median absolute residual; or, for the solvers of
-            torch.optim, any differentiable function of prediction and target that gives a scalar.
-            Where values are left out by masks, it is given those that are not, in one dimension.
-        initial: the kernel to start from, shaped as the result; zeros by default. Where the images
-            do not determine the kernel, the answer stays there.
-        log_every: prints the loss every so many steps, as the textbook does.
+            torch.optim, any differentiable function of prediction and target that returns a
+            scalar. Where masks leave values out, it gets the others, in one dimension.
+        initial: the kernel to start from, shaped as the result; zeros by default. In directions
+            that the images do not determine, the kernel keeps this value.
+        log_every: prints the loss every `log_every` steps.
         progress: shows a progress bar; None shows one on a terminal after a second.
 
     Returns:
-        A LearnedKernel, which also says how well the images determine the kernel.
+        A LearnedKernel; its `quality` says how well the images determine the kernel.
 
     Raises:
         ArgumentError: shapes that do not fit, options that a solver does not have, a step size
-            with which the loop would diverge, or images that are not finite.
+            that would diverge, or images that are not finite.
         ArgumentTypeError: arguments of a kind that cannot be used.
 
     Example:
@@ -215,14 +215,14 @@ def learn_kernel_field(
     """A kernel that varies over the field: as a polynomial, or one for each tile of the output.
 
     With `order` every element of the kernel is a polynomial in the output's coordinates, of total
-    degree `order`; all are fitted jointly, with the background. With `tiles` each tile has a kernel
-    of its own, fitted to it alone and to what of x lies around it by `learn_kernel`.
+    degree `order`; all are fitted jointly, with the background. With `tiles`, `learn_kernel` fits a
+    kernel to each tile of y alone, and to the part of x under its windows.
 
     Args:
         x, y, kernel_size: as for learn_kernel; several pairs must be of one size.
-        tiles: how many, int or (rows, columns); of sizes that differ by a pixel at most.
+        tiles: number of tiles, int or (rows, columns); their sizes differ by at most one pixel.
         order: 0 to 3.
-        scale_order: the order of the kernel's sum, the photometric scale; by default the same.
+        scale_order: the order of the kernel's sum, the photometric scale; by default `order`.
         **options: with tiles those of learn_kernel; with order mask, input_mask, weights, bias,
             background, padding and ridge. The polynomials of a background span the whole output.
 
@@ -243,7 +243,7 @@ def learn_kernel_field(
         (1.0, 2.0)
     """
     if (tiles is None) == (order is None):
-        raise ArgumentError("learn_kernel_field takes tiles or order, one of them")
+        raise ArgumentError("learn_kernel_field takes either tiles or order")
     names = ("mask", "input_mask", "weights", "input_noise")
     counts = [options.pop(name, None) for name in names]
     checked = Options(kernel_size=kernel_size, **options)
@@ -263,7 +263,7 @@ def learn_kernel_field(
             also = sorted(unused) or ["input_noise"]
             raise ArgumentError(
                 f"order does not go with {', '.join(also)}: a kernel that varies is fitted by "
-                "least squares with ridge alone (tiles= takes what learn_kernel does)"
+                "least squares with ridge alone (tiles= takes all options of learn_kernel)"
             )
         if isinstance(checked.ridge, str):
             raise ArgumentError(f"order takes a number as ridge, got {checked.ridge!r}")
@@ -274,7 +274,7 @@ def learn_kernel_field(
 
 
 def _checked(options: Options, images: tuple[Any, ...]) -> tuple[list[ImagePair], list[int], bool]:
-    """Checked pairs, the dimensions that their images had, and whether there was no list.
+    """Checked pairs, the number of dimensions of their images, and whether x was a single image.
 
     Args:
         options: of the call.
@@ -283,7 +283,9 @@ def _checked(options: Options, images: tuple[Any, ...]) -> tuple[list[ImagePair]
     x, *_, weights, _ = images
     pairs = options.settings().pairs(*images)
     if callable(options.loss) and weights is not None:
-        raise ArgumentError("weights count squared errors: a function as loss takes masks only")
+        raise ArgumentError(
+            "weights are for squared errors: with a function as loss, use mask instead"
+        )
     single = not is_list(x)
     return pairs, [pair.rank for pair in pairs], single
 
@@ -308,7 +310,7 @@ def _learn_tiles(
         ]
         for top, bottom in pairwise(rows)
     ]
-    # A tile's own kernel predicts from the part of the padded image that it sees.
+    # A tile's kernel predicts from its part of the padded image, without padding of its own.
     kernels = [[replace(kernel, padding=((0, 0), (0, 0))) for kernel in row] for row in kernels]
     s = options.settings()
     border = s.padding or ((0, 0), (0, 0))

@@ -1,4 +1,4 @@
-"""What learning returns: a kernel that predicts, is kept in a file, drawn, or made a layer."""
+"""LearnedKernel and KernelField, the results of learning: predict, save and load, plot, layer."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ from .quality import Quality
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Names that a kernel may be saved under, by their ends.
+#: Endings of the names that a kernel may be saved under.
 KERNEL_SUFFIXES = (".npy", ".npz", ".fits")
 
 
 @dataclass(frozen=True)
 class LearnedKernel:
-    """What learn_kernel and KernelAccumulator.solve found.
+    """Result of learn_kernel and KernelAccumulator.solve.
 
     Attributes:
         weight: (R, S) for plain images, else (K, C/groups, R, S).
-        bias: (K,), the constant that is added to each filter's output; None if none was asked for.
-        background: (K, T), the coefficients of the polynomials in `autograd/background.py`, of
-            which the first is the bias; None unless the order asked for is 1 or more.
-        history: what was minimised, before each step.
-        loss: the same for the kernel found: the (weighted) sum of squared errors plus ridge times
-            the sum of squared weights, or what the user's own loss says.
-        residual: prediction minus target, shaped as the part of the target that was fitted, a list
-            for several pairs; values that masks leave out are there too (not finite ones count as
-            zero). None after streaming, which keeps no images.
-        solver: which one it was: "gd", "cg", "normal", or an optimiser's name.
-        reason: why, in words.
+        bias: (K,), the constant that is added to each filter's output; None for a fit without one.
+        background: (K, T), the coefficients of the polynomials in `learning/background.py`, of
+            which the first is the bias; None unless the background has an order of 1 or more.
+        history: the loss before each step.
+        loss: of this kernel: the (weighted) sum of squared errors plus the penalties, or the
+            value of the user's loss.
+        residual: prediction minus target, shaped as the fitted part of the target, a list
+            for several pairs. It includes values that masks leave out (zero if not finite).
+            None after streaming, which keeps no images.
+        solver: "gd", "cg", "normal", or an optimiser's name.
+        reason: why this solver, and other automatic choices.
         step_size: the step that gradient descent used, None for other solvers.
-        max_step_size: gradient descent diverges from here on; None for other solvers.
-        quality: how far the answer can be trusted, see Quality.
-        notes: what a user should know about the answer, in sentences.
+        max_step_size: gradient descent diverges from this step on; None for other solvers.
+        quality: how far the kernel can be trusted, see Quality.
+        notes: warnings for the user.
         padding, padding_mode, groups, flip, stride: of the fit; flip is strict convolution.
     """
 
@@ -75,10 +75,10 @@ class LearnedKernel:
 
     @classmethod
     def of(cls, point: Point, settings: Settings, plain: bool, **facts: Any) -> LearnedKernel:
-        """A kernel as users have it, from a point in the space of the unknowns.
+        """A kernel in the user's layout, from a point in the space of the unknowns.
 
         Args:
-            point: in the order of a correlation.
+            point: its weight is that of a cross-correlation.
             settings: of the fit.
             plain: whether the images were (H, W).
             **facts: the other attributes.
@@ -106,7 +106,7 @@ class LearnedKernel:
 
     @property
     def undetermined(self) -> int | None:
-        """How many of a filter's unknowns the images leave open; None if not examined."""
+        """Number of a filter's unknowns that the images do not determine; None if not examined."""
         return self.quality.undetermined
 
     @property
@@ -116,9 +116,9 @@ class LearnedKernel:
 
     @property
     def rejected(self) -> torch.Tensor | list[torch.Tensor] | None:
-        """Where values of y did not count, bool, shaped as `residual`; None after streaming.
+        """Which values of y were left out, bool, shaped as `residual`; None after streaming.
 
-        That is where a mask, NaN, an unknown pixel of x, or loss="tukey" left them out.
+        Values are left out by a mask, NaN, an unknown pixel of x, or loss="tukey".
         """
         if self.residual is None:
             return None
@@ -145,14 +145,14 @@ class LearnedKernel:
     def predict(
         self, x: Any, *, padding: Any = None, origin: Pair = (0, 0), size: Pair | None = None
     ) -> Any:
-        """The output that the kernel makes of x, background included, with the fit's padding.
+        """The cross-correlation of x with the kernel, plus the background, with the fit's padding.
 
         Args:
-            x: (H, W), (C, H, W) or (N, C, H, W): a tensor, an array, or an image of Astropy's.
-            padding: another one, for a piece of a larger image: 0 inside of it.
+            x: (H, W), (C, H, W) or (N, C, H, W): a tensor, an array, or an Astropy image.
+            padding: instead of the fit's; 0 for a piece from the inside of a larger image.
             origin: (row, column) of the first output pixel, if x is a piece of a larger image.
                 Only a polynomial background depends on it.
-            size: (rows, columns) of that image's output; by default the output is all of it.
+            size: (rows, columns) of the larger image's output; by default that of this output.
 
         Returns:
             (P, Q), (K, P, Q) or (N, K, P, Q), in the weight's dtype: a tensor for a tensor, else an
@@ -166,14 +166,14 @@ class LearnedKernel:
         if self.background is None:
             return y
         coefficients = self.background.clone()
-        coefficients[:, 0] = 0  # it is in y, as the bias
+        coefficients[:, 0] = 0  # the bias, which y includes
         extent = (y.shape[-2], y.shape[-1])
         order = round((2 * coefficients.shape[1] + 0.25) ** 0.5 - 1.5)
         surface = Background(order).evaluate(coefficients, extent, Place(origin, size or extent))
         return y + (surface if y.dim() > 2 else surface[0])
 
     def _output(self, x: torch.Tensor, padding: Any) -> torch.Tensor:
-        """The kernel's output and its bias."""
+        """The kernel's output, with its bias."""
         window = (self.weight.shape[-2], self.weight.shape[-1])
         filters = self.weight.shape[0] if self.weight.dim() == 4 else 1
         channels = x.shape[-3] if x.dim() > 2 else 1
@@ -200,19 +200,19 @@ class LearnedKernel:
     def difference(
         self, x: Any, y: Any, *, x_variance: Any = None, y_variance: Any = None
     ) -> tuple[Any, Any]:
-        """y less its prediction, and the variance that its noise and x's make in it.
+        """y minus its prediction, and the variance of that difference from the noise of y and x.
 
         Args:
-            x, y: images as for learn_kernel, the ranks alike; y of the size of the output, or
-                without padding of x's.
-            x_variance, y_variance: of their noise, maps or numbers; none counts as zero.
+            x, y: images as for learn_kernel, of equal rank; y of the size of the output or,
+                without padding, of x.
+            x_variance, y_variance: of their noise, maps or numbers; None for zero.
 
         Returns:
             (difference, variance), each of the output's size; arrays for an array. NaN where y is
             masked or NaN.
 
         Raises:
-            ArgumentError: sizes that do not fit together, or a variance that is negative.
+            ArgumentError: sizes that do not fit together, or a negative variance.
         """
         given_y = as_data("y", y)
         of_x, of_y = as_data("x", x).values, given_y.values.to(self.weight)
@@ -249,8 +249,7 @@ class LearnedKernel:
         """The kernel as a layer, with its bias.
 
         Args:
-            background: False leaves the bias out, and a polynomial background, which a layer does
-                not have.
+            background: False leaves out bias and polynomial background; a layer has no polynomials.
 
         Raises:
             ArgumentError: the background is a polynomial.
@@ -284,7 +283,7 @@ class LearnedKernel:
         return layer
 
     def save(self, path: StrPath) -> None:
-        """Writes the kernel to a file, all of it or nothing.
+        """Writes the kernel to a file; after an error there is no partial file.
 
         Args:
             path: ends in .npy (the weight), .npz (weight, bias, background, history and standard
@@ -303,14 +302,14 @@ class LearnedKernel:
 
     @classmethod
     def load(cls, path: StrPath) -> LearnedKernel:
-        """What `save` wrote, without the residual; of a .npy file the weight alone.
+        """Reads a file of `save`, without residual; a .npy file has only the weight.
 
         Args:
             path: .npy, .npz or .fits.
 
         Raises:
-            ArgumentError: another ending, or no kernel.
-            OSError, ModuleNotFoundError: it is missing; .fits without astropy.
+            ArgumentError: another ending, or no kernel in the file.
+            OSError, ModuleNotFoundError: a missing file; .fits without astropy.
         """
         suffix = check_kernel_name(path)
         arrays, cards = _read_fits(path) if suffix == ".fits" else _read_numpy(path, suffix)
@@ -348,7 +347,7 @@ class LearnedKernel:
         *,
         true: torch.Tensor | None = None,
     ) -> Figure:
-        """A picture of the fit, or without the images of the kernel alone. Needs matplotlib.
+        """A picture of the fit; without images, of the kernel alone. Needs matplotlib.
 
         See `tricorr.images.plots.plot_learned` and `plot_kernel`.
         """
@@ -368,12 +367,12 @@ class LearnedKernel:
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
     def __repr__(self) -> str:
-        """As str, and the kernel where it fits into lines."""
+        """As str, followed by the kernel if it is small."""
         shown = [repr(self.weight)] if self.weight.numel() <= 7 * 7 else []
         return "\n".join([str(self), *shown])
 
     def _repr_png_(self) -> bytes | None:
-        """The picture that a notebook shows; None for kernels with channels or no matplotlib."""
+        """The picture for a notebook; None for kernels with channels or without matplotlib."""
         import io
         from importlib.util import find_spec
 
@@ -394,7 +393,7 @@ class LearnedKernel:
         return arrays | {"history": np.array(self.history, dtype=np.float64)}
 
     def _cards(self) -> dict[str, tuple[Any, str]]:
-        """What a FITS header says of the fit: keyword, value and comment."""
+        """Facts about the fit for a FITS header: keyword to (value, comment)."""
         (top, bottom), (left, right) = self.padding
         return {
             "SOLVER": (self.solver, "how the kernel was found"),
@@ -411,11 +410,11 @@ class LearnedKernel:
 
 @dataclass(frozen=True)
 class KernelField:
-    """A kernel for each tile of the output: what learn_kernel_field returns.
+    """A kernel for each tile of the output: result of learn_kernel_field(tiles=...).
 
     Attributes:
         kernels: a LearnedKernel for each tile, by rows and columns of tiles.
-        rows: where tiles begin and end, as output rows: tile i has rows[i] up to rows[i + 1].
+        rows: borders of the tiles: tile i has output rows rows[i] .. rows[i + 1] - 1.
         columns: the same for columns.
         padding, padding_mode, groups, flip: of the fit.
     """
@@ -452,7 +451,7 @@ class KernelField:
 
     @property
     def loss(self) -> float:
-        """The sum of the tiles'."""
+        """The sum of the tiles' losses."""
         return sum(k.loss for row in self.kernels for k in row)
 
     @property
@@ -464,7 +463,7 @@ class KernelField:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of each tile's answer."""
+        """Warnings for the user, with the tile that each is about."""
         return [
             f"tile {i}, {j}: {note}"
             for i, row in enumerate(self.kernels)
@@ -473,10 +472,10 @@ class KernelField:
         ]
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
-        """The output that each tile's kernel makes of its part of x.
+        """The output of x, each tile by its own kernel.
 
         Raises:
-            ArgumentError: x is not of the size of the fit.
+            ArgumentError: x does not have the size of the fit.
         """
         window = self.kernels[0][0].weight.shape[-2:]
         padding = as_padding(self.padding, (window[0], window[1]))
@@ -527,10 +526,10 @@ class KernelField:
 
 
 def check_kernel_name(path: StrPath) -> str:
-    """The ending of a name that a kernel may be saved under.
+    """The ending of a file name for a kernel.
 
     Raises:
-        ArgumentError: it ends in something else.
+        ArgumentError: the name has another ending.
     """
     name = str(path)
     for suffix in KERNEL_SUFFIXES:
@@ -542,7 +541,7 @@ def check_kernel_name(path: StrPath) -> str:
 
 
 def _write(path: StrPath, suffix: str, arrays: dict[str, Any], cards: Cards) -> None:
-    """Writes a weight and what belongs to it, .npy the weight alone."""
+    """Writes the arrays; to .npy the weight alone."""
     if suffix != ".npy":
         write_arrays(path, arrays, cards)
         return

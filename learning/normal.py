@@ -1,4 +1,4 @@
-"""The normal matrix of a fit, its rank, and what a kernel is constrained to."""
+"""The normal matrix of a fit, its rank, and the constraints on a kernel."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from functools import cached_property
 import torch
 
 #: Eigenvalues of the normal matrix below this fraction of the largest count as zero: far above the
-#: rounding of float64 sums, far below what 8-bit or float32 images can tell apart.
+#: rounding of float64 sums, far below the precision of 8-bit or float32 images.
 RANK_TOLERANCE = 1e-10
-#: Cholesky's factor is trusted without a look at the eigenvalues where the smallest one, estimated,
-#: is this much above the tolerance; and used from so many unknowns on.
+#: From FACTORED_UNKNOWNS on, a Cholesky factor replaces the eigenvalues, if an estimate of the
+#: smallest one is this many times the tolerance.
 CLEARLY_DETERMINED = 100
 FACTORED_UNKNOWNS = 48
 #: Power iterations of an estimate: within a factor of two for a thousand unknowns.
@@ -20,15 +20,15 @@ ITERATIONS = 16
 
 @dataclass(frozen=True)
 class Constraints:
-    """What a kernel must be.
+    """Constraints and penalties on the kernel of a filter.
 
     Attributes:
-        elements: how many of a filter's unknowns are the kernel's; the rest is background.
+        elements: number of a filter's unknowns that are the kernel's; the rest is background.
         ridge: added to the loss: ridge * the kernel's sum of squares.
         nonnegative: no element of the kernel is below zero.
-        sum_to: what the kernel's elements sum to; None if that is free.
+        sum_to: the sum of the kernel's elements; None for a free sum.
         smooth: added to the loss: smooth * the sum of squared differences between neighbours.
-        window: (C/groups, R, S), as the elements are laid out.
+        window: (C/groups, R, S), the order of the elements.
     """
 
     elements: int
@@ -48,7 +48,7 @@ class Constraints:
 
 
 def roughness(window: tuple[int, int, int], like: torch.Tensor) -> torch.Tensor:
-    """D^T D with D the differences between neighbours in rows and columns, zero beyond the window.
+    """D^T D, D being differences of neighbours in rows and columns, with zeros outside the window.
 
     Returns:
         (C*R*S, C*R*S).
@@ -68,13 +68,13 @@ def _identity(count: int, like: torch.Tensor) -> torch.Tensor:
 
 
 class Normal:
-    """One normal matrix, prepared: G and the penalties on the directions that a sum leaves free.
+    """One normal matrix with its penalties, restricted to the directions that keep a given sum.
 
     Attributes:
-        gram: G and the penalties (D, D), scaled.
+        gram: G plus the penalties (D, D), scaled.
         scale: (D,): unknowns are scale times the scaled ones.
         reduced: gram on the free directions.
-        rank: how many eigenvalues count.
+        rank: number of eigenvalues that do not count as zero.
     """
 
     def __init__(self, gram: torch.Tensor, constraints: Constraints) -> None:
@@ -88,7 +88,7 @@ class Normal:
         self._mirror: torch.Tensor | None = None
         self.reduced = self.gram
         if constraints.sum_to is not None:
-            # Householder's reflection of the sum onto the first axis, which is then left out. The
+            # A Householder reflection maps the sum to the first axis, which is then left out. The
             # vector's first element is 1 + 1 / sqrt(elements): no cancellation.
             kernel = torch.arange(len(gram), device=gram.device) < elements
             self._mirror = kernel.to(gram) / elements**0.5
@@ -112,7 +112,7 @@ class Normal:
 
     @property
     def condition(self) -> float:
-        """Largest over smallest eigenvalue; inf if some count as zero."""
+        """Largest over smallest eigenvalue; inf if one counts as zero."""
         free = len(self.reduced)
         if self.rank < free or not free:
             return float("inf") if free else 1.0
@@ -121,7 +121,7 @@ class Normal:
     def inverse(self) -> torch.Tensor:
         """The pseudo-inverse on the free directions, in the unknowns' own scale: (D, D)."""
         inverse = self._inverse
-        self._inverse = None  # as large as the matrix, and seldom asked for twice
+        self._inverse = None  # as large as the matrix, and seldom used twice
         if inverse is None and self._factor is not None:
             inverse = torch.cholesky_inverse(self._factor)
         if inverse is None:
@@ -134,16 +134,16 @@ class Normal:
         return inverse * self.scale[:, None] * self.scale
 
     def null_space(self) -> torch.Tensor:
-        """Directions that leave the loss as it is, (D, undetermined), orthonormal when scaled."""
+        """Directions that do not change the loss, (D, undetermined), orthonormal when scaled."""
         if self.rank == len(self.reduced):
             return self.gram.new_zeros(len(self.gram), 0)
         blind = self._eigen[1][:, : len(self.reduced) - self.rank]
         return self._expanded(blind) * self.scale[:, None]
 
     def minimum(self, moments: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-        """The best theta (K, D) for moments (K, D), from a `start` that has the right sum."""
+        """The best theta (K, D) for moments (K, D), from a `start` that has the given sum."""
         theta, moments = (start / self.scale).T, (moments * self.scale).T
-        for _ in range(2):  # the second time refines what the first one's rounding left
+        for _ in range(2):  # the second pass removes the rounding errors of the first
             theta = theta + self._solved(moments - self.gram @ theta)
         return theta.T * self.scale
 
@@ -174,18 +174,18 @@ class Normal:
         return columns - torch.outer(2 * self._mirror, self._mirror @ columns)
 
     def _expanded(self, columns: torch.Tensor) -> torch.Tensor:
-        """Columns on the free directions, as columns of D elements."""
+        """Columns over the free directions as columns of D elements."""
         if self._mirror is None:
             return columns
         return self._reflected(torch.cat([columns.new_zeros(1, columns.shape[1]), columns]))
 
     def _cholesky(self) -> torch.Tensor | None:
-        """The factor of a matrix whose eigenvalues all count, without a doubt; else None."""
+        """The Cholesky factor; None unless all eigenvalues are clearly above the tolerance."""
         factor, failed = torch.linalg.cholesky_ex(self.reduced)
         if int(failed):
             return None
         clear = CLEARLY_DETERMINED * RANK_TOLERANCE
-        # Traces bound the largest eigenvalues of a matrix and of its inverse, but for rounding.
+        # Up to rounding, traces bound the largest eigenvalues of a matrix and of its inverse.
         inverse = torch.cholesky_inverse(factor)
         largest, least = float(self.reduced.trace()), 1 / float(inverse.trace())
         if least > clear * largest:
@@ -203,7 +203,7 @@ class Normal:
 
 
 def background_scale(gram: torch.Tensor, elements: int) -> torch.Tensor:
-    """(D,): 1 for the kernel, and what brings the background's columns to the kernel's size."""
+    """(D,): 1 for the kernel; for the background, factors that give its columns the same size."""
     diagonal = gram.diagonal()
     if len(diagonal) == elements:
         return torch.ones_like(diagonal)

@@ -1,4 +1,4 @@
-"""What learn_kernel is asked for: the model, the constraints, and the solver, checked or chosen."""
+"""Options of learn_kernel, checked: model, constraints, and the choice of the solver."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ NORMAL_BYTES = 2**27
 
 
 def is_list(images: Any) -> bool:
-    """Whether these are several images."""
+    """Whether the argument is several images."""
     return isinstance(images, list | tuple)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What learn_kernel and KernelAccumulator take alike.
+    """The model: arguments that learn_kernel and KernelAccumulator share.
 
     Attributes:
         window: (R, S).
         background: polynomials that are fitted too.
-        padding: ((top, bottom), (left, right)); None if the user said nothing, so that a target of
+        padding: ((top, bottom), (left, right)); None if the user gave none, so that a target of
             the input's size loses its border.
         padding_mode, groups, flip: as for learn_kernel.
         stride: (h, w).
@@ -71,7 +71,7 @@ class Settings:
         if not is_list(x) or not is_list(y) or len(x) != len(y) or not x:
             counts = [f"{len(v)} of them" if is_list(v) else "one" for v in (x, y)]
             raise ArgumentError(
-                f"x and y must be two images or two lists as long as each other, got {counts[0]} "
+                f"x and y must be two images or two lists of equal length, got {counts[0]} "
                 f"and {counts[1]}"
             )
         if isinstance(input_noise, int | float):
@@ -101,7 +101,11 @@ class Settings:
 
 
 def _with_pixels(pairs: list[ImagePair]) -> list[ImagePair]:
-    """The pairs, unless nothing of them counts."""
+    """The pairs.
+
+    Raises:
+        ArgumentError: every weight is zero.
+    """
     if all(pair.weights is not None and not bool(pair.weights.any()) for pair in pairs):
         raise ArgumentError("there is nothing to fit: masks and weights leave out every pixel of y")
     return pairs
@@ -167,7 +171,7 @@ def as_constraints(
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of learn_kernel that are no images; what they mean is said there."""
+    """The arguments of learn_kernel except the images; documented there."""
 
     kernel_size: Any
     solver: Solver = "auto"
@@ -203,10 +207,10 @@ class Options:
 
     @property
     def ridge_rule(self) -> str | float | None:
-        """How the ridge is to be found: "gcv", a fraction of the largest eigenvalue, or given.
+        """The rule for the ridge: "gcv" or a fraction of the largest eigenvalue; None for a number.
 
         Raises:
-            ArgumentError: a text that says neither.
+            ArgumentError: another text.
         """
         text = self.ridge
         if not isinstance(text, str) or text == "gcv":
@@ -224,7 +228,7 @@ class Options:
 
     @property
     def chooses_size(self) -> bool:
-        """Whether the window is to be found too."""
+        """Whether the size of the window is chosen, kernel_size="auto"."""
         return isinstance(self.kernel_size, str) and self.kernel_size == "auto"
 
     def settings(self) -> Settings:
@@ -241,14 +245,14 @@ class Options:
         )
 
     def constraints(self, pair: ImagePair) -> Constraints:
-        """Those of every filter."""
+        """The constraints on every filter."""
         g = pair.geometry
         window = (g.group_C, g.R, g.S)
         ridge = 0.0 if self.ridge_rule is not None else self.ridge
         return as_constraints(window, ridge, self.nonnegative, self.sum_to, self.smooth)
 
     def with_size(self, window: Pair) -> Options:
-        """The same for another window."""
+        """The same options with another window."""
         return replace(self, kernel_size=window)
 
 
@@ -258,8 +262,8 @@ class Chosen:
 
     Attributes:
         name: "normal", "cg", "gd" or an optimiser's.
-        reason: why, in words.
-        make: what makes an optimiser of parameters; None for the first three.
+        reason: for the user, why it was chosen.
+        make: function of parameters that returns an optimiser; None for the first three.
     """
 
     name: str
@@ -268,13 +272,13 @@ class Chosen:
 
 
 def chosen_solver(options: Options, unknowns: int, matrices: int, noisy: bool) -> Chosen:
-    """The rule that learn_kernel documents, and the options that each solver has.
+    """The solver by the rule in learn_kernel's docstring, after checking its options.
 
     Args:
         options: of the call.
         unknowns: of one filter.
-        matrices: how many normal matrices there are.
-        noisy: whether the noise of x is taken into account.
+        matrices: number of normal matrices.
+        noisy: whether the noise of x is subtracted.
 
     Raises:
         ArgumentError, ArgumentTypeError: options that the solver does not have.
@@ -287,7 +291,7 @@ def chosen_solver(options: Options, unknowns: int, matrices: int, noisy: bool) -
 def _solver(options: Options, unknowns: int, matrices: int, noisy: bool) -> Chosen:
     solver = options.solver
     if callable(solver):
-        made = getattr(solver, "func", solver)  # what a functools.partial is of
+        made = getattr(solver, "func", solver)  # the function in a functools.partial
         name = getattr(made, "__name__", type(made).__name__).replace("<lambda>", "optimiser")
         return Chosen(name.lower(), "asked for", solver)
     if not isinstance(solver, str):
@@ -310,7 +314,8 @@ def _solver(options: Options, unknowns: int, matrices: int, noisy: bool) -> Chos
     loop += ["log_every"] * (options.log_every > 0)
     if loop:
         plain = options.loss == "squared" and options.sum_to is None
-        return Chosen("gd" if plain else "cg", f"chosen: {' and '.join(loop)} of a loop given")
+        reason = f"chosen: {' and '.join(loop)} given, for a loop"
+        return Chosen("gd" if plain else "cg", reason)
     needed_bytes = 8 * unknowns**2 * matrices
     size = f"{unknowns} unknowns of a filter, whose normal equations take"
     if needed_bytes <= NORMAL_BYTES:
@@ -346,7 +351,7 @@ def _check_options(options: Options, chosen: Chosen, noisy: bool) -> None:
         )
     if options.loss in LOSSES and name not in ("normal", "cg"):
         raise ArgumentError(
-            f"loss={options.loss!r} is by repeated weighted fits: it needs solver='normal' or "
+            f"loss={options.loss!r} takes repeated weighted fits: it needs solver='normal' or "
             f"'cg', got {name!r} (optimisers take functions, such as "
             "torch.nn.functional.huber_loss)"
         )

@@ -1,4 +1,4 @@
-"""Pairs of images between which a kernel is sought: checked, cropped, masked, cut into pieces."""
+"""Pairs of images for a fit: checked, cropped, masked, cut into pieces."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from .data import all_finite, as_counts, as_data
 
 @dataclass(frozen=True)
 class ImagePair:
-    """An input and the output that a kernel should make of it.
+    """An input image and its target.
 
     Attributes:
-        x: (N, C, H, W), as the user gave it or with what a padding mode adds around it.
+        x: (N, C, H, W), as given or, for a padding mode other than zeros, padded.
         y: (N, K, P, Q).
         weights: (N, 1 or K, P, Q), not negative; None where all are one.
         window: (R, S).
         padding: ((top, bottom), (left, right)) zeros around x.
         groups: channel groups.
-        place: where y lies in the output that a polynomial background spans.
+        place: position of y in the output that a polynomial background spans.
         stride: (h, w) step between windows, in pixels of x.
-        x_variance: (N, 1 or C, H, W) of the noise of x, like x; None for none.
-        notes: what was left out of the images, in sentences.
-        rank: how many dimensions the images had.
+        x_variance: (N, 1 or C, H, W), of the noise of x, padded like x; None for no noise.
+        notes: for the user, the pixels that were left out.
+        rank: number of dimensions of the images as given.
     """
 
     x: torch.Tensor
@@ -49,7 +49,7 @@ class ImagePair:
 
     @cached_property
     def geometry(self) -> Geometry:
-        """Of the correlation of x with a kernel."""
+        """Geometry of the correlation of x with a kernel."""
         N, C, H, W = self.x.shape
         weight_shape = (self.y.shape[1], C // self.groups, *self.window)
         return ops.geometry_of(
@@ -66,14 +66,14 @@ class ImagePair:
         return self.y.shape[-2], self.y.shape[-1]
 
     def to(self, dtype: torch.dtype) -> ImagePair:
-        """The same in another dtype."""
+        """The pair in another dtype."""
         weights = None if self.weights is None else self.weights.to(dtype)
         return replace(self, x=self.x.to(dtype), y=self.y.to(dtype), weights=weights)
 
     def crop(self, top: int, bottom: int, left: int, right: int) -> ImagePair:
-        """Output rows top up to bottom, columns left up to right, with the x that they depend on.
+        """Output rows top .. bottom - 1, columns left .. right - 1, and the part of x under them.
 
-        Views, no copies.
+        The tensors are views.
         """
         R, S = self.window
         (pad_top, _), (pad_left, _) = self.padding
@@ -119,7 +119,7 @@ class ImagePair:
 
 
 def _inside(first: int, last: int, extent: int) -> tuple[slice, Pair]:
-    """What of first up to last an image has, at least one element, and how many it lacks."""
+    """The part of first .. last - 1 inside an image, at least one element; the numbers outside."""
     start = min(max(first, 0), extent - 1)
     end = max(min(last, extent), start + 1)
     return slice(start, end), (start - first, last - end)
@@ -215,7 +215,7 @@ def padded_image(x: torch.Tensor, padding: tuple[Pair, Pair], mode: str) -> torc
     """x (..., H, W) with `padding` written out.
 
     Raises:
-        ArgumentError: the mode has not that much to put there.
+        ArgumentError: the padding is too large for the mode.
     """
     (top, bottom), (left, right) = padding
     for name, extent, sides in zip(("height", "width"), x.shape[-2:], padding, strict=True):
@@ -229,7 +229,7 @@ def padded_image(x: torch.Tensor, padding: tuple[Pair, Pair], mode: str) -> torc
 
 
 def _fitted_part(pair: ImagePair, cropped_as: torch.Tensor | None) -> tuple[slice, slice]:
-    """The rows and columns of y that full windows predict; y may have the size of x if given."""
+    """Rows and columns of y that full windows predict; y may have the size of `cropped_as`."""
     g, y = pair.geometry, pair.y
     if len(y) == g.N and tuple(y.shape[-2:]) == (g.P, g.Q):
         return slice(None), slice(None)
@@ -248,7 +248,7 @@ def _fitted_part(pair: ImagePair, cropped_as: torch.Tensor | None) -> tuple[slic
 def _weights(
     mask: Any, good: torch.Tensor | None, weights: Any, y: torch.Tensor
 ) -> torch.Tensor | None:
-    """The product of masks and weights, (N, 1 or K, rows, columns), before any cropping of y."""
+    """The product of masks and weights, (N, 1 or K, rows, columns), for all of y."""
     kept = _both(None if mask is None else _spread("mask", mask, y) != 0, good)
     if kept is not None and kept.shape[1] > 1 and bool((kept == kept[:, :1]).all()):
         kept = kept[:, :1]
@@ -273,7 +273,7 @@ def _both(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tens
 
 
 def _variance(noise: Any, x: torch.Tensor) -> torch.Tensor:
-    """(N, 1 or C, H, W) of a standard deviation, one number or a map."""
+    """The variance (N, 1 or C, H, W) of noise given as standard deviation, a number or a map."""
     if isinstance(noise, int | float) and not isinstance(noise, bool):
         if not 0 <= noise < float("inf"):
             raise ArgumentError(f"input_noise must be finite and not negative, got {noise}")
@@ -289,7 +289,7 @@ def _variance(noise: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _spread(name: str, values: Any, image: torch.Tensor) -> torch.Tensor:
-    """`values` over the image (N, C, H, W), with one channel if they are the same for all."""
+    """`values` broadcast to (N, 1 or C, H, W) of the image."""
     values = as_counts(name, values)
     if values.device != image.device:
         if values.device.type != "cpu":
@@ -312,4 +312,4 @@ def _spread(name: str, values: Any, image: torch.Tensor) -> torch.Tensor:
 
 def _check_finite(name: str, image: torch.Tensor, mask: str) -> None:
     if not all_finite(image):
-        raise ArgumentError(f"{name} must be finite, got infinity in it ({mask} leaves pixels out)")
+        raise ArgumentError(f"{name} must be finite, got infinity ({mask}= leaves pixels out)")

@@ -1,4 +1,4 @@
-"""The linear map from a kernel to its outputs, its adjoint, and the loss: on our own operators."""
+"""The linear map from a kernel to its outputs, its adjoint and the loss, on tricorr's operators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..ops.arguments import Pair
 from .background import Background
 from .pairs import ImagePair
 
-#: On a CPU, PyTorch writes the windows of float64 images out: at most so many elements at a time.
+#: On a CPU, PyTorch stores all windows of float64 images: most elements of them at a time.
 UNFOLDED_ELEMENTS = 2**23
 
 
@@ -31,7 +31,7 @@ class Point:
     background: torch.Tensor
 
     def plus(self, other: Point, factor: float | torch.Tensor) -> Point:
-        """self + factor * other; a factor (K,) is one for each filter."""
+        """self + factor * other; a tensor (K,) has one factor for each filter."""
         change = other.times(factor)
         return Point(self.weight + change.weight, self.background + change.background)
 
@@ -90,10 +90,10 @@ class Problem:
         return self.pairs[0].x
 
     def start(self, initial: torch.Tensor | None, plain: bool) -> Point:
-        """Where to begin: zeros, or the user's kernel, (R, S) if `plain`.
+        """The initial point: zeros, or the user's kernel, (R, S) if `plain`.
 
         Raises:
-            ArgumentError: its shape is another.
+            ArgumentError: the kernel has another shape.
         """
         shape = self.weight_shape
         background = self.like.new_zeros(shape[0], len(self.background.terms))
@@ -106,14 +106,14 @@ class Problem:
         return Point(initial.detach().to(self.like).reshape(shape), background)
 
     def apply(self, point: Point) -> list[torch.Tensor]:
-        """A: the outputs that a kernel makes, of as many filters as it has."""
+        """A: a kernel, of any number of filters, to its outputs."""
         return [
             _joined([self._output(piece, point) for piece in self._pieces(pair)], pair)
             for pair in self.pairs
         ]
 
     def adjoint(self, images: list[torch.Tensor]) -> Point:
-        """A^T: outputs to the kernel that points to them."""
+        """A^T: outputs to a kernel."""
         found: Point | None = None
         for pair, image in zip(self.pairs, images, strict=True):
             for piece in self._pieces(replace(pair, y=image, weights=None)):
@@ -145,7 +145,7 @@ class Problem:
         return total
 
     def loss(self, residual: list[torch.Tensor], point: Point) -> float:
-        """What is minimised, in float64."""
+        """The loss that is minimised, in float64."""
         return float(self.squared(residual).sum()) + self.penalty(point)
 
     def penalty(self, point: Point) -> float:
@@ -175,7 +175,7 @@ class Problem:
                 surface = self.background.evaluate(point.background, piece.extent, piece.place)
                 output += surface.to(output)
             return output
-        # A constant is the operator's own bias.
+        # A constant background is the operator's bias.
         bias = point.background[:, 0] if self.background.order == 0 else None
         output = correlate(piece.x, point.weight, bias, geometry, "ieee")
         if self.background.order:
@@ -197,7 +197,7 @@ class Problem:
 
 
 def _by_fourier(geometry: Geometry, pair: ImagePair) -> bool:
-    """Whether transforms are cheaper than PyTorch's convolution."""
+    """Whether Fourier transforms are cheaper than PyTorch's convolution."""
     g = geometry
     on_cpu = pair.x.device.type == "cpu" and g.stride == (1, 1)
     return on_cpu and fourier.pays((g.R, g.S), g.C, g.K, g.groups)
@@ -206,7 +206,7 @@ def _by_fourier(geometry: Geometry, pair: ImagePair) -> bool:
 def correlated(
     x: torch.Tensor, weight: torch.Tensor, padding: tuple[Pair, Pair], groups: int
 ) -> torch.Tensor:
-    """Cross-correlation of x (N, C, H, W) with zero padding, by transforms."""
+    """Cross-correlation of x (N, C, H, W) with zero padding, by Fourier transforms."""
     (top, bottom), (left, right) = padding
     return fourier.correlate(F.pad(x, (left, right, top, bottom)), weight, groups)
 
@@ -220,7 +220,7 @@ def _lag_gradient(pair: ImagePair) -> torch.Tensor:
 
 
 def _joined(pieces: list[torch.Tensor], pair: ImagePair) -> torch.Tensor:
-    """Outputs of `blocks`, put together."""
+    """The outputs of a pair's blocks, joined."""
     if len(pieces) == 1:
         return pieces[0]
     N, _, P, Q = pair.y.shape

@@ -1,4 +1,4 @@
-"""How far a learned kernel can be trusted: what the images tell, and what the fit left over."""
+"""How far a learned kernel can be trusted: rank, standard errors, residual, and notes on them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from .problem import Problem
 from .solve import normals_of
 from .units import Units
 
-#: An element that many standard errors from zero is seen: chance does that to one in 16000.
+#: Standard errors from zero at which an element is significant; by chance 1 in 16000 is.
 SIGNIFICANT = 4
-#: Residuals of neighbours that are correlated more than this, and significantly, are not
-#: independent errors: the standard errors would be a fifth too small or worse.
+#: Correlation of neighbouring residuals above which, if significant, they are not independent
+#: errors: the standard errors would be at least a fifth too small.
 CORRELATED = 0.15
-#: A residual of this much of the target's own variation, and more, explains next to nothing.
+#: RMS error over the target's own variation above which a kernel explains next to nothing.
 UNEXPLAINED = 0.9
-#: Where a larger fraction of y's values are its largest or smallest, it may be clipped.
+#: If a larger fraction of y's values are its largest or smallest, it may be clipped.
 CLIPPED = 0.002
-#: Noise of x is worth a note if it moves an element by that many standard errors, and by that
+#: Noise of x is noted if it changes an element by this many standard errors, and by this
 #: fraction of the largest element.
 NOISE_ERRORS, NOISE_BIAS = 2, 0.01
-#: The parts of the squared error that noise of x must explain to be named.
+#: Noise of x is noted if it explains a part of the squared error within these limits.
 NOISE_PARTS = 0.2, 2.0
-#: Noise of more than this many standard deviations of x is taken for the image.
+#: An estimated noise above this many standard deviations of x is not told apart from the image.
 MOST_NOISE = 0.5
 #: Pixels along a side of the part of x in which its noise is estimated.
 NOISE_PIXELS = 160
@@ -46,45 +46,44 @@ Residual: TypeAlias = list[tuple[torch.Tensor, torch.Tensor | None]]
 class Quality:
     """How far a learned kernel can be trusted.
 
-    What needs the normal matrix is None where that was not examined because of its size.
+    Attributes that need the normal matrix are None if it was too large to compute.
 
     Attributes:
-        pixels: how many target values were fitted: those whose weight is not zero.
+        pixels: number of fitted target values, those whose weight is not zero.
         weight_sum: the sum of their weights.
         squared_error: weighted sum of squared errors.
-        excess: how far the loss, with the ridge, is above the least possible; None where the loss
-            is a function, or that was not examined.
-        farthest: the largest distance of an element from the best kernel's, as excess.
-        converged: False where that is more than noise explains: the steps ended too early, and the
-            standard errors are not all that is wrong with the kernel.
+        excess: the loss, with penalties, minus the least possible; None if the loss is a function.
+        farthest: the largest distance of an element from the best kernel's; None as `excess`.
+        converged: False if `excess` is more than noise explains: the steps ended too early, and the
+            kernel may be wrong by more than the standard errors.
         rms: root of the weighted mean squared error, in the units of y.
         reblur_error: RMS error over the RMS of y about its mean: 0 for an exact fit, 1 for a
-            kernel that says no more than a constant does.
+            kernel that predicts no better than a constant.
         mean: weighted mean of prediction minus target; None after streaming, as the next two.
         largest: the largest absolute residual.
         correlation: of the residuals of neighbouring pixels, in rows or in columns, whichever is
-            larger. Errors of y that are independent give 0; a window too small, noise of x, or what
-            no kernel explains gives more.
+            larger. It is 0 for independent errors of y, and larger for a window that is too small,
+            noise in x, or a change that no kernel explains.
         unknowns: of one filter.
-        rank: how many directions of these the images determine.
-        noise: standard deviation of a target value of weight one about the prediction, with the
-            unknowns counted: sqrt(squared_error / (pixels - rank)).
-        standard_error: shaped as the weight: one standard deviation of each element if the errors
-            of y are independent, of equal size but for the weights, and nothing is held at zero;
-            inf where the images do not determine it; None where `correlation` says that they are
-            not independent, or `cut` that the window is too small. A robust loss's weights are
+        rank: number of directions of these that the images determine.
+        noise: standard deviation of a target value of weight one about the prediction, corrected
+            for the number of unknowns: sqrt(squared_error / (pixels - rank)).
+        standard_error: shaped as the weight: one standard deviation of each element, if the errors
+            of y are independent, of equal size except for the weights, and no element is held at
+            zero; inf where the images do not determine it; None if `correlation` shows errors that
+            are not independent, or `cut` is True. The weights of a robust loss are
             taken as given: with loss="tukey" the errors are a sixth too small, with "huber" too
-            large where there are strong outliers.
+            large if there are strong outliers.
         background_error: (K, T), the same for the background's coefficients.
-        cut: whether the kernel goes on outside of the window, which elements around it tell that
-            would explain more than chance does; None where that was not examined.
-        notes: warnings in sentences.
+        cut: whether the window cuts the kernel off: elements just outside it would explain more of
+            the residual than chance. None if that was not examined.
+        notes: warnings for the user.
         normal: the normal matrix of the worst group, as it was solved.
         elements: of a filter's kernel.
         weight_shape: (K, C/groups, R, S).
-        eigenvalue_unit: what an eigenvalue of one is in the units of the images.
+        eigenvalue_unit: factor from eigenvalues in the fit's units to those of the images.
         residual: prediction minus target and weights of each pair, in the units of the fit.
-        residual_unit: what a residual of one is in the units of y.
+        residual_unit: factor from residuals in the fit's units to the units of y.
     """
 
     pixels: int
@@ -113,7 +112,7 @@ class Quality:
     residual_unit: float = 1.0
 
     def __str__(self) -> str:
-        """The error, what the elements are known to, and how well the kernel is determined."""
+        """Lines with the error, the standard error and the condition number."""
         lines = [
             f"error: {self.rms:.3g} RMS over {self.pixels} pixels, "
             f"{100 * self.reblur_error:.3g} % of the target's own variation"
@@ -125,10 +124,11 @@ class Quality:
             lines.append(f"each element is known to {float(errors.max()):.2g} (one standard error)")
         if self.condition is not None and self.condition < math.inf:
             ratio = math.sqrt(self.condition)
-            meaning = "all parts of the kernel are seen about as well"
+            meaning = "all parts of the kernel are determined about equally well"
             if ratio > 10:
                 meaning = (
-                    f"some parts of the kernel are seen {ratio:.2g} times less well than others"
+                    f"some parts of the kernel are determined {ratio:.2g} times less well than "
+                    "others"
                 )
             lines.append(f"condition number of the normal matrix {self.condition:.3g}: {meaning}")
         return "\n".join(lines)
@@ -139,7 +139,7 @@ class Quality:
     def of_a_file(
         cls, weight: torch.Tensor, rms: float, pixels: int, error: torch.Tensor | None
     ) -> Quality:
-        """What is kept of the quality of a kernel that was saved."""
+        """The quality of a kernel that was read from a file."""
         return cls(
             pixels=pixels,
             weight_sum=float(pixels),
@@ -161,7 +161,7 @@ class Quality:
 
     @cached_property
     def robust(self) -> float | None:
-        """1.4826 times the median absolute residual: outliers do not move it; None if streamed."""
+        """1.4826 times the median absolute residual, insensitive to outliers; None if streamed."""
         if not self.residual:
             return None
         values = [
@@ -174,12 +174,12 @@ class Quality:
 
     @property
     def undetermined(self) -> int | None:
-        """How many of a filter's unknowns the images leave open; None if not examined."""
+        """Number of a filter's unknowns that the images do not determine; None if not examined."""
         return None if self.rank is None else self.unknowns - self.rank
 
     @property
     def condition(self) -> float | None:
-        """Largest over smallest eigenvalue of the normal matrix; inf if directions are open."""
+        """Largest over smallest eigenvalue of the normal matrix; inf if one counts as zero."""
         return None if self.normal is None else self.normal.condition
 
     @cached_property
@@ -191,7 +191,7 @@ class Quality:
     def null_space(self) -> torch.Tensor | None:
         """(undetermined, C/groups, R, S): kernels that change no prediction, orthonormal.
 
-        Every kernel of the answer's quality is the answer plus some of these.
+        Adding any combination of these to the learned kernel gives an equally good one.
         """
         if self.normal is None:
             return None
@@ -212,22 +212,22 @@ def quality_of(
     units: Units | None = None,
     x_noise: Callable[[], float] | None = None,
 ) -> Quality:
-    """The quality of an answer: given in the units of the fit, returned in the user's.
+    """The quality of a solution. Arguments are in the units of the fit, the result in the user's.
 
     Args:
-        sums: of the images, their gram empty if it was too large to gather.
+        sums: of the images, their gram empty if it was too large to compute.
         constraints: of the fit.
-        theta: (K, D), the answer.
+        theta: (K, D), the solution.
         error: (K,), the (weighted) sum of squared errors of each filter.
         weight_shape: (K, C/groups, R, S).
         residual: prediction minus target and weights of each pair; empty after streaming.
-        exact: whether theta is the best answer, not one on the way there; None if it is, or is on
-            the way to, the best by a loss other than squared error.
-        problem: of the residual, for a look outside of the window; None after streaming.
-        normals: the matrices that were solved, if they were.
+        exact: True for the exact solution, False for the result of steps towards it; None if the
+            loss is not squared error.
+        problem: of the residual, to examine elements outside the window; None after streaming.
+        normals: the matrices that were solved, if any.
         units: of the fit; None for the user's.
-        x_noise: gives a standard deviation that the noise of x may have; None if that is accounted
-            for.
+        x_noise: returns an estimated standard deviation of the noise of x; None if the fit
+            subtracts that noise.
     """
     units = units or Units()
     examined = len(sums.gram) > 0
@@ -265,7 +265,7 @@ def quality_of(
     precision = residual[0][0].dtype if residual else torch.float64
     eps = max(64 * torch.finfo(precision).eps, 2.0**-40)
     rounding = eps * float(sums.squares.sum()) ** 0.5
-    rounded = total**0.5 <= rounding  # nothing is left over but rounding, which may be correlated
+    rounded = total**0.5 <= rounding  # the residual is only rounding, which may be correlated
     correlated = not rounded and _is_correlated(found)
     notes = []
     if exact is not None and found.reblur_error > UNEXPLAINED and not rounded:
@@ -308,14 +308,14 @@ def quality_of(
 
 @dataclass(frozen=True)
 class _Reason:
-    """What notes are drawn from.
+    """The facts that notes are made from.
 
     Attributes:
         sums, constraints, theta, units, x_noise: as for quality_of.
         solved: the normal matrices, with penalties.
-        correlated: whether residuals are no independent errors.
-        rounding: a root of the squared error that is rounding.
-        border: of the window, if that was looked at.
+        correlated: whether residuals are correlated.
+        rounding: root of a squared error that is only rounding.
+        border: elements outside the window, if examined.
         clipped: the fraction of y's values that are its largest or its smallest.
     """
 
@@ -359,9 +359,9 @@ def _in_user_units(quality: Quality, units: Units) -> Quality:
 
 
 def noise_of(pair: ImagePair) -> float:
-    """A standard deviation of the noise in x, by second differences; texture adds to it.
+    """Estimate of the noise in x, a standard deviation, by second differences; texture adds to it.
 
-    0 where x is hardly anything else: nothing then tells noise from image.
+    0 if x is mostly noise by this estimate, because texture then looks the same.
 
     J. Immerkaer, Fast noise variance estimation, Computer Vision and Image Understanding 64 (1996),
     with the median in place of the mean.
@@ -382,7 +382,7 @@ def noise_of(pair: ImagePair) -> float:
 
 
 def _badness(normal: Normal) -> tuple[int, float]:
-    # Eigenvalues of a large matrix are not worth a choice between groups.
+    # For large matrices, eigenvalues cost too much just to choose between groups.
     return -normal.rank, normal.condition if len(normal.gram) <= 64 else 0.0
 
 
@@ -397,7 +397,7 @@ def _with_errors(
     plain: list[Normal],
     levels: torch.Tensor | None,
 ) -> Quality:
-    """With the standard errors of every unknown."""
+    """`found` with the standard errors of every unknown."""
     noise = torch.where(degrees > 0, error.clamp(min=0) / degrees, torch.nan).sqrt()
     units = []
     for i, (normal, bare) in enumerate(zip(solved, plain, strict=True)):
@@ -407,7 +407,7 @@ def _with_errors(
         elements = constraints.elements
         variance = inverse.diagonal().clone()
         if levels is not None and inverse.shape[0] > elements:
-            # The user's constant is this one less what the levels of x add up to.
+            # The user's constant is this one minus the sum of weight * x_level.
             of_constant = inverse.new_zeros(len(inverse))
             of_constant[:elements] = -levels[i * len(levels) // len(solved)].to(inverse)
             of_constant[elements] = 1
@@ -443,7 +443,7 @@ def _compared_with_the_best(
     precision: torch.dtype,
     normals: list[Normal],
 ) -> Quality:
-    """With what steps towards the least loss have left undone."""
+    """`found` with the distance of the steps' result from the best kernel."""
     per_gram = len(theta) // len(normals)
     excess = farthest = 0.0
     for i, normal in enumerate(normals):
@@ -452,7 +452,7 @@ def _compared_with_the_best(
         change = (normal.minimum(sums.moments[filters], at) - at) / normal.scale
         excess += float(((change @ normal.gram) * change).sum())
         farthest = max(farthest, float(change[:, : constraints.elements].abs().max()))
-    # One standard error in each unknown is a loss of noise^2; below the other there is rounding.
+    # One standard error in each unknown raises the loss by noise^2; `rounding` is that of the loss.
     chance = found.unknowns * len(theta) * found.noise**2
     rounding = torch.finfo(precision).eps * float(sums.squares.sum())
     converged = excess <= max(chance, rounding)
@@ -507,7 +507,7 @@ def _notes(found: Quality, reason: _Reason) -> list[str]:
         notes.append(
             f"the steps ended before they converged: the loss is {found.excess * units.loss:.3g} "
             "above the least possible, and elements are up to "
-            f"{found.farthest * units.y / units.x:.2g} from where it is (more steps, or "
+            f"{found.farthest * units.y / units.x:.2g} from the best ones (more steps, or "
             "solver='normal', would help)"
         )
     if notes:
@@ -524,8 +524,8 @@ def _notes(found: Quality, reason: _Reason) -> list[str]:
     error = found.standard_error.to(weight)
     if largest > 0 and not bool((weight.abs() > SIGNIFICANT * error).any()):
         return [
-            f"the images barely tell: no element of the kernel differs from zero by {SIGNIFICANT} "
-            "standard errors (a smaller window, more pixels, or ridge would help)",
+            "the images barely determine the kernel: no element differs from zero by "
+            f"{SIGNIFICANT} standard errors (a smaller window, more pixels, or ridge would help)",
         ]
     least = torch.full_like(error, 1e-6 * largest)
     seen = weight.abs() > torch.maximum(SIGNIFICANT * error, least)
@@ -537,10 +537,10 @@ def _cut_note(reason: _Reason, weight: torch.Tensor) -> str:
     R, S = weight.shape[-2:]
     part = 100 * reason.border.largest / max(float(weight.abs().max()), 1e-300)
     note = (
-        "the window seems to cut the kernel off: elements just outside of it explain some of what "
-        f"is left over, and reach about {part:.2g} % of the largest one; try {R + 4} x {S + 4} or "
-        "kernel_size='auto', unless the change is no kernel. No standard errors are given: they "
-        "know nothing of this"
+        "the window seems to cut the kernel off: elements just outside it would explain part of "
+        f"the residual, and reach about {part:.2g} % of the largest element; try {R + 4} x {S + 4} "
+        "or kernel_size='auto', unless the change between the images is not a kernel. No standard "
+        "errors are given, because they would be too small"
     )
     if reason.clipped > CLIPPED:
         note += (
@@ -551,19 +551,19 @@ def _cut_note(reason: _Reason, weight: torch.Tensor) -> str:
 
 
 def _correlated_note(found: Quality, looked_outside: bool) -> str:
-    reasons = "rounding of y, noise in x, a change that is no kernel"
+    reasons = "rounding of y, noise in x, a change that is not a kernel"
     if looked_outside:
         reasons += "; a larger window is no better"
     else:
-        reasons += ", or a window too small"
+        reasons += ", or a window that is too small"
     return (
         f"the residuals of neighbouring pixels are correlated ({found.correlation:.2f}): they are "
-        f"no independent errors, and no standard errors are given ({reasons})"
+        f"not independent errors, so no standard errors are given ({reasons})"
     )
 
 
 def _noise_note(found: Quality, reason: _Reason, weight: torch.Tensor) -> list[str]:
-    """Where x and the residual tell of noise in x, which pulls the kernel towards zero."""
+    """The note for noise in x, which pulls the kernel towards zero, if the residual shows it."""
     known = reason.x_noise is None or reason.constraints.nonnegative
     if known or found.squared_error <= reason.rounding**2:
         return []
@@ -573,7 +573,7 @@ def _noise_note(found: Quality, reason: _Reason, weight: torch.Tensor) -> list[s
     part = passed_on * found.weight_sum / max(found.squared_error, 1e-300)
     if not NOISE_PARTS[0] < part < NOISE_PARTS[1]:
         return []
-    # The kernel spreads noise over neighbours: where that is not seen, x is as it should be.
+    # The kernel spreads noise of x over neighbours: without that correlation, x is not noisy.
     alike = [
         (weight.narrow(d, 0, n) * weight.narrow(d, 1, n)).sum()
         for d, n in ((2, weight.shape[2] - 1), (3, weight.shape[3] - 1))
@@ -594,14 +594,14 @@ def _noise_note(found: Quality, reason: _Reason, weight: torch.Tensor) -> list[s
     if change <= max(NOISE_ERRORS * certain, NOISE_BIAS * largest):
         return []
     return [
-        "x seems to be noisy: unless y was made from this very x, that pulls the kernel towards "
-        f"zero by about {100 * change / largest:.2g} %, and input_noise= (a standard deviation or "
-        "a map) takes it into account"
+        "x seems to be noisy: unless y was computed from this x, its noise pulls the kernel "
+        f"towards zero by about {100 * change / largest:.2g} % (input_noise=, a standard deviation "
+        "or a map, corrects for it)"
     ]
 
 
 def _smaller_window_note(found: Quality, reason: _Reason, seen: torch.Tensor) -> list[str]:
-    """The smallest window about the same centre that a fit to the same sums finds as good."""
+    """The note for a smaller window about the same centre that fits as well, if there is one."""
     constraints, theta, sums = reason.constraints, reason.theta, reason.sums
     rows = seen.flatten(0, 1).any(2).any(0).nonzero().flatten()
     columns = seen.flatten(0, 1).any(1).any(0).nonzero().flatten()
@@ -634,14 +634,14 @@ def _smaller_window_note(found: Quality, reason: _Reason, seen: torch.Tensor) ->
 
 
 def centred_size(taps: torch.Tensor, whole: int) -> int:
-    """The smallest window about the centre of one of `whole` taps that has some taps of it."""
+    """Side of the smallest window, about the centre of one with `whole` taps, that holds `taps`."""
     centre = (whole - 1) // 2
     before, after = centre - int(taps[0]), int(taps[-1]) - centre
     return max(1, 2 * before + 1 if before > 0 else 1, 2 * after if after > 0 else 1)
 
 
 def inside(whole: tuple[int, int], size: tuple[int, int], device: Any = None) -> torch.Tensor:
-    """Where in a window of `whole` taps one of `size` about the same centre lies, bool (R, S)."""
+    """Which taps of a window `whole` are in the window `size` about its centre, bool (R, S)."""
     axes = []
     for taps, some in zip(whole, size, strict=True):
         first = (taps - 1) // 2 - (some - 1) // 2
@@ -653,7 +653,7 @@ def inside(whole: tuple[int, int], size: tuple[int, int], device: Any = None) ->
 def _undetermined_note(found: Quality, sums: Sums) -> str:
     note = (
         f"the images cannot determine the kernel: {found.undetermined} of {found.unknowns} "
-        "directions leave the prediction unchanged, and there the answer is what it started from"
+        "directions leave the prediction unchanged, and along these it keeps its initial value"
     )
     same_rows, same_columns = (not bool(v) for v in sums.varies)
     if same_rows and same_columns:

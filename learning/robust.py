@@ -1,4 +1,4 @@
-"""Fits that outliers do not pull: least squares repeated, what lies far off counting less.
+"""Robust fits: least squares repeated with smaller weights for values with large residuals.
 
 P. W. Holland and R. E. Welsch, Robust regression using iteratively reweighted least-squares,
 Communications in Statistics 6 (1977). With u the residual over its scale,
@@ -6,9 +6,9 @@ Communications in Statistics 6 (1977). With u the residual over its scale,
     huber   weight 1 up to |u| = 1.345, then 1.345 / |u|
     tukey   weight (1 - (u / 4.685)^2)^2 up to |u| = 4.685, then 0
 
-constants that are 95 % as efficient as least squares on normal errors. The scale is 1.4826 times
-the median absolute residual of a filter, worked out anew each time. Tukey's loss has several
-minima, so it starts from Huber's.
+With these constants the fit is 95 % as efficient as least squares on normal errors. The scale is
+1.4826 times the median absolute residual of a filter, recomputed for each fit. Tukey's loss has
+several minima, so it starts from Huber's solution.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .problem import Point, Problem
 HUBER, TUKEY = 1.345, 4.685
 LOSSES = ("huber", "tukey")
 MOST_FITS = 50
-#: Fits end when no unknown moves by more than this fraction of the largest.
+#: Fits end when no unknown changes by more than this fraction of the largest.
 TOLERANCE = 1e-7
 
 
 def reweighted(problem: Problem, kind: str, fit: Callable[[Problem], Point]) -> tuple[Problem, int]:
-    """The problem with the weights at which its solution stands still, and how many fits that took.
+    """The problem with the weights at which its solution converged, and the number of fits.
 
     Args:
         problem: the images.
@@ -55,7 +55,7 @@ def _moved(before: Point, after: Point) -> float:
 
 
 def _with_weights(problem: Problem, residual: list[torch.Tensor], kind: str) -> Problem:
-    """The problem with every target value weighted by how far off it is."""
+    """The problem with every target value weighted by its residual."""
     scaled = [
         r.abs() if p.weights is None else r.abs() * p.weights.to(r).sqrt()
         for r, p in zip(residual, problem.pairs, strict=True)
@@ -89,7 +89,7 @@ def _scale(pairs: list[ImagePair], distances: list[torch.Tensor]) -> torch.Tenso
         if not len(together):
             scales.append(together.new_ones(()))
             continue
-        # Where more than half of the values are met exactly, what is left is rounding.
+        # If more than half of the values are fitted exactly, the median is rounding.
         rounding = 8 * torch.finfo(together.dtype).eps * target.max()
         least = torch.finfo(together.dtype).tiny
         scales.append((1.4826 * together.median()).clamp(min=rounding).clamp(min=least))

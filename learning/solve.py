@@ -2,9 +2,9 @@
 
     loss(theta) = c - 2 b . theta + theta^T G theta + penalties of the kernel part of theta
 
-All in float64. Directions whose eigenvalue is below RANK_TOLERANCE of the largest are the images'
-blind spots, and there the answer stays where it started. The background's columns are first scaled
-to the size of the kernel's, so that the units of x and y do not decide.
+All in float64. The images do not determine directions whose eigenvalue is below RANK_TOLERANCE of
+the largest; there the solution keeps its initial value. The background's columns are first scaled
+to the size of the kernel's, so that the rank does not depend on the units of x and y.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .gram import Sums
 from .normal import Constraints, Normal
 from .steps import Reporter
 
-#: Unknowns up to which NumPy does a step in a fifth of PyTorch's time.
+#: Unknowns up to which NumPy takes a fifth of PyTorch's time for a step.
 NUMPY_UNKNOWNS = 64
 
 
 def normals_of(sums: Sums, constraints: Constraints) -> list[Normal]:
-    """The normal matrices, one for each of sums.gram, without the noise of x."""
+    """The normal matrices, one for each of sums.gram, with the noise of x subtracted."""
     return [Normal(gram, constraints) for gram in sums.noiseless(constraints.elements)[0]]
 
 
@@ -35,8 +35,8 @@ def solve(
     Args:
         sums: of the images.
         constraints: of every filter.
-        start: (K, D); the answer stays near it where the images do not tell.
-        normals: `normals_of` these, where they are known already.
+        start: (K, D); kept in directions that the images do not determine.
+        normals: `normals_of(sums, constraints)`, if computed already.
     """
     normals = normals_of(sums, constraints) if normals is None else normals
     per_gram = len(sums.moments) // len(normals)
@@ -55,11 +55,11 @@ def solve(
 
 
 def chosen_ridge(sums: Sums, constraints: Constraints, rule: str | float) -> tuple[float, str]:
-    """The ridge that a rule gives, and which that was.
+    """The ridge by a rule, and the rule's name for the user.
 
     G. H. Golub, M. Heath and G. Wahba, Generalized cross-validation as a method for choosing a good
-    ridge parameter, Technometrics 21 (1979): the least of pixels * error / (pixels - freedom)^2,
-    over a grid of a tenth of a decade, the background not counted as penalised.
+    ridge parameter, Technometrics 21 (1979): the minimum of pixels * error / (pixels - freedom)^2,
+    over a grid of tenths of a decade. The background is not penalised.
 
     Args:
         sums: of the images.
@@ -108,7 +108,7 @@ def squared_error(sums: Sums, theta: torch.Tensor) -> torch.Tensor:
 
 
 def penalty_of(constraints: Constraints, theta: torch.Tensor) -> float:
-    """What is added to the loss of all filters."""
+    """The penalties in the loss, of all filters."""
     if not constraints.ridge and not constraints.smooth:
         return 0.0
     return float((theta @ constraints.penalty(theta.shape[1], theta) * theta).sum())
@@ -124,8 +124,8 @@ def descend(
 ) -> tuple[torch.Tensor, list[float]]:
     """Gradient descent: theta (K, D) after `steps`, and the loss before each step.
 
-    The same as on the images, step by step, to rounding; a step costs K * D^2. `report` shows the
-    losses on the way.
+    Each step equals that on the images up to rounding, at a cost of K * D^2. `report` shows the
+    losses.
     """
     gram, groups, D = sums.gram, len(sums.gram), start.shape[1]
     if constraints.ridge:
@@ -156,7 +156,7 @@ def largest_step(sums: Sums, constraints: Constraints) -> float:
 
 
 def with_sum(theta: torch.Tensor, constraints: Constraints) -> torch.Tensor:
-    """theta (K, D) moved as little as possible to have the sum that is asked for."""
+    """theta (K, D) with the least change that gives it the sum of the constraints."""
     if constraints.sum_to is None:
         return theta
     elements = constraints.elements

@@ -1,4 +1,4 @@
-"""Step by step on the images: gradient descent, conjugate gradients, torch.optim's optimisers."""
+"""Iterative solvers on the images: conjugate gradients and the optimisers of torch.optim."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 from ..ops import ArgumentError, ArgumentTypeError, as_integer, shown
 from .problem import Point, Problem
 
-#: A filter of conjugate gradients stands still after so many steps that lower its loss by less than
-#: this many times the squared rounding unit; residuals are computed anew every REFRESH steps.
+#: Conjugate gradients: a filter has converged after IDLE_STEPS steps that lower its loss by less
+#: than STANDING squared rounding units; residuals are recomputed every REFRESH steps.
 IDLE_STEPS, STANDING, REFRESH = 3, 1e3, 50
 
 
 class _Silent:
-    """What stands in for a progress bar that nobody would see."""
+    """Stands in for a progress bar that is not shown."""
 
     def __init__(self, items: Any) -> None:
         self.items = items
@@ -34,13 +34,13 @@ class _Silent:
         pass
 
     def update(self, _: int) -> None:
-        """Moves nothing on."""
+        """Does nothing."""
 
     def set_postfix(self, **_: Any) -> None:
-        """Shows nothing."""
+        """Does nothing."""
 
     def write(self, text: str) -> None:
-        """Prints, as a bar does."""
+        """Prints the text."""
         print(text)
 
 
@@ -53,7 +53,7 @@ class Reporter:
         self.bar: Any = None
 
     def over(self, items: Any, total: int | None = None, unit: str = "step") -> Any:
-        """A progress bar over `items`, or to be moved on by `update` if they are None."""
+        """A progress bar over `items`; if they are None, it advances by `update`."""
         if not self._shows():
             self.bar = _Silent(items)
             return self.bar
@@ -70,7 +70,7 @@ class Reporter:
         return self.bar
 
     def stage(self, name: str) -> Any:
-        """A line that names work without steps, as a context."""
+        """A context that shows a line with the name of work without steps."""
         if not self._shows():
             return _Silent(None)
         from tqdm import tqdm
@@ -84,21 +84,21 @@ class Reporter:
         return sys.stderr is not None and sys.stderr.isatty()
 
     def _shown(self) -> dict[str, Any]:
-        """After how many seconds tqdm draws."""
+        """tqdm's delay in seconds before it draws."""
         return {"delay": 0 if self.progress else 0.3}
 
     def loss(self, step: int, loss: float) -> None:
-        """Shows the loss before `step`, the first being 0."""
+        """Shows the loss before `step`, counted from 0."""
         if self.log_every and (step + 1) % self.log_every == 0:
             self.bar.write(f"epoch {step + 1}, loss {loss:.3f}")
         self.bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
 
 
 def checked_step(step_size: Any, limit: float) -> float:
-    """The step size of gradient descent, half of the largest if none is given.
+    """The step size of gradient descent, by default half of the largest.
 
     Raises:
-        ArgumentError: it is no positive number, or the loop would diverge.
+        ArgumentError: it is not a positive number, or would diverge.
     """
     if step_size is None:
         return limit / 2 if limit < float("inf") else 1.0
@@ -120,17 +120,17 @@ def checked_positive(step_size: Any) -> None:
 def conjugate_gradients(
     problem: Problem, point: Point, steps: int, report: Reporter, keep_sum: bool = False
 ) -> tuple[Point, list[float]]:
-    """Hestenes and Stiefel's method on A^T A (CGLS), every filter a system of its own.
+    """Hestenes and Stiefel's method on A^T A (CGLS), for each filter separately.
 
-    Each step goes to the least loss along its direction, so that no rounding makes the loss rise; a
-    filter stands still once its loss does.
+    Each step goes to the least loss along its direction, so that rounding cannot make the loss
+    rise; a filter whose loss no longer falls stays as it is.
 
     Args:
         problem: the images.
-        point: where to start.
-        steps: at most.
+        point: the initial point.
+        steps: most steps.
         report: shows the loss.
-        keep_sum: only directions that leave the sum of each filter as it is.
+        keep_sum: only directions that do not change the sum of each filter.
     """
     history: list[float] = []
     residual = problem.residual(point)
@@ -161,7 +161,7 @@ def conjugate_gradients(
         idle = torch.where(small, idle + 1, torch.zeros_like(idle))
         downhill = _downhill(problem, residual, point, keep_sum)
         previous, slope = slope, downhill.norm2()
-        # A direction that does not lead down is given up for the steepest one.
+        # If the direction did not lead down, restart with steepest descent.
         ratio = torch.where(steep, slope / previous, torch.zeros_like(slope))
         direction = downhill.plus(direction, ratio)
     return point, history
@@ -178,12 +178,12 @@ def _downhill(
 
 
 def optimizer_named(name: str) -> Callable[..., torch.optim.Optimizer]:
-    """The class in torch.optim of that name, in any case; LBFGS with its line search.
+    """The class in torch.optim of that name, upper or lower case; LBFGS with its line search.
 
     Raises:
-        ArgumentError: there is none.
+        ArgumentError: no class has this name.
     """
-    if name.lower() == "lbfgs":  # whose steps of length one diverge on losses with kinks
+    if name.lower() == "lbfgs":  # its default steps of length one diverge on losses with kinks
         return functools.partial(torch.optim.LBFGS, line_search_fn="strong_wolfe")
     for attribute, kind in vars(torch.optim).items():
         is_optimizer = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
@@ -208,8 +208,8 @@ def optimise(
 
     Args:
         problem: the images.
-        point: where to start.
-        steps: how many.
+        point: the initial point.
+        steps: number of steps.
         make: makes the optimiser of a list of parameters (and `lr`, if there is a step size).
         step_size: the learning rate; None for the optimiser's own.
         loss: of prediction and target; None for the sum of squared errors.
@@ -247,7 +247,7 @@ def optimise(
 
 
 def _checked_loss(loss: float, step: int) -> float:
-    """The loss, if it is a number.
+    """The loss itself.
 
     Raises:
         ArgumentError: it is infinite or NaN.
@@ -275,8 +275,7 @@ def _total_loss(problem: Problem, point: Point, loss: Any) -> torch.Tensor:
         value = loss(output, target)
         if not isinstance(value, torch.Tensor) or value.numel() != 1:
             raise ArgumentError(
-                "loss must give a tensor of one element that can be differentiated, got "
-                f"{shown(value)}"
+                f"loss must return a differentiable tensor of one element, got {shown(value)}"
             )
         total = total + value.reshape(())
     return total

@@ -1,8 +1,8 @@
-"""A kernel from images that do not fit into memory: read in overlapping blocks of rows, one pass.
+"""A kernel from images that do not fit into memory: one pass over overlapping blocks of rows.
 
-A block of output rows needs the rows of x under it and R - 1 more, the halo, which neighbouring
-blocks both read. The sums of all blocks are those of the whole image, so the kernel does not depend
-on how it was cut, to rounding in float64.
+A block of output rows needs the rows of x under it and R - 1 more (the halo), which the next block
+reads again. The sums of all blocks are those of the whole image, so the size of the blocks changes
+the kernel only by rounding in float64.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .accumulator import KernelAccumulator
 from .options import Settings
 from .steps import Reporter
 
-#: Pixels of a block, unless the caller says how many rows: 16 MiB of float32.
+#: Pixels of a block by default: 16 MiB of float32.
 BLOCK_PIXELS = 2**22
 
 
@@ -39,14 +39,13 @@ def accumulate(
     """Adds a pair of image files to an accumulator, a block of rows at a time.
 
     Args:
-        sums: says what is fitted: window, background, padding and so on.
-        x, y: .npy, TIFF or FITS files, or arrays of (H, W) or (C, H, W) that are sliced as NumPy's
-            are; y of the size that learn_kernel takes.
-        mask, input_mask, weights: the same, of the size of y, x and y, with the meaning that
-            learn_kernel gives them.
-        rows: output rows of a block; by default as many as make 4 million pixels.
-        grey: whether colours become luma.
-        device: where the work is done.
+        sums: the accumulator, with window, background, padding and so on.
+        x, y: .npy, TIFF or FITS files, or arrays (H, W) or (C, H, W) that can be sliced like
+            NumPy's; y of a size that learn_kernel takes.
+        mask, input_mask, weights: the same, of the size of y, x and y; as for learn_kernel.
+        rows: output rows of a block; by default about 4 million pixels.
+        grey: whether to convert colours to luma.
+        device: that computes the sums.
         progress: shows a progress bar with the time left; None shows one on a terminal after a
             second.
 
@@ -70,14 +69,14 @@ def accumulate(
     """
     names = ("x", "y", "mask", "input_mask", "weights")
     given = zip(names, (x, y, mask, input_mask, weights), strict=True)
-    # A mask in colours is a mask.
+    # Masks in colours are read as grey.
     images = {
         name: open_rows(source, grey=grey or name not in ("x", "y"))
         for name, source in given
         if source is not None
     }
     if len({images[name].white != 1 for name in ("x", "y")}) > 1:
-        # A picture beside numbers that have no white: the numbers of both files count.
+        # Only one file has a white level: use the stored numbers of both.
         images |= {name: images[name].as_stored() for name in ("x", "y")}
     P, Q = output_extent(sums.settings, images["x"])
     top_row: torch.Tensor | None = None
@@ -91,7 +90,7 @@ def accumulate(
             first = block["x"][..., :1, :]
             top_row = first if top_row is None else top_row
             if sums.sums is not None and not torch.equal(first, top_row):
-                # Where blocks share no rows, only this tells that x changes from row to row.
+                # If blocks share no rows, changes of x between blocks show only here.
                 sums.sums.varies[0] += 1
     return sums
 
@@ -101,12 +100,12 @@ def row_blocks(
 ) -> Iterator[dict[str, Any]]:
     """Blocks of whole output rows, as the arguments of KernelAccumulator.update.
 
-    They can be dealt out among processes, whose sums are then merged or reduced.
+    Processes can share the blocks, and merge or reduce their sums.
 
     Args:
         settings: of the accumulator.
         images: "x" and "y" and, optionally, "mask", "input_mask" and "weights".
-        rows: output rows of a block; by default as many as make 4 million pixels.
+        rows: output rows of a block; by default about 4 million pixels.
     """
     P, Q = output_extent(settings, images["x"])
     row, column = fitted_origin(settings, images["x"], images["y"], (P, Q))
@@ -134,7 +133,7 @@ def row_blocks(
 
 
 def output_extent(settings: Settings, x: ImageRows) -> Pair:
-    """(P, Q), the size of what a kernel makes of x."""
+    """(P, Q), the size of the output of x."""
     border = settings.padding or ((0, 0), (0, 0))
     shapes = (1, 1, *x.extent), (1, 1, *settings.window)
     g = geometry_of(*shapes, stride=settings.stride, padding=border)
@@ -142,7 +141,7 @@ def output_extent(settings: Settings, x: ImageRows) -> Pair:
 
 
 def fitted_origin(settings: Settings, x: ImageRows, y: ImageRows, extent: Pair) -> Pair:
-    """Where in y the part begins that full windows predict; y may have the size of x."""
+    """(row, column) in y of the first pixel that a full window predicts; y may have x's size."""
     if y.extent == extent:
         return 0, 0
     as_large = settings.padding is None and settings.stride == (1, 1)
@@ -160,7 +159,7 @@ def fitted_origin(settings: Settings, x: ImageRows, y: ImageRows, extent: Pair) 
 def _padded_rows(
     image: ImageRows, first: int, last: int, mode: str, outside: float
 ) -> torch.Tensor:
-    """Rows first up to last of the image continued above and below as a padding mode does."""
+    """Rows first .. last - 1 of the image, padded above and below by a padding mode."""
     height = image.extent[0]
     begin, end = min(max(first, 0), height), max(min(last, height), 0)
     parts = [_continued(image, i, mode, outside) for i in range(first, min(last, 0))]
@@ -170,7 +169,7 @@ def _padded_rows(
 
 
 def _continued(image: ImageRows, i: int, mode: str, outside: float) -> torch.Tensor:
-    """Row i of the continued image, which the image itself does not have."""
+    """Row i of the padded image, outside the image itself."""
     height = image.extent[0]
     if mode == "zeros":
         return torch.full_like(image.read(0, 1), outside)

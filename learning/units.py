@@ -1,9 +1,9 @@
-"""Units in which a fit is well conditioned, whatever the user's: levels and scales of the images.
+"""Units in which a fit is well conditioned: the images minus a level, divided by a scale.
 
     x' = (x - x_level) / x_scale    y' = (y - y_level) / y_scale    weights' = weights / w_scale
 
-Scales are powers of two and levels multiples of them, so that no digit is lost. Levels are taken
-off only where the background has a constant, which takes them up:
+Scales are powers of two and levels multiples of them, so that no digit is lost. Levels are
+subtracted only if the background has a constant, which absorbs them:
 
     weight = weight' * y_scale / x_scale
     constant = constant' * y_scale + y_level - sum_{c,r,s} weight * x_level[c]
@@ -25,11 +25,11 @@ from .problem import Point
 
 @dataclass(frozen=True)
 class Units:
-    """What a fit's images are measured in, in the user's units.
+    """The units of a fit, expressed in the user's units.
 
     Attributes:
         x, y, weights: the scales.
-        x_level: of each input channel; empty where levels stay.
+        x_level: of each input channel; empty if no levels are subtracted.
         y_level: of each filter, likewise.
     """
 
@@ -41,7 +41,7 @@ class Units:
 
     @classmethod
     def of(cls, pairs: list[ImagePair], background: Background) -> Units:
-        """The units of images: their deviations from the mean are about one."""
+        """Units in which deviations of the images from their mean are about one."""
         centred = background.order is not None
         counts = [pair.weights for pair in pairs]
         positive = [float(c.double().sum()) for c in counts if c is not None]
@@ -53,13 +53,13 @@ class Units:
 
     @property
     def loss(self) -> float:
-        """What a squared error of one is in the user's units."""
+        """The factor from losses in these units to the user's."""
         return self.y * self.y * self.weights
 
     def standard(self, pair: ImagePair, dtype: torch.dtype) -> ImagePair:
         """The pair in these units."""
         x, padding = pair.x, pair.padding
-        if any(self.x_level):  # zeros around the image are no longer zero
+        if any(self.x_level):  # the padding's zeros become minus the level
             x, padding = padded_image(x, padding, "zeros"), ((0, 0), (0, 0))
         weights, variance = pair.weights, pair.x_variance
         if weights is not None:
@@ -89,7 +89,7 @@ class Units:
         )
 
     def user(self, point: Point) -> Point:
-        """A kernel of these units in the user's."""
+        """A kernel in these units, converted to the user's."""
         weight = point.weight * (self.y / self.x)
         background = point.background * self.y
         if background.shape[1] and self.y_level:
@@ -98,7 +98,7 @@ class Units:
         return Point(weight, background)
 
     def own(self, point: Point) -> Point:
-        """A kernel of the user's in these units."""
+        """A kernel in the user's units, converted to these."""
         background = point.background
         if background.shape[1] and self.y_level:
             background = background.clone()
@@ -106,7 +106,7 @@ class Units:
         return Point(point.weight * (self.x / self.y), background / self.y)
 
     def levels(self, weight_shape: tuple[int, ...]) -> torch.Tensor | None:
-        """What was taken off x under each element, in these units: (groups, elements)."""
+        """The level subtracted from x under each element, in these units: (groups, elements)."""
         if not any(self.x_level):
             return None
         _, channels, R, S = weight_shape
@@ -145,7 +145,7 @@ def _level_and_scale(
 
 
 def _size(image: torch.Tensor, count: torch.Tensor | None) -> torch.Tensor:
-    """Pixels that count, of each channel."""
+    """Number of pixels of each channel whose weight is above zero."""
     if count is None:
         return torch.full(
             (image.shape[1],), float(image[:, 0].numel()), dtype=torch.float64, device="cpu"
@@ -156,7 +156,7 @@ def _size(image: torch.Tensor, count: torch.Tensor | None) -> torch.Tensor:
 def _moment(
     image: torch.Tensor, count: torch.Tensor | None, centre: torch.Tensor | None
 ) -> torch.Tensor:
-    """Sums of pixels that count, or of their squared distances from a centre, for each channel."""
+    """Sums of values, or of squared distances to a centre, per channel, over weights above zero."""
     values = image
     if centre is not None:
         values = (image.double() - centre.to(image.device).view(-1, 1, 1)).square()
@@ -186,7 +186,7 @@ def _over(image: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def converted(sums: Sums, old: Units, new: Units, weight_shape: tuple[int, ...]) -> Sums:
-    """Sums that were gathered in some units, in others.
+    """Sums converted from one system of units to another.
 
     Args:
         sums: in the old units.
@@ -204,7 +204,7 @@ def converted(sums: Sums, old: Units, new: Units, weight_shape: tuple[int, ...])
     rise = (_difference(old.y_level, new.y_level).expand(filters) / new.y).to(device)
     groups = max(1, len(shift) // channels)
     unknowns = sums.moments.shape[1]
-    # The rows of each group's windows in the new units, from those in the old ones.
+    # The matrix from a window of each group in the old units to the new ones.
     change = torch.eye(unknowns, dtype=torch.float64, device="cpu").repeat(groups, 1, 1)
     change[:, range(elements), range(elements)] = x
     if unknowns > elements:
@@ -219,7 +219,7 @@ def converted(sums: Sums, old: Units, new: Units, weight_shape: tuple[int, ...])
         moments = moments + rise[:, None] * constant
     target_sum = y * sums.target_sum + rise * sums.weight_sum
     squares = y * y * sums.squares + 2 * rise * y * sums.target_sum
-    if unknowns == elements or not bool(shift.any()):  # nothing but scales
+    if unknowns == elements or not bool(shift.any()):  # only scales change
         scales = change.diagonal(dim1=1, dim2=2)[0]
         gram = sums.gram * (weights * torch.outer(scales, scales))
     else:
@@ -237,7 +237,7 @@ def converted(sums: Sums, old: Units, new: Units, weight_shape: tuple[int, ...])
 
 
 def _difference(old: tuple[float, ...], new: tuple[float, ...]) -> torch.Tensor:
-    """old - new levels, where none are zero."""
+    """old - new levels; empty ones count as zero."""
     first, second = (
         torch.tensor(level or (0.0,), dtype=torch.float64, device="cpu") for level in (old, new)
     )

@@ -1,12 +1,12 @@
-"""The size of the window, chosen: kernel_size="auto".
+"""The choice of the window's size: kernel_size="auto".
 
-Windows about one centre are nested, so that the sums of a large one hold those of all smaller ones,
-over the same pixels: each is solved without another look at the images. Of them the one is taken
-whose Bayesian information criterion (G. Schwarz, Annals of Statistics 6, 1978) is least,
+Windows about one centre are nested, so the sums of a large one contain those of all smaller ones,
+over the same pixels: each is solved without reading the images again. The chosen window has the
+least Bayesian information criterion (G. Schwarz, Annals of Statistics 6, 1978),
 
     pixels * log(squared error / pixels) + unknowns * log(pixels)
 
-and where that is nearly as large as could be, a larger window is looked at.
+If it is nearly as large as the largest one tried, larger windows are tried too.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from .quality import inside
 from .solve import squared_error
 from .units import Units
 
-#: The sides of the first window that is looked at, and of the last.
+#: Largest side tried at first, and at last.
 FIRST_SIDE, LAST_SIDE = 15, 63
-#: How often a chosen window is made wider where the kernel is seen to go on outside of it.
+#: How often a chosen window is widened at most while the kernel goes on outside it.
 WIDENINGS = 3
-#: A squared error of this part of the target's sum of squares is rounding of sums in float64.
+#: A squared error of this fraction of the target's sum of squares is rounding of float64 sums.
 ROUNDING = 1e-14
 
 
 def chosen_window(options: Options, images: tuple[object, ...]) -> tuple[Pair, str]:
-    """(R, S), and why, in words.
+    """(R, S), and the reason for the user.
 
     Args:
-        options: of a fit, whose kernel_size is "auto".
-        images: x, y, mask, input_mask, weights and input_noise, as learn_kernel has them.
+        options: of a fit with kernel_size="auto".
+        images: x, y, mask, input_mask, weights and input_noise, as given to learn_kernel.
 
     Raises:
-        ArgumentError: y has not the size of x, which windows of every size share.
+        ArgumentError: y does not have the size of x, so that it fits only windows of one size.
     """
     side = FIRST_SIDE
     while True:
@@ -69,12 +69,12 @@ def chosen_window(options: Options, images: tuple[object, ...]) -> tuple[Pair, s
 
 
 def largest_side(pairs: list[ImagePair]) -> int:
-    """Of the windows that are looked at for images of this size."""
+    """Largest side of a window tried for images of this size."""
     return min(LAST_SIDE, min(min(pair.x.shape[-2:]) for pair in pairs) // 2)
 
 
 def _any_window(pair: ImagePair, options: Options) -> bool:
-    """Whether windows of all sizes have the same target."""
+    """Whether the target fits windows of all sizes."""
     g = pair.geometry
     if options.padding is None:
         return (g.P + g.R - 1, g.Q + g.S - 1) == (g.H, g.W)
@@ -82,7 +82,7 @@ def _any_window(pair: ImagePair, options: Options) -> bool:
 
 
 def _least(sums: Sums, channels: int, whole: Pair, rounding: float) -> Pair:
-    """The window whose criterion is least: squares first, then rows and columns apart."""
+    """The window with the least criterion: among squares first, then fewer rows or columns."""
     found: dict[Pair, float] = {}
 
     def criterion(size: Pair) -> float:

@@ -185,7 +185,7 @@ def test_residual_and_quality_in_words(run, images, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "left.npy"), found.residual, rtol=1e-4, atol=1e-6)
     assert "% of the target's own variation" in out
     assert "each element is known to" in out
-    assert "all parts of the kernel are seen about as well" in out
+    assert "all parts of the kernel are determined about equally well" in out
     assert "residual: left.npy" in out
     assert "chosen: 6 unknowns of a filter" in out
     assert (tmp_path / "fit.svg").read_text().startswith("<?xml")

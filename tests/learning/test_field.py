@@ -110,8 +110,8 @@ def test_noise_of_a_difference_is_its_variance(backend):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "takes tiles or order, one of them"),
-        ({"tiles": 2, "order": 1}, "takes tiles or order, one of them"),
+        ({}, "takes either tiles or order"),
+        ({"tiles": 2, "order": 1}, "takes either tiles or order"),
         ({"order": 4}, "order must be from 0 to 3, got 4"),
         ({"order": 1, "scale_order": -1}, "scale_order must be from 0 to 3, got -1"),
         ({"order": 1, "nonnegative": True}, "order does not go with nonnegative"),

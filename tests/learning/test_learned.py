@@ -94,7 +94,7 @@ def test_steps_that_ended_early_say_how_far_they_came(backend, ridge):
     away = float((early.weight - best.weight).abs().max())
     assert early.quality.farthest == pytest.approx(away)
     assert not early.quality.converged
-    assert f"elements are up to {away:.2g} from where it is" in early.notes[0]
+    assert f"elements are up to {away:.2g} from the best ones" in early.notes[0]
     late = learn_kernel(x, y, (3, 2), bias=True, ridge=ridge, steps=300)
     assert (late.quality.converged, late.notes) == (True, [])
     assert late.quality.farthest < float(best.quality.standard_error.max())
@@ -126,7 +126,7 @@ def test_a_window_too_large_is_said_in_words(backend):
     assert "a filter has 49 unknowns and 4 target values" in few.notes[0]
     blurred = F.avg_pool2d(torch.randn(1, 1, 24, 24, dtype=DOUBLE), 5, 1)[0, 0]
     vague = learn_kernel(blurred, torch.randn(16, 16, dtype=DOUBLE), 5)
-    assert "the images barely tell" in vague.notes[1]
+    assert "the images barely determine the kernel" in vague.notes[1]
     assert "explains next to nothing" in vague.notes[0]
 
 
@@ -327,7 +327,7 @@ def test_any_differentiable_loss(backend):
     assert errors[0] < 0.1 * errors[1]
     value = F.l1_loss(found.predict(x)[clean], y[clean])
     assert found.loss == pytest.approx(float(value), rel=1e-12)
-    with pytest.raises(ArgumentError, match="loss must give a tensor of one element"):
+    with pytest.raises(ArgumentError, match="must return a differentiable tensor of one element"):
         learn_kernel(x, y, (3, 2), loss=lambda p, t: p - t, solver="adam")
     with pytest.raises(ArgumentTypeError, match=r"solver must make a torch.optim.Optimizer"):
         learn_kernel(x, y, (3, 2), solver=lambda parameters: None)

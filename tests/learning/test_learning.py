@@ -242,7 +242,7 @@ IMAGE, TARGET = torch.rand(6, 8), torch.rand(4, 6)
         ((IMAGE * float("nan"), TARGET, 3), {}, "x must hold numbers, got NaN in every pixel"),
         ((IMAGE, TARGET / 0, 3), {}, "y must be finite"),
         ((IMAGE * 1j, TARGET, 3), {}, "x must hold real numbers, got torch.complex64"),
-        ((object(), TARGET, 3), {}, "x must be a tensor, an array or an image of Astropy's"),
+        ((object(), TARGET, 3), {}, "x must be a tensor, an array or an Astropy image"),
         ((torch.rand(20, 18, 3),) * 2 + (3,), {}, r"looks like .* \(H, W, 3\).*permute\(2, 0, 1\)"),
     ],
 )

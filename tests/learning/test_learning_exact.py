@@ -318,11 +318,11 @@ def test_robust_fit_of_what_is_exact_but_for_outliers_is_exact(backend):
     ("call", "solver", "reason"),
     [
         ({}, "normal", "9 unknowns"),
-        ({"steps": 3}, "gd", "steps of a loop"),
+        ({"steps": 3}, "gd", "steps given, for a loop"),
         ({"step_size": 1e-4, "log_every": 9}, "gd", "step_size and log_every"),
         ({"nonnegative": True}, "normal", "nonnegative"),
         ({"loss": F.l1_loss}, "lbfgs", "function"),
-        ({"sum_to": 1.0, "steps": 5}, "cg", "steps of a loop"),
+        ({"sum_to": 1.0, "steps": 5}, "cg", "steps given, for a loop"),
     ],
     ids=lambda v: "-".join(v) or "nothing" if isinstance(v, dict) else "",
 )
@@ -370,7 +370,7 @@ IMAGE, TARGET = torch.rand(6, 8), torch.rand(4, 6)
         ({"padding": 6, "padding_mode": "reflect"}, "can pad a height of 6 by at most 5"),
         ({"mask": torch.ones(3, 6)}, r"mask must have the shape of its image \(1, 1, 4, 6\)"),
         ({"mask": [TARGET]}, "mask must be a tensor, an array"),
-        ({"weights": TARGET, "loss": F.l1_loss}, "a function as loss takes masks only"),
+        ({"weights": TARGET, "loss": F.l1_loss}, "with a function as loss, use mask"),
         ({"weights": -TARGET}, "weights must be finite and not negative"),
         ({"input_mask": torch.ones(4, 6)}, r"input_mask must have the shape of its image"),
     ],
@@ -384,7 +384,7 @@ def test_options_that_do_not_go_together_are_refused_in_one_line(backend, option
 
 
 def test_lists_that_do_not_fit_are_refused(backend):
-    with pytest.raises(ArgumentError, match="two lists as long as each other, got 2 of them and 1"):
+    with pytest.raises(ArgumentError, match="two lists of equal length, got 2 of them and 1"):
         learn_kernel([IMAGE, IMAGE], [TARGET], 3)
     with pytest.raises(ArgumentError, match="mask must be a list of 1"):
         learn_kernel([IMAGE], [TARGET], 3, mask=TARGET)
