@@ -412,7 +412,8 @@ def _packed(
     """
     if plan.family in ("tma", "reuse"):
         tile: Any = plan.tile
-        columns = tap_columns(Problem(plan.op, geometry, weight.dtype, plan.precision), tile)
+        problem = Problem(plan.op, geometry, weight.dtype, plan.precision)
+        columns = tap_columns(problem, tile.BLOCK_K)
         turned = plan.op == "dgrad" and not reads_crosswise(plan.precision)
         is_read = not turned and is_matrix(weight) and weight.shape[1] == columns
     else:

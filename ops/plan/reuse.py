@@ -114,7 +114,7 @@ class ReuseTile:
             shared_bytes=work.shared_bytes - work.loaded_bytes + loaded,
             loaded_bytes=loaded,
             resident=max(1, min(work.resident, room)),
-        )
+        ).after_copies(tma.weight_copies(problem, self.BLOCK_K))
 
     def code(self, problem: Problem) -> Code:
         """The code of a program: of one product, and outside of the loop. Counted for sm_90."""

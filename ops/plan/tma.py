@@ -176,28 +176,17 @@ class TmaTile:
             descriptors=True,
             parts=self._parts(problem),
             between_bytes=partial_bytes(plan, problem),
-        ).after_copies(self._copies(problem))
+        )
+        images = image_copies(problem) if self.copied else []
+        work = work.after_copies([*images, *weight_copies(problem, self.BLOCK_K)])
         if self.copied and work.copy_bytes <= problem.device.rates.l2_bytes / 2:
             # The copies are in L2 when the kernel reads them.
-            work = replace(work, dram_bytes=work.dram_bytes - sum(image_copies(problem)))
+            work = replace(work, dram_bytes=work.dram_bytes - sum(images))
         return work
 
     def seen(self, problem: Problem) -> Problem:
         """The problem as the kernel meets it, which may be that of copies."""
         return copied_problem(problem) if self.copied else problem
-
-    def _copies(self, problem: Problem) -> list[int]:
-        """Bytes of every copy of an image, and of the weight, that is made before."""
-        images = image_copies(problem) if self.copied else []
-        columns = tap_columns(problem, self)
-        if problem.op == "wgrad":
-            return images
-        taps, g = problem.geometry.R * problem.geometry.S, problem.geometry
-        turned = problem.op == "dgrad" and not reads_crosswise(problem.precision)
-        rows, channels = (g.C, g.group_K) if turned else (g.K, g.group_C)
-        if turned or problem.layout.repacks or columns != channels:
-            images = [*images, rows * taps * columns * problem.dtype.itemsize]
-        return images
 
     def _parts(self, problem: Problem) -> int:
         """Products of one step: rows of a box of planes are multiplied one by one."""
@@ -400,18 +389,31 @@ def _taps_follow(problem: Problem) -> bool:
     return g.R * g.S > 1 and not (problem.op == "dgrad" and reads_crosswise(problem.precision))
 
 
-def tap_columns(problem: Problem, tile: TmaTile) -> int:
+def tap_columns(problem: Problem, block: int) -> int:
     """Columns of every tap in the weight's matrix: its channels and, in a copy, zeros.
 
-    Rows of the matrix start at multiples of 16 bytes, and steps of BLOCK_K channels do not reach
+    Rows of the matrix start at multiples of 16 bytes, and steps of `block` channels do not reach
     into the next tap.
     """
     g, piece = problem.geometry, 16 // problem.dtype.itemsize
     turned = problem.op == "dgrad" and not reads_crosswise(problem.precision)
     channels = g.group_K if turned else g.group_C
     if problem.op != "wgrad" and _taps_follow(problem):
-        piece = tile.BLOCK_K
+        piece = block
     return cdiv(channels, piece) * piece
+
+
+def weight_copies(problem: Problem, block: int) -> list[int]:
+    """Bytes of the copy that is made of the weight for a descriptor; [] where it is read itself."""
+    g = problem.geometry
+    if problem.op == "wgrad":
+        return []
+    turned = problem.op == "dgrad" and not reads_crosswise(problem.precision)
+    rows, channels = (g.C, g.group_K) if turned else (g.K, g.group_C)
+    columns = tap_columns(problem, block)
+    if not turned and not problem.layout.repacks and columns == channels:
+        return []
+    return [rows * g.R * g.S * columns * problem.dtype.itemsize]
 
 
 @functools.lru_cache(maxsize=4096)

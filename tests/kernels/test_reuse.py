@@ -149,6 +149,11 @@ def test_it_is_taken_where_the_model_says_that_it_saves_much(op, dtype):
     ours, theirs = (times_of(p.tile.work(p, problem), H200).predicted for p in plans)
     assert theirs >= choose.CLEAR * ours
     assert reuse.fits(plans[0].tile, problem)
+    turned = op == "dgrad" and dtype == FLOAT  # the weight is copied with its axes exchanged
+    for layout in (PIXELS, replace(PIXELS, repacks=True)):
+        work = plans[0].tile.work(plans[0], replace(problem, layout=layout))
+        copied = LAYER.weight_numel * dtype.itemsize if turned or layout.repacks else 0
+        assert work.copy_bytes == copied
     few = geometry_of((1, 512, 7, 7), (512, 512, 3, 3), padding=_SAME)
     assert planned(op, few, dtype, PIXELS, H200, "tf32").family != "reuse"
 
