@@ -52,7 +52,7 @@ CASES: dict[str, Geometry] = {
     "depthwise_multiplier": _case((2, 3, 7, 6), (12, 1, 3, 3), padding=1, groups=3),
     "groups_odd_channels": _case((2, 9, 4, 5), (15, 3, 2, 2), padding=1, groups=3),
     "groups_of_a_matrix_unit": _case((1, 34, 5, 6), (36, 17, 2, 3), padding=1, groups=2),
-    # A filter bank of its own for every sample.
+    # A filter bank for every sample.
     "per_sample": _case((3, 2, 6, 7), (3, 4, 2, 3, 2), padding=1),
     "per_sample_groups": _case((2, 4, 5, 4), (2, 6, 2, 3, 2), padding=1, groups=2, flip=True),
     "per_sample_of_a_matrix_unit": _case((3, 18, 5, 4), (3, 20, 18, 2, 2), stride=(1, 2)),

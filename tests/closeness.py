@@ -1,4 +1,4 @@
-"""Error bounds of results, derived and never tuned.
+"""Derived error bounds of results.
 
 An operator adds `terms` products and rounds once at the end. In whatever order they are added, the
 sum in an accumulator of precision eps is off by at most (Higham, Accuracy and Stability, 4.2)
@@ -6,10 +6,10 @@ sum in an accumulator of precision eps is off by at most (Higham, Accuracy and S
     terms * eps * sum_i |a_i * b_i|
 
 and that last sum is the operator applied to absolute values. eps is a whole unit in the last place
-rather than half of one, because matrix units cut where others round. Rounding to the result's
-dtype adds half a unit in its last place, and half the smallest number it can tell from zero.
-TF32 operands keep ten bits of mantissa: each is off by 2**-10 at most, which counts twice. TF32x3
-makes up for all but the product of two such errors.
+rather than half of one, because matrix units truncate instead of rounding. Rounding to the result's
+dtype adds half a unit in its last place, and half the smallest number above zero. TF32 operands
+keep ten bits of mantissa: each is off by 2**-10 at most, which counts twice. TF32x3 corrects all
+but the product of two such errors.
 
 On the CPU backend PyTorch's own convolution computes, which may use a fast algorithm or accumulate
 in float16. There, twice PyTorch's largest error in the same dtype is allowed as well.

@@ -1,4 +1,4 @@
-"""Fixtures for every test: backend, seed, poisoned memory; and the summary by tier."""
+"""Fixtures of all tests (backend, seed, poisoned memory), and the summary by tier."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# cuBLAS is repeatable only with this, and complains otherwise; the peers in GPU tests use it.
+# cuBLAS, which peers in GPU tests use, is repeatable only with this setting, and warns without it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -62,7 +62,7 @@ else:
 
 @pytest.fixture(autouse=True)
 def _seeded(request):
-    """Seeds by the test's name alone, so a failure repeats in any order and selection."""
+    """Seeds depend only on the test's name: a failure repeats in any order and selection."""
     seed = zlib.crc32(request.node.nodeid.encode())
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - for code under test that uses the global generator
@@ -75,7 +75,7 @@ def _poisoned_memory():
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
-    # warn_only: the filling is wanted, not errors from PyTorch operators that tests compare with.
+    # warn_only: some PyTorch operators that tests compare with have no deterministic version.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
@@ -132,7 +132,7 @@ class _RootIsNoPackage:
 
 
 def pytest_configure(config):
-    # A plugin of its own: pytest asks this conftest.py about tests/, but not about its parent.
+    # A separate plugin: hooks in this conftest.py apply to tests/ but not to its parent.
     config.pluginmanager.register(_RootIsNoPackage())
 
 
@@ -146,14 +146,14 @@ def _tier(item):
     return params.get("backend") or params.get("kernel_backend") or "host"
 
 
-#: Tests that are slow in the interpreter, and the cases of them that run without `slow`.
-#: Tiles are compiled ahead of time, and simulated by `make test-all`; other projects' cases ask for
-#: what comes before a kernel, which PyTorch's backend ("cpu") shows as well.
+#: Tests that are slow in the interpreter, and their cases that are not marked `slow` there. Tiles
+#: are also compiled ahead of time, and simulated by `make test-all`; other projects' cases test
+#: code above the kernels, which the backend "cpu" covers.
 INTERPRETED = {
-    "test_gradients_of_both_orders_are_numerical_ones": {"bank", "reflect"},
-    "test_derivatives_are_numerical_ones": {"gelu"},
-    "test_kernels_make_a_step_as_pytorchs": {"convnext", "mobilenet_v2", "resnet18"},
-    "test_our_error_is_at_most_twice_that_of_pytorch": {"wgrad"},
+    "test_gradients_of_both_orders_equal_numerical_ones": {"bank", "reflect"},
+    "test_derivatives_equal_numerical_ones": {"gelu"},
+    "test_one_step_by_kernels_equals_pytorchs": {"convnext", "mobilenet_v2", "resnet18"},
+    "test_error_is_at_most_twice_that_of_pytorch": {"wgrad"},
     "test_every_gemm_tile": {"ieee"},
     "test_every_gemm_tile_of_wgrad": {"ieee"},
     "test_every_shape_of_boxes": {"wgrad"},
@@ -182,11 +182,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker("slow")  # many kernels to compile
         item.user_properties.append(
             ("tier", _tier(item))
-        )  # user_properties are part of the report, also from xdist's workers
+        )  # user_properties reach the report, also from xdist's workers
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Prints tests by tier, so that a green run in which no kernel ran is noticed."""
+    """Prints tests by tier: shows when a run passed without running any kernel."""
     counts = Counter()
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):

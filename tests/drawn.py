@@ -63,16 +63,16 @@ FEW_OR_MANY = st.integers(1, 3) | st.integers(16, 18)
 def geometries(
     draw, C=FEW_OR_MANY, K=FEW_OR_MANY, least=0, groups=3, modes=tuple(_MODES), banks=True, **steps
 ):
-    """A geometry with C and K channels in a group, drawn from these.
+    """A geometry with C channels and K filters in a group.
 
     Args:
-        draw: by hypothesis.
+        draw: from hypothesis.
         C: strategy for the channels of a group.
-        K: the same of its filters.
-        least: the fewest samples.
-        groups: the most.
-        modes: of padding.
-        banks: whether there may be one for every sample.
+        K: strategy for its filters.
+        least: fewest samples.
+        groups: most groups.
+        modes: padding modes.
+        banks: whether every sample may have a filter bank.
         steps: the largest window, stride and dilation, and `more` pixels, see axes.
     """
     (H, R, stride_h, rows, dil_h), (W, S, stride_w, columns, dil_w) = (
@@ -97,9 +97,9 @@ def geometries(
 
 
 def geometries_of(op, family, dtype):
-    """Geometries that a family is likely to have a kernel for."""
+    """Geometries that a family's kernels are likely to take."""
     few, one = st.integers(1, 3), st.just(1)
-    # An input gradient is planned as if padding were zeros; the frame has a plan of its own.
+    # An input gradient is planned with padding by zeros; its frame has a separate plan.
     modes = ("zeros",) if op == "dgrad" or family == "tma" else tuple(_MODES)
     # A weight gradient can be split only if its pixels take more than one step.
     large = op == "wgrad" and family in ("gemm", "stencil")
@@ -123,7 +123,7 @@ def geometries_of(op, family, dtype):
 
 
 def table_tiles(family, problem):
-    """The tiles that the planner has for a family, as it would fit them to the problem."""
+    """The planner's tiles of a family, fitted to the problem."""
     if family == "gemm":
         return [*gemm.GEMM_TILES[problem.product], gemm.WIDE_GEMM_TILES[problem.product]]
     if family == "stencil":
@@ -146,7 +146,7 @@ def has_kernel(family, problem):
 
 
 def products_of(op, family):
-    """The kinds of arithmetic of a family; those that are none to it count by their dtype."""
+    """The (product, dtype, precision) that a family supports for an operator."""
     if family == "gemm":
         return PRODUCTS
     if family in ("stencil", "rows", "columns"):
@@ -162,24 +162,24 @@ def calls(draw, op, family, device, search):
     """A geometry and a plan of that family for it.
 
     Args:
-        draw: by hypothesis.
+        draw: from hypothesis.
         op: "fprop", "dgrad" or "wgrad".
         family: of kernels.
-        device: whose limits a tile keeps.
-        search: also tiles that only the tuner would try.
+        device: that tiles have to fit.
+        search: whether to draw tiles that only the tuner would try, too.
     """
     _, dtype, precision = draw(st.sampled_from(products_of(op, family)))
     geometry = draw(geometries_of(op, family, dtype))
     channels_last = family == "tma" or draw(st.booleans())
     boxes = "NHWC" if family == "tma" else ""
-    int64 = family != "patch" and draw(st.booleans())  # which has 32-bit offsets only
+    int64 = family != "patch" and draw(st.booleans())  # patch kernels have only 32-bit offsets
     as_rows = family == "tma" and geometry.is_point and draw(st.booleans())
     layout = Layout(channels_last, int64, boxes, boxes, as_rows=as_rows)
     problem = Problem(op, geometry, dtype, precision, layout, device)
     hypothesis.assume(has_kernel(family, problem))
     tiles = table_tiles(family, problem)
     hypothesis.assume(tiles)
-    faster = 1 if search else 16  # compiled programs are
+    faster = 1 if search else 16  # compiled programs run faster
     if search and draw(st.booleans()):
         seed = draw(st.sampled_from(tiles))
         tiles = list(choose.family_of(seed).neighbours(seed, problem))

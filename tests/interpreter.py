@@ -1,11 +1,12 @@
 """Three patches of Triton's interpreter for the tests: two for speed, one for descriptors.
 
-- It computes every integer sum again in 64 bits to check for overflow, even without `debug`, where
-  it ignores the result. This is skipped.
+- The interpreter computes every integer sum again in 64 bits to check for overflow, even without
+  `debug`, where it ignores the result. The patch skips that.
 - Each call of a device function patches all of `triton.language` again, though the launch has
-  patched it already. This is skipped; both together save two thirds of the time.
-- It demands that the innermost coordinate of a box is a multiple of 16 bytes. The hardware demands
-  it only of addresses and strides (CUDA C++ Programming Guide, alignment of bulk tensor copies).
+  patched it already. The patch skips that; both together save two thirds of the time.
+- The interpreter requires the innermost coordinate of a box to be a multiple of 16 bytes. The
+  hardware requires that only of addresses and strides (CUDA C++ Programming Guide, alignment of
+  bulk tensor copies). The patch drops the check.
 """
 
 from dataclasses import replace

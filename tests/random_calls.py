@@ -1,7 +1,7 @@
-"""Calls drawn at random, for what no table of cases thinks of.
+"""Calls drawn at random, for combinations that no table of cases has.
 
-Sizes are those of photographs, of layers of networks and of what lies between; every operator,
-dtype, format, padding mode and epilogue comes up.
+Sizes range from photographs to layers of networks; every operator, dtype, format, padding mode and
+epilogue is drawn.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DTYPES = ["float32", "tf32", "tf32x3", "bfloat16", "bfloat16", "float16", "float
 
 
 def calls(rng, device):
-    """Planned calls for a device without end; the same ones for the same random numbers."""
+    """An endless sequence of planned calls for a device; equal for equal random numbers."""
     while True:
         try:
             call = _call(rng)

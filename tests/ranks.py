@@ -15,8 +15,8 @@ TIMEOUT = timedelta(seconds=60)
 class Ranks:
     """A group of processes, kept from test to test: starting one takes longer than most tests.
 
-    They are forked from a server that has imported PyTorch, not from this process: its threads (of
-    autograd, of a GPU) would be missing in a child.
+    They are forked from a server that has imported PyTorch, not from this process, because a fork
+    loses its threads (of autograd, of a GPU).
     """
 
     def __init__(self, number, directory):
@@ -96,5 +96,5 @@ def _serve(rank, number, store, pipe):
 
 
 def sharded(tensor, mesh, *placements):
-    """A leaf that needs its gradient, cut out of the whole tensor, which every rank has."""
+    """A leaf that requires its gradient: this rank's share of the tensor, which every rank has."""
     return distribute_tensor(tensor, mesh, placements, src_data_rank=None).requires_grad_()

@@ -1,4 +1,4 @@
-"""Checks the pages that `make docs` builds without running Sphinx."""
+"""Checks the sources of the pages that `make docs` builds."""
 
 import importlib
 import os
@@ -16,7 +16,7 @@ REFERENCE = (DOCS / "api.md").read_text(encoding="utf-8")
 
 
 def named():
-    """Every object that a directive of the reference names, with the module it is looked up in."""
+    """(directive, full name) of every object that the reference names."""
     current = ""
     for kind, name in re.findall(r"^\.\. (\w+):: (\S+)$", REFERENCE, re.MULTILINE):
         if kind in ("currentmodule", "automodule"):

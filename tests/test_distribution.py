@@ -82,7 +82,7 @@ def wheel(sdist, tmp_path_factory):
     return build("wheel", source, tmp_path_factory.mktemp("built"))
 
 
-def test_sdist_has_the_code_and_what_its_readers_need(sdist):
+def test_sdist_has_the_code_and_files_for_readers(sdist):
     with tarfile.open(sdist) as archive:
         names = {
             name.partition("/")[2]

@@ -28,7 +28,7 @@ MODULES = [
     "filters.banks",
     "learning.streaming",
 ]
-# Pages whose commands are run too, in order, after the Python that makes their files.
+# Pages whose commands are run too, in order, after the Python examples that make their files.
 GUIDES = (
     "large_images.md",
     "motion_blur.md",
@@ -44,7 +44,7 @@ pytestmark = [
     # PyTorch's rules for forward mode still use TorchScript.
     pytest.mark.filterwarnings(r"ignore:`torch.jit.\w+` is deprecated"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
-    # Dynamo makes one to look at it.
+    # Dynamo instantiates one to inspect it.
     pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated"),
 ]
 

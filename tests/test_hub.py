@@ -1,4 +1,4 @@
-"""The tree for the Hugging Face kernels hub, loaded as its loader loads it."""
+"""The tree for the Hugging Face kernels hub, loaded as the hub's loader does."""
 
 import base64
 import hashlib
@@ -46,7 +46,7 @@ def load(path, name):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "interpreter"], indirect=True)
-def test_kernel_computes_beside_the_package(kernel, backend):
+def test_the_kernel_works_beside_the_package(kernel, backend):
     its = kernel.autograd.function.ops.backend
     its.CPU_DEVICE = its.INTERPRETER if backend.name == "interpreter" else None
     x, weight = torch.randn(2, 3, 5, 6), torch.randn(4, 3, 3, 3, requires_grad=True)
@@ -57,10 +57,10 @@ def test_kernel_computes_beside_the_package(kernel, backend):
     assert hasattr(torch.ops, kernel.__name__)
 
 
-def test_kernel_names_what_the_package_names(kernel):
+def test_the_kernel_has_the_public_names_of_the_package(kernel):
     own = set(kernel.__all__) - {"layers"}
     assert own <= set(tricorr.__all__)
-    # Learning needs libraries that the hub has not, and filters is a module of the package's root.
+    # Learning needs libraries that the hub does not have; filters is a module of the root.
     left_out = {"KernelAccumulator", "KernelField", "LearnedKernel", "Quality", "filters"}
     left_out |= {"learn_kernel", "learn_kernel_field", "VaryingKernel"}
     assert set(tricorr.__all__) - own == left_out

@@ -1,4 +1,4 @@
-"""The package's shape: who imports whom, under which name, and what importing it costs."""
+"""The package's layout: allowed imports, names of modules, and the cost of importing it."""
 
 import ast
 import os
@@ -14,7 +14,7 @@ import tricorr
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What each folder may import besides itself and the standard library: only what is below it.
+# Modules that each folder may import besides itself and the standard library: only lower layers.
 ALLOWED = {
     "kernels": {"triton"},
     "ops": {"tricorr.kernels", "torch", "numpy"},
@@ -44,9 +44,9 @@ ALLOWED = {
     "__init__": {"tricorr.autograd", "tricorr.filters", "tricorr.learning", "tricorr.ops", "torch"},
     "__main__": {"tricorr.cli"},
 }
-#: Calls Triton's launcher itself. The other launches go through the kernels.
+#: The only file outside kernels/ that imports Triton: it calls Triton's launcher.
 LAUNCHER = Path("ops", "launch", "compiled.py")
-#: On top, free to import anything of the package.
+#: The top layer, which may import anything of the package.
 TOP = ("cli", "perf", "tests")
 MODULES = sorted(
     path.relative_to(ROOT)
@@ -101,7 +101,7 @@ def test_imports_are_resolved(source, package, modules):
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_imports_go_one_way(path):
     part = path.parts[0].removesuffix(".py")
-    assert part in ALLOWED, f"{path}: say in ALLOWED what it may import"
+    assert part in ALLOWED, f"{path}: add its allowed imports to ALLOWED"
     allowed = ALLOWED[part] | ({f"tricorr.{part}"} if len(path.parts) > 1 else set())
     if path == LAUNCHER:
         allowed = allowed | {"triton"}
@@ -116,7 +116,7 @@ def test_imports_go_one_way(path):
 
 
 def imported_files(path):
-    """Files of the package that a file imports when it runs: not those that only types need."""
+    """Files of the package that a file imports at run time, without those for annotations only."""
     tree = without_types((ROOT / path).read_text(encoding="utf-8"))
     package = ["tricorr", *path.parts[:-1]]
     for node in ast.walk(tree):
@@ -131,7 +131,7 @@ def imported_files(path):
                         break
 
 
-#: Floors inside ops: what a folder may import besides itself. Plans see no kernel and no launch.
+#: Layers inside ops: files that a folder may import besides its own.
 FLOORS = {
     "ops/plan": ("ops/geometry.py", "ops/arguments.py", "ops/errors.py"),
     "ops/launch": (
@@ -156,7 +156,7 @@ def test_floors_inside_ops_import_what_is_below_them(folder):
 
 
 def circles():
-    """Groups of files of the package that import each other, directly or around a corner."""
+    """Groups of files of the package that import each other, directly or through others."""
     files = [
         p.relative_to(ROOT) for part in (*ALLOWED, *TOP[:-1]) for p in ROOT.glob(f"{part}/**/*.py")
     ]
@@ -195,7 +195,7 @@ def test_root_has_one_name():
 def test_root_has_one_name_wherever_pytest_starts(directory):
     test = f"{Path(__file__).resolve()}::test_root_has_one_name"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
-    # xdist tells its workers who they are in the environment; this run is not one of them.
+    # Drop xdist's variables: this run is not one of its workers.
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     run = subprocess.run(
         command, cwd=directory, env=env, capture_output=True, text=True, check=False
@@ -223,7 +223,7 @@ def test_only_tricorr_is_installed(tmp_path):
     code = (
         "from importlib.util import find_spec\n"
         "for name in ('kernels', 'ops', 'autograd', 'perf', 'cli', 'tests'):\n"
-        "    spec = find_spec(name)\n"  # found is no fault: another project may own the name
+        "    spec = find_spec(name)\n"  # another project may have a module of that name
         "    if spec:\n"
         "        print(spec.origin, *(spec.submodule_search_locations or []), sep='\\n')\n"
     )
@@ -260,7 +260,7 @@ def test_works_without_triton(tmp_path):
 
 @pytest.mark.slow
 def test_import_costs_little_beyond_torch(tmp_path, monkeypatch):
-    # As after an installation: with compiled Python. Other load on the machine does not count.
+    # With compiled Python, as after an installation; process time, so other load does not count.
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     code = (
         "import time, torch\n"

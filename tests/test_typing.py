@@ -1,4 +1,4 @@
-"""A type checker finds what the functions would refuse, and lets pass what they take."""
+"""mypy reports calls that the functions refuse, and accepts calls that they take."""
 
 import sys
 

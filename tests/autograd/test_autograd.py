@@ -74,10 +74,10 @@ def tensors(backend):
 
 @FORWARD_MODE
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_gradients_of_both_orders_are_numerical_ones(backend, tensors, name):
+def test_gradients_of_both_orders_equal_numerical_ones(backend, tensors, name):
     function, shapes = FUNCTIONS[name]
     leaves = tensors(*shapes)
-    # Forward mode takes many launches: the interpreter has it in one case.
+    # Forward mode takes many launches: one case of it in the interpreter.
     fast = backend.name != "interpreter"
     assert gradcheck(function, leaves, fast_mode=True, check_forward_ad=fast or name == "bank")
     assert gradgradcheck(function, leaves, fast_mode=True, check_fwd_over_rev=fast)
@@ -85,7 +85,7 @@ def test_gradients_of_both_orders_are_numerical_ones(backend, tensors, name):
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 @pytest.mark.parametrize("padding", ["asymmetric", "same_even_window"])
-def test_padding_modes_are_those_of_a_padded_copy(tensors, mode, padding):
+def test_padding_modes_equal_a_padded_copy(tensors, mode, padding):
     image, weight = tensors((2, 2, 4, 5), (3, 2, 2, 4))
     given, (left, right, top, bottom) = {
         "asymmetric": (((0, 2), (3, 1)), (3, 1, 0, 2)),
@@ -101,7 +101,7 @@ def test_padding_modes_are_those_of_a_padded_copy(tensors, mode, padding):
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("dilation", [1, (3, 1)])
-def test_same_padding_of_even_windows(tensors, dilation):
+def test_same_padding_of_even_windows_equals_pytorchs(tensors, dilation):
     assert_same_derivatives(
         lambda x, w: tricorr.corr2d(x, w, padding="same", dilation=dilation),
         lambda x, w: F.conv2d(x, w, padding="same", dilation=dilation),
@@ -111,7 +111,7 @@ def test_same_padding_of_even_windows(tensors, dilation):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_gradient_functions_are_pytorchs(tensors, groups):
+def test_gradient_functions_equal_pytorchs(tensors, groups):
     x, w, dy = tensors((2, 4, 5, 6), (6, 4 // groups, 2, 3), (2, 6, 3, 5), requires_grad=False)
     steps = {"stride": (2, 1), "padding": (1, 1), "dilation": (2, 1)}
     x, dy = x[..., :5], dy[..., :5]
@@ -146,7 +146,7 @@ class CountedCalls(TorchDispatchMode):
         ("", {"fprop": 1}),
     ],
 )
-def test_gradients_nobody_needs_are_not_launched(needed, calls):
+def test_unneeded_gradients_are_not_launched(needed, calls):
     leaves = dict(
         zip("xwb", (torch.randn(s) for s in ((1, 2, 4, 4), (2, 2, 3, 3), (2,))), strict=True)
     )
@@ -160,7 +160,7 @@ def test_gradients_nobody_needs_are_not_launched(needed, calls):
     assert [name for name, leaf in leaves.items() if leaf.grad is not None] == list(needed)
 
 
-def test_second_gradients_nobody_needs_are_not_launched():
+def test_unneeded_second_gradients_are_not_launched():
     x, w = torch.randn(1, 2, 4, 4, requires_grad=True), torch.randn(2, 2, 3, 3)
     dy = torch.randn(1, 2, 2, 2)
     with CountedCalls() as counted:
@@ -170,7 +170,7 @@ def test_second_gradients_nobody_needs_are_not_launched():
 
 
 @pytest.mark.parametrize("form", ["bank", "per_sample", "every_plane"])
-def test_zero_stride_cotangents(tensors, form):
+def test_expanded_cotangents_are_accepted(tensors, form):
     weight = {"bank": (3, 2, 2, 3), "per_sample": (2, 3, 2, 2, 3), "every_plane": (2, 3)}[form]
     x, w = tensors((2, 2, 4, 5), weight)
     y = tricorr.corr2d(x, w)
@@ -220,7 +220,7 @@ def test_third_gradients(tensors):
 
 @FORWARD_MODE
 def test_forward_mode_has_tangents(tensors):
-    """Registered operators alone would give zero tangents without a word."""
+    """Registered operators alone would give zero tangents, without an error."""
     x, w, dx, dw = tensors(*[(1, 2, 4, 4), (2, 2, 3, 3)] * 2, requires_grad=False)
     with forward_ad.dual_level():
         dual = tricorr.corr2d(forward_ad.make_dual(x, dx), forward_ad.make_dual(w, dw))
@@ -311,7 +311,7 @@ COMPILED = {
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("name", COMPILED)
-def test_compiled_is_eager(tensors, name, dynamic):
+def test_compiled_calls_equal_eager_ones(tensors, name, dynamic):
     torch._dynamo.reset()
     function = COMPILED[name]
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
@@ -323,7 +323,7 @@ def test_compiled_is_eager(tensors, name, dynamic):
         grads = torch.autograd.grad(y, leaves, direction(y))
         expected_grads = torch.autograd.grad(expected, leaves, direction(y))
         assert torch.equal(y, expected)
-        # Eager gradients are PyTorch's own, which sums in an order of its own.
+        # Eager gradients are PyTorch's, summed in another order.
         torch.testing.assert_close(grads, expected_grads)
 
 
@@ -356,7 +356,7 @@ def test_layers_can_be_copied_pickled_and_saved(backend, name):
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("kind", ["meta", "fake"])
-def test_shapes_and_strides_without_memory(kind, memory_format):
+def test_meta_and_fake_tensors_have_the_right_strides(kind, memory_format):
     def facts(function, device):
         x = torch.ones(2, 4, 6, 5, device=device).to(memory_format=memory_format).requires_grad_()
         w = torch.ones(6, 4, 3, 2, device=device, requires_grad=True)
@@ -371,7 +371,7 @@ def test_shapes_and_strides_without_memory(kind, memory_format):
     else:
         with FakeTensorMode():
             ours = facts(tricorr.corr2d, "cpu")
-    assert ours == facts(F.conv2d, "cpu")  # of real tensors: PyTorch's meta ones lose the format
+    assert ours == facts(F.conv2d, "cpu")  # real tensors: PyTorch's meta tensors lose the format
 
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
@@ -391,7 +391,7 @@ def test_operators_are_closed_under_differentiation(tensors):
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
-def test_gradient_functions_know_padding_modes(tensors, mode):
+def test_gradient_functions_take_padding_modes(tensors, mode):
     x, weight = tensors((2, 2, 4, 5), (3, 2, 3, 3))
     options = {"padding": 1, "padding_mode": mode}
     y = tricorr.corr2d(x, weight, **options)

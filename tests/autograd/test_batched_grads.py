@@ -1,4 +1,4 @@
-"""The batching that torch.autograd has of its own, apart from torch.vmap's."""
+"""Autograd's own batching of gradients (is_grads_batched, vectorize), which is not torch.vmap."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""convert and convert_back: which layers change class, and that nothing else does."""
+"""convert and convert_back: which layers change class, and that nothing else changes."""
 
 import copy
 import functools
@@ -74,7 +74,7 @@ class OfOurs(Conv2D):
 
 
 def twice(make):
-    """Two of the same: PyTorch cannot copy layers whose weight is computed by a hook."""
+    """Two equal layers: PyTorch cannot copy layers whose weight is computed by a hook."""
     layers = []
     for _ in range(2):
         torch.manual_seed(1)
@@ -88,7 +88,7 @@ def image_for(layer):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_there_and_back(backend, name):
+def test_convert_and_convert_back_keep_parameters_and_results(backend, name):
     make, ours = LAYERS[name]
     layer, before = twice(lambda: make().eval())  # spectral_norm iterates in training
     original, parametrized = type(layer), parametrize.is_parametrized(layer)
@@ -126,7 +126,7 @@ def test_lazy_layers_become_ours_at_the_first_call(backend, name):
     torch.testing.assert_close(layer(y[:, :2]), copy.deepcopy(layer)(y[:, :2]))
 
 
-def test_every_layer_of_a_tree_once(backend):
+def test_every_layer_is_converted_once(backend):
     shared = nn.Conv2d(4, 4, 3, padding=1)
     model = nn.ModuleDict(
         {
@@ -199,7 +199,7 @@ def with_another_weight():
 
 
 class Quantized(torch.Tensor):
-    """A tensor whose class may compute as it likes."""
+    """A tensor class that may redefine operations."""
 
 
 def in_another_tensor():
@@ -256,7 +256,7 @@ LEFT = {
 @pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*quantized tensor creation:UserWarning")
 @pytest.mark.parametrize("name", LEFT)
-def test_left_alone_with_a_reason(backend, name):
+def test_layers_that_may_differ_are_left_with_a_reason(backend, name):
     make, reason = LEFT[name]
     model = nn.Sequential(nn.Conv2d(2, 2, 1), make())
     cls = type(model[1])
@@ -277,7 +277,7 @@ def test_left_alone_with_a_reason(backend, name):
         (nn.functional, "conv_transpose2d", lambda: nn.ConvTranspose2d(2, 3, 2)),
     ],
 )
-def test_what_is_replaced_in_pytorch_is_left_alone(backend, monkeypatch, owner, name, layer):
+def test_layers_are_left_while_pytorch_is_patched(backend, monkeypatch, owner, name, layer):
     original = getattr(owner, name)
 
     @functools.wraps(original)
@@ -299,7 +299,7 @@ def owner_name(owner):
 
 @pytest.mark.parametrize("padding", [1, (1,), (1, 1)])
 @pytest.mark.parametrize("stride", [2, (2,)])
-def test_numbers_that_say_the_same_are_converted(backend, padding, stride):
+def test_equivalent_numbers_are_converted(backend, padding, stride):
     layer = changed(padding=padding, stride=stride)
     image = torch.randn(1, 2, 5, 6)
     expected = layer(image)
@@ -336,7 +336,7 @@ def padded_later():
     ],
     ids=["padded_later", "activation", "every_plane", "sides", "subclass", "parametrized_subclass"],
 )
-def test_stays_ours_with_a_reason(backend, layer, reason):
+def test_layers_without_an_equal_are_not_converted_back(backend, layer, reason):
     layer = layer()
     cls = type(layer)
     assert tricorr.convert_back(layer).left == {"": reason}
@@ -344,7 +344,7 @@ def test_stays_ours_with_a_reason(backend, layer, reason):
     assert tricorr.convert(layer).left == {}
 
 
-def test_where_chooses(backend):
+def test_where_selects_layers(backend):
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, groups=4), Halved(4, 4, 1))
     asked = []
 
@@ -362,17 +362,17 @@ def test_where_chooses(backend):
 
 
 @pytest.mark.parametrize("function", [tricorr.convert, tricorr.convert_back])
-def test_what_is_no_module_is_refused(backend, function):
+def test_arguments_that_are_not_modules_are_refused(backend, function):
     with pytest.raises(ArgumentTypeError, match=r"model must be a torch.nn.Module, got \[\]"):
         function([])
 
 
-def test_parametrizations_go_on(backend):
+def test_parametrizations_keep_working(backend):
     layer = nn.Conv2d(2, 3, 2)
     parametrizations.spectral_norm(layer)
     vectors = [buffer.clone() for buffer in layer.buffers()]
     tricorr.convert(layer)
-    # Asking for the weight in training would have made a step of the power iteration.
+    # Reading the weight in training would have made a step of the power iteration.
     assert all(torch.equal(a, b) for a, b in zip(vectors, layer.buffers(), strict=True))
     layer(torch.randn(1, 2, 5, 4)).sum().backward()
     assert not torch.equal(vectors[0], next(layer.buffers()))
@@ -391,7 +391,7 @@ def test_parametrizations_go_on(backend):
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
-def test_norms_by_hooks_go_on(backend, norm):
+def test_norms_by_hooks_keep_working(backend, norm):
     layer, other = twice(lambda: norm(nn.Conv2d(2, 3, 2)))
     image = torch.randn(1, 2, 5, 4)
     tricorr.convert(other)
@@ -399,7 +399,7 @@ def test_norms_by_hooks_go_on(backend, norm):
         torch.testing.assert_close(other(image), layer(image))
 
 
-def test_pruning_goes_on(backend):
+def test_pruning_keeps_working(backend):
     layer = nn.Conv2d(2, 3, 2)
     prune.random_unstructured(layer, "weight", 0.5)
     tricorr.convert(layer)
@@ -412,7 +412,7 @@ def test_pruning_goes_on(backend):
     assert isinstance(layer.weight, nn.Parameter)
 
 
-def test_hooks_mode_and_references_stay(backend):
+def test_hooks_mode_and_references_are_kept(backend):
     layer, seen = nn.Conv2d(2, 3, 2), []
     layer.register_forward_pre_hook(lambda *_: seen.append("before"))
     layer.register_forward_hook(lambda *_: seen.append("after"))
@@ -462,7 +462,7 @@ def test_converted_subclasses_can_be_copied_and_pickled(backend):
     assert repr(layer) == "TricorrNamed(2, 3, kernel_size=(2, 2), stride=(1, 1))"
 
 
-def test_a_compiled_model_notices(backend):
+def test_a_compiled_model_is_compiled_again(backend):
     torch._dynamo.reset()
     called = []
 
@@ -479,7 +479,7 @@ def test_a_compiled_model_notices(backend):
     assert ["tricorr.fprop" in targets for targets in called] == [False, True]
 
 
-def test_fx_keeps_our_functions_whole(backend):
+def test_fx_traces_the_functions_as_single_nodes(backend):
     model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(), nn.ConvTranspose2d(3, 2, 2))
     tricorr.convert(model)
     traced = torch.fx.symbolic_trace(model)

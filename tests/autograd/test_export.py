@@ -42,7 +42,7 @@ def test_exported_network_takes_any_batch_and_size(backend, strict):
         assert torch.equal(program.module()(x), model(x))
 
 
-# PyTorch 2.11's own: it reads the parameters of a saved program from bytes.
+# A warning of PyTorch 2.11 itself, which reads the parameters of a saved program from bytes.
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
 def test_exported_network_is_saved_and_trains(backend, tmp_path):
     model, x = network(), image(2, 3, 9, 8)
@@ -52,7 +52,7 @@ def test_exported_network_is_saved_and_trains(backend, tmp_path):
     y = loaded(x)
     assert torch.equal(y, model(x))
     grads = torch.autograd.grad(y.square().sum(), list(loaded.parameters()))
-    # Eager gradients are PyTorch's own, which sums in an order of its own.
+    # Eager gradients are PyTorch's, summed in another order.
     torch.testing.assert_close(grads, expected)
 
 

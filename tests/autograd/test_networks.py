@@ -1,13 +1,13 @@
-"""Four published networks train as PyTorch's do when `convert` has made their layers ours.
+"""Four published networks, converted, train like the networks of PyTorch's layers.
 
-The reference is the network of PyTorch's layers in float64. How far rounding moves a network from
-it depends on the network, so it is measured in two runs: PyTorch's own in the same precision, and a
-float64 run with perturbed filters. A sum of n products, rounded at every step, is the exact sum of
-factors off by at most n * eps, so each filter is perturbed by that. Ours may be twice as far from
-the reference as the further of the two.
+The reference is the network of PyTorch's layers in float64. How much rounding changes a network's
+results depends on the network, so it is measured in two runs: PyTorch's layers in the same
+precision, and a float64 run with perturbed filters. A sum of n products, rounded at every step, is
+the exact sum with factors off by at most n * eps, so each filter is perturbed by that. The
+converted network may be twice as far from the reference as the further of the two.
 
-A gradient whose terms cancel, as a bias's before a batch normalisation, is rounding error: one
-rounding of the step's largest gradient is allowed as well.
+Where the terms of a gradient cancel, as in a bias before a batch normalisation, the result is
+rounding error: one rounding of the step's largest gradient is allowed as well.
 
 Batch normalisation over few pixels amplifies errors: in float32, three steps of the narrow
 MobileNetV2 differ between any two implementations. So float64 is compared to ten digits.
@@ -52,12 +52,12 @@ def train(network, images, steps=3, low=False):
 
 
 def perturbed(network, unit, operand_unit):
-    """The network with every filter off by what rounding could do, in random directions.
+    """The network with every filter changed by a bound of rounding errors, with random signs.
 
     Args:
         network: in float64.
-        unit: what one rounding of a sum leaves, relatively.
-        operand_unit: what it leaves of an operand.
+        unit: relative error of one rounding of a sum.
+        operand_unit: relative error of one rounding of an operand.
     """
     network = copy.deepcopy(network)
     for layer in network.modules():
@@ -169,8 +169,8 @@ def test_compiled_by_inductor_trains_as_pytorchs(backend):
 
 @pytest.mark.parametrize("backend", ["interpreter"], indirect=True)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_kernels_make_a_step_as_pytorchs(backend, name):
-    """One layer of every kind in the network runs our kernels: the interpreter takes its time."""
+def test_one_step_by_kernels_equals_pytorchs(backend, name):
+    """Only one layer of every kind is converted, because the interpreter is slow."""
     network, _, images = networks_of(name)
     chosen = {
         (type(layer), layer.kernel_size, layer.groups > 1): layer_name

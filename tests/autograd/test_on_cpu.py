@@ -1,4 +1,4 @@
-"""On CPU, calls are PyTorch's own operators wherever these do all that ours would."""
+"""On CPU, calls run PyTorch's own operators where these are equivalent."""
 
 import pytest
 import torch
@@ -28,14 +28,14 @@ def test_autograd_sees_one_convolution(backend, dtype):
 def test_float16_gradients_are_summed_in_float32(backend):
     x = torch.full((1, 1, 64, 64), 1.0, dtype=torch.float16)
     weight = torch.ones(1, 1, 1, 1, dtype=torch.float16, requires_grad=True)
-    # In float16, 2048 + 1 is 2048: sums of ones end there.
+    # In float16, 2048 + 1 is 2048, so a sum of ones would stop at 2048.
     (dw,) = torch.autograd.grad(tricorr.corr2d(x, weight).sum(), weight)
     assert dw.item() == 4096
 
 
 @pytest.mark.parametrize("channels_last", ["image", "weight"])
 @pytest.mark.parametrize("channels", [3, 8, 64])
-def test_strided_points_train_in_channels_last(backend, channels, channels_last):
+def test_strided_pointwise_layers_train_in_channels_last(backend, channels, channels_last):
     image = torch.randn(2, channels, 56, 56)
     layer = tricorr.Conv2D(channels, channels, 1, stride=2)
     expected = torch.autograd.grad(layer(image).square().sum(), list(layer.parameters()))
@@ -54,7 +54,7 @@ def test_strided_points_train_in_channels_last(backend, channels, channels_last)
     [("groups", True), ("padding", -1), ("padding", (1, -1)), ("padding", ()), ("stride", 0),
      ("stride", 1.5), ("dilation", 0), ("padding_mode", "constant"), ("padding", 2**70)],
 )  # fmt: skip
-def test_what_pytorch_would_take_or_word_badly_is_refused(backend, name, value):
+def test_wrong_arguments_are_refused_before_pytorch(backend, name, value):
     arguments = {"padding": 1, "padding_mode": "replicate", name: value}
     with pytest.raises((tricorr.ArgumentError, tricorr.ArgumentTypeError), match=name):
         tricorr.corr2d(torch.ones(1, 2, 4, 4), torch.ones(2, 2, 3, 3), **arguments)

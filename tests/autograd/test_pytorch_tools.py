@@ -1,4 +1,4 @@
-"""PyTorch's tools for layers work with ours: autocast, hooks, checkpoints, optimizers, threads."""
+"""tricorr's layers with PyTorch's tools: autocast, hooks, checkpoints, optimizers, threads."""
 
 import copy
 import itertools
@@ -51,7 +51,7 @@ PAIRS = {
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", PAIRS)
 def test_autocast_lowers_every_dtype_as_pytorchs(backend, name, low):
-    """float32 and both 16-bit types, mixed, are lowered; float64 is not; a bias goes along."""
+    """float32 and both 16-bit types, also mixed, are lowered, with the bias; float64 is not."""
     for given in itertools.product(DTYPES, repeat=2):
         results = []
         for function in PAIRS[name]:
@@ -72,7 +72,7 @@ def test_autocast_lowers_every_dtype_as_pytorchs(backend, name, low):
 
 @SMALL
 def test_grad_scaler_steps_and_skips(backend):
-    """It unscales gradients that are finite and leaves a step out where one is not."""
+    """GradScaler unscales finite gradients, and skips a step if one is not finite."""
     model = stack(backend, torch.float32)
     plain = copy.deepcopy(model)
     scaler = torch.amp.GradScaler(backend.device, init_scale=2.0**7, growth_interval=1)
@@ -118,7 +118,7 @@ def test_checkpoint_gives_the_same_gradients(backend, reentrant):
 
 @CPU
 def test_activations_can_be_saved_elsewhere(backend):
-    """saved_tensors_hooks sees the image and the weight, and what it gives back is used."""
+    """saved_tensors_hooks gets the image and the weight, and its result is used."""
     image, weight = torch.randn(1, 2, 4, 4, requires_grad=True), torch.randn(3, 2, 2, 2)
     saved = []
 
@@ -181,7 +181,7 @@ def test_reparametrized_layers_learn_as_pytorchs(backend, name):
 @CPU
 @pytest.mark.parametrize("momentum", [0.0, 0.9], ids=["adam", "sgd"])
 def test_optimizer_state_moves_between_pytorchs_layers_and_ours(backend, momentum):
-    """A run that is converted in its middle goes on as if it were not."""
+    """Converting a model in the middle of training does not change the results."""
 
     def optimizer_of(model):
         if momentum:
@@ -210,7 +210,7 @@ def test_optimizer_state_moves_between_pytorchs_layers_and_ours(backend, momentu
 
 @CPU
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
-def test_checkpoints_load_both_ways(backend, name, tmp_path):
+def test_checkpoints_load_into_both_kinds_of_layers(backend, name, tmp_path):
     make, _ = NETWORKS[name]
     theirs, ours = make(), make()
     tricorr.convert(ours)
@@ -224,7 +224,7 @@ def test_checkpoints_load_both_ways(backend, name, tmp_path):
         assert_equal(target.state_dict(), expected)
 
 
-#: Keys and shapes of torchvision's resnet18-f37072fd.pth, one of every kind.
+#: Some keys of torchvision's resnet18-f37072fd.pth, one of every kind, with their shapes.
 TORCHVISION = {
     "conv1.weight": (64, 3, 7, 7),
     "bn1.running_mean": (64,),
@@ -282,7 +282,7 @@ def test_processes_train_a_shared_model(backend, method):
 
 
 class Filtered(Dataset):
-    """Images filtered where they are loaded: in the worker."""
+    """Images that are filtered in the worker that loads them."""
 
     def __init__(self, layer):
         self.layer = layer
@@ -309,7 +309,7 @@ def test_data_loader_workers_filter(backend, method):
 
 @SMALL
 def test_threads_do_not_disturb_each_other(backend):
-    """Each with a model and batch of its own, on the same kernels, forward and backward."""
+    """Every thread has its own model and batch and runs the same kernels, forward and backward."""
     models = [stack(backend) for _ in range(2 if backend.name == "interpreter" else 8)]
     batches = [images(backend) for _ in models]
     expected = []

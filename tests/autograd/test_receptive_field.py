@@ -1,4 +1,4 @@
-"""receptive_field: against the book, published networks, and gradients of the stack itself."""
+"""receptive_field: textbook values, published networks, and gradients of the stack itself."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_field_is_where_the_gradient_is_not_zero(stack):
     ],
     ids=["transposed", "dilated", "nearest", "bilinear", "shuffled"],
 )
-def test_fields_of_enlarged_maps(stack):
+def test_fields_of_enlarged_maps_are_where_the_gradient_is_not_zero(stack):
     for parameter in stack.parameters():
         nn.init.constant_(parameter, 1.0)
     field = receptive_field(stack)
@@ -87,11 +87,11 @@ class Branches(nn.Module):
         return F.avg_pool2d(torch.cat([y, y[:, :1]], 1), 2)
 
 
-def test_branches_meet_in_the_region_that_any_of_them_sees():
+def test_a_branch_has_the_union_of_its_fields():
     model = Branches()
     for parameter in model.parameters():
         nn.init.constant_(parameter, 1.0)
-    model.gate, model.norm = nn.Identity(), nn.Identity()  # what the answer leaves out
+    model.gate, model.norm = nn.Identity(), nn.Identity()  # the field leaves them out
     field = receptive_field(Branches())
     x = torch.rand(1, 2, 40, 41, requires_grad=True)
     # Without the gate's own derivative: it sees the whole image.
@@ -120,7 +120,7 @@ def test_networks_see_the_sum_of_their_windows():
     assert receptive_field([nn.Conv2d(3, 3, 3), ResNet18()]).size == (437, 437)
 
 
-def test_what_is_computed_of_the_whole_image_is_left_out():
+def test_gates_over_the_whole_image_are_left_out():
     class Excited(nn.Module):
         def __init__(self):
             super().__init__()
@@ -138,7 +138,7 @@ def test_what_is_computed_of_the_whole_image_is_left_out():
     assert receptive_field(head) == field
 
 
-def test_a_line_for_every_layer():
+def test_the_table_has_a_line_for_every_layer():
     field = receptive_field(ResNet18())
     assert len(field.layers) == 21  # 20 convolutions and a pool
     name, kind, stem = field.layers[0]
@@ -170,7 +170,7 @@ class Uneven(nn.Module):
         return torch.cat([self.down(x), x[:, :, 1:]], 1)
 
 
-def test_layers_as_numbers_and_mappings():
+def test_layers_may_be_numbers_and_mappings():
     stack = nn.Sequential(nn.Conv2d(1, 1, 7, 2, 3), nn.MaxPool2d(3, 2, 1), nn.Conv2d(1, 1, (3, 5)))
     layers = [
         {"window": 7, "stride": 2, "padding": 3},
@@ -204,6 +204,6 @@ def test_layers_as_numbers_and_mappings():
         ([2.5], ArgumentTypeError, "got float"),
     ],
 )
-def test_layers_that_are_not_understood_are_named(layers, kind, message):
+def test_unknown_layers_are_refused_by_name(layers, kind, message):
     with pytest.raises(kind, match=message):
         receptive_field(layers)

@@ -1,4 +1,4 @@
-"""The textbook's chapter on convolutions, to the number."""
+"""A textbook's chapter on convolutional layers: every number of it."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_layer_takes_a_plain_image(backend):
     assert torch.equal(layer(image), torch.full((6, 7), -0.5, device=backend.device))
 
 
-def test_edges(backend, edges):
+def test_edges_are_found(backend, edges):
     image, kernel = edges
     expected = torch.zeros(6, 7, device=backend.device)
     expected[:, 1], expected[:, 5] = 1, -1
@@ -51,7 +51,7 @@ def test_edges(backend, edges):
 
 
 def learn(image, target, start=None):
-    """The textbook's loop: ten steps of 3e-2 down the summed squared error. Losses and kernels."""
+    """Losses and kernels of the textbook's loop: ten steps of 3e-2 on the summed squared error."""
     X = image.reshape((1, 1, 6, 8))
     Y = target.reshape((1, 1, 6, 7))
     conv2d = tricorr.LazyConv2D(1, kernel_size=(1, 2), bias=False, device=image.device)
@@ -114,7 +114,7 @@ def test_strict_convolution_flips_the_kernel(backend):
 
 
 def test_kernel_learned_by_strict_convolution_is_the_flipped_one(backend):
-    """And both give the same output, at every step."""
+    """Both give the same output, at every step."""
     image = torch.randn(5, 6, device=backend.device, dtype=torch.float64)
     target = tricorr.corr2d(image, torch.randn(2, 3).to(image))
     start = torch.randn(2, 3).to(image)

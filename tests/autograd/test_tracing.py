@@ -1,4 +1,4 @@
-"""torch.jit.trace, default devices, and an interpreter that comes too late."""
+"""torch.jit.trace, default devices, and TRITON_INTERPRET set too late."""
 
 import io
 import os
@@ -65,8 +65,8 @@ def test_an_input_gradient_is_traced_without_padding_modes(backend):
 
 
 @on_cpu
-def test_operands_say_where_tensors_are_made(backend):
-    """Under a default device of another kind: a tensor made on it meets the others and fails."""
+def test_results_are_on_the_device_of_the_operands(backend):
+    """With another default device, a tensor made on it by mistake would fail with the others."""
     x, y = torch.rand(2, 8, 8).double().unbind()
     weight = torch.rand(3, 3, dtype=torch.float64)
     options = {"solver": "normal", "background": 1}
@@ -93,7 +93,7 @@ def test_operands_say_where_tensors_are_made(backend):
 
 
 @pytest.mark.parametrize("first", ["triton", "torch._inductor.utils"])
-def test_an_interpreter_that_comes_too_late_says_so(tmp_path, first):
+def test_an_interpreter_set_too_late_is_refused(tmp_path, first):
     pytest.importorskip("triton")
     code = (
         f"import os, torch, {first}\n"

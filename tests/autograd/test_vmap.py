@@ -1,4 +1,4 @@
-"""torch.vmap over every operand, and what is built on it, against a loop."""
+"""torch.vmap over every operand, and transforms that use it, against a loop."""
 
 import itertools
 
@@ -60,7 +60,7 @@ OPERATORS = {
 @pytest.mark.parametrize("backend", ["cpu", "cuda"], indirect=True)
 @pytest.mark.parametrize("name", GEOMETRIES)
 @pytest.mark.parametrize("op", OPERATORS)
-def test_every_operator_and_combination_of_batched_operands(backend, op, name):
+def test_every_combination_of_batched_operands_equals_a_loop(backend, op, name):
     function, shapes = OPERATORS[op](GEOMETRIES[name])
     # Dimension 0 and the last one: a batch may lie anywhere.
     for dims in itertools.product(*([None, 0, len(shape)] for shape in shapes)):
@@ -108,7 +108,7 @@ def test_vmap_in_vmap(backend):
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 @pytest.mark.parametrize("activation", ["none", "gelu"])
-def test_jacobians_hessians_and_tangents(backend, activation):
+def test_jacobians_hessians_and_tangents_equal_pytorchs(backend, activation):
     image = torch.randn(1, 1, 3, 3, dtype=torch.float64)
     weight = torch.randn(2, 1, 2, 2, dtype=torch.float64)
 

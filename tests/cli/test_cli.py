@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 tifffile = pytest.importorskip("tifffile")
 
 pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-# PNG sizes are what matplotlib makes of inches; only that the pictures are there and large counts.
+# matplotlib rounds inches to pixels, so only a lower bound of a picture's size is tested.
 SMALLEST_PICTURE = (600, 300)
 
 
@@ -34,7 +34,7 @@ def photo(tmp_path):
 
 @pytest.fixture
 def pair(tmp_path):
-    """(input, target, kernel): arrays and what was done to them."""
+    """(input, target, kernel): two files, and the kernel between them."""
     directory = tmp_path / "pair"
     directory.mkdir()
     x = torch.rand(30, 40)
@@ -57,7 +57,7 @@ def assert_is_picture(path):
 
 
 @pytest.mark.parametrize("name", ["sobel", "scharr", "prewitt", "laplacian", "book"])
-def test_edges(prints_json, succeeds, photo, tmp_path, name):
+def test_edges_writes_pictures_and_numbers(prints_json, succeeds, photo, tmp_path, name):
     found = prints_json("edges", photo, "-o", "edges.png", "--filter", name)
     width = 49 if name == "book" else 50
     text = succeeds("edges", photo, "-o", "edges.npy", "--filter", name)
@@ -87,7 +87,7 @@ def test_edges_of_the_textbook(succeeds, tmp_path):
     assert tifffile.imread(tmp_path / "edges.tif").tolist() == [[0, 1, 0, 0, 0, -1, 0]] * 6
 
 
-def test_edges_of_nothing_and_of_colours(run, tmp_path):
+def test_edges_of_a_flat_transparent_image(run, tmp_path):
     Image.new("RGBA", (12, 9), (10, 20, 30, 128)).save(tmp_path / "flat.png")
     code, out, err = run("edges", "flat.png", "-o", "edges.png", "--plot", "plot.png")
     assert code == 0
@@ -143,7 +143,7 @@ def test_learn_as_the_textbook_does(run, tmp_path):
     assert found["max_step_size"] == pytest.approx(1 / 30, rel=1e-3)
 
 
-def test_learn_says_what_cannot_be_known(prints_json, succeeds, tmp_path):
+def test_learn_notes_an_undetermined_kernel(prints_json, succeeds, tmp_path):
     np.save(tmp_path / "x.npy", np.tile(np.random.default_rng(0).random(20), (20, 1)))
     np.save(tmp_path / "y.npy", np.load(tmp_path / "x.npy")[1:-1, 1:-1])
     arguments = ("learn", "x.npy", "y.npy", "--kernel-size", 3, "--solver", "cg")
@@ -355,7 +355,7 @@ def test_errors_take_one_line(fails, tmp_path, arguments, message):
 @pytest.mark.parametrize("option", ["-o", "--plot"])
 def test_outputs_are_checked_before_images_are_read(fails, monkeypatch, option):
     def read_image(*arguments, **options):
-        raise AssertionError("came too late")
+        raise AssertionError("images were read first")
 
     monkeypatch.setattr("tricorr.images.read.read_image", read_image)
     path = "no/kernel.npy" if option == "-o" else "no/plot.png"
@@ -382,7 +382,7 @@ def test_a_missing_library_is_an_error(fails, monkeypatch, photo, missing, extra
     assert f"pip install 'tricorr[{extra}]'" in message
 
 
-def test_what_nobody_thought_of_is_one_line_too(run, monkeypatch):
+def test_an_unexpected_exception_takes_one_line(run, monkeypatch):
     def broken(args):
         raise ZeroDivisionError("several\nlines")
 
@@ -436,7 +436,7 @@ def tricorr(*arguments, directory, **options):
     return subprocess.Popen(command, cwd=directory, env=env, **pipes, **options)
 
 
-def test_as_a_program(backend, photo, tmp_path):
+def test_it_runs_as_a_program(backend, photo, tmp_path):
     process = tricorr("edges", photo, "-o", "edges.png", "--json", directory=tmp_path)
     out, err = process.communicate()
     assert (process.returncode, err) == (0, "")
@@ -447,7 +447,7 @@ def test_as_a_program(backend, photo, tmp_path):
     assert err == "tricorr: error: no.png: No such file or directory\n"
 
 
-def test_version_and_a_reader_that_leaves(backend, tmp_path):
+def test_version_and_a_closed_pipe(backend, tmp_path):
     process = tricorr("--version", directory=tmp_path)
     assert process.communicate()[0] == f"tricorr {__version__}\n"
     assert process.returncode == 0

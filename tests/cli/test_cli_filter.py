@@ -18,7 +18,7 @@ pytest.importorskip("tifffile")
 
 pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 
-#: Options of each filter, and the call that they stand for.
+#: Options of each filter, and the equivalent call.
 CALLS = {
     "gaussian": (("--sigma", 1.5), lambda x: filters.gaussian_blur(x, 1.5)),
     "box": (("--size", 3), lambda x: filters.box_blur(x, 3)),
@@ -75,7 +75,7 @@ def test_pictures_keep_colours_and_say_what_they_clip(prints_json, photo, tmp_pa
 
 
 def test_a_flat_picture_has_black_edges(succeeds, tmp_path):
-    """Rounding is not scaled up to white."""
+    """Rounding errors are not scaled up to white."""
     Image.new("L", (16, 12), 128).save(tmp_path / "grey.png")
     succeeds("edges", "grey.png", "-o", "edges.png")
     with Image.open(tmp_path / "edges.png") as image:
@@ -103,7 +103,7 @@ def test_two_images_of_one_name_are_refused_before_the_work(fails, photo, tmp_pa
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_kernels_that_learn_wrote_are_applied(prints_json, succeeds, photo, tmp_path):
+def test_kernels_written_by_learn_are_applied(prints_json, succeeds, photo, tmp_path):
     kernel = np.array([[0.1, 0.2, 0.0], [0.3, 0.5, -0.1]])
     x = read_image(photo).pixels
     np.save(tmp_path / "k.npy", kernel)
@@ -114,14 +114,14 @@ def test_kernels_that_learn_wrote_are_applied(prints_json, succeeds, photo, tmp_
     succeeds("apply", "k.npy", photo, "-o", "out.npy", "--convolution", "--border", "crop")
     expected = corr2d(x, weight.flip(0, 1))
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, rtol=1e-5, atol=1e-6)
-    # What `learn` finds for the pair of images reproduces the second from the first.
+    # The kernel from `learn` reproduces the second image from the first.
     grey = read_image(photo, grey=True).pixels
     np.save(tmp_path / "x.npy", grey)
     np.save(tmp_path / "y.npy", corr2d(grey, weight) + 0.25)
     for name in ("found.npz", "found.npy"):
         succeeds("learn", "-k", "2x3", "--bias", "x.npy", "y.npy", "-o", name)
         succeeds("apply", name, "x.npy", "-o", "again.npy", "--border", "crop")
-        missing = 0.0 if name.endswith("z") else 0.25  # .npy holds the weight alone
+        missing = 0.0 if name.endswith("z") else 0.25  # .npy has only the weight
         off = np.load(tmp_path / "again.npy") + missing - np.load(tmp_path / "y.npy")
         assert np.abs(off).max() < 1e-5
 
@@ -160,7 +160,7 @@ def test_standard_input_and_output(monkeypatch, capfdbinary, photo, backend):
     assert b'"output": "-"' in err
 
 
-def test_standard_input_that_is_no_image(fails, monkeypatch):
+def test_standard_input_that_is_not_an_image_is_refused(fails, monkeypatch):
     stdin = SimpleNamespace(buffer=io.BytesIO(b"no image"))
     monkeypatch.setattr(sys, "stdin", stdin)
     message = fails("edges", "-", "-o", "out.png")
@@ -187,7 +187,7 @@ def test_completion_knows_commands_and_files(succeeds, shell):
     assert "kernel-size" in script
 
 
-def test_help_does_not_wait_for_torch(backend, tmp_path):
+def test_help_does_not_import_torch(backend, tmp_path):
     code = (
         "import sys, runpy\n"
         "sys.argv = ['-m', '--help']\n"
@@ -205,8 +205,8 @@ def test_help_does_not_wait_for_torch(backend, tmp_path):
     assert time.perf_counter() - began < 1.5  # 0.1 s on a quiet machine, 2 s with torch
 
 
-def test_public_names_are_there_in_the_program_too(backend, tmp_path):
-    """A model file that `receptive-field` runs may use the library."""
+def test_a_model_file_can_import_tricorr(backend, tmp_path):
+    """A model file that `tricorr receptive-field` runs may import tricorr."""
     (tmp_path / "model.py").write_text(
         "import tricorr\n\n\ndef net():\n    return tricorr.Conv2D(1, 1, 5)\n"
     )

@@ -1,4 +1,4 @@
-"""`tricorr learn` and `tricorr receptive-field` with all they take; files whole or not there."""
+"""`tricorr learn` and `tricorr receptive-field`: all options; files are whole or absent."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ KERNEL = torch.tensor([[0.0, 1.0, 2.0], [-1.0, 0.5, 0.0]], dtype=torch.float64)
 
 @pytest.fixture
 def images(tmp_path):
-    """x0, y0, x1, y1: two pairs with noise in the targets, saved as .npy and as they are."""
+    """x0, y0, x1, y1: two pairs with noise in the targets, as tensors and saved as .npy."""
     made = {}
     for n in range(2):
         random = torch.Generator().manual_seed(n)
@@ -149,7 +149,7 @@ def test_progress_has_loss_and_time_left(run, images):
     assert run(*PAIR, "--steps", 60, "--no-progress")[2] == ""
 
 
-def test_standard_errors_are_not_claimed_of_steps_that_ended_early(run, images):
+def test_steps_that_ended_early_print_no_standard_errors(run, images):
     _, out, _ = run(*PAIR, "--steps", 2)
     assert "note: the steps ended before they converged" in out
     assert "each element is known to" not in out
@@ -238,7 +238,7 @@ def test_fits_images_and_kernels(prints_json, images, tmp_path):
     np.testing.assert_allclose(fits.getdata(tmp_path / "kernel.fits"), expected, rtol=1e-12)
 
 
-# Stops half-way through the first file that NumPy writes, and says that it is there.
+# Stops half-way through the first file that NumPy writes, and prints a line there.
 HALF_WAY = """
 import signal, sys, time
 import numpy
@@ -271,7 +271,7 @@ def test_a_killed_run_leaves_no_half_written_file(images, backend, tmp_path, num
     assert "Traceback" not in err
     assert (tmp_path / "kernel.npy").read_bytes() == old
     left = {path.name for path in tmp_path.iterdir()} - before
-    if number == signal.SIGKILL:  # nothing can run then: the half is under a name of its own
+    if number == signal.SIGKILL:  # no clean-up can run: the partial file has a temporary name
         assert process.returncode == -signal.SIGKILL
         assert all(name.startswith(".tricorr-") for name in left)
     else:
@@ -327,7 +327,7 @@ def test_receptive_field_of_modules(prints_json, tmp_path):
         ("torch:nn", "must be a torch.nn.Module, got module"),
     ],
 )
-def test_modules_that_are_none(fails, tmp_path, text, message):
+def test_wrong_modules_are_refused(fails, tmp_path, text, message):
     (tmp_path / "model.py").write_text(MODEL)
     (tmp_path / "wrong.py").write_text("this is no Python")
     (tmp_path / "wrong.pt").write_text("this is no module")
@@ -336,7 +336,7 @@ def test_modules_that_are_none(fails, tmp_path, text, message):
 
 @pytest.fixture
 def observed(tmp_path, monkeypatch):
-    """Images of FITS with extensions and data quality, in counts, and the kernel between them."""
+    """FITS files in counts, with extensions and data quality, and the kernel between them."""
     fits = pytest.importorskip("astropy.io.fits")
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
@@ -363,12 +363,12 @@ def test_extensions_and_data_quality_of_fits(prints_json, observed):
 
 
 @pytest.mark.parametrize("way", ["whole", "stream"])
-def test_integers_beside_floats_are_numbers(prints_json, observed, way):
+def test_integers_beside_floats_keep_their_values(prints_json, observed, way):
     found = prints_json("learn", "x.npy", "y.npy", "-k", "2", *(["--stream"] * (way == "stream")))
     np.testing.assert_allclose(found["weight"], observed[2], atol=1e-9)
 
 
-def test_a_kernel_that_varies_and_a_window_that_is_chosen(prints_json, observed):
+def test_order_and_automatic_window_are_options(prints_json, observed):
     x, y, weight = observed
     ramp = np.linspace(1, 2, y.shape[1])
     np.save("ramp.npy", y * ramp)
@@ -392,6 +392,6 @@ def test_a_kernel_that_varies_and_a_window_that_is_chosen(prints_json, observed)
         (["x.npy", "y.npy", "-k", "2", "--order", "1", "--tiles", "2"], "goes without --tiles"),
     ],
 )
-def test_what_observers_do_wrong_takes_one_line(backend, fails, observed, arguments, message):
+def test_errors_with_fits_files_take_one_line(backend, fails, observed, arguments, message):
     np.save("none.npy", np.zeros((29, 27)))
     assert message in fails("learn", *arguments)

@@ -1,4 +1,4 @@
-"""Filters of what people hold: arrays, Pillow images, files, integers, channels at the end."""
+"""Filters on all kinds of input: arrays, Pillow images, files, integers, channels at the end."""
 
 import contextlib
 
@@ -25,12 +25,12 @@ MAPS = ("spatial_gradient", "gabor", "log_gabor")
 
 @pytest.fixture
 def colours():
-    """Bytes (H, W, 3)."""
+    """A uint8 image (H, W, 3)."""
     return np.random.default_rng(0).integers(0, 256, (12, 14, 3), np.uint8)
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_numpy_in_numpy_out(backend, name):
+def test_arrays_give_arrays(backend, name):
     array = np.random.default_rng(0).random((12, 14))
     result = EVERY[name](array)
     assert isinstance(result, np.ndarray)
@@ -84,7 +84,7 @@ def test_numbers_keep_their_scale(backend, dtype, result):
         np.testing.assert_array_equal(tensor.numpy(), response)
 
 
-def test_files_and_pillow_images_are_the_array_they_hold(backend, colours, tmp_path):
+def test_files_and_pillow_images_give_the_results_of_their_arrays(backend, colours, tmp_path):
     pillow = pytest.importorskip("PIL.Image")
     expected = filters.laplacian(colours, channel_axis=-1)
     image = pillow.fromarray(colours)
@@ -116,7 +116,7 @@ def test_autocast_changes_nothing(backend, name, dtype, low):
 
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("where", ["context", "default"])
-def test_images_stay_where_they_are_whatever_the_default_device(backend, name, where):
+def test_the_default_device_does_not_matter(backend, name, where):
     image = torch.rand(12, 13)
     expected = EVERY[name](image)
     if where == "context":
@@ -131,7 +131,7 @@ def test_images_stay_where_they_are_whatever_the_default_device(backend, name, w
     assert EVERY[name](image.to("meta")).shape == expected.shape
 
 
-def test_banks_are_made_where_they_are_wanted(backend):
+def test_banks_are_made_on_the_given_device(backend):
     banks = (
         filters.sobel_kernels,
         filters.scharr_kernels,

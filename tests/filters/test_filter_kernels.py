@@ -1,4 +1,4 @@
-"""The kernels with names, against libraries that have them too and against their definitions."""
+"""Banks of named kernels, against other libraries and against their definitions."""
 
 import math
 
@@ -26,7 +26,7 @@ def photograph():
 
 
 def filtered(image, bank):
-    """(K, H, W): the border repeated, which SciPy calls reflect and for one pixel is the same."""
+    """(K, H, W); for one pixel, "replicate" equals SciPy's "reflect"."""
     return corr2d(image[None, None], bank, padding=1, padding_mode="replicate")[0]
 
 
@@ -132,7 +132,7 @@ def stripes(degrees, wavelength, size=61):
 
 @on_cpu
 @pytest.mark.parametrize("k", range(6))
-def test_log_gabor_kernels_answer_most_to_stripes_in_their_direction(backend, k):
+def test_log_gabor_kernels_are_largest_for_stripes_in_their_direction(backend, k):
     bank = log_gabor_kernels(dtype=torch.float64)
     degrees = range(0, 180, 5)
     images = torch.stack([stripes(d, 6.0) for d in degrees])[:, None]
@@ -145,7 +145,7 @@ def test_log_gabor_kernels_answer_most_to_stripes_in_their_direction(backend, k)
 
 
 @on_cpu
-def test_log_gabor_kernels_answer_most_to_stripes_of_their_wavelength(backend):
+def test_log_gabor_kernels_are_largest_for_stripes_of_their_wavelength(backend):
     bank = log_gabor_kernels(31, wavelength=7, dtype=torch.float64)[:1]
     wavelengths = [3, 4, 5, 6, 7, 8, 10, 14]
     images = torch.stack([stripes(0, w, 81) for w in wavelengths])[:, None]
@@ -163,7 +163,7 @@ def test_log_gabor_kernels_answer_most_to_stripes_of_their_wavelength(backend):
         ({"wavelength": math.nan}, "wavelength must be at least 2 pixels, got nan"),
     ],
 )
-def test_log_gabor_kernels_refuse(arguments, message):
+def test_wrong_arguments_of_log_gabor_kernels_are_refused(arguments, message):
     with pytest.raises(ArgumentError) as refused:
         log_gabor_kernels(**arguments)
     assert str(refused.value) == message

@@ -1,4 +1,4 @@
-"""The image filters, on photographs, against SciPy, scikit-image and kornia on equal terms."""
+"""The image filters on photographs, against SciPy, scikit-image and kornia."""
 
 import math
 
@@ -15,7 +15,7 @@ from tricorr.filters import apply as filtering
 FORWARD_MODE = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 on_cpu = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 
-#: Our padding modes by SciPy's names; SciPy's own "reflect" repeats the border pixel.
+#: SciPy's names of the padding modes; its "reflect" repeats the border pixel.
 SCIPY_MODES = {"zeros": "constant", "reflect": "mirror", "replicate": "nearest", "circular": "wrap"}
 
 
@@ -31,7 +31,7 @@ def magnitude(derivative, image, mode):
     return np.hypot(derivative(image, axis=1, mode=mode), derivative(image, axis=0, mode=mode))
 
 
-# Ours, and the same by SciPy or scikit-image, as functions of an image and a padding mode.
+# A filter and its equal from SciPy or scikit-image, as functions of image and padding mode.
 SAME = {
     "sobel": (
         lambda x, m: filters.sobel(x, padding_mode=m),
@@ -103,14 +103,14 @@ SMALL = ("sobel", "gaussian", "box_even", "unsharp")
 
 @pytest.fixture(scope="module", params=["camera", "coins", "astronaut"])
 def photograph(request):
-    """Bytes of a real photograph: grey (53, 64), or the colours of a portrait (3, 53, 64)."""
+    """A uint8 photograph: grey (53, 64), or the colours of a portrait (3, 53, 64)."""
     data = pytest.importorskip("skimage.data")
     image = getattr(data, request.param)()[80:133, 180:244]
     return torch.from_numpy(np.moveaxis(image, -1, 0).copy() if image.ndim == 3 else image.copy())
 
 
 def planewise(function, image, *args):
-    """A function of one plane, on all of them."""
+    """A function of one plane, applied to every plane."""
     if image.ndim == 2:
         return np.asarray(function(image, *args))
     return np.stack([planewise(function, plane, *args) for plane in image])
@@ -198,7 +198,7 @@ def test_defaults_are_those_of_kornia(backend, photograph, name):
     assert_same(ours(image), theirs(kornia, image).numpy())
 
 
-def test_bytes_are_filtered_without_loss(backend):
+def test_uint8_images_are_filtered_without_loss(backend):
     image = torch.randint(256, (1, 2, 7, 10), dtype=torch.uint8, device=backend.device)
     gradient = filters.spatial_gradient(image, normalized=False)
     exact = filters.spatial_gradient(image.cpu().double(), normalized=False)
@@ -226,13 +226,13 @@ MAPS = {"spatial_gradient": 2, "log_gabor": 3}  # how many maps a plane becomes,
 @pytest.mark.parametrize(
     "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8]
 )
-def test_dtypes(backend, name, dtype):
+def test_dtypes_are_kept(backend, name, dtype):
     image = torch.randint(256, (3, 12, 13)).to(dtype)
     result = EVERY[name](image)
     exact = EVERY[name](image.double())
     assert result.dtype == (torch.float32 if dtype == torch.uint8 else dtype)
-    # A pixel of up to 255 under windows whose absolute values sum to 2 at most, rounded once per
-    # pass and once as a window: a crude bound, which any mistake but rounding is far beyond.
+    # Pixels up to 255 under windows whose absolute values sum to at most 2, rounded once per pass
+    # and once in the window: a coarse bound, but any error other than rounding is far larger.
     bound = 6 * 255 * torch.finfo(result.dtype).eps
     torch.testing.assert_close(result.double(), exact, rtol=0, atol=bound)
 
@@ -289,7 +289,7 @@ PASSES = {
 
 
 class Operators(TorchDispatchMode):
-    """Keeps the names of our operators as they are called."""
+    """Records the names of tricorr's operators as they are called."""
 
     def __init__(self):
         super().__init__()
@@ -304,7 +304,7 @@ class Operators(TorchDispatchMode):
 @on_cpu
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("layout", ["planes", "channels_last"])
-def test_operators_of_a_filter(backend, monkeypatch, name, layout):
+def test_a_filter_calls_few_operators(backend, monkeypatch, name, layout):
     """On a GPU all directions of a bank are one operator; differences come before smoothing."""
     monkeypatch.setattr(filtering, "runs_kernels", lambda device: True)
     image = torch.rand(2, 3, 12, 13)
@@ -419,7 +419,7 @@ def test_flat_areas_are_exactly_zero(backend, name, dtype, level):
 @on_cpu
 @pytest.mark.parametrize("size", [5, 21])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_log_gabor_filters_answer_nothing_to_flat_images(backend, size, dtype):
+def test_log_gabor_filters_are_zero_on_flat_images(backend, size, dtype):
     assert not filters.log_gabor(torch.full((30, 37), 128 / 255, dtype=dtype), size).any()
 
 
@@ -482,7 +482,7 @@ def test_eps_makes_magnitudes_smooth(backend):
 
 
 @on_cpu
-def test_magnitude_does_not_overflow_where_it_need_not(backend):
+def test_magnitude_does_not_overflow(backend):
     steep = torch.tensor([[0.0, 0.0, 1000.0, 1000.0]], dtype=torch.float16)
     assert filters.sobel(steep).max() == 500  # whose square float16 does not hold
 
@@ -518,7 +518,7 @@ def test_log_gabor_maps_are_those_of_the_bank(backend, photograph):
 @pytest.mark.parametrize("name", ["sobel", "unsharp", "log_gabor"])
 def test_filters_compile_without_a_break(backend, name):
     torch._dynamo.reset()
-    # float64: which precision float32 is multiplied in, corr2d reads where Dynamo may not follow.
+    # float64: for float32, corr2d reads PyTorch's precision setting, which breaks Dynamo's graph.
     image = torch.rand(2, 12, 13, dtype=torch.float64)
     compiled = torch.compile(EVERY[name], fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(image), EVERY[name](image), rtol=0, atol=1e-14)
@@ -610,7 +610,7 @@ x = torch.zeros(2, 3, 8, 9)
     ],
 )
 @on_cpu
-def test_filters_refuse(backend, call, message):
+def test_wrong_arguments_of_filters_are_refused(backend, call, message):
     with pytest.raises((ArgumentError, ArgumentTypeError)) as refused:
         call()
     assert str(refused.value) == message

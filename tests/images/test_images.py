@@ -48,7 +48,7 @@ def png(path, array, colour):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".pgm", ".webp"])
-def test_8_bit_grey(tmp_path, levels, suffix):
+def test_8_bit_grey_is_read(tmp_path, levels, suffix):
     grey = (levels[..., 0] >> 8).astype(np.uint8)
     path = tmp_path / f"image{suffix}"
     Image.fromarray(grey).save(path, **({"lossless": True} if suffix == ".webp" else {}))
@@ -104,7 +104,7 @@ def test_palette_is_looked_up(tmp_path, transparent):
     assert bool(picture.notes) == transparent
 
 
-def test_one_bit(tmp_path):
+def test_one_bit_images_are_read(tmp_path):
     array = np.arange(H * W).reshape(H, W) % 3 == 0
     path = tmp_path / "image.png"
     Image.fromarray(array).save(path)
@@ -143,7 +143,7 @@ def test_orientation_of_the_camera_is_applied(tmp_path, orientation):
     torch.testing.assert_close(pixels, expected(upright, 255), rtol=0, atol=0.02)
 
 
-def test_16_bit_grey_png(tmp_path, levels):
+def test_16_bit_grey_png_is_read(tmp_path, levels):
     path = tmp_path / "image.png"
     Image.fromarray(levels[..., 0]).save(path)
     picture = read_image(path)
@@ -175,7 +175,7 @@ def test_16_bit_colour_png_without_a_reader_says_what_is_lost(tmp_path, levels, 
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"bigtiff": True}], ids=str)
-def test_16_bit_tiff(tmp_path, levels, options):
+def test_16_bit_tiff_is_read(tmp_path, levels, options):
     path = tmp_path / "image.tif"
     tifffile.imwrite(path, levels[..., 0], **options)
     picture = read_image(path)
@@ -203,7 +203,7 @@ def test_16_bit_colour_tiff_keeps_its_bits(tmp_path, levels, planar):
     assert torch.equal(picture.pixels, expected(levels, 65535).permute(2, 0, 1))
 
 
-def test_16_bit_rgba_tiff(tmp_path, levels):
+def test_16_bit_rgba_tiff_is_read(tmp_path, levels):
     path = tmp_path / "image.tif"
     samples = np.concatenate([levels, np.zeros((H, W, 1), np.uint16)], axis=2)
     tifffile.imwrite(path, samples, photometric="rgb", extrasamples=["unassalpha"])
@@ -212,7 +212,7 @@ def test_16_bit_rgba_tiff(tmp_path, levels):
     assert picture.notes == ("transparent pixels were laid over white",)
 
 
-def test_inverted_16_bit_tiff(tmp_path, levels):
+def test_inverted_16_bit_tiff_is_read(tmp_path, levels):
     path = tmp_path / "image.tif"
     tifffile.imwrite(path, levels[..., 0], photometric="miniswhite")
     assert torch.equal(read_image(path).pixels, expected(65535 - levels[..., 0], 65535))
@@ -228,7 +228,7 @@ def test_other_numbers_of_a_tiff_are_kept(tmp_path, dtype):
     assert torch.equal(picture.pixels, torch.from_numpy(numbers.astype(np.float32)))
 
 
-def test_first_of_several_pages(tmp_path):
+def test_the_first_of_several_pages_is_read(tmp_path):
     path = tmp_path / "image.tif"
     tifffile.imwrite(path, np.zeros((4, H, W), np.uint8), photometric="minisblack")
     assert read_image(path).notes == ("only the first of 4 images was read",)
@@ -242,7 +242,7 @@ def test_first_of_several_pages(tmp_path):
     ("shape", "result"),
     [((H, W), (H, W)), ((1, H, W), (H, W)), ((2, H, W), (2, H, W)), ((H, W, 3), (3, H, W))],
 )
-def test_arrays(tmp_path, shape, result):
+def test_arrays_are_read(tmp_path, shape, result):
     path = tmp_path / "image.npy"
     np.save(path, np.full(shape, -2.5))
     pixels = read_image(path).pixels
@@ -326,7 +326,7 @@ def test_damaged_files_never_raise_anything_else(tmp_path, levels):
                 assert "\n" not in str(error)  # noqa: PT017
 
 
-def test_too_many_pixels(tmp_path, monkeypatch):
+def test_too_many_pixels_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "image.png"
     Image.new("L", (50, 50)).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
@@ -371,7 +371,7 @@ def test_written_images_are_read_back(tmp_path, shape):
     assert sorted(os.listdir(tmp_path)) == ["image.npy", "image.png", "image.tif"]
 
 
-def test_shapes_and_names_that_cannot_be_written(tmp_path):
+def test_shapes_and_names_that_cannot_be_written_are_refused(tmp_path):
     with pytest.raises(ArgumentError, match=r"an image is \(H, W\) or \(3, H, W\), got shape"):
         write_image(tmp_path / "image.png", torch.zeros(2, 4, 4))
     for name in ("image", "image.xyz", "image.npz"):
@@ -431,7 +431,7 @@ def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["link.png", "source.png"]
 
 
-def test_replacing_follows_links_and_keeps_permissions_usual(tmp_path):
+def test_replacing_a_file_follows_links_and_keeps_usual_permissions(tmp_path):
     source = tmp_path / "source.txt"
     source.write_text("old")
     link = tmp_path / "link.txt"

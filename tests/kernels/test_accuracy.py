@@ -1,16 +1,16 @@
-"""Errors against float64, beside PyTorch's in the same dtype, for every workload scaled down.
+"""Errors against float64, compared with PyTorch's in the same dtype, for all workloads scaled down.
 
-The length of the sums stays, or most of it: what is summed over is what an error depends on. Few
-pixels and few of the other channels remain. Both errors are root mean squares over all elements:
-of a few hundred elements the largest error is a draw from the tail, and the ratio of two such draws
-says little, while the root mean square of n elements is known to 1 / sqrt(2 n).
+Scaling keeps (most of) the length of the sums, on which errors depend, and few pixels and other
+channels. Both errors are root mean squares over all elements: among a few hundred elements the
+largest error is a draw from the tail, and the ratio of two such draws says little, while the root
+mean square of n elements is known to 1 / sqrt(2 n).
 
-The plans are those that the planner makes for a H200, so tiles and splits are what would run there.
-What the interpreter can show is the order of the sums, in what they are kept, and how often a
-result is rounded: float32 products are NumPy's, exact to a rounding, and 16-bit operands are summed
-in float32, as on a GPU; bfloat16 is widened before the launch and rounded once after it
-(ops/launch/arguments.py), so there it shows the order alone. It shows nothing of how matrix units
-cut, nor of TF32: the rows of perf have the same ratio of a GPU, `error_to`.
+Plans are the planner's for an H200, so tiles and splits are those that run there. The interpreter
+shows the order of the sums, their precision, and how often a result is rounded: float32 products
+are NumPy's, exact up to one rounding, and 16-bit operands are summed in float32, as on a GPU;
+bfloat16 is widened before the launch and rounded once after it (ops/launch/arguments.py), so it
+shows only the order. It does not show the truncation of matrix units, nor TF32: for these, the rows
+of perf have the same ratio on a GPU, `error_to`.
 """
 
 from dataclasses import replace
@@ -31,17 +31,17 @@ from tricorr.ops.plan.stencil import STENCIL_TILES
 from tricorr.ops.plan.tma import TmaTile
 from tricorr.perf.workloads import WORKLOADS
 
-#: Channels of a group that are not summed over and outputs along an axis; channels and pixels of
-#: a plane that are summed over, at most; rows and columns of a window that is not.
+#: Limits: channels that are not summed over; outputs along an axis; taps along an axis of a window
+#: that is not summed over; channels that are summed over; pixels of a plane that are summed over.
 OTHERS, OUTPUTS, MOST_TAPS = 16, 4, 9
 MOST_CHANNELS, MOST_PIXELS = 192, 144
-#: Our error over PyTorch's, at most. A quarter of a unit in the last place is about what rounding
-#: the exact result once leaves: below that no ratio counts.
+#: Largest ratio of tricorr's error to PyTorch's. Errors up to a quarter of a unit in the last
+#: place, about one rounding of the exact result, always pass.
 MOST = 2.0
 
 
 def small(geometry, op):
-    """One group, with the sums of `op` as long as they are where a test can wait for that."""
+    """One group, with the sums of `op` at full length within the limits."""
     g = geometry
     group_C, group_K = g.group_C, g.group_K
     if op != "fprop":
@@ -65,7 +65,7 @@ def small(geometry, op):
 
 
 def _cases():
-    """(op, geometry, dtype, channels_last), each geometry once: types and formats by turns."""
+    """(op, geometry, dtype, channels_last), each geometry once; dtypes and formats alternate."""
     seen = set()
     for workload in WORKLOADS:
         for op in workload.ops:
@@ -87,7 +87,7 @@ def rms_error(actual, exact):
 
 @pytest.mark.parametrize("backend", ["interpreter"], indirect=True)
 @pytest.mark.parametrize(("op", "g", "dtype", "last"), list(_cases()))
-def test_our_error_is_at_most_twice_that_of_pytorch(backend, op, g, dtype, last):
+def test_error_is_at_most_twice_that_of_pytorch(backend, op, g, dtype, last):
     from tricorr.ops.launch import arguments as launch
 
     made = tensors(g, dtype)
@@ -107,7 +107,7 @@ def test_our_error_is_at_most_twice_that_of_pytorch(backend, op, g, dtype, last)
     assert ours <= MOST * theirs or ours <= torch.finfo(dtype).eps / 4 * scale
 
 
-#: One plan of every family that splits, of a window and channels that it takes.
+#: One tile of every family that splits, with a call that it takes.
 SPLIT = {
     "gemm": ((2, 16, 8, 8), 16, 1, GEMM_TILES["half"][1]),
     "tma": ((2, 16, 8, 8), 16, 1, TmaTile(1, 4, 4, 16, 16, 4, 2)),

@@ -1,7 +1,7 @@
-"""Every configuration the planner can choose, compiled for GPUs that need not be here.
+"""Every configuration that the planner can choose, compiled for GPUs that need not be there.
 
-Kernels of this process may be interpreted ones, so another process compiles: one for each pytest
-process, which answers one line of JSON for each line that it is sent.
+Kernels of this process may be interpreted, so another process compiles: one for each pytest
+process. It answers each line of JSON that it receives with one line.
 """
 
 import base64
@@ -32,13 +32,14 @@ from tricorr.perf.model.cases import TARGETS, Configuration, configurations, dea
 
 pytestmark = pytest.mark.aot
 
-#: Rows of GEMM_TILES that share a test; a kernel that is no GEMM has no product.
+#: Products that have a test of their own; the others share "float32". Kernels other than GEMMs have
+#: no product.
 GROUPS = {"": "", "half": "half", "float64": "float64"}
 TIMEOUT_S = 120
 
 
 class Compiler:
-    """The other process. It is started when first asked, and again after it died."""
+    """The compiling process. It is started by the first request, and again after it died."""
 
     def __init__(self):
         self.process = None
@@ -56,18 +57,18 @@ class Compiler:
         except queue.Empty:
             answer, reason = None, f"no answer in {TIMEOUT_S} s"
         if answer is None:
-            return {"error": f"{reason}; its last words:\n{self.stop()}"}
+            return {"error": f"{reason}; its last output:\n{self.stop()}"}
         return json.loads(answer)
 
     def problems(self, target, configuration, disassemble):
-        """What is wrong with the code, or why there is none."""
+        """Problems of the compiled code, or the error that prevented compiling."""
         pickled = base64.b64encode(pickle.dumps(configuration)).decode()
         answer = self.ask(target=target.name, configuration=pickled, disassemble=disassemble)
         return [answer["error"]] if "error" in answer else answer["problems"]
 
     def start(self):
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        # Compilers print much: into a file, because a pipe that nobody reads gets full.
+        # Compilers print much: to a file, because an unread pipe would fill up and block.
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - stop() closes it
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tricorr.perf.model.codegen", "--serve"],
@@ -87,7 +88,7 @@ class Compiler:
         self.answers.put(None)
 
     def stop(self):
-        """Ends the process; returns what it printed last."""
+        """Ends the process; returns the end of its output."""
         if self.process is None:
             return ""
         self.process.kill()
@@ -141,7 +142,7 @@ def _need_tools(target):
         try:
             knobs.nvidia.cuobjdump.path  # noqa: B018 - raises if there is none
         except RuntimeError:
-            pytest.skip("this triton has no cuobjdump, which shows what is in the machine code")
+            pytest.skip("this triton has no cuobjdump to disassemble machine code")
 
 
 def _key(call):
@@ -153,7 +154,7 @@ def _key(call):
 
 
 def _table_tile(plan):
-    """The tile as the table has it: the steps of a weight gradient are as wide as the image."""
+    """The tile as in the table; a weight gradient's BLOCK_H and BLOCK_W depend on the image."""
     if plan.kernel != "wgrad_banded":
         return plan.tile
     step = plan.tile.BLOCK_H * plan.tile.BLOCK_W
@@ -174,7 +175,7 @@ def _shape(plan):
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_nothing_that_the_planner_chooses_is_left_out(name):
+def test_every_planned_kernel_is_compiled(name):
     device, rng = TARGETS[name].device, random.Random(name)
     compiled = {
         _key(c.planned)
@@ -194,11 +195,11 @@ def test_nothing_that_the_planner_chooses_is_left_out(name):
             assert plan.tile.held(call.problem(device)) <= columns.PER_THREAD, call
         elif plan.family == "rows":
             rows.append(call)
-        elif plan.family == "tma":  # the shape of a box only moves bits of its coordinates
+        elif plan.family == "tma":  # the shape of a box changes only shifts of its coordinates
             boxes.add(_shape(plan))
-        elif plan.family == "patch":  # its extents are constants of the same code
+        elif plan.family == "patch":  # extents of a patch are constants in the same code
             patches.add((plan.kernel, plan.tile.shape, plan.one_tap, _key(call)[-1]))
-        elif plan.op != "dgrad_frame":  # which is a smaller tile of the same kernels
+        elif plan.op != "dgrad_frame":  # has smaller tiles of the same kernels
             seen += 1
             assert plan.tile in here, plan
             assert _key(call) in compiled, plan
@@ -216,14 +217,14 @@ def test_nothing_that_the_planner_chooses_is_left_out(name):
         for c in dealt(target)
         if c.plan and c.plan.family == "patch"
     }
-    # Tiles of rows kernels follow from the geometry: none holds more than those that are compiled.
+    # Tiles of rows kernels depend on the geometry; none holds more values than the compiled ones.
     assert len(rows) > 20
     for call in rows:
         problem = call.problem(device)
         assert call.plan.tile.held(problem) * problem.words <= MAX_HELD, call
 
 
-def test_rows_kernels_are_compiled_with_all_that_a_thread_may_hold():
+def test_rows_kernels_are_compiled_with_the_most_values_per_thread():
     fullest = {}
     for target in TARGETS.values():
         for c in dealt(target):
@@ -237,8 +238,8 @@ def test_rows_kernels_are_compiled_with_all_that_a_thread_may_hold():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
-def test_calls_drawn_at_random_spill_nothing(name, compiler):
-    """Some seconds for ten calls; DRAWN=500 in the environment draws more, SEED others."""
+def test_drawn_calls_do_not_spill(name, compiler):
+    """Some seconds for ten calls; DRAWN=500 in the environment draws more, SEED=1 other ones."""
     target = TARGETS[name]
     _need_tools(target)
     rng, count = random.Random(int(os.environ.get("SEED", "0"))), os.environ.get("DRAWN", "15")

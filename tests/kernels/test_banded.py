@@ -1,4 +1,4 @@
-"""Banded kernels: every kind of window, block, step and alignment, and when they are planned."""
+"""Banded kernels: every kind of window, block and alignment, and when they are planned."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def image(H, W, R, S, padding=(0, 0), N=1, C=1, **more):
 
 
 GEOMETRIES = {
-    # Several blocks along every axis, the last of each with something left over.
+    # Several blocks along every axis; the last is partly filled.
     "prime_sizes": image(11, 29, 5, 11, (2, 5)),
     "rows_on_a_step": image(9, 40, 3, 9, (1, 4)),
     "even_window": image(7, 19, 4, 8, ((1, 2), (3, 4))),
@@ -52,7 +52,7 @@ GEOMETRIES |= {
     "replicated": image(3, 9, 6, 7, ((4, 2), (11, 4)), C=2, padding_mode="replicate"),
     "circular_planes": image(5, 8, 3, 5, (5, 8), N=2, C=3, padding_mode="circular"),
 }
-#: The input gradient is a banded kernel for none of these.
+#: Their input gradients take no banded kernel.
 MORE = {
     "multiplier": geometry_of((2, 2, 3, 13), (4, 1, 3, 5), padding=((1, 1), (2, 2)), groups=2),
     "filters_of_one_image": geometry_of((1, 1, 7, 12), (2, 1, 3, 5)),
@@ -81,7 +81,7 @@ def forced(op, geometry, tile, args, *, splits=1, int64=False, **options):
 
 
 def holds_all_columns(tile, geometry):
-    """Whether a weight gradient's tile can compute it: groups of rows need all columns at once."""
+    """Whether a weight gradient's tile is legal: groups of rows need all columns in one tile."""
     return tile.ROW_GROUP == 1 or tile.band(geometry).columns <= tile.BLOCK_I
 
 
@@ -183,7 +183,7 @@ def test_every_dtype(kernel_backend, op, dtype):
 
 
 @pytest.mark.parametrize("op", ["fprop_bias", "wgrad"])
-def test_bytes_in(kernel_backend, op):
+def test_uint8_images_are_read(kernel_backend, op):
     geometry = GEOMETRIES["prime_sizes"]
     x, *others = tensors(geometry, torch.float32, kernel_backend.device)
     x = (x * 100).abs().to(torch.uint8)
@@ -227,7 +227,7 @@ def _laid_out(tensor, layout):
     return seen.copy_(tensor)
 
 
-def test_what_alignment_the_kernel_is_told():
+def test_the_alignment_given_to_the_kernel_is_true():
     from tricorr.ops.launch.layout import alignment
 
     def of_rows(image):
@@ -236,7 +236,7 @@ def test_what_alignment_the_kernel_is_told():
     aligned = torch.empty(2, 3, 4, 24, dtype=torch.float16)
     assert of_rows(aligned) == 8
     assert of_rows(aligned.float()) == 4
-    assert of_rows(aligned[..., :12]) == 4  # the width: masks end there
+    assert of_rows(aligned[..., :12]) == 4  # the width is a multiple of 4 columns
     assert of_rows(aligned[..., 4:]) == 1
     assert of_rows(aligned[:, :, :, ::2]) == 1
     assert of_rows(aligned.to(memory_format=torch.channels_last)) == 1
@@ -294,7 +294,7 @@ def test_large_windows_are_banded_where_a_matrix_unit_multiplies_their_numbers(o
     ],
     ids=["in_pieces", "between_pieces", "through_copies", "wide"],
 )
-def test_columns_that_do_not_come_in_pieces_take_tiles_with_few_results_a_thread(size, layout):
+def test_unaligned_columns_take_tiles_with_few_results_per_thread(size, layout):
     pads = ((15, 15), (15, 15))
     g = geometry_of((32, 64, size, size), (64, 1, 31, 31), padding=pads, groups=64)
     found = planned("fprop", g, torch.float16, layout, H200)
@@ -304,7 +304,7 @@ def test_columns_that_do_not_come_in_pieces_take_tiles_with_few_results_a_thread
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_steps_and_gaps_are_not_banded(op):
+def test_strides_and_dilations_are_not_banded(op):
     for steps in ({"stride": (2, 1)}, {"dilation": (1, 2)}):
         g = geometry_of((1, 1, 512, 512), (1, 1, 9, 9), **steps)
         assert planned(op, g, torch.float16, Layout(), H200).family != "banded"
@@ -313,7 +313,7 @@ def test_steps_and_gaps_are_not_banded(op):
     assert found == ("columns" if op == "dgrad" else "banded")
 
 
-def test_bands_too_large_for_the_workspace_are_not_made(monkeypatch):
+def test_bands_too_large_for_the_workspace_are_not_planned(monkeypatch):
     monkeypatch.setattr(banded, "MAX_WORKSPACE", 2**20)
     choose.plan.cache_clear()
     many = geometry_of((1, 512, 64, 64), (512, 1, 31, 31), groups=512)

@@ -1,4 +1,4 @@
-"""Columns kernels: every kind of window, block, step and layout, and when they are planned."""
+"""Columns kernels: every kind of window, block, stride and layout."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def image(H, W, R, S, padding=(0, 0), N=1, C=1, K=1, groups=1, **more):
 
 
 GEOMETRIES = {
-    # With BLOCK_P 4: rows before, rows of a loop of one, two or no steps, a rest, rows after.
+    # With BLOCK_P 4: rows before the loop, none, one or two steps of it, a remainder, rows after.
     "shorter_than_a_block": image(11, 29, 2, 11, (1, 5)),
     "no_whole_step": image(13, 17, 3 + ROWS - 1, 5, (5, 2)),
     "one_step": image(13, 17, 3 + ROWS, 3, (5, 1)),
@@ -42,14 +42,14 @@ GEOMETRIES = {
     "replicated": image(3, 9, 6, 3, ((4, 2), (11, 4)), K=2, padding_mode="replicate"),
     "circular_planes": image(5, 8, 3, 5, (5, 8), N=2, C=3, K=3, groups=3, padding_mode="circular"),
 }
-#: The input gradient is no forward correlation of these.
+#: With a stride, the input gradient is not a forward correlation.
 STRIDED = {
     "stride_of_two": image(23, 29, 9, 7, (4, 3), C=2, K=2, groups=2, stride=(2, 2)),
     "stride_without_full_rows": image(17, 13, 4, 3, (1, 1), stride=(3, 1)),
     "largest_stride": image(37, 9, 21, 2, (3, 1), stride=(MAX_STRIDE, 3)),
     "stride_mirrored": image(19, 9, 5, 3, (2, 1), stride=(2, 1), padding_mode="reflect"),
 }
-# All lanes along a row; columns of filters and of samples; channels across lanes.
+# All lanes along one row; lanes across filters, across samples, across channels.
 ROW, FILTERS, SAMPLES, ACROSS = (
     ColumnsTile(4, 32, num_warps=1),
     ColumnsTile(3, 8, BLOCK_K=4, num_warps=1),
@@ -63,7 +63,7 @@ GRADIENTS = {
     SAMPLES: ColumnsGradTile(5, 2, 2, 8, BLOCK_N=4, num_warps=1),
     ACROSS: ColumnsGradTile(5, 2, 4, 2, BLOCK_K=32, num_warps=2),
 }
-#: Those that only the weight gradient takes.
+#: Only weight gradients take these.
 GAPS = {"gaps_along_columns": image(23, 11, 4, 3, (3, 1), stride=(2, 1), dilation=(3, 2))}
 CASES = [
     pytest.param("fprop_bias", geometry, id=f"fprop_bias-{name}")
@@ -121,7 +121,7 @@ def test_every_layout(kernel_backend, layout, op):
     forced(op, geometry, ACROSS, operands(op, x, weight, bias, dy))
 
 
-def test_infinities_reach_the_outputs_that_use_them_and_no_others(kernel_backend):
+def test_an_infinity_reaches_only_outputs_that_use_it(kernel_backend):
     geometry = image(20, 20, 13, 5, (6, 2))
     x, weight, bias, _ = tensors(geometry, torch.float32, kernel_backend.device)
     x[0, 0, 10, 9] = torch.inf

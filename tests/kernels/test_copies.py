@@ -1,4 +1,4 @@
-"""Copies of operands: every element in its place, whatever the strides."""
+"""Copies of operands: every element in its place, for any strides."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 
 
 def _views(image):
-    """The image as it is, and views that are contiguous along neither axis or one of them."""
+    """The image, and views that are contiguous along one axis or none."""
     yield "dense", image
     yield "cropped", image[..., 1:, 2:]
     yield "strided", image[:, :, ::2, ::3]
@@ -51,7 +51,7 @@ def test_filters_become_the_innermost_axis(kernel_backend, groups):
         assert torch.equal(copy.out[5 * group : 5 * group + 5], part.transpose(0, 1))
 
 
-def test_one_launch_makes_two_copies_and_fills_up_with_zeros(kernel_backend):
+def test_one_launch_makes_two_copies_and_pads_with_zeros(kernel_backend):
     from tricorr.ops.launch.copies import channels_innermost, copy_calls, in_boxes
 
     device = kernel_backend.device
@@ -68,7 +68,7 @@ def test_one_launch_makes_two_copies_and_fills_up_with_zeros(kernel_backend):
 
 
 def test_no_copy_of_a_weight_outlives_its_call(kernel_backend):
-    """An update of the weight in place must not be missed, by a prepared call neither."""
+    """An in-place update of the weight must take effect, also in a prepared call."""
     from tricorr.ops.launch import arguments as launch
 
     geometry = geometry_of((1, 16, 5, 6), (16, 16, 3, 3))
@@ -76,13 +76,13 @@ def test_no_copy_of_a_weight_outlives_its_call(kernel_backend):
     weight = torch.randn(geometry.weight_shape, device=kernel_backend.device)
     for _ in range(3):
         y = launch.fprop(x, weight, None, geometry)
-        weight.data.mul_(2)  # what autograd's version counter does not see
+        weight.data.mul_(2)  # does not change autograd's version counter
         assert torch.equal(launch.fprop(x, weight, None, geometry), 2 * y)
 
 
 _SAME = ((1, 1), (1, 1))
-#: Images that no descriptor describes in NHWC as they are: planes, or odd channels of pixels. Boxes
-#: of 16 pixels divide the planes of y, as a weight gradient wants them to.
+#: Images that no descriptor can describe as NHWC: planes, or an odd number of channels. Boxes of 16
+#: pixels divide the planes of y, as a weight gradient requires.
 GEOMETRIES = {
     "rows_of_28_bytes": geometry_of((3, 32, 6, 14), (48, 32, 3, 3), padding=_SAME),
     "odd_channels": geometry_of((2, 19, 8, 10), (35, 19, 3, 3), padding=_SAME),
@@ -112,7 +112,7 @@ def _calls():
 
 
 @pytest.mark.parametrize(("op", "name", "kind", "format"), list(_calls()))
-def test_boxes_of_copies(kernel_backend, op, name, kind, format):
+def test_kernels_read_copies_through_descriptors(kernel_backend, op, name, kind, format):
     from tricorr.ops.launch import arguments as launch
 
     geometry, (dtype, precision) = GEOMETRIES[name], KINDS[kind]
@@ -168,7 +168,7 @@ def test_a_prepared_call_copies_its_own_images(kernel_backend, op, monkeypatch):
 
 
 def _as_called(op, args, geometry):
-    """x, weight and y of the call, or tensors that lie as they would."""
+    """x, weight and y of the call; for missing ones, empty tensors with the same strides."""
 
     def like(shape, given):
         return empty_in_format(shape, given.dtype, like=given)

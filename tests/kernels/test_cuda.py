@@ -1,4 +1,4 @@
-"""What only a device can show: graphs, streams, several devices, and no waiting for any of them."""
+"""Tests that need a GPU: graphs, streams, several devices, no synchronization."""
 
 import threading
 
@@ -59,13 +59,13 @@ def test_a_captured_step_replays_on_new_data(backend, name):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_work_is_on_the_current_stream(backend, name):
+def test_kernels_run_on_the_current_stream(backend, name):
     x, weight = leaves(name)
     expected = step(name, x, weight)
     side = torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(side):
-        torch.cuda._sleep(50_000_000)  # the operands are written late, on this stream alone
+        torch.cuda._sleep(50_000_000)  # the operands are written late, only on this stream
         late = [t.detach().clone().requires_grad_() for t in (x, weight)]
         found = step(name, *late)
     torch.cuda.current_stream().wait_stream(side)
@@ -74,7 +74,7 @@ def test_work_is_on_the_current_stream(backend, name):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_the_host_waits_for_nothing(backend, name):
+def test_a_call_does_not_synchronize(backend, name):
     x, weight = leaves(name)
     step(name, x, weight)
     torch.cuda.synchronize()
@@ -144,7 +144,7 @@ def test_peak_memory_of_a_reflection_is_that_of_zeros(backend):
     assert peaks["reflect"] == peaks["zeros"]
 
 
-def test_families_named_here_are_planned(backend):
+def test_the_cases_above_plan_their_families(backend):
     from tricorr.ops.launch import arguments as launch
 
     for name in ("gemm", "rows", "banded", "stencil"):

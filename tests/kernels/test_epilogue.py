@@ -25,7 +25,7 @@ GEOMETRIES = {
 
 
 def half_a_unit(expected, dtype):
-    """What rounding to `dtype` may change."""
+    """The largest error of rounding to `dtype`."""
     info = torch.finfo(dtype)
     return expected.abs().clamp_min(info.tiny).log2().floor().exp2() * info.eps / 2
 
@@ -36,21 +36,21 @@ def half_a_unit(expected, dtype):
 def test_the_sum_is_activated_and_rounded_once(kernel_backend, family, activation, dtype):
     g = GEOMETRIES[family]
     x, weight, bias, _ = tensors(g, dtype, kernel_backend.device, whole_numbers)
-    # Sums are whole numbers, most of them too long for 16 bits: what is rounded first differs.
+    # Sums are whole numbers, most too long for 16 bits: rounding before the activation would show.
     weight, bias = weight * 129, bias * 129 + 1
     z = ops.fprop(x.double(), weight.double(), bias.double(), g) / 256
     y = ops.fprop(x / 16, weight / 16, bias / 256, g, activation=activation)
     expected = THEIRS[activation](z)
     assert y.dtype == dtype
     allowed = half_a_unit(expected, dtype)
-    if activation in ("gelu", "silu"):  # computed in float32, a few roundings of what z is
+    if activation in ("gelu", "silu"):  # computed in float32, with a few roundings
         sums = torch.float64 if dtype == torch.float64 else torch.float32
         allowed += 4 * torch.finfo(sums).eps * z.abs()
     assert ((y.double() - expected).abs() <= allowed).all()
 
 
 @pytest.mark.parametrize("activation", ACTIVE)
-def test_not_a_number_and_infinities_are_as_in_pytorch(kernel_backend, activation):
+def test_nan_and_infinity_are_activated_as_in_pytorch(kernel_backend, activation):
     x = torch.tensor([[math.nan, math.inf, -math.inf, 0.0, -0.0, 200.0, -200.0]])
     x = x.to(kernel_backend.device)
     y = tricorr.corr2d(x, torch.ones(1, 1, device=kernel_backend.device), activation=activation)
@@ -61,7 +61,7 @@ def test_not_a_number_and_infinities_are_as_in_pytorch(kernel_backend, activatio
 
 @FORWARD_MODE
 @pytest.mark.parametrize("activation", ACTIVE)
-def test_derivatives_are_numerical_ones(backend, activation):
+def test_derivatives_equal_numerical_ones(backend, activation):
     g = geometry_of((1, 2, 3, 4), (2, 1, 2, 2), groups=2)
     leaves = [t.requires_grad_() for t in tensors(g, torch.float64, backend.device)[:3]]
 
@@ -76,7 +76,7 @@ def test_derivatives_are_numerical_ones(backend, activation):
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 @pytest.mark.parametrize("activation", ACTIVE)
-def test_compiled_is_eager(backend, activation):
+def test_compiled_calls_equal_eager_ones(backend, activation):
     torch._dynamo.reset()
     leaves = [t.requires_grad_() for t in tensors(GEOMETRIES["stencil"], torch.float32)[:3]]
 
@@ -88,7 +88,7 @@ def test_compiled_is_eager(backend, activation):
     assert torch.equal(y, expected)
     dy = torch.randn_like(y)
     ours, theirs = (torch.autograd.grad(out, leaves, dy) for out in (y, expected))
-    # Eager gradients are PyTorch's own, which sums in an order of its own.
+    # Eager gradients are PyTorch's, summed in another order.
     torch.testing.assert_close(ours, theirs)
 
 

@@ -114,7 +114,7 @@ def test_the_same_call_gives_the_same_bits(backend, op, name):
 
 
 def leftover_geometry(op, tile, per_sample=False):
-    """More than one tile along every axis of a launch, and none of them full at the end."""
+    """More than one tile along every axis of a launch; the last is partly filled."""
     N, R, S, P = 2, 2, 2, 5
     groups = 1 if tile.family == "gemm" else 2
     if tile.family == "gemm":
@@ -134,7 +134,7 @@ def leftover_geometry(op, tile, per_sample=False):
 
 
 def check_forced(op, tile, dtype, device, precision="ieee", per_sample=False, choices=()):
-    """The operator with `tile` and each of the choices, against one truth."""
+    """The operator with `tile` and each of the choices, against one reference."""
     from tricorr.ops.launch import arguments as launch
 
     geometry = leftover_geometry(op, tile, per_sample)
@@ -194,7 +194,7 @@ def test_a_bank_per_sample_in_both_families(kernel_backend, op, tile):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("splits", [2, 33, 70])
-def test_partials_are_summed_however_many_there_are(kernel_backend, dtype, splits):
+def test_any_number_of_partials_is_summed(kernel_backend, dtype, splits):
     from tricorr.ops.launch.partial_sums import sum_partials_call
 
     if kernel_backend.name == "interpreter" and dtype == torch.bfloat16:
@@ -246,8 +246,8 @@ def test_any_strides(backend, op, layout, name):
 
 @pytest.mark.parametrize("channels", [3, 8, 12, 24, 32])
 @pytest.mark.parametrize("layout", [*LAYOUTS, "contiguous", "sliced", "offset"])
-def test_what_a_gemm_is_told_of_memory_is_true(layout, channels):
-    """The interpreter takes no notice of it, but a compiled kernel loads in pieces by it."""
+def test_the_alignment_given_to_a_gemm_is_true(layout, channels):
+    """The interpreter ignores the alignment, but compiled kernels load whole pieces by it."""
     from tricorr.ops.launch.layout import alignment
 
     make = LAYOUTS | {
@@ -297,7 +297,7 @@ def test_the_result_has_the_memory_format_that_pytorch_gives(backend, name, memo
     assert run("wgrad", (x, dy), g).is_contiguous()
 
 
-# NumPy, in the interpreter, warns of what a GPU computes silently.
+# In the interpreter NumPy warns of NaN, where a GPU does not.
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
 @pytest.mark.parametrize(
@@ -305,14 +305,14 @@ def test_the_result_has_the_memory_format_that_pytorch_gives(backend, name, memo
     [("fprop", "x"), ("fprop", "weight"), ("dgrad", "dy"), ("wgrad", "x"), ("wgrad", "dy")],
 )
 @pytest.mark.parametrize("name", ["leftover_rows", "asymmetric_padding", "dilated_strided_flipped"])
-def test_what_is_not_finite_spreads_as_in_the_reference(kernel_backend, name, op, where, value):
+def test_infinity_and_nan_spread_as_in_the_reference(kernel_backend, name, op, where, value):
     geometry = CASES[name]
     x, weight, _, dy = tensors(geometry, torch.float32, kernel_backend.device)
     target = {"x": x, "weight": weight, "dy": dy}[where]
     target[0, -1, 0, 0] = target[-1, 0, -1, -1] = value
     args = operands(op, x, weight, None, dy)
     plan = None
-    if name != "leftover_rows":  # not by the rows kernels that would be planned, see below
+    if name != "leftover_rows":  # rows kernels, which would be planned, are tested below
         plan = with_tile(op, geometry, STENCIL_TILES[2])
     actual = run(op, args, geometry, import_module("tricorr.ops.launch.arguments"), plan=plan)
     check(op, args, geometry, actual=actual)
@@ -322,8 +322,8 @@ def test_what_is_not_finite_spreads_as_in_the_reference(kernel_backend, name, op
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
 @pytest.mark.parametrize("name", ["asymmetric_padding", "dilated_strided_flipped"])
-def test_rows_kernels_lose_nothing_that_is_not_finite(kernel_backend, name, value):
-    """They pass by rows of padding, and a strip of a weight gradient meets zeros beside it."""
+def test_rows_kernels_keep_infinity_and_nan(kernel_backend, name, value):
+    """They skip rows of padding, and their weight gradients multiply zeros beside a strip."""
     geometry = CASES[name]
     x, weight, _, dy = tensors(geometry, torch.float32, kernel_backend.device)
     for target in (x, weight, dy):
@@ -344,8 +344,8 @@ def test_rows_kernels_lose_nothing_that_is_not_finite(kernel_backend, name, valu
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
 @pytest.mark.parametrize("name", ["asymmetric_padding", "leftover_rows"])
-def test_what_is_not_finite_in_a_weight_stays_in_its_channel_of_dx(kernel_backend, name, value):
-    """In the reference's pixels at least, and in no channel that the filter does not make."""
+def test_infinity_and_nan_in_a_weight_stay_in_its_channel_of_dx(kernel_backend, name, value):
+    """At least the reference's pixels, and no channel that the filter does not reach."""
     geometry = CASES[name]
     _, weight, _, dy = tensors(geometry, torch.float32, kernel_backend.device)
     weight[0, 0, 0, 0] = value
@@ -357,7 +357,7 @@ def test_what_is_not_finite_in_a_weight_stays_in_its_channel_of_dx(kernel_backen
 
 
 @pytest.mark.parametrize("name", RICH_CASES)
-def test_byte_images_meet_float_weights(backend, name):
+def test_uint8_images_take_float_weights(backend, name):
     geometry = CASES[name]
     _, weight, bias, dy = tensors(geometry, torch.float32, backend.device)
     x = torch.randint(256, geometry.x_shape, dtype=torch.uint8).to(backend.device)

@@ -52,7 +52,7 @@ def check(actual, a, b, lags):
     values, sizes = expected(a, b, lags)
     assert actual.dtype == torch.float64
     assert actual.shape == values.shape
-    # Sums of a few thousand terms, each rounded once: far below what float32 sums would give.
+    # Float64 sums of a few thousand terms; errors of float32 sums would be far larger.
     assert (np.abs(actual.cpu().numpy() - values) <= 1e-14 * sizes).all()
 
 
@@ -127,7 +127,7 @@ def test_images_of_the_same_kind_are_launched_as_before(kernel_backend, monkeypa
 
     (a, b), lags = images("rows_leave_a_split_over", device=kernel_backend.device)
     check(lag_sums(a, b, lags), a, b, lags)
-    monkeypatch.setattr(lag_launch, "lag_sums_calls", None)  # nothing is built any more
+    monkeypatch.setattr(lag_launch, "lag_sums_calls", None)  # building a call would fail
     (a, b), lags = images("rows_leave_a_split_over", device=kernel_backend.device)
     check(lag_sums(a, b, lags), a, b, lags)
 
@@ -142,7 +142,7 @@ def test_too_many_programs_are_refused():
         next(lag_sums_calls(a, a, out, LagTile(1, 1, 1, 4), 1))
 
 
-def test_nothing_there(backend):
+def test_empty_images_give_zeros(backend):
     a = torch.empty(0, 2, 3, 4, device=backend.device)
     assert lag_sums(a, torch.empty(0, 1, 4, 5, device=backend.device), (2, 2)).sum() == 0
 
@@ -157,7 +157,7 @@ def test_nothing_there(backend):
     ],
     ids=["few_lags", "columns", "rows_as_channels", "several_tiles"],
 )
-def test_ways_on_a_cpu_agree(a_shape, D, lags):
+def test_methods_on_a_cpu_agree(a_shape, D, lags):
     from tricorr.ops import fourier
 
     ways = sys.modules["tricorr.ops.lag_sums"]  # tricorr.ops.lag_sums is the function

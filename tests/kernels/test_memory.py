@@ -1,7 +1,7 @@
-"""What a kernel touches: nothing outside its tensors, and the right place however far that is.
+"""Memory accesses: none outside a kernel's tensors, and the right ones beyond 32-bit offsets.
 
-The interpreter reads whatever an address holds, so a forgotten mask passes every numeric test.
-Here tensors end, or start, at pages that must not be touched, and a child process dies if they are.
+The interpreter reads any address, so a missing mask can pass every numeric test. Here tensors end,
+or start, at pages without access, and a child process dies if it touches them.
 """
 
 import ctypes
@@ -39,7 +39,7 @@ NO_ACCESS = 0
 
 
 def guarded(tensor, at_end):
-    """A copy of `tensor` that ends (or starts) where the memory that may be touched does."""
+    """A copy of `tensor` that ends (or starts) at a page without access."""
     size = tensor.numel() * tensor.element_size()
     room = -(-size // PAGE) * PAGE
     memory = mmap.mmap(-1, room + 2 * GUARD)
@@ -54,7 +54,7 @@ def guarded(tensor, at_end):
 
 
 def signal_of_child(work: Callable[[], object]) -> int:
-    """The signal that kills a forked child doing `work`, 0 if it lives; an exception fails here."""
+    """The signal that kills a forked child doing `work`, or 0; its exceptions fail the test."""
     with warnings.catch_warnings():
         # The child needs none of the locks that other threads may hold.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -78,11 +78,11 @@ def signal_of_child(work: Callable[[], object]) -> int:
 @pytest.fixture
 def interpreter(kernel_backend):
     if kernel_backend.name == "cuda":
-        pytest.skip("guard pages and address space without memory are of the CPU")
+        pytest.skip("guard pages and reserved address space exist only on the CPU")
 
 
 @pytest.mark.parametrize("at_end", [True, False], ids=["end", "start"])
-def test_a_read_past_a_guarded_tensor_is_deadly(at_end):
+def test_a_read_past_a_guarded_tensor_kills_the_process(at_end):
     tensor = guarded(torch.zeros(100), at_end)
     past = tensor.data_ptr() + (400 if at_end else -1)
     assert signal_of_child(lambda: ctypes.string_at(past, 1)) in (signal.SIGSEGV, signal.SIGBUS)
@@ -117,12 +117,12 @@ TILES = {
 }
 
 
-@pytest.mark.slow  # the simulator looks at every access of every call
+@pytest.mark.slow  # the simulator checks every access, in faster tests
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("at_end", [True, False], ids=["end", "start"])
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
 @pytest.mark.parametrize("name", LEFTOVER)
-def test_no_kernel_leaves_its_tensors(op, name, at_end, monkeypatch):
+def test_no_kernel_reads_or_writes_outside_its_tensors(op, name, at_end, monkeypatch):
     from tricorr.ops.launch import arguments as launch
 
     geometry, tile = LEFTOVER[name], TILES[name]
@@ -138,7 +138,7 @@ def test_no_kernel_leaves_its_tensors(op, name, at_end, monkeypatch):
         for choice in ([{"splits": 1}, {"splits": 2}] if op == "wgrad" else one_tap(tile))
     ]
 
-    if tile.family == "rows":  # its code without masks too
+    if tile.family == "rows":  # with its code without masks
         plans.append(replace(plans[0], interior="some"))
 
     def empty_guarded(shape, dtype, like):
@@ -168,7 +168,7 @@ def test_no_kernel_leaves_its_tensors(op, name, at_end, monkeypatch):
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("at_end", [True, False], ids=["end", "start"])
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
-def test_no_descriptor_leaves_its_tensor(op, at_end, monkeypatch):
+def test_no_descriptor_reads_outside_its_tensor(op, at_end, monkeypatch):
     from tricorr.ops.launch import arguments as launch
 
     geometry = geometry_of((3, 16, 6, 9), (24, 16, 3, 2), (2, 1), ((2, 1), (1, 0)))

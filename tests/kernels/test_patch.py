@@ -1,4 +1,4 @@
-"""Patch kernels: every window, step, patch and format, every tile, and when they are planned."""
+"""Patch kernels: every window, stride, patch and format, every tile, and when they are planned."""
 
 import math
 from dataclasses import replace
@@ -40,12 +40,12 @@ GEOMETRIES = {
     "circular": layer((1, 2, 5, 6), (9, 2, 3, 3), 2, ((5, 2), (3, 6)), padding_mode="circular"),
 }
 PATCHES = [(1, 1), (2, 1), (2, 2), (1, 4), (8, 2)]
-#: Each geometry and operator with one patch, in one format and with one type, dealt out in turn.
+#: Each geometry and operator with one patch and one format, which alternate.
 CASES = [
     pytest.param(op, name, PATCHES[(i + j) % len(PATCHES)], (i + j) % 2 == 1, id=f"{op}-{name}")
     for i, op in enumerate(("fprop_bias", "dgrad", "wgrad"))
     for j, name in enumerate(GEOMETRIES)
-    if op == "dgrad" or name != "patches_of_sixteen"  # has no zeros there only
+    if op == "dgrad" or name != "patches_of_sixteen"  # elsewhere it has too many zeros
 ]
 
 
@@ -56,7 +56,7 @@ def formatted(made, last):
 
 
 def forced(op, g, tile, made, last=False, splits=1, precision="ieee", **more):
-    """The operator by this tile."""
+    """(operands, result) of the operator with this tile."""
     from tricorr.ops.launch import arguments as launch
 
     name = op.removesuffix("_bias")
@@ -68,7 +68,7 @@ def forced(op, g, tile, made, last=False, splits=1, precision="ieee", **more):
 
 @pytest.mark.parametrize(("op", "name", "sides", "last"), CASES)
 def test_every_window_step_and_patch(kernel_backend, op, name, sides, last):
-    """Whole numbers leave no tolerance to hide in; the same call gives the same bits."""
+    """Whole numbers, so that the result is exact; a second call gives the same bits."""
     g, tile = GEOMETRIES[name], PatchTile(32, 32, 16, *sides, 4, 2)
     splits = 2 if op == "wgrad" and tile.patches("wgrad", g) > 16 else 1
     made = tensors(g, torch.float16, kernel_backend.device, whole_numbers)
@@ -96,7 +96,7 @@ TILES = [
 
 @pytest.mark.parametrize(("op", "product", "shape"), TILES)
 def test_every_tile_of_the_tables(kernel_backend, op, product, shape):
-    """More than one tile along every axis, the last of each with some left over."""
+    """More than one tile along every axis; the last is partly filled."""
     dtype, precision = KINDS[product]
     m, n, k, warps, stages = shape
     if op == "dgrad":
@@ -130,7 +130,7 @@ def test_every_dtype_with_an_epilogue(kernel_backend, dtype):
     assert (error <= limit + torch.finfo(dtype).eps / 2 * plain.abs()).all()
 
 
-def test_an_input_gradient_takes_a_bias_and_bytes_are_read(kernel_backend):
+def test_input_gradients_take_a_bias_and_images_may_be_uint8(kernel_backend):
     g = GEOMETRIES["stem"]
     tile = PatchTile(32, 32, 16, 1, 1, 4, 2)
     x, weight, bias, dy = tensors(g, torch.float32, kernel_backend.device, whole_numbers)
@@ -200,8 +200,8 @@ def test_few_channels_take_patches(last, dtype):
         assert few(op, 12, 12, dilation=(2, 2), **kind).family != "patch"
 
 
-def test_zeros_are_only_multiplied_where_that_is_cheap():
-    """Phases of a stride have none; a patch of several pixels has."""
+def test_patches_with_zeros_are_planned_only_where_products_are_cheap():
+    """Patches of several pixels multiply zeros, phases of a stride do not."""
     for dtype, precision in ((torch.float32, "ieee"), (torch.float64, "ieee")):
         g = layer((8, 3, 64, 64), (64, 3, 4, 4), 4)
         found = patch.tiles(Problem("dgrad", g, dtype, precision, device=H200))
@@ -210,7 +210,7 @@ def test_zeros_are_only_multiplied_where_that_is_cheap():
             assert not patch.tiles(Problem(op, g, dtype, precision, device=H200))
 
 
-def test_heavy_epilogues_take_tiles_with_few_results_a_thread():
+def test_heavy_epilogues_take_tiles_with_few_results_per_thread():
     g = layer((8, 16, 256, 256), (6, 16, 3, 3), 1, (1, 1))
     for last in (False, True):
         layout = Layout(channels_last=last, heavy_epilogue=True)
@@ -222,7 +222,7 @@ def test_heavy_epilogues_take_tiles_with_few_results_a_thread():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_tiles_and_workspaces_fit(device):
+def test_tiles_and_workspaces_fit_every_device(device):
     for op, (C, K) in (("fprop", (32, 3)), ("dgrad", (3, 512)), ("wgrad", (2048, 3))):
         g = layer((8, C, 64, 64), (K, C, 9, 9), 1 + (op == "dgrad"), (4, 4))
         problem = Problem(op, g, torch.bfloat16, device=DEVICES[device])
@@ -232,8 +232,8 @@ def test_tiles_and_workspaces_fit(device):
             assert tile.splits(problem) * tile.partials <= max(tile.partials, patch.MAX_PARTIALS)
 
 
-def test_more_work_than_the_patches_of_one_pixel_is_counted():
-    """Places without a tap are multiplied too, and the image is read once for a patch."""
+def test_products_with_zeros_are_counted():
+    """Multiply-adds include places without a tap."""
     g = layer((8, 16, 256, 256), (3, 16, 3, 3), 1, (1, 1))
     problem = Problem("fprop", g, torch.bfloat16, layout=Layout(channels_last=True), device=H200)
     tile = PatchTile(128, 64, 32, 4, 4, 4, 3)

@@ -13,7 +13,7 @@ from tricorr.ops import geometry_of, reference
 from tricorr.ops.plan.banded import BandedTile
 from tricorr.ops.plan.tma import TmaTile
 
-#: Whose tiles the planner has for larger images only, and for 16 bits.
+#: Families that the planner takes only for larger images in 16 bits: here their tiles are forced.
 TILED = {
     "banded": (
         geometry_of((2, 2, 5, 19), (2, 1, 3, 6), padding=((1, 1), (2, 2)), groups=2),
@@ -26,7 +26,7 @@ TILED = {
 }
 FAMILIES = {name: (geometry, None) for name, geometry in GEOMETRIES.items()} | TILED
 CASES = [(f, d) for f in FAMILIES for d in DTYPES if f not in TILED or d.itemsize == 2]
-#: Functions that give a residual strides of a kind.
+#: Functions that change the strides of a residual.
 ORDERS = {
     "channels_last": lambda r: r.to(memory_format=torch.channels_last),
     "transposed": lambda r: r.transpose(0, 3).contiguous().transpose(0, 3),
@@ -36,7 +36,7 @@ ORDERS = {
 
 
 def launched(family, dtype, device, activation, order=lambda r: r):
-    """What the family's kernel makes of whole numbers, most of them too long for 16 bits; z."""
+    """(y, z): a family's result for whole numbers, most too long for 16 bits; the exact sum."""
     from tricorr.ops.launch import arguments as launch
 
     g, tile = FAMILIES[family]
@@ -66,7 +66,7 @@ def test_it_is_added_before_activation_and_rounding(kernel_backend, family, acti
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_may_lie_in_memory_in_any_way(kernel_backend, family, order):
+def test_a_residual_may_have_any_strides(kernel_backend, family, order):
     dtype = torch.float16
     y, z = launched(family, dtype, kernel_backend.device, "relu", ORDERS[order])
     assert ((y.double() - z.relu()).abs() <= half_a_unit(z.relu(), dtype)).all()
@@ -74,7 +74,7 @@ def test_it_may_lie_in_memory_in_any_way(kernel_backend, family, order):
 
 @FORWARD_MODE
 @pytest.mark.parametrize("activation", ["none", "relu", "silu"])
-def test_derivatives_are_numerical_ones(backend, activation):
+def test_derivatives_equal_numerical_ones(backend, activation):
     g = geometry_of((1, 2, 2, 3), (2, 1, 2, 2), groups=2)
     leaves = [t.requires_grad_() for t in tensors(g, torch.float64, backend.device)]
 
@@ -89,7 +89,7 @@ def test_derivatives_are_numerical_ones(backend, activation):
     assert gradcheck(lambda r: function(x, weight, bias, r), alone, check_forward_ad=forward_mode)
 
 
-# Every form of the operands, with the shape of what is added.
+# Shapes of x, weight and residual for every form of the operands.
 FORMS = {
     "bank": ((2, 2, 4, 5), (3, 2, 2, 2), (2, 3, 3, 4)),
     "bank_on_one_image": ((2, 4, 5), (3, 2, 2, 2), (3, 3, 4)),
@@ -110,7 +110,7 @@ def test_every_form_has_the_outputs_shape(backend, name):
 
 
 @pytest.mark.parametrize("form", ["channels_last", "evenly_spaced"])
-def test_planes_that_are_channels(backend, form):
+def test_a_residual_of_planes_is_added_to_channels(backend, form):
     x = torch.randn(2, 3, 4, 5, device=backend.device)
     x = x.to(memory_format=torch.channels_last) if form == "channels_last" else x[:, :, :, ::2]
     weight = torch.randn(2, 2, device=backend.device)
@@ -120,7 +120,7 @@ def test_planes_that_are_channels(backend, form):
 
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-def test_compiled_is_eager(backend):
+def test_compiled_calls_equal_eager_ones(backend):
     torch._dynamo.reset()
     leaves = [t.requires_grad_() for t in tensors(GEOMETRIES["stencil"], torch.float32)]
 
@@ -156,7 +156,7 @@ def test_vmap_is_a_loop(backend, dims):
 
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-def test_a_block_of_a_network_is_pytorchs(backend):
+def test_a_residual_block_equals_pytorchs(backend):
     """relu(conv(x) + shortcut), alone, under autocast, and with the layer's own call."""
     theirs, ours = (
         torch.nn.Conv2d(4, 4, 3, padding=1),
@@ -193,6 +193,6 @@ X, K = torch.ones(1, 2, 3, 3), torch.ones(4, 2, 2, 2)
     ],
     ids=["larger", "image", "broadcast", "dtype", "device", "sparse", "number"],
 )
-def test_what_cannot_be_added_is_refused(residual, error, message):
+def test_a_residual_that_cannot_be_added_is_refused(residual, error, message):
     with pytest.raises(error, match=message):
         tricorr.corr2d(X, K, residual=residual)

@@ -1,4 +1,4 @@
-"""Rows kernels: every kind of window, tile and step, with and without the code for the inside."""
+"""Rows kernels: every kind of window, tile and stride, with and without code without masks."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.rows import MAX_HELD, RowsTile, is_legal
 
 SAME = ((1, 1), (1, 1))
-#: Several tiles along every axis, the last of each with something left over, where they fit.
+#: Several tiles along every axis, the last partly filled, where they fit.
 GEOMETRIES = {
     "image": geometry_of((1, 1, 8, 17), (1, 1, 3, 3), padding=SAME),
     "even_window": geometry_of((1, 1, 9, 20), (1, 1, 2, 4), padding=((0, 1), (1, 2))),
@@ -70,7 +70,7 @@ CASES = [
 
 
 def forced(op, geometry, tile, device, dtype=torch.float32, splits=1, make=torch.randn, **changes):
-    """The operator by rows with a tile of our choice: (operands, result)."""
+    """(operands, result) of the operator by rows with a given tile."""
     from tricorr.ops.launch import arguments as launch
 
     args = operands(op, *tensors(geometry, dtype, device, make))
@@ -99,7 +99,7 @@ def test_split_weight_gradients(kernel_backend, name, splits):
     check("wgrad", args, GEOMETRIES[name], actual=actual)
 
 
-#: Weight gradients whose lanes load 4 columns in one piece; of the last two, each by itself.
+#: Weight gradients whose lanes load 4 columns in one piece; in the last two, single columns.
 PIECES = {
     "three": geometry_of((2, 1, 9, 40), (1, 1, 3, 3), padding=((1, 1), (1, 1))),
     "seven": geometry_of((1, 1, 12, 44), (1, 1, 7, 7), padding=((3, 3), (3, 3))),
@@ -128,8 +128,8 @@ def test_weight_gradients_in_pieces(kernel_backend, name, dtype):
 
 
 @pytest.mark.parametrize("offset", [0, 1, 4])
-def test_weight_gradients_of_slices(kernel_backend, offset):
-    """Of rows that start at a multiple of 4 columns, or do not."""
+def test_weight_gradients_of_slices_load_pieces_only_if_aligned(kernel_backend, offset):
+    """Rows start at a multiple of 4 columns, or not."""
     from tricorr.ops.launch import arguments as launch
 
     geometry = geometry_of((1, 1, 9, 40), (1, 1, 3, 3), padding=((1, 1), (1, 1)))
@@ -182,7 +182,7 @@ def test_code_without_masks_gives_the_same_bits(kernel_backend, op, name):
 
 @pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
 def test_tiles_that_are_all_inside_need_no_masks(kernel_backend, op):
-    # What is valid in one direction overhangs in the other.
+    # Padding that keeps dgrad inside its image would overhang in fprop, and the reverse.
     size, padding = ((6, 16), ((2, 2), (2, 2))) if op == "dgrad" else ((8, 18), ((0, 0), (0, 0)))
     geometry = geometry_of((1, 2, *size), (2, 1, 3, 3), padding=padding, groups=2)
     tile = RowsTile(3, 8, 2)
@@ -194,7 +194,7 @@ def test_tiles_that_are_all_inside_need_no_masks(kernel_backend, op):
 @pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [64, 2048])
-def test_code_without_masks_is_there_when_most_tiles_use_it(op, stride, size):
+def test_code_without_masks_is_compiled_only_if_most_tiles_use_it(op, stride, size):
     geometry = geometry_of((1, 1, size, size), (1, 1, 3, 3), (stride, stride), SAME)
     plan = with_tile(op, geometry, RowsTile(16, 64, 1))
     assert plan.interior == ("some" if size == 2048 else "none")
@@ -237,7 +237,7 @@ def test_lanes_have_as_many_columns_as_a_thread_can_hold():
     assert held == {(1, 1): 4, (2, 2): 4, (2, 4): 2}
 
 
-def test_what_is_added_to_a_row_takes_room_too():
+def test_heavy_epilogues_take_fewer_filters():
     geometry = geometry_of((64, 144, 224, 224), (576, 1, 3, 1), dilation=(3, 3), groups=144)
     last = Layout(channels_last=True)
     tiles = [
@@ -248,7 +248,7 @@ def test_what_is_added_to_a_row_takes_room_too():
 
 
 @pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
-def test_what_no_thread_can_hold_has_no_rows_kernel(op):
+def test_windows_too_large_for_a_thread_have_no_rows_kernel(op):
     for weight, steps in (((1, 1, 8, 8), {}), ((1, 1, 3, 3), {"dilation": (99, 1)})):
         assert not is_legal(Problem(op, geometry_of((1, 1, 512, 512), weight, **steps)))
     far = geometry_of((1, 1, 512, 512), (1, 1, 3, 3), (40, 40))

@@ -1,4 +1,4 @@
-"""Reductions to an image in parts: the same sums, whatever the parts, then the epilogue."""
+"""Reductions to an image in parts: the same sums for any number of parts, then the epilogue."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from tricorr.ops.plan.tma import TmaTile, is_legal
 
 _SAME = ((1, 1), (1, 1))
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
-#: More channels than a step has, and pixels, channels and steps that nothing divides.
+#: More channels than a step has, and indivisible numbers of pixels, channels and steps.
 GEOMETRIES = {
     "leftovers": geometry_of((1, 20, 5, 7), (35, 20, 2, 3), padding=_SAME),
     "point": geometry_of((2, 100, 5, 3), (19, 100, 1, 1)),
@@ -78,8 +78,8 @@ def in_parts(op, args, geometry, plan, **more):
 @pytest.mark.parametrize(
     ("op", "name", "geometry"), [pytest.param(*case, id="-".join(case[:2])) for case in GEMM_CASES]
 )
-def test_parts_through_pointers(kernel_backend, op, name, geometry, format):
-    """Of one step each, and of so many that the last parts have fewer."""
+def test_parts_are_right_through_pointers(kernel_backend, op, name, geometry, format):
+    """Three parts, the last a shorter one, and parts of one step each."""
     dtype = [torch.float16, torch.float64][format == "NCHW"]
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device, whole_numbers))
     expected = torch.from_numpy(truth(op, args, geometry)).to(dtype)
@@ -98,7 +98,7 @@ def test_parts_through_pointers(kernel_backend, op, name, geometry, format):
     ("op", "boxes", "name", "geometry"),
     [pytest.param(*case, id="-".join(case[:3])) for case in BOX_CASES],
 )
-def test_parts_through_descriptors(kernel_backend, op, boxes, name, geometry):
+def test_parts_are_right_through_descriptors(kernel_backend, op, boxes, name, geometry):
     if kernel_backend.device == "cuda" and torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("this GPU has no such descriptors")
     tile = TmaTile(1, 4, 8, 32, 16, 4, 2) if boxes == "NHWC" else TmaTile(1, 2, 16, 32, 16, 4, 2)
@@ -114,7 +114,7 @@ def test_parts_through_descriptors(kernel_backend, op, boxes, name, geometry):
 @pytest.mark.parametrize("precision", ["ieee", "tf32", "tf32x3"])
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
 def test_parts_of_float32(kernel_backend, op, precision):
-    """No further from the truth than one sum may be, and the same bits again."""
+    """The bound of an unsplit sum holds, and a second call gives the same bits."""
     geometry = GEOMETRIES["leftovers"]
     args = operands(op, *tensors(geometry, torch.float32, kernel_backend.device))
     tile = GEMM_TILES[precision][-1]
@@ -127,7 +127,7 @@ def test_parts_of_float32(kernel_backend, op, precision):
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("activation", ["none", "gelu"])
 def test_the_epilogue_follows_the_last_part(kernel_backend, activation, format):
-    """Sums of whole numbers are exact: what follows them has the same bits as without parts."""
+    """Sums of whole numbers are exact, so the result has the same bits as without parts."""
     from tricorr.ops.launch import arguments as launch
 
     geometry = geometry_of((2, 40, 3, 5), (5, 40, 1, 1))

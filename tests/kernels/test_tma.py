@@ -1,4 +1,4 @@
-"""Kernels that load through tensor descriptors: every kind of step, box and channel block."""
+"""Kernels that load through tensor descriptors: every kind of stride, box and channel block."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def _case(x, k, window, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1)
 
 _SAME = ((1, 1), (1, 1))
 PIXELS = boxed("NHWC")
-#: Several boxes along every axis, the last of each with pixels, images or channels left over.
+#: Several boxes along every axis; the last is partly filled.
 GEOMETRIES = {
     "leftovers": _case((3, 32, 9, 5), 48, (3, 3), padding=_SAME),
     "pointwise_overhanging_channels": _case((2, 24, 5, 6), 40, (1, 1)),
@@ -95,7 +95,7 @@ def test_every_window_and_step(kernel_backend, op, geometry, turn):
 
 @pytest.mark.parametrize("name", ["leftovers", "groups"])
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
-def test_programs_deal_out_the_boxes(kernel_backend, op, name):
+def test_few_programs_compute_all_boxes(kernel_backend, op, name):
     from tricorr.ops.launch import arguments as launch
 
     geometry, tile = GEOMETRIES[name], TILES[1]
@@ -107,7 +107,7 @@ def test_programs_deal_out_the_boxes(kernel_backend, op, name):
 
 
 @pytest.mark.parametrize("device", [DEVICES["h200"], DEVICES["b200"]], ids=lambda d: d.arch)
-def test_boxes_are_dealt_out_where_there_are_more_than_run_side_by_side(device):
+def test_more_boxes_than_multiprocessors_take_persistent_programs(device):
     def plans(n, window, stride, layout=PIXELS):
         geometry = _case((n, 256, 56, 56), 256, window, stride, padding=_SAME)
         return [planned(op, geometry, torch.bfloat16, layout, device) for op in OPS]
@@ -121,7 +121,7 @@ def test_boxes_are_dealt_out_where_there_are_more_than_run_side_by_side(device):
     assert all(plan.tile.persistent == 0 for plan in plans(32, (3, 3), (2, 2)))
     dealt = [getattr(plan.tile, "persistent", 0) > 0 for plan in plans(32, (1, 1), (2, 2))]
     assert dealt == [True, False, False]
-    # Several rows of planes have sums of their own: ptxas would wait for each of their products.
+    # Rows of planes have separate sums: ptxas would wait for each of their products.
     geometry = _case((32, 256, 56, 56), 256, (3, 3), padding=_SAME)
     for op in ("fprop", "dgrad"):
         problem = Problem(op, geometry, torch.bfloat16, "ieee", boxed("NCHW"), device)
@@ -136,12 +136,12 @@ def test_sixteen_bits_and_any_weight(kernel_backend, op, dtype):
 
     geometry = GEOMETRIES["stride_2_groups_flipped"]
     actual, plan, args = forced(op, geometry, TILES[0], kernel_backend.device, dtype, "ieee")
-    copied = [args[0], args[1].contiguous(), *args[2:]]  # a weight in no form for a descriptor
+    copied = [args[0], args[1].contiguous(), *args[2:]]  # a weight that no descriptor can describe
     assert torch.equal(run(op, copied, geometry, launch, plan=plan), actual)
 
 
 @pytest.mark.parametrize(("dtype", "rounds"), [(torch.float32, True), (torch.float16, False)])
-def test_descriptors_round_what_is_multiplied_as_tf32(dtype, rounds):
+def test_descriptors_round_tf32_operands(dtype, rounds):
     pytest.importorskip("triton", "3.7", reason="descriptors round from Triton 3.7 on")
     from tricorr.kernels import TensorDescriptor
     from tricorr.ops.launch import arguments as launch
@@ -172,7 +172,7 @@ def test_descriptors_round_what_is_multiplied_as_tf32(dtype, rounds):
     ],
 )
 def test_rounded_operands_leave_no_bias(op, boxes, tile):
-    """Cut off, they would make sums of positive products 7e-4 too small."""
+    """Truncated operands would make sums of positive products 7e-4 too small."""
     pytest.importorskip("triton", "3.7", reason="descriptors round from Triton 3.7 on")
     from simulator.driver import simulated
 
@@ -189,7 +189,7 @@ def test_rounded_operands_leave_no_bias(op, boxes, tile):
     assert abs((actual / expected - 1).mean()) < 1e-5
 
 
-#: Of 16 bits: rows of x and of dy are multiples of 16 bytes.
+#: For 16-bit images: rows of x and of dy are multiples of 16 bytes.
 PLANES = {
     "leftovers": _case((2, 32, 5, 24), 48, (3, 3), padding=_SAME),
     "asymmetric_padding": _case((1, 16, 6, 16), 16, (2, 3), padding=((0, 3), (2, 0))),
@@ -235,7 +235,7 @@ def test_planes_give_a_weight_gradient_in_tf32(kernel_backend):
     forced("wgrad", geometry, tile, kernel_backend.device, boxes="NCHW")
 
 
-#: Planes whose rows are no multiples of 16 bytes, but which are themselves.
+#: Rows are not multiples of 16 bytes, but whole planes are.
 POINTS = {
     "leftovers": _case((3, 24, 4, 6), 40, (1, 1)),
     "groups_flipped": _case((2, 32, 2, 12), 64, (1, 1), groups=2, flip=True),
@@ -286,7 +286,7 @@ def test_the_planner_reads_planes_as_rows_where_the_tensors_allow_it(boxes):
 
 
 def test_boxes_of_one_pixel_windows_may_overhang_in_a_weight_gradient(kernel_backend):
-    """There x and dy are both zero: so a box need not divide planes of 7 x 5."""
+    """Outside the image x and dy are both zero, so a box need not divide planes of 7 x 5."""
     from tricorr.ops.launch import arguments as launch
 
     geometry = _case((3, 16, 7, 5), 24, (1, 1))
@@ -298,7 +298,7 @@ def test_boxes_of_one_pixel_windows_may_overhang_in_a_weight_gradient(kernel_bac
     check("wgrad", args, geometry, actual=actual)
 
 
-def test_what_follows_the_sums_finds_room():
+def test_heavy_epilogues_take_smaller_tiles():
     geometry = _case((64, 320, 64, 64), 256, (3, 3), padding=_SAME)
     x, weight, y = (
         torch.empty(shape, dtype=torch.bfloat16, device="meta")
@@ -333,7 +333,7 @@ def test_a_residual_is_added_in_both_formats(kernel_backend, boxes):
         assert torch.allclose(y.float(), linear + residual.float(), rtol=1e-3, atol=1e-2)
 
 
-#: Boxes that divide the planes of y, and hold more images than are left.
+#: Boxes that divide the planes of y; the last overhangs the last image.
 GRADIENTS = {
     "leftovers": (_case((3, 24, 6, 8), 40, (3, 3), padding=_SAME), (2, 2, 4)),
     "one_pixel_boxes": (_case((9, 16, 3, 5), 16, (2, 1), padding=((1, 0), (0, 0))), (16, 1, 1)),
@@ -364,7 +364,7 @@ def test_weight_gradient(kernel_backend, name, splits):
     check("wgrad", args, geometry, actual=actual)
 
 
-def test_pixels_that_no_window_reads_do_not_count(kernel_backend):
+def test_pixels_that_no_window_reads_do_not_reach_the_result(kernel_backend):
     from tricorr.ops.launch import arguments as launch
 
     geometry, box = GRADIENTS["unread_pixels"]
@@ -376,14 +376,14 @@ def test_pixels_that_no_window_reads_do_not_count(kernel_backend):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_sums_of_filters_may_overhang_although_taps_follow(kernel_backend, dtype):
-    """The weight is multiplied crosswise then: its rows, filters, are followed by zeros."""
+    """The weight is multiplied crosswise: its rows are filters, and zeros follow the last one."""
     geometry = _case((2, 16, 5, 6), 24, (2, 3), padding=((1, 0), (1, 1)))
     assert channel_block(Problem("dgrad", geometry, dtype)) == 32
     forced("dgrad", geometry, TmaTile(1, 4, 4, 16, 32, 4, 2), kernel_backend.device, dtype, "ieee")
 
 
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
-def test_a_sum_of_channels_may_overhang_where_nothing_follows(kernel_backend, op):
+def test_a_sum_of_channels_may_overhang_with_a_single_tap(kernel_backend, op):
     geometry = GEOMETRIES["pointwise_overhanging_channels"]
     assert channel_block(Problem(op.removesuffix("_bias"), geometry)) == 32
     tile = TmaTile(1, 4, 4, 16, 32, 4, 2)
@@ -427,7 +427,7 @@ def test_the_planner_takes_planes_where_rows_are_long(device):
     layout = boxed("NCHW")
 
     def formats(size, stride=(1, 1), dtype=torch.bfloat16, layout=layout):
-        """Of each operator's boxes, "" if it copies its images or takes pointers."""
+        """The format of each operator's boxes; "" if it copies its images or uses pointers."""
         geometry = _case((32, 64, size, size), 64, (3, 3), stride, padding=_SAME)
         found = []
         for op in OPS:
@@ -450,8 +450,8 @@ def test_a_box_of_planes_has_the_longest_rows_that_waste_nothing():
     assert {w: plane_box((8, 64, w), 256) for w in expected} == expected
 
 
-def test_what_is_not_finite_stays_in_its_channel(kernel_backend):
-    """Boxes of planes overhang rows: there, a tap that does not read a pixel multiplies it by 0."""
+def test_a_nan_stays_in_its_channel(kernel_backend):
+    """Boxes of planes overhang rows: taps multiply pixels there by 0, and NaN stays NaN."""
     from tricorr.ops.launch import arguments as launch
 
     geometry = PLANES["leftovers"]
@@ -477,7 +477,7 @@ def test_what_is_not_finite_stays_in_its_channel(kernel_backend):
     }.items(),
     ids=lambda item: item[0],
 )
-def test_the_rest_is_for_pointers(changes):
+def test_tma_tiles_are_not_legal_for_these_calls(changes):
     geometry = replace(_case((2, 64, 8, 8), 64, (3, 3), padding=_SAME), **changes[1])
     assert geometry.P > 0
     assert not is_legal(Problem("fprop", geometry, torch.bfloat16, "ieee", PIXELS, H200))

@@ -15,7 +15,7 @@ from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.rows import RowsTile, vector_of, vector_tile
 
 SAME = ((1, 1), (1, 1))
-#: Rows of whole vectors: each is a reason why a lane might read or write the wrong column.
+#: Rows of whole vectors; each case could make a lane read or write the wrong column.
 GEOMETRIES = {
     "image": geometry_of((1, 1, 9, 24), (1, 1, 3, 3), padding=SAME),
     "valid": geometry_of((2, 1, 6, 24), (1, 1, 2, 3)),
@@ -62,7 +62,7 @@ TILES = {
 
 
 def planned(op, geometry, args, result, lane_q, tile, **changes):
-    """A plan with a tile whose lanes have LANE_Q outputs; None where rows have no such pieces."""
+    """A plan with a tile whose lanes have LANE_Q outputs; None if the rows have no vectors."""
     x, y = (result, args[0]) if op == "dgrad" else (args[0], result)
     own = args[0].itemsize if args[0].dtype != args[1].dtype else 0
     problem = Problem(
@@ -97,7 +97,7 @@ def forced(op, geometry, lane_q, tile, device, dtype, make=torch.randn, **change
 
 
 def _cases():
-    """All that has vectors; one of the types and lengths of each is quick enough for every run."""
+    """All cases with vectors; one dtype and length of each runs by default, the others are slow."""
     turn = 0
     for name, geometry in GEOMETRIES.items():
         for op in ("fprop_bias", "dgrad"):
@@ -136,11 +136,11 @@ def test_every_dtype(kernel_backend, op, dtype):
 
 
 @pytest.mark.parametrize(("padding_mode", "lane_q"), [("zeros", 8), ("reflect", 4)])
-def test_bytes_become_numbers(kernel_backend, padding_mode, lane_q):
+def test_uint8_pixels_are_converted(kernel_backend, padding_mode, lane_q):
     from tricorr.ops.launch import arguments as launch
 
     geometry = geometry_of((1, 1, 4, 16), (1, 1, 2, 3), padding=SAME, padding_mode=padding_mode)
-    if padding_mode == "reflect":  # what it shows is right of the last vector
+    if padding_mode == "reflect":  # reads pixels right of the last vector
         geometry = replace(geometry, padding=((1, 1), (1, 1)))
     x = torch.arange(256).reshape(4, 1, 4, 16)[3 * (lane_q == 4) :][:1].to(torch.uint8)
     x = x.to(kernel_backend.device)
@@ -164,7 +164,7 @@ def test_code_without_masks_gives_the_same_bits(kernel_backend):
         assert torch.equal(actual.cpu(), expected)
 
 
-def test_what_follows_the_sums(kernel_backend):
+def test_the_epilogue_is_applied(kernel_backend):
     from tricorr.ops.launch import arguments as launch
 
     geometry = GEOMETRIES["prime_planes"]
@@ -183,7 +183,7 @@ def test_what_follows_the_sums(kernel_backend):
 @pytest.mark.parametrize(
     ("first", "together"), [(0, 8), (8, 8), (4, 4), (2, 2), (1, 1)], ids=lambda n: str(n)
 )
-def test_rows_that_start_anywhere(kernel_backend, first, together):
+def test_unaligned_rows_take_shorter_vectors(kernel_backend, first, together):
     from tricorr.ops.launch import arguments as launch
 
     geometry = geometry_of((1, 1, 5, 16), (1, 1, 3, 3), padding=SAME)
@@ -209,7 +209,7 @@ def test_rows_of_odd_length_have_no_vectors():
     assert layout.columns_together(torch.empty(1, 1, 4, 12, dtype=torch.float64)) == 2
 
 
-def test_padding_that_is_no_vector_of_the_image_has_none():
+def test_replicated_padding_takes_no_vectors():
     pads = ((1, 1), (2, 2))
     for mode, x_align in (("zeros", 4), ("replicate", 1)):
         geometry = geometry_of((1, 1, 8, 16), (1, 1, 3, 1), padding=pads, padding_mode=mode)
@@ -218,7 +218,7 @@ def test_padding_that_is_no_vector_of_the_image_has_none():
 
 
 @pytest.mark.parametrize("width", [56, 28, 14])
-def test_lanes_are_busy_and_multiprocessors_too(width):
+def test_tiles_fill_lanes_and_multiprocessors(width):
     geometry = geometry_of((64, 144, width, width), (144, 1, 3, 3), padding=SAME, groups=144)
     x = torch.empty(geometry.x_shape, dtype=torch.bfloat16, device="meta")
     found = layout.layout_of(geometry, x, x[:144, :1], x)

@@ -110,12 +110,12 @@ def test_launches_are_legal_and_the_same_with_other_tensors(name, start):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
-def test_drawn_calls(seed, start):
+def test_drawn_calls_are_launched_alike(seed, start):
     assert start("uncompiled").ask("drawn", seed) == {}
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_launches_past_the_jit(name, start):
+def test_launches_without_the_jit_are_right(name, start):
     assert start("uncompiled").ask("check", name) == ""
 
 
@@ -128,7 +128,7 @@ def test_compiled_kernels_fit_the_device(name, start):
     assert report["shared"] <= 232448
 
 
-def test_a_launch_finds_what_was_built_ahead_of_time(start):
+def test_a_launch_finds_a_kernel_built_ahead_of_time(start):
     assert start("compiled").ask("check", "built ahead of time") == ""
 
 

@@ -51,7 +51,7 @@ def assert_same(found, expected):
         torch.testing.assert_close(*errors, rtol=1e-8, atol=0)
 
 
-def test_it_finds_what_learn_kernel_finds(backend):
+def test_sums_give_the_kernel_of_learn_kernel(backend):
     x, y, mask = images()
     expected = learn_kernel(x, y, (3, 2), background=1, mask=mask)
     assert_same(gathered(x, y, mask).solve(), expected)
@@ -174,7 +174,7 @@ def test_ranks_give_the_kernel_of_one_process(backend, tmp_path):
         assert pairs == 3
 
 
-def test_what_does_not_fit_is_refused(backend):
+def test_images_and_sums_that_do_not_fit_are_refused(backend):
     x, y, _ = images()
     sums = KernelAccumulator((3, 2))
     with pytest.raises(ArgumentError, match="nothing to learn from: call update"):

@@ -83,7 +83,7 @@ def is_said(found):
 
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("kind", CUT)
-def test_a_window_that_cuts_its_kernel_off_is_said(backend, kind, noise):
+def test_a_window_that_cuts_its_kernel_off_is_noted(backend, kind, noise):
     kernel, window = CUT[kind]
     found = learn_kernel(*seen_through(kernel, window, noise), window)
     assert found.quality.cut is True
@@ -93,7 +93,7 @@ def test_a_window_that_cuts_its_kernel_off_is_said(backend, kind, noise):
 
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("kind", HELD)
-def test_a_window_that_holds_its_kernel_is_not_accused(backend, kind, noise):
+def test_a_window_that_holds_its_kernel_is_not_noted(backend, kind, noise):
     kernel, window = HELD[kind]
     found = learn_kernel(*seen_through(kernel, window, noise), window)
     assert not found.quality.cut
@@ -107,7 +107,7 @@ def test_a_window_that_holds_its_kernel_is_not_accused(backend, kind, noise):
         assert float(((found.weight - truth) / error).abs().max()) < 5
 
 
-def test_masks_channels_and_several_pairs_are_looked_at(backend):
+def test_masks_channels_and_several_pairs_are_examined(backend):
     x = torch.stack([photograph(), photograph().flip(0)])
     kernels = torch.stack([gaussian(1.0, 9), -gaussian(1.3, 9)])
     y = torch.nn.functional.conv2d(x[None], kernels[None])
@@ -122,7 +122,7 @@ def test_masks_channels_and_several_pairs_are_looked_at(backend):
     assert learn_kernel(x[..., :9, :9], y[..., :9, :9], (1, 2)).quality.cut is None
 
 
-def test_constraints_and_penalties_are_no_sign_of_a_cut(backend):
+def test_constraints_and_penalties_are_not_taken_for_a_cut(backend):
     kernel, window = HELD["gaussian-1"]
     x, y = seen_through(kernel, window, "noise")
     options = {"nonnegative": True, "sum_to": 1}, {"ridge": 1e5}, {"smooth": 1e5}, {"sum_to": 1}
@@ -173,7 +173,7 @@ def test_scores_are_sums_over_the_windows_of_each_block(backend, stride, groups)
     torch.testing.assert_close(behind, torch.einsum("nkpq,tpq->nkt", left_over, surfaces))
 
 
-def test_chance_is_seldom_taken_for_certain(backend):
+def test_chance_is_rarely_significant(backend):
     deviations = torch.tensor([_deviation(torch.randn(64, 9), torch.eye(9)) for _ in range(2000)])
     # Normal: two above 3.1 in 2000, none above the limit; five times as many leave room.
     assert int((deviations > 3.1).sum()) <= 10

@@ -31,7 +31,7 @@ def dense(x, y, window, order, background, weights):
 
 @pytest.mark.parametrize("order", [0, 1, 2, 3])
 @pytest.mark.parametrize("counted", ["all", "mask", "weights"])
-def test_it_is_the_joint_least_squares(backend, order, counted):
+def test_the_field_is_the_joint_least_squares(backend, order, counted):
     x, y = torch.randn(40, 37, dtype=DOUBLE), torch.randn(36, 35, dtype=DOUBLE)
     weights, options = torch.ones(36, 35, dtype=DOUBLE), {}
     if counted == "mask":
@@ -119,7 +119,7 @@ def test_noise_of_a_difference_is_its_variance(backend):
     ],
     ids=lambda v: "-".join(v) or "nothing" if isinstance(v, dict) else "",
 )
-def test_what_does_not_go_together_is_refused(backend, options, message):
+def test_options_that_do_not_go_together_are_refused(backend, options, message):
     with pytest.raises(ArgumentError, match=message):
         learn_kernel_field(torch.rand(9, 9), torch.rand(9, 9), 3, **options)
     with pytest.raises(ArgumentError, match="plain images"):
@@ -146,7 +146,7 @@ def test_a_window_is_chosen(backend):
 
 
 @pytest.mark.parametrize("solver", ["normal", "cg"])
-def test_a_kernel_that_makes_images_smaller(backend, solver):
+def test_a_kernel_with_a_stride_is_found(backend, solver):
     x, weight = torch.rand(41, 40, dtype=DOUBLE), torch.randn(5, 4, dtype=DOUBLE)
     y = corr2d(x, weight, stride=(2, 3), padding=2)
     found = learn_kernel(x, y, (5, 4), stride=(2, 3), padding=2, solver=solver)

@@ -33,7 +33,7 @@ def noisy(C=2, K=2, H=16, W=15, noise=0.2, window=(3, 2)):
 
 @pytest.mark.parametrize("counted", ["all", "weights"])
 @pytest.mark.parametrize("ridge", [0.0, 3.0])
-def test_quality_is_that_of_the_textbook_on_linear_regression(backend, counted, ridge):
+def test_quality_equals_linear_regression(backend, counted, ridge):
     x, y = noisy()
     weights = torch.rand(y.shape[-2:], dtype=DOUBLE) + 0.5 if counted == "weights" else None
     found = learn_kernel(x, y, (3, 2), background=1, weights=weights, ridge=ridge)
@@ -61,7 +61,7 @@ def test_quality_is_that_of_the_textbook_on_linear_regression(backend, counted, 
     assert quality.pixels == 2 * len(rows)
 
 
-def test_standard_errors_are_how_far_kernels_scatter(backend):
+def test_standard_errors_equal_the_scatter_of_kernels(backend):
     x = torch.randn(20, 20, dtype=DOUBLE)
     weight = torch.randn(3, 3, dtype=DOUBLE)
     y = corr2d(x, weight)
@@ -85,7 +85,7 @@ def test_directions_that_images_do_not_determine_are_named(backend):
 
 
 @pytest.mark.parametrize("ridge", [0.0, 3.0])
-def test_steps_that_ended_early_say_how_far_they_came(backend, ridge):
+def test_steps_that_ended_early_are_noted(backend, ridge):
     x, y = noisy(noise=0.01)
     best = learn_kernel(x, y, (3, 2), bias=True, ridge=ridge)
     assert (best.quality.excess, best.quality.farthest, best.quality.converged) == (0, 0, True)
@@ -105,14 +105,14 @@ def test_steps_that_ended_early_say_how_far_they_came(backend, ridge):
 
 
 @pytest.mark.parametrize("solver", ["cg", "gd"])
-def test_rounding_is_not_taken_for_steps_that_ended_early(backend, solver):
+def test_rounding_is_not_noted_as_steps_that_ended_early(backend, solver):
     x = torch.randn(16, 16)
     y = corr2d(x, torch.randn(3, 3))
     found = learn_kernel(x, y, 3, solver=solver, steps=100)
     assert (found.quality.converged, found.notes) == (True, [])
 
 
-def test_a_window_too_large_is_said_in_words(backend):
+def test_a_window_that_is_too_large_is_noted(backend):
     x = torch.randn(20, 20, dtype=DOUBLE)
     weight = torch.zeros(7, 7, dtype=DOUBLE)
     weight[2:5, 1:3] = 1
@@ -130,7 +130,7 @@ def test_a_window_too_large_is_said_in_words(backend):
     assert "explains next to nothing" in vague.notes[0]
 
 
-def test_answers_say_what_they_are(backend):
+def test_results_describe_themselves(backend):
     x, y = noisy(C=1, K=1)
     text = str(learn_kernel(x, y, (3, 2), bias=True))
     assert text.startswith("kernel 1x1x3x2 by normal, 1 step, loss ")
@@ -169,7 +169,7 @@ def test_saved_kernels_are_read_back(backend, suffix, channels, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".fits"])
-def test_what_fails_half_way_leaves_the_old_file(backend, suffix, tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_old_file(backend, suffix, tmp_path, monkeypatch):
     fits = pytest.importorskip("astropy.io.fits") if suffix == ".fits" else None
     x, y = noisy()
     found = learn_kernel(x, y, (3, 2))
@@ -192,7 +192,7 @@ def test_what_fails_half_way_leaves_the_old_file(backend, suffix, tmp_path, monk
 
 @pytest.mark.parametrize("channels", [False, True], ids=["plain", "channels"])
 @pytest.mark.parametrize("flip", [False, True], ids=["correlation", "convolution"])
-def test_becomes_a_layer(backend, channels, flip):
+def test_a_kernel_becomes_a_layer(backend, channels, flip):
     x, y = noisy(C=4, K=2, window=(3, 3))
     x, y = (x, y) if channels else (x[0, 0], y[0, 0])
     y = F.pad(y, (1, 1, 1, 1))
@@ -218,7 +218,7 @@ def test_prediction_of_a_piece_has_the_background_of_its_place(backend):
     torch.testing.assert_close(part, whole[..., 4:8, 3:8])
 
 
-def test_is_drawn(backend):
+def test_a_kernel_is_drawn(backend):
     pytest.importorskip("matplotlib")
     x, y = noisy()
     found = learn_kernel(x[0, 0], y[0, 0], (3, 2), bias=True)
@@ -228,7 +228,7 @@ def test_is_drawn(backend):
         pairs.plot(x[0, 0], y[0, 0])
 
 
-def test_an_input_that_the_target_would_hide_is_drawn_in_its_own_scale(backend):
+def test_an_input_of_another_scale_is_drawn_in_its_own_scale(backend):
     pytest.importorskip("matplotlib")
     x = torch.rand(16, 16)
     for factor, title in ((1.0, "input, 16 x 16"), (40.0, "input, own scale, 16 x 16")):
@@ -333,7 +333,7 @@ def test_any_differentiable_loss(backend):
         learn_kernel(x, y, (3, 2), solver=lambda parameters: None)
 
 
-def test_a_kernel_shows_itself(backend):
+def test_a_kernel_has_repr_and_picture(backend):
     """In lines that a person reads, and as a picture in a notebook."""
     x = torch.rand(20, 24, dtype=torch.float64)
     found = learn_kernel(x, corr2d(x, torch.ones(2, 3, dtype=torch.float64)), (2, 3))

@@ -154,7 +154,7 @@ def test_column_constant_image_leaves_a_3x3_kernel_undetermined(backend, textboo
     ids=["black", "flat", "row_constant"],
 )
 @on_cpu
-def test_images_that_cannot_tell_say_so(backend, image, undetermined, words):
+def test_images_that_do_not_determine_the_kernel_are_noted(backend, image, undetermined, words):
     found = learn_kernel(image, torch.zeros(6, 6), 3, solver="cg")
     assert found.undetermined == undetermined
     assert words in found.notes[0]
@@ -162,7 +162,7 @@ def test_images_that_cannot_tell_say_so(backend, image, undetermined, words):
 
 
 @on_cpu
-def test_what_is_too_large_to_examine_is_said_not_guessed(backend, monkeypatch):
+def test_windows_too_large_to_examine_are_noted(backend, monkeypatch):
     monkeypatch.setattr(fitting, "GRAM_BUDGET", 10)
     found = learn_kernel(torch.rand(8, 8), torch.rand(6, 6), 3, solver="cg", steps=1)
     assert found.undetermined is None
@@ -186,7 +186,7 @@ def test_kernel_learned_by_strict_convolution_is_the_flipped_one(backend):
 
 
 @on_cpu
-def test_start_and_zero_steps(backend, textbook):
+def test_zero_steps_return_the_start(backend, textbook):
     start = torch.tensor([[0.25, 0.5]])
     found = learn_kernel(*textbook, (1, 2), steps=0, initial=start)
     assert torch.equal(found.weight, start)
@@ -194,7 +194,7 @@ def test_start_and_zero_steps(backend, textbook):
 
 
 @on_cpu
-def test_progress_bar_is_drawn_on_stderr_when_asked_for(backend, textbook, capsys):
+def test_progress_draws_a_bar_on_stderr(backend, textbook, capsys):
     learn_kernel(*textbook, (1, 2), steps=3, progress=True)
     assert "3/3" in capsys.readouterr().err
     learn_kernel(*textbook, (1, 2), steps=3, progress=False)
@@ -246,7 +246,7 @@ IMAGE, TARGET = torch.rand(6, 8), torch.rand(4, 6)
         ((torch.rand(20, 18, 3),) * 2 + (3,), {}, r"looks like .* \(H, W, 3\).*permute\(2, 0, 1\)"),
     ],
 )
-def test_what_cannot_be_learned_is_refused_in_one_line(arguments, options, message):
+def test_wrong_arguments_are_refused_in_one_line(arguments, options, message):
     with pytest.raises(RuntimeError, match=message) as caught:
         learn_kernel(*arguments, **options)
     assert isinstance(caught.value, ValueError | TypeError)

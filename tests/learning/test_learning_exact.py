@@ -243,7 +243,7 @@ def test_strict_convolution_is_learned_as_such(backend, solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_the_start_is_kept_where_images_do_not_tell(backend, solver):
+def test_undetermined_directions_keep_the_start(backend, solver):
     x = torch.arange(12, dtype=DOUBLE).sin().expand(12, 12)
     start = torch.randn(3, 3, dtype=DOUBLE)
     target = corr2d(x, torch.randn(3, 3, dtype=DOUBLE))
@@ -306,7 +306,7 @@ def test_robust_fits_meet_their_own_equations(backend, kind, solver):
     assert "weighted fits" in found.reason
 
 
-def test_robust_fit_of_what_is_exact_but_for_outliers_is_exact(backend):
+def test_a_robust_fit_ignores_outliers_in_exact_data(backend):
     x, weight = torch.randn(2, 20, 20, dtype=DOUBLE), torch.randn(2, 2, 3, 3, dtype=DOUBLE)
     y = corr2d(x, weight)
     y[0, 3:5, 3:9] += 100
@@ -326,7 +326,7 @@ def test_robust_fit_of_what_is_exact_but_for_outliers_is_exact(backend):
     ],
     ids=lambda v: "-".join(v) or "nothing" if isinstance(v, dict) else "",
 )
-def test_the_default_picks_itself_and_says_so(backend, call, solver, reason):
+def test_the_automatic_solver_and_its_reason(backend, call, solver, reason):
     found = learn_kernel(torch.rand(9, 9), torch.rand(7, 7), 3, **call)
     assert found.solver == solver
     assert reason in found.reason

@@ -54,7 +54,7 @@ def test_brightness_is_kept_by_a_kernel_of_one_element(backend, change, size):
 
 
 @pytest.mark.parametrize("solver", ["normal", "cg"])
-def test_a_high_level_hides_nothing(backend, solver):
+def test_a_high_level_loses_no_precision(backend, solver):
     x, weight = 1e4 + torch.randn(48, 48, dtype=DOUBLE), torch.randn(11, 11, dtype=DOUBLE)
     found = learn_kernel(x, corr2d(x, weight) + 7, 11, bias=True, solver=solver)
     assert found.undetermined == 0
@@ -71,7 +71,7 @@ def test_a_high_level_hides_nothing(backend, solver):
 @pytest.mark.parametrize("solver", ["normal", "cg"])
 @pytest.mark.parametrize("flux", [1e-17, 1e17])
 @pytest.mark.parametrize("weight_unit", [1e-48, 1e42])
-def test_units_do_not_matter(backend, dtype, solver, flux, weight_unit):
+def test_units_of_the_images_do_not_matter(backend, dtype, solver, flux, weight_unit):
     x, weight = torch.randn(24, 24, dtype=DOUBLE), torch.randn(5, 5, dtype=DOUBLE)
     y = corr2d(x, weight) + 0.1 * torch.randn(20, 20, dtype=DOUBLE)
     weights = torch.rand(20, 20, dtype=DOUBLE) + 0.5
@@ -105,7 +105,7 @@ def test_a_gradient_is_descended_in_the_users_units(backend):
     torch.testing.assert_close(found.bias[0], bias, rtol=1e-10, atol=1e-12)
 
 
-def test_every_kind_of_number_is_taken(backend):
+def test_every_kind_of_number_is_accepted(backend):
     numbers = np.random.default_rng(0).integers(0, 200, (14, 13))
     weight = np.array([[1.0, 2.0], [-3.0, 4.0]])
     y = corr2d(torch.from_numpy(numbers.astype(float)), torch.from_numpy(weight)).numpy()
@@ -141,7 +141,7 @@ def test_nan_and_masked_arrays_are_left_out(backend):
         learn_kernel(x, y, 3)
 
 
-def test_astropys_images_are_taken_with_their_masks(backend):
+def test_astropys_images_are_accepted_with_their_masks(backend):
     nddata = pytest.importorskip("astropy.nddata")
     from astropy.io import fits
 
@@ -181,7 +181,7 @@ def star_field(size=160, count=120):
 
 
 @pytest.mark.parametrize("form", ["number", "map"])
-def test_noise_of_the_input_is_taken_into_account(backend, form):
+def test_noise_of_the_input_is_corrected_for(backend, form):
     weight, exact = gaussian(5, 1.2), star_field()
     noise = 120.0
     x = exact + noise * torch.randn(exact.shape, dtype=DOUBLE)
@@ -199,7 +199,7 @@ def test_noise_of_the_input_is_taken_into_account(backend, form):
         learn_kernel(x, y, 11, input_noise=1.0, solver="cg")
 
 
-def test_noise_is_taken_off_a_large_sample_exactly(backend):
+def test_noise_of_a_large_sample_is_subtracted_exactly(backend):
     x0, weight = torch.randn(300, 300, dtype=DOUBLE), torch.randn(3, 3, dtype=DOUBLE)
     x = x0 + 0.5 * torch.randn_like(x0)
     found = learn_kernel(x, corr2d(x0, weight), 3, input_noise=0.5, bias=True)
@@ -208,7 +208,7 @@ def test_noise_is_taken_off_a_large_sample_exactly(backend):
     assert farthest(found, weight) < 0.03
 
 
-def test_a_window_that_cuts_the_kernel_off_is_said(backend):
+def test_a_window_that_cuts_the_kernel_off_is_noted(backend):
     x = torch.nn.functional.avg_pool2d(torch.rand(1, 1, 122, 122, dtype=DOUBLE), 3, 1)[0, 0]
     y = corr2d(x, gaussian(9, 3.0), padding=9)
     y = y + 1e-4 * torch.randn_like(y)
@@ -222,7 +222,7 @@ def test_a_window_that_cuts_the_kernel_off_is_said(backend):
     assert enough.quality.standard_error is not None
 
 
-def test_a_smaller_window_is_one_that_was_tried(backend):
+def test_a_smaller_window_in_a_note_fits_as_well(backend):
     x = torch.rand(40, 40, dtype=DOUBLE)
     shifted = learn_kernel(x, x.roll((2, -1), (0, 1)), 7)
     assert "5 x 2 about the same centre is as good" in shifted.notes[0]
@@ -236,7 +236,7 @@ def test_a_smaller_window_is_one_that_was_tried(backend):
     assert learn_kernel(x, y, (2, 3)).rms < 1e-12
 
 
-def test_images_that_have_nothing_to_do_with_each_other(backend):
+def test_unrelated_images_are_noted(backend):
     x, y = torch.rand(40, 40, dtype=DOUBLE), torch.rand(40, 40, dtype=DOUBLE)
     found = learn_kernel(x, y, 5, bias=True)
     assert "explains next to nothing" in found.notes[0]
@@ -268,7 +268,7 @@ def test_nonnegative_minima_meet_their_conditions(backend, total, open_direction
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".fits"])
 @pytest.mark.parametrize("channels", [False, True], ids=["plain", "channels"])
-def test_a_kernel_is_read_back(backend, suffix, channels, tmp_path):
+def test_a_saved_kernel_with_all_attributes_is_read_back(backend, suffix, channels, tmp_path):
     if suffix == ".fits":
         pytest.importorskip("astropy")
     x, y = torch.rand(1, 1, 20, 18, dtype=DOUBLE), torch.rand(1, 2 if channels else 1, 20, 18)
@@ -306,7 +306,7 @@ def test_rejected_pixels_are_a_map(backend):
     assert several[0].nonzero().tolist() == [[0, 0, 0], [0, 9, 9]]
 
 
-def test_a_loss_that_rises_is_said(backend):
+def test_a_loss_that_rises_is_noted(backend):
     x, weight = torch.rand(16, 16, dtype=DOUBLE), torch.randn(3, 3, dtype=DOUBLE)
     y = corr2d(x, weight)
     found = learn_kernel(x, y, 3, solver="adam", step_size=5.0, steps=8)
@@ -337,7 +337,7 @@ def test_a_difference_has_the_variance_of_both_images(backend):
         found.difference(x, y, y_variance=-1.0)
 
 
-def test_channels_behind_the_image_are_refused_as_filters_do(backend):
+def test_channels_at_the_end_are_refused(backend):
     picture = torch.rand(12, 11, 3)
     with pytest.raises(ArgumentError, match=r"looks like an image of shape \(H, W, 3\)"):
         learn_kernel(picture, picture, 3)

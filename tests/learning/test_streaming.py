@@ -197,7 +197,7 @@ def test_several_pairs_and_arrays(backend, tmp_path):
     torch.testing.assert_close(sums.solve().weight, expected.weight, rtol=1e-10, atol=1e-11)
 
 
-def test_only_rows_tell_that_an_image_changes(backend):
+def test_changes_of_x_between_blocks_are_seen(backend):
     """Windows of one row overlap nowhere: what varies is seen from block to block."""
     x = np.repeat(numbers((8, 1)), 9, axis=1)
     for rows in (1, 3, 8):
@@ -237,7 +237,7 @@ def test_memory_does_not_grow_with_the_image(backend):
         (((9, 0), (9, 0)), {}, "it has no pixels"),
     ],
 )
-def test_sizes_that_do_not_fit(backend, arguments, options, message):
+def test_sizes_that_do_not_fit_are_refused(backend, arguments, options, message):
     arrays = [np.ones(shape) for shape in arguments]
     options = {name: np.ones(shape) for name, shape in options.items()}
     with pytest.raises(ArgumentError) as error:
@@ -245,7 +245,7 @@ def test_sizes_that_do_not_fit(backend, arguments, options, message):
     assert message in str(error.value)
 
 
-def test_padding_that_the_image_has_not(backend):
+def test_padding_larger_than_the_image_is_refused(backend):
     sums = KernelAccumulator(9, padding=4, padding_mode="reflect")
     with pytest.raises(ArgumentError, match="can pad a height of 3 by at most 2, got 4"):
         accumulate(sums, np.ones((3, 12)), np.ones((3, 12)))

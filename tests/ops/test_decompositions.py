@@ -68,7 +68,7 @@ def test_a_decomposed_program_is_pytorchs_own(backend, name, dynamic):
         torch.testing.assert_close(decomposed.module()(other), model(other))
 
 
-def test_a_border_that_pytorch_has_not_is_cut(backend):
+def test_a_border_that_pytorch_does_not_have_is_cropped(backend):
     """Rows left out at one side alone, as by corr_transpose2d with padding by side."""
     dy, weight, bias = torch.randn(2, 3, 4, 5), torch.randn(3, 2, 3, 2), torch.randn(2)
     for padding in (((1, 0), (0, 1)), ((2, 1), (1, 0))):

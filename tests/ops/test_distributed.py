@@ -112,7 +112,7 @@ def every_split(mesh_size, names, splits, dtype):
                 raise AssertionError(f"{name} by {split}: {geometry}") from error
 
 
-def test_every_case_by_every_split(ranks):
+def test_every_case_is_right_under_every_split(ranks):
     names = [name for name in CASES if not name.startswith("huge")]
     ranks(every_split, 4, names, ["rows"], torch.float64)
     names = [*RICH_CASES, "depthwise", "empty_batch", "no_channels", "per_sample", "prime_sizes"]
@@ -146,7 +146,7 @@ def test_kernels_take_the_padding_of_a_share(ranks):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_halo_travels_in_every_dtype(ranks, dtype):
+def test_halo_is_sent_in_every_dtype(ranks, dtype):
     ranks(every_split, 2, ["asymmetric_padding"], ["rows"], dtype)
 
 
@@ -187,7 +187,7 @@ def sharded_photograph():
     assert torch.equal(result.full_tensor(), tricorr.corr2d(image, kernel, padding=1))
 
 
-def test_bytes_of_a_photograph_travel(ranks):
+def test_uint8_images_are_sharded(ranks):
     ranks(sharded_photograph)
 
 
@@ -335,7 +335,7 @@ def compiled():
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
-def test_compiles_with_a_halo(ranks):
+def test_a_call_with_a_halo_compiles(ranks):
     ranks(compiled)
 
 

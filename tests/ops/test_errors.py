@@ -304,7 +304,7 @@ def assert_one_line(message):
 
 
 @pytest.mark.parametrize("case", VALUES)
-def test_values_and_shapes(case):
+def test_wrong_values_and_shapes_are_refused(case):
     call, pattern = VALUES[case]
     assert_one_line(refused(call, (ArgumentError, RuntimeError, ValueError), pattern))
 
@@ -315,18 +315,18 @@ def test_values_and_shapes(case):
 @pytest.mark.filterwarnings("ignore:.*quantize:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*quantiz:DeprecationWarning")
 @pytest.mark.parametrize("case", TYPES)
-def test_types(case):
+def test_wrong_types_are_refused(case):
     call, pattern = TYPES[case]
     assert_one_line(refused(call, (ArgumentTypeError, RuntimeError, TypeError), pattern))
 
 
 @pytest.mark.parametrize("case", PYTORCHS_OWN)
-def test_what_pytorch_refuses(case):
+def test_calls_that_pytorch_refuses_are_refused(case):
     cls, call, pattern = PYTORCHS_OWN[case]
     refused(call, (cls,), pattern)
 
 
-def test_every_message_is_another():
+def test_every_message_is_unique():
     """No two mistakes of different kinds share one sentence."""
     kinds = {**VALUES, **TYPES}
     assert len(kinds) > 120
@@ -388,7 +388,7 @@ def inference():
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("case", ACCEPTED)
-def test_accepted_as_by_pytorch(backend, case):
+def test_calls_that_pytorch_accepts_are_accepted(backend, case):
     call, shape = ACCEPTED[case]
     with torch.device(backend.device):
         result, expected = call(tricorr.corr2d), call(F.conv2d)
@@ -401,7 +401,7 @@ def test_accepted_as_by_pytorch(backend, case):
 
 
 @pytest.mark.parametrize("case", ACCEPTED_BEYOND_PYTORCH)
-def test_accepted_beyond_pytorch(backend, case):
+def test_calls_beyond_pytorchs_are_accepted(backend, case):
     call, shape = ACCEPTED_BEYOND_PYTORCH[case]
     with torch.device(backend.device):
         result = call()

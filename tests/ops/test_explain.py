@@ -39,7 +39,7 @@ def test_every_known_device_can_be_planned_for(name):
     json.dumps(call.as_dict())
 
 
-def test_the_memory_of_copies_is_told():
+def test_the_memory_of_copies_is_reported():
     x, weight = meta(32, 67, 14, 14, dtype=torch.bfloat16), meta(71, 67, 3, 3, dtype=torch.bfloat16)
     call = explain(x, weight, padding=1, device="h100")
     fprop = call.passes["fprop"]
@@ -60,7 +60,7 @@ def test_huge_tensors_need_64_bit_offsets_and_no_memory():
 
 
 @pytest.mark.parametrize("name", ["h100", "h200", "a100", "b200"])
-def test_a_card_of_the_table_is_planned_for_as_the_table_says(monkeypatch, name):
+def test_a_device_of_the_table_has_the_tables_figures(monkeypatch, name):
     known = DEVICES[name]
     major, minor = known.arch[:-1], known.arch[-1]
     found = SimpleNamespace(
@@ -78,7 +78,7 @@ def test_a_card_of_the_table_is_planned_for_as_the_table_says(monkeypatch, name)
         assert in_process.bandwidth == known.bandwidth
 
 
-def test_a_card_of_another_memory_or_size_is_no_card_of_the_table():
+def test_a_variant_of_a_device_does_not_have_the_tables_figures():
     for called in (("NVIDIA H100 PCIe", "90", 114), ("NVIDIA GH200 480GB", "90", 132)):
         assert device_called(*called) == Device(*called)
     assert device_called("NVIDIA H200 141GB", "90", 132).bandwidth == 4.8e12
@@ -90,7 +90,7 @@ def test_without_a_device_the_cpu_convolution_is_named():
     assert call.passes["fprop"].bound is None
 
 
-def test_the_plan_told_is_the_plan_run(kernel_backend, monkeypatch):
+def test_the_reported_plan_is_the_one_that_runs(kernel_backend, monkeypatch):
     from tricorr.ops.launch import arguments as launch
     from tricorr.ops.launch.prepared import forget_prepared
 

@@ -47,7 +47,7 @@ def test_counts_are_those_of_pytorchs_layers(backend, kind, arguments, needs_gra
 
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-def test_groups_count_what_is_multiplied(backend):
+def test_groups_count_only_their_own_products(backend):
     x = torch.randn(2, 6, 9, 8, requires_grad=True)
     layer = tricorr.Conv2D(6, 12, 3, groups=3)
     forward, total = counted(layer, x)
@@ -65,7 +65,7 @@ def test_a_filter_bank_per_sample_counts_as_often_as_it_is_used(backend):
     )
 
 
-def test_meta_tensors_count():
+def test_calls_on_meta_tensors_are_counted():
     with torch.device("meta"):
         layer, x = tricorr.Conv2D(64, 64, 3, padding=1), torch.empty(8, 64, 512, 512)
     assert counted(layer, x)[0] == 2 * (8 * 64 * 512 * 512) * (64 * 3 * 3)
@@ -80,7 +80,7 @@ def test_meta_tensors_count():
     ],
     ids=["tricorr_first", "counter_first"],
 )
-def test_the_counter_counts_whichever_was_imported_first(imports, device, tmp_path):
+def test_the_counter_works_in_either_order_of_imports(imports, device, tmp_path):
     code = (
         f"{imports}"
         f"image = torch.ones(3, 3, device={device!r}, requires_grad=True)\n"

@@ -19,7 +19,7 @@ def negated(shape):
 
 
 @pytest.mark.parametrize("which", ["image", "weight"])
-def test_negated_views_are_what_they_show(backend, which):
+def test_negated_views_are_read_with_their_sign(backend, which):
     x, weight = torch.randn(GEOMETRY.x_shape), torch.randn(GEOMETRY.weight_shape)
     x, weight = (negated(x.shape), weight) if which == "image" else (x, negated(weight.shape))
     x, weight = x.to(backend.device), weight.to(backend.device)
@@ -27,13 +27,13 @@ def test_negated_views_are_what_they_show(backend, which):
     check("fprop", args, GEOMETRY, actual=corr2d(x, weight))
 
 
-def test_zero_tangents_without_memory(backend):
+def test_zero_tangents_without_memory_are_accepted(backend):
     zero = torch._efficientzerotensor(GEOMETRY.x_shape, device=backend.device)
     weight = torch.randn(GEOMETRY.weight_shape, device=backend.device)
     assert torch.equal(corr2d(zero, weight).cpu(), torch.zeros(GEOMETRY.y_shape))
 
 
-def test_tensors_that_outlived_a_transform(backend):
+def test_tensors_that_outlived_a_transform_are_accepted(backend):
     weight = torch.randn(GEOMETRY.weight_shape, device=backend.device, requires_grad=True)
     left = []
 
@@ -50,7 +50,7 @@ def test_tensors_that_outlived_a_transform(backend):
 
 
 @pytest.mark.parametrize("stride", [True, (True, 1), 1.0, (1, 1.0)], ids=str)
-def test_a_call_that_was_right_does_not_excuse_one_that_equals_it(stride):
+def test_a_valid_call_does_not_admit_an_equal_invalid_one(stride):
     x, weight = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2)
     for good in (1, (1, 1)):
         corr2d(x, weight, stride=good, padding=good, dilation=good)
@@ -74,7 +74,7 @@ def test_a_tensor_with_a_torch_function_takes_the_call():
 
 
 @pytest.mark.parametrize("padding", [(1, 2), [1, 2], ((1, 1), (2, 2)), torch.tensor([1, 2])])
-def test_every_spelling_of_padding(padding):
+def test_all_forms_of_padding_are_equal(padding):
     x, weight = torch.randn(1, 2, 4, 5), torch.randn(3, 2, 2, 2)
     expected = F.conv2d(x, weight, padding=(1, 2))
     torch.testing.assert_close(corr2d(x, weight, padding=padding), expected)

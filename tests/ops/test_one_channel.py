@@ -87,7 +87,7 @@ def test_whole_numbers_are_exact(backend, name):
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 @pytest.mark.parametrize("name", ["few_taps", "whole_blocks", "column", "many_taps"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_reaches_only_its_windows(backend, name, value, dtype):
+def test_infinity_and_nan_reach_only_windows_that_contain_them(backend, name, value, dtype):
     image, weight, options, _ = operands(name, dtype)
     (_, R, S), padding = CASES[name][1:3]
     top, left = (padding, padding) if isinstance(padding, int) else padding
@@ -99,7 +99,7 @@ def test_what_is_not_finite_reaches_only_its_windows(backend, name, value, dtype
     assert torch.equal(~y[0, 0].isfinite(), reached)
 
 
-def test_weight_gradients_of_what_is_not_finite_are_pytorch_s(backend):
+def test_weight_gradients_of_infinity_and_nan_equal_pytorchs(backend):
     image, weight, options, geometry = operands("whole_blocks", torch.float32, whole_numbers)
     with torch.no_grad():
         image[0, 0, 0, 0] = float("inf")  # under the window's first row and column alone

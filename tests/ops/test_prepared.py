@@ -104,7 +104,7 @@ def test_a_prepared_call_reads_its_own_tensors(name, op, launch, built, kernel_b
     assert torch.equal(again, plain)
 
 
-def test_what_is_planned_above():
+def test_the_cases_above_plan_their_kernels():
     """Every family, with and without what a prepared call has to make: scratch, views, frames."""
     families = {}
     for name, (g, device) in CALLS.items():
@@ -122,7 +122,7 @@ def test_what_is_planned_above():
     assert families["rows"][1].turned
 
 
-def test_a_tensor_that_is_two_operands_is_told_apart_later(launch, built, kernel_backend):
+def test_a_call_with_one_tensor_as_two_operands_serves_two_tensors(launch, built, kernel_backend):
     geometry = geometry_of((2, 2, 3, 3), (2, 2, 3, 3), padding=_SAME)
     one = torch.randn(2, 2, 3, 3, device=kernel_backend.device)
     other, another = torch.randn_like(one), torch.randn_like(one)
@@ -132,7 +132,7 @@ def test_a_tensor_that_is_two_operands_is_told_apart_later(launch, built, kernel
 
 
 @pytest.mark.parametrize("name", ["gemm", "rows", "tma"])
-def test_tensors_that_start_off_16_bytes_are_prepared_for(name, launch, built, kernel_backend):
+def test_unaligned_tensors_are_prepared_separately(name, launch, built, kernel_backend):
     """Crops, and views of flat parameter buffers: for each start of its own."""
     geometry, device = CALLS[name]
     launch.plan_for(device)
@@ -177,7 +177,7 @@ def test_no_tensor_is_kept(launch, kernel_backend):
     assert all(ref() is None for ref in kept)
 
 
-def test_what_is_prepared_is_bounded(launch, built, kernel_backend, monkeypatch):
+def test_the_number_of_prepared_calls_is_bounded(launch, built, kernel_backend, monkeypatch):
     from tricorr.ops.launch import prepared
 
     monkeypatch.setattr(prepared, "MAX_PREPARED", 2)
@@ -188,7 +188,7 @@ def test_what_is_prepared_is_bounded(launch, built, kernel_backend, monkeypatch)
         assert 1 <= len(prepared._PREPARED) <= 2
 
 
-def test_another_call_is_not_taken_for_a_prepared_one(launch, built, kernel_backend):
+def test_a_different_call_is_not_taken_for_a_prepared_one(launch, built, kernel_backend):
     """Each differs from the first in one thing that a launch depends on."""
     geometry = geometry_of((2, 2, 4, 4), (2, 2, 3, 3), padding=_SAME)
     x, weight, bias = tensors(geometry, torch.float32, kernel_backend.device)[:3]

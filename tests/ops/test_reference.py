@@ -56,14 +56,14 @@ def test_padding_stride_and_dilation_by_hand():
     assert dx.tolist() == [[[[0, 20, 1, 30, 2]]]]
 
 
-def test_flip_turns_the_window():
+def test_flip_reverses_the_window():
     geometry = geometry_of((1, 1, 3, 3), (1, 1, 2, 2), flip=True)
     x = np.arange(9.0).reshape(1, 1, 3, 3)
     y = reference.fprop(x, [[[[3.0, 2.0], [1.0, 0.0]]]], None, geometry)
     assert y.tolist() == [[[[19, 25], [37, 43]]]]
 
 
-def test_groups_and_samples_keep_to_their_own_filters():
+def test_groups_and_samples_use_only_their_own_filters():
     x = np.arange(1.0, 5).reshape(2, 2, 1, 1)
     grouped = geometry_of((2, 2, 1, 1), (2, 1, 1, 1), groups=2)
     y = reference.fprop(x, np.reshape([10.0, 100.0], (2, 1, 1, 1)), None, grouped)
@@ -73,7 +73,7 @@ def test_groups_and_samples_keep_to_their_own_filters():
     assert reference.fprop(x, bank, None, per_sample).ravel().tolist() == [21, 4300]
 
 
-def test_padding_takes_part_in_forward_and_weight_gradient_but_has_no_gradient():
+def test_padding_is_read_but_has_no_gradient():
     geometry = geometry_of((1, 1, 1, 1), (1, 1, 1, 3), padding=((0, 0), (1, 1)))
     one, inf = [[[[1.0]]]], float("inf")
     assert np.isnan(reference.fprop(one, [[[[inf, 1, 1]]]], None, geometry)).all()

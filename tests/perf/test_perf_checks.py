@@ -40,7 +40,7 @@ def test_every_kernel_has_a_call_in_every_format_it_takes():
 
 
 @pytest.mark.parametrize("check", QUICK, ids=lambda check: check.kernel)
-def test_a_right_result_is_right(check, kernel_backend):
+def test_a_correct_result_passes(check, kernel_backend):
     if kernel_backend.device == "cuda":
         pytest.skip("plans are an H200's: the command itself runs them")
     assert checks.run(check, GpuRig(device="cpu")) == ""
@@ -68,7 +68,7 @@ class Spoilt(GpuRig):
     ],
     ids=["right", "off", "nan", "shape", "changing"],
 )
-def test_what_is_wrong_is_said(changes, said):
+def test_wrong_results_are_reported(changes, said):
     check = next(c for c in ALL if (c.kernel, c.dtype) == ("fprop_rows", "float32"))
     Spoilt.changes = iter(changes)
     problem = checks.run(check, Spoilt(device="cpu"))
@@ -76,14 +76,14 @@ def test_what_is_wrong_is_said(changes, said):
     assert bool(problem) == bool(said)
 
 
-def test_memory_is_poisoned_for_that_time_only():
+def test_memory_is_poisoned_only_during_a_check():
     before = torch.are_deterministic_algorithms_enabled()
     with checks.poisoned():
         assert torch.empty(100).isnan().all()
     assert torch.are_deterministic_algorithms_enabled() == before
 
 
-def test_plans_that_differ_are_told_apart():
+def test_different_plans_have_different_names():
     """Rows are keyed by these words."""
     for workload in WORKLOADS[:20]:
         for memory_format in workload.formats:

@@ -101,7 +101,7 @@ BUDGETS = {
 
 
 @pytest.mark.parametrize("case", BUDGETS)
-def test_an_output_inside_an_image_costs_what_memory_leaves_time_for(case):
+def test_an_output_inside_an_image_stays_within_the_time_of_its_memory(case):
     (found,) = [
         e
         for e in RECORDED
@@ -160,7 +160,7 @@ def test_kernels_that_load_through_descriptors_leave_room_for_three_warpgroups()
         assert e.loop["mma"], e.name
 
 
-def test_calls_that_the_compiler_would_make_spill_are_told_how_many_registers(monkeypatch):
+def test_calls_that_would_spill_have_a_register_limit(monkeypatch):
     call = configuration("fprop_stencil-512x1-float32-image").call()
     assert call.options["maxnreg"] == 168
     monkeypatch.setattr(torch.version, "hip", "6.2")  # whose compiler has no such option
@@ -213,19 +213,19 @@ def test_an_mma_counts_once_for_a_warp():
         ({"per_output": {"all": 106.0}}, "106 instructions per output, recorded 100"),
     ],
 )
-def test_what_got_worse_is_found(fields, what):
+def test_regressions_are_found(fields, what):
     found = codegen.regressions(entry(), entry(**fields))
     assert len(found) == 1
     assert what in found[0]
 
 
-def test_what_is_within_the_margins_or_better_is_not():
+def test_changes_within_the_margins_are_no_regressions():
     assert not codegen.regressions(entry(), entry(registers=72, instructions=209))
     assert not codegen.regressions(entry(spills=8), entry(registers=32, instructions=100))
 
 
 @pytest.mark.parametrize("mark", MARKS)
-def test_a_mark_more_in_the_loop_is_a_regression(mark):
+def test_an_additional_mark_in_the_loop_is_a_regression(mark):
     counts = {"all": 100, "load": 4, "fma": 0, "mma": 4, **dict.fromkeys(MARKS, 1)}
     found = codegen.regressions(entry(loop=counts), entry(loop=counts | {mark: 2}))
     assert found == [f"2 {MARKS[mark]} in the loop, recorded 1"]
@@ -248,7 +248,7 @@ def test_instructions_that_cost_more_are_marked(line, mark):
     assert machine_code._mark(opcode, operands) == (f"_{mark}" if mark else "")
 
 
-def test_a_product_of_copies_wants_a_proxy_fence_after_the_wait():
+def test_a_product_of_copies_needs_a_proxy_fence_after_the_wait():
     wait, fence, product = (
         "cp.async.wait_group 2;",
         "fence.proxy.async.shared::cta;",
@@ -291,7 +291,7 @@ def test_tables_of_another_triton_are_not_compared(tmp_path, capsys, monkeypatch
     assert "not compared" in capsys.readouterr().out
 
 
-def test_a_kernel_that_is_gone_has_to_be_recorded_again(tmp_path, capsys):
+def test_a_removed_kernel_must_be_recorded_again(tmp_path, capsys):
     codegen.write_table([entry(name="fprop_gone")], tmp_path / "t.json")
     assert codegen.compare(tmp_path / "t.json") == 1
     assert "fprop_gone: not a configuration any more" in capsys.readouterr().out

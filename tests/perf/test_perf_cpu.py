@@ -56,7 +56,7 @@ def test_the_worst_line_stands_first(clock):
     assert [line.split()[0] for line in printed[2:-1]] == ["bad", "even", "good"]
 
 
-def test_the_command_measures_the_lines_that_are_named(capsys, tmp_path):
+def test_the_command_measures_only_the_named_lines(capsys, tmp_path):
     parser = argparse.ArgumentParser()
     cpu.add_arguments(parser)
     out = tmp_path / "rows.jsonl"

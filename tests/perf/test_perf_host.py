@@ -18,7 +18,7 @@ from tricorr.perf.timing.timers import CpuTimer
 pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 
 
-def test_the_work_is_left_out_and_put_back(backend, monkeypatch):
+def test_kernels_are_replaced_and_restored(backend, monkeypatch):
     done = []
     monkeypatch.setattr(cpu, "fprop", lambda *args: done.append(args))
     monkeypatch.setattr(kernels.fprop_rows, "run", lambda *args, **kwargs: done.append(args))

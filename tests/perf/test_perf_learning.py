@@ -24,7 +24,7 @@ SESSION = Session(CpuTimer(), FACTS, PROVIDERS)
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 @pytest.mark.parametrize("way", list(learning.WAYS))
-def test_every_way_to_a_kernel_does_what_it_says(backend, way):
+def test_every_method_finds_the_kernel(backend, way):
     if way in ("scipy-lstsq", "fft-toeplitz"):
         pytest.importorskip("scipy")
     x, y, true = learning.images(80, 3, "cpu")
@@ -43,7 +43,7 @@ def test_every_way_to_a_kernel_does_what_it_says(backend, way):
 
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-def test_a_way_is_a_row(backend, monkeypatch):
+def test_a_method_makes_a_row(backend, monkeypatch):
     row = rows.validate(learning.run_way(SESSION, "tricorr-normal", 64, 3, 120.0))
     assert (row.status, row.workload, row.kind) == ("ok", "ways-64x64-3x3", "cpu")
     assert row.error < 1e-5
@@ -68,7 +68,7 @@ def test_learning_from_disk_is_a_row_and_leaves_no_files(backend, tmp_path, size
     assert not list(tmp_path.iterdir())
 
 
-def test_resident_memory_is_seen():
+def test_resident_memory_is_measured():
     """In a process of its own: what other tests left here may be given back meanwhile."""
     code = """if True:
         from tricorr.perf.benchmarks import learning
@@ -101,7 +101,7 @@ def test_learning_is_timed_beside_the_loop(backend):
 
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-def test_an_exact_way_that_is_off_is_wrong(backend, monkeypatch):
+def test_an_inexact_result_of_an_exact_method_is_wrong(backend, monkeypatch):
     monkeypatch.setitem(learning.WAYS, "tricorr-normal", learning.WAYS["tricorr-gd"])
     session = Session(CpuTimer(sample_seconds=1e-4), FACTS, PROVIDERS, budget=0.001)
     found = {row.provider: rows.validate(row) for row in learning.run("learn-32x32-3x3", session)}
@@ -131,7 +131,7 @@ SMALL = {
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 @pytest.mark.parametrize("contest", learning_peers.CONTESTS, ids=lambda c: c.__name__)
-def test_we_and_our_peers_answer_the_same_question(backend, contest):
+def test_peers_solve_the_same_task(backend, contest):
     pytest.importorskip("scipy")
     asked = contest(**SMALL[contest.__name__])
     ours, *peers = learning_peers.rows_of(asked, replace(SESSION, budget=0.01))
@@ -149,7 +149,7 @@ def test_we_and_our_peers_answer_the_same_question(backend, contest):
 
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-def test_a_wrong_answer_has_no_time(backend):
+def test_a_wrong_result_has_no_time(backend):
     asked = learning_peers.predict(64, 5)
     wrong = replace(asked, truth=asked.truth + 1)
     row = next(learning_peers.rows_of(wrong, replace(SESSION, budget=0.01)))

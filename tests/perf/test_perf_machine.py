@@ -75,14 +75,14 @@ def test_an_older_driver_knows_the_reasons_by_another_name(driver):
         ("1980", (None, None)),
     ],
 )
-def test_what_the_driver_does_not_say_is_none(driver, line, read):
+def test_values_that_the_driver_lacks_are_none(driver, line, read):
     driver(clocks0sm__clocks_event_reasons0active=line)
     clocks = machine.Clocks()
     clocks.start()
     assert clocks.read() == read
 
 
-def test_without_nvidia_smi_nothing_is_known(driver, monkeypatch, tmp_path):
+def test_without_nvidia_smi_all_values_are_none(driver, monkeypatch, tmp_path):
     driver()
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     assert machine.smi("driver_version") is None

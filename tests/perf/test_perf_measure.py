@@ -76,7 +76,7 @@ def test_known_delays_give_the_known_ratio():
     assert found["tricorr"].tflops == pytest.approx(flops / 0.002 / 1e12)
 
 
-def test_drift_is_not_in_the_ratio():
+def test_drift_does_not_change_the_ratio():
     """A machine that gets slower all the time: taken one after the other, the peer would lose."""
     clock = Clock()
 
@@ -97,7 +97,7 @@ def test_turns_alternate():
     assert order == ["A", "B"] * 3  # long turns: three are enough
 
 
-def test_formats_are_compared_with_their_own():
+def test_formats_are_compared_only_with_the_same_format():
     clock = Clock()
     both = ("NCHW", "channels_last")
     session = Session(
@@ -138,7 +138,7 @@ def test_a_wrong_result_is_wrong_and_not_fast(change):
     assert found["tricorr"].status == "ok"
 
 
-def test_without_ours_there_is_no_ratio():
+def test_without_a_tricorr_time_there_is_no_ratio():
     clock = Clock()
     wrong = fake("tricorr", clock, 0.002, lambda y: -y)
     found = measured(clock, wrong, fake("peer", clock, 0.001))
@@ -147,7 +147,7 @@ def test_without_ours_there_is_no_ratio():
     assert found["peer"].ratio_to is None
 
 
-def test_errors_are_held_against_pytorchs_by_their_mean():
+def test_errors_are_compared_with_pytorchs_by_root_mean_square():
     """tricorr is twice as far off as PyTorch everywhere, and the other not at all."""
     clock = Clock()
 
@@ -185,7 +185,7 @@ def raising(error, after):
     [ValueError("a bad argument\nin two lines"), torch.OutOfMemoryError("out of memory")],
     ids=["error", "memory"],
 )
-def test_who_raises_fails_alone(after, error):
+def test_a_provider_that_raises_fails_alone(after, error):
     clock = Clock()
     peer = fake("peer", clock, 0.001, raising(error, after))
     found = measured(clock, fake("tricorr", clock, 0.002), peer, fake("other", clock, 0.004))
@@ -222,7 +222,7 @@ def test_quantiles():
 
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("draws", [10**9, 40], ids=["all", "some"])
-def test_truth_is_the_references(per_sample, draws, monkeypatch):
+def test_expected_values_are_the_references(per_sample, draws, monkeypatch):
     monkeypatch.setattr("tricorr.perf.timing.correctness.DRAWS", draws)
     monkeypatch.setattr("tricorr.perf.timing.correctness.WGRAD_DRAWS", draws)
     geometry = Geometry(
@@ -293,6 +293,6 @@ def test_gpu_timer(backend):
     timer.recover()
 
 
-def test_a_wrong_estimate_does_not_hold_up_the_run():
+def test_a_wrong_estimate_does_not_delay_the_run():
     taken = interleave({"slow": lambda: time.sleep(0.01) or 0.01}, {"slow": 1e-6}, budget=0.001)
     assert len(taken["slow"]) == LEAST < MOST

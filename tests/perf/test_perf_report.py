@@ -53,7 +53,7 @@ def cases(*rows):
     return processor.cases()
 
 
-def test_the_recorded_rows_are_made_up_and_say_so():
+def test_the_test_rows_are_marked_as_invented():
     for found in read(RECORDED):
         assert "made up" in found.note
         assert found.device.startswith("test ")
@@ -71,12 +71,12 @@ def test_the_best_peer_is_the_fastest_in_either_format():
     assert case.ratio_in("NCHW") == pytest.approx(1.4)
 
 
-def test_turns_decide_where_both_are_in_the_same_format():
+def test_ratios_within_turns_decide_in_the_same_format():
     (case,) = cases(row(), row("pytorch", 2.0, ratio_to=2.5))
     assert case.ratio == 2.5
 
 
-def test_no_case_without_ours_and_none_against_what_went_wrong():
+def test_cases_need_a_tricorr_row_and_a_correct_peer():
     found = cases(
         row(),
         row("pytorch", None, status="wrong", note="x"),
@@ -92,7 +92,7 @@ def test_a_later_row_replaces_an_earlier_one_of_another_revision():
     assert case.ours.ms == 5.0
 
 
-def test_gpu_and_cpu_rows_do_not_meet():
+def test_gpu_and_cpu_rows_are_not_compared():
     rows = [
         row(ms=1.0),
         row("pytorch", 0.5, kind="cpu", device="a CPU", cache="warm"),
@@ -122,7 +122,7 @@ def test_losses_come_first_and_the_worst_of_them_leads():
     assert ratios == sorted(ratios)  # and wins follow, the largest last
 
 
-def test_what_has_no_time_is_listed_with_its_reason():
+def test_rows_without_a_time_are_listed_with_the_reason():
     text = report.page(read(RECORDED), {})
     assert "### Wrong results: 1" in text
     assert "(error 0.3, bound 0.004)" in text
@@ -130,13 +130,13 @@ def test_what_has_no_time_is_listed_with_its_reason():
     assert re.search(r"- flaggems: flag_gems is not installed .*\(2 rows\)", text)
 
 
-def test_every_table_is_one():
+def test_every_table_is_valid_markdown():
     for block in re.findall(r"(?:^\|.*\n)+", report.page(read(RECORDED), {}), re.MULTILINE):
         columns = {line.count("|") for line in block.splitlines()}
         assert len(columns) == 1, block
 
 
-def test_learning_has_its_memory():
+def test_learning_rows_show_memory():
     learned = row("tricorr-cg", 2.0, workload="learn-64x64-3x3", op="learn", peak_bytes=3_500_000)
     text = report.page([learned], {})
     assert re.search(r"\| learn-64x64-3x3 \| tricorr-cg \|.*\| 3\.5 \|\n", text)
@@ -161,7 +161,7 @@ def test_targets_are_met_missed_or_not_measured():
     assert again["KernelBench level 1", "geomean vs best peer"].outcome == "not measured"
 
 
-def test_most_is_most():
+def test_an_upper_limit_is_met_below_and_missed_above():
     assert Verdict("r", "w", 1.0, 1.2, at_most=True).outcome == "met"
     assert Verdict("r", "w", 1.3, 1.2, at_most=True).outcome == "**missed**"
 
@@ -173,7 +173,7 @@ def test_an_unknown_workload_has_a_row_and_no_target():
     assert all(v.measured is None for v in verdicts(processor))
 
 
-def test_throttled_rows_are_said_to_be():
+def test_throttled_rows_are_marked():
     text = report.page([row(throttle="0x0000000000000008"), row("pytorch", throttle="0x1")], {})
     assert "clocks were held back during 1 of 2 rows" in text
 
@@ -192,13 +192,13 @@ def test_the_command_writes_a_page_and_pictures_that_are_there(tmp_path, capsys)
     assert "140 rows" in capsys.readouterr().out
 
 
-def test_a_directory_without_rows_is_no_error_and_a_missing_one_is(tmp_path, capsys):
+def test_a_missing_directory_is_an_error_and_an_empty_one_is_not(tmp_path, capsys):
     assert run(tmp_path) == 0
     assert "no rows" in capsys.readouterr().out
     assert run(tmp_path / "nothing") == 2
 
 
-def test_readme_says_what_the_committed_rows_say():
+def test_readme_agrees_with_the_committed_rows():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert report.with_section(readme, report.readme_section()) == readme, (
         "run: python -m tricorr.perf report --readme"

@@ -92,7 +92,7 @@ def test_a_row_without_a_time_says_why():
         ('{"op": "fprop"}', "missing field workload"),
     ],
 )
-def test_a_line_that_is_no_row_is_refused(line, said):
+def test_a_line_that_is_not_a_row_is_refused(line, said):
     with pytest.raises(RowError, match=said):
         rows.from_json(line)
 
@@ -103,7 +103,7 @@ def test_reading_names_file_and_line(tmp_path):
         rows.read(tmp_path)
 
 
-def test_a_line_cut_off_is_forgotten(tmp_path):
+def test_an_incomplete_last_line_is_dropped(tmp_path):
     path = tmp_path / rows.FILE
     path.write_text(f"{rows.to_json(ROW)}\n{rows.to_json(ROW)[:40]}")
     assert rows.read(tmp_path) == [ROW]

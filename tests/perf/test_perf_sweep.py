@@ -35,7 +35,7 @@ def test_classes_by_channels():
         assert sweep.kind_of(g) == kind
 
 
-def test_the_sweep_covers_what_it_says_and_prints_the_same_each_time(capsys, monkeypatch):
+def test_the_sweep_covers_its_ranges_and_is_repeatable(capsys, monkeypatch):
     shapes = list(sweep.geometries())
     assert {g.H for g in shapes} == set(sweep.SIZES)
     assert {g.R for g in shapes} >= {1, 3, 31}

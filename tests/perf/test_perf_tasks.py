@@ -14,7 +14,7 @@ from tricorr.perf.workloads import WORKLOADS, find
 
 
 @pytest.mark.parametrize("kind", ["gpu", "cpu"])
-def test_one_of_every_regime_comes_before_a_second(kind):
+def test_every_regime_comes_once_before_any_comes_twice(kind):
     found = tasks_of(kind)
     jobs = [task.job for task in found if task.job]
     regimes = {workloads.regime(w) for w in WORKLOADS}
@@ -48,7 +48,7 @@ def test_all_passes_of_the_first_of_each_regime_come_before_a_second_of_any():
         assert max(place for place, _ in passes) < second, name
 
 
-def test_compilers_stand_beside_kernelbench_and_late_elsewhere(monkeypatch):
+def test_compilers_run_early_on_kernelbench_and_late_elsewhere(monkeypatch):
     there = [replace(provider, available=lambda: None) for provider in PROVIDERS]
     monkeypatch.setattr(tasks, "PROVIDERS", there)
     found = tasks.tasks_of("gpu")

@@ -37,7 +37,7 @@ def test_a_tool_that_is_missing_is_named(installed, tmp_path):
     ]
 
 
-def test_errors_of_the_sanitizer_are_told(installed):
+def test_errors_of_the_sanitizer_are_reported(installed):
     said = []
     asked = installed("compute-sanitizer", 'echo "===== 2 errors"; exit 9')
     tools.sanitize(said.append, lambda: 100.0)

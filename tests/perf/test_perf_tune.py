@@ -173,7 +173,7 @@ def test_the_planner_takes_a_register_limit_that_won(directory):
         assert choose.plan(job.problem(DEVICE)) == target
 
 
-def test_a_tile_for_columns_in_pieces_serves_no_problem_near_it_without(directory):
+def test_a_tile_for_aligned_columns_does_not_serve_unaligned_ones(directory):
     job = Job(find("replknet-128x56x56-128-31x31"), "fprop", "bfloat16", False)
     target = next(p for p in tune.candidates(job, DEVICE) if p.tile.results > MAX_LONE_RESULTS)
     outcome = search(Bench(lambda p: 0.5 if p == target else 1.0), job)
@@ -256,7 +256,7 @@ def test_the_nearest_of_the_entries_serves():
     assert tuned.nearest({}, _key()) == (None, math.inf)
 
 
-def test_few_channels_are_never_near_others():
+def test_few_channels_have_no_near_problems():
     entries = {_key(C=1, K=1): tuned.Tuned({"BLOCK_M": 1})}
     assert tuned.nearest(entries, _key(C=1, K=1, N=16))[1] == 1
     assert tuned.nearest(entries, _key(C=1, K=3))[0] is None
@@ -318,7 +318,7 @@ def test_plans_are_checked_and_timed_in_turns(op, kernel_backend):
     assert "power of" in measure(job, base, broken, 5).problem
 
 
-def test_no_file_and_no_name_mean_the_tables(directory):
+def test_without_a_file_or_device_name_the_tables_decide(directory):
     assert tuned.tuned_for("a device that nobody has") == {}
     assert not tuned.file_of("").exists()
 
@@ -351,7 +351,7 @@ def test_the_tables_are_legal_everywhere(name):
         (StencilTile(4096, 8), "registers"),
     ],
 )
-def test_the_hopeless_is_left_out(tile, why):
+def test_tiles_that_cannot_be_best_are_left_out(tile, why):
     assert not fits(tile, DENSE.problem(DEVICES["a100"])), why
 
 
@@ -361,7 +361,7 @@ def test_an_unknown_architecture_gets_the_smallest_limits():
     assert not fits(tile, DENSE.problem(Device("new", "990", 10)))
 
 
-def test_the_kind_of_a_problem_is_told_in_words():
+def test_the_kind_of_a_problem_is_readable():
     geometry = geometry_of((32, 64, 56, 56), (72, 64, 3, 3), padding=((1, 1), (1, 1)))
     expected = "groups 1 window 3x3 stride 1x1 dilation 1x1 channels by 16 and 8"
     assert tuned.kind_of(geometry) == expected

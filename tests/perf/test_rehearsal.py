@@ -56,7 +56,7 @@ def a_run(out, seconds=SECONDS, rig=RIG, **options):
     return started, "\n".join(said), time.monotonic() - start
 
 
-def test_a_run_names_what_is_wrong_feeds_back_and_goes_on(tmp_path):
+def test_a_run_reports_wrong_kernels_calibrates_and_resumes(tmp_path):
     """One test, because a run takes long: its parts are the functions below."""
     done, said, _ = a_run(tmp_path)
     faults_are_named_and_their_calls_take_other_kernels(tmp_path, done, said)

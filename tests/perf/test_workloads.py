@@ -55,7 +55,7 @@ def test_output_is_pytorchs(workload):
 
 
 @ALL
-def test_what_it_says_of_itself(workload):
+def test_figures_and_names_of_a_workload(workload):
     assert set(workload.dtypes) <= set(TENSOR_DTYPES)
     assert set(workload.ops) <= set(workloads.OPS)
     assert workload.ops
@@ -87,7 +87,7 @@ def test_small_version_has_the_same_structure(workload):
 
 @ALL
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-def test_small_version_runs_right(workload, backend):
+def test_small_version_is_computed_right(workload, backend):
     small = workload.scaled(200_000)
     ours, pytorch = PROVIDERS[:2]
     for op in small.ops:

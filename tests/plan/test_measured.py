@@ -1,4 +1,4 @@
-"""Measured constants: the planner reads them, and takes another family where one is slow."""
+"""Measured constants: the planner reads them, and avoids a family that was measured to be slow."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IMAGE = geometry_of((1, 1, 4096, 4096), (1, 1, 3, 3), padding=SAME)
 LAYER = geometry_of((32, 64, 56, 56), (64, 64, 3, 3), padding=SAME)
 
 
-def test_constants_replace_those_that_are_assumed_and_few_calls_are_none():
+def test_measured_constants_replace_assumed_ones():
     found = replace(H200, measured=measured.parse(FILE))
     assert found.copy_rate == 4.2e12
     assert found.rates.l2 == pytest.approx(5.5e12 / H200.rates.clock)
@@ -48,7 +48,7 @@ def test_constants_replace_those_that_are_assumed_and_few_calls_are_none():
     ],
     ids=["rows", "tma"],
 )
-def test_a_family_that_is_slow_gives_way(problem, was, now):
+def test_a_slow_family_gives_way(problem, was, now):
     slow = replace(H200, measured=measured.parse(FILE | {"rates": {}}))
     fast = replace(slow, measured=replace(slow.measured, families=(("rows", 1.1), ("tma", 1.0))))
     assert choose.plan(problem).family == was

@@ -1,4 +1,4 @@
-"""The model that the planner chooses by: its arithmetic by hand, its constants by machine code."""
+"""The planner's cost model: its arithmetic by hand, its constants against machine code."""
 
 import json
 from dataclasses import replace
@@ -48,7 +48,7 @@ def test_the_time_of_every_unit_by_hand():
         unit="half", instructions=100, resident=1,
     )  # fmt: skip
     found = times_of(work, H200)
-    # One program more than multiprocessors: two waves for all that a multiprocessor does itself.
+    # One program more than multiprocessors: two waves for the units of a multiprocessor.
     assert found.dram == pytest.approx(1e-6)
     assert found.l2 == pytest.approx(133 * 6400 / L2 / CLOCK)
     assert times_of(replace(work, programs=1), H200).l2 == pytest.approx(6400 / 64 / CLOCK)
@@ -63,7 +63,7 @@ def test_the_time_of_every_unit_by_hand():
     assert beside.issue == found.issue
 
 
-def test_what_one_kernel_leaves_to_the_next_is_read_when_it_is_done():
+def test_partial_results_are_written_then_read():
     alone = Work(1, 128, 0, 0, 0, 1, "half", 1)
     small = times_of(replace(alone, launches=2, between_bytes=7_000_525), H200)
     assert small.launch == pytest.approx(2 * LAUNCH_SECONDS + 1e-6)  # 7 TB/s, from L2
@@ -79,7 +79,7 @@ def test_operands_in_shared_memory_are_read_once_for_64_rows():
     loaded, moved = bytes_of_a_pass(TmaTile(1, 16, 16, 128, 64, 8, 3), boxed("NHWC"))
     assert loaded == 64 * (128 + 256) * 2
     assert moved == loaded + 64 * (128 + 2 * 256) * 2
-    # Through pointers what is loaded passes L1 as well.
+    # Loads through pointers pass through L1 as well.
     last = Layout(channels_last=True)
     assert bytes_of_a_pass(GemmTile(128, 256, 64, 8, 4), last) == (loaded, moved + loaded)
 
@@ -92,7 +92,7 @@ def test_rows_of_a_box_of_planes_read_the_weight_again():
     assert again.l2_bytes == once.l2_bytes
 
 
-def test_pixels_that_a_window_moves_out_of_line_are_loaded_alone():
+def test_misaligned_pixels_are_loaded_one_by_one():
     tile = GEMM_TILES["half"][1]
     point = geometry_of((32, 256, 14, 14), (256, 256, 1, 1))
     for g, more in ((LAYER, True), (point, False)):
@@ -131,7 +131,7 @@ def _gemms():
         name = entry["name"].split("-")
         op, _, family = name[0].partition("_")
         if entry["target"] != "sm_90" or family not in ("gemm", "tma") or name[-1] == "loop":
-            continue  # a loop has what is outside in it
+            continue  # its loop contains the code outside as well
         product, blocks, case = name[1], name[2], name[-1]
         sizes, warps = [int(n) for n in blocks.split("x")], entry["threads"] // 32
         layout = boxed("NCHW" if case == "planes" else "NHWC")
@@ -157,7 +157,7 @@ def test_instructions_and_registers_are_near_those_of_machine_code():
 
 @pytest.mark.parametrize("device", [*DEVICES.values(), INTERPRETER], ids=lambda d: d.arch)
 @pytest.mark.parametrize("op", OPS)
-def test_the_planner_takes_what_the_model_expects_to_be_done_first(op, device):
+def test_the_planner_takes_the_least_predicted_time(op, device):
     problem = half(op, layout=boxed("NHWC"), device=device)
     chosen = planned(op, LAYER, torch.bfloat16, problem.layout, device)
     table = GEMM_GRADIENT_TILES["half"][:2] if op == "wgrad" else tiles_with_room(problem)

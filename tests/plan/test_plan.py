@@ -1,4 +1,4 @@
-"""Plans as data: what they cover and which family they take, with nothing run."""
+"""Plans as data: the results they cover, and the families they take; nothing runs."""
 
 import itertools
 
@@ -45,7 +45,7 @@ def test_the_grid_covers_every_result_once(op, name):
     g = ALL[name]
     results = {"fprop": g.y_numel, "dgrad": g.x_numel, "wgrad": g.weight_numel}[op]
     for problem, p in plans(op, g):
-        work = p.tile.work(p, problem)  # programs of boxes may be dealt out to fewer
+        work = p.tile.work(p, problem)  # persistent programs compute several tiles each
         assert work.programs * work.outputs >= results * p.splits
         assert p.grid <= max(1, results) * p.splits, "a program without a result"
 
@@ -77,7 +77,7 @@ def test_splits_cover_every_pixel_and_none_is_empty(name):
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("name", ALL)
-def test_many_channels_take_the_gemm_one_the_rows_and_others_what_is_cheaper(op, name):
+def test_channels_decide_between_gemm_and_rows(op, name):
     g = ALL[name]
     taps = g.R * g.S
     shorter = {
@@ -88,7 +88,7 @@ def test_many_channels_take_the_gemm_one_the_rows_and_others_what_is_cheaper(op,
     for problem, p in plans(op, g):
         if shorter >= GEMM_MIN:
             assert p.family == "gemm" or (p.family == "tma" and problem.device.arch == "90")
-        elif p.family == "gemm":  # where a stencil would have a sum of many channels
+        elif p.family == "gemm":  # a stencil would have to sum many channels
             assert op == "wgrad" or (g.group_C if op == "fprop" else g.group_K) >= p.tile.BLOCK_K
         assert p.family != "rows" or rows.is_legal(problem)
         turned = op == "dgrad" and p.family in ("rows", "columns", "banded") and g.stride == (1, 1)
@@ -97,9 +97,9 @@ def test_many_channels_take_the_gemm_one_the_rows_and_others_what_is_cheaper(op,
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_few_results_of_many_channels_are_no_stencils(op):
-    # The gradient of a photograph, and the layer that makes one: a matrix unit has a fifth of its
-    # columns to do, a stencil 64 * 49 taps for every pixel at 12 instructions each.
+def test_few_results_of_many_channels_take_no_stencil(op):
+    # The input gradient for a photograph, and a layer that makes one: a matrix unit uses a fifth of
+    # its columns, but a stencil has 64 * 49 taps for every pixel at 12 instructions each.
     C, K = (64, 3) if op == "fprop" else (3, 64)
     g = geometry_of((32, C, 112, 112), (K, C, 7, 7), padding=((3, 3), (3, 3)))
     for device in KNOWN.values():

@@ -1,8 +1,8 @@
-"""Every tile of the GEMM tables: a call that takes it, and a run of it with leftovers on all sides.
+"""Every tile of the GEMM tables: a call that takes it, and a run with partly filled tiles.
 
 Tiles of GEMM_TILES and STENCIL_TILES run in test_kernels.py, of banded kernels in test_banded.py,
-rows kernels, whose tiles follow from the geometry, in test_rows.py; any of them, with any plan, in
-test_random_geometries.py.
+of rows kernels, whose tiles depend on the geometry, in test_rows.py; all of them, with random
+plans, in test_random_geometries.py.
 """
 
 from dataclasses import replace
@@ -34,7 +34,7 @@ KINDS = {
     "ieee": (torch.float32, "ieee"),
     "float64": (torch.float64, "ieee"),
 }
-#: Between them they take every tile, on a H200 or an A100: few and many pixels and channels.
+#: Together they take every tile, on an H200 or an A100: few and many pixels and channels.
 CALLS = [
     geometry_of((N, C, size, size), (K, C, R, R), (step, step), ((R // 2,) * 2,) * 2)
     for N, size, C, K, R, step in (
@@ -74,7 +74,7 @@ CALLS = [
         (8, 56, 128, 16, 1, 1),
         (8, 56, 128, 256, 3, 2),
     )
-] + [  # gaps between taps keep patches away
+] + [  # patch kernels take no dilation
     geometry_of((8, C, 112, 112), (K, C, 3, 3), (1, 1), ((2, 2), (2, 2)), (2, 2))
     for C, K in ((32, 8), (64, 24))
 ]
@@ -87,7 +87,7 @@ SHAPES_OF = {
 
 
 def shape_of(op, tile):
-    """The entry of TMA_SHAPES or TMA_GRADIENT_SHAPES that a tile was made of."""
+    """The entry of TMA_SHAPES or TMA_GRADIENT_SHAPES that a tile was made from."""
     size = tile.BLOCK_K if op == "wgrad" else tile.pixels
     return (tile.BLOCK_N, size, tile.num_warps, tile.num_stages)
 
@@ -107,7 +107,7 @@ def test_every_tile_of_the_tables_is_planned_for_some_call(op, product):
                 plan = planned(op, g, dtype, layout, device, precision)
                 taken.add(shape_of(op, plan.tile) if plan.family == "tma" else plan.tile)
     tables = {*(GEMM_GRADIENT_TILES if op == "wgrad" else GEMM_TILES)[product]}
-    if op != "wgrad":  # has its own, the last of its table
+    if op != "wgrad":  # in a weight gradient it is the last of the table
         tables.add(WIDE_GEMM_TILES[product])
     if product == "half" or (product == "tf32" and op != "wgrad"):
         tables |= {*SHAPES_OF[op == "wgrad"]}
@@ -115,7 +115,7 @@ def test_every_tile_of_the_tables_is_planned_for_some_call(op, product):
 
 
 def exact(op, g, plan, dtype, device, precision, channels_last):
-    """Whole numbers leave no tolerance to hide in."""
+    """Compares the exact result for whole numbers."""
     from tricorr.ops.launch import arguments as launch
 
     made = tensors(g, dtype, device, whole_numbers)
@@ -140,7 +140,7 @@ SHAPES = [
 
 @pytest.mark.parametrize(("op", "product", "shape"), SHAPES)
 def test_every_shape_of_boxes(kernel_backend, op, product, shape):
-    """More than one box of pixels and block of channels, the last of each with some left over."""
+    """More than one box of pixels and block of channels; the last are partly filled."""
     name = op.removesuffix("_bias")
     dtype, precision = KINDS[product]
     device = kernel_backend.device
@@ -165,7 +165,7 @@ def test_every_shape_of_boxes(kernel_backend, op, product, shape):
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
 @pytest.mark.parametrize("product", KINDS)
 def test_every_tile_of_wide_offsets(kernel_backend, op, product):
-    """Steps that run through several taps: of few channels, and of an input gradient's phases."""
+    """Reduction steps across several taps, because there are few channels."""
     name = op.removesuffix("_bias")
     dtype, precision = KINDS[product]
     tile = WIDE_GEMM_TILES[product]

@@ -52,7 +52,7 @@ def variants(ptx, pattern, replacement):
         yield ptx[: match.start()] + match.expand(replacement) + ptx[match.end() :]
 
 
-def test_undamaged(product):
+def test_undamaged_code_has_no_fault(product):
     _, ptx, shared = product
     assert outcome(ptx, shared) == "right"
 
@@ -140,7 +140,7 @@ def test_damage_to_boxes_is_noticed(boxes, pattern, replacement, found):
     assert any(re.search(found, text) for text in outcomes), outcomes
 
 
-def test_a_loop_without_end_is_a_fault(monkeypatch):
+def test_an_endless_loop_is_a_fault(monkeypatch):
     monkeypatch.setattr(kernel, "MOST_BLOCKS", 1000)
     endless = ".visible .entry endless()\n.reqntid 128\n{\n$again:\n\tbra $again;\n}\n"
     with pytest.raises(Fault, match="program 0 of 1: no end after 1000 basic blocks"):

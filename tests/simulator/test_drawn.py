@@ -98,7 +98,7 @@ def draw(rng):
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("number", range(COUNT))
-def test_drawn(arch, number):
+def test_drawn_calls_are_right(arch, number):
     rng = random.Random(1000 * arch + number)
     op, geometry, _, precision, args, residual, activation = draw(rng)
     if not op.startswith("fprop"):
@@ -143,7 +143,7 @@ def far_apart(image, step):
 @pytest.mark.parametrize("last", [False, True], ids=["planes", "pixels"])
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
 @pytest.mark.parametrize("name", FAR)
-def test_far_apart(arch, step, last, op, name):
+def test_calls_with_64_bit_offsets_are_right(arch, step, last, op, name):
     geometry = FAR[name]
     made = tensors(geometry, torch.float16)
     if last:

@@ -89,7 +89,7 @@ def multiply(device, stages=3):
 
 
 @pytest.mark.parametrize("stages", [2, 3])
-def test_a_gluon_kernel(stages):
+def test_a_gluon_kernel_is_simulated(stages):
     with simulated(90) as device:
         c, expected = multiply(device, stages)
     assert torch.equal(c, expected)

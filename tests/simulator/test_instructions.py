@@ -66,7 +66,7 @@ def sum_of_two():
     return build(add, 80, ADD, {"BLOCK": 256})
 
 
-def test_a_load_behind_the_end_is_a_fault(sum_of_two):
+def test_a_load_past_the_end_is_a_fault(sum_of_two):
     x, y, out = np.zeros((3, 1000), np.float32)
     with pytest.raises(Fault, match=r"load of 4 bytes at argument 0\+4000 bytes") as fault:
         launch(sum_of_two, 4, [(x, False), (y, False), (out, True), 1001])
@@ -76,7 +76,7 @@ def test_a_load_behind_the_end_is_a_fault(sum_of_two):
     assert "ld.global.b32" in str(fault.value)
 
 
-def test_a_load_of_what_nobody_wrote_is_a_fault(sum_of_two):
+def test_a_load_of_unwritten_memory_is_a_fault(sum_of_two):
     x, y, out = np.zeros((3, 256), np.float32)
     with pytest.raises(Fault, match="which holds nothing"):
         launch(sum_of_two, 1, [(x, True), (y, False), (out, True), 256])
@@ -107,13 +107,13 @@ def everyone_stores(out, BLOCK: tl.constexpr):
     tl.store(out + tl.arange(0, BLOCK), tl.program_id(0))
 
 
-def test_two_programs_that_store_to_one_place_are_a_fault():
+def test_two_programs_that_store_to_one_element_are_a_fault():
     compiled = build(everyone_stores, 80, {"out": "*i32"}, {"BLOCK": 128})
     with pytest.raises(Fault, match=r"program 1 of 2: store to argument 0\+0, which program 0"):
         launch(compiled, 2, [(np.zeros(128, np.int32), True)])
 
 
-def test_pairs_of_short_integers_carry_nothing():
+def test_pairs_of_short_integers_do_not_carry():
     pointers = dict.fromkeys(("x", "y", "out"), "*i16") | {"n": "i32"}
     compiled = build(add, 90, pointers, {"BLOCK": 256}, ("x", "y", "out", "n"))
     assert "add.s16x2" in compiled.asm["ptx"]

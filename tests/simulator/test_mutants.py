@@ -63,7 +63,7 @@ PLANTED = {
 
 
 @pytest.mark.parametrize(("call", "function", "change", "noticed"), PLANTED.values(), ids=PLANTED)
-def test_a_fault_in_a_kernel(call, function, change, noticed):
+def test_a_fault_in_a_kernel_is_noticed(call, function, change, noticed):
     with simulated(call.arch) as device:
         with planted(function, change):
             assert re.search(noticed, run(call, device), re.DOTALL)
@@ -75,7 +75,7 @@ def test_a_fault_in_a_kernel(call, function, change, noticed):
     [(FEW, "x_stride"), (FEW, "weight_stride"), (IMAGE, "y_stride"), (DENSE, "x_stride")],
     ids=["image", "weight", "result", "product"],
 )
-def test_a_wrong_stride(call, name):
+def test_a_wrong_stride_is_noticed(call, name):
     """One too many, from row to row: of an image its last axis but one, of a weight filters."""
 
     def change(arguments):
@@ -99,7 +99,7 @@ REMOVED = {
 
 
 @pytest.mark.parametrize(("call", "pattern", "noticed"), REMOVED.values(), ids=REMOVED)
-def test_something_removed_from_ptx(call, pattern, noticed):
+def test_an_instruction_removed_from_ptx_is_noticed(call, pattern, noticed):
     """One removal, or that of all, is noticed: some barriers and fences are superfluous."""
     places, outcomes = [], []
 

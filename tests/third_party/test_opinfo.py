@@ -139,7 +139,7 @@ def test_forward_mode_and_vmap(backend, name, index):
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 @pytest.mark.parametrize(("name", "index"), SAMPLES)
-def test_meta_tensors_tell_what_would_come(backend, name, index):
+def test_meta_tensors_have_the_results_metadata(backend, name, index):
     ours, _, tensors = functions_and_tensors(name, index, backend, torch.float32)
     y, meta = ours(*tensors), ours(*(t.to("meta") for t in tensors))
     assert meta.is_meta
@@ -149,7 +149,7 @@ def test_meta_tensors_tell_what_would_come(backend, name, index):
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 @pytest.mark.parametrize(("name", "index"), SAMPLES[::4])
-def test_compiled_samples_are_eager_ones(backend, name, index):
+def test_compiled_samples_equal_eager_ones(backend, name, index):
     torch._dynamo.reset()
     ours, _, tensors = functions_and_tensors(name, index, backend, torch.float32)
     leaves = [t.detach().requires_grad_() for t in tensors]

@@ -73,7 +73,7 @@ def assert_as_close(ours, theirs, truth):
     assert off(ours, truth) <= 4 * off(theirs, truth) + 1e-6
 
 
-def test_forward(backend, model):
+def test_forward_equals_the_original(backend, model):
     x = images(backend)
     model.eval()
     with torch.no_grad():
@@ -81,13 +81,13 @@ def test_forward(backend, model):
         assert_as_close(*results, copy.deepcopy(model).double()(x.double()))
 
 
-def test_one_training_step(backend, model):
+def test_one_training_step_equals_the_original(backend, model):
     x = images(backend)
     results = step(converted(model), x), step(model, x)
     assert_as_close(*results, step(copy.deepcopy(model).double(), x.double()))
 
 
-def test_state_travels_both_ways_and_the_classes_back(backend, model):
+def test_state_loads_both_ways_and_classes_are_restored(backend, model):
     x, ours, theirs = images(backend), converted(model), model.state_dict()
     assert list(ours.state_dict()) == list(theirs)
     step(ours, x)
