@@ -21,7 +21,6 @@ chi-squared as a cube of a normal variable.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -98,45 +97,56 @@ def border_of(
     share = noise.to(kernel) * (seen / whole / blocks)
     kernel[..., 1:-1, 1:-1] -= share[:, :elements].view(filters, g.group_C, R, S)
     behind -= share[:, elements:]
-    for k, (down, across) in product(range(filters), product((-1, 1), repeat=2)):
+    corners = [(r, s) for r in (0, 2) for s in (0, 2)]
+    where = _outside(g.group_C, R, S, corners).to(kernel.device)
+    for k in range(filters):
         inverse = inverses[k * len(inverses) // filters]
-        moved = kernel[:, k, :, 1 + down : 1 + down + R, 1 + across : 1 + across + S]
-        score = torch.cat([moved.flatten(1), behind[:, k]], 1)
-        outside = torch.zeros(R, S, dtype=torch.bool, device=score.device)
-        outside[0 if down < 0 else -1] = True
-        outside[:, 0 if across < 0 else -1] = True
-        where = outside.flatten().repeat(g.group_C).nonzero().flatten()
-        step = score @ inverse[:, where]  # (blocks, outside)
-        chance = _deviation(step, inverse[where][:, where])
+        moved = [kernel[:, k, :, r : r + R, s : s + S].flatten(1) for r, s in corners]
+        score = torch.cat([torch.stack(moved), behind[:, k].expand(4, -1, -1)], 2)
+        columns = inverse[:, where].transpose(0, 1)  # (4, D, outside)
+        steps = score @ columns  # (4, blocks, outside)
+        chances = _deviations(steps, inverse[where[:, :, None], where[:, None]])
+        chance = max(chances)
         if chance > deviation:
             deviation = chance
-            largest = float(step.sum(0).abs().max()) * whole / seen
+            largest = float(steps[chances.index(chance)].sum(0).abs().max()) * whole / seen
     return Border(deviation, largest)
 
 
-def _deviation(step: torch.Tensor, inverse: torch.Tensor) -> float:
-    """Deviation of the summed steps from their expectation for noise, in standard deviations.
+def _outside(channels: int, R: int, S: int, corners: list[Pair]) -> torch.Tensor:
+    """Elements of a window, moved to each corner, that lie outside of its place: (4, elements)."""
+    outside = torch.zeros(len(corners), channels, R, S, dtype=torch.bool, device="cpu")
+    for moved, (r, s) in zip(outside, corners, strict=True):
+        moved[:, 0 if r == 0 else -1] = True
+        moved[..., 0 if s == 0 else -1] = True
+    return outside.flatten(1).nonzero()[:, 1].view(len(corners), -1)
+
+
+def _deviations(steps: torch.Tensor, inverse: torch.Tensor) -> list[float]:
+    """Deviations of summed steps from their expectation for noise, in standard deviations.
 
     Args:
-        step: (blocks, elements).
-        inverse: S^-1, (elements, elements).
+        steps: (sums, blocks, elements).
+        inverse: S^-1, (sums, elements, elements).
+
+    Returns:
+        One for each sum; 0 where S^-1 is not positive definite or all steps are zero.
     """
     factor, failed = torch.linalg.cholesky_ex(inverse)
-    if int(failed):
-        return 0.0
-    root = torch.linalg.solve_triangular(factor, step.T, upper=False)  # (elements, blocks)
-    root = root / root.norm(dim=0).clamp(min=1e-300).sqrt()
-    by_chance = float(root.square().sum())
-    if not by_chance > 0:
-        return 0.0
-    ratio = float(root.sum(1).square().sum()) / by_chance
-    products = root - root.mean(1, keepdim=True)
-    products = products.T @ products
-    own = products.diagonal()
-    others = float(products.square().sum() - own.square().sum())
-    freedom = max(1.0, float(own.sum()) ** 2 / max(others, 1e-300))
+    root = torch.linalg.solve_triangular(factor, steps.mT, upper=False)  # (sums, elements, blocks)
+    root = root / root.norm(dim=1, keepdim=True).clamp(min=1e-300).sqrt()
+    by_chance = root.square().sum((1, 2))
+    ratio = root.sum(2).square().sum(1) / by_chance
+    products = root - root.mean(2, keepdim=True)
+    products = products.mT @ products
+    own = products.diagonal(dim1=1, dim2=2)
+    others = products.square().sum((1, 2)) - own.square().sum(1)
+    freedom = (own.sum(1).square() / others.clamp(min=1e-300)).clamp(min=1)
     spread = 2 / (9 * freedom)
-    return (ratio ** (1 / 3) - 1 + spread) / spread**0.5
+    deviations = (ratio ** (1 / 3) - 1 + spread) / spread.sqrt()
+    known = (failed == 0) & (by_chance > 0)
+    found: list[float] = torch.where(known, deviations, 0.0).tolist()
+    return found
 
 
 def _scores(

@@ -33,7 +33,8 @@ from ..ops import ArgumentError, as_integer, fourier
 from ..ops.arguments import Pair
 from .background import Background, Place
 from .data import as_data, as_variance
-from .gram import ROW_ELEMENTS, window_sums
+from .gram import ROW_ELEMENTS
+from .lags import window_sums
 from .normal import Constraints, Normal
 from .options import Settings
 from .pairs import ImagePair, four_dimensional, padded_image

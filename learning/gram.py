@@ -5,9 +5,7 @@
 There are three ways to compute G, all over pieces of the images, so that the windows
 (R * S * H * W numbers) are never stored at once.
 
-- Without weights, an entry depends on the lag (r'-r, s'-s) and, only at the border, on (r, s): the
-  sum of a product image for each of (2R-1)(2S-1)/2 lags; then, for each further r or s, the row or
-  column that enters is added and the one that leaves is subtracted.
+- Without weights, from sums of products by lag (`lags.py`).
 - If a mask leaves few pixels out: the same, minus the products of their windows.
 - With other weights: matrix products of the windows of a few thousand pixels at a time.
 """
@@ -23,7 +21,9 @@ import torch.nn.functional as F
 
 from .. import ops
 from .background import Background
+from .lags import by_dots, gram_matrix, takes_dots
 from .pairs import ImagePair
+from .totals import row_blocks, sums_and_squares
 
 Report: TypeAlias = Callable[[int], object]
 #: Elements of windows held at a time; outputs of a block where lags are summed.
@@ -34,8 +34,8 @@ BAND_ELEMENTS = 2**18
 #: Rows of a matrix up to which its product with itself is cheaper row by row.
 FEW_ROWS = 12
 #: Nanoseconds on one core, assumed: one product of a dot product, the transforms per pixel, and the
-#: fixed cost of sums by lags.
-DOT, TRANSFORMS, LAG_OVERHEAD = 0.4, 25, 2e6
+#: fixed cost of sums by lags, with transforms and with dot products.
+DOT, TRANSFORMS, LAG_OVERHEAD, DOT_OVERHEAD = 0.4, 25, 2e6, 3e5
 #: If subtracting the windows of masked pixels leaves less than this fraction of a sum of squares,
 #: cancellation has lost too many digits.
 CANCELLED = 1e-4
@@ -134,17 +134,19 @@ def sums_of(pair: ImagePair, background: Background, with_gram: bool = True) -> 
     moments = gram.new_zeros(g.K, unknowns)
     if with_gram:
         gram, moments = _gram_and_moments(pair, background)
-    wide = torch.float64
     if weights is None:
-        squares = torch.linalg.vector_norm(y, dim=(0, 2, 3), dtype=wide).square()
-        target_sum = y.sum((0, 2, 3), dtype=wide)
+        target_sum, squares = sums_and_squares(y)
         weight_sum = gram.new_full((g.K,), y.numel() // g.K)
         pixels = weight_sum.clone()
     else:
-        counts = weights.double().expand(y.shape)
-        weighted = y * counts
-        squares, target_sum = (weighted * y).sum((0, 2, 3)), weighted.sum((0, 2, 3))
-        weight_sum, pixels = counts.sum((0, 2, 3)), (counts > 0).sum((0, 2, 3), dtype=wide)
+        weight_sum, target_sum, squares, pixels = gram.new_zeros(4, g.K)
+        for rows in row_blocks(y):
+            counts = weights[:, :, rows].double().expand(y[:, :, rows].shape)
+            weighted = y[:, :, rows] * counts
+            weight_sum += counts.sum((0, 2, 3))
+            target_sum += weighted.sum((0, 2, 3))
+            squares += (weighted * y[:, :, rows]).sum((0, 2, 3))
+            pixels += (counts > 0).sum((0, 2, 3))
     return Sums(
         gram,
         moments,
@@ -208,8 +210,11 @@ def _has_lags(pair: ImagePair) -> bool:
     if (g.stride[0], g.stride[1]) != (1, 1) or g.Q < g.S:
         return False
     unknowns, pixels = g.group_C * g.R * g.S, g.groups * g.N * g.P * g.Q
-    lags = g.group_C * g.R * (3 * g.S - 1)
-    by_lags = pixels * g.group_C * min(DOT * lags, TRANSFORMS) + LAG_OVERHEAD
+    if takes_dots(g.group_C, g.group_K, g.R, g.S, pair.x.device):
+        by_lags = pixels * DOT * g.R * (2 * g.S - 1) + DOT_OVERHEAD
+    else:
+        lags = g.group_C * g.R * (3 * g.S - 1)
+        by_lags = pixels * g.group_C * min(DOT * lags, TRANSFORMS) + LAG_OVERHEAD
     if pixels * unknowns * (0.6 + 0.1 * unknowns) < by_lags:
         return False
     if pair.weights is None:
@@ -285,19 +290,24 @@ def _by_lags(pair: ImagePair, background: Background) -> tuple[torch.Tensor, tor
     """gram (groups, D, D) and moments (K, D) of a pair without weights."""
     g, T = pair.geometry, len(background.terms)
     (top, bottom), (left, right) = g.padding
-    x = F.pad(pair.x, (left, right, top, bottom))
-    y = pair.y.double()
-    images = background.images(pair.extent, pair.place, y)
-    surfaces = images.expand(g.N, T, g.P, g.Q)
-    constant = g.N * images.flatten(1) @ images.flatten(1).T
+    x = F.pad(pair.x, (left, right, top, bottom)) if any((top, bottom, left, right)) else pair.x
+    y, surfaces = pair.y, x.new_zeros(0, g.P, g.Q, dtype=torch.float64)
+    if T:
+        y, surfaces = y.double(), background.images(pair.extent, pair.place, surfaces)
+    constant = g.N * surfaces.flatten(1) @ surfaces.flatten(1).T
+    dots = takes_dots(g.group_C, g.group_K + T, g.R, g.S, x.device)
     grams, moments = [], []
     for group in range(g.groups):
         channels = x[:, group * g.group_C : (group + 1) * g.group_C]
-        filters = y[:, group * g.group_K : (group + 1) * g.group_K]
-        kernel = gram_matrix(channels, g.R, g.S)
-        # The background's polynomials are additional targets.
-        products = ops.lag_sums(torch.cat([filters, surfaces], 1), channels, (g.R, g.S))
-        of_filters, cross = products.flatten(1).split([g.group_K, T])
+        targets = y[:, group * g.group_K : (group + 1) * g.group_K]
+        if T:  # the background's polynomials are additional targets
+            targets = torch.cat([targets, surfaces.expand(g.N, T, g.P, g.Q)], 1)
+        if dots:
+            kernel, products = by_dots(channels, targets, g.R, g.S)
+        else:
+            kernel = gram_matrix(channels, g.R, g.S)
+            products = ops.lag_sums(targets, channels, (g.R, g.S)).flatten(1)
+        of_filters, cross = products.split([g.group_K, T])
         upper = torch.cat([kernel, cross.T], 1)
         grams.append(torch.cat([upper, torch.cat([cross, constant], 1)], 0))
         moments.append(of_filters)
@@ -351,114 +361,3 @@ def _add_products(rows: torch.Tensor, total: torch.Tensor) -> None:
         products = rows[i:] @ row
         total[i, i:] += products
         total[i + 1 :, i] += products[1:]
-
-
-def gram_matrix(x: torch.Tensor, R: int, S: int) -> torch.Tensor:
-    """A^T A of the map from one filter (C, R, S) to its output, in float64, by lags.
-
-    Args:
-        x: (N, C, H, W), padding included, with at least S columns of output: W >= 2 * S - 1.
-        R: rows of the window.
-        S: its columns.
-
-    Returns:
-        (C*R*S, C*R*S), symmetric, on the device of x.
-    """
-    C = x.shape[1]
-    gram = x.new_zeros(C, R, S, C, R, S, dtype=torch.float64)
-    for lag, sums in enumerate(window_sums(x, x, R, S)):
-        gram.diagonal(lag, 1, 4).copy_(sums)
-        gram.diagonal(-lag, 1, 4).copy_(sums.permute(2, 3, 0, 1, 4))
-    gram = gram.view(C * R * S, C * R * S)
-    return (gram + gram.T) / 2
-
-
-def window_sums(a: torch.Tensor, b: torch.Tensor, R: int, S: int) -> list[torch.Tensor]:
-    """sum_{n, p < P, q < Q} a[n,c,p+r,q+s] * b[n,d,p+r',q+s'] for r <= r', by lag r' - r.
-
-    Args:
-        a: (N, C, H, W), W >= 2 * S - 1, of which P = H - R + 1 and Q = W - S + 1 are summed.
-        b: (N, D, H, W).
-        R, S: the window.
-
-    Returns:
-        For each lag from 0 to R - 1, (C, S, D, S, R - lag): c, s, d, s', r.
-    """
-    base = _first_rows(a, b, R, S)  # (C, S, R, D, S)
-    if R == 1:
-        return [base[:, :, 0, :, :, None]]
-    change = _row_changes(a, b, R, S)  # (C, R - 1, S, D, R - 1, S)
-    sums = []
-    for lag in range(R):
-        first = base[:, :, lag][..., None]
-        steps = change.diagonal(lag, 1, 4)  # (C, S, D, S, R - 1 - lag)
-        sums.append(torch.cat([first, first + steps.cumsum(-1)], -1))
-    return sums
-
-
-def _first_rows(a: torch.Tensor, b: torch.Tensor, R: int, S: int) -> torch.Tensor:
-    """sum_{n, p < P, q < Q} a[n,c,p,q+s] * b[n,d,p+lag,q+t] as (C, S, R, D, S): c, s, lag, d, t.
-
-    Columns S - 1 .. Q - 1 are under every tap s, so their sums depend only on t - s. The few
-    columns left and right of them are added separately.
-    """
-    C, D = a.shape[1], b.shape[1]
-    P, Q = a.shape[2] - R + 1, a.shape[3] - S + 1
-    inner = ops.lag_sums(a[:, :, :P, S - 1 : Q], b, (R, 2 * S - 1))  # (C, D, R, 2S - 1)
-    if S == 1:
-        return inner.permute(0, 2, 1, 3)[:, None]
-    # With w = q + s, the rest are columns w = s .. S - 2 and w = Q .. Q + s - 1: each column is
-    # treated as an image of its own.
-    sides = []
-    for first, reach in ((0, 0), (Q, Q - S + 1)):
-        here = a[:, :, :P, first : first + S - 1].transpose(2, 3).flatten(1, 2)
-        there = b[:, :, :, reach : reach + 2 * S - 2].transpose(2, 3).flatten(1, 2)
-        side = ops.lag_sums(here[:, :, None], there[:, :, None], (1, R))  # columns as rows
-        sides.append(side.view(C, S - 1, D, 2 * S - 2, R).permute(0, 2, 4, 1, 3))
-    before = F.pad(sides[0], (S - 1, S - 1))  # column v is at w' = v - (S - 1)
-    after = F.pad(sides[1], (0, 2 * S - 2))  # column v is at w' = Q - S + 1 + v
-    from_right = _diagonals(before, S).flip(3).cumsum(3).flip(3)
-    left = F.pad(from_right, (0, 0, 0, 1))  # [s] sums w = s .. S - 2
-    right = F.pad(_diagonals(after, S).cumsum(3), (0, 0, 1, 0))  # [s] sums w = Q .. Q + s - 1
-    by_lag = inner[:, :, :, None] + left + right  # (C, D, R, S, 2S - 1): s and t - s + S - 1
-    # [s, t] is element t - s + S - 1 of row s.
-    *steps, step, _ = by_lag.stride()
-    found = by_lag.as_strided((C, D, R, S, S), (*steps, step - 1, 1), S - 1)
-    return found.permute(0, 3, 2, 1, 4)
-
-
-def _diagonals(products: torch.Tensor, S: int) -> torch.Tensor:
-    """[..., w, e] = products[..., w, w + e] for 2S - 1 values of e, a view."""
-    products = products.contiguous()
-    *outer, rows, _ = products.shape
-    *steps, step, _ = products.stride()
-    return products.as_strided((*outer, rows, 2 * S - 1), (*steps, step + 1, 1))
-
-
-def _row_changes(a: torch.Tensor, b: torch.Tensor, R: int, S: int) -> torch.Tensor:
-    """Change of the sums from (r, r') to (r + 1, r' + 1): rows P + r, P + r' enter, r, r' leave.
-
-        out[c,r,s,d,r',s'] = sum_{n,q} a[n,c,P+r,q+s] * b[n,d,P+r',q+s'] - (the same without P)
-
-    From (s, s') to (s + 1, s' + 1), columns Q + s and Q + s' enter likewise.
-
-    Returns:
-        (C, R - 1, S, D, R - 1, S).
-    """
-    (C, H, W), D = a.shape[1:], b.shape[1]
-    P, Q, rows = H - R + 1, W - S + 1, R - 1
-    # Rows that enter, then rows that leave, negated in `left`: (2N, C * rows, W).
-    enter, leave = slice(P, P + rows), slice(0, rows)
-    left = torch.cat([a[:, :, enter], -a[:, :, leave].double()]).flatten(1, 2)
-    right = torch.cat([b[:, :, enter], b[:, :, leave]]).double().flatten(1, 2)
-    found = left.new_empty(S, C * rows, D * rows, S)  # s, (c, r), (d, r'), s'
-    found[0] = ops.lag_sums(left[:, :, None, :Q], right[:, :, None], (1, S))[:, :, 0]
-    backward = ops.lag_sums(right[:, :, None, :Q], left[:, :, None], (1, S))[:, :, 0]
-    found[1:, :, :, 0] = backward.permute(2, 1, 0)[1:]
-    # Columns that enter, then those that leave: (4N, C * rows); (4N, D * rows * (S - 1)) for all s'
-    enters, leaves = right[..., Q : Q + S - 1], right[..., : S - 1]
-    there = torch.cat([enters, leaves]).flatten(1)
-    for s in range(S - 1):
-        here = torch.cat([left[..., Q + s], -left[..., s]])
-        found[s + 1, ..., 1:] = found[s, ..., :-1] + (here.T @ there).view(*found.shape[1:3], S - 1)
-    return found.view(S, C, rows, D, rows, S).permute(1, 2, 0, 3, 4, 5)

@@ -13,6 +13,7 @@ from ..ops import ArgumentError, Geometry, fourier
 from ..ops.arguments import Pair
 from .background import Background
 from .pairs import ImagePair
+from .totals import squares
 
 #: On a CPU, PyTorch stores all windows of float64 images: most elements of them at a time.
 UNFOLDED_ELEMENTS = 2**23
@@ -124,7 +125,8 @@ class Problem:
 
     def residual(self, point: Point) -> list[torch.Tensor]:
         """Prediction minus target."""
-        return [out - pair.y for out, pair in zip(self.apply(point), self.pairs, strict=True)]
+        outputs = self.apply(point)
+        return [out.sub_(pair.y) for out, pair in zip(outputs, self.pairs, strict=True)]
 
     def weighted(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
         """weights * images."""
@@ -135,14 +137,8 @@ class Problem:
 
     def squared(self, images: list[torch.Tensor]) -> torch.Tensor:
         """sum weights * images^2 of each filter, (K,) in float64."""
-        total = torch.zeros((), dtype=torch.float64, device=self.like.device)
-        for image, pair in zip(images, self.pairs, strict=True):
-            if pair.weights is None:
-                norm = torch.linalg.vector_norm(image, dim=(0, 2, 3), dtype=torch.float64)
-                total = total + norm.square()
-            else:
-                total = total + (image.double().square() * pair.weights).sum((0, 2, 3))
-        return total
+        parts = [squares(r, p.weights) for r, p in zip(images, self.pairs, strict=True)]
+        return torch.stack(parts).sum(0)
 
     def loss(self, residual: list[torch.Tensor], point: Point) -> float:
         """The loss that is minimised, in float64."""

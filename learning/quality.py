@@ -17,6 +17,7 @@ from .normal import Constraints, Normal
 from .pairs import ImagePair
 from .problem import Problem
 from .solve import normals_of
+from .totals import row_blocks
 from .units import Units
 
 #: Standard errors from zero at which an element is significant; by chance 1 in 16000 is.
@@ -468,27 +469,29 @@ def _statistics(residual: Residual) -> dict[str, Any]:
     names = ("mean", "largest", "correlation")
     if not residual:
         return dict.fromkeys(names)
-    total, weight, largest = 0.0, 0.0, 0.0
-    along, square = [0.0, 0.0], 0.0
+    total = weight = largest = square = down = across = 0.0
     for image, weights in residual:
-        scaled, kept = image, image
-        if weights is None:
-            total, weight = total + float(image.sum(dtype=torch.float64)), weight + image.numel()
-        else:
-            counts = weights.double().expand_as(image)
-            total, weight = total + float((image * counts).sum()), weight + float(counts.sum())
-            scaled, kept = image * counts.sqrt(), image * (counts > 0)
-        low, high = kept.aminmax()
-        largest = max(largest, -float(low), float(high))
-        square += float(torch.linalg.vector_norm(scaled, dtype=torch.float64)) ** 2
-        for axis in (0, 1):
-            n = scaled.shape[2 + axis] - 1
-            pair = scaled.narrow(2 + axis, 0, n), scaled.narrow(2 + axis, 1, n)
-            along[axis] += float((pair[0] * pair[1]).sum(dtype=torch.float64))
+        for rows in row_blocks(image):
+            part = image[:, :, rows.start : rows.stop + 1].double()  # with the next row
+            own = part[:, :, : rows.stop - rows.start]
+            if weights is None:
+                total, weight = total + float(own.sum()), weight + own.numel()
+                low, high = own.aminmax()
+            else:
+                counts = weights[:, :, rows.start : rows.stop + 1].double().expand_as(part)
+                low, high = (own * (counts[:, :, : own.shape[2]] > 0)).aminmax()
+                part = part * counts.sqrt()
+                own, counts = part[:, :, : own.shape[2]], counts[:, :, : own.shape[2]]
+                total += float((own * counts.sqrt()).sum())
+                weight += float(counts.sum())
+            largest = max(largest, -float(low), float(high))
+            square += float(torch.linalg.vector_norm(own)) ** 2
+            across += float((own[..., :-1] * own[..., 1:]).sum())
+            down += float((part[:, :, :-1] * part[:, :, 1:]).sum())
     return {
         "mean": total / weight if weight else 0.0,
         "largest": largest,
-        "correlation": max(along) / square if square > 0 else 0.0,
+        "correlation": max(down, across) / square if square > 0 else 0.0,
     }
 
 

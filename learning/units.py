@@ -2,8 +2,9 @@
 
     x' = (x - x_level) / x_scale    y' = (y - y_level) / y_scale    weights' = weights / w_scale
 
-Scales are powers of two and levels multiples of them, so that no digit is lost. Levels are
-subtracted only if the background has a constant, which absorbs them:
+Scales are powers of two, and one where the images' own is near it; levels are multiples of a power
+of two: no digit is lost. Levels are subtracted only if the background has a constant, which absorbs
+them:
 
     weight = weight' * y_scale / x_scale
     constant = constant' * y_scale + y_level - sum_{c,r,s} weight * x_level[c]
@@ -21,6 +22,10 @@ from .gram import Sums
 from .normal import Constraints
 from .pairs import ImagePair, padded_image
 from .problem import Point
+from .totals import row_blocks, squares
+
+#: Powers of two between these are replaced by a scale of one.
+PLAIN = 2.0**-8, 2.0**8
 
 
 @dataclass(frozen=True)
@@ -125,44 +130,47 @@ def _level_and_scale(
     images: list[torch.Tensor], counts: list[torch.Tensor | None], centred: bool
 ) -> tuple[float, tuple[float, ...]]:
     """One scale for all channels, and each channel's level; no levels if not `centred`."""
-    channels = images[0].shape[1]
-    weighted = list(zip(images, counts, strict=True))
     if not centred and all(count is None for count in counts):
-        norms = [torch.linalg.vector_norm(image.double()) for image in images]
-        pixels = sum(image.numel() for image in images)
-        return _power_of_two(math.hypot(*map(float, norms)) / max(pixels, 1) ** 0.5), ()
-    total = torch.stack([_moment(image, count, None) for image, count in weighted]).sum(0)
-    size = torch.stack([_size(image, count) for image, count in weighted]).sum(0)
+        sums = sum(float(squares(image).sum()) for image in images)
+        unit = _power_of_two(math.sqrt(sums / max(1, sum(image.numel() for image in images))))
+        return _scale(unit), ()
+    moments = [_moments(image, count) for image, count in zip(images, counts, strict=True)]
+    size, total, square = torch.stack(moments).sum(0)
     mean = total / size.clamp(min=torch.finfo(torch.float64).tiny)
-    centre = mean if centred else torch.zeros_like(mean)
-    square = torch.stack([_moment(image, count, centre) for image, count in weighted])
+    if centred:
+        about = [_moments(image, count, mean) for image, count in zip(images, counts, strict=True)]
+        square = torch.stack(about).sum(0)[2]
     deviation = math.sqrt(float(square.sum()) / max(float(size.sum()), 1.0))
-    scale = _power_of_two(deviation or float(mean.abs().max()))
+    unit = _power_of_two(deviation or float(mean.abs().max()))
     if not centred:
-        return scale, ()
-    level = ((mean / scale).round() * scale).tolist()
-    return scale, tuple(level) if any(level) else (0.0,) * channels
+        return _scale(unit), ()
+    level = ((mean / unit).round() * unit).tolist()
+    return _scale(unit), tuple(level) if any(level) else (0.0,) * len(level)
 
 
-def _size(image: torch.Tensor, count: torch.Tensor | None) -> torch.Tensor:
-    """Number of pixels of each channel whose weight is above zero."""
-    if count is None:
-        return torch.full(
-            (image.shape[1],), float(image[:, 0].numel()), dtype=torch.float64, device="cpu"
-        )
-    return (count > 0).expand(image.shape).sum((0, 2, 3)).double().cpu()
-
-
-def _moment(
-    image: torch.Tensor, count: torch.Tensor | None, centre: torch.Tensor | None
+def _moments(
+    image: torch.Tensor, count: torch.Tensor | None, centre: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Sums of values, or of squared distances to a centre, per channel, over weights above zero."""
-    values = image
-    if centre is not None:
-        values = (image.double() - centre.to(image.device).view(-1, 1, 1)).square()
-    if count is not None:
-        values = torch.where(count > 0, values, values.new_zeros(()))
-    return values.sum((0, 2, 3), dtype=torch.float64).cpu()
+    """Per channel, over weights above zero: pixels, sum, sum of squares about a centre, (3, K)."""
+    found = torch.zeros(3, image.shape[1], dtype=torch.float64, device=image.device)
+    for rows in row_blocks(image):
+        part = image[:, :, rows].double()
+        if centre is not None:
+            part = part - centre.to(part).view(-1, 1, 1)
+        if count is None:
+            found[0] += part[:, 0].numel()
+        else:
+            counts = (count[:, :, rows] > 0).expand(part.shape)
+            part = torch.where(counts, part, part.new_zeros(()))
+            found[0] += counts.sum((0, 2, 3))
+        found[1] += part.sum((0, 2, 3))
+        found[2] += torch.linalg.vector_norm(part, dim=(0, 2, 3)).square()
+    return found.cpu()
+
+
+def _scale(unit: float) -> float:
+    """1 if the images' own unit is near it, so that they need not be copied."""
+    return 1.0 if PLAIN[0] <= unit <= PLAIN[1] else unit
 
 
 def _power_of_two(value: float) -> float:
@@ -174,7 +182,10 @@ def _less(
 ) -> torch.Tensor:
     """(image - level) / scale."""
     if any(level):
-        image = image.double() - image.new_tensor(level, dtype=torch.float64).view(-1, 1, 1)
+        less = image.new_tensor(level, dtype=torch.float64).view(-1, 1, 1)
+        exact = bool((less.to(dtype) == less).all())  # then a difference is rounded once
+        wide = dtype if exact else torch.float64
+        image = image.to(wide) - less.to(wide)
     if image.dtype == dtype and 1e-20 < scale < 1e20:
         return image if scale == 1 else image / scale  # exact: a power of two
     return _over(image, scale).to(dtype)

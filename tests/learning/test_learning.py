@@ -10,8 +10,8 @@ from least_squares import best, columns, design_matrix
 
 import tricorr
 from tricorr import ArgumentError, corr2d, learn_kernel
-from tricorr.learning import fitting
-from tricorr.learning.gram import gram_matrix
+from tricorr.learning import fitting, lags
+from tricorr.learning.lags import gram_matrix
 
 on_cpu = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 
@@ -127,6 +127,18 @@ def test_gram_matrix_is_that_of_the_explicit_patches(backend, window, channels):
     x = torch.randn(2, channels, 7, 9, dtype=torch.float64)
     rows = design_matrix(x, window)
     torch.testing.assert_close(gram_matrix(x, *window), rows.T @ rows)
+
+
+@pytest.mark.parametrize("window", [(1, 1), (1, 4), (3, 1), (3, 4), (7, 5)], ids=str)
+@on_cpu
+def test_dot_products_of_blocks_are_those_of_the_explicit_patches(backend, window, monkeypatch):
+    monkeypatch.setattr(lags, "BLOCK_ELEMENTS", 3 * 9)  # three rows
+    x = torch.randint(-9, 10, (2, 1, 7, 9)).double()
+    y = torch.randint(-9, 10, (2, 3, 8 - window[0], 10 - window[1])).double()
+    gram, moments = lags.by_dots(x, y, *window)
+    rows = design_matrix(x, window)
+    assert torch.equal(gram, rows.T @ rows)
+    assert torch.equal(moments, columns(y).T @ rows)
 
 
 @on_cpu
