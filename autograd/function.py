@@ -46,7 +46,7 @@ def correlate(
     arguments = (x, weight, bias, geometry, precision, activation, residual)
     if _is_traced():
         return ops.fprop(*arguments)
-    if cpu.suffices(x, weight, bias, residual) and not one_channel.takes(geometry, weight.dtype):
+    if cpu.suffices(x, weight, bias, residual) and _is_differentiable(geometry, weight.dtype):
         return cpu.fprop(*arguments)
     if is_unwatched(x, weight, bias, residual):
         return ops.fprop(*arguments)
@@ -65,7 +65,7 @@ def input_gradient(
         if torch._C._get_tracing_state():  # the tracer cannot record an argument of type SymInt[]
             return _by_pytorch(dy, weight, geometry, precision, bias)
         return ops.dgrad(dy, weight, geometry, precision, bias)
-    if cpu.suffices(dy, weight, bias) and not one_channel.takes(geometry, weight.dtype):
+    if cpu.suffices(dy, weight, bias) and _is_differentiable(geometry, weight.dtype):
         return cpu.dgrad(dy, weight, geometry, precision, bias)
     if is_unwatched(dy, weight, bias):
         return ops.dgrad(dy, weight, geometry, precision, bias)
@@ -96,11 +96,16 @@ def weight_gradient(
     """wgrad, differentiable in x and dy."""
     if _is_traced():
         return ops.wgrad(x, dy, geometry, precision)
-    if cpu.suffices(x, dy) and not one_channel.takes(geometry, dy.dtype):
+    if cpu.suffices(x, dy) and _is_differentiable(geometry, dy.dtype):
         return cpu.wgrad(x, dy, geometry, precision)
     if is_unwatched(x, dy):
         return ops.wgrad(x, dy, geometry, precision)
     return WeightGradient2D.apply(x, dy, geometry, precision)
+
+
+def _is_differentiable(geometry: Geometry, dtype: torch.dtype) -> bool:
+    """Whether all that ops/cpu.py does for this geometry are differentiable PyTorch operators."""
+    return geometry.macs != 0 and not one_channel.takes(geometry, dtype)
 
 
 def _is_traced() -> bool:

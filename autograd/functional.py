@@ -117,7 +117,7 @@ def corr2d(
     """
     plain = activation is None and precision is None and residual is None
     if plain and not has_torch_function_variadic(input, weight, bias):
-        y = by_pytorch(input, weight, bias, stride, padding, (dilation, groups), padding_mode)
+        y = by_pytorch(input, weight, bias, stride, padding, dilation, groups, padding_mode)
         if y is not None:
             return y
     steps = Steps(stride, padding, dilation, groups, padding_mode)
@@ -241,8 +241,7 @@ def corr_transpose2d(
                 [1., 2., 1.]])
     """
     if precision is None:
-        rest = (output_padding, groups, dilation)
-        y = by_pytorch(input, weight, bias, stride, padding, rest, None)
+        y = by_pytorch(input, weight, bias, stride, padding, dilation, groups, None, output_padding)
         if y is not None:
             return y
     check_precision(precision)

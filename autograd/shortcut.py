@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,11 @@ import torch.nn.functional as F
 from ..ops import cpu, one_channel
 from ..ops.arguments import PADDING_MODES
 
+# Looked up once: the checks of a small call take as long as half its convolution.
+_is_compiling = torch.compiler.is_dynamo_compiling
+_any_autocast = torch._C._is_any_autocast_enabled
+_STRIDED = torch.strided
+
 
 def by_pytorch(
     input: Any,
@@ -18,8 +22,10 @@ def by_pytorch(
     bias: Any,
     stride: Any,
     padding: Any,
-    rest: Sequence[Any],
+    dilation: Any,
+    groups: Any,
     padding_mode: str | None,
+    output_padding: Any = 0,
 ) -> torch.Tensor | None:
     """The result by PyTorch's own function, or None where ours must run.
 
@@ -27,41 +33,53 @@ def by_pytorch(
     say why. PyTorch's own checks are the faster ones for arguments that are right.
 
     Args:
-        input, weight, bias, stride, padding: as for `corr2d`.
-        rest: the other arguments of torch.conv2d, or of torch.conv_transpose2d, in their order.
+        input, weight, bias, stride, padding, dilation, groups: as for `corr2d`.
         padding_mode: as for `corr2d`; None for a transposed correlation.
+        output_padding: of a transposed correlation.
     """
-    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
+    # `suffices` allows its first operand to be uint8, and PyTorch's function takes no uint8 image.
+    if _is_compiling() or _any_autocast() or not cpu.suffices(weight, input, bias):
         return None
-    if not cpu.suffices(input, weight, bias) or input.dtype is not weight.dtype:
+    if not 0 < input.numel() < one_channel.LEAST_PIXELS and _is_ours(input, weight):
         return None
-    if stride != 1 and cpu.crashes(input, weight, stride):
+    if stride != 1 and stride != (1, 1) and cpu.crashes(input, weight, stride):
         return None
-    dim, weight_dim = input.dim(), weight.dim()
-    one = weight_dim == 2 or (dim > 2 and input.shape[-3] == 1)
-    if one and one_channel.is_large(input.numel(), weight.numel(), weight.dtype):
-        return None  # ops/one_channel.py may be faster
     try:
         if type(padding) is not int:
             h, w = padding  # fails on "same" and "valid"
             if not (type(h) is type(w) is int):
                 return None
         if padding_mode is None:
-            y = torch.conv_transpose2d(input, weight, bias, stride, padding, *rest)
+            sides = (padding, output_padding, groups, dilation)
+            y = torch.conv_transpose2d(input, weight, bias, stride, *sides)
         else:
             if padding_mode != "zeros":
                 h, w = (padding, padding) if type(padding) is int else padding
-                if padding_mode not in PADDING_MODES or min(h, w) < 0 or dim < 3:
+                if padding_mode not in PADDING_MODES or min(h, w) < 0 or input.dim() < 3:
                     return None
                 input, padding = F.pad(input, (w, w, h, h), padding_mode), 0
-            if dim == weight_dim == 2:
+            if weight.dim() == 4:
+                y = torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+            elif input.dim() == weight.dim() == 2:
                 image, kernel = input.unsqueeze(0), weight.unsqueeze(0).unsqueeze(0)
-                return torch.conv2d(image, kernel, bias, stride, padding, *rest).squeeze(0)
-            if weight_dim != 4:
+                sums = torch.conv2d(image, kernel, bias, stride, padding, dilation, groups)
+                return sums.squeeze(0)
+            else:
                 return None
-            y = torch.conv2d(input, weight, bias, stride, padding, *rest)
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return None  # our own checks say what is wrong
+    if y.layout is not _STRIDED:
+        return None
     # Where only the weight is channels_last, PyTorch's result is too.
-    same = y.is_contiguous() == input.is_contiguous() or dim != 4
+    same = y.is_contiguous() == input.is_contiguous() or input.dim() != 4
     return y if same else cpu.in_format(y, like=input)
+
+
+def _is_ours(input: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether ours must run: on empty inputs, and on images for which one_channel.py is faster."""
+    pixels = input.numel()
+    if pixels == 0:
+        return True
+    if weight.dim() != 2 and (input.dim() < 3 or input.shape[-3] != 1):
+        return False
+    return one_channel.is_large(pixels, weight.numel(), weight.dtype)

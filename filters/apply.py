@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, cast, o
 
 import torch
 
+from ..autograd.function import is_unwatched
 from ..autograd.functional import corr2d
 from ..autograd.modules import PaddingMode
 from ..images.inputs import ArrayLike
 from ..ops.arguments import PaddingLike
 from ..ops.backend import runs_kernels
 from ..ops.one_channel import MIN_PIXELS
+from . import in_blocks
+from .in_blocks import is_channels_last
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -125,9 +128,20 @@ def separable(
 ) -> torch.Tensor:
     """The image under down[r] * across[s]: windows (R,) and (S,), or one of each per sample."""
     column, row = down.unsqueeze(-1), across.unsqueeze(-2)
+    size = down.shape[-1], across.shape[-1]
+    if max(size) <= in_blocks.MOST_TAPS and _is_constant(down) and _is_constant(across):
+        steps = in_blocks.separable(down, across)
+        y = in_blocks.run(input, size, padding_mode, steps)
+        if y is not None:
+            return y
     if _two_passes_are_cheaper(input, (down.shape[-1], across.shape[-1])):
         return filtered(filtered(input, row, padding_mode), column, padding_mode)
     return filtered(input, column * row, padding_mode)
+
+
+def _is_constant(window: torch.Tensor) -> bool:
+    """Whether this is one window for all samples, and no function of a watched sigma."""
+    return window.dim() == 1 and is_unwatched(window)
 
 
 def _two_passes_are_cheaper(input: torch.Tensor, window: tuple[int, int]) -> bool:
@@ -152,13 +166,6 @@ def _two_passes_are_cheaper(input: torch.Tensor, window: tuple[int, int]) -> boo
 def result_dtype(input: torch.Tensor) -> torch.dtype:
     """The dtype of a filtered image, and so of its window."""
     return torch.float32 if input.dtype == torch.uint8 else input.dtype
-
-
-def is_channels_last(input: torch.Tensor) -> bool:
-    """Whether an image (N, C, H, W) or (C, H, W) is channels_last and not also contiguous."""
-    if input.dim() not in (3, 4) or input.is_contiguous():
-        return False
-    return input.movedim(-3, -1).is_contiguous()
 
 
 def _correlated(

@@ -15,6 +15,7 @@ from ..autograd.modules import PaddingMode
 from ..images.inputs import ImageLike, hold
 from ..ops import ArgumentError, ArgumentTypeError, as_pair, shown
 from ..ops.arguments import PairLike
+from . import in_blocks
 from .apply import separable, typed
 from .banks import gaussian_window
 
@@ -106,10 +107,11 @@ def box_blur(
         tensor([[2., 3., 3., 4.]])
     """
     image = hold(input, channel_axis)
-    down, across = (
-        torch.full((n,), 1 / n, dtype=torch.float64, device="cpu")
-        for n in _window("kernel_size", kernel_size)
-    )
+    size = _window("kernel_size", kernel_size)
+    mean = in_blocks.run(image.planes, size, padding_mode, in_blocks.box(*size))
+    if mean is not None:
+        return image.give_back(mean)
+    down, across = (torch.full((n,), 1 / n, dtype=torch.float64, device="cpu") for n in size)
     return image.give_back(separable(image.planes, down, across, padding_mode))
 
 

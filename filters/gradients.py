@@ -31,6 +31,7 @@ from ..autograd.modules import PaddingMode
 from ..images.inputs import ImageLike, hold
 from ..ops import ArgumentError, shown
 from ..ops.backend import runs_kernels
+from . import in_blocks
 from .apply import filtered, responses, responses_to_differences, result_dtype, typed
 from .banks import SMOOTHING, as_angles, gabor_kernels, log_gabor_kernels
 
@@ -87,6 +88,11 @@ def spatial_gradient(
         tensor([1., 0.])
     """
     image = hold(input, channel_axis)
+    smooth = _smoothing(mode, normalized)
+    steps = in_blocks.gradient(smooth)
+    gradient = in_blocks.run(image.planes, (3, 3), padding_mode, steps, maps=2)
+    if gradient is not None:
+        return image.give_back(gradient)
     if runs_kernels(image.planes.device):
         gradient = _by_banks(image.planes, mode, normalized, padding_mode)
     else:
@@ -202,10 +208,13 @@ def laplacian(
         raise ArgumentError(f"neighbours must be 4 or 8, got {shown(neighbours)}")
     image = hold(input, channel_axis)
     scale = 1 / (2 * neighbours) if normalized else 1
+    steps = in_blocks.laplacian(neighbours, scale)
+    total = in_blocks.run(image.planes, (3, 3), padding_mode, steps)
+    if total is not None:
+        return image.give_back(total)
     windows = _SECOND_DIFFERENCES[: neighbours // 2]
     if runs_kernels(image.planes.device):
         windows = _CROSSES[: neighbours // 4]
-    total = None
     for window in windows:
         taps = scale * torch.tensor(window, dtype=torch.float64, device="cpu")
         total = filtered(image.planes, taps, padding_mode, plus=total)
@@ -332,11 +341,18 @@ def _by_banks(
     return responses(image, differences, padding_mode, then=then)
 
 
-def _windows(mode: str, normalized: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The difference along one axis and the smoothing along the other."""
+def _smoothing(mode: str, normalized: bool) -> tuple[float, float, float]:
+    """Weights of the difference of two neighbours and of those of the lines beside it."""
     if mode not in SMOOTHING:
         expected = ", ".join(map(repr, SMOOTHING))
         raise ArgumentError(f"mode must be one of {expected}, got {shown(mode)}")
+    side, middle, _ = SMOOTHING[mode]
+    scale = 2 * sum(SMOOTHING[mode]) if normalized else 1
+    return side / scale, middle / scale, side / scale
+
+
+def _windows(mode: str, normalized: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The difference along one axis and the smoothing along the other."""
     difference = torch.tensor([-1, 0, 1], dtype=torch.float64, device="cpu")
     smooth = torch.tensor(SMOOTHING[mode], dtype=torch.float64, device="cpu")
     return (difference / 2, smooth / smooth.sum()) if normalized else (difference, smooth)
@@ -347,6 +363,10 @@ def _magnitude(
 ) -> torch.Tensor:
     if not 0 <= eps < math.inf:
         raise ArgumentError(f"eps must be finite and not negative, got {shown(eps)}")
+    smooth = _smoothing(mode, normalized)
+    y = in_blocks.run(image, (3, 3), padding_mode, in_blocks.magnitude(smooth, eps))
+    if y is not None:
+        return y
     dx, dy = _derivatives(image, mode, normalized, padding_mode)
     # hypot, unlike a root of squares, does not overflow in float16.
     if eps:

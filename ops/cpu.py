@@ -34,9 +34,8 @@ _PAD_BACKWARD = {
     "reflect": torch.ops.aten.reflection_pad2d_backward,
     "replicate": torch.ops.aten.replication_pad2d_backward,
 }
-_STRIDED = torch.strided
 _dispatch_modes = torch._C._len_torch_dispatch_stack
-_tracer = torch._C._get_tracing_state
+_is_tracing = torch._C._is_tracing
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 _Operator = TypeVar("_Operator", bound=Callable[..., torch.Tensor])
 
@@ -47,22 +46,18 @@ def suffices(
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
 ) -> bool:
-    """Whether PyTorch's operators can compute this call; `image` may be uint8.
+    """Whether PyTorch's operators can compute a call of these operands; `image` may be uint8.
 
-    Not if a compiler, tracer, profiler, dispatch mode or subclass must see tricorr's operators, if
-    PyTorch would accumulate in 16 bits, or if a tensor is empty.
+    Not if a compiler, tracer, profiler, dispatch mode or subclass must see tricorr's operators, or
+    if PyTorch would accumulate in 16 bits.
     """
     if backend.CPU_DEVICE is not None or profiler._is_profiler_enabled:
         return False
-    if _dispatch_modes() or _tracer():
+    if _dispatch_modes() or _is_tracing():
         return False
     if type(image) not in _PLAIN or type(weight) not in _PLAIN:
         return False
     if not (image.is_cpu and weight.is_cpu) or weight.dtype not in _native_dtypes():
-        return False
-    if image.layout is not _STRIDED or weight.layout is not _STRIDED:
-        return False
-    if image.numel() == 0 or weight.numel() == 0:
         return False
     if bias is not None and (type(bias) not in _PLAIN or not bias.is_cpu):
         return False

@@ -23,17 +23,18 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
+from .blocks import Block, padded_blocks
 from .geometry import Geometry
 
 #: Pixels that count as channels: the float32 lanes of the widest vector registers.
 LANES = 16
-#: Pixels of one block of rows: with its result it stays in a megabyte of cache.
-BLOCK = 2**16
 #: From this many pixels of a float32 plane on, PyTorch's convolution takes its slow path...
 MIN_PIXELS = 20480
 #: ...and from this many multiply-adds of a filter on one plane (measured, as all below: Zen 5 with
 #: AVX-512, PyTorch 2.13). Smaller planes take PyTorch's convolution, whose fixed cost is less.
 MIN_WORK = {torch.float32: 2**21, torch.float64: 2**18}
+#: Smaller images, whatever their window, are never worth asking `is_large`.
+LEAST_PIXELS = 512
 #: Most taps that are added one by one, by dtype.
 FEW_TAPS = {torch.float32: 10, torch.float64: 49}
 #: Fewest taps of a float64 window for which Fourier transforms beat bands.
@@ -66,9 +67,12 @@ def fprop(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Te
     """y (N, K, P, Q), contiguous, of x (N, 1, H, W)."""
     g = geometry
     y = x.new_empty(g.y_shape)
-    finite = _is_finite(x)
-    taps = (weight[:, 0] if finite else torch.ones_like(weight[:, 0])).nonzero().tolist()
-    if not finite or len(taps) <= FEW_TAPS[x.dtype] * g.K:
+    taps = weight[:, 0].nonzero().tolist()
+    few = len(taps) <= FEW_TAPS[x.dtype] * g.K
+    finite = (few and len(taps) == weight.numel()) or _is_finite(x)
+    if few or not finite:
+        # Where all is finite, taps of zero need not be added.
+        taps = taps if finite else torch.ones_like(weight[:, 0]).nonzero().tolist()
         values = weight[:, 0].tolist()
         for n, rows, pixels in _blocks(x, g, 0):
             _add_taps(pixels, values, taps, y[n, :, rows])
@@ -141,48 +145,28 @@ def _padded(x: torch.Tensor, g: Geometry, filling: int) -> torch.Tensor:
     return F.pad(x, sides, mode=mode).contiguous()
 
 
-def _blocks(
-    x: torch.Tensor, g: Geometry, filling: int
-) -> Iterator[tuple[int, slice, torch.Tensor]]:
-    """Yields (sample, output rows, padded pixels under their windows) per block.
-
-    A block is padded alone, in cache, unless its padding copies pixels of other blocks.
-    """
-    (top, _), (left, right) = g.padding
-    mode = "constant" if g.padding_mode == "zeros" else g.padding_mode
-    padded = None
-    height = max(1, BLOCK // g.W)
-    for n in range(g.N):
-        for p in range(0, g.P, height):
-            rows = slice(p, min(g.P, p + height))
-            first, last = p - top, rows.stop + g.R - 1 - top
-            inside = slice(max(first, 0), min(last, g.H))
-            above, below = inside.start - first, last - inside.stop
-            if max(above, below) and (
-                mode == "circular" or inside.stop - inside.start <= max(above, below)
-            ):
-                padded = _padded(x, g, filling) if padded is None else padded
-                yield n, rows, padded[n, 0, p : rows.stop + g.R - 1]
-                continue
-            pixels, sides = x[n : n + 1, :, inside], (left, right + filling, above, below)
-            yield n, rows, (F.pad(pixels, sides, mode) if any(sides) else pixels)[0, 0]
+def _blocks(x: torch.Tensor, g: Geometry, filling: int) -> Iterator[Block]:
+    """The padded blocks of x (N, 1, H, W), with `filling` more columns at the right."""
+    rows, (left, right) = g.padding
+    padding = rows, (left, right + filling)
+    return padded_blocks(x[:, 0], g.R, padding, g.padding_mode, x.dtype)
 
 
 def _add_taps(
     pixels: torch.Tensor, values: list[list[list[float]]], taps: list[list[int]], y: torch.Tensor
 ) -> None:
-    """y (K, rows, Q), a tap at a time."""
+    """y (n, K, rows, Q), a tap at a time."""
     started = set()
-    _, P, Q = y.shape
+    _, K, P, Q = y.shape
     for k, r, s in taps:
-        shifted = pixels[r : r + P, s : s + Q]
+        shifted = pixels[:, r : r + P, s : s + Q]
         if k in started:
-            y[k].add_(shifted, alpha=values[k][r][s])
+            y[:, k].add_(shifted, alpha=values[k][r][s])
         else:
-            torch.mul(shifted, values[k][r][s], out=y[k])
+            torch.mul(shifted, values[k][r][s], out=y[:, k])
             started.add(k)
-    for k in set(range(len(y))) - started:
-        y[k] = 0
+    for k in set(range(K)) - started:
+        y[:, k] = 0
 
 
 def _band(window: torch.Tensor, outputs: int) -> torch.Tensor:
@@ -208,11 +192,11 @@ def _bank(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _as_channels(pixels: torch.Tensor, bank: torch.Tensor, y: torch.Tensor) -> None:
-    """y (K, rows, Q) of pixels whose rows are whole blocks of LANES."""
-    K, P, Q = y.shape
-    sums = torch.conv2d(_lanes(pixels.contiguous().unsqueeze(0)), bank)  # (1, K * lane, P, block)
-    planes = sums.view(K, LANES, P, -1).permute(0, 2, 3, 1)
-    y.copy_(planes.reshape(K, P, -1)[..., :Q])
+    """y (n, K, rows, Q) of pixels whose rows are whole blocks of LANES."""
+    n, K, P, Q = y.shape
+    sums = torch.conv2d(_lanes(pixels.contiguous()), bank)  # (n, K * lane, P, block)
+    planes = sums.view(n, K, LANES, P, -1).permute(0, 1, 3, 4, 2)
+    y.copy_(planes.reshape(n, K, P, -1)[..., :Q])
 
 
 def _lanes(image: torch.Tensor) -> torch.Tensor:
@@ -226,9 +210,9 @@ def _gradient_as_channels(x: torch.Tensor, dy: torch.Tensor, g: Geometry) -> tor
     bank = dy.new_empty(1).expand(g.K * LANES, LANES, g.R, blocks)
     total = dy.new_zeros(bank.shape)
     for n, rows, pixels in _blocks(x, g, _filling(g)):
-        lanes = _lanes(pixels.contiguous().unsqueeze(0))
+        lanes = _lanes(pixels.contiguous())
         grad = F.pad(dy[n, :, rows], (0, -g.Q % LANES)).unflatten(-1, (-1, LANES))
-        grad = grad.permute(0, 3, 1, 2).flatten(0, 1).unsqueeze(0)
+        grad = grad.permute(0, 1, 4, 2, 3).flatten(1, 2)  # (n, K * lane, P, block)
         _, part, _ = torch.ops.aten.convolution_backward(
             grad, lanes, bank, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (False, True, False)
         )
@@ -239,12 +223,13 @@ def _gradient_as_channels(x: torch.Tensor, dy: torch.Tensor, g: Geometry) -> tor
 
 
 def _down(pixels: torch.Tensor, bands: torch.Tensor, y: torch.Tensor) -> None:
-    """y (K, rows, Q) for windows of one column: bands (K, output, row) times blocks of rows."""
+    """y (n, K, rows, Q) for windows of one column: bands (K, output, row) times blocks of rows."""
     reach = bands.shape[-1] - BAND
-    for k, plane in enumerate(y):
-        for p, out in enumerate(plane.split(BAND)):
-            above = pixels[p * BAND : p * BAND + len(out) + reach]
-            torch.mm(bands[k, : len(out), : len(above)], above, out=out)
+    for image, planes in zip(pixels, y, strict=True):
+        for k, plane in enumerate(planes):
+            for p, out in enumerate(plane.split(BAND)):
+                above = image[p * BAND : p * BAND + len(out) + reach]
+                torch.mm(bands[k, : len(out), : len(above)], above, out=out)
 
 
 def _across(padded: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> None:

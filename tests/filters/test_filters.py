@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tricorr import ArgumentError, ArgumentTypeError, corr2d, filters
 from tricorr.filters import apply as filtering
+from tricorr.ops import blocks
 
 #: PyTorch compiles some of its own forward derivatives when the first one is taken.
 FORWARD_MODE = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
@@ -124,11 +125,13 @@ def assert_same(ours, theirs, tolerance=1e-13):
 @on_cpu
 @pytest.mark.parametrize("padding_mode", SCIPY_MODES)
 @pytest.mark.parametrize("name", SAME)
-def test_photographs_are_filtered_as_by_scipy(backend, photograph, name, padding_mode):
+def test_photographs_are_filtered_as_by_scipy(backend, monkeypatch, photograph, name, padding_mode):
+    monkeypatch.setattr(blocks, "BLOCK", 20 * photograph.shape[-1])
     ours, theirs = SAME[name]
     image = photograph.double() / 255
     expected = planewise(theirs, image.numpy(), SCIPY_MODES[padding_mode])
     assert_same(ours(image, padding_mode), expected)
+    assert_same(ours(image.requires_grad_(), padding_mode), expected)  # by corr2d
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import tricorr
-from tricorr.ops import one_channel
+from tricorr.ops import blocks, one_channel
 from tricorr.ops.geometry import geometry_of
 
 pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
@@ -47,6 +47,11 @@ def by_float64(image, weight, geometry):
 
 def whole_numbers(*shape):
     return torch.randint(-4, 5, shape).float()
+
+
+@pytest.fixture(autouse=True)
+def several_blocks(monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 2**14)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
