@@ -23,8 +23,9 @@ if TYPE_CHECKING or not _IS_PROGRAM or "torch" in sys.modules:
     from .learning.accumulator import KernelAccumulator
     from .learning.field import VaryingKernel
     from .learning.learn import learn_kernel, learn_kernel_field
-    from .learning.learned import KernelField, LearnedKernel
+    from .learning.learned import LearnedKernel
     from .learning.quality import Quality
+    from .learning.tiles import KernelField
     from .ops.errors import ArgumentError, ArgumentTypeError, BackendError
 else:
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from ..learning.accumulator import KernelAccumulator
     from ..learning.field import VaryingKernel
-    from ..learning.learned import KernelField, LearnedKernel
+    from ..learning.learned import LearnedKernel
+    from ..learning.tiles import KernelField
 
     Found: TypeAlias = LearnedKernel | KernelField | VaryingKernel
 
@@ -56,7 +57,7 @@ def _check(args: argparse.Namespace) -> None:
     """Checks all options before an image is read."""
     from ..images.output import check_output
     from ..images.read import check_image_name
-    from ..learning.learned import check_kernel_name
+    from ..learning.kernel_files import check_kernel_name
     from ..ops import ArgumentError
 
     if len(args.images) % 2:
@@ -222,7 +223,7 @@ def _write_difference(
 ) -> None:
     """Writes target less prediction, and the variance in it: infinite where a weight is zero."""
     from ..images.output import write_arrays
-    from ..learning.learned import KernelField
+    from ..learning.tiles import KernelField
 
     assert not isinstance(found, KernelField)
     weights = options["weights"][0] if "weights" in options else None
@@ -348,7 +349,7 @@ def _draw(path: str, found: Found, *images: torch.Tensor) -> None:
     """Draws input, target, prediction and residual with the kernel."""
     from ..images.plots import plot_field, plot_fit, plot_varying, save_figure
     from ..learning.field import VaryingKernel
-    from ..learning.learned import KernelField
+    from ..learning.tiles import KernelField
 
     x, y, prediction, residual = images
     draw: Any = plot_field if isinstance(found, KernelField) else plot_fit
@@ -359,7 +360,7 @@ def _draw(path: str, found: Found, *images: torch.Tensor) -> None:
 
 def _in_words(found: Found) -> list[str]:
     from ..learning.field import VaryingKernel
-    from ..learning.learned import KernelField
+    from ..learning.tiles import KernelField
 
     if isinstance(found, VaryingKernel):
         lines = [
@@ -391,7 +392,7 @@ def _in_words(found: Found) -> list[str]:
 def _as_data(found: Found) -> dict[str, Any]:
     """A fit for --json."""
     from ..learning.field import FACTS, VaryingKernel
-    from ..learning.learned import KernelField
+    from ..learning.tiles import KernelField
 
     if isinstance(found, VaryingKernel):
         return {

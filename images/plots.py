@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..learning.field import VaryingKernel
-    from ..learning.learned import KernelField, LearnedKernel
+    from ..learning.learned import LearnedKernel
+    from ..learning.tiles import KernelField
 
 #: Colours of signed numbers, zero in the middle; colour-blind safe.
 SIGNED = "RdBu_r"

@@ -19,6 +19,7 @@ import torch
 from ..autograd.modules import PaddingMode
 from ..ops import ArgumentError, as_integer
 from ..ops.arguments import Pair
+from .examine import quality_of
 from .fitting import dtype_of
 from .gram import Report, Sums, gather
 from .learned import LearnedKernel
@@ -26,7 +27,7 @@ from .normal import Constraints
 from .options import as_constraints, as_settings
 from .pairs import ImagePair
 from .problem import Point, from_flat
-from .quality import quality_of
+from .quality import Examination
 from .solve import descend, largest_step, normals_of, penalty_of, solve, squared_error, with_sum
 from .steps import checked_step
 from .units import Units, converted
@@ -303,7 +304,7 @@ class KernelAccumulator:
             reason="asked for" if solver != "normal" else "the sums determine the exact answer",
             step_size=step_size,
             max_step_size=limit,
-            quality=quality,
+            examination=Examination.done(quality),
         )
 
     def loss(self, weight: torch.Tensor, background: torch.Tensor | None = None) -> float:

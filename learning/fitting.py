@@ -7,13 +7,15 @@ from functools import partial
 
 import torch
 
+from .examine import quality_of
 from .gram import Sums, block_pixels, gather
 from .learned import LearnedKernel
 from .normal import Constraints, Normal
+from .notes import noise_of
 from .options import Chosen, Options, chosen_solver
 from .pairs import ImagePair
 from .problem import Point, Problem, from_flat
-from .quality import noise_of, quality_of
+from .quality import Examination
 from .robust import LOSSES, reweighted
 from .solve import (
     chosen_ridge,
@@ -38,6 +40,8 @@ RISEN = 1e-3
 LOSS_ROUNDING = 1e-6
 #: Steps of gradient descent on sums that end before a progress bar could be drawn.
 FEW_STEPS = 1000
+#: Elements of all images up to which a kernel's quality is computed when it is first read.
+EXAMINED_LATER = 2**16
 
 
 @dataclass(frozen=True)
@@ -180,28 +184,37 @@ def learn(
         loss = found.loss
         if loss is None:
             loss = float(errors.sum()) + penalty_of(constraints, theta)
-        quality = quality_of(
-            sums,
-            constraints,
-            theta,
-            errors,
-            problem.weight_shape,
-            [(r, pair.weights) for r, pair in zip(residual, problem.pairs, strict=True)],
-            exact=None if callable(options.loss) else chosen.name == "normal",
-            problem=problem,
-            normals=found.normals,
-            units=units,
-            x_noise=None if noisy else partial(noise_of, problem.pairs[0]),
+        notes = [note for pair in pairs for note in pair.notes]
+        notes += _risen([loss * units.loss for loss in found.history], loss * units.loss, found)
+        mostly_noise = sums.noiseless(constraints.elements)[1] if noisy else 0
+        if mostly_noise:
+            notes.append(
+                f"in {mostly_noise} of {constraints.elements} directions x is noise more than "
+                "image, and there the kernel stays pulled towards zero"
+            )
+        later = sum(pair.x.numel() + pair.y.numel() for pair in pairs) <= EXAMINED_LATER
+        if later:  # of copies: the user may change the images, or the residual, until then
+            problem = Problem([p.copy() for p in problem.pairs], settings.background)
+        examined = [r.clone() for r in residual] if later else residual
+        examination = Examination(
+            partial(
+                quality_of,
+                sums,
+                constraints,
+                theta,
+                errors,
+                problem.weight_shape,
+                [(r, pair.weights) for r, pair in zip(examined, problem.pairs, strict=True)],
+                exact=None if callable(options.loss) else chosen.name == "normal",
+                problem=problem,
+                normals=found.normals,
+                units=units,
+                x_noise=None if noisy else partial(noise_of, problem.pairs[0]),
+                known=notes,
+            )
         )
-    notes = [note for pair in pairs for note in pair.notes]
-    notes += _risen([loss * units.loss for loss in found.history], loss * units.loss, found)
-    mostly_noise = sums.noiseless(constraints.elements)[1] if noisy else 0
-    if mostly_noise:
-        notes.append(
-            f"in {mostly_noise} of {constraints.elements} directions x is noise more than image, "
-            "and there the kernel stays pulled towards zero"
-        )
-    quality = replace(quality, notes=notes + quality.notes)
+        if not later:
+            _ = examination.quality
     user = units.user(Point(found.point.weight.double(), found.point.background.double()))
     user = Point(user.weight.to(dtype), user.background.to(dtype))
     shown = [
@@ -219,7 +232,7 @@ def learn(
         reason=reason,
         step_size=found.step_size,
         max_step_size=found.limit,
-        quality=quality,
+        examination=examination,
     )
 
 

@@ -23,9 +23,10 @@ from ..autograd.modules import PaddingMode
 from ..ops import ArgumentError, as_pair
 from .field import VaryingKernel, learn_varying
 from .fitting import learn
-from .learned import KernelField, LearnedKernel
+from .learned import LearnedKernel
 from .options import Loss, Options, Solver, is_list
 from .pairs import ImagePair
+from .tiles import KernelField
 from .window import WIDENINGS, chosen_window, largest_side
 
 #: A tensor, an array, an image object of Astropy, or a sequence of them.

@@ -1,11 +1,10 @@
-"""LearnedKernel and KernelField, the results of learning: predict, save and load, plot, layer."""
+"""LearnedKernel, the result of learning: predict, difference, save and load, plot, layer."""
 
 from __future__ import annotations
 
 import json
 import math
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -13,22 +12,19 @@ import torch
 
 from ..autograd.functional import convolve2d, corr2d
 from ..autograd.modules import Conv2D, PaddingMode
-from ..images.extras import needs
-from ..images.output import Cards, StrPath, replacing, write_arrays
+from ..images.output import StrPath
 from ..ops import ArgumentError, as_padding, fourier, geometry_of
 from ..ops.arguments import Pair
 from .background import Background, Place
 from .data import as_data, as_variance
+from .kernel_files import check_kernel_name, read_kernel, write_kernel
 from .options import Settings
 from .pairs import four_dimensional, padded_image
 from .problem import Point
-from .quality import Quality
+from .quality import Examination, Quality
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-#: Endings of the names that a kernel may be saved under.
-KERNEL_SUFFIXES = (".npy", ".npz", ".fits")
 
 
 @dataclass(frozen=True)
@@ -50,8 +46,7 @@ class LearnedKernel:
         reason: why this solver, and other automatic choices.
         step_size: the step that gradient descent used, None for other solvers.
         max_step_size: gradient descent diverges from this step on; None for other solvers.
-        quality: how far the kernel can be trusted, see Quality.
-        notes: warnings for the user.
+        examination: what `quality` is read from.
         padding, padding_mode, groups, flip, stride: of the fit; flip is strict convolution.
     """
 
@@ -65,8 +60,7 @@ class LearnedKernel:
     reason: str
     step_size: float | None
     max_step_size: float | None
-    quality: Quality
-    notes: list[str] = field(default_factory=list)
+    examination: Examination = field(repr=False, compare=False)
     padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
     padding_mode: PaddingMode = "zeros"
     groups: int = 1
@@ -96,8 +90,18 @@ class LearnedKernel:
             groups=settings.groups,
             flip=settings.flip,
             stride=settings.stride,
-            **{"notes": facts["quality"].notes, **facts},
+            **facts,
         )
+
+    @property
+    def quality(self) -> Quality:
+        """How far the kernel can be trusted; of small images it is computed when first read."""
+        return self.examination.quality
+
+    @property
+    def notes(self) -> list[str]:
+        """Warnings for the user."""
+        return self.quality.notes
 
     @property
     def rms(self) -> float:
@@ -294,11 +298,11 @@ class LearnedKernel:
             ModuleNotFoundError: .fits without astropy.
         """
         suffix = check_kernel_name(path)
-        arrays, cards = self._arrays(), self._cards()
+        arrays, cards = self._arrays(), self.cards()
         if suffix == ".npz":
             facts = json.dumps({name: value for name, (value, _) in cards.items()})
             arrays["cards"] = np.array(facts)
-        _write(path, suffix, arrays, cards)
+        write_kernel(path, suffix, arrays, cards)
 
     @classmethod
     def load(cls, path: StrPath) -> LearnedKernel:
@@ -311,8 +315,7 @@ class LearnedKernel:
             ArgumentError: another ending, or no kernel in the file.
             OSError, ModuleNotFoundError: a missing file; .fits without astropy.
         """
-        suffix = check_kernel_name(path)
-        arrays, cards = _read_fits(path) if suffix == ".fits" else _read_numpy(path, suffix)
+        arrays, cards = read_kernel(path)
         weight = arrays.get("weight")
         if weight is None or weight.ndim not in (2, 4):
             raise ArgumentError(f"cannot read {path}: it holds no kernel (R, S) or (K, C, R, S)")
@@ -332,7 +335,7 @@ class LearnedKernel:
             reason="read from a file",
             step_size=None,
             max_step_size=None,
-            quality=quality,
+            examination=Examination.done(quality),
             padding=((sides[0], sides[1]), (sides[2], sides[3])),
             padding_mode=cards.get("PADMODE", "zeros"),
             groups=int(cards.get("GROUPS", 1)),
@@ -392,7 +395,7 @@ class LearnedKernel:
         arrays = {k: t.numpy(force=True) for k, t in tensors.items() if t is not None}
         return arrays | {"history": np.array(self.history, dtype=np.float64)}
 
-    def _cards(self) -> dict[str, tuple[Any, str]]:
+    def cards(self) -> dict[str, tuple[Any, str]]:
         """Facts about the fit for a FITS header: keyword to (value, comment)."""
         (top, bottom), (left, right) = self.padding
         return {
@@ -406,172 +409,3 @@ class LearnedKernel:
             "GROUPS": (self.groups, "channel groups"),
             "STRIDE": (f"{self.stride[0]},{self.stride[1]}", "rows and columns between windows"),
         }
-
-
-@dataclass(frozen=True)
-class KernelField:
-    """A kernel for each tile of the output: result of learn_kernel_field(tiles=...).
-
-    Attributes:
-        kernels: a LearnedKernel for each tile, by rows and columns of tiles.
-        rows: borders of the tiles: tile i has output rows rows[i] .. rows[i + 1] - 1.
-        columns: the same for columns.
-        padding, padding_mode, groups, flip: of the fit.
-    """
-
-    kernels: list[list[LearnedKernel]]
-    rows: list[int]
-    columns: list[int]
-    padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
-    padding_mode: PaddingMode = "zeros"
-    groups: int = 1
-    flip: bool = False
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """(rows, columns) of tiles, then the shape of a weight."""
-        return torch.stack([torch.stack([k.weight for k in row]) for row in self.kernels])
-
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """(rows, columns, K), or None."""
-        biases = [[k.bias for k in row if k.bias is not None] for row in self.kernels]
-        return torch.stack([torch.stack(row) for row in biases]) if biases[0] else None
-
-    @property
-    def residual(self) -> torch.Tensor | list[torch.Tensor]:
-        """Prediction minus target, all tiles put together; a list for several pairs."""
-        tiles: Any = [[k.residual for k in row] for row in self.kernels]
-        if isinstance(tiles[0][0], list):
-            return [
-                _assemble([[tile[i] for tile in row] for row in tiles])
-                for i in range(len(tiles[0][0]))
-            ]
-        return _assemble(tiles)
-
-    @property
-    def loss(self) -> float:
-        """The sum of the tiles' losses."""
-        return sum(k.loss for row in self.kernels for k in row)
-
-    @property
-    def rms(self) -> float:
-        """Root of the (weighted) mean squared error over all tiles."""
-        found = [k.quality for row in self.kernels for k in row]
-        total = sum(q.weight_sum for q in found)
-        return (sum(q.squared_error for q in found) / total) ** 0.5 if total else 0.0
-
-    @property
-    def notes(self) -> list[str]:
-        """Warnings for the user, with the tile that each is about."""
-        return [
-            f"tile {i}, {j}: {note}"
-            for i, row in enumerate(self.kernels)
-            for j, kernel in enumerate(row)
-            for note in kernel.notes
-        ]
-
-    def predict(self, x: torch.Tensor) -> torch.Tensor:
-        """The output of x, each tile by its own kernel.
-
-        Raises:
-            ArgumentError: x does not have the size of the fit.
-        """
-        window = self.kernels[0][0].weight.shape[-2:]
-        padding = as_padding(self.padding, (window[0], window[1]))
-        geometry = geometry_of(
-            (1, 1, x.shape[-2], x.shape[-1]), (1, 1, window[0], window[1]), padding=padding
-        )
-        if (geometry.P, geometry.Q) != (self.rows[-1], self.columns[-1]):
-            raise ArgumentError(
-                f"x must give an output of {self.rows[-1]} x {self.columns[-1]} pixels, as the fit "
-                f"had, got {geometry.P} x {geometry.Q} (x of shape {tuple(x.shape)})"
-            )
-        size = (geometry.P, geometry.Q)
-        padded = padded_image(x, padding, self.padding_mode)
-        return _assemble(
-            [
-                [
-                    kernel.predict(
-                        padded[..., top : bottom + window[0] - 1, left : right + window[1] - 1],
-                        origin=(top, left),
-                        size=size,
-                    )
-                    for kernel, (left, right) in zip(row, pairwise(self.columns), strict=True)
-                ]
-                for row, (top, bottom) in zip(self.kernels, pairwise(self.rows), strict=True)
-            ]
-        )
-
-    def save(self, path: StrPath) -> None:
-        """Writes the weights of all tiles, (rows, columns, ...), as .npy, .npz or .fits.
-
-        Raises:
-            ArgumentError: another ending.
-            ModuleNotFoundError: .fits without astropy.
-        """
-        suffix = check_kernel_name(path)
-        arrays = {"weight": self.weight.numpy(force=True)}
-        if self.bias is not None:
-            arrays["bias"] = self.bias.numpy(force=True)
-        arrays |= {"rows": np.array(self.rows), "columns": np.array(self.columns)}
-        _write(path, suffix, arrays, self.kernels[0][0]._cards())
-
-    def __str__(self) -> str:
-        tiles = f"{len(self.kernels)} x {len(self.kernels[0])} tiles"
-        first = self.kernels[0][0]
-        window = "x".join(map(str, first.weight.shape))
-        lines = [f"kernels {window} of {tiles} by {first.solver}, RMS error {self.rms:.3g}"]
-        return "\n".join(lines + [f"note: {note}" for note in self.notes])
-
-
-def check_kernel_name(path: StrPath) -> str:
-    """The ending of a file name for a kernel.
-
-    Raises:
-        ArgumentError: the name has another ending.
-    """
-    name = str(path)
-    for suffix in KERNEL_SUFFIXES:
-        if name.endswith(suffix):
-            return suffix
-    raise ArgumentError(
-        f"a kernel is saved as .npy, .npz or .fits, got {name.rpartition('/')[2]!r}"
-    )
-
-
-def _write(path: StrPath, suffix: str, arrays: dict[str, Any], cards: Cards) -> None:
-    """Writes the arrays; to .npy the weight alone."""
-    if suffix != ".npy":
-        write_arrays(path, arrays, cards)
-        return
-    with replacing(path) as temporary:
-        np.save(temporary, arrays["weight"])
-
-
-def _read_numpy(path: StrPath, suffix: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arrays of a .npy or .npz file, and its cards."""
-    if suffix == ".npy":
-        return {"weight": np.load(path, allow_pickle=False)}, {}
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files if name != "cards"}
-        return arrays, json.loads(str(stored["cards"])) if "cards" in stored.files else {}
-
-
-def _read_fits(path: StrPath) -> tuple[dict[str, Any], dict[str, Any]]:
-    with needs("fits"):
-        from astropy.io import fits
-    with fits.open(path, memmap=False) as units:
-        arrays = {
-            unit.name.lower(): unit.data.astype(unit.data.dtype.newbyteorder("="))
-            for unit in units
-            if unit.data is not None
-        }
-        cards = dict(units[0].header)
-    if "primary" in arrays:
-        arrays["weight"] = arrays.pop("primary")
-    return arrays, cards
-
-
-def _assemble(tiles: list[list[torch.Tensor]]) -> torch.Tensor:
-    return torch.cat([torch.cat(row, -1) for row in tiles], -2)

@@ -70,6 +70,11 @@ class ImagePair:
         weights = None if self.weights is None else self.weights.to(dtype)
         return replace(self, x=self.x.to(dtype), y=self.y.to(dtype), weights=weights)
 
+    def copy(self) -> ImagePair:
+        """The same with images of its own."""
+        weights = None if self.weights is None else self.weights.clone()
+        return replace(self, x=self.x.clone(), y=self.y.clone(), weights=weights)
+
     def crop(self, top: int, bottom: int, left: int, right: int) -> ImagePair:
         """Output rows top .. bottom - 1, columns left .. right - 1, and the part of x under them.
 

@@ -12,6 +12,7 @@ If it is nearly as large as the largest one tried, larger windows are tried too.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,6 @@ from .gram import Sums, gather
 from .normal import Constraints, Normal
 from .options import Options
 from .pairs import ImagePair
-from .quality import inside
 from .solve import squared_error
 from .units import Units
 
@@ -116,3 +116,20 @@ def _criterion(sums: Sums, channels: int, whole: Pair, size: Pair, rounding: flo
     total = max(float(squared_error(sums, theta).sum()), floor, 1e-300)
     unknowns = int(kept.sum()) * len(sums.moments)
     return pixels * math.log(total / pixels) + unknowns * math.log(pixels)
+
+
+def centred_size(taps: torch.Tensor, whole: int) -> int:
+    """Side of the smallest window, about the centre of one with `whole` taps, that holds `taps`."""
+    centre = (whole - 1) // 2
+    before, after = centre - int(taps[0]), int(taps[-1]) - centre
+    return max(1, 2 * before + 1 if before > 0 else 1, 2 * after if after > 0 else 1)
+
+
+def inside(whole: tuple[int, int], size: tuple[int, int], device: Any = None) -> torch.Tensor:
+    """Which taps of a window `whole` are in the window `size` about its centre, bool (R, S)."""
+    axes = []
+    for taps, some in zip(whole, size, strict=True):
+        first = (taps - 1) // 2 - (some - 1) // 2
+        place = torch.arange(taps, device=device)
+        axes.append((place >= first) & (place < first + some))
+    return axes[0][:, None] & axes[1]

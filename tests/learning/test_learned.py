@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 
 import numpy as np
 import pytest
@@ -350,3 +351,16 @@ def test_a_kernel_has_repr_and_picture(backend):
     assert channels._repr_png_() is None
     with pytest.raises(ArgumentError, match="plain kernel"):
         channels.plot()
+
+
+def test_quality_is_of_the_images_as_they_were(backend):
+    x, y = torch.rand(12, 12, dtype=DOUBLE), torch.rand(10, 10, dtype=DOUBLE)
+    at_once = learn_kernel(x, y, 3)
+    expected = (at_once.rms, at_once.notes, at_once.quality.standard_error)
+    found = learn_kernel(x, y, 3, weights=(weights := torch.ones(10, 10, dtype=DOUBLE)))
+    for tensor in (x, y, weights, found.residual):
+        tensor.zero_()
+    copied = pickle.loads(pickle.dumps(found))  # before anything was read of it
+    assert (found.rms, found.notes) == (pytest.approx(expected[0]), expected[1])
+    torch.testing.assert_close(found.quality.standard_error, expected[2])
+    assert copied.rms == found.rms
