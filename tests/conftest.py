@@ -158,10 +158,10 @@ INTERPRETED = {
     "test_every_gemm_tile_of_wgrad": {"ieee"},
     "test_every_shape_of_boxes": {"wgrad"},
     "test_opcheck": {"none"},
-    "test_node": {"none"},
-    "test_layers": {"none"},
-    "test_values_and_gradients": {"none"},
-    "test_values_in_lower_precision": {"none"},
+    "test_nodes_give_the_expected_output": {"none"},
+    "test_layers_equal_pytorchs": {"none"},
+    "test_samples_have_pytorchs_values_and_gradients": {"none"},
+    "test_samples_have_pytorchs_values_in_lower_precision": {"none"},
     "test_the_sum_is_activated_and_rounded_once": {"rows"},
 }
 #: Files whose simulated tests are not `slow`: the textbook's calls, through the public functions.

@@ -8,18 +8,18 @@ def assert_same_derivatives(ours, theirs, tensors, order=2, peer=False):
     """Fail unless ours(*tensors) and its gradients are those of theirs(*tensors) in float64.
 
     Args:
-        ours, theirs: functions of the tensors that sum products of them: theirs, applied to
-            absolute values, bounds the rounding errors.
-        tensors: to differentiate by.
+        ours, theirs: functions of the tensors that sum products of their elements. The result of
+            theirs for absolute values bounds the rounding errors.
+        tensors: the derivatives are with respect to these.
         order: 0 compares values only, 1 also gradients, 2 also gradients of the gradients.
-        peer: allow twice PyTorch's error in the same dtype: PyTorch itself computes ours.
+        peer: allow twice PyTorch's error in the same dtype, for ours that PyTorch computes.
     """
     exact = [t.detach().cpu().double() for t in tensors]
     actual = _values(ours, tensors, order)
     truth = _values(theirs, exact, order)
     absolute = _values(theirs, [t.abs() for t in exact], order, torch.abs)
     peers = _values(theirs, tensors, order) if peer else dict.fromkeys(actual)
-    # One element sums at most the products of one tensor's elements, in two such sums.
+    # An element is a sum of at most this number of products.
     terms = truth["y"].numel() + sum(t.numel() for t in tensors)
     for name, result in actual.items():
         try:

@@ -9,7 +9,7 @@ from tricorr.ops import as_padding
 
 
 def design_matrix(x, window, padding=0, mode="constant", order=None):
-    """One row per output pixel of x (N, C, H, W): its window, then the background's polynomials."""
+    """One row for each output pixel of x (N, C, H, W): its window, then the background's terms."""
     (top, bottom), (left, right) = as_padding(padding, window)
     padded = F.pad(x.double(), (left, right, top, bottom), mode=mode)
     patches = F.unfold(padded, window)
@@ -20,7 +20,7 @@ def design_matrix(x, window, padding=0, mode="constant", order=None):
 
 
 def polynomials(P, Q, order):
-    """(T, P, Q) by NumPy: products of Legendre polynomials by total degree, the rows' first."""
+    """(T, P, Q) by NumPy: products of Legendre polynomials, in the order of total degree."""
     if order is None:
         return torch.zeros(0, P, Q, dtype=torch.float64)
     u, v = ((2 * np.arange(n) + 1) / n - 1 for n in (P, Q))
@@ -38,9 +38,9 @@ def columns(image):
 
 
 def best(rows, targets, weights=None, ridge=0.0, elements=None):
-    """theta (D, K), by LAPACK on the rows themselves; weights (pixels, 1 or K).
+    """theta (D, K) by LAPACK, without normal equations; weights (pixels, 1 or K).
 
-    `ridge` is on the first `elements` unknowns.
+    `ridge` penalizes the first `elements` unknowns.
     """
     found = []
     for k in range(targets.shape[1]):

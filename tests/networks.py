@@ -1,6 +1,6 @@
-"""Four published networks, narrowed: together they have every kind of 2-D layer.
+"""Four published networks with few channels. Together they have every kind of 2-D layer.
 
-Names of modules are torchvision's where it has the network, so that its state_dicts fit.
+Modules are named as in torchvision where it has the network, so that its state_dicts fit.
 """
 
 from collections import OrderedDict
@@ -84,7 +84,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Seventeen inverted residuals; `divisor` is 1 as published, and divides all channels."""
+    """Seventeen inverted residuals; all channels are divided by `divisor` (1 as published)."""
 
     #: expansion, channels, blocks, stride of the first
     STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
@@ -189,7 +189,7 @@ class UNet(nn.Module):
         return self.head(x)
 
 
-#: name: (network, shape of a batch): narrow, three steps of training take about a second.
+#: name: (network, shape of a batch). Three training steps take about a second.
 NETWORKS = {
     "resnet18": (lambda: ResNet18(width=4, classes=5), (4, 3, 64, 64)),
     "mobilenet_v2": (lambda: MobileNetV2(divisor=8, classes=5), (4, 3, 64, 64)),

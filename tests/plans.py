@@ -14,7 +14,7 @@ PLAIN = Layout()
 
 
 def boxed(boxes, as_rows=False):
-    """The layout of images that descriptors can describe in this format."""
+    """The layout of images that tensor maps can describe in this format."""
     return Layout(boxes == "NHWC", x_boxes=boxes, y_boxes=boxes, as_rows=as_rows)
 
 
@@ -24,6 +24,6 @@ def planned(op, geometry, dtype, layout=PLAIN, device=INTERPRETER, precision="ie
 
 
 def with_tile(op, geometry, tile, splits=1, precision="ieee", layout=PLAIN, **changes):
-    """The plan with a tile, and with fields of it changed."""
+    """A plan with the given tile and changed fields."""
     problem = Problem(op, geometry, torch.float32, precision, layout)
     return replace(choose.plan_with_tile(problem, tile, splits), **changes)

@@ -1,4 +1,4 @@
-"""Image files of every usual kind, in and out."""
+"""Image files of every usual kind are read and written."""
 
 import os
 import struct
@@ -31,7 +31,7 @@ def expected(array, white):
 
 
 def png(path, array, colour):
-    """A PNG of 16 bits, which Pillow writes only in grey."""
+    """Write a 16-bit PNG. Pillow writes these only in grey."""
 
     def chunk(kind, data):
         check = zlib.crc32(kind + data)
@@ -59,7 +59,7 @@ def test_8_bit_grey_is_read(tmp_path, levels, suffix):
     torch.testing.assert_close(picture.pixels, expected(grey, 255), rtol=0, atol=1e-6)
 
 
-def test_rgb_and_its_luma(tmp_path, levels):
+def test_rgb_and_its_luma_are_read(tmp_path, levels):
     colour = (levels >> 8).astype(np.uint8)
     path = tmp_path / "image.png"
     Image.fromarray(colour).save(path)
@@ -273,13 +273,13 @@ def refused(path, **options):
         (np.array([["a"]]), "numbers are no brightness"),
     ],
 )
-def test_arrays_that_are_refused(tmp_path, array, reason):
+def test_arrays_without_an_image_are_refused(tmp_path, array, reason):
     path = tmp_path / "image.npy"
     np.save(path, array, allow_pickle=True)
     assert reason in refused(path)
 
 
-def test_files_that_are_refused(tmp_path, levels):
+def test_files_without_an_image_are_refused(tmp_path, levels):
     path = tmp_path / "image.png"
     path.write_bytes(b"")
     assert "the file is empty" in refused(path)
@@ -305,7 +305,7 @@ def test_files_that_are_refused(tmp_path, levels):
 
 
 def test_damaged_files_never_raise_anything_else(tmp_path, levels):
-    """Bytes changed at random: either an image, or one line that says why not."""
+    """With bytes changed at random, there is an image or an error with a message of one line."""
     random = np.random.default_rng(0)
     originals = {}
     for name in ("a.png", "a.jpg", "a.gif", "a.bmp", "a.webp"):
@@ -335,7 +335,7 @@ def test_too_many_pixels_are_refused(tmp_path, monkeypatch):
     assert read_image(path).pixels.shape == (
         50,
         50,
-    )  # a warning of Pillow's, which is not passed on
+    )  # Pillow's warning is not passed on
 
 
 def test_grey_of_other_channels_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""KernelAccumulator: the same kernel whatever the split, the order, the process or the machine."""
+"""KernelAccumulator: the kernel does not depend on how images are split, ordered or distributed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def images(N=3, H=20, W=17):
 
 
 def pieces(x, y, mask, rows, columns):
-    """update's arguments for every tile of an image, each with the x that its windows reach."""
+    """Arguments of `update` for every tile of an image, with the pixels of x its windows read."""
     P, Q = y.shape[-2:]
     for n in range(len(x)):
         for top in range(0, P, rows):
@@ -47,7 +47,7 @@ def assert_same(found, expected):
     assert found.loss == pytest.approx(expected.loss, rel=1e-9)
     assert found.quality.pixels == expected.quality.pixels
     errors = found.quality.standard_error, expected.quality.standard_error
-    if errors[1] is not None:  # without images nobody sees that residuals are correlated
+    if errors[1] is not None:  # correlated residuals can be detected only with the images
         torch.testing.assert_close(*errors, rtol=1e-8, atol=0)
 
 
@@ -90,7 +90,7 @@ def test_merged_and_pickled_parts_give_the_same(backend):
     assert merged.sums.gram.shape[0] == 2
 
 
-def test_pieces_with_the_padding_of_their_edge(backend):
+def test_pieces_may_have_the_padding_of_their_edges(backend):
     x, weight = torch.randn(12, 9, dtype=DOUBLE), torch.randn(3, 3, dtype=DOUBLE)
     y = corr2d(x, weight, padding=1) + 0.1 * torch.randn(12, 9, dtype=DOUBLE)
     sums = KernelAccumulator(3, padding=1)
@@ -121,7 +121,7 @@ def test_descent_on_the_sums_is_descent_on_the_images(backend, counted, ridge):
         sums.solve("gd", step_size=found.max_step_size, ridge=ridge)
 
 
-def test_loss_of_any_kernel_without_the_images(backend):
+def test_loss_of_any_kernel_follows_from_the_sums(backend):
     x, y, mask = images()
     sums = KernelAccumulator((3, 2), bias=True, flip=True).update(x, y, mask=mask)
     weight, bias = torch.randn(2, 2, 3, 2, dtype=DOUBLE), torch.randn(2, dtype=DOUBLE)
@@ -140,7 +140,7 @@ def test_plain_images_give_a_plain_kernel_in_their_precision(backend):
 
 
 def _rank(rank, world, images, settings, path):
-    """One of the processes: it has every world-th image; the last has none at all."""
+    """One of the processes. It has every world-th image; the last process has none."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path}/meet", rank=rank, world_size=world)
     try:

@@ -1,4 +1,4 @@
-"""Windows that cut their kernel off are told from those that hold it, whatever the noise."""
+"""Windows that cut the kernel off are noted, and windows that hold it are not, at any noise."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def gaussian(sigma, size):
 
 
 def photograph(side=200):
-    """Grey levels 0 to 255 of discs that hide each other: edges, flat parts and grain."""
+    """Grey levels 0 to 255 of overlapping discs: an image with edges, flat parts and grain."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[:side, :side]
     image = np.full((side, side), 90.0)
@@ -45,7 +45,7 @@ def shift(down, across, size=7):
 
 
 def seen_through(kernel, window, noise):
-    """x and y of one size, of which y is x seen through the kernel, without its zero border."""
+    """x and y of one size; y is x correlated with the kernel, without the zero border."""
     x, reach = photograph(), len(kernel) // 2
     y = corr2d(x, kernel)
     x = x[reach : len(x) - reach, reach : len(x) - reach]
@@ -77,7 +77,7 @@ HELD = {
 }
 
 
-def is_said(found):
+def has_note_of_a_cut(found):
     return any("the window seems to cut the kernel off" in note for note in found.notes)
 
 
@@ -87,7 +87,7 @@ def test_a_window_that_cuts_its_kernel_off_is_noted(backend, kind, noise):
     kernel, window = CUT[kind]
     found = learn_kernel(*seen_through(kernel, window, noise), window)
     assert found.quality.cut is True
-    assert is_said(found)
+    assert has_note_of_a_cut(found)
     assert found.quality.standard_error is None
 
 
@@ -97,7 +97,7 @@ def test_a_window_that_holds_its_kernel_is_not_noted(backend, kind, noise):
     kernel, window = HELD[kind]
     found = learn_kernel(*seen_through(kernel, window, noise), window)
     assert not found.quality.cut
-    assert not is_said(found)
+    assert not has_note_of_a_cut(found)
     if noise == "noise":
         error = found.quality.standard_error
         truth = torch.zeros(window, window, dtype=DOUBLE)
@@ -176,7 +176,7 @@ def test_scores_are_sums_over_the_windows_of_each_block(backend, stride, groups)
 def test_chance_is_rarely_significant(backend):
     alike = torch.eye(9).expand(2000, 9, 9)
     deviations = torch.tensor(_deviations(torch.randn(2000, 64, 9), alike))
-    # Normal: two above 3.1 in 2000, none above the limit; five times as many leave room.
+    # Of 2000 normal values, two exceed 3.1. Five times as many are allowed.
     assert int((deviations > 3.1).sum()) <= 10
     assert float(deviations.max()) < CERTAIN
     assert float(deviations.median().abs()) < 0.1

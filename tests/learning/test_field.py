@@ -1,4 +1,4 @@
-"""A kernel that varies over the field; a window's size and a ridge that are chosen."""
+"""Kernels that vary over the field, windows whose size is chosen, and ridges that are chosen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def surfaces(P, Q, order):
 
 
 def dense(x, y, window, order, background, weights):
-    """All unknowns by LAPACK: a column for each element of each term, then the background's."""
+    """All unknowns by LAPACK: a column for each element of each term, then the background."""
     P, Q = y.shape
     patches = torch.nn.functional.unfold(x[None, None], window)[0].T
     columns = [patches * surface[:, None] for surface in surfaces(P, Q, order)]

@@ -1,4 +1,4 @@
-"""What learning returns: its quality in numbers and words, its files, its layer, its fields."""
+"""Learned kernels: quality, notes, files, layers, tiles and pictures."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_an_input_of_another_scale_is_drawn_in_its_own_scale(backend):
 
 @pytest.mark.parametrize("padding", [None, "same"])
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
-def test_a_kernel_for_each_tile(backend, padding, mode, tmp_path):
+def test_tiles_have_kernels_of_their_own(backend, padding, mode, tmp_path):
     x = torch.randn(21, 23, dtype=DOUBLE)
     weights = torch.randn(2, 3, 3, 3, dtype=DOUBLE)
     shape = (21, 23) if padding else (19, 21)
@@ -317,7 +317,7 @@ def test_an_optimiser_takes_the_steps_of_a_plain_loop(backend, solver, masked):
     assert found.solver == "sgd"
 
 
-def test_any_differentiable_loss(backend):
+def test_any_differentiable_loss_is_minimized(backend):
     x, y = noisy(C=1, K=1, noise=0.0)
     y[0, 0, 3:5, 2:9] += 50
     clean = torch.ones(y.shape, dtype=torch.bool)
@@ -335,7 +335,7 @@ def test_any_differentiable_loss(backend):
 
 
 def test_a_kernel_has_repr_and_picture(backend):
-    """In lines that a person reads, and as a picture in a notebook."""
+    """repr is a readable summary; notebooks show a picture."""
     x = torch.rand(20, 24, dtype=torch.float64)
     found = learn_kernel(x, corr2d(x, torch.ones(2, 3, dtype=torch.float64)), (2, 3))
     assert repr(found).startswith("kernel 2x3 by normal, ")

@@ -1,4 +1,4 @@
-"""learn_kernel: against plain loops and dense least squares, and what it says of its answers."""
+"""learn_kernel agrees with plain loops and dense least squares; its notes and messages."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ def test_unknown_file_type_is_refused(backend, textbook, tmp_path):
 
 
 @pytest.mark.parametrize("counted", ["all", "mask", "nonnegative"])
-def test_normal_equations_on_every_backend(backend, counted):
+def test_normal_equations_agree_with_least_squares_on_every_backend(backend, counted):
     x = torch.randn(1, 2, 7, 8, dtype=torch.float64)
     y = torch.randn(1, 2, 6, 6, dtype=torch.float64)
     mask = torch.rand(6, 6) > 0.2 if counted == "mask" else torch.ones(6, 6)

@@ -1,4 +1,4 @@
-"""Every linear solver against dense least squares on the explicit patches, to 1e-10."""
+"""Every linear solver agrees with dense least squares on the explicit patches, to 1e-10."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ DOUBLE = torch.float64
 
 @pytest.fixture
 def optimize():
-    """SciPy's, which a machine for the GPU tests may lack."""
+    """scipy.optimize. Tests that need it are skipped where SciPy is not installed."""
     return pytest.importorskip("scipy.optimize")
 
 
 def images(N=2, C=1, K=1, H=15, W=14, window=(3, 2), padding=0, groups=1):
-    """x and a noisy y, so that the best fit is no exact one."""
+    """x and a noisy y, so that the best fit is not exact."""
     x = torch.randn(N, C, H, W, dtype=DOUBLE)
     weight = torch.randn(K, C // groups, *window, dtype=DOUBLE)
     y = corr2d(x, weight, padding=padding, groups=groups)
@@ -48,7 +48,9 @@ def assert_same(found, theta, elements):
 @pytest.mark.parametrize("order", [None, 0, 2], ids=["plain", "constant", "quadratic"])
 @pytest.mark.parametrize("counted", ["all", "mask", "weights", "both_per_filter"])
 @pytest.mark.parametrize("ridge", [0.0, 7.5])
-def test_channels_backgrounds_weights_and_ridge(backend, solver, order, counted, ridge):
+def test_channels_backgrounds_weights_and_ridges_equal_least_squares(
+    backend, solver, order, counted, ridge
+):
     x, y = images(C=2, K=3)
     if order is not None:
         y = y + torch.linspace(0, 2, y.shape[-1], dtype=DOUBLE).square()
@@ -81,7 +83,7 @@ def test_channels_backgrounds_weights_and_ridge(backend, solver, order, counted,
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("groups", [2, 4], ids=["two_groups", "depthwise"])
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-def test_groups(backend, solver, groups, masked):
+def test_groups_equal_least_squares_of_each(backend, solver, groups, masked):
     x, y = images(C=4, K=8, groups=groups, padding=1)
     mask = torch.rand(y.shape[-2:]) > 0.1 if masked else None
     weights = columns(mask.double().expand(2, 1, -1, -1)) if masked else None
@@ -111,7 +113,7 @@ def test_images_with_channels_alone_keep_their_form(backend):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-def test_padding_modes(backend, solver, mode):
+def test_padding_modes_equal_least_squares(backend, solver, mode):
     x = torch.randn(1, 2, 9, 8, dtype=DOUBLE)
     y = torch.randn(1, 2, 9, 8, dtype=DOUBLE)
     theta = best(design_matrix(x, (3, 4), "same", mode), columns(y))
@@ -122,7 +124,7 @@ def test_padding_modes(backend, solver, mode):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_pairs_of_several_sizes(backend, solver):
+def test_pairs_of_several_sizes_equal_least_squares(backend, solver):
     pairs = [images(H=H, W=W, C=2, K=2) for H, W in ((9, 8), (12, 7), (4, 15))]
     masks = [torch.rand(y.shape[-2:]) > 0.1 for _, y in pairs]
     theta = best(
@@ -156,7 +158,7 @@ def test_sum_is_kept_as_the_karush_kuhn_tucker_system_says(backend, solver, ridg
 
 @pytest.mark.parametrize("ridge", [0.0, 4.0])
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-def test_nonnegative_is_scipys(backend, optimize, ridge, masked):
+def test_nonnegative_kernels_equal_scipys(backend, optimize, ridge, masked):
     x, y = images(N=1, C=1, K=3, H=20, W=20, window=(5, 5))
     mask = torch.rand(y.shape[-2:]) > 0.2 if masked else torch.ones(y.shape[-2:])
     found = learn_kernel(x, y, 5, nonnegative=True, mask=mask, ridge=ridge)
@@ -178,7 +180,8 @@ def test_nonnegative_with_a_background_is_the_bounded_least_squares(backend, sum
     rows = design_matrix(x, (4, 3), order=1)
     gram, moments = (rows.T @ rows).numpy(), (rows.T @ columns(y)).numpy()[:, 0]
     theta = np.concatenate([found.weight.flatten(), found.background[0]])
-    # Karush, Kuhn and Tucker: what may move freely has no slope, what is held has none that helps.
+    # Karush-Kuhn-Tucker conditions: the gradient is zero for positive elements, and moving an
+    # element away from zero does not lower the loss.
     downhill = moments - gram @ theta
     kernel, free = np.arange(15) < 12, (theta > 0) | (np.arange(15) >= 12)
     if sum_to is not None:
@@ -191,7 +194,7 @@ def test_nonnegative_with_a_background_is_the_bounded_least_squares(backend, sum
     assert (~free).any()
 
 
-def test_a_large_nonnegative_window(backend, optimize):
+def test_a_large_nonnegative_window_equals_scipys(backend, optimize):
     x = torch.rand(40, 40, dtype=DOUBLE)
     h = torch.arange(-5.0, 6, dtype=DOUBLE)
     psf = torch.exp(-(h[:, None].square() + h.square()) / 4)
@@ -326,7 +329,7 @@ def test_a_robust_fit_ignores_outliers_in_exact_data(backend):
     ],
     ids=lambda v: "-".join(v) or "nothing" if isinstance(v, dict) else "",
 )
-def test_the_automatic_solver_and_its_reason(backend, call, solver, reason):
+def test_the_automatic_solver_gives_its_reason(backend, call, solver, reason):
     found = learn_kernel(torch.rand(9, 9), torch.rand(7, 7), 3, **call)
     assert found.solver == solver
     assert reason in found.reason
@@ -393,7 +396,7 @@ def test_lists_that_do_not_fit_are_refused(backend):
 
 
 class _Largest(TorchDispatchMode):
-    """The most elements of any tensor that an operator makes."""
+    """Records the largest number of elements of a tensor that an operator returns."""
 
     elements = 0
 
@@ -416,5 +419,5 @@ def test_memory_does_not_grow_with_the_window(backend, weighted, monkeypatch):
         weights = torch.rand_like(y) if weighted else None
         with _Largest() as largest:
             learn_kernel(x, y, size, weights=weights)
-        # A few images, a block of rows and its chunks: R * S * H * W would be 5.8 million.
+        # A few images, a block of rows and its chunks; R * S * H * W would be 5.8 million.
         assert largest.elements <= max(4 * H * W, 3 * 2**19)

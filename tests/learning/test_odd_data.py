@@ -1,4 +1,4 @@
-"""Data as they come: any scale and level, NaN, masks, noise in x, images that do not belong."""
+"""Real data: any scale and level, NaN, masks, noise in x, images that do not belong together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DOUBLE = torch.float64
 
 
 def farthest(found, weight):
-    """The largest distance of an element, as a fraction of the largest element."""
+    """The largest error of an element, as a fraction of the largest element."""
     return float((found.weight - weight).abs().max() / weight.abs().max())
 
 
@@ -29,7 +29,7 @@ def gaussian(radius, sigma):
 
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
 @pytest.mark.parametrize("solver", ["auto", "cg"])
-def test_one_masked_pixel_and_a_large_window(backend, solver, dtype):
+def test_a_large_window_is_exact_with_one_masked_pixel(backend, solver, dtype):
     x, weight = torch.rand(64, 64, dtype=DOUBLE), torch.randn(23, 23, dtype=DOUBLE)
     y, mask = corr2d(x, weight), torch.ones(42, 42, dtype=torch.bool)
     mask[5, 5] = False
@@ -162,7 +162,7 @@ def test_few_masked_pixels_are_subtracted_to_rounding(backend):
     theta = best(design_matrix(x, (3, 2), order=1), columns(y), weights)
     found = learn_kernel(x, y, (3, 2), background=1, mask=mask)
     torch.testing.assert_close(found.weight.flatten(1), theta[:12].T, rtol=1e-10, atol=1e-12)
-    # Where x is huge under a mask, what is subtracted would leave no digits.
+    # Where x is huge under a mask, a subtraction would leave no correct digits.
     x[0, :, 4, 4] = 1e9
     mask[0, :, 2:5, 3:5] = False
     theta = best(design_matrix(x, (3, 2), order=1), columns(y), columns(mask.double()))

@@ -22,7 +22,7 @@ def numbers(shape, dtype=np.float64, seed=0):
 
 
 def save(path, array):
-    """The array in the format that the name ends in; TIFFs by what stands before the dot."""
+    """Write the array in the format of the file's ending; the stem selects the kind of TIFF."""
     suffix = path.suffix
     if suffix == ".npy":
         np.save(path, array)
@@ -69,7 +69,7 @@ def test_float64_is_kept(backend, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["plain.tif", "strips.tif", "tiles.tif"])
 @pytest.mark.parametrize("planar", [False, True])
-def test_colours(backend, tmp_path, name, planar):
+def test_colours_are_read_as_channels(backend, tmp_path, name, planar):
     tifffile = pytest.importorskip("tifffile")
     colours = numbers((H, W, 3), np.uint16)
     options = {"plain": {}, "strips": {"compression": "zlib", "rowsperstrip": 8}}
@@ -87,16 +87,16 @@ def test_colours(backend, tmp_path, name, planar):
 
 
 @pytest.mark.parametrize("shape", [(2, H, W), (H, W, 3), (1, H, W)])
-def test_channels_of_arrays(backend, tmp_path, shape):
+def test_channels_of_arrays_are_those_of_read_image(backend, tmp_path, shape):
     path = save(tmp_path / "image.npy", numbers(shape, np.float32))
     whole = read_image(path).pixels
     for source in (path, np.load(path)):
         rows = open_rows(source)
         assert rows.shape == whole.shape
-        assert torch.equal(rows_one_by_one(rows, 2), whole)  # never taken for channels
+        assert torch.equal(rows_one_by_one(rows, 2), whole)  # two rows are not taken for channels
 
 
-def test_inverted_and_counted_numbers(backend, tmp_path):
+def test_inverted_numbers_are_turned_and_counts_are_kept(backend, tmp_path):
     tifffile = pytest.importorskip("tifffile")
     levels = numbers((H, W), np.uint16)
     tifffile.imwrite(tmp_path / "negative.tif", levels, photometric="miniswhite")
@@ -106,7 +106,7 @@ def test_inverted_and_counted_numbers(backend, tmp_path):
     assert torch.equal(counts, torch.from_numpy(levels.astype(np.float32)))  # not [0, 1]
 
 
-def test_a_fits_image_in_an_extension(backend, tmp_path):
+def test_a_fits_image_in_an_extension_is_read(backend, tmp_path):
     fits = pytest.importorskip("astropy.io.fits")
     image = numbers((H, W), np.float32)
     fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(image)]).writeto(tmp_path / "second.fits")
@@ -185,7 +185,7 @@ def test_formats_may_be_mixed(backend, tmp_path, suffix):
     )
 
 
-def test_several_pairs_and_arrays(backend, tmp_path):
+def test_several_pairs_of_arrays_give_one_kernel(backend, tmp_path):
     sums = KernelAccumulator(3, bias=True)
     images = [(numbers((H, W), seed=n), numbers((H, W), seed=n + 9)) for n in range(2)]
     for x, y in images:
@@ -198,7 +198,7 @@ def test_several_pairs_and_arrays(backend, tmp_path):
 
 
 def test_changes_of_x_between_blocks_are_seen(backend):
-    """Windows of one row overlap nowhere: what varies is seen from block to block."""
+    """Windows of one row do not overlap, so that variation is found only between blocks."""
     x = np.repeat(numbers((8, 1)), 9, axis=1)
     for rows in (1, 3, 8):
         found = accumulate(KernelAccumulator((1, 3)), x, x, rows=rows).solve()
@@ -212,7 +212,7 @@ def test_progress_is_shown(backend, capsys):
 
 
 def test_memory_does_not_grow_with_the_image(backend):
-    """No read is of more than a block and its halo."""
+    """Every read is at most a block and its halo."""
     asked = []
 
     class Watched:
@@ -266,7 +266,7 @@ def test_damaged_files_are_refused(backend, tmp_path, library, start):
         open_rows(tmp_path / "damaged")
 
 
-def test_files_that_are_refused(backend, tmp_path):
+def test_files_without_an_image_are_refused(backend, tmp_path):
     (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30))
     with pytest.raises(ArgumentError, match=r"expected a \.npy, TIFF or FITS file"):
         open_rows(tmp_path / "photo.png")

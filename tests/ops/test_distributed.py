@@ -65,7 +65,7 @@ def given(split, geometry):
 
 
 def divides(split, geometry, ranks):
-    """Whether a split divides the work of a geometry: else every rank does all of it."""
+    """Whether a split divides the work of a geometry; if not, every rank does all of it."""
     if split == "groups":
         return geometry.groups > 1 and geometry.groups % ranks == 0
     if split in ("rows", "columns"):
@@ -74,7 +74,7 @@ def divides(split, geometry, ranks):
 
 
 def on_one_rank(geometry, whole):
-    """y, dx and dw of plain tensors: exact, in whole numbers."""
+    """y, dx and dw of plain tensors; whole numbers, so the results are exact."""
     x, weight, bias, dy = whole
     return (
         ops.fprop(x, weight, bias, geometry),
@@ -84,7 +84,7 @@ def on_one_rank(geometry, whole):
 
 
 def check_operators(geometry, shards, expected, placements=None):
-    """y, dx and dw of shards are exactly those of one rank, and placed as they should be."""
+    """y, dx and dw of shards equal those of one rank exactly, and have the given placements."""
     results = on_one_rank(geometry, shards)
     for i, (name, result) in enumerate(zip(("y", "dx", "dw"), results, strict=True)):
         assert isinstance(result, DTensor)
@@ -137,7 +137,7 @@ def test_residuals_and_activations_wait_for_partial_sums(ranks):
     ranks(activated, 4, ["batch", "rows", "filters", "channels"])
 
 
-# Not huge_padding: a share has less than 2**31 outputs but all of that padding, and the kernels
+# Without huge_padding: a share has fewer than 2**31 outputs but the whole padding, and the kernels
 # take 32-bit indices.
 @pytest.mark.slow
 def test_kernels_take_the_padding_of_a_share(ranks):
@@ -225,7 +225,7 @@ def full(tensor):
 
 
 def assert_same_training(ours, theirs):
-    """Sums in another order: equal to rounding."""
+    """Equal up to rounding: the sums are taken in another order."""
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
@@ -267,7 +267,7 @@ def sharded_images(*placements):
     model = distribute_module(network(), mesh)
     y = model(distribute_tensor(x, mesh, placements))
     assert y.placements == placements
-    assert y.to_local().shape[2] <= -(-y.shape[2] // 2)  # no rank had the whole image
+    assert y.to_local().shape[2] <= -(-y.shape[2] // 2)  # no rank has the whole image
     ours = train(
         model, distribute_tensor(x, mesh, placements), distribute_tensor(target, mesh, placements)
     )
@@ -317,7 +317,7 @@ def every_order():
     torch.testing.assert_close([full(t) for t in ours], list(expected), rtol=1e-10, atol=1e-12)
 
 
-def test_one_kernel_on_a_sharded_image_to_second_order(ranks):
+def test_one_kernel_on_a_sharded_image_has_second_derivatives(ranks):
     ranks(every_order)
 
 
@@ -379,7 +379,7 @@ def test_examples_run_with_torchrun(command, said):
     env |= {
         "PYTHONPATH": os.pathsep.join([str(Path(tricorr.__file__).parent.parent), here]),
         "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",  # fewer GPUs than processes would not do
+        "CUDA_VISIBLE_DEVICES": "",  # on GPUs, there must be one for every process
     }
     run = subprocess.run(
         [*launcher, "--nproc-per-node", "2", EXAMPLES / script, *arguments],

@@ -1,7 +1,8 @@
-"""Every refused argument has a line of its own; what PyTorch accepts, we accept.
+"""Bad arguments are refused with a message of one line; calls that PyTorch accepts are accepted.
 
-Messages name the argument, what was expected and what came. ArgumentError is a RuntimeError (what
-F.conv2d raises) and a ValueError, ArgumentTypeError a RuntimeError and a TypeError.
+A message names the argument, the expected value and the given one. ArgumentError is a RuntimeError
+(the class that F.conv2d raises) and a ValueError; ArgumentTypeError is a RuntimeError and a
+TypeError.
 """
 # ruff: noqa: E501 - tables, one case a line
 
@@ -266,7 +267,7 @@ TYPES = {
     "layer_one_channel_count": (lambda: tricorr.Conv2D(4, kernel_size=3), "both in_channels and out_channels, or neither.*, got in_channels=4 and out_channels=None"),
 }  # fmt: skip
 
-#: What PyTorch's layers refuse themselves, or Python does: same words as nn.Conv2d.
+#: Refused by PyTorch's layers or by Python, with the same message as for nn.Conv2d.
 PYTORCHS_OWN = {
     "padding_text": (ValueError, lambda: tricorr.Conv2D(4, 6, 3, padding="foo"), "Invalid padding string 'foo'"),
     "padding_same_strided": (ValueError, lambda: tricorr.Conv2D(4, 6, 3, padding="same", stride=2), "not supported for strided"),
@@ -327,13 +328,13 @@ def test_calls_that_pytorch_refuses_are_refused(case):
 
 
 def test_every_message_is_unique():
-    """No two mistakes of different kinds share one sentence."""
+    """Mistakes of different kinds have different messages."""
     kinds = {**VALUES, **TYPES}
     assert len(kinds) > 120
     assert len({pattern for _, pattern in kinds.values()}) > 100
 
 
-#: (call of F's or ours, the shape that comes).
+#: (call of F's function or of tricorr's, shape of the result).
 ACCEPTED = {
     "unbatched": (lambda f: f(x(4, 6, 6), w()), (6, 4, 4)),
     "padding_1_tuple": (lambda f: f(x(), w(), padding=(1,)), (2, 6, 6, 6)),
@@ -356,7 +357,7 @@ ACCEPTED = {
     "inference_input": (lambda f: f(inference(), w()), (2, 6, 4, 4)),
 }  # fmt: skip
 
-#: Where PyTorch refuses, gives something wrong or has no such call.
+#: Calls that PyTorch refuses, computes wrongly or does not have.
 ACCEPTED_BEYOND_PYTORCH = {
     "no_channels": (lambda: tricorr.corr2d(x(2, 0, 6, 6), w(6, 0, 3, 3)), (2, 6, 4, 4)),
     "no_channels_reflect": (
@@ -394,7 +395,7 @@ def test_calls_that_pytorch_accepts_are_accepted(backend, case):
         result, expected = call(tricorr.corr2d), call(F.conv2d)
     assert tuple(result.shape) == tuple(expected.shape) == shape
     assert (result.dtype, result.device) == (expected.dtype, expected.device)
-    if case != "empty_batch":  # there PyTorch forgets the format
+    if case != "empty_batch":  # PyTorch does not keep the memory format of an empty batch
         assert result.stride() == expected.stride()
     if result.device.type != "meta":
         assert torch.equal(result, expected)  # whole numbers: exact in any order
@@ -412,7 +413,7 @@ def test_calls_beyond_pytorchs_are_accepted(backend, case):
 
 
 def test_huge_expanded_input_is_not_copied(kernel_backend):
-    """4 TB if it were; PyTorch copies it."""
+    """A copy would take 4 TB. PyTorch makes one."""
     side = 2**20
     image = torch.ones(1, device=kernel_backend.device).expand(1, 1, side, side)
     result = tricorr.corr2d(image, w(1, 1, 3, 3).to(image.device), stride=side // 2)

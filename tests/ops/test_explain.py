@@ -1,4 +1,4 @@
-"""explain: what it says is what would run."""
+"""`explain` reports the plans and costs of the call that would run."""
 
 from __future__ import annotations
 

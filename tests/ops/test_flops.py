@@ -1,4 +1,4 @@
-"""PyTorch's FLOP counter, with our operators and with its own."""
+"""PyTorch's FLOP counter counts tricorr's operators as it counts PyTorch's."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ except ImportError as error:  # it imports Triton where there is one
 
 
 def counted(layer, x):
-    """FLOPs of forward, and of forward and backward."""
+    """FLOPs of the forward pass, and of forward and backward together."""
     with FlopCounterMode(display=False) as counter:
         y = layer(x).sum()
         forward = counter.get_total_flops()

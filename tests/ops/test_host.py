@@ -1,4 +1,8 @@
-"""What the short way to a launch must not skip."""
+"""Calls that skip PyTorch's dispatcher still respect everything that it takes care of.
+
+A call without gradients, transforms or subclasses launches its kernel directly. These tests make
+calls that must not take this short way, or that must give the same result on it.
+"""
 
 import pytest
 import torch
@@ -12,7 +16,7 @@ GEOMETRY = geometry_of((2, 2, 4, 5), (3, 2, 2, 2))
 
 
 def negated(shape):
-    """A view whose memory holds the negative of what it shows."""
+    """A view with the negative bit set: its memory holds the values with the opposite sign."""
     view = torch.view_as_complex(torch.randn(*shape, 2)).conj().imag
     assert view.is_neg()
     return view

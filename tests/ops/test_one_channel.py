@@ -1,4 +1,7 @@
-"""One-channel images on CPU: bands, sums of taps and spectra are the correlation, NaN stays put."""
+"""One-channel images on CPU: bands, sums of taps and spectra compute the correlation.
+
+Infinities and NaNs reach only the outputs whose windows contain them.
+"""
 
 import os
 import subprocess
@@ -56,7 +59,7 @@ def several_blocks(monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 @pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients(backend, name, dtype):
+def test_values_and_gradients_are_close_to_float64(backend, name, dtype):
     torch.manual_seed(0)
     image, weight, options, geometry = operands(name, dtype)
     y = tricorr.corr2d(image, weight, **options)
@@ -65,13 +68,13 @@ def test_values_and_gradients(backend, name, dtype):
     dy = torch.randn(y.shape, dtype=dtype)
     grads = torch.autograd.grad(y, (image, weight), dy)
     truths = torch.autograd.grad(expected, leaves, dy.double())
-    # The same with absolute values bounds what rounding can do to a sum: eps for every term.
+    # A sum of absolute values bounds the rounding error of the sum: eps for every term.
     leaves = [t.detach().double().abs().requires_grad_() for t in (image, weight)]
     sums = by_float64(*leaves, geometry)
     bounds = torch.autograd.grad(sums, leaves, dy.double().abs())
     for ours, truth, bound in zip((y, *grads), (expected, *truths), (sums, *bounds), strict=True):
         assert ours.dtype == dtype
-        # A spectrum's error is that of the largest value of its strip.
+        # All values computed by one spectrum have the error of the largest of them.
         limit = bound if name != "many_taps" else bound.max()
         assert bool(((ours.double() - truth).abs() <= 16 * torch.finfo(dtype).eps * limit).all())
 
@@ -114,7 +117,7 @@ def test_weight_gradients_of_infinity_and_nan_equal_pytorchs(backend):
     assert 0 < int(dw.isfinite().sum()) < dw.numel()
 
 
-def test_two_dimensional_forms_and_second_derivatives(backend):
+def test_two_dimensional_forms_have_second_derivatives(backend):
     image = torch.randn(300, 400, dtype=torch.float64, requires_grad=True)
     kernel = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     y = tricorr.corr2d(image, kernel)

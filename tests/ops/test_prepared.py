@@ -1,4 +1,7 @@
-"""Calls that are built once and pointed at other tensors: the same results, nothing kept."""
+"""Prepared calls, which are built once and then given other tensors.
+
+They give the same results as calls that are built anew, and keep no tensor alive.
+"""
 
 import gc
 import weakref
@@ -16,8 +19,8 @@ from tricorr.ops.plan.problem import Layout
 
 _SAME = ((1, 1), (1, 1))
 DEPTHWISE = geometry_of((2, 4, 9, 7), (4, 1, 3, 3), padding=_SAME, groups=4)
-# What each family is planned for, as the device says that is planned for. The interpreter's has
-# four multiprocessors: weight gradients are split into partial sums there.
+# Geometries for which the planner takes each family, on the device beside them. INTERPRETER has
+# four multiprocessors, so that weight gradients are split into partial sums.
 CALLS = {
     "gemm": (geometry_of((2, 16, 4, 5), (16, 16, 2, 2), (1, 2), ((1, 0), (1, 0))), INTERPRETER),
     "rows": (DEPTHWISE, INTERPRETER),
@@ -35,7 +38,7 @@ CALLS = {
     "per_sample": (geometry_of((2, 3, 6, 6), (2, 4, 3, 2, 2)), INTERPRETER),
     "split": (geometry_of((1, 32, 3, 3), (32, 32, 5, 5), padding=((2, 2), (2, 2))), INTERPRETER),
 }
-#: float16 and channels_last.
+#: Cases in float16 and channels_last.
 HALF = {"banded", "tma", "strided_tma"}
 
 
@@ -49,7 +52,7 @@ def _recorded(function, names):
 
 @pytest.fixture
 def built(monkeypatch):
-    """Names of the calls that are built from here on, with nothing prepared before."""
+    """Names of the calls that the test builds. It starts without prepared calls."""
     from tricorr.ops.launch import arguments as launch
     from tricorr.ops.launch.prepared import forget_prepared
 
@@ -64,7 +67,7 @@ def built(monkeypatch):
 
 @pytest.fixture
 def launch(kernel_backend, monkeypatch):
-    """The module, planning for the device that `plan_for` is given if there is no other."""
+    """ops/launch/arguments.py. On CPU, it plans for the device that is passed to `plan_for`."""
     from tricorr.ops.launch import arguments as launch
 
     def plan_for(device):
@@ -76,7 +79,7 @@ def launch(kernel_backend, monkeypatch):
 
 
 def drawn(op, geometry, on, half=False):
-    """New operands of `op`, channels_last in half precision, which descriptors need."""
+    """New operands of `op`; if `half`, in float16 and channels_last, as tensor maps require."""
     made = tensors(geometry, torch.float16 if half else torch.float32, on)
     if half:
         made = [t.to(memory_format=torch.channels_last) if t.dim() == 4 else t for t in made]
@@ -105,7 +108,7 @@ def test_a_prepared_call_reads_its_own_tensors(name, op, launch, built, kernel_b
 
 
 def test_the_cases_above_plan_their_kernels():
-    """Every family, with and without what a prepared call has to make: scratch, views, frames."""
+    """Every family, with and without partial sums, turned views and padded images."""
     families = {}
     for name, (g, device) in CALLS.items():
         boxes = "NHWC" if name in HALF else ""
@@ -128,12 +131,12 @@ def test_a_call_with_one_tensor_as_two_operands_serves_two_tensors(launch, built
     other, another = torch.randn_like(one), torch.randn_like(one)
     for args in ((one, one, None), (other, another, None)):
         check("fprop", args, geometry, actual=launch.fprop(*args, geometry))
-    assert len(built) == 2  # with the tensors, and with stand-ins
+    assert len(built) == 2  # one for the tensors, one for their stand-ins
 
 
 @pytest.mark.parametrize("name", ["gemm", "rows", "tma"])
 def test_unaligned_tensors_are_prepared_separately(name, launch, built, kernel_backend):
-    """Crops, and views of flat parameter buffers: for each start of its own."""
+    """Crops, and views of flat parameter buffers: a prepared call for each alignment."""
     geometry, device = CALLS[name]
     launch.plan_for(device)
     args = drawn("fprop_bias", geometry, kernel_backend.device, name in HALF)
@@ -147,7 +150,7 @@ def test_unaligned_tensors_are_prepared_separately(name, launch, built, kernel_b
 
 
 def _shifted(tensor, start):
-    """A copy of the tensor that begins `start` elements behind 16 bytes."""
+    """A copy of the tensor that begins `start` elements after a multiple of 16 bytes."""
     numel = tensor.untyped_storage().nbytes() // tensor.itemsize
     storage = torch.empty(numel + start, dtype=tensor.dtype, device=tensor.device)
     shifted = storage.as_strided(tensor.shape, tensor.stride(), start)
@@ -156,7 +159,7 @@ def _shifted(tensor, start):
 
 
 def test_weights_that_are_copied_are_copied_at_every_call(launch, built, kernel_backend):
-    """A descriptor's copy of a contiguous weight would miss what an optimiser writes to it."""
+    """A copy that is kept would not show the values that an optimiser writes to the weight."""
     geometry, device = CALLS["tma"]
     launch.plan_for(device)
     x, weight, bias = drawn("fprop_bias", geometry, kernel_backend.device, half=True)
@@ -189,7 +192,7 @@ def test_the_number_of_prepared_calls_is_bounded(launch, built, kernel_backend, 
 
 
 def test_a_different_call_is_not_taken_for_a_prepared_one(launch, built, kernel_backend):
-    """Each differs from the first in one thing that a launch depends on."""
+    """Each call differs from the first in one thing that a launch depends on."""
     geometry = geometry_of((2, 2, 4, 4), (2, 2, 3, 3), padding=_SAME)
     x, weight, bias = tensors(geometry, torch.float32, kernel_backend.device)[:3]
     flipped = geometry_of((2, 2, 4, 4), (2, 2, 3, 3), padding=_SAME, flip=True)

@@ -1,4 +1,4 @@
-"""The NumPy reference, checked by hand-written numbers, PyTorch, and the adjoint identities."""
+"""The NumPy reference agrees with numbers by hand, PyTorch and the adjoint identities."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from cases import CASES, tensors, whole_numbers
 
 from tricorr.ops import geometry_of, reference
 
-# PyTorch would copy the padding, all 16 GiB of it.
+# PyTorch would make a padded copy of 16 GiB.
 TORCH_CASES = [name for name in CASES if name != "huge_padding_between_windows"]
 
 
@@ -27,7 +27,7 @@ def torch_fprop(x, weight, bias, geometry):
     return y.reshape(g.y_shape)
 
 
-def test_textbook_numbers():
+def test_reference_gives_the_textbooks_numbers():
     geometry = CASES["textbook"]
     x = np.arange(9.0).reshape(1, 1, 3, 3)
     weight = np.arange(4.0).reshape(1, 1, 2, 2)
@@ -40,14 +40,14 @@ def test_textbook_numbers():
     assert reference.bias_grad(dy).tolist() == [3]
 
 
-def test_textbook_edges():
+def test_reference_finds_the_textbooks_edges():
     x = np.ones((1, 1, 6, 8))
     x[..., 2:6] = 0
     y = reference.fprop(x, [[[[1.0, -1.0]]]], None, CASES["edge_detector"])
     assert y.tolist() == [[[[0, 1, 0, 0, 0, -1, 0]] * 6]]
 
 
-def test_padding_stride_and_dilation_by_hand():
+def test_padding_stride_and_dilation_agree_with_numbers_by_hand():
     geometry = geometry_of((1, 1, 1, 5), (1, 1, 1, 2), (1, 2), ((0, 0), (1, 2)), (1, 3))
     # x padded: 0 1 2 3 4 5 0 0; windows read elements (0, 3), (2, 5), (4, 7) of it.
     y = reference.fprop([[[[1, 2, 3, 4, 5]]]], [[[[10, 1]]]], None, geometry)

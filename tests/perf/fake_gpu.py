@@ -1,7 +1,7 @@
-"""A GPU that is not there: PyTorch's CPU convolution answers, the static model's times pass.
+"""A fake GPU. PyTorch computes results on CPU, and a clock advances by the static model's times.
 
-Faults can be built in: a kernel that is wrong, one that hangs, one that does not compile, and a
-family that is slower than the model says.
+Faults can be built in: a kernel with wrong results, one that hangs, one that does not compile, and
+a family that is slower than the model predicts.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from tricorr.perf.workloads import find
 
 NAME = "NVIDIA H200, rehearsed"
 DEVICE = replace(DEVICES["h200"], name=NAME)
-#: What is measured of it: L2 is slower than the planner assumes.
+#: Its measured ceilings: L2 is slower than the planner assumes.
 CEILINGS = Ceilings(4.3e12, {"bfloat16": 8e14, "float32": 6e13, "tf32": 4e14}, 5e12, 2e-6, 5e-7)
 TRUE = with_constants(DEVICE, CEILINGS)
 
 
 class Clock:
-    """Stands still but for what is added."""
+    """A clock that advances only when its `now` is increased."""
 
     now = 0.0
 
@@ -44,7 +44,7 @@ class Clock:
 CLOCK = Clock()
 
 
-#: The last operands and their result: many ways to one result are timed in turns.
+#: The last operands and their result, since many calls with the same operands are timed in turns.
 _LAST = []
 
 
@@ -94,13 +94,13 @@ def theirs(operands):
 
 @dataclass(frozen=True)
 class FakeGpu(GpuRig):
-    """What the processes of a rehearsed run reach.
+    """The rig that the processes of a rehearsed run use.
 
     Attributes:
-        names: workloads that there are, with one sample each.
+        names: the workloads, with one sample each.
         wrong, hanging, failing: (kernel, dtype) with that fault.
         slow: a family that takes three times as long as predicted.
-        only: kernels that tiny calls are of.
+        only: the kernels that have tiny calls.
     """
 
     device: str = "cpu"

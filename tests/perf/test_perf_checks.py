@@ -1,4 +1,4 @@
-"""Tiny calls: every kernel has one, right results pass, and what is wrong is said."""
+"""Tiny calls: every kernel has one, right results pass, and wrong results are reported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tricorr.perf.session.rig import GpuRig
 from tricorr.perf.workloads import WORKLOADS
 
 ALL = list(checks.checks(DEVICES["h200"]))
-#: These take a moment in the interpreter and the simulator.
+#: Calls that take less than a second in the interpreter and the simulator.
 QUICK = [
     next(c for c in ALL if (c.kernel, c.workload.name) == name)
     for name in (("fprop_tma", "point"), ("wgrad_tma", "point"))
@@ -47,7 +47,7 @@ def test_a_correct_result_passes(check, kernel_backend):
 
 
 class Spoilt(GpuRig):
-    """Answers with what is left of a right result."""
+    """A rig whose calls return a changed result."""
 
     changes = iter(())
 
@@ -84,7 +84,7 @@ def test_memory_is_poisoned_only_during_a_check():
 
 
 def test_different_plans_have_different_names():
-    """Rows are keyed by these words."""
+    """Rows are keyed by these descriptions."""
     for workload in WORKLOADS[:20]:
         for memory_format in workload.formats:
             call = PlannedCall(workload, "fprop", "bfloat16", memory_format)

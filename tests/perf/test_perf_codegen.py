@@ -1,7 +1,7 @@
-"""codegen: the recorded table of machine code, its arithmetic, and that no kernel got worse.
+"""codegen: the recorded table of machine code is right, and no kernel is worse than recorded.
 
-Kernels of this process may be interpreted ones, so another process compiles. The committed table
-is compared in full by `python -m tricorr.perf codegen --check`; here a few kernels stand for all.
+Kernels of this process may be interpreted, so another process compiles. These tests compile a few
+kernels; `python -m tricorr.perf codegen --check` compares the whole table.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tricorr.perf.model.cases import TARGETS, configurations
 from tricorr.perf.model.codegen import Entry
 from tricorr.perf.model.machine_code import MARKS, Build
 
-#: Of the recorded ones, these are built by the tests: each family, and every kind of arithmetic.
+#: The recorded configurations that the tests build: each family, and every kind of arithmetic.
 BUILT = (
     r"sm_90 fprop_gemm-half-128x128x32-bfloat16-dense",
     r"sm_90 wgrad_gemm-half-64x64x32-bfloat16-dense",
@@ -88,9 +88,9 @@ def test_the_table_is_the_sample_and_nothing_in_it_spills():
         assert bool(e.loop["mma"]) == wants, e.name
 
 
-#: Instructions that an output may cost in the inside of an image on an H200: those that it issues
-#: while 8 bytes (float32) or 4 (bfloat16) pass at 4.8 TB/s are 57 and 28, so 3x3 leaves room for
-#: the memory system and 7x7 is bound by its own multiply-adds.
+#: Limits of instructions for one output inside an image. An H200 issues 57 instructions while 8
+#: bytes (float32) pass at 4.8 TB/s, and 28 while 4 bytes (bfloat16) pass. So 3x3 windows must stay
+#: below these times, while 7x7 windows are bound by their own multiply-adds.
 BUDGETS = {
     "float32-image3": 18,
     "bfloat16-image3": 20,
@@ -118,7 +118,7 @@ def test_an_output_inside_an_image_stays_within_the_time_of_its_memory(case):
         ("fprop_rows-50x512x1x1-float32-image3-interior", "dram"),
         ("fprop_rows-32x1024x1x1-bfloat16-image3-interior", "dram"),
         ("fprop_rows-84x512x1x1-float32-image5-interior", "dram"),
-        # 63 instructions, 56 of them multiply-adds, where memory leaves time for 28.
+        # 63 instructions, 56 of them multiply-adds; 28 would take as long as the memory traffic.
         ("fprop_rows-42x1024x1x1-bfloat16-image7-interior", "issue 2.2"),
         ("fprop_tma-half-4x8x8x128x64x1-bfloat16-dense", "arithmetic 6.2"),
         ("sum_partials-float32-narrow", ""),
@@ -132,9 +132,9 @@ def test_the_table_names_what_bounds_a_launch(name, bound):
 def test_the_bound_is_the_slowest_unit_by_the_rates_of_the_device():
     stencil = configuration("fprop_stencil-512x1-float32-image")
     device = TARGETS["sm_90"].device
-    dram = 8 * 4096**2 / device.copy_rate  # an image in, one out
+    dram = 8 * 4096**2 / device.copy_rate  # one image is read and one written
     clocks = dram * device.rates.clock * device.multiprocessors
-    for times in (0.5, 2):  # of the lane instructions that pass meanwhile
+    for times in (0.5, 2):  # multiples of the lane instructions issued in that time
         lanes = times * clocks * device.rates.issue * 32
         per_thread = round(lanes / (4096**2 / 512) / 128)
         built = Build("fprop_stencil", "sm_90", 128, 40, 0, 0, {"IMAD": per_thread}, {})
@@ -163,7 +163,7 @@ def test_kernels_that_load_through_descriptors_leave_room_for_three_warpgroups()
 def test_calls_that_would_spill_have_a_register_limit(monkeypatch):
     call = configuration("fprop_stencil-512x1-float32-image").call()
     assert call.options["maxnreg"] == 168
-    monkeypatch.setattr(torch.version, "hip", "6.2")  # whose compiler has no such option
+    monkeypatch.setattr(torch.version, "hip", "6.2")  # its compiler does not have the option
     assert "maxnreg" not in call.options
 
 

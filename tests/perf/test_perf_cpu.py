@@ -1,4 +1,4 @@
-"""cpu: known times give known ratios, rows are written, the documentation shows those on file."""
+"""cpu: known times give known ratios, rows are written, and the documentation shows the rows."""
 
 import argparse
 import re
@@ -14,7 +14,7 @@ RESULTS = ROOT / "perf" / "results" / "cpu.jsonl"
 
 
 class Clock:
-    """A process's time that passes only in calls."""
+    """A process's time that advances only in calls."""
 
     def __init__(self):
         self.now = 0.0
@@ -74,7 +74,7 @@ def test_the_documentation_shows_the_rows_on_file():
     assert len(shown) > 20
     for *key, ms in shown:
         assert f"{ours[tuple(key)].ms:.3g}" == f"{float(ms):.3g}"
-    # Whoever loses is shown: a peer other than OpenCV takes less than 1 / 1.15 of our time.
+    # Peers that need less than 1 / 1.15 of tricorr's time are shown too, besides OpenCV.
     lost = [r for r in found if r.provider not in ("tricorr", "opencv") and r.ratio_to < 1 / 1.15]
     assert {tuple(key) for *key, _ in shown} >= {
         (r.workload, r.op, r.dtype, r.format) for r in lost

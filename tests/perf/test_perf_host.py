@@ -1,4 +1,4 @@
-"""The host-time benchmark: what it leaves out, and that it puts it back."""
+"""The host-time benchmark replaces kernels while it runs, and restores them."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Ways to a kernel: each does what it says, and its time, memory and error make a row."""
+"""Methods of learning a kernel: each finds it, and its time, memory and error make a row."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_method_finds_the_kernel(backend, way):
     if way in ("tricorr-normal", "tricorr-cg", "scipy-lstsq", "numpy-shifts"):
         assert error < 1e-5
     elif way in ("fft-division", "fft-toeplitz"):
-        assert 1e-4 < error < 0.5  # the border is neither periodic nor nothing
+        assert 1e-4 < error < 0.5  # the images have neither a periodic nor a zero border
     else:
         loop = learning.WAYS["pytorch-loop"](x, y, 3)
         torch.testing.assert_close(found, loop, rtol=0.15, atol=0.15)
@@ -69,7 +69,7 @@ def test_learning_from_disk_is_a_row_and_leaves_no_files(backend, tmp_path, size
 
 
 def test_resident_memory_is_measured():
-    """In a process of its own: what other tests left here may be given back meanwhile."""
+    """In a process of its own: memory that other tests used here could be freed meanwhile."""
     code = """if True:
         from tricorr.perf.benchmarks import learning
         before = learning.resident()
@@ -144,7 +144,7 @@ def test_peers_solve_the_same_task(backend, contest):
             assert "No module named" in row.note
             continue
         assert row.ratio_to > 0
-        # Noise and steps that ended early leave more than rounding does.
+        # Noise, and steps that ended early, leave larger errors than rounding.
         assert row.error < (1e-3 if asked.bound else 0.1)
 
 

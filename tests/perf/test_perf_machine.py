@@ -1,4 +1,4 @@
-"""What is asked of nvidia-smi, and what is made of its answers: a script stands in for it."""
+"""Queries of nvidia-smi and the reading of its answers. A script takes the place of nvidia-smi."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from tricorr.perf.timing import machine
 from tricorr.perf.timing.ceilings import Ceilings
 
-#: Answers what a driver would; fields that it does not know are an error on stdout, exit code 2.
+#: Answers as a driver does: an unknown field is an error on stdout, with exit code 2.
 SCRIPT = """#!/bin/sh
 echo "$@" >> "$0.asked"
 case "$1" in
@@ -22,7 +22,10 @@ esac
 
 @pytest.fixture
 def driver(tmp_path, monkeypatch):
-    """Installs an nvidia-smi that knows these fields; returns what it was asked."""
+    """Returns a function that installs an nvidia-smi with these fields.
+
+    The function returns the file in which the nvidia-smi records its arguments.
+    """
 
     def install(**answers):
         cases = (

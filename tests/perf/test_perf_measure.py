@@ -1,4 +1,4 @@
-"""Measuring: known delays give known ratios, a wrong result has no time, a crash is one row."""
+"""Measuring: known delays give known ratios, wrong results have no time, a crash fails one row."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ PYTORCH = PROVIDERS[1]
 
 
 class Clock:
-    """Stands still but for what is added."""
+    """A clock that advances only when its `now` is increased."""
 
     def __init__(self):
         self.now = 0.0
@@ -43,7 +43,7 @@ class Clock:
 
 
 def fake(name, clock, seconds, change=lambda result: result, formats=("NCHW",), **others):
-    """A provider that takes `seconds` for the right result, or what `change` makes of it."""
+    """A provider that takes `seconds` and returns the right result, changed by `change`."""
 
     def build(problem):
         right = PYTORCH.prepare(problem)
@@ -77,7 +77,7 @@ def test_known_delays_give_the_known_ratio():
 
 
 def test_drift_does_not_change_the_ratio():
-    """A machine that gets slower all the time: taken one after the other, the peer would lose."""
+    """On a machine that gets slower, the peer would lose if it were measured after tricorr."""
     clock = Clock()
 
     def slower(seconds):
@@ -94,7 +94,7 @@ def test_turns_alternate():
     order = []
     samplers = {name: lambda name=name: order.append(name) or 1.0 for name in "AB"}
     interleave(samplers, {"A": 1.0, "B": 1.0})
-    assert order == ["A", "B"] * 3  # long turns: three are enough
+    assert order == ["A", "B"] * 3  # three turns are enough, as they are long
 
 
 def test_formats_are_compared_only_with_the_same_format():
@@ -110,7 +110,7 @@ def test_formats_are_compared_only_with_the_same_format():
     assert found["peer", "channels_last"].ratio_to == pytest.approx(0.5)
 
 
-def test_fraction_of_the_roofline():
+def test_the_fraction_of_the_roofline_is_its_time_over_the_measured_one():
     clock, g = Clock(), SMALL.geometry
     moved = 4 * (g.x_numel + g.weight_numel + g.y_numel)
     ceilings = Ceilings(copy=moved / 0.001, matmul={"float32": g.flops / 0.0005})
@@ -148,7 +148,7 @@ def test_without_a_tricorr_time_there_is_no_ratio():
 
 
 def test_errors_are_compared_with_pytorchs_by_root_mean_square():
-    """tricorr is twice as far off as PyTorch everywhere, and the other not at all."""
+    """tricorr has twice PyTorch's error everywhere, and the other provider none."""
     clock = Clock()
 
     def off(steps):
@@ -168,7 +168,7 @@ def test_errors_are_compared_with_pytorchs_by_root_mean_square():
 
 
 def raising(error, after):
-    """Raises once it was called so many times."""
+    """Raises after this number of calls."""
     calls = iter(range(10**6))
 
     def change(result):
@@ -214,7 +214,7 @@ def test_a_poisoned_device_ends_the_job():
     assert [(row.status, row.note) for row in found] == [("failed", "it crashed")]
 
 
-def test_quantiles():
+def test_quantiles_are_those_of_the_sorted_values():
     assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert quantile([1.0, 2.0], 0.5) == 1.5
     assert quantile([0.1] * 7, 0.2) == quantile([0.1] * 7, 0.8) == 0.1
@@ -272,15 +272,15 @@ def test_an_error_is_one_line(arguments, said, capsys):
     assert said in lines[0]
 
 
-def test_lists(capsys):
+def test_workloads_are_listed(capsys):
     assert command.main(["workloads", "--suite", "odd", "--small"]) == 0
     assert command.main(["all", "--list", "--suite", "odd"]) == 0
     assert "odd-64x64x64-64-3x3-d2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("backend", ["cuda"], indirect=True)
-def test_gpu_timer(backend):
-    """A copy of 256 MB takes between 10 us and 10 ms, whatever the caches."""
+def test_the_gpu_timer_times_a_copy(backend):
+    """A copy of 256 MB takes between 10 us and 10 ms, with warm and cold caches."""
     x = torch.rand(2**26, device="cuda")
     timer = GpuTimer()
     seconds = timer.seconds(x.clone)

@@ -1,4 +1,4 @@
-"""The static model: counts that can be checked by hand, bounds that must hold everywhere."""
+"""The static model: counts that are checked by hand, and bounds that hold for every workload."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_banded_plan_counts_its_zeros_and_leaves_out_rows_in_the_padding():
     image = geometry_of((1, 1, 1024, 1024), (1, 1, 9, 9), padding=((4, 4), (4, 4)))
     plan = with_tile("fprop", image, BandedTile(128, 8, 16, 64, 8, 3))
     found = predicted(image, "fprop", torch.bfloat16, H200, plan=plan)
-    # 16 rows of 32 columns for 8x16 outputs: 24 for the window and its block, aligned to 8.
+    # For 8x16 outputs, 16 rows of 32 columns: the window and its block take 24, aligned to 8.
     assert found.waste == pytest.approx(16 * 32 / 81)
     assert found.load_bytes == 2 * plan.grid * 16 * 32 * (128 + 128)
     small = geometry_of((64, 64, 14, 14), (64, 1, 27, 27), padding=((13, 13), (13, 13)), groups=64)

@@ -1,4 +1,4 @@
-"""report: what it says follows from the rows, and what it draws can be opened.
+"""report: its text follows from the rows, and its pictures can be opened.
 
 tests/data/rows.jsonl has the form of real results; every number in it is made up.
 """
@@ -119,7 +119,7 @@ def test_losses_come_first_and_the_worst_of_them_leads():
     count = int(re.search(r"### Losses first: ours is slower in (\d+) of", table)[1])
     assert count == len(losses) > 5
     ratios = [c.ratio for c in processors(read(RECORDED))[0].cases() if c.ratio is not None]
-    assert ratios == sorted(ratios)  # and wins follow, the largest last
+    assert ratios == sorted(ratios)  # wins follow, the largest last
 
 
 def test_rows_without_a_time_are_listed_with_the_reason():
@@ -248,7 +248,7 @@ def test_a_padding_mode_is_held_against_zeros_in_its_own_dtype():
             row(ms=1.0, workload=zeros, **image),
             row(ms=2.2, workload=mode, dtype="float32", **image),
             row("pytorch", 5.5, workload=mode, dtype="float32", ratio_to=2.5, **image),
-            row(ms=9.0, workload="images-4096-7x7-reflect", **image),  # without its like
+            row(ms=9.0, workload="images-4096-7x7-reflect", **image),  # has no row with zeros
         ]
     )
     assert times_over_zeros(processor.cases()) == [pytest.approx(1.1)]

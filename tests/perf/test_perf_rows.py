@@ -1,4 +1,4 @@
-"""The row schema: what is written is read back, what does not follow it is refused by name."""
+"""The schema of rows: rows are read back as written, and wrong fields are refused by name."""
 
 import dataclasses
 import json
@@ -109,7 +109,7 @@ def test_an_incomplete_last_line_is_dropped(tmp_path):
     assert rows.read(tmp_path) == [ROW]
     with rows.Writer(path) as writer:
         writer.write(ROW)
-        assert rows.read(path) == [ROW, ROW]  # on the disk already
+        assert rows.read(path) == [ROW, ROW]  # already on the disk
 
 
 def test_a_measurement_taken_again_replaces_the_first():

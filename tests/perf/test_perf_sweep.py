@@ -1,4 +1,4 @@
-"""The sweep of planned calls: its classes, and what it divides by."""
+"""The sweep of planned calls: its estimates, classes and ranges."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ H100 = DEVICES["h100"]
 
 
 def test_an_estimate_is_divided_by_a_launch_and_the_roofline():
-    pointwise = geometry_of((64, 64, 56, 56), (256, 64, 1, 1))  # a copy, nearly
+    pointwise = geometry_of((64, 64, 56, 56), (256, 64, 1, 1))  # nearly a copy
     found = sweep.estimate(pointwise, "fprop", "bfloat16", "channels_last", H100)
     moved = pointwise.compulsory_bytes(2, 2, 2) / H100.copy_rate
     assert found.ratio == pytest.approx(found.us * 1e-6 / (H100.launch_seconds + moved))
     assert 1 <= found.ratio < 1.2
 
 
-def test_classes_by_channels():
+def test_classes_follow_the_channels():
     kinds = {
         (64, 64, 1): "ordinary",
         (67, 71, 1): "odd channels",

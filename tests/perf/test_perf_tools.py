@@ -1,4 +1,7 @@
-"""NVIDIA's tools, for which scripts stand in: missing, run on the right calls, given up in time."""
+"""NVIDIA's tools: they run on the right calls, missing ones are named, slow ones are stopped.
+
+Scripts take the place of the tools.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ echo "$@" > "$0.asked"
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """Puts a tool with this body in the path; returns what it was asked."""
+    """Returns a function that puts a tool with this body in the path.
+
+    The function returns the file in which the tool records its arguments.
+    """
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
 
     def install(name, body):

@@ -1,4 +1,4 @@
-"""tune: it keeps what wins outside the noise, and the planner takes what was kept."""
+"""tune: plans that win by more than the noise are kept, and the planner takes them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DENSE = Job(find("resnet50-64x56x56-64-3x3"), "fprop", "bfloat16", True)
 
 @pytest.fixture
 def directory(tmp_path, monkeypatch):
-    """An empty directory of tuned files, and a planner that has seen none."""
+    """An empty directory for tuned files, and a planner that has read none."""
     monkeypatch.setattr(tuned, "DIRECTORY", tmp_path)
     forget()
     yield tmp_path
@@ -49,7 +49,7 @@ def forget():
 
 
 class Bench:
-    """Times plans that take as long as the test says, one second of its own clock each."""
+    """Times plans by a table of the test; each timing takes one second of the bench's clock."""
 
     def __init__(self, ms, noise=0.01, problem=None):
         self.ms, self.noise, self.problem = ms, noise, problem or (lambda p: "")
@@ -313,7 +313,7 @@ def test_plans_are_checked_and_timed_in_turns(op, kernel_backend):
     found = measure(job, base, other, 5)
     assert found == Comparison(found.base_ms, found.ms, 1.0, 1.0, 1.0)
     assert found.ms > 0
-    # A plan that Triton refuses does not run, and says why.
+    # A plan that Triton refuses does not run; the reason is reported.
     broken = replace(other, tile=replace(other.tile, BLOCK_Q=3, LANE_Q=1, X_ALIGN=1, Y_ALIGN=1))
     assert "power of" in measure(job, base, broken, 5).problem
 

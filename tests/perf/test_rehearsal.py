@@ -1,7 +1,7 @@
-"""The command for the first minutes on a GPU, rehearsed on one that is not there.
+"""The command `gpu`, rehearsed on a fake GPU.
 
-Every process, limit, file and decision is real; answers are PyTorch's on the CPU, and times are
-those of the static model with two per cent of noise, on a device whose L2 is slower than assumed.
+Every process, limit, file and decision is real. Results are computed by PyTorch on CPU, and times
+are the static model's with two per cent of noise, on a device whose L2 is slower than assumed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RIG = fake_gpu.FakeGpu(
     slow=SLOW,
     only=(WRONG, HANGING, FAILING, ("fprop_gemm", "bfloat16"), ("wgrad_tma", "bfloat16")),
 )
-#: Far more than it takes: the end of the work ends the run, also on a busy machine.
+#: Far more than a run takes, so that it ends with its work, also on a busy machine.
 SECONDS = 200.0
 
 
@@ -57,7 +57,7 @@ def a_run(out, seconds=SECONDS, rig=RIG, **options):
 
 
 def test_a_run_reports_wrong_kernels_calibrates_and_resumes(tmp_path):
-    """One test, because a run takes long: its parts are the functions below."""
+    """One test, because a run takes long. The functions below check its parts."""
     done, said, _ = a_run(tmp_path)
     faults_are_named_and_their_calls_take_other_kernels(tmp_path, done, said)
     feedback_changes_the_plans_that_it_should(tmp_path, done)

@@ -1,4 +1,4 @@
-"""The table of workloads: shapes are what PyTorch makes of them, and small versions run right."""
+"""The table of workloads: shapes agree with PyTorch, and small versions give right results."""
 
 from dataclasses import replace
 
@@ -61,7 +61,7 @@ def test_figures_and_names_of_a_workload(workload):
     assert workload.ops
     assert workloads.find(workload.name) is workload
     if workload.bias or workload.activation != "none" or workload.geometry.padding_mode != "zeros":
-        assert workload.ops == ("fprop",)  # the truth knows no others
+        assert workload.ops == ("fprop",)  # expected values exist only for this one
     assert ("padding_mode" in workload.tags) == (workload.geometry.padding_mode != "zeros")
     assert ("epilogue" in workload.tags) == (workload.activation != "none")
     if workload.shared:

@@ -21,7 +21,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_call(call):
+def test_every_call_is_right(call):
     made = tensors(call.geometry, call.dtype)
     if call.x_dtype == torch.uint8:
         made[0] = torch.randint(0, 256, made[0].shape, dtype=torch.uint8)
@@ -82,7 +82,7 @@ def test_every_kernel_has_its_calls():
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("format", FORMATS)
-def test_lag_sums(arch, format):
+def test_lag_sums_are_right(arch, format):
     """Of whole numbers, which leave no rounding."""
     a = torch.randint(0, 256, (2, 2, 9, 260), dtype=torch.uint8)
     b = torch.randint(0, 256, (2, 1, 10, 262), dtype=torch.uint8)

@@ -135,7 +135,7 @@ def integers(a, b, out, BLOCK: tl.constexpr):
 
 
 @pytest.mark.parametrize("bits", [32, 64])
-def test_integers(bits):
+def test_integers_are_numpys(bits):
     kind = {32: np.int32, 64: np.int64}[bits]
     pointers = dict.fromkeys(("a", "b", "out"), f"*i{bits}")
     compiled = build(integers, 80, pointers, {"BLOCK": 256})
@@ -172,7 +172,7 @@ def functions(x, out, BLOCK: tl.constexpr):
 
 @ARCHS
 @pytest.mark.parametrize("kind", ["fp32", "fp64"])
-def test_functions(arch, kind):
+def test_functions_are_close_to_float64(arch, kind):
     erf = pytest.importorskip("scipy.special").erf
     dtype = {"fp32": np.float32, "fp64": np.float64}[kind]
     compiled = build(functions, arch, {"x": f"*{kind}", "out": f"*{kind}"}, {"BLOCK": 512})
@@ -235,7 +235,7 @@ TURNS = [
 @pytest.mark.parametrize("kind", ["fp16", "bf16", "fp32", "fp64"])
 @pytest.mark.parametrize(("ta", "tb"), TURNS)
 @pytest.mark.parametrize(("m", "n", "k", "warps"), SIZES)
-def test_products(arch, kind, ta, tb, m, n, k, warps):
+def test_products_are_exact(arch, kind, ta, tb, m, n, k, warps):
     """mma.sync and wgmma, operands by cp.async, either way round in shared memory."""
     out = "fp64" if kind == "fp64" else "fp32"
     precision = "tf32" if kind == "fp32" else "ieee"
@@ -292,7 +292,7 @@ def run_through_boxes(compiled, a, b, shape, elected=0, ptx=None):
 
 @pytest.mark.parametrize("elected", [0, 31])
 @pytest.mark.parametrize(("kind", "block_k"), [("fp16", 64), ("fp16", 32), ("fp32", 32)])
-def test_boxes(kind, block_k, elected):
+def test_loads_of_boxes_are_exact(kind, block_k, elected):
     """Loads by TMA, whichever thread issues them, with leftovers along every axis."""
     m, n, K = 128, 64, 3 * block_k - 8
     rng = np.random.default_rng(0)

@@ -1,6 +1,6 @@
-"""ONNX's own backend tests of Conv and ConvTranspose, which come with the onnx package.
+"""ONNX's backend tests of Conv and ConvTranspose, which are part of the onnx package.
 
-Some are Python code that calls `expect`, others a recorded model with its inputs and outputs.
+Some are Python code that calls `expect`, others are recorded models with inputs and outputs.
 """
 
 from collections import Counter
@@ -41,7 +41,7 @@ def recorded(name, node, inputs, outputs):
 
 
 def cases_in_code():
-    """What onnx.backend.test.case.node exports: each call of `expect` is one case."""
+    """Cases of onnx.backend.test.case.node: each call of `expect` is one case."""
     found = []
 
     def expect(node, inputs, outputs, name, **_):
@@ -76,17 +76,17 @@ def cases_in_files():
 
 
 CASES = {case.name: case for case in (*cases_in_code(), *cases_in_files())}
-#: ONNX's Conv has any number of dimensions, ours has two.
+#: ONNX's Conv has any number of dimensions, tricorr's has two.
 CASES_2D = {name: case for name, case in CASES.items() if case.inputs[0].ndim == 4}
 
 
 def split(total, at_end):
-    """Padding in two parts, the odd element at the end or at the start."""
+    """Split padding in two parts, with the odd element at the end or at the start."""
     return (total // 2, total - total // 2) if at_end else (total - total // 2, total // 2)
 
 
 def arguments(case):
-    """ONNX's attributes as our keyword arguments."""
+    """ONNX's attributes as tricorr's keyword arguments."""
     given = dict(case.attributes)
     image, window = case.inputs[0].shape[2:], case.inputs[1].shape[2:]
     assert tuple(given.pop("kernel_shape", window)) == window
@@ -118,7 +118,7 @@ def arguments(case):
             s * (i - 1) + e + r - o
             for s, i, e, r, o in zip(stride, image, extra, reach, size, strict=True)
         ]
-        # A size beyond what the windows reach is a border of zeros at the end.
+        # An output larger than the windows reach has a border of zeros at the end.
         extra = [e + max(-total, 0) for e, total in zip(extra, totals, strict=True)]
         padding = tuple(split(max(total, 0), at_end) for total in totals)
     return {**common, "padding": padding, "output_padding": extra}
@@ -137,14 +137,14 @@ def theirs(case, padding, **given):
     return transposed
 
 
-def test_onnx_ships_cases():
+def test_the_cases_of_onnx_are_found():
     counts = Counter(case.op for case in CASES_2D.values())
     assert counts["Conv"] >= 15
     assert counts["ConvTranspose"] >= 8
 
 
 @pytest.mark.parametrize("name", CASES_2D)
-def test_node(backend, name):
+def test_nodes_give_the_expected_output(backend, name):
     case = CASES_2D[name]
     given = arguments(case)
     operator = tricorr.corr2d if case.op == "Conv" else tricorr.corr_transpose2d

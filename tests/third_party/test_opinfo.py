@@ -1,6 +1,7 @@
-"""PyTorch's own sample inputs for its convolutions, run through ours.
+"""tricorr gives PyTorch's results for PyTorch's own sample inputs of convolutions.
 
-They come with PyTorch, in torch.testing._internal: OpInfo for functions, ModuleInfo for layers.
+The samples are part of PyTorch's torch.testing._internal: OpInfo for functions, ModuleInfo for
+layers.
 """
 
 import pytest
@@ -28,7 +29,7 @@ LAYERS = {
     nn.ConvTranspose2d: tricorr.ConvTranspose2D,
     nn.LazyConvTranspose2d: tricorr.LazyConvTranspose2D,
 }
-#: Beyond ModuleInfo's: (class, arguments, input shape).
+#: Layers besides those of ModuleInfo: (class, arguments, input shape).
 MORE_LAYERS = {
     "every_argument": (
         nn.Conv2d, {"in_channels": 4, "out_channels": 6, "kernel_size": (2, 3), "stride": (1, 2),
@@ -79,7 +80,7 @@ MODULES = [
 
 
 def functions_and_tensors(name, index, backend, dtype):
-    """Ours and PyTorch's as functions of the sample's tensors, and these."""
+    """tricorr's and PyTorch's functions of the sample's tensors, and the tensors."""
     sample = samples(name, backend.device, dtype)[index]
     tensors = [t for t in (sample.input, *sample.args) if t is not None]
     ours, theirs = FUNCTIONS[name]
@@ -90,7 +91,7 @@ def functions_and_tensors(name, index, backend, dtype):
     )
 
 
-def test_pytorch_ships_samples():
+def test_the_samples_of_pytorch_are_found():
     counts = {name: sum(name in sample.id for sample in SAMPLES) for name in FUNCTIONS}
     assert counts["conv2d"] >= 20
     assert counts["conv_transpose2d"] >= 10
@@ -100,9 +101,9 @@ def test_pytorch_ships_samples():
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize(("name", "index"), SAMPLES)
-def test_values_and_gradients(backend, name, index):
+def test_samples_have_pytorchs_values_and_gradients(backend, name, index):
     ours, theirs, tensors = functions_and_tensors(name, index, backend, torch.float64)
-    # Samples come in pairs, batched and not: the interpreter differentiates the batched one.
+    # Samples come in pairs, batched and unbatched; the interpreter differentiates the batched one.
     batched = tensors[0].dim() == 4 or backend.name != "interpreter"
     assert_same_derivatives(ours, theirs, tensors, order=2 if batched else 0)
 
@@ -110,7 +111,7 @@ def test_values_and_gradients(backend, name, index):
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("name", "index"), SAMPLES)
-def test_values_in_lower_precision(backend, name, index, dtype):
+def test_samples_have_pytorchs_values_in_lower_precision(backend, name, index, dtype):
     ours, theirs, tensors = functions_and_tensors(name, index, backend, dtype)
     assert_same_derivatives(ours, theirs, tensors, order=0, peer=backend.name == "cpu")
 
@@ -119,13 +120,13 @@ def test_values_in_lower_precision(backend, name, index, dtype):
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("backend", ["cpu", "cuda"], indirect=True)
 @pytest.mark.parametrize(("name", "index"), SAMPLES)
-def test_forward_mode_and_vmap(backend, name, index):
+def test_forward_mode_and_vmap_equal_pytorchs(backend, name, index):
     ours, theirs, tensors = functions_and_tensors(name, index, backend, torch.float64)
     tensors = tuple(tensors)
     tangents = tuple(torch.randn_like(t) for t in tensors)
     actual, expected = (torch.func.jvp(f, tensors, tangents) for f in (ours, theirs))
     torch.testing.assert_close(actual, expected)
-    dims = [(0,) * len(tensors)]  # all of them batched, and each alone
+    dims = [(0,) * len(tensors)]  # all tensors batched, then each alone
     dims += [tuple(0 if i == j else None for j in range(len(tensors))) for i in range(len(tensors))]
     for in_dims in dims:
         given = [
@@ -155,7 +156,7 @@ def test_compiled_samples_equal_eager_ones(backend, name, index):
     leaves = [t.detach().requires_grad_() for t in tensors]
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     y, expected = compiled(*leaves), ours(*leaves)
-    # Eager results are PyTorch's own, which sums in an order of its own.
+    # Eager results are PyTorch's, which sums in another order.
     torch.testing.assert_close(y, expected)
     grads, expected_grads = (torch.autograd.grad(out.sum(), leaves) for out in (y, expected))
     torch.testing.assert_close(grads, expected_grads)
@@ -182,7 +183,7 @@ def test_error_inputs_of_conv2d_are_refused():
 
 
 @pytest.mark.parametrize(("cls", "index"), MODULES)
-def test_layers(backend, cls, index):
+def test_layers_equal_pytorchs(backend, cls, index):
     inputs = module_inputs(cls, backend.device, torch.float64)[index]
     construct = inputs.constructor_input
     assert not inputs.forward_input.kwargs
@@ -192,14 +193,14 @@ def test_layers(backend, cls, index):
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("case", MORE_LAYERS)
-def test_more_layers(backend, case):
+def test_more_layers_equal_pytorchs(backend, case):
     cls, arguments, shape = MORE_LAYERS[case]
     image = torch.randn(shape, dtype=torch.float64, device=backend.device)
     assert_same_layer(backend, cls, (), arguments, image)
 
 
 def assert_same_layer(backend, cls, args, kwargs, image):
-    """A layer of ours draws the same parameters as PyTorch's, and then is the same function."""
+    """tricorr's layer draws the same parameters as PyTorch's, and then is the same function."""
     layers = []
     for layer_cls in (cls, LAYERS[cls]):
         torch.manual_seed(3)

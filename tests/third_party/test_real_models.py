@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm, random weights, converted: the same results, and back again."""
+"""Networks of torchvision and timm give the same results after conversion, and convert back."""
 
 import copy
 import importlib
@@ -31,7 +31,7 @@ def model(request, backend):
     else:
         made = getattr(importlib.import_module("torchvision.models"), name)(num_classes=10)
     for layer in made.modules():
-        if hasattr(layer, "p"):  # dropout of numbers or of paths: other ones in every dtype
+        if hasattr(layer, "p"):  # dropout, which would draw other elements in every dtype
             layer.p = 0.0
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield made.to(backend.device)
@@ -69,7 +69,7 @@ def off(found, truth):
 
 
 def assert_as_close(ours, theirs, truth):
-    """Error at most that of PyTorch's float32, and half a decimal for sums in another order."""
+    """Error at most four times that of PyTorch's float32: the sums are in another order."""
     assert off(ours, truth) <= 4 * off(theirs, truth) + 1e-6
 
 
