@@ -21,7 +21,7 @@ from ..ops import ArgumentError, as_integer
 from ..ops.arguments import Pair
 from .examine import quality_of
 from .fitting import dtype_of
-from .gram import Report, Sums, gather
+from .gram import Report, Sums, gather, varies
 from .learned import LearnedKernel
 from .normal import Constraints
 from .options import as_constraints, as_settings
@@ -138,6 +138,7 @@ class KernelAccumulator:
         kept = pair.x.dtype if pair.x.is_floating_point() else torch.float32
         standard = units.standard(pair, kept)
         sums = gather([standard], background, report=report).to("cpu")
+        sums.varies = varies(standard).cpu()
         self._take(sums, units, 1, shape, plain, dtype)
         return self
 

@@ -6,6 +6,7 @@ it is good. NaN marks a bad pixel too.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Data:
     values: torch.Tensor
     good: torch.Tensor | None
     notes: tuple[str, ...] = ()
+    finite: bool = False
 
 
 def as_data(name: str, given: Any) -> Data:
@@ -63,9 +65,9 @@ def as_data(name: str, given: Any) -> Data:
     values = as_tensor(name, given)
     _check_channels_first(name, values)
     if not values.is_floating_point():
-        return Data(values, None if bad is None else _good(name, bad, values))
+        return Data(values, None if bad is None else _good(name, bad, values), finite=True)
     if bad is None and all_finite(values):
-        return Data(values, None)
+        return Data(values, None, finite=True)
     good = ~values.isnan()
     notes: tuple[str, ...] = ()
     missing = values.numel() - int(good.sum())
@@ -86,7 +88,7 @@ def all_finite(values: torch.Tensor) -> bool:
     if not values.is_floating_point():
         return True
     wide = torch.float32 if values.dtype.itemsize < 4 else values.dtype
-    return bool(values.sum(dtype=wide).isfinite()) or bool(values.isfinite().all())
+    return math.isfinite(float(values.sum(dtype=wide))) or bool(values.isfinite().all())
 
 
 def as_tensor(name: str, given: Any) -> torch.Tensor:

@@ -125,7 +125,17 @@ def quality_of(
             if border is not None and border.cuts:
                 clipped = clipped_fraction(problem.pairs)
         reason = Reason(
-            sums, constraints, theta, solved, units, correlated, rounding, x_noise, border, clipped
+            sums,
+            constraints,
+            theta,
+            solved,
+            units,
+            correlated,
+            rounding,
+            x_noise,
+            border,
+            clipped,
+            [] if problem is None else problem.pairs,
         )
         notes += notes_of(found, reason)
     if border is not None:

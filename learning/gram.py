@@ -33,6 +33,8 @@ LAG_PIXELS = 2**22
 BAND_ELEMENTS = 2**18
 #: Rows of a matrix up to which its product with itself is cheaper row by row.
 FEW_ROWS = 12
+#: Elements of a row from which that is so.
+LONG_ROWS = 4096
 #: Nanoseconds on one core, assumed: one product of a dot product, the transforms per pixel, and the
 #: fixed cost of sums by lags, with transforms and with dot products.
 DOT, TRANSFORMS, LAG_OVERHEAD, DOT_OVERHEAD = 0.4, 25, 2e6, 3e5
@@ -53,7 +55,7 @@ class Sums:
         target_sum: sum weights * y, (K,).
         weight_sum: sum weights, (K,).
         pixels: number of values of y whose weight is not zero, (K,).
-        varies: (2,): number of images in which rows differ, and in which columns differ.
+        varies: (2,): images in which rows differ, and in which columns differ; `gather` leaves 0.
         noise: share of the noise of x in the diagonal of gram, (groups or K, D), or zeros.
     """
 
@@ -183,11 +185,14 @@ def gather(
                 total.add(part)
             if report is not None:
                 report(block.y.numel())
-        assert total is not None
-        # From the whole image, because a block may be a single row.
-        total.varies += total.varies.new_tensor([_changes(pair.x, axis) for axis in (-2, -1)])
     assert total is not None
     return total
+
+
+def varies(pair: ImagePair) -> torch.Tensor:
+    """Whether rows of x differ, and whether columns do, (2,) as numbers for `Sums.varies`."""
+    found = [_changes(pair.x, axis) for axis in (-2, -1)]
+    return torch.tensor(found, dtype=torch.float64, device=pair.x.device)
 
 
 def _changes(x: torch.Tensor, axis: int) -> bool:
@@ -327,7 +332,8 @@ def _by_rows(pair: ImagePair, background: Background) -> tuple[torch.Tensor, tor
     x = F.pad(pair.x, (left, right, top, bottom)) if any((top, bottom, left, right)) else pair.x
     windows = x.unfold(2, g.R, g.stride[0]).unfold(3, g.S, g.stride[1])  # (N,C,P,Q,R,S), a view
     windows = windows.permute(1, 4, 5, 0, 2, 3)
-    surfaces = background.images(pair.extent, pair.place, x.new_empty(0, dtype=torch.float64))
+    surfaces = x.new_empty(0, dtype=torch.float64)
+    surfaces = background.images(pair.extent, pair.place, surfaces) if T else surfaces
     size = elements + T + (g.group_K if shared else 1)
     step = max(1, BAND_ELEMENTS // (size * g.N * g.Q))
     matrix = torch.empty(size, g.N, step, g.Q, dtype=torch.float64, device=x.device)
@@ -342,7 +348,8 @@ def _by_rows(pair: ImagePair, background: Background) -> tuple[torch.Tensor, tor
             rows[:elements].view(g.group_C, g.R, g.S, *rows.shape[1:]).copy_(
                 windows[channels, :, :, :, band]
             )
-            rows[elements : elements + T] = surfaces[:, None, band]
+            if T:
+                rows[elements : elements + T] = surfaces[:, None, band]
             rows[elements + T :] = pair.y[:, filters, band].transpose(0, 1)
             if pair.weights is not None:
                 counts = pair.weights[:, 0 if shared else i, band]
@@ -354,7 +361,7 @@ def _by_rows(pair: ImagePair, background: Background) -> tuple[torch.Tensor, tor
 
 def _add_products(rows: torch.Tensor, total: torch.Tensor) -> None:
     """total += rows @ rows.T; for few rows only half of the products, which is symmetric."""
-    if len(rows) > FEW_ROWS:
+    if len(rows) > FEW_ROWS or rows.shape[1] < LONG_ROWS:
         total.addmm_(rows, rows.T)
         return
     for i, row in enumerate(rows):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
 from .border import Border
-from .gram import Sums
+from .gram import Sums, varies
 from .normal import Constraints, Normal
 from .pairs import ImagePair
 from .quality import Quality
@@ -43,6 +43,7 @@ class Reason:
         rounding: root of a squared error that is only rounding.
         border: elements outside the window, if examined.
         clipped: the fraction of y's values that are its largest or its smallest.
+        pairs: of the fit; none after streaming.
     """
 
     sums: Sums
@@ -55,6 +56,12 @@ class Reason:
     x_noise: Callable[[], float] | None
     border: Border | None
     clipped: float
+    pairs: Sequence[ImagePair]
+
+    @property
+    def varying(self) -> torch.Tensor:
+        """Images in which rows differ, and in which columns differ, (2,)."""
+        return sum((varies(pair) for pair in self.pairs), self.sums.varies)
 
     @property
     def per_matrix(self) -> int:
@@ -64,7 +71,7 @@ class Reason:
 
 def notes_of(found: Quality, reason: Reason) -> list[str]:
     """The notes on a fit."""
-    notes = [_undetermined_note(found, reason.sums)] if found.undetermined else []
+    notes = [_undetermined_note(found, reason.sums, reason.varying)] if found.undetermined else []
     if not found.converged:
         assert found.excess is not None
         assert found.farthest is not None
@@ -97,12 +104,12 @@ def notes_of(found: Quality, reason: Reason) -> list[str]:
     return noisy + _smaller_window_note(found, reason, seen)
 
 
-def _undetermined_note(found: Quality, sums: Sums) -> str:
+def _undetermined_note(found: Quality, sums: Sums, varying: torch.Tensor) -> str:
     note = (
         f"the images cannot determine the kernel: {found.undetermined} of {found.unknowns} "
         "directions leave the prediction unchanged, and along these it keeps its initial value"
     )
-    same_rows, same_columns = (not bool(v) for v in sums.varies)
+    same_rows, same_columns = (not bool(v) for v in varying)
     if same_rows and same_columns:
         return f"{note} (x is the same everywhere)"
     if same_rows or same_columns:

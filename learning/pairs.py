@@ -179,7 +179,8 @@ def as_image_pair(
         known = known.expand(len(x), -1, *x.shape[-2:])
         unknown = padded_image((~known).any(1, keepdim=True).float(), border, padding_mode)
         x = torch.where(known, x, x.new_zeros(()))
-    _check_finite("x", x, "input_mask")
+    if not of_x.finite:
+        _check_finite("x", x, "input_mask")
     variance = None if input_noise is None else _variance(input_noise, x)
     if padding_mode != "zeros":
         if variance is not None:
@@ -200,7 +201,8 @@ def as_image_pair(
     if counts is not None:
         left_out = (counts == 0) & ~y.isfinite()
         y = torch.where(left_out, y.new_zeros(()), y)
-    _check_finite("y", y, "mask")
+    if not of_y.finite:
+        _check_finite("y", y, "mask")
     return replace(
         whole,
         rank=rank,

@@ -134,13 +134,13 @@ def descend(
     if D <= NUMPY_UNKNOWNS:
         arrays = (tensor.numpy(force=True) for tensor in arrays)
     gram, moments, theta = arrays
-    history, squares = [], float(sums.squares.sum())
+    history, squares, stride = [], float(sums.squares.sum()), 2 * step_size
     for step in range(steps) if report is None else report.over(range(steps)):
-        product = theta @ gram
-        history.append(max(0.0, float(((product - 2 * moments) * theta).sum()) + squares))
+        slope = theta @ gram - moments  # half of the gradient
+        history.append(max(0.0, float(((slope - moments) * theta).sum()) + squares))
         if report is not None:
             report.loss(step, history[-1])
-        theta = theta - 2 * step_size * (product - moments)
+        theta = theta - stride * slope
     return torch.as_tensor(theta, device=sums.gram.device).reshape(-1, D), history
 
 

@@ -25,21 +25,18 @@ def squares(image: torch.Tensor, weights: torch.Tensor | None = None) -> torch.T
         image: (N, K, P, Q).
         weights: (N, 1 or K, P, Q); None where all are one.
     """
-    total = image.new_zeros(image.shape[1], dtype=torch.float64)
+    wide, parts = torch.float64, []
     for rows in row_blocks(image):
-        part = image[:, :, rows].double()
+        part = image[:, :, rows].to(wide)
         if weights is None:
-            total += torch.linalg.vector_norm(part, dim=(0, 2, 3)).square()
+            parts.append(torch.linalg.vector_norm(part, dim=(0, 2, 3)).square())
         else:
-            total += (part.square() * weights[:, :, rows]).sum((0, 2, 3))
-    return total
+            parts.append((part.square() * weights[:, :, rows]).sum((0, 2, 3)))
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
 def sums_and_squares(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum and the sum of squares of each channel of (N, K, P, Q), (K,) in float64."""
-    total, square = image.new_zeros(2, image.shape[1], dtype=torch.float64)
-    for rows in row_blocks(image):
-        part = image[:, :, rows].double()
-        total += part.sum((0, 2, 3))
-        square += torch.linalg.vector_norm(part, dim=(0, 2, 3)).square()
-    return total, square
+    wide = torch.float64
+    totals = [image[:, :, rows].sum((0, 2, 3), dtype=wide) for rows in row_blocks(image)]
+    return totals[0] if len(totals) == 1 else torch.stack(totals).sum(0), squares(image)
