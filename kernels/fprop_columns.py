@@ -16,7 +16,8 @@ unrolled, so that the compiler omits the missing taps. A missing tap is never mu
 infinity or NaN reaches only the windows that contain it.
 
 The input gradient with stride 1 is the same correlation of dy with the window flipped, and runs
-here too: see Geometry.adjoint. Sums in float32 (float64 for float64).
+here too: see Geometry.adjoint. With a stride, each phase of the pixels is one, with every stride-th
+tap: see Geometry.phase_gradient. Sums in float32 (float64 for float64).
 """
 
 import triton

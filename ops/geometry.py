@@ -191,6 +191,37 @@ class Geometry:
             self, C=self.K, H=self.P, W=self.Q, K=self.C, padding=padding, flip=not self.flip
         )
 
+    def first_taps(self, phase: Pair) -> Pair:
+        """The first (r, s) that reaches pixels of a phase (h % stride, w % stride).
+
+        Those after it are a stride apart. There must be no dilation, and as many taps as a stride.
+        """
+        first_r, first_s = (
+            (at + self.padding[axis][0]) % self.steps(axis)[0] for axis, at in enumerate(phase)
+        )
+        return first_r, first_s
+
+    def phase_gradient(self, phase: Pair) -> Geometry:
+        """The correlation with stride 1 whose input gradient is this one's at pixels of a phase.
+
+            h = phase + j * stride: dx[h] = sum_i dy[j + pad' - i] * weight[first + i * stride]
+            pad' = (phase + pad - first) / stride
+
+        Its input is every stride-th pixel, its window every stride-th tap from first_taps on.
+        """
+        axes = []
+        for axis, (extent, outputs, window) in enumerate(
+            ((self.H, self.P, self.R), (self.W, self.Q, self.S))
+        ):
+            (stride, _), first = self.steps(axis), self.first_taps(phase)[axis]
+            pixels, taps = -((phase[axis] - extent) // stride), -((first - window) // stride)
+            before = (phase[axis] + self.padding[axis][0] - first) // stride
+            axes.append((pixels, taps, (before, outputs + taps - 1 - pixels - before)))
+        (H, R, rows), (W, S, columns) = axes
+        return replace(
+            self, H=H, W=W, R=R, S=S, stride=(1, 1), dilation=(1, 1), padding=(rows, columns)
+        )
+
     def compulsory_bytes(self, x_bytes: int, weight_bytes: int, y_bytes: int) -> int:
         """Bytes that any of the three operators must move: each tensor once.
 

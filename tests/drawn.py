@@ -16,8 +16,8 @@ from tricorr.ops.plan import banded, choose, columns, gemm, patch, rows, stencil
 from tricorr.ops.plan.problem import Layout, Plan, Problem
 
 FAMILIES = ("gemm", "patch", "stencil", "rows", "columns", "banded", "tma")
-#: Those whose forward kernels compute input gradients too.
-TURNED = ("rows", "columns", "banded")
+#: Those whose forward kernels compute input gradients with stride 1; those that compute all.
+TURNED, TURNED_ALWAYS = ("rows", "banded"), ("columns", "patch")
 #: (product, dtype, precision) that kernels are planned for.
 PRODUCTS = (
     ("half", torch.float16, "ieee"),
@@ -110,8 +110,7 @@ def geometries_of(op, family, dtype):
         most = one if op == "dgrad" else st.integers(1, 2)
         return geometries(one, most, window=12, stride=1, dilation=1, **size)
     if family == "columns":
-        stride = 1 if op == "dgrad" else 3
-        return geometries(few, few, window=12, stride=stride, dilation=1, **size)
+        return geometries(few, few, window=12, stride=3, dilation=1, **size)
     if family == "patch":
         return geometries(few, FEW_OR_MANY, dilation=1, banks=False, **size)
     if family == "tma":
@@ -210,6 +209,7 @@ def calls(draw, op, family, device, search):
         found = planned(draw(st.sampled_from(tiles)))
     if family == "rows" and found.interior == "none" and draw(st.booleans()):
         found = replace(found, interior="some")
-    turned = op == "dgrad" if family == "patch" else family in TURNED and problem.is_turned
+    turned = op == "dgrad" and family in TURNED_ALWAYS
+    turned |= family in TURNED and problem.is_turned
     assert found.turned == turned
     return Drawn(geometry, found, dtype, precision, channels_last)

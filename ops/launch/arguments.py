@@ -5,6 +5,7 @@ Importing this imports triton: only operators.py does so, when a call needs a ke
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -245,10 +246,12 @@ def _dgrad_call(
     if plan.family == "patch":
         return patch_call(dy, weight, bias, dx, geometry, plan)
     if plan.turned:
-        turned = geometry.without_padding_mode().adjoint()
+        shown = geometry.without_padding_mode()
         if plan.family == "banded":
-            return fprop_banded_call(dy, weight, bias, dx, turned, plan)
-        return _turned_call(dy, weight, bias, dx, geometry, turned, plan)
+            return fprop_banded_call(dy, weight, bias, dx, shown.adjoint(), plan)
+        if geometry.stride != (1, 1):
+            return _phases_call(dy, weight, bias, dx, shown, plan)
+        return _turned_call(dy, weight, bias, dx, shown, plan)
     geometry, (dx, dy) = _planes_as_rows(geometry, plan, dx, dy)
     weight, packing = _packed(weight, geometry, plan)
     dy, copy = _boxed(dy, plan)
@@ -274,16 +277,39 @@ def _dgrad_call(
     return replace(call, before=copy_calls(packing, copy))
 
 
+def _phases_call(
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    dx: torch.Tensor,
+    geometry: Geometry,
+    plan: Plan,
+) -> Call:
+    """The launches that fill dx, one for each phase of its pixels: see Geometry.phase_gradient."""
+    (stride_h, _), (stride_w, _) = geometry.steps(0), geometry.steps(1)
+    calls: list[Call] = []
+    for a, b in itertools.product(*map(range, geometry.phases)):
+        part = geometry.phase_gradient((a, b))
+        r, s = geometry.first_taps((a, b))
+        if geometry.flip:  # taps are counted from the end
+            r, s = (geometry.R - 1 - r) % stride_h, (geometry.S - 1 - s) % stride_w
+        taps = weight[..., r::stride_h, s::stride_w]
+        pixels = dx[..., a::stride_h, b::stride_w]
+        grid = plan.tile.programs(Problem("dgrad", part))
+        calls.append(_turned_call(dy, taps, bias, pixels, part, replace(plan, grid=grid)))
+    return replace(calls[-1], before=tuple(calls[:-1]))
+
+
 def _turned_call(
     dy: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     dx: torch.Tensor,
     geometry: Geometry,
-    turned: Geometry,
     plan: Plan,
 ) -> Call:
     """The launch that fills dx as the output of the adjoint, its weight's axes swapped."""
+    turned = geometry.adjoint()
     weight, packing = _packed(weight, geometry, plan)
     more = _family_arguments(dy, weight, dx, turned, plan)
     weight, (n, k, c, r, s) = weight_walk(weight, turned)

@@ -24,7 +24,7 @@ class Call:
     num_stages: int
     #: Registers that a thread has at most, on NVIDIA; None for as many as the compiler takes.
     maxnreg: int | None = None
-    #: Launches that make what this one reads.
+    #: Launches that come first: they make what this one reads, or another part of its result.
     before: tuple[Call, ...] = ()
     #: Memory that this launch and another one share: the earlier of the two fills it.
     scratch: tuple[torch.Tensor, ...] = ()

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import torch
 
+from ..geometry import Geometry
 from .cost import (
     REGISTERS,
     Work,
@@ -25,6 +26,8 @@ from .problem import Plan, Problem
 BLOCK_P, ROWS = 8, 8
 #: Largest step down the image: rows that reach no output of a tile through some tap are unrolled.
 MAX_STRIDE = 4
+#: Fewest taps of an input gradient with a stride: below, a phase has too few to be worth a launch.
+MIN_TAPS_IN_PHASES = 50
 #: Threads of a program, and elements of a row of outputs that each has.
 THREADS, PER_THREAD = 128, 4
 #: Registers of a thread with four elements: 110 to 128 (sm_90, Triton 3.7.1).
@@ -64,10 +67,14 @@ class ColumnsTile:
     partials: ClassVar[int] = 1
 
     def programs(self, problem: Problem) -> int:
-        """Programs that cover all results."""
-        g = problem.correlated
-        planes = cdiv(g.N, self.BLOCK_N) * cdiv(g.K, self.BLOCK_K)
-        return planes * cdiv(g.P, self.BLOCK_P) * cdiv(g.Q, self.BLOCK_Q)
+        """Programs that cover all results, of every part."""
+        return sum(
+            cdiv(g.N, self.BLOCK_N)
+            * cdiv(g.K, self.BLOCK_K)
+            * cdiv(g.P, self.BLOCK_P)
+            * cdiv(g.Q, self.BLOCK_Q)
+            for g in parts(problem)
+        )
 
     @property
     def planes(self) -> int:
@@ -76,12 +83,12 @@ class ColumnsTile:
 
     def strips(self, problem: Problem) -> int:
         """Passes of a program's loops: columns of taps, of every channel and step of rows."""
-        g = problem.correlated
+        g = walked(problem)
         return g.group_C * g.S * cdiv(self.rows(problem), ROWS)
 
     def rows(self, problem: Problem) -> int:
         """Input rows that a tile reads."""
-        g = problem.correlated
+        g = walked(problem)
         return (self.BLOCK_P - 1) * g.steps(0)[0] + g.R
 
     def step(self, op: str) -> tuple[int, int, int]:
@@ -110,7 +117,7 @@ class ColumnsTile:
 
     def flags(self, problem: Problem) -> Mapping[str, Any]:
         """Fields of a Plan that this family decides."""
-        return {"turned": problem.is_turned}
+        return {"turned": problem.op == "dgrad"}
 
     def values(self, problem: Problem) -> int:
         """Sums and pixels of a thread for each of its elements in a row of outputs."""
@@ -118,7 +125,7 @@ class ColumnsTile:
 
     def others(self, problem: Problem) -> Iterator[ColumnsTile]:
         """Tiles of other extents."""
-        g = problem.correlated
+        g = walked(problem)
         sizes = [2**i for i in range(8)]
         planes = [(n, 1) for n in sizes if n < 2 * g.N and not g.per_sample]
         planes += [(1, k) for k in sizes[1:] if k < 2 * g.K]
@@ -127,7 +134,7 @@ class ColumnsTile:
 
     def loads(self, problem: Problem) -> tuple[float, float]:
         """Pixels and taps that a thread loads for one channel, whether inside the image or not."""
-        g, rows, threads = problem.correlated, self.rows(problem), problem.threads(self)
+        g, rows, threads = walked(problem), self.rows(problem), problem.threads(self)
         pixels = rows * g.S * self.BLOCK_Q * self.planes / threads
         lead = rows - g.R
         taps = cdiv(rows, ROWS) * lead + rows  # of one column and plane, at most
@@ -138,7 +145,7 @@ class ColumnsTile:
 
     def work(self, plan: Plan, problem: Problem) -> Work:
         """The work of a launch, whose code has three loops."""
-        g, threads, itemsize = problem.correlated, problem.threads(self), problem.dtype.itemsize
+        g, threads, itemsize = walked(problem), problem.threads(self), problem.dtype.itemsize
         pixels, taps = self.loads(problem)
         outputs = self.BLOCK_P * self.BLOCK_Q * self.planes
         macs = outputs * g.R * g.S * g.group_C
@@ -148,16 +155,23 @@ class ColumnsTile:
         instructions += taps * (TAP + convert) + self.strips(problem) / g.group_C * COLUMN
         columns = (self.BLOCK_Q - 1) * g.steps(1)[0] + (g.S - 1) * g.steps(1)[1] + 1
         planes = self.BLOCK_N * cdiv(self.BLOCK_K, g.group_K)
+        launches = len(parts(problem))
+        # Each phase of an input gradient reads dy, and writes to every row of sectors of dx.
+        again = (launches - 1) * problem.read_bytes[0]
+        if launches > 1 and not problem.layout.channels_last:
+            strided = problem.geometry.steps(1)[0] - 1
+            again += strided * problem.geometry.x_numel * itemsize
         return Work(
             plan.grid,
             threads,
-            device_bytes(problem, plan.grid, 1),
+            device_bytes(problem, plan.grid, 1) + again,
             self.rows(problem) * columns * planes * g.group_C * problem.image_bytes,
             g.group_C * threads * (pixels * problem.image_bytes + taps * 4),
             macs,
             "float64" if problem.dtype == torch.float64 else "fma",
             macs / threads + g.group_C * instructions,
             resident(problem.device, threads),
+            launches=launches,
             outputs=outputs,
             steps=self.strips(problem),
             loaded_bytes=g.group_C * threads * (pixels * problem.image_bytes + taps * itemsize),
@@ -248,7 +262,7 @@ class ColumnsGradTile:
         return (self.BLOCK_P - 1) * stride + (self.TAPS_R - 1) * dilation + 1
 
     def work(self, plan: Plan, problem: Problem) -> Work:
-        """What a launch asks of a device; `code` is not used: there are two loops."""
+        """The work of a launch, whose code has two loops."""
         g, threads, itemsize = problem.geometry, problem.threads(self), problem.dtype.itemsize
         lanes = self.BLOCK_Q * self.BLOCK_N * self.BLOCK_K
         taps, strips = self.TAPS_R * self.TAPS_S, plan.split_strips
@@ -283,6 +297,24 @@ class ColumnsGradTile:
 AnyColumnsTile: TypeAlias = ColumnsTile | ColumnsGradTile
 
 
+def parts(problem: Problem) -> list[Geometry]:
+    """The forward correlations that are computed, each by a launch, the largest first.
+
+    An input gradient with a stride has one for each phase of its pixels.
+    """
+    g = problem.geometry
+    if problem.op != "dgrad" or problem.is_turned:
+        return [problem.correlated]
+    rows, columns = g.phases
+    found = [g.phase_gradient(phase) for phase in itertools.product(range(rows), range(columns))]
+    return sorted((part.adjoint() for part in found), key=lambda part: -part.macs)
+
+
+def walked(problem: Problem) -> Geometry:
+    """The largest of the parts, for which the tile is chosen."""
+    return parts(problem)[0]
+
+
 def resident(device: Device, threads: int) -> int:
     """Programs that a multiprocessor has registers for."""
     return max(1, REGISTERS * (device.limits.lanes // 32) // (threads * HELD))
@@ -291,16 +323,22 @@ def resident(device: Device, threads: int) -> int:
 def is_legal(problem: Problem) -> bool:
     """Whether the kernel can compute this, in any dtype and layout."""
     g = problem.correlated
-    if problem.op == "dgrad_frame" or (problem.op == "dgrad" and not problem.is_turned):
+    if problem.op == "dgrad_frame" or min(g.y_numel, g.group_C) == 0:
         return False
-    stride, dilation = g.steps(0)
-    steps = stride <= MAX_STRIDE and dilation <= (MAX_STRIDE if problem.op == "wgrad" else 1)
-    return steps and min(g.y_numel, g.group_C) > 0
+    (stride, dilation), (stride_w, dilation_w) = g.steps(0), g.steps(1)
+    if problem.op == "dgrad" and not problem.is_turned:  # every phase has taps
+        most = min(g.R, MAX_STRIDE), min(g.S, MAX_STRIDE)
+        return dilation == dilation_w == 1 and stride <= most[0] and stride_w <= most[1]
+    return stride <= MAX_STRIDE and dilation <= (MAX_STRIDE if problem.op == "wgrad" else 1)
 
 
 def tiles(problem: Problem) -> list[AnyColumnsTile]:
     """The tile that the planner may take for few channels."""
-    return [tile_for(problem)] if problem.has_few_channels and is_legal(problem) else []
+    g = problem.geometry
+    in_phases = problem.op == "dgrad" and not problem.is_turned
+    if not problem.has_few_channels or (in_phases and g.R * g.S < MIN_TAPS_IN_PHASES):
+        return []
+    return [tile_for(problem)] if is_legal(problem) else []
 
 
 def tile_for(problem: Problem) -> AnyColumnsTile:
@@ -328,7 +366,7 @@ def _gradient_tile(problem: Problem) -> ColumnsGradTile:
 
 def _tile(problem: Problem) -> ColumnsTile:
     """The largest tile that leaves no multiprocessor idle."""
-    g, sms = problem.correlated, problem.device.multiprocessors
+    g, sms = walked(problem), problem.device.multiprocessors
     rows = min(BLOCK_P, g.P)
     for per_thread in (PER_THREAD, PER_THREAD // 2, 1):
         if per_thread > 1 and per_thread * problem.words > PER_THREAD:
@@ -347,7 +385,7 @@ def _tile(problem: Problem) -> ColumnsTile:
         # No more lanes than there are elements in a row of outputs.
         warps = cdiv(tile.BLOCK_Q * tile.planes, problem.device.limits.lanes)
         tile = replace(tile, num_warps=min(tile.num_warps, power_of_two(warps)))
-        if tile.programs(problem) >= 2 * sms:
+        if tile.programs(problem) >= 2 * sms * len(parts(problem)):
             break
     return tile
 
@@ -358,24 +396,6 @@ def _row_block(columns: int, most: int) -> int:
     covered = {block: cdiv(columns, block) * block for block in blocks}
     close = [block for block, width in covered.items() if width <= 1.1 * min(covered.values())]
     return min(close[0], power_of_two(columns))
-
-
-def lanes_per_output(problem: Problem) -> float:
-    """Lane instructions for one output, lanes and multiprocessors without an output counted."""
-    tile, sms = tile_for(problem), problem.device.multiprocessors
-    splits = tile.splits(problem)
-    strips = cdiv(max(1, tile.strips(problem)), splits)
-    plan = Plan(
-        problem.op,
-        tile,
-        tile.programs(problem) * splits,
-        problem.layout.int64,
-        splits=splits,
-        split_strips=strips,
-    )
-    work = tile.work(plan, problem)
-    lanes = cdiv(plan.grid, sms) * sms * work.instructions * work.threads
-    return lanes / problem.correlated.y_numel
 
 
 #: The types of this family's tiles.

@@ -42,11 +42,26 @@ GEOMETRIES = {
     "replicated": image(3, 9, 6, 3, ((4, 2), (11, 4)), K=2, padding_mode="replicate"),
     "circular_planes": image(5, 8, 3, 5, (5, 8), N=2, C=3, K=3, groups=3, padding_mode="circular"),
 }
-#: With a stride, the input gradient is not a forward correlation.
+#: With a stride, the input gradient is a forward correlation for each phase of the pixels.
 STRIDED = {
     "stride_of_two": image(23, 29, 9, 7, (4, 3), C=2, K=2, groups=2, stride=(2, 2)),
     "stride_without_full_rows": image(17, 13, 4, 3, (1, 1), stride=(3, 1)),
     "largest_stride": image(37, 9, 21, 2, (3, 1), stride=(MAX_STRIDE, 3)),
+    "stride_flipped_and_cropped": image(
+        11,
+        14,
+        5,
+        4,
+        ((1, -1), (2, 0)),
+        N=2,
+        C=2,
+        K=4,
+        groups=2,
+        stride=(2, 3),
+        flip=True,
+        per_sample=True,
+    ),
+    "stride_of_which_phases_are_empty": image(2, 9, 5, 3, (4, 1), stride=(3, 3)),
     "stride_mirrored": image(19, 9, 5, 3, (2, 1), stride=(2, 1), padding_mode="reflect"),
 }
 # All lanes along one row; lanes across filters, across samples, across channels.
@@ -70,7 +85,7 @@ CASES = [
     for name, geometry in (GEOMETRIES | STRIDED).items()
 ] + [
     pytest.param("dgrad", geometry, id=f"dgrad-{name}")
-    for name, geometry in GEOMETRIES.items()
+    for name, geometry in (GEOMETRIES | STRIDED).items()
     if geometry.padding_mode == "zeros"  # the frame of the others has kernels of its own
 ]
 CASES += [

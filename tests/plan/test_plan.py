@@ -91,8 +91,8 @@ def test_channels_decide_between_gemm_and_rows(op, name):
         elif p.family == "gemm":  # a stencil would have to sum many channels
             assert op == "wgrad" or (g.group_C if op == "fprop" else g.group_K) >= p.tile.BLOCK_K
         assert p.family != "rows" or rows.is_legal(problem)
-        turned = op == "dgrad" and p.family in ("rows", "columns", "banded") and g.stride == (1, 1)
-        turned |= op == "dgrad" and p.family == "patch"
+        turned = op == "dgrad" and p.family in ("rows", "banded") and g.stride == (1, 1)
+        turned |= op == "dgrad" and p.family in ("columns", "patch")
         assert p.kernel == f"{'fprop' if turned else op}_{p.family}"
 
 
