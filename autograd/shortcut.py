@@ -59,7 +59,10 @@ def by_pytorch(
                     return None
                 input, padding = F.pad(input, (w, w, h, h), padding_mode), 0
             if weight.dim() == 4:
-                y = torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+                if bias is None and padding == 0 and stride == dilation == groups == 1:
+                    y = torch.conv2d(input, weight)  # defaults: nothing more to parse
+                else:
+                    y = torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
             elif input.dim() == weight.dim() == 2:
                 image, kernel = input.unsqueeze(0), weight.unsqueeze(0).unsqueeze(0)
                 sums = torch.conv2d(image, kernel, bias, stride, padding, dilation, groups)

@@ -1,6 +1,7 @@
 """What CPU tensors cost, beside PyTorch and the image libraries, in one thread.
 
     calls    tricorr's calls, layers and their training beside PyTorch's own
+    models   whole networks, all their layers converted, beside the same as they were
     filters  tricorr.filters beside SciPy, scikit-image, kornia and OpenCV, on float32 images
 
 All providers of a line are called in turns; time is this process's on the CPU, which on a machine
@@ -15,6 +16,7 @@ import argparse
 import importlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -27,11 +29,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from ... import filters
+from ...autograd.convert import convert
 from ...autograd.functional import corr2d
 from ...autograd.modules import Conv2D, ConvTranspose2D
 from ..rows import Row, Writer
 from ..timing.machine import machine
 from ..timing.timers import quantile, ratio_fields
+from .networks import MobileNetV2, ResNet18
 
 Call = Callable[[], object]
 
@@ -88,11 +92,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Prints the two tables, worst first."""
+    """Prints the three tables, worst first."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for title, lines in (("calls", calls()), ("filters", filtered())):
+        for title, lines in (("calls", calls()), ("models", models()), ("filters", filtered())):
             timed = []
             for line in lines:
                 if not options.names or any(name in line.name for name in options.names):
@@ -106,7 +110,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def measure(line: Line, seconds: float) -> Timed:
-    """Times all providers in turns for about `seconds`, three turns at least."""
+    """Times all providers in turns for about `seconds`, five turns at least."""
     providers = {"tricorr": line.ours, **line.peers}
     repeats = {
         name: max(1, round(TURN / (_seconds(call, 2) or TURN))) for name, call in providers.items()
@@ -114,7 +118,7 @@ def measure(line: Line, seconds: float) -> Timed:
     ms: dict[str, list[float]] = {name: [] for name in providers}
     end = time.perf_counter() + seconds
     order = list(providers.items())
-    while len(ms["tricorr"]) < 3 or time.perf_counter() < end:
+    while len(ms["tricorr"]) < 5 or time.perf_counter() < end:
         for name, call in order:
             ms[name].append(_seconds(call, repeats[name]) * 1e3)
         order.reverse()  # caches and allocators favour whoever comes second: take turns
@@ -216,6 +220,22 @@ def _layer(name: str, ours: nn.Module, theirs: nn.Module, shape: tuple[int, ...]
             for op, way in (("call", _forward), ("train", _train)):
                 peers = {"pytorch": way(theirs, image)}
                 yield Line(name, op, way(ours, image), peers, kind, which)
+
+
+def models() -> Iterator[Line]:
+    """Whole networks of our layers beside PyTorch's, evaluated and trained."""
+    for name, network in (("resnet18", ResNet18), ("mobilenetv2", MobileNetV2)):
+        for form in (torch.contiguous_format, torch.channels_last):
+            theirs = network().to(memory_format=form)  # type: ignore[call-overload]
+            ours = deepcopy(theirs)
+            convert(ours)
+            which = "NCHW" if form is torch.contiguous_format else "channels_last"
+            image = torch.randn(1, 3, 224, 224).to(memory_format=form)
+            peers = {"pytorch": _forward(deepcopy(theirs).eval(), image)}
+            yield Line(name, "call", _forward(deepcopy(ours).eval(), image), peers, format=which)
+            batch = torch.randn(2, 3, 96, 96).to(memory_format=form)
+            peers = {"pytorch": _train(theirs, batch)}
+            yield Line(name, "train", _train(ours, batch), peers, format=which)
 
 
 def _forward(module: nn.Module, image: torch.Tensor) -> Call:
