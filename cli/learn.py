@@ -253,8 +253,8 @@ def _in_one_unit(args: argparse.Namespace) -> list[torch.Tensor]:
             scaled = mixed and picture.white != 1
             if scaled:
                 print(
-                    f"note: {path} is taken by its numbers, 0 to {picture.white:g}: those of the "
-                    "other image have no white",
+                    f"note: {path} is used as stored, 0 to {picture.white:g}, because the other "
+                    "image has no white level",
                     file=sys.stderr,
                 )
             images.append(picture.pixels * picture.white if scaled else picture.pixels)

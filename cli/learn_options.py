@@ -9,7 +9,11 @@ from .commands import numbers, words
 
 DESCRIPTION = """Find the kernel whose cross-correlation with INPUT is nearest to TARGET in
 squared error. TARGET has INPUT's size, or that size less the window, plus one.
-Several pairs of images give one kernel for all of them."""
+Several pairs of images give one kernel for all of them.
+
+Units: white is 1.0 in integer images of 8 and 16 bits. If only one image of a pair
+has such a white, as uint16 beside float, the numbers of both files are used as they
+are stored, and a note says so. Kernel, bias and errors are in these units."""
 EXAMPLES = """examples:
   tricorr learn sharp.png blurred.png --kernel-size 5 -o kernel.npy --plot fit.png
   tricorr learn a.fits b.fits --kernel-size 11 --background 1 --mask good.npy -o psf.fits

@@ -80,7 +80,7 @@ def quality_of(
         converged=True,
         rms=(total / weight) ** 0.5 if weight else 0.0,
         reblur_error=_ratio(total, float(spread.clamp(min=0).sum())) ** 0.5,
-        **_statistics(residual),
+        **statistics_of(residual),
         unknowns=free,
         rank=worst.rank if worst is not None else None,
         noise=_ratio(total, float(degrees.clamp(min=0).sum())) ** 0.5,
@@ -92,10 +92,9 @@ def quality_of(
         residual=residual,
     )
     precision = residual[0][0].dtype if residual else torch.float64
-    eps = max(64 * torch.finfo(precision).eps, 2.0**-40)
-    rounding = eps * float(sums.squares.sum()) ** 0.5
+    rounding = rounding_of(precision) * float(sums.squares.sum()) ** 0.5
     rounded = total**0.5 <= rounding  # the residual is only rounding, which may be correlated
-    correlated = not rounded and _is_correlated(found)
+    correlated = not rounded and is_correlated(found.correlation, found.pixels)
     notes = [*known]
     if exact is not None and found.reblur_error > UNEXPLAINED and not rounded:
         notes.append(
@@ -242,7 +241,13 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole > 0 else (float("inf") if part > 0 else 0.0)
 
 
-def _statistics(residual: Residual) -> dict[str, Any]:
+def rounding_of(dtype: torch.dtype) -> float:
+    """A root of a squared error that is only rounding, relative to the norm of the target."""
+    return max(64 * torch.finfo(dtype).eps, 2.0**-40)
+
+
+def statistics_of(residual: Residual) -> dict[str, Any]:
+    """`mean`, `largest` and `correlation` of a Quality."""
     names = ("mean", "largest", "correlation")
     if not residual:
         return dict.fromkeys(names)
@@ -272,7 +277,8 @@ def _statistics(residual: Residual) -> dict[str, Any]:
     }
 
 
-def _is_correlated(found: Quality) -> bool:
-    if found.correlation is None or not found.pixels:
+def is_correlated(correlation: float | None, pixels: int) -> bool:
+    """Whether residuals are correlated by more than chance, so much that errors would be wrong."""
+    if correlation is None or not pixels:
         return False
-    return found.correlation > max(CORRELATED, 5 / math.sqrt(found.pixels))
+    return correlation > max(CORRELATED, 5 / math.sqrt(pixels))

@@ -33,6 +33,7 @@ from ..ops import ArgumentError, as_integer, fourier
 from ..ops.arguments import Pair
 from .background import Background, Place
 from .data import as_data, as_variance
+from .examine import is_correlated, rounding_of, statistics_of
 from .gram import ROW_ELEMENTS
 from .lags import window_sums
 from .normal import Constraints, Normal
@@ -114,7 +115,7 @@ class VaryingKernel:
     def standard_error(self, row: float, column: float) -> torch.Tensor | None:
         """One standard deviation of each element of `at`, (R, S), for independent errors of y.
 
-        None for a loaded kernel, or one that the images do not determine.
+        None for a loaded kernel, one that the images do not determine, or correlated residuals.
         """
         if self.solved is None or self.rank < self.unknowns:
             return None
@@ -325,7 +326,7 @@ def learn_varying(
         coefficients.to(dtype), of_background.to(dtype), order, scale_order, extent,
         pairs[0].padding, None, 0, 0.0, 0.0, 0.0, len(reduced), normal.rank,
     )  # fmt: skip
-    residual, total, weight, count, target = [], 0.0, 0.0, 0, 0.0
+    residual, total, weight, count, target, squares = [], 0.0, 0.0, 0, 0.0, 0.0
     for pair in pairs:
         left = found.predict(pair.x[0, 0].to(dtype)) - pair.y[0, 0].to(dtype)
         residual.append(left)
@@ -336,6 +337,7 @@ def learn_varying(
         y = pair.y[0, 0].double()
         mean = float((counts * y).sum()) / max(float(counts.sum()), 1e-300)
         target += float((counts * (y - mean).square()).sum())
+        squares += float((counts * y.square()).sum())
     noise = (total / max(count - normal.rank, 1)) ** 0.5
     unit = noise / (units.x * units.weights**0.5)
     notes = [note for pair in pairs for note in pair.notes]
@@ -345,6 +347,17 @@ def learn_varying(
             f"the images cannot determine the kernel: {missing} of {len(reduced)} directions leave "
             "the prediction unchanged (a lower order, a smaller window or ridge)"
         )
+    rounded = total <= rounding_of(dtype) ** 2 * squares
+    counts_of = [None if pair.weights is None else pair.weights[:, :1] for pair in pairs]
+    images = [left[None, None] for left in residual]
+    correlation = statistics_of(list(zip(images, counts_of, strict=True)))["correlation"]
+    correlated = not rounded and is_correlated(correlation, count)
+    if correlated:
+        notes.append(
+            f"the residuals of neighbouring pixels are correlated ({correlation:.2f}): they are "
+            "not independent errors, so no standard errors are given (an order or a window that is "
+            "too small, noise in x, or a change that is not a kernel)"
+        )
     facts = vars(found) | {  # attributes that need the residual
         "residual": residual[0] if single else residual,
         "pixels": count,
@@ -352,7 +365,7 @@ def learn_varying(
         "reblur_error": (total / target) ** 0.5 if target else 0.0,
         "noise": noise,
         "notes": notes,
-        "solved": _Solved(normal, basis, unit),
+        "solved": None if correlated else _Solved(normal, basis, unit),
     }
     return VaryingKernel(**facts)
 

@@ -66,9 +66,9 @@ def learn_kernel(
     Args:
         x: (H, W), (C, H, W) or (N, C, H, W), or a list of such images, each with a y of its own:
             tensors, arrays, masked arrays, Astropy's NDData, CCDData or HDUs, Pillow images or
-            names of files. Values keep their scale (255 is white in 8 bits). NaN and masked pixels
-            are left out. The result is float32 for float32, float16, bfloat16 and
-            uint8 images, else float64.
+            names of files. Values keep their scale, also beside another kind: white is 255 in 8
+            bits and 65535 in 16. NaN and masked pixels are left out. The result is float32 for
+            float32, float16, bfloat16 and uint8 images, else float64.
         y: the target: (P, Q), (K, P, Q) or (N, K, P, Q), of the size of corr2d's output or of x.
             With the size of x and no `padding` given, the border pixels that no full window
             predicts are left out of the fit.

@@ -90,7 +90,7 @@ def notes_of(found: Quality, reason: Reason) -> list[str]:
     if reason.border is not None and reason.border.cuts:
         return [*noisy, _cut_note(reason, weight)]
     if reason.correlated:
-        return [*noisy, _correlated_note(found, reason.border is not None)]
+        return [*noisy, _correlated_note(found, reason)]
     assert found.standard_error is not None
     largest = float(weight.abs().max())
     error = found.standard_error.to(weight)
@@ -141,15 +141,18 @@ def _cut_note(reason: Reason, weight: torch.Tensor) -> str:
     return note
 
 
-def _correlated_note(found: Quality, looked_outside: bool) -> str:
-    reasons = "rounding of y, noise in x, a change that is not a kernel"
-    if looked_outside:
-        reasons += "; a larger window is no better"
-    else:
-        reasons += ", or a window that is too small"
+def _correlated_note(found: Quality, reason: Reason) -> str:
+    reasons = ["rounding of y", "noise in x", "a change that is not a kernel"]
+    if reason.x_noise is None:  # it was subtracted from the normal matrix, not from the residual
+        reasons = ["the kernel spreads the noise of x over neighbours", "rounding of y"]
+    if reason.constraints.ridge or reason.constraints.smooth:
+        reasons.insert(0, "ridge or smooth too large")
+    reasons += ["a window that is too small"] * (reason.border is None)
+    larger = "; a larger window is no better" if reason.border is not None else ""
     return (
         f"the residuals of neighbouring pixels are correlated ({found.correlation:.2f}): they are "
-        f"not independent errors, so no standard errors are given ({reasons})"
+        "not independent errors, so no standard errors are given "
+        f"({', '.join(reasons[:-1])} or {reasons[-1]}{larger})"
     )
 
 

@@ -41,7 +41,8 @@ def accumulate(
     Args:
         sums: the accumulator, with window, background, padding and so on.
         x, y: .npy, TIFF or FITS files, or arrays (H, W) or (C, H, W) that can be sliced like
-            NumPy's; y of a size that learn_kernel takes.
+            NumPy's; y of a size that learn_kernel takes. White is 1.0 in integers of 8 and 16 bits,
+            unless only one of the two holds such integers: then both count as stored.
         mask, input_mask, weights: the same, of the size of y, x and y; as for learn_kernel.
         rows: output rows of a block; by default about 4 million pixels.
         grey: whether to convert colours to luma.

@@ -56,6 +56,17 @@ def test_the_field_is_the_joint_least_squares(backend, order, counted):
         torch.testing.assert_close(*errors, rtol=1e-8, atol=0)
 
 
+def test_an_order_that_is_too_low_is_noted(backend):
+    x = torch.randn(40, 40, dtype=DOUBLE)
+    y = torch.linspace(1, 2, 38, dtype=DOUBLE) * corr2d(x, torch.ones(3, 3, dtype=DOUBLE))
+    y = y + 0.01 * torch.randn(38, 38, dtype=DOUBLE)
+    low, enough = (learn_kernel_field(x, y, 3, order=order) for order in (0, 1))
+    assert "an order or a window that is too small" in low.notes[0]
+    assert low.standard_error(3, 4) is None
+    assert enough.notes == []
+    assert enough.standard_error(3, 4) is not None
+
+
 def test_a_kernel_that_varies_is_found_everywhere(backend, tmp_path):
     x = torch.randn(50, 60, dtype=DOUBLE)
     terms = torch.randn(6, 3, 3, dtype=DOUBLE)

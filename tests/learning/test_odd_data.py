@@ -191,6 +191,7 @@ def test_noise_of_the_input_is_corrected_for(backend, form):
     given = noise if form == "number" else torch.full(x.shape, noise)
     careful = learn_kernel(x, y, 11, input_noise=given)
     assert not any("x seems to be noisy" in note for note in careful.notes)
+    assert any("the kernel spreads the noise of x over neighbours" in n for n in careful.notes)
     assert farthest(careless, weight) > 0.03
     assert abs(float(careful.weight.sum()) - 1) < 0.5 * abs(float(careless.weight.sum()) - 1)
     with pytest.raises(ArgumentError, match="input_noise must be finite and not negative, got -1"):
