@@ -33,7 +33,13 @@ DOCS = Path(__file__).resolve().parent
 #: Size limit of a picture, so that pages load fast on a telephone.
 MOST_BYTES = 80_000
 #: Pages whose commands write pictures.
-GUIDES = ("motion_blur.md", "star_fields.md", "unknown_filter.md", "varying_kernel.md")
+GUIDES = (
+    "large_images.md",
+    "motion_blur.md",
+    "star_fields.md",
+    "unknown_filter.md",
+    "varying_kernel.md",
+)
 #: Pictures made by one command on a photograph.
 BY_COMMAND = {
     "edges.png": "edges photo.png -o edges.npy --plot edges.png",
