@@ -12,7 +12,7 @@ no tap at a place: those products are exact, but an infinity or NaN of x reaches
 patches that read it. For an input gradient x is dy, y is dx, and the pixels of a patch are the
 phases of the stride, of one or several pixels of dy.
 
-Sums in float32 (float64 for float64). PIXEL_AXIS is explained in fprop_gemm.
+Sums in float32 (float64 for float64). PIXEL_AXIS and SPLIT are explained in fprop_gemm.
 """
 
 import triton
@@ -23,15 +23,15 @@ from .hints import align_strides, along, round_down, side_by_side_in_chunks
 from .indexing import is_inside
 from .patches import chunks_of_lanes, in_chunks, split_patch_column
 from .reduction import add_taps_gemm
-from .schedule import next_tile, split_pixel, widen
+from .schedule import next_digit, next_tile, split_pixel, widen
 from .structs import at
 
 
-@triton.jit(do_not_specialize=["PATCHES"])
+@triton.jit(do_not_specialize=["PATCHES", "SPLITS"])
 def fprop_patch(
     x_ptr, spread_ptr, bias_ptr, residual_ptr, y_ptr,
-    x_shape, y_shape, patch_shape, GROUPS, GROUP_C, PATCHES,
-    x_strides, bias_stride, residual_strides, y_strides,
+    x_shape, y_shape, patch_shape, GROUPS, GROUP_C, PATCHES, SPLITS,
+    x_strides, bias_stride, residual_strides, y_strides, split_stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, MODE: tl.constexpr, LAYOUT: tl.constexpr,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, STEPS: tl.constexpr, INT64: tl.constexpr,
     TILE: tl.constexpr,
@@ -48,7 +48,10 @@ def fprop_patch(
     x_strides = align_strides(x_strides, AXIS, LAYOUT.X_ALIGN)
     y_strides = align_strides(y_strides, LAYOUT.Y_AXIS, LAYOUT.Y_ALIGN)
 
-    program = widen(tl.program_id(0), INT64)
+    program, split = widen(tl.program_id(0), INT64), 0
+    if LAYOUT.SPLIT:
+        split, program = next_digit(program, SPLITS)
+        y_ptr += widen(split, INT64) * split_stride
     tile_m, tile_n, group = next_tile(
         program, tl.cdiv(PATCHES, TILE.BLOCK_M), tl.cdiv(SIZE, TILE.BLOCK_N)
     )
@@ -67,7 +70,7 @@ def fprop_patch(
         True if LAYOUT.CHECKED else m < PATCHES,
         spread_ptr, known * LENGTH, True,
         x_shape, GROUP_C, (ROWS.WINDOW, COLUMNS.WINDOW), (1, 1), (1, 1),
-        x_strides, (0, 0, 0), 0, 1,
+        x_strides, (0, 0, 0), split, SPLITS,
         MODE, LAYOUT.CHECKED, POINT, True, LAYOUT.LOOSE,
         COLUMNS.WINDOW, LAYOUT, PRECISION, INT64, TILE.BLOCK_K,
     )  # fmt: skip

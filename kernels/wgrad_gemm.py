@@ -60,13 +60,16 @@ def wgrad_gemm(
 
     group_k = tile_m * TILE.BLOCK_M + along(0, TILE.BLOCK_M)
     k = group * GROUP_K + group_k
-    tap, c = split_column(tile_n, along(1 - AXIS, TILE.BLOCK_N), GROUP_C, LAYOUT.ONE_TAP, TILE)
+    TAPS: tl.constexpr = WINDOW.R * WINDOW.S
+    tap, c = split_column(
+        tile_n, along(1 - AXIS, TILE.BLOCK_N), GROUP_C, TAPS, LAYOUT.ONE_TAP, TILE
+    )
     r, s = tap // WINDOW.S, tap % WINDOW.S
     x_base = x_ptr + (group * GROUP_C + c) * x_strides[1]
     if WINDOW.MODE == "zeros":
         x_base += r * WINDOW.DIL_H * x_strides[2] + s * WINDOW.DIL_W * x_strides[3]
     dy_base = dy_ptr + k * dy_strides[1]
-    k_mask, c_mask = group_k < GROUP_K, tap < WINDOW.R * WINDOW.S
+    k_mask, c_mask = group_k < GROUP_K, tap < TAPS
 
     ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
     acc = tl.zeros([TILE.BLOCK_M, TILE.BLOCK_N], ACC)
@@ -112,7 +115,7 @@ def wgrad_gemm(
             dy, x = next_dy, next_x
 
     # The same columns, now along the last axis.
-    tap, c = split_column(tile_n, along(1, TILE.BLOCK_N), GROUP_C, LAYOUT.ONE_TAP, TILE)
+    tap, c = split_column(tile_n, along(1, TILE.BLOCK_N), GROUP_C, TAPS, LAYOUT.ONE_TAP, TILE)
     r, s = tap // WINDOW.S, tap % WINDOW.S
     sums = tap_at(dw_ptr + split * dw_stride_split, dw_strides, batch, k, 0, 0, 0)
     column = c * dw_strides[2] + r * dw_strides[3] + s * dw_strides[4]
@@ -120,16 +123,21 @@ def wgrad_gemm(
         sums = side_by_side(sums, column)
     else:
         sums += column
-    mask = (group_k < GROUP_K) & (tap < WINDOW.R * WINDOW.S)
+    mask = (group_k < GROUP_K) & (tap < TAPS)
     tl.store(sums, acc.to(dw_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def split_column(tile, lane, GROUP_C, ONE_TAP: tl.constexpr, TILE: tl.constexpr):
-    """(tap, c) of a column (r,s,c)."""
+def split_column(
+    tile, lane, GROUP_C, TAPS: tl.constexpr, ONE_TAP: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
+    """(tap, c) of a column (r,s,c).
+
+    With ONE_TAP, all taps of a block of channels are next to each other: they read the same part
+    of x.
+    """
     if ONE_TAP:
-        tiles = GROUP_C // TILE.BLOCK_N  # of one tap
-        tap, c = tile // tiles, tile % tiles * TILE.BLOCK_N + lane
+        tap, c = tile % TAPS, tile // TAPS * TILE.BLOCK_N + lane
     else:
         index = tile * TILE.BLOCK_N + lane
         tap, c = index // GROUP_C, index % GROUP_C

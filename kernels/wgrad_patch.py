@@ -55,7 +55,9 @@ def wgrad_patch(
     row = tile_m * TILE.BLOCK_M + along(0, TILE.BLOCK_M)
     a, b, group_k, _ = split_patch_column(row, ROWS, COLUMNS, RESULTS, False)
     k = group * RESULTS + group_k
-    place, c = split_column(tile_n, along(1 - AXIS, TILE.BLOCK_N), GROUP_C, LAYOUT.ONE_TAP, TILE)
+    place, c = split_column(
+        tile_n, along(1 - AXIS, TILE.BLOCK_N), GROUP_C, PLACES, LAYOUT.ONE_TAP, TILE
+    )
     i, j = place // COLUMNS.WINDOW, place % COLUMNS.WINDOW
     x_base = x_ptr + (group * GROUP_C + c) * x_strides[1]
     if MODE == "zeros":
@@ -111,7 +113,7 @@ def wgrad_patch(
     row = tile_m * TILE.BLOCK_M + tl.arange(0, TILE.BLOCK_M)[None, :, None]
     a, b, group_k, _ = split_patch_column(row, ROWS, COLUMNS, RESULTS, False)
     lane = chunks_of_lanes(TILE.BLOCK_N, LAYOUT.STORED_LANES)
-    place, c = split_column(tile_n, lane, GROUP_C, LAYOUT.ONE_TAP, TILE)
+    place, c = split_column(tile_n, lane, GROUP_C, PLACES, LAYOUT.ONE_TAP, TILE)
     r = tap_at_place(place // COLUMNS.WINDOW, a, ROWS)
     s = tap_at_place(place % COLUMNS.WINDOW, b, COLUMNS)
     partial = ((split * ROWS.PITCH + a) * COLUMNS.PITCH + b) * dw_stride_partial

@@ -136,7 +136,7 @@ def table_tiles(family, problem):
         return [columns.tile_for(problem)]
     if family == "banded":
         return banded.tiles_with_room(problem)
-    return [tma.shaped_tile(problem, shape) for shape in tma.shapes(problem)]
+    return list(tma.shaped_tiles(problem))
 
 
 def has_kernel(family, problem):

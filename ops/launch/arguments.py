@@ -444,7 +444,8 @@ def _packed(
         is_read = not turned and is_matrix(weight) and weight.shape[1] == columns
     else:
         columns, turned = 0, False
-        is_read = plan.family != "gemm" or is_read_as_it_is(weight)
+        copies = plan.family == "gemm" and not plan.tile.in_place  # type: ignore[attr-defined]
+        is_read = not copies or is_read_as_it_is(weight)
     if is_read:
         return weight, None
     axes = filters_innermost(weight, geometry.groups) if turned else weight[None]

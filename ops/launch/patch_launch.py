@@ -37,7 +37,10 @@ def patch_call(
     activation: str = "none",
     residual: torch.Tensor | None = None,
 ) -> Call:
-    """The launch that fills the result, y or dx, and before it the one that spreads the weight."""
+    """The launch that fills the result, y or dx, and before it the one that spreads the weight.
+
+    Of a plan with several splits, the result is the first part, and the others follow it.
+    """
     tile: Any = plan.tile
     shape = tile.spread_shape(plan.op, geometry, plan.one_tap)
     spread = weight.new_empty(shape)
@@ -61,6 +64,8 @@ def patch_call(
         "weight_strides": (geometry.group_K * taps.stride(0), k, c, r, s),
         "bias_stride": 0 if bias is None else bias.stride(0),
         "y_strides": result.stride(),
+        "SPLITS": plan.splits,
+        "split_stride": result.numel() if plan.splits > 1 else 0,
         "ACTIVATION": activation,
         "PRECISION": plan.precision,
         "STEPS": shape[-1] // tile.BLOCK_K,
@@ -140,6 +145,7 @@ def patch_arguments(
         CHECKED=geometry.padding_mode != "zeros" or not inside,
         CROPPED=not fits,
         LOOSE=x_align == 1,
+        SPLIT=not wgrad and plan.splits > 1,
         STORED_LANES=min(STORED_COLUMNS, tile.BLOCK_N) if by_columns else STORED_PATCHES,
     )
     rows, columns = (constant(_patch_axis(axis)) for axis in axes)

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from ..errors import ArgumentError
 from . import banded, columns, gemm, patch, reuse, rows, stencil, tma
-from .cost import CLOSE, cheapest, image_splits, times_of
+from .cost import CLOSE, cheapest, gradient_splits, image_splits, times_of
 from .integers import cdiv
 from .problem import Plan, Problem, Tile
 from .tuned import tuned
@@ -24,8 +24,9 @@ from .tuned import tuned
 DECISIVE = (rows, banded)
 #: A decisive family whose measured time is this many times the model's is compared like the rest.
 FAR = 1.2
-#: Families whose kernels of images sum parts of a reduction too, not only those of gradients.
-SPLIT = (gemm, tma)
+#: Families whose kernels of images sum parts of a reduction too, and whose numbers of parts are
+#: compared.
+SPLIT = (gemm, tma, patch)
 #: Families whose tiles are compared.
 COMPARED = (stencil, columns, gemm, tma, patch)
 #: Families that are taken where the rest would take CLEAR times as long.
@@ -113,7 +114,8 @@ def plans_with_tile(problem: Problem, tile: Tile) -> list[Plan]:
         ArgumentError: a grid is larger than a launch can have.
     """
     if problem.op == "wgrad":
-        numbers = [tile.splits(problem)]
+        compared = family_of(tile) in SPLIT
+        numbers = gradient_splits(tile, problem) if compared else [tile.splits(problem)]
     else:
         numbers = image_splits(tile, problem) if splits_images(problem, tile) else [1]
     return [plan_with_tile(problem, tile, number) for number in numbers]

@@ -12,9 +12,10 @@ busiest multiprocessor, ceil(programs / multiprocessors), and per program and cl
                     which read the second operand once for every 64 rows of the first
     arithmetic      n * multiply-adds / rate of the unit, padding of tiles and channels included
     issue           n * instructions of all warps / 4
-    latency         ceil(n / r) * (latency + the slowest unit of one program alone), if r programs
-                    fit on a multiprocessor side by side; where a loop waits for its own loads, that
-                    unit and the issue of the program's instructions after each other
+    latency         ceil(n / r) * (latencies + the slowest unit of one program alone), if r programs
+                    fit on a multiprocessor side by side: one latency, and one for each load that
+                    the loop waits for. Where it stores what it loads to shared memory itself, that
+                    unit and the issue of the program's instructions come after each other
 
 The ceilings in n and n / r are waves: a partly filled last wave takes as long as a full one.
 device.py names the source of every rate, or holds measured ones; then each family's seconds are
@@ -82,6 +83,7 @@ class Work:
         loaded_bytes: bytes that one program loads, masked lanes included, from whatever cache.
         copy_bytes: of copies of operands, which a launch before it makes at the rate of a copy.
         waits: a pass of its loop loads, multiplies and stores to shared memory one after the other.
+        stalls: loads of one program that it waits for, beside the first.
     """
 
     programs: int
@@ -101,6 +103,7 @@ class Work:
     loaded_bytes: float = 0
     copy_bytes: float = 0
     waits: bool = False
+    stalls: float = 0
 
     def after_copies(self, copies: Sequence[float]) -> Work:
         """The work with a launch before it that makes copies of so many bytes, if there are any."""
@@ -189,7 +192,7 @@ def times_of(work: Work, device: Device) -> Times:
         shared=busiest * shared / rates.clock,
         arithmetic=busiest * arithmetic / rates.clock,
         issue=busiest * issue / rates.clock,
-        latency=rounds * (device.latency + alone) / rates.clock,
+        latency=rounds * ((1 + work.stalls) * device.latency + alone) / rates.clock,
         launch=work.launches * device.launch_seconds
         + again
         + 2 * work.copy_bytes / device.copy_rate,
@@ -209,6 +212,8 @@ def matrix_work(
     parts: int = 1,
     lone: int = 0,
     between_bytes: int = 0,
+    filled: tuple[float, float, float] = (1, 1, 1),
+    slices: tuple[int, int] = (1, 1),
 ) -> Work:
     """The work of a kernel that multiplies [M, K] by [K, N] in every pass of its loop.
 
@@ -224,12 +229,15 @@ def matrix_work(
         parts: products that the columns are cut into, each of which reads the rows again.
         lone: elements of a pass that a lane loads one by one: L1 takes as long for 4 bytes each.
         between_bytes: as in Work.
+        filled: shares of M, N and K that are elements: what lies beyond is not read from L2.
+        slices: of dy and of x, see device_bytes.
     """
     tile, device, itemsize = plan.tile, problem.device, problem.dtype.itemsize
     m, n, k = tile.step(plan.op)
     first, second = problem.image_bytes, itemsize
     first, second = (first, second) if image_first else (second, first)
     loaded = k * (m * first + n * second)
+    elements = filled[2] * k * (filled[0] * m * first + filled[1] * n * second)
     lanes, rows = device.limits.lanes, device.rates.rows
     threads = problem.threads(tile)
     products = problem.products
@@ -255,8 +263,9 @@ def matrix_work(
     return Work(
         programs,
         threads,
-        device_bytes(problem, programs, sharers) + between_bytes,  # those are written
-        steps * loaded,
+        # What is left to the next kernel is written.
+        device_bytes(problem, programs, sharers, slices) + between_bytes,
+        steps * elements,
         steps * moved,
         steps * m * n * k,
         problem.unit,
@@ -272,7 +281,9 @@ def matrix_work(
     )
 
 
-def device_bytes(problem: Problem, programs: int, sharers: int) -> int:
+def device_bytes(
+    problem: Problem, programs: int, sharers: int, slices: tuple[int, int] = (1, 1)
+) -> int:
     """Bytes through device memory: each tensor once, and what L2 did not keep between waves.
 
     Data of one wave is still in L2 for the next if both fit into half of it.
@@ -281,21 +292,26 @@ def device_bytes(problem: Problem, programs: int, sharers: int) -> int:
         problem: whose tensors are read.
         programs: of the launch.
         sharers: programs of a weight gradient that read the same pixels.
+        slices: that sharers cut the channels of dy and of x into, all taps of a slice of x next to
+            each other, and all slices of x before the next of dy.
     """
     device, (first, second) = problem.device, problem.read_bytes
     sms, room = device.multiprocessors, device.rates.l2_bytes / 2
     waves = cdiv(programs, sms)
-    again = 0
+    again = 0.0
     if problem.op == "wgrad":
         # The ids of sharers are neighbours. If they are more than a wave and their pixels do not
-        # stay in L2, every wave of them reads those again.
+        # stay in L2, every wave of them reads its slices again.
         if waves > 1 and sharers > sms and (first + second) * sharers / programs > room:
-            again = (cdiv(sharers, sms) - 1) * (first + second)
+            of_dy, of_x = slices
+            waves = cdiv(sharers, sms)
+            again = (min(waves, of_dy + (waves - 1) / of_x) - 1) * first
+            again += (min(waves, 1 + (waves - 1) / of_dy) - 1) * second
     elif waves > 1 and second + first / waves > room:
         # Neighbouring programs share pixels, so those are read once; every wave wants all of the
         # weight.
         again = (waves - 1) * second
-    return problem.compulsory_bytes + again
+    return round(problem.compulsory_bytes + again)
 
 
 def partial_bytes(plan: Plan, problem: Problem) -> int:
@@ -340,7 +356,7 @@ def splits_that_fill(tile: Tile, problem: Problem, most: int, side_by_side: int 
     )
 
 
-#: Waves of programs that parts of an image's reduction are to fill.
+#: Waves of programs that parts of a reduction are to fill.
 SPLIT_WAVES = (1, 2, 3)
 #: Steps that a part of an image's reduction sums at least.
 MIN_SPLIT_STEPS = 2
@@ -357,6 +373,16 @@ def image_splits(tile: Tile, problem: Problem) -> list[int]:
     return sorted({1, *(parts for parts in filling if parts > 1)})
 
 
+def gradient_splits(tile: Tile, problem: Problem) -> list[int]:
+    """Numbers of parts of a weight gradient's reduction to compare.
+
+    One, those that fill whole waves, and the most, which `tile.splits` says.
+    """
+    most, programs = tile.splits(problem), max(1, tile.programs(problem))
+    filling = (waves * problem.device.multiprocessors // programs for waves in SPLIT_WAVES)
+    return sorted({1, most, *(parts for parts in filling if 1 < parts < most)})
+
+
 #: Fields of tiles that need not be powers of two.
 _ANY_NUMBER = (
     "TAPS_R",
@@ -368,6 +394,7 @@ _ANY_NUMBER = (
     "BLOCK_S",
     "persistent",
     "copied",
+    "in_place",
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,11 +21,16 @@ from .cost import (
     splits_that_fill,
 )
 from .device import MAX_REGISTERS
-from .integers import cdiv
+from .integers import cdiv, filled
 from .problem import Plan, Problem
 
+#: Bytes that L1 reads of memory at least, and what it is assumed to keep of a weight.
+SECTOR, KEPT_BYTES = 32, 2**17
+#: Tiles of rows that are paired with one tile of columns before the next one, see next_tile in
+#: kernels/schedule.py.
+TILE_GROUP = 8
 #: A split of a weight gradient sums at least this many pixels, so that partials stay few.
-MIN_SPLIT_PIXELS = 1024
+MIN_SPLIT_PIXELS = 256
 #: Accumulator elements per thread of an image that is split, at most: 128 spill up to 80 bytes
 #: (sm_90, Triton 3.7.1). Neither are steps through several taps in float64 (8 bytes, sm_100).
 MAX_SPLIT_RESULTS = 64
@@ -40,6 +45,7 @@ class GemmTile:
         BLOCK_N: channels of the result; columns (tap, channel), of a weight gradient.
         BLOCK_K: elements (tap, channel) of a step of the sum; pixels, of a weight gradient.
         num_warps, num_stages: of the launch.
+        in_place: a weight whose channels are not innermost is read as it lies, not copied first.
     """
 
     BLOCK_M: int
@@ -47,6 +53,7 @@ class GemmTile:
     BLOCK_K: int
     num_warps: int
     num_stages: int
+    in_place: bool = False
 
     family: ClassVar[str] = "gemm"
     partials: ClassVar[int] = 1
@@ -117,17 +124,56 @@ class GemmTile:
 
     def work(self, plan: Plan, problem: Problem) -> Work:
         """The work of a launch."""
-        return matrix_work(
+        g, weights = problem.geometry, self._scattered(problem)
+        steps = self._steps_of_part(plan, problem)
+        work = matrix_work(
             plan,
             problem,
             self.code(plan, problem),
-            self._steps_of_part(plan, problem),
+            steps,
             self.BLOCK_M * self.BLOCK_N,
             plan.grid,
             image_first=plan.op != "wgrad",
             lone=self._lone(problem),
             between_bytes=partial_bytes(plan, problem),
-        ).after_copies(repacked_bytes(problem))
+            filled=self._filled(problem),
+            slices=self._slices(problem),
+        )
+        if not weights:
+            return work.after_copies([] if self.in_place else repacked_bytes(problem))
+        # L1 reads all taps to find one, and keeps them for the steps through the others. The
+        # pipeline has no loads of 16 bits: each that L1 does not find is waited for.
+        taps, itemsize = g.R * g.S, problem.dtype.itemsize
+        return replace(
+            work,
+            shared_bytes=work.shared_bytes + steps * weights * min(taps * itemsize, SECTOR),
+            stalls=steps / taps if itemsize < 4 else 0,
+        )
+
+    def _scattered(self, problem: Problem) -> int:
+        """Elements of the weight in a step whose neighbours are not next to them in memory."""
+        if problem.op == "wgrad" or not (self.in_place and problem.layout.repacks):
+            return 0
+        return self.BLOCK_N * self.BLOCK_K
+
+    def _filled(self, problem: Problem) -> tuple[float, float, float]:
+        """Shares of (M, N, K) of a step that are elements: other lanes load nothing."""
+        g = problem.geometry
+        if problem.op == "wgrad":
+            columns = g.group_C * g.R * g.S
+            return filled(g.group_K, self.BLOCK_M), filled(columns, self.BLOCK_N), 1
+        summed = filled(problem.reduced, self.BLOCK_K) if problem.reduced >= self.BLOCK_K else 1
+        return (
+            filled(problem.pixels, self.BLOCK_M),
+            filled(problem.group_channels, self.BLOCK_N),
+            summed,
+        )
+
+    def _slices(self, problem: Problem) -> tuple[int, int]:
+        """Groups of rows, see next_tile, and slices of x whose taps are next to each other."""
+        g = problem.geometry
+        rows = cdiv(cdiv(g.group_K, self.BLOCK_M), TILE_GROUP)
+        return rows, g.group_C // self.BLOCK_N if g.group_C % self.BLOCK_N == 0 else 1
 
     def _steps_of_part(self, plan: Plan, problem: Problem) -> float:
         """Passes of a program's loop; of an input gradient, the mean over its phases."""
@@ -162,6 +208,7 @@ class GemmTile:
         elements = (self.BLOCK_M + self.BLOCK_N) * self.BLOCK_K / threads
         each_a_tap = plan.op != "wgrad" and not plan.one_tap
         loop = 85 + (2.5 if each_a_tap else 0.8) * elements + 2.7 * self._lone(problem) / threads
+        loop += 3 * self._scattered(problem) / threads
         if plan.op == "wgrad":  # decodes pixels
             loop += 70
         if problem.product == "tf32":
@@ -294,7 +341,20 @@ def tiles(problem: Problem) -> list[GemmTile]:
         found = [tile for tile in found if tile.BLOCK_N < columns]
     narrowest = min(tile.BLOCK_N for tile in found)
     columns = max(problem.group_channels, narrowest)
-    return [tile for tile in found if tile.BLOCK_N < 2 * columns]
+    found = [tile for tile in found if tile.BLOCK_N < 2 * columns]
+    return [*found, *(replace(tile, in_place=True) for tile in found if _keeps(tile, problem))]
+
+
+def _keeps(tile: GemmTile, problem: Problem) -> bool:
+    """Whether the planner may take this tile with the weight in place: if L1 keeps all its taps.
+
+    Larger tiles are for more work than a copy of the weight is worth.
+    """
+    g = problem.geometry
+    taps = g.R * g.S * problem.dtype.itemsize
+    small = tile.results <= MAX_SPLIT_RESULTS and problem.product in ("half", "tf32")
+    fits = tile.BLOCK_N * tile.BLOCK_K * taps <= KEPT_BYTES
+    return problem.layout.repacks and small and fits
 
 
 def _pixel_tiles(problem: Problem) -> list[GemmTile]:
@@ -345,11 +405,11 @@ def neighbours(tile: GemmTile, problem: Problem) -> Iterator[GemmTile]:
     wgrad = problem.op == "wgrad"
     rows = g.group_K if wgrad else math.inf
     columns = g.group_C * g.R * g.S if wgrad else problem.group_channels
-    for m, n, *rest in itertools.product(
+    for m, n, k, warps, stages in itertools.product(
         (32, 64, 128, 256), (16, 32, 64, 128, 256), (16, 32, 64, 128), (4, 8), (2, 3, 4)
     ):
         if m < 2 * max(rows, 32) and n < 2 * max(columns, 16):
-            found = GemmTile(m, n, *rest)
+            found = GemmTile(m, n, k, warps, stages, tile.in_place)
             if fits(found, problem):
                 yield found
 

@@ -30,7 +30,7 @@ from .cost import (
 )
 from .device import ALL_REGISTERS, GEMM_MIN, MAX_WORKSPACE
 from .gemm import LONG_STEP, MIN_SPLIT_PIXELS
-from .integers import cdiv
+from .integers import cdiv, filled
 from .problem import Plan, Problem
 
 #: Rows of y in a patch, and columns.
@@ -39,8 +39,8 @@ PATCH_ROWS, PATCH_COLUMNS = (1, 2, 4, 8, 16), (1, 2, 4, 8)
 MAX_COLUMNS = 128
 #: Of channels or filters, whichever are fewer: more fill the columns of a GEMM by themselves.
 MOST_CHANNELS = 32
-#: Fewest pixels of y: below, a second launch costs more than patches save.
-MIN_PIXELS = 1024
+#: Fewest pixels of y: below, there are not enough patches for the rows of a tile.
+MIN_PIXELS = 64
 #: Most accumulator elements per thread before a residual, gelu or silu: 64 spill 88 bytes, and 32
 #: with steps of 64 elements 16 bytes (sm_90, 16 bits).
 HEAVY_RESULTS = 32
@@ -146,7 +146,10 @@ class PatchTile:
         return g.groups * cdiv(m, self.BLOCK_M) * cdiv(n, self.BLOCK_N)
 
     def strips(self, problem: Problem) -> int:
-        """Runs of BLOCK_K patches that a weight gradient sums."""
+        """Runs of BLOCK_K patches that a weight gradient sums; steps of another's loop."""
+        if problem.op != "wgrad":
+            one_tap = bool(self.flags(problem)["one_tap"])
+            return self.steps(problem.op, problem.geometry, one_tap)
         return cdiv(self.patches(problem.op, problem.geometry), self.BLOCK_K)
 
     def step(self, op: str) -> tuple[int, int, int]:
@@ -155,6 +158,8 @@ class PatchTile:
 
     def splits(self, problem: Problem) -> int:
         """Parts that a weight gradient's patches are best cut into."""
+        if problem.op != "wgrad":  # see cost.image_splits
+            return 1
         most = min(cdiv(problem.pixels, MIN_SPLIT_PIXELS), MAX_PARTIALS // self.partials)
         return splits_that_fill(self, problem, most)
 
@@ -188,14 +193,15 @@ class PatchTile:
         return geometry.groups, self.columns(op, geometry), elements
 
     def work(self, plan: Plan, problem: Problem) -> Work:
-        """What a launch asks of a device, and the launch that spreads the weight or adds up."""
-        g = problem.geometry
-        if plan.op == "wgrad":
-            steps, between = plan.split_strips, partial_bytes(plan, problem)
-        else:
-            steps = self.steps(plan.op, g, plan.one_tap)
+        """What a launch asks of a device, and those that spread the weight and add up."""
+        g, between = problem.geometry, partial_bytes(plan, problem)
+        steps: float = plan.split_strips
+        launches = 1 + bool(between)
+        if plan.op != "wgrad":
+            steps = self.steps(plan.op, g, plan.one_tap) / plan.splits
             spread = self.spread_shape(plan.op, g, plan.one_tap)
-            between = math.prod(spread) * problem.dtype.itemsize
+            between += math.prod(spread) * problem.dtype.itemsize
+            launches += 1
         lone = self._lone(problem)
         work = matrix_work(
             plan,
@@ -207,12 +213,25 @@ class PatchTile:
             image_first=plan.op != "wgrad",
             lone=lone,
             between_bytes=between,
+            filled=self._filled(problem),
+            slices=(1, g.group_C // self.BLOCK_N if g.group_C % self.BLOCK_N == 0 else 1),
         )
+        work = replace(work, launches=launches)
         if self._multiplies_by_warps(problem):
             work = replace(work, products=2 * work.products)
         # Neighbouring patches lie a step apart in a plane, and L1 reads all between them.
         apart = self.axes(plan.op, g)[1].step * problem.image_bytes
         return replace(work, shared_bytes=work.shared_bytes + steps * lone * max(0, apart - 4))
+
+    def _filled(self, problem: Problem) -> tuple[float, float, float]:
+        """Shares of (M, N, K) of a step that are elements: other lanes load nothing."""
+        op, g = problem.op, problem.geometry
+        columns = self.columns(op, g)
+        if op == "wgrad":
+            rows, places = self.axes(op, g)
+            read = rows.window * places.window * problem.reduced
+            return filled(columns, self.BLOCK_M), filled(read, self.BLOCK_N), 1
+        return filled(self.patches(op, g), self.BLOCK_M), filled(columns, self.BLOCK_N), 1
 
     def _lone(self, problem: Problem) -> int:
         """Elements of a pass that are loaded one by one: of planes, and of odd channels."""
@@ -346,6 +365,8 @@ def legal_tiles(problem: Problem) -> list[PatchTile]:
     long_steps = problem.layout.channels_last or problem.device.rates.rows is not None
     # Single channels side by side have an address for each of a thread's patches.
     single = problem.layout.channels_last and problem.reduced % 2 and not problem.device.rates.rows
+    # Weight gradients in TF32 spill 8 to 96 bytes with 64 x 64 results (sm_80, Triton 3.7.1).
+    crowded = problem.op == "wgrad" and problem.unit == "tf32" and not problem.device.rates.rows
     found = []
     for p, q in itertools.product(PATCH_ROWS, PATCH_COLUMNS):
         if p * q > 1 and problem.unit not in ("half", "tf32"):
@@ -359,6 +380,8 @@ def legal_tiles(problem: Problem) -> list[PatchTile]:
             if n > 64 and k >= LONG_STEP and not long_steps:
                 continue
             if single and m * n > HEAVY_RESULTS * 32 * warps and k < LONG_STEP:
+                continue
+            if crowded and (m, n) == (64, 64):
                 continue
             registers = m * n > HEAVY_RESULTS * 32 * warps or k >= LONG_STEP
             if problem.layout.heavy_epilogue and registers:

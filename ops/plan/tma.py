@@ -19,7 +19,7 @@ import torch
 from ..geometry import Geometry, Pair
 from .cost import Code, Work, is_launchable, matrix_work, partial_bytes, splits_that_fill
 from .device import ALL_REGISTERS, MAX_REGISTERS
-from .integers import cdiv, power_of_two
+from .integers import cdiv, filled, power_of_two
 from .problem import Plan, Problem
 
 #: Device.arch of the devices that these kernels are built and planned for.
@@ -37,8 +37,6 @@ MAX_OVERHANG = {"NHWC": 0.5, "NCHW": 0.25}
 ROW_BYTES = 128
 #: Rows of a box of planes: each has sums of its own, and their code is unrolled.
 MAX_PLANE_ROWS = 4
-#: Taps of a weight gradient whose sums a program keeps side by side.
-MAX_TAPS = 3
 #: Most bytes that the copies of images may take in one call; assumed.
 MAX_COPY_BYTES = 2**29
 #: Strips that a split of a weight gradient sums at least, to make its last reduction worth it.
@@ -125,7 +123,7 @@ class TmaTile:
     def splits(self, problem: Problem) -> int:
         """Parts that a weight gradient's boxes are best dealt out to.
 
-        One or two programs fill the shared memory of a multiprocessor.
+        One or two programs fill the shared memory of a multiprocessor. See cost.gradient_splits.
         """
         if problem.op != "wgrad":  # see cost.image_splits
             return 1
@@ -139,10 +137,13 @@ class TmaTile:
 
     def max_registers(self, problem: Problem) -> int | None:
         """Registers of a thread that the compiler is limited to, see device.py."""
-        if problem.precision != "ieee":
-            return None  # float32 would spill
-        # So would 128 x 256 sums stored to planes, and 64 x 128 with what is added to them (sm_90).
-        return ALL_REGISTERS if self.copied else MAX_REGISTERS
+        if problem.precision != "ieee":  # float32 would spill with a limit, and 8 bytes without
+            return ALL_REGISTERS if self.copied and problem.device.arch == "100" else None
+        # So would 128 x 256 sums stored to planes, or of a weight gradient, and 64 x 128 with what
+        # is added to them (sm_90).
+        m, n, _ = self.step(problem.op)
+        large = problem.op == "wgrad" and m * n >= 128 * problem.threads(self)
+        return ALL_REGISTERS if self.copied or large else MAX_REGISTERS
 
     def suits(self, problem: Problem) -> bool:
         """Whether a tile that was tuned for a problem near this one can serve it.
@@ -176,13 +177,24 @@ class TmaTile:
             descriptors=True,
             parts=self._parts(problem),
             between_bytes=partial_bytes(plan, problem),
+            filled=self._filled(problem),
+            slices=(cdiv(g.group_K, self.BLOCK_K), cdiv(g.group_C, self.BLOCK_N)),
         )
         images = image_copies(problem) if self.copied else []
         work = work.after_copies([*images, *weight_copies(problem, self.BLOCK_K)])
         if self.copied and work.copy_bytes <= problem.device.rates.l2_bytes / 2:
             # The copies are in L2 when the kernel reads them.
-            work = replace(work, dram_bytes=work.dram_bytes - sum(images))
+            work = replace(work, dram_bytes=work.dram_bytes - work.copy_bytes)
         return work
+
+    def _filled(self, problem: Problem) -> tuple[float, float, float]:
+        """Shares of (M, N, K) of a step inside of the tensors; the hardware reads no others."""
+        planes, g = pixel_planes(problem), problem.geometry
+        pixels = math.prod(planes) / max(1, covered(planes, self.box))
+        if problem.op == "wgrad":
+            return filled(g.group_K, self.BLOCK_K), filled(g.group_C, self.BLOCK_N), pixels
+        channels = filled(problem.group_channels, self.BLOCK_N)
+        return channels, pixels, filled(problem.reduced, self.BLOCK_K)
 
     def seen(self, problem: Problem) -> Problem:
         """The problem as the kernel meets it, which may be that of copies."""
@@ -213,15 +225,20 @@ TMA_SHAPES = (
     (64, 256, 8, 4),
     (64, 128, 4, 4),
 )
-#: (channels, filters, num_warps, num_stages) of a weight gradient, by whether taps can share dy.
-#: Three taps side by side read (3 * 64 + 128) rows for what 128 x 128 reads (128 + 128) of twice:
-#: 0.6 of the bytes. So they are taken wherever there are taps to share.
-TMA_GRADIENT_SHAPES: dict[bool, tuple[tuple[int, int, int, int], ...]] = {
-    True: (
+#: (channels, filters, num_warps, num_stages) of a weight gradient, by the taps of a row that share
+#: dy. Three taps side by side read (3 * 64 + 128) rows for what 128 x 128 reads (128 + 128) of
+#: twice: 0.6 of the bytes.
+TMA_GRADIENT_SHAPES: dict[int, tuple[tuple[int, int, int, int], ...]] = {
+    3: (
         (64, 128, 8, 4),
         (64, 64, 4, 4),
     ),
-    False: (
+    2: (
+        (64, 128, 8, 4),
+        (64, 64, 4, 4),
+    ),
+    1: (
+        (256, 128, 8, 3),
         (128, 128, 8, 4),
         (128, 64, 4, 4),
         (64, 128, 4, 4),
@@ -435,11 +452,21 @@ def tiles(problem: Problem) -> list[TmaTile]:
         return []
     found = _fitting_tiles(problem)
     if may_copy(problem):
-        copies = _fitting_tiles(copied_problem(problem))
-        for tile in copies:
+        for tile in _fitting_tiles(copied_problem(problem)):
+            if problem.op == "dgrad" and _is_largest(tile) and _is_ragged(problem):
+                continue  # spills up to 648 bytes (sm_90, Triton 3.6)
             alone = tile if _exchanges_in_the_loop(tile, problem) else replace(tile, persistent=0)
             found.append(replace(alone, copied=True))
     return found
+
+
+def _is_largest(tile: TmaTile) -> bool:
+    return (tile.BLOCK_N, tile.pixels) == TMA_SHAPES[0][:2]
+
+
+def _is_ragged(problem: Problem) -> bool:
+    """Whether channels of the result do not come in pieces of 16 bytes."""
+    return problem.channels * problem.dtype.itemsize % 16 != 0
 
 
 def _exchanges_in_the_loop(tile: TmaTile, problem: Problem) -> bool:
@@ -460,8 +487,7 @@ def _fitting_tiles(problem: Problem) -> list[TmaTile]:
     # With wgrad, BLOCK_N are channels of x and BLOCK_K filters.
     results, filters = (g.group_C, g.group_K) if wgrad else (problem.group_channels, 0)
     found = []
-    for shape in shapes(problem):
-        tile = shaped_tile(problem, shape)
+    for tile in shaped_tiles(problem):
         if (
             tile.BLOCK_N <= max(64, power_of_two(results))
             and (not wgrad or tile.BLOCK_K <= max(64, power_of_two(filters)))
@@ -489,32 +515,36 @@ def dealt_out(tile: TmaTile, problem: Problem) -> TmaTile:
     return replace(tile, persistent=at_once) if tile.boxes(problem) > at_once else tile
 
 
-def shapes(problem: Problem) -> tuple[tuple[int, int, int, int], ...]:
-    """The rows of TMA_SHAPES or TMA_GRADIENT_SHAPES that are for a problem."""
-    if problem.op == "wgrad":
-        return TMA_GRADIENT_SHAPES[taps_of(problem.boxed) > 1]
-    return TMA_SHAPES[1:] if problem.layout.heavy_epilogue else TMA_SHAPES  # 128 x 256 would spill
+def shaped_tiles(problem: Problem) -> Iterator[TmaTile]:
+    """The tiles of TMA_SHAPES or TMA_GRADIENT_SHAPES, each with the best box."""
+    if problem.op != "wgrad":
+        # 128 x 256 would spill before a heavy epilogue.
+        for shape in TMA_SHAPES[1:] if problem.layout.heavy_epilogue else TMA_SHAPES:
+            yield shaped_tile(problem, shape)
+        return
+    g = problem.boxed
+    for taps, shapes in TMA_GRADIENT_SHAPES.items():
+        if taps <= most_taps(g):
+            yield from (shaped_tile(problem, shape, taps) for shape in shapes)
 
 
-def shaped_tile(problem: Problem, shape: tuple[int, int, int, int]) -> TmaTile:
-    """The tile of one of `shapes`, with the best box."""
+def shaped_tile(problem: Problem, shape: tuple[int, int, int, int], taps: int = 1) -> TmaTile:
+    """The tile of one of the shapes, with the best box; `taps` of a weight gradient share dy."""
     block_n, size, warps, stages = shape
     planes, block_k = pixel_planes(problem), channel_block(problem)
     in_planes = problem.layout.boxes(problem.op) == "NCHW"
     if problem.op == "wgrad":
-        g = problem.boxed
-        whole = box_of if g.is_point else whole_box  # beside a plane, both images are zero
+        # Beside a plane, both images of a 1x1 window are zero.
+        whole = box_of if problem.boxed.is_point else whole_box
         box = (1, 1, block_k) if in_planes else whole(planes, block_k)
-        return TmaTile(*box, block_n, size, warps, stages, taps_of(g))
+        return TmaTile(*box, block_n, size, warps, stages, taps)
     box = plane_box(planes, size) if in_planes else box_of(planes, size)
     return TmaTile(*box, block_n, block_k, warps, stages)
 
 
-def taps_of(geometry: Geometry) -> int:
-    """Taps that a program of a weight gradient sums side by side: a divisor of those of a row."""
-    if geometry.steps(1)[0] > 1:
-        return 1
-    return next(taps for taps in range(MAX_TAPS, 0, -1) if geometry.S % taps == 0)
+def most_taps(geometry: Geometry) -> int:
+    """Taps of a row that can share dy: neighbours of strided columns read other phases of x."""
+    return 1 if geometry.steps(1)[0] > 1 else geometry.S
 
 
 def plane_box(planes: tuple[int, int, int], pixels: int) -> tuple[int, int, int]:
@@ -583,8 +613,12 @@ def neighbours(tile: TmaTile, problem: Problem) -> Iterator[TmaTile]:
         found = []
         if problem.op == "wgrad":
             box = (1, 1, pixels) if in_planes else whole_box(planes, pixels)
-            taps = {1, taps_of(problem.geometry)}
-            found = [TmaTile(*box, n, k, warps, stages, number) for number in taps]
+            most = most_taps(problem.boxed)
+            found = [
+                TmaTile(*box, n, k, warps, stages, taps)
+                for taps in TMA_GRADIENT_SHAPES
+                if taps <= most
+            ]
         elif tile.BLOCK_K % k == 0:
             box = plane_box(planes, pixels) if in_planes else box_of(planes, pixels)
             numbers = {0, tile.persistent}

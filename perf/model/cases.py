@@ -384,9 +384,10 @@ class Configuration:
             return self.kernel, self.planned.workload.geometry.weight_shape[-2:]
         size = tile.step(plan.op), tile.num_warps, tile.num_stages
         if self.case.endswith("-split"):
-            return self.kernel, self.product, "split", tile.step(plan.op)
-        boxes = getattr(tile, "persistent", 0) > 0, getattr(tile, "copied", False)
-        return self.kernel, self.product, *size, plan.one_tap, plan.int64, *boxes
+            in_place = getattr(tile, "in_place", False)
+            return self.kernel, self.product, "split", tile.step(plan.op), in_place
+        reads = tuple(getattr(tile, name, 0) > 0 for name in ("persistent", "copied", "in_place"))
+        return self.kernel, self.product, *size, plan.one_tap, plan.int64, *reads
 
     @property
     def is_rare(self) -> bool:
@@ -394,7 +395,7 @@ class Configuration:
         if self.family in ("helper", "frame", "rows", "columns"):
             return False
         across_taps = self.kernel in ("fprop_gemm", "dgrad_gemm") and not self.plan.one_tap
-        in_turn = self.case.endswith(("-loop", "-split"))
+        in_turn = self.case.endswith(("-loop", "-split", "-in_place"))
         return self.family in ("banded", "patch") or self.plan.int64 or across_taps or in_turn
 
     def wants_mma(self, target: Target) -> bool:
@@ -482,10 +483,11 @@ def _of_case(
     for place, variants in enumerate(_plans(family, case, op, dtype, target)):
         for variant, planned in variants.items():
             wanted = {dtype, f"{op}:{dtype}"} & set(case.recorded)
-            whole = [name for name in variants if name != "-split"]
+            whole = [name for name in variants if not name.endswith("-split")]
             first = bool(wanted) and place == 0 and variant == whole[-1]
             kind = "" if planned.plan.family == "stencil" else product
             recorded = (every or first) and variant in whole and "-copied" not in variant
+            recorded &= "-in_place" not in variant
             made = Configuration(family, name + variant, planned.kernel, planned, kind, recorded)
             # What turns into a forward call is a configuration of that, unless it reads the weight
             # in another way.
@@ -507,6 +509,7 @@ def _plans(
         tiles = list({(tile.step(op), tile.num_warps): tile for tile in tiles}.values())
     for tile in tiles:
         copied = "-copied" if getattr(tile, "copied", False) else ""
+        copied += "-in_place" if getattr(tile, "in_place", False) else ""
         variants: dict[str, Any] = {copied: tile}
         if getattr(tile, "persistent", 0):  # a loop over boxes is other code than one box
             one_each = replace(tile, persistent=0)  # type: ignore[type-var]
@@ -515,9 +518,9 @@ def _plans(
         for variant, chosen in variants.items():
             with contextlib.suppress(ArgumentError):  # more programs than a launch can have
                 plans[variant] = choose.plan_with_tile(problem, chosen, chosen.splits(problem))
-                if variant == "" and choose.splits_images(problem, chosen):
+                if variant != "-copied" and choose.splits_images(problem, chosen):
                     split = choose.plan_with_tile(problem, chosen, SOME_SPLITS)
-                    plans |= {"-split": split} if split.splits > 1 else {}
+                    plans |= {f"{variant}-split": split} if split.splits > 1 else {}
                 if plans[variant].interior == "some":  # the code of the inside alone
                     plans["-interior"] = replace(plans[variant], interior="all")
         yield {variant: replace(call, plan=plan) for variant, plan in plans.items()}

@@ -131,6 +131,7 @@ def describe(plan: Plan) -> str:
         f"{plan.kernel} {blocks} w{plan.tile.num_warps} s{plan.tile.num_stages}"
         + "".join(f" {name.lower()}{value}" for name, value in rest.items())
         + " copied" * getattr(plan.tile, "copied", False)
+        + " in place" * getattr(plan.tile, "in_place", False)
         + f" /{plan.splits}" * (plan.splits > 1)
         + (f" r{plan.max_registers}" if plan.max_registers else "")
     )

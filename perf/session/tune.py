@@ -163,7 +163,7 @@ def _cost(plan: Plan, origin: Plan, problem: Problem) -> float:
     distance = sum(
         abs(math.log2(value / vars(origin.tile)[name]))
         for name, value in vars(plan.tile).items()
-        if name not in ("persistent", "copied")
+        if name not in ("persistent", "copied", "in_place")
     )
     return seconds_of(plan, problem) * (1 + 0.02 * distance)
 

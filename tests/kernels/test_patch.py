@@ -70,7 +70,7 @@ def forced(op, g, tile, made, last=False, splits=1, precision="ieee", **more):
 def test_every_window_step_and_patch(kernel_backend, op, name, sides, last):
     """Whole numbers, so that the result is exact; a second call gives the same bits."""
     g, tile = GEOMETRIES[name], PatchTile(32, 32, 16, *sides, 4, 2)
-    splits = 2 if op == "wgrad" and tile.patches("wgrad", g) > 16 else 1
+    splits = 1 + ((tile.patches("wgrad", g) > 16) if op == "wgrad" else last)
     made = tensors(g, torch.float16, kernel_backend.device, whole_numbers)
     args, actual = forced(op, g, tile, made, last, splits)
     expected = torch.from_numpy(truth(op, args, g)).to(actual.dtype)

@@ -39,10 +39,9 @@ def forced(count: int, seed: int) -> Iterator[tuple[str, Any, list[torch.Tensor]
         for op, given in operands.items():
             problem = Problem(op, geometry, dtype, precision, layout, device_of(x))
             copied = tma.copied_problem(problem)
-            shaped = {tma.shaped_tile(problem, s) for s in tma.shapes(problem)}
+            shaped = set(tma.shaped_tiles(problem))
             if tma.may_copy(problem):
-                boxes = [tma.shaped_tile(copied, s) for s in tma.shapes(problem)]
-                shaped |= {replace(tile, copied=True) for tile in boxes}
+                shaped |= {replace(tile, copied=True) for tile in tma.shaped_tiles(copied)}
             shaped = {tile for tile in shaped if tma.is_legal(problem, tile)}
             near = {tile for one in shaped for tile in tma.neighbours(one, problem)}
             for tile in sorted(shaped | near, key=str):

@@ -19,6 +19,7 @@ from tricorr.ops.plan.cost import (
 )
 from tricorr.ops.plan.device import COPY_SHARE, DEVICES, INTERPRETER, LATENCY, LAUNCH_SECONDS
 from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, GEMM_TILES, GemmTile, tiles_with_room
+from tricorr.ops.plan.integers import cdiv
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.stencil import StencilTile
 from tricorr.ops.plan.tma import TmaTile
@@ -72,8 +73,10 @@ def test_partial_results_are_written_then_read():
 
 
 def test_operands_in_shared_memory_are_read_once_for_64_rows():
+    layer = replace(LAYER, H=16, W=16)
+
     def bytes_of_a_pass(tile, layout):
-        work = work_of(half("fprop", layout=layout), tile)
+        work = work_of(half("fprop", layer, layout), tile)
         return work.l2_bytes / work.steps, work.shared_bytes / work.steps
 
     loaded, moved = bytes_of_a_pass(TmaTile(1, 16, 16, 128, 64, 8, 3), boxed("NHWC"))
@@ -82,6 +85,30 @@ def test_operands_in_shared_memory_are_read_once_for_64_rows():
     # Loads through pointers pass through L1 as well.
     last = Layout(channels_last=True)
     assert bytes_of_a_pass(GemmTile(128, 256, 64, 8, 4), last) == (loaded, moved + loaded)
+
+
+def test_what_a_tile_has_beyond_its_tensors_is_not_read_from_L2():
+    """Of 40 filters, 40 channels and 14 x 14 pixels: in tiles of 64, 64 and 16 x 16."""
+    few = replace(LAYER, C=40, K=40)
+    box = work_of(half("fprop", few, boxed("NHWC")), TmaTile(1, 16, 16, 64, 64, 8, 4))
+    assert box.l2_bytes == pytest.approx(9 * 40 * (40 + 14 * 14) * 2)
+    assert box.macs == 9 * 64 * 64 * 256
+    gradient = work_of(half("wgrad", few, boxed("NHWC")), TmaTile(1, 2, 2, 64, 64, 4, 4))
+    assert gradient.l2_bytes == pytest.approx(gradient.steps * 4 * (40 + 40) * 2)
+
+
+def test_waves_of_a_weight_gradient_read_their_slices_again():
+    """The taps of a slice of x are neighbours: a wave reads little else than that slice."""
+    g = geometry_of((64, 2048, 32, 32), (512, 2048, 5, 5))
+    problem = half("wgrad", g)
+    x, dy = problem.read_bytes
+    sharers = 4 * 16 * 25
+    waves = cdiv(sharers, 132)
+    found = device_bytes(problem, sharers, sharers, (4, 16)) - problem.compulsory_bytes
+    assert found == round((3 + (waves - 1) / 16) * x + (waves - 1) / 4 * dy)
+    assert device_bytes(problem, sharers, sharers) == problem.compulsory_bytes + (waves - 1) * (
+        x + dy
+    )
 
 
 def test_rows_of_a_box_of_planes_read_the_weight_again():
