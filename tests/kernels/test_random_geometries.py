@@ -1,4 +1,4 @@
-"""Geometries that nobody thought of, and plans that nobody chose, small enough to interpret."""
+"""Random geometries, and random plans, give the right result."""
 
 import pytest
 import torch
@@ -12,15 +12,15 @@ hypothesis = pytest.importorskip("hypothesis")
 
 from drawn import FAMILIES, calls, geometries  # noqa: E402 - needs hypothesis
 
-# By name: torch.testing._internal, which other tests import, loads a profile of its own.
+# Taken by name, because torch.testing._internal, which other tests import, loads another profile.
 PROFILE = hypothesis.settings.get_profile("tricorr")
 
 
 @hypothesis.settings(PROFILE, max_examples=8)
 @hypothesis.given(geometry=geometries())
 @pytest.mark.parametrize("op", OPS)
-def test_any_geometry(backend, op, geometry):
-    # Whole numbers: no tolerance to hide in.
+def test_random_geometries_are_right(backend, op, geometry):
+    # Whole numbers: results are exact.
     args = operands(op, *tensors(geometry, torch.float32, backend.device, whole_numbers))
     expected = torch.from_numpy(truth(op, args, geometry)).float()
     assert torch.equal(run(op, args, geometry).cpu(), expected)
@@ -30,7 +30,7 @@ def test_any_geometry(backend, op, geometry):
 @hypothesis.given(data=hypothesis.strategies.data())
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_any_geometry_by_any_plan(kernel_backend, family, op, data):
+def test_random_plans_are_right(kernel_backend, family, op, data):
     from tricorr.ops.launch import arguments as launch
     from tricorr.ops.launch.layout import device_of
 
@@ -38,8 +38,8 @@ def test_any_geometry_by_any_plan(kernel_backend, family, op, data):
     here = torch.empty(0, device=kernel_backend.device)
     device = DEVICES["h200"] if interpreted else device_of(here)
     if family == "tma" and device.arch not in ARCHITECTURES:
-        pytest.skip("this GPU has no such descriptors")
-    # What the tuner tries may not fit into a GPU: it finds out by itself, before it times it.
+        pytest.skip("this GPU has no tensor maps")
+    # On a GPU, only the planner's tiles: those of the tuner's search may not fit its memory.
     call = data.draw(calls(op.removesuffix("_bias"), family, device, search=interpreted))
     g = call.geometry
     made = tensors(g, call.dtype, kernel_backend.device, whole_numbers)

@@ -1,7 +1,7 @@
 """Host time of calls, including Triton's launcher and its encoding of tensor maps.
 
-A script: `python tests/launched/host_cost.py`. It runs on the stub driver, where a launch costs the
-driver nothing, and needs no GPU. Kernels are compiled once, into Triton's cache.
+Run it with `python tests/launched/host_cost.py`. It needs no GPU: it runs on the stub driver, which
+does nothing at a launch. Kernels are compiled once, into Triton's cache.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from stub_driver import build, pretend
 
 
 def paths() -> dict[str, Callable[[], Any]]:
-    """Calls by name, new tensors' addresses among few as in a network."""
+    """Calls by name. Tensors reuse a few addresses, as in a network."""
     import torch
 
     import tricorr

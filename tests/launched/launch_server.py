@@ -1,7 +1,7 @@
-"""A process on the stub driver that runs calls: one line in, one line of JSON out.
+"""A process on the stub driver that runs calls. For each line in, it writes one line of JSON.
 
-A line is [kind, name]: a "call" of launched_calls.py, a "check" of launched_checks.py, or calls
-"drawn" with a seed.
+A line is [kind, name]: a "call" of launched_calls.py, a "check" of launched_checks.py, or "drawn"
+calls, whose name is a seed.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from stub_driver import pretend
 def main() -> None:
     library, mode = Path(sys.argv[1]), sys.argv[2]
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # keep prints of the calls off the protocol
+    os.dup2(2, 1)  # prints of the calls go to stderr
     stub, driver = pretend(library)
     import uncompiled
 

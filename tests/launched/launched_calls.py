@@ -1,4 +1,4 @@
-"""Named calls of the public API, each with new operands, for the tier `launched`.
+"""Named calls of the public API for the tests of launches, each with new operands.
 
 They cover every option, dtype, format and alignment, on small images.
 """
@@ -27,18 +27,18 @@ _BANKS = {"one": (1, 1, 1), "few": (3, 16, 1), "many": (16, 32, 1), "depthwise":
 
 @dataclass(frozen=True)
 class LaunchedCall:
-    """A function and what makes its operands."""
+    """A function, and one that makes its operands."""
 
     call: Callable[..., Any]
     operands: Callable[[], list[Any]]
-    #: False where there is nothing to compute.
+    #: False if there is nothing to compute.
     launches: bool = True
 
 
 def image(
     shape: tuple[int, ...], dtype: torch.dtype, memory: str = "NCHW", offset: int = 0, gap: int = 0
 ) -> torch.Tensor:
-    """(N, C, H, W), `offset` elements into its storage, rows `gap` elements apart."""
+    """(N, C, H, W), `offset` elements into its storage, with gaps of `gap` elements after rows."""
     _, C, H, W = shape
     if memory == "channels_last":
         row = W * C + gap
@@ -53,7 +53,7 @@ def image(
 
 
 def wanting(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors, floating-point ones with gradients wanted."""
+    """The tensors; floating-point ones require gradients."""
     return [t.requires_grad_(t.is_floating_point()) for t in tensors]
 
 
@@ -199,7 +199,7 @@ def correlated_transposed(**options: Any) -> Callable[..., torch.Tensor]:
 
 
 def _alignments() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]]:
-    """Tensors that start off 16 bytes, rows with gaps, expanded and transposed ones."""
+    """Tensors that do not start at 16 bytes or have gaps; expanded and transposed tensors."""
     images = [
         ("NCHW", 1, 0),
         ("NCHW", 4, 0),
@@ -291,7 +291,7 @@ def _of_expanded(op: str, groups: int) -> Callable[..., torch.Tensor]:
 
 
 def _wide() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]]:
-    """Offsets beyond 2**31, in memory whose pages nobody touches."""
+    """Offsets beyond 2**31, in memory that is reserved but not used."""
     for kind, memory in itertools.product(("bf16", "fp32"), ("NCHW", "channels_last")):
         inner = (16 * 24, 24, 1) if memory == "NCHW" else (1, 24 * 16, 16)
         dtype = DTYPES[kind]
@@ -372,7 +372,7 @@ def _converted() -> torch.nn.Module:
 
 def _filtered(name: str) -> Callable[[torch.Tensor], Any]:
     options = {"gaussian_blur": (1.5,), "box_blur": (5,)}.get(name, ())
-    return lambda x: (getattr(tricorr.filters, name)(x, *options),)  # not always a kernel's output
+    return lambda x: (getattr(tricorr.filters, name)(x, *options),)  # may not be a kernel's output
 
 
 def _training_step(autocast: bool) -> Callable[..., torch.Tensor]:
@@ -460,7 +460,7 @@ def drawn(count: int, seed: int) -> Iterator[tuple[str, Callable[..., Any], Any]
 
 
 def _large() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]]:
-    """Images that are read through descriptors, and windows that become bands."""
+    """Images that are read through tensor maps, and windows that become bands."""
     steps: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
         "dense": ((64, 56, 56), 3, {"padding": 1}),
         "1x1": ((64, 28, 28), 1, {}),

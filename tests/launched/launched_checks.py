@@ -1,4 +1,4 @@
-"""Checks that direct launches behave as Triton's JIT does, and that planted faults are noticed.
+"""Checks that direct launches behave like those by Triton's JIT, and that faults are noticed.
 
 Each function raises AssertionError on failure.
 """
@@ -27,18 +27,18 @@ _CHANNELS_LAST = {"memory_format": torch.channels_last}
 
 
 def plain(shift: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Operands of a call by pointers, new ones; images of a width that no other test has."""
+    """New operands of a call by pointers. No other test has images of this width."""
     return torch.zeros(2, 3, 9, 37 + shift), torch.zeros(4, 3, 3, 3)
 
 
 def described() -> tuple[torch.Tensor, torch.Tensor]:
-    """Operands of a call by descriptors, new ones."""
+    """New operands of a call by tensor maps."""
     x = torch.zeros(32, 64, 56, 56, dtype=torch.float16).to(**_CHANNELS_LAST)
     return x, torch.zeros(64, 64, 3, 3, dtype=torch.float16).to(**_CHANNELS_LAST)
 
 
 def direct_launches(operands: tuple[torch.Tensor, ...]) -> list[Any]:
-    """How the call with such operands is launched, after it was prepared."""
+    """The direct launches of a prepared call with such operands."""
     prepared.forget_prepared()
     for _ in range(2):
         tricorr.corr2d(*operands)
@@ -48,7 +48,7 @@ def direct_launches(operands: tuple[torch.Tensor, ...]) -> list[Any]:
 
 @contextmanager
 def replaced(thing: Any, name: str, value: Any) -> Iterator[None]:
-    """`thing.name` is `value` in here."""
+    """Inside, `thing.name` is `value`."""
     before = getattr(thing, name)
     setattr(thing, name, value)
     try:
@@ -58,7 +58,7 @@ def replaced(thing: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def past_the_jit(stub: StubDriver, *_: Any) -> None:
-    """Both kinds of call are launched by the C launcher, with nothing else asked of the driver."""
+    """Both kinds of call are launched by the C launcher; the driver is asked nothing else."""
     for make in (plain, described):
         (launch,) = direct_launches(make())
         assert launch is not None
@@ -69,12 +69,12 @@ def past_the_jit(stub: StubDriver, *_: Any) -> None:
         del output  # the next result gets its memory
         launches, encodes, others = stub.launches, stub.encodes, stub.others
         tricorr.corr2d(*operands)
-        # So a stream may be capturing a graph: nothing allocates, loads or synchronises.
+        # The call does not allocate, load or synchronise, so that a CUDA graph can capture it.
         assert (stub.launches, stub.encodes, stub.others) == (launches + 1, encodes, others)
 
 
 def hooks(stub: StubDriver, *_: Any) -> None:
-    """Hooks of launches are called, from when they are added until they are removed."""
+    """Hooks of launches are called after they are added and until they are removed."""
     operands = plain()
     direct_launches(operands)
     seen: list[str] = []
@@ -99,13 +99,13 @@ def hooks(stub: StubDriver, *_: Any) -> None:
         runtime.launch_exit_hook.remove(leave)
     tricorr.corr2d(*operands)
     assert len(seen) == 3
-    with replaced(runtime, "launch_enter_hook", enter):  # a function in the chain's place
+    with replaced(runtime, "launch_enter_hook", enter):  # a function in place of the chain
         tricorr.corr2d(*operands)
     assert seen[3:] == ["enter"]
 
 
 def hooks_of_the_kernel(stub: StubDriver, *_: Any) -> None:
-    """A hook that runs before a kernel does is called."""
+    """A kernel's pre-run hook is called."""
     operands = plain()
     direct_launches(operands)
     (ready,) = prepared._PREPARED.values()
@@ -120,7 +120,7 @@ def hooks_of_the_kernel(stub: StubDriver, *_: Any) -> None:
 
 
 def debug(stub: StubDriver, _: Any, observer: Observer, compilations: Compilations) -> None:
-    """TRITON_DEBUG compiles kernels with assertions, also where one was launched without."""
+    """TRITON_DEBUG compiles kernels with assertions, even if they were launched without before."""
     operands = plain()
     direct_launches(operands)
     compiled_before = len(compilations.names)
@@ -181,7 +181,7 @@ def devices(stub: StubDriver, driver: Any, *_: Any) -> None:
 
 
 def tensor_maps_are_bounded(stub: StubDriver, *_: Any) -> None:
-    """Maps are kept by address: as many as MAX_TENSOR_MAPS of each descriptor."""
+    """Tensor maps are kept by address, at most MAX_TENSOR_MAPS for each descriptor."""
     with replaced(compiled, "MAX_TENSOR_MAPS", 3):
         (launch,) = direct_launches(described())
         kept = []
@@ -192,7 +192,7 @@ def tensor_maps_are_bounded(stub: StubDriver, *_: Any) -> None:
 
 
 def another_batch(stub: StubDriver, _: Any, observer: Observer, compilations: Compilations) -> None:
-    """A batch of another size by the same tiles compiles nothing, divisible by 16 or not."""
+    """A batch of another size with the same tiles compiles nothing, divisible by 16 or not."""
     x, weight = described()
 
     def kernels(samples: int, weight: torch.Tensor) -> tuple[list[str], list[str]]:
@@ -245,7 +245,7 @@ def unknown_versions(stub: StubDriver, _: Any, observer: Observer, *__: Any) -> 
 
 
 def refusals(stub: StubDriver, driver: Any, *_: Any) -> None:
-    """The stub refuses what CUDA does."""
+    """The stub refuses launches that CUDA would refuse."""
     x = torch.zeros(1 << 16, dtype=torch.bfloat16)
     utils = driver.utils
     encode = getattr(utils, "fill_tma_descriptor_tiled", None) or utils.fill_tma_descriptor
@@ -296,12 +296,12 @@ def refusals(stub: StubDriver, driver: Any, *_: Any) -> None:
         assert stub.refusals == before + 1, metadata
 
 
-#: Where among `middle` the launcher's (warps, CTAs, shared memory) are, by `spread`.
+#: Index of the launcher's (warps, CTAs, shared memory) in `middle`, by `spread`.
 _METADATA = {False: 3, True: 5}
 
 
 def planted_faults(stub: StubDriver, driver: Any, observer: Observer, *_: Any) -> None:
-    """A pointer kept, a wrong parameter, a second compilation, a wrong map: all are reported."""
+    """A stale pointer, a wrong parameter, a second compilation and a wrong map are reported."""
     geometry = geometry_of((2, 3, 9, 37), (4, 3, 3, 3))
 
     def call(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -362,7 +362,7 @@ def planted_faults(stub: StubDriver, driver: Any, observer: Observer, *_: Any) -
 
 
 def built_ahead_of_time(*_: Any) -> None:
-    """A launch finds what perf's builders made of meta tensors: nothing is compiled again."""
+    """A launch uses the kernels that perf's builders compiled from meta tensors."""
     from tricorr.ops import backend
     from tricorr.perf.session.checks import checks
     from tricorr.perf.session.rig import Entrant, GpuRig

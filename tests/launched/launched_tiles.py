@@ -1,4 +1,4 @@
-"""Calls by every tile of a kind that can take them, whichever the planner would choose."""
+"""Calls with every tile of a kind that can take them, not only the tile that the planner takes."""
 
 import random
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from tricorr.ops.plan.problem import Problem
 
 
 def forced(count: int, seed: int) -> Iterator[tuple[str, Any, list[torch.Tensor]]]:
-    """(label, call, operands) of `count` random geometries: every tile through descriptors."""
+    """(label, call, operands) of `count` random geometries, with every tile of tensor maps."""
     rng = random.Random(seed)
     done = 0
     while done < count:
@@ -59,7 +59,7 @@ def _run(op: str, geometry: Any, precision: str, plan: Any, a: Any, b: Any) -> t
 
 
 def _geometry(rng: random.Random, step: int) -> Geometry | None:
-    """One with channels of any number, or whole steps of 16 bytes; None if it is impossible."""
+    """A geometry with any number of channels or a multiple of `step`; None if it is impossible."""
     groups = rng.choice([1, 1, 2])
     C, K = (rng.choice([step * rng.randint(16 // step, 20), rng.randint(16, 70)]) for _ in "ck")
     size = (rng.choice([1, 3, 8]), C * groups, *(rng.choice([7, 8, 16, 17, 28, 56]) for _ in "hw"))
@@ -76,7 +76,7 @@ def _geometry(rng: random.Random, step: int) -> Geometry | None:
 def _image(
     rng: random.Random, shape: tuple[int, ...], dtype: torch.dtype, memory: str
 ) -> torch.Tensor:
-    """An image that a descriptor can describe: offset, with gaps, or cut out of a larger one."""
+    """An image that a tensor map can describe: offset, with gaps, or a crop of a larger one."""
     step = 16 // dtype.itemsize
     N, C, H, W = shape
     if rng.random() < 0.3:
@@ -86,7 +86,7 @@ def _image(
 
 
 def _weight(rng: random.Random, geometry: Geometry, dtype: torch.dtype) -> torch.Tensor:
-    """A weight in one of the formats that are read as they are, or copied."""
+    """A weight in one of the formats that kernels read directly or copy first."""
     K, C, R, S = geometry.weight_shape
     plain = torch.zeros(K, C, R, S, dtype=dtype)
     return rng.choice(

@@ -1,7 +1,7 @@
-"""Calls a function three times with other tensors and reports faults of its launches.
+"""Calls a function three times with different tensors and reports faults of its launches.
 
-The first call is built, the second prepared and launched by Triton's JIT, the third launched past
-it (ops/compiled.py). All must launch the same but for addresses.
+The first call is built, the second is prepared and launched by Triton's JIT, the third is launched
+without the JIT (ops/launch/compiled.py). Their launches may differ in addresses only.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,9 +13,9 @@ from stub_driver import Record, StubDriver
 from uncompiled import Compilations
 
 TURNS = 3
-#: Parameters from here on are addresses.
+#: Parameters of at least this value are addresses.
 ADDRESS = 1 << 40
-#: Elements of memory that are not copied: it would take longer than all else.
+#: Larger memory, in elements, is not copied, because this would take most of the time.
 LARGE = 10**6
 
 
@@ -25,13 +25,13 @@ class Report:
 
     kernels: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    #: The largest number of registers and bytes of shared memory, as compiled.
+    #: The largest numbers of registers and of bytes of shared memory of the compiled kernels.
     registers: int = 0
     shared: int = 0
 
 
 def another(tensor: Any) -> Any:
-    """A tensor like it in other memory that begins as far from 16 bytes."""
+    """A tensor like it in other memory, with the same alignment."""
     if not isinstance(tensor, torch.Tensor):
         return tensor
     elements = tensor.untyped_storage().nbytes() // tensor.itemsize + 1
@@ -51,7 +51,7 @@ class Observer:
         self._watch_grids()
 
     def _watch_grids(self) -> None:
-        """Triton passes over a grid without programs in silence."""
+        """Records empty grids, which Triton skips without an error."""
         from triton.backends.nvidia import driver
 
         real, empty = driver.CudaLauncher.__call__, self._empty_grids
@@ -70,13 +70,13 @@ class Observer:
         launches: bool = True,
         prepared: bool = True,
     ) -> Report:
-        """Calls with the operands, then with others like them.
+        """Makes the call with the operands, then with others like them.
 
         Args:
             call: takes the operands; returns tensors, or anything.
-            operands: tensors, and what else the call takes.
+            operands: tensors and other arguments of the call.
             launches: whether the call has anything to launch.
-            prepared: whether the last call has to go past the JIT.
+            prepared: whether the last call must be launched without the JIT.
         """
         report = Report()
         turns: list[list[Record]] = []

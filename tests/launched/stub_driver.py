@@ -1,7 +1,7 @@
-"""A stub of CUDA's driver, built from stubcuda.c: Triton launches with it, tests read its log.
+"""A stub of CUDA's driver, built from stubcuda.c: Triton launches with it, tests read its records.
 
-Everything of a launch but the GPU is real: Triton's binder and cache, its compiler, its C launcher,
-and the encoding of tensor maps. The stub checks what reaches the driver and records it.
+All of a launch except the GPU is real: Triton's binder and cache, its compiler, its C launcher, and
+the encoding of tensor maps. The stub checks and records the calls of the driver.
 """
 
 import ctypes
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).with_name("stubcuda.c")
-#: As stubcuda.c has them.
+#: The same constants as in stubcuda.c.
 MAX_PARAMS, RECORDS = 128, 8192
 COUNTERS = ("launches", "encodes", "refusals", "others")
-#: The device that is pretended.
+#: The device that the stub reports.
 NAME, ARCH, MULTIPROCESSORS = "NVIDIA H100 80GB HBM3", "90", 132
 
 
@@ -44,18 +44,18 @@ class Record(ctypes.Structure):
 
     @property
     def values(self) -> list[int]:
-        """The parameters; of tensor maps, the addresses."""
+        """The parameters; for tensor maps, their addresses."""
         return list(self.value[: self.params])
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """All that must not depend on where tensors lie."""
+        """Everything that must not depend on the addresses of tensors."""
         layouts = list(self.layout[: self.params])
         return self.kernel, list(self.grid), list(self.block), self.shared, layouts
 
 
 def build(folder: Path) -> Path:
-    """The library in a folder of its own below `folder`; built unless it is there.
+    """The library, in a subfolder of `folder`; built if it does not exist.
 
     Raises:
         RuntimeError: there is no C compiler, or Triton's header is missing.
@@ -81,7 +81,7 @@ def build(folder: Path) -> Path:
 
 
 class StubDriver:
-    """What the stub saw, in this process."""
+    """Access to the stub of this process, and to its records."""
 
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
@@ -93,18 +93,18 @@ class StubDriver:
         self._library.stub_function.restype = ctypes.c_void_p
 
     def __getattr__(self, name: str) -> int:
-        """How often each of COUNTERS happened."""
+        """The value of one of COUNTERS."""
         if name in COUNTERS:
             return int(getattr(self._library, f"stub_{name}")())
         raise AttributeError(name)
 
     @property
     def reason(self) -> str:
-        """Why the stub refused a call the last time."""
+        """Why the stub last refused a call."""
         return self._library.stub_reason().decode()
 
     def records(self, since: int) -> list[Record]:
-        """Copies of the launches from number `since` on."""
+        """Copies of the records of launches, from number `since` on."""
         assert self.launches - since <= RECORDS
         found = []
         for number in range(since, self.launches):
@@ -114,19 +114,19 @@ class StubDriver:
         return found
 
     def record(self, on: bool) -> None:
-        """Whether launches are recorded: it takes time."""
+        """Switches the recording of launches, which takes time."""
         self._library.stub_recording(int(on))
 
     def function(self, name: str, sizes: list[int]) -> int:
-        """A handle of a kernel that was never compiled, by the sizes of its parameters."""
+        """A handle of a kernel that is not compiled, with parameters of these sizes."""
         array = (ctypes.c_int * len(sizes))(*sizes)
         return int(self._library.stub_function(name.encode(), len(sizes), array))
 
 
 def pretend(library: Path) -> tuple[StubDriver, Any]:
-    """Makes this process believe that CPU tensors are an H100's; returns the stub, Triton's driver.
+    """Makes PyTorch and Triton treat CPU tensors as an H100's; returns the stub, Triton's driver.
 
-    To be called before anything imports triton.
+    Must be called before anything imports triton.
     """
     os.environ["TRITON_LIBCUDA_PATH"] = str(library.parent)
     os.environ.pop("TRITON_INTERPRET", None)
@@ -152,7 +152,7 @@ def pretend(library: Path) -> tuple[StubDriver, Any]:
     return stub, driver
 
 
-#: A C function that gives 0 and takes one argument at most, as torch._C._cuda_getDevice.
+#: Takes the place of torch._C._cuda_getDevice and other functions that return 0.
 _zero: Callable[..., int] = lambda device=None: 0  # noqa: E731
 
 

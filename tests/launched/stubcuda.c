@@ -1,5 +1,6 @@
-// A libcuda.so.1 with one pretended H100: what Triton's driver.c calls, checked as the CUDA driver
-// API's documentation says, and recorded. Nothing is computed. Python reads stub_*().
+// A libcuda.so.1 that reports one H100. It has the functions that Triton's driver.c calls, checks
+// and records their arguments by the CUDA driver API's documentation, and computes nothing. Python
+// reads the records through stub_*().
 #include "cuda.h"
 #include <elf.h>
 #include <stdarg.h>
@@ -254,9 +255,9 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **p
 }
 
 // ---- tensor maps, by the rules of cuTensorMapEncodeTiled ----
-// The documentation also shows how strides come about that are multiples of each other. Drivers do
-// not ask for that, and neither does CUTLASS: FlashAttention 3 passes a head's stride, which is
-// smaller, after a row's.
+// In the documentation, every stride of the example is a multiple of the one before. Drivers do not
+// require that, nor does CUTLASS: FlashAttention 3 passes the smaller stride of heads after that of
+// rows.
 static int bytes_of(int type) {
   static const int bytes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4};
   return type >= 0 && type < 13 ? bytes[type] : 0;

@@ -1,7 +1,7 @@
-"""Launches through Triton's JIT, launcher and tensor maps, on a stub of CUDA's driver: no GPU.
+"""Launches through Triton's JIT, launcher and tensor maps, on a stub of CUDA's driver, without GPU.
 
-It shows that every launch is legal, equal at every call but for addresses, and never compiled
-twice. It does not show that kernels compute the right numbers.
+They show that every launch is legal, that launches of equal calls differ in addresses only, and
+that nothing is compiled twice. They do not show that kernels compute the right numbers.
 """
 
 import json
@@ -17,7 +17,7 @@ from stub_driver import build
 
 pytestmark = pytest.mark.launched
 HERE = Path(__file__).parent
-#: Of launched_checks.py, which imports triton: only the server may.
+#: Names of checks in launched_checks.py, which only the server may import, as it imports triton.
 CHECKS = [
     "launches go past the JIT",
     "hooks",
@@ -31,7 +31,7 @@ CHECKS = [
     "refusals",
     "planted faults",
 ]
-#: Calls that are compiled too, for registers and shared memory. Together they launch every kernel.
+#: Calls whose kernels are compiled, to check registers and shared memory; they launch all kernels.
 COMPILED = {
     "plain fp32 one NCHW": {"fprop_rows", "wgrad_rows", "sum_partials"},
     "padding mode reflect few": {"fprop_gemm", "fprop_columns", "dgrad_frame_stencil"},
@@ -50,7 +50,7 @@ COMPILED = {
 
 
 class Server:
-    """The process that launch_server.py runs in."""
+    """A process that runs launch_server.py."""
 
     def __init__(self, library: Path, mode: str, cache: Path) -> None:
         environment = dict(os.environ, TRITON_CACHE_DIR=str(cache))
@@ -75,12 +75,12 @@ class Server:
         return line
 
     def close(self) -> None:
-        self._process.communicate(timeout=60)  # without another line, it ends
+        self._process.communicate(timeout=60)  # the process ends at the end of its input
 
 
 @pytest.fixture(scope="module")
 def start(request):
-    """Starts a server in a mode: "uncompiled", or "compiled"."""
+    """Returns a function that starts a server in a mode, "uncompiled" or "compiled"."""
     if sys.platform != "linux":
         pytest.skip("the stub is a Linux library")
     if torch.cuda.is_available():

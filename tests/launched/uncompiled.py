@@ -1,7 +1,7 @@
-"""Kernels that are launched and were never compiled: thousands of calls a minute.
+"""Launches kernels without compiling them, which allows thousands of calls a minute.
 
-Triton binds arguments, keys, encodes tensor maps and launches as usual. The compiler's metadata is
-faked here: no registers and shared memory, and the boxes of tensor maps.
+Triton binds arguments, keys, encodes tensor maps and launches as usual. This module fakes the
+compiler's metadata: registers and shared memory are zero, boxes of tensor maps are computed.
 """
 
 import re
@@ -10,14 +10,14 @@ from typing import Any
 
 from stub_driver import StubDriver
 
-#: (bytes, Triton's code for a tensor map's elements) by the name in a signature.
+#: (bytes, Triton's code of a tensor map's elements) by the type's name in a signature.
 _ELEMENTS = {"fp16": (2, 6), "bf16": (2, 10), "fp32": (4, 7), "fp64": (8, 8), "u8": (1, 0)}
-#: Bytes of a parameter; all others have eight.
+#: Bytes of a parameter; all other types have eight.
 _SIZES = {"i1": 4, "i32": 4, "nvTmaDesc": 128}
 
 
 def boxes(kinds: list[Any]) -> list[dict[str, Any]]:
-    """What the compiler says of each descriptor: rows of 128 bytes at most, swizzled as wide."""
+    """The compiler's metadata of each tensor map: rows of at most 128 bytes, swizzled."""
     found = []
     for kind in kinds:
         if not (isinstance(kind, str) and kind.startswith("tensordesc")):
@@ -55,11 +55,11 @@ def parameters(kinds: list[Any], metas: list[dict[str, Any]]) -> list[int]:
                 flat.append(kind)
 
     flatten(kinds)
-    return [_SIZES.get(kind, 8) for kind in flat] + [8, 8]  # and two scratch pointers
+    return [_SIZES.get(kind, 8) for kind in flat] + [8, 8]  # the last are scratch pointers
 
 
 class _Kernel:
-    """What a launch asks of a compiled kernel."""
+    """Has the attributes of a compiled kernel that a launch needs."""
 
     def __init__(self, stub: StubDriver, source: Any, options: Any) -> None:
         from triton.backends.nvidia import driver
@@ -82,7 +82,7 @@ class _Kernel:
         self.packed_metadata = (options.num_warps, 1, 0)
 
     def __getitem__(self, grid: tuple[int, int, int]) -> Any:
-        """A launch as a compiled kernel offers it."""
+        """A function that launches, like that of a compiled kernel."""
         from triton.compiler.compiler import CompiledKernel
 
         return CompiledKernel.__getitem__(self, grid)
@@ -91,11 +91,11 @@ class _Kernel:
         """Nothing to load."""
 
     def launch_metadata(self, *_: Any) -> None:
-        """None: hooks that want to know more need a compiled kernel."""
+        """None, as metadata for hooks requires a compiled kernel."""
 
 
 def without_compiler(stub: StubDriver) -> None:
-    """From now on Triton launches kernels without compiling them."""
+    """Makes Triton launch kernels without compiling them."""
     from triton.runtime.jit import JITFunction
 
     def take(
@@ -116,7 +116,7 @@ def without_compiler(stub: StubDriver) -> None:
 
 
 class Compilations:
-    """Names of the kernels that Triton compiled, or found on disk, since this was made."""
+    """Names of the kernels that Triton has compiled or found on disk since this object was made."""
 
     def __init__(self) -> None:
         from triton.runtime.jit import JITFunction

@@ -1,7 +1,7 @@
-"""Arithmetic that is more than one NumPy expression.
+"""Arithmetic that takes more than one NumPy expression.
 
-float32 fma rounds once, from float64 (its product is exact there, the sum rounds twice in rare
-cases); float64 fma from long double. Approximate functions (ex2, rcp, div.full) are exact ones.
+float32 fma is computed in float64, where the product is exact (in rare cases the sum is rounded
+twice), and float64 fma in long double. Approximate functions (ex2, rcp, div.full) are exact.
 """
 
 import numpy as np
@@ -45,7 +45,7 @@ def mulhi_u64(a: Array, b: Array) -> Array:
 
 
 def mulhi_s64(a: Array, b: Array) -> Array:
-    """The same of signed numbers."""
+    """The upper 64 bits of a product of signed 64-bit numbers."""
     high = mulhi_u64(a.view(u8), b.view(u8)).view(i8)
     return high - np.where(a < 0, b, i8(0)) - np.where(b < 0, a, i8(0))
 
@@ -90,7 +90,7 @@ def tf32_rna(x: Array) -> Array:
 
 
 def prmt(a: Array, b: Array, selector: Array) -> Array:
-    """prmt.b32: four bytes picked from the eight of a and b."""
+    """prmt.b32: four bytes selected from the eight bytes of a and b."""
     threads = a.size
     both = np.concatenate([a.view(u1).reshape(threads, 4), b.view(u1).reshape(threads, 4)], 1)
     out = np.empty((threads, 4), u1)

@@ -1,7 +1,7 @@
 """The calls that are simulated in every run: every kernel, on every unit, architecture and format.
 
-Each is small, and planned as on the device. Sizes leave something over along every axis, but where
-a kernel asks for multiples.
+Each is small, and planned as on the device. Sizes are no multiples of the tiles', except where a
+kernel requires multiples.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tricorr.ops.plan import banded, choose, columns, stencil, tma
 from tricorr.ops.plan.patch import PatchTile
 
 ARCHS = (80, 90)
-#: Simulated as far as it goes, which is what does not multiply with tcgen05.
+#: An architecture of which only calls without tcgen05 are simulated.
 NEWEST = 100
 FORMATS = {"planes": torch.contiguous_format, "pixels": torch.channels_last}
 
@@ -29,16 +29,16 @@ class Simulated:
     """One operator on one problem.
 
     Attributes:
-        name: why it is there.
+        name: names the case that the call covers.
         op: "fprop_bias", "dgrad" or "wgrad".
-        geometry: what it computes.
-        dtype: of all tensors, but where `x_dtype` is another for the image.
-        precision: how float32 is multiplied.
+        geometry: sizes and options of the correlation.
+        dtype: of all tensors, except the image if `x_dtype` is given.
+        precision: of products of float32.
         format: of images, a key of FORMATS.
         arch: compute capability times ten.
-        kernel: what the planner takes for it.
-        unit: what that multiplies with: "fma", "mma.sync" or "wgmma".
-        tile: replaces the planner's, which takes this kernel for larger calls only.
+        kernel: the kernel that the planner takes.
+        unit: the unit that multiplies: "fma", "mma.sync" or "wgmma".
+        tile: used instead of the planner's, for kernels that it takes only for larger calls.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Simulated:
         return f"sm_{self.arch}-{self.kernel}-{self.unit}-{kind}-{self.format}-{self.name}"
 
 
-#: Families that the planner takes for such small calls only where it compares no other.
+#: Families that the planner takes for such small calls only if it compares no other family.
 FORCED = {"banded": banded, "columns": columns, "stencil": stencil, "tma": tma}
 
 
@@ -156,7 +156,7 @@ PATCHES = [
 
 
 def newest_calls() -> Iterator[Simulated]:
-    """What NEWEST does with float32 as it is, and where 16 bits are multiplied one by one."""
+    """Calls of NEWEST that multiply by fma: in float32, and 16-bit ones without matrix units."""
     for call in calls():
         if call.arch == 90 and call.unit == "fma":
             yield replace(call, arch=NEWEST)

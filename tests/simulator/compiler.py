@@ -1,9 +1,9 @@
 """Triton's functions in two forms: those of the interpreter, and those of the compiler.
 
-With TRITON_INTERPRET=1, `triton.jit` makes functions that are interpreted, and so are Triton's own
-(tl.sum, tl.cdiv). Each keeps the Python function that it was made of; so does a function of the
-compiler. `compiling` puts the latter in the places of the former, in every module that kernels are
-made of, and takes them out again: tests of both kinds run in one process.
+With TRITON_INTERPRET=1, `triton.jit` makes interpreted functions, and Triton's own (tl.sum,
+tl.cdiv) are interpreted too. Interpreted and compiled functions both keep the Python function they
+were made of. `compiling` replaces interpreted functions by compiled ones in every module that
+kernels use, and restores them at the end, so that tests of both kinds run in one process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from triton.runtime.jit import JITFunction
 
 #: Modules with functions for kernels, by the beginnings of their names.
 MODULES = ("triton.language", "tricorr.kernels", "simulator")
-# The interpreter changes these while it runs, and not all of it back (Triton 3.6, 3.7).
+# The interpreter changes these while it runs and does not restore all of them (Triton 3.6, 3.7).
 _CHANGED: tuple[Any, ...] = (tl, tl.core, tl.math, tl.core.tensor, tl.core.dtype)
 _PRISTINE = [(place, dict(vars(place))) for place in _CHANGED]
 
@@ -38,7 +38,7 @@ def compiled(function: Any) -> Any:
 
 
 def _interpreted() -> Iterator[tuple[dict[str, Any], str, Any]]:
-    """(where, name, function) of all that are interpreted."""
+    """(namespace, name, function) of all interpreted functions."""
     for name, module in list(sys.modules.items()):
         if name.startswith(MODULES):
             for attribute, value in list(vars(module).items()):
@@ -54,9 +54,9 @@ def _load(
     _semantic: Any = None,
     **options: Any,
 ) -> Any:
-    """tl.load, of which a thread gets a NaN where its mask is off and `other` is not said.
+    """tl.load, which gives NaN where the mask is off and `other` is not given.
 
-    What it gets there is undefined; Triton (3.6, 3.7) happens to leave zeros on NVIDIA's GPUs.
+    The value is undefined there; Triton (3.6, 3.7) happens to give zeros on NVIDIA's GPUs.
     """
     given, value = (tl.core._unwrap_if_constexpr(argument) for argument in (mask, other))
     if given is not None and value is None:
@@ -70,7 +70,7 @@ _load = tl.core.builtin(_load)
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """Inside, functions are the compiler's, and triton.jit makes more of them."""
+    """Inside, functions are the compiler's, and triton.jit makes functions for the compiler."""
     _restore()
     knobs = triton.knobs
     swapped = list(_interpreted())
@@ -78,7 +78,7 @@ def compiling() -> Iterator[None]:
     before = {name: vars(tl.core.tensor)[name] for name in members}
     with knobs.runtime.scope(), knobs.cache.scope():
         knobs.runtime.interpret = False
-        # Apart from other kernels: see _load, and driver.keep_ptx.
+        # Kernels differ from ordinary ones by _load and driver.keep_ptx: they have their own cache.
         knobs.cache.dir = os.path.join(knobs.cache.dir, "simulated")
         tl.load = tl.core.load = _load
         for where, name, value in swapped:
@@ -102,7 +102,7 @@ def _is_member(name: str) -> bool:
 
 
 def _restore() -> None:
-    """Undoes what the interpreter left behind."""
+    """Restores the attributes that the interpreter changed."""
     for place, attributes in _PRISTINE:
         for name, value in list(vars(place).items()):
             if name not in attributes and isinstance(place, type):
@@ -112,10 +112,9 @@ def _restore() -> None:
 
 
 def mended(ptx: str) -> str:
-    """PTX with the fence between cp.async and wgmma that Triton before 3.7 leaves out.
+    """PTX with the fence between cp.async and wgmma that Triton before 3.7 omits.
 
-    See triton-lang/triton, pull requests 9610 and 10537. The package's kernels have one of their
-    own there.
+    See triton-lang/triton, pull requests 9610 and 10537. The package's kernels contain the fence.
     """
     return ptx.replace(
         "wgmma.fence.sync.aligned;", "fence.proxy.async.shared::cta; wgmma.fence.sync.aligned;"
@@ -135,8 +134,8 @@ def build(
     Args:
         function: decorated with triton.jit.
         arch: compute capability times ten.
-        signature: types of the arguments that are no constexprs.
-        constexprs: values of those that are.
+        signature: types of the arguments that are not constexprs.
+        constexprs: values of the constexprs.
         divisible: arguments that are multiples of 16.
         options: num_warps and other options of the compiler.
     """

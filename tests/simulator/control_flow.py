@@ -1,4 +1,4 @@
-"""Basic blocks: where they lead, which registers live on behind them, where branches meet again."""
+"""Basic blocks: their successors, the registers read after them, the places where branches meet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .ptx import Entry, Instruction, Label, Targets
 
 _REGISTER = re.compile(r"%[A-Za-z_$][\w$]*")
 ENDS = ("bra", "brx", "ret", "exit")
-#: Instructions whose first operand is no result.
+#: Instructions whose first operand is not a result.
 _NO_RESULT = {"st", "bra", "brx", "ret", "bar", "stmatrix", "fence", "exit", "membar"}
 _NO_RESULT_PREFIXES = ("cp.async", "wgmma.fence", "wgmma.commit", "wgmma.wait")
 
@@ -20,7 +20,7 @@ class Blocks:
     Attributes:
         code: of each block, its instructions; only the last one branches.
         live_out: of each block, the registers that are read after it.
-        meets: of each block, the next one that all paths from it to the end go through.
+        meets: of each block, the next block that all paths from it to the end go through.
     """
 
     def __init__(self, entry: Entry) -> None:
@@ -59,7 +59,7 @@ class Blocks:
         return self.labels[label]
 
     def successors(self, block: int) -> list[int]:
-        """Blocks that may follow one; none where the program ends."""
+        """Blocks that may follow a block; none where the program ends."""
         last = self.code[block][-1] if self.code[block] else None
         if last is None or last.parts[0] not in ENDS:
             return [block + 1] if block + 1 < len(self.code) else []
@@ -71,7 +71,7 @@ class Blocks:
         return [target, block + 1] if last.predicate else [target]
 
     def _touched(self, instruction: Instruction) -> tuple[set[str], set[str]]:
-        """(registers read, registers written); one written under a predicate is read, too."""
+        """(registers read, registers written). One written under a predicate counts as read too."""
         names = [
             {name for name in _REGISTER.findall(operand) if name in self.registers}
             for operand in instruction.operands

@@ -1,7 +1,7 @@
 """Asynchronous copies, and the barriers that they report to.
 
-Copies land as late as the program allows: when it waits for them. cp.async belongs to a group, a
-TMA load to an mbarrier. A wait for what can no longer come is a Fault, where a GPU would hang.
+Copies complete as late as the program allows, when it waits for them. A cp.async belongs to a
+group, a TMA load to an mbarrier. A wait that can never end is a Fault; a GPU would hang.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from .threads import active, indices
 
 @dataclass
 class Barrier:
-    """An mbarrier: a phase ends when all arrivals and all expected bytes are there."""
+    """An mbarrier. A phase ends when all arrivals and all expected bytes have come."""
 
     count: int
     pending: int
     tx: int = 0
     phase: int = 0
-    #: (words, data) of TMA loads on their way.
+    #: (words, data) of TMA loads that have not completed.
     copies: list[tuple[Array, Array]] = field(default_factory=list)
 
     def settle(self) -> None:
@@ -35,7 +35,7 @@ class Barrier:
             self.pending = self.count
 
     def arrive(self, expected: int) -> None:
-        """One arrival, which announces so many bytes."""
+        """One arrival, which announces `expected` bytes."""
         if self.pending <= 0:
             raise Fault("mbarrier: more arrivals than it counts in a phase")
         self.tx += expected
@@ -48,7 +48,7 @@ Copy = tuple[Array, int, Array, Array]
 
 
 class Copies:
-    """Everything that lands in, or leaves, the shared memory of one CTA by itself."""
+    """The asynchronous copies to and from the shared memory of one CTA."""
 
     def __init__(
         self, shared: SharedMemory, memory: Memory, maps: dict[int, TensorMap], program: int
@@ -90,7 +90,7 @@ class Copies:
         self.group.append((offset, word, data, warps))
 
     def _fetched(self, source: Array, source_size: Array, size: int, word: int) -> Array:
-        """[threads, size // word] of what cp.async reads; zeros where it reads nothing."""
+        """[threads, size // word], read by cp.async; zeros where it reads nothing."""
         data = np.zeros((source.size, size // word), UINT[word * 8])
         live = (source_size != 0).nonzero()[0]
         while live.size:
@@ -111,7 +111,7 @@ class Copies:
         self.group = []
 
     def wait_group(self, n: int) -> None:
-        """cp.async.wait_group: all but the last `n` groups land."""
+        """cp.async.wait_group: all but the last `n` groups complete."""
         shared = self.shared
         while len(self.groups) > n:
             for offset, word, data, warps in self.groups.pop(0):
@@ -155,13 +155,13 @@ class Copies:
             self.shared.state[at - SHARED_BASE : at - SHARED_BASE + 8] = NEVER
 
     def mbarrier_arrive(self, address: Array, mask: Mask, expected: int | Array) -> None:
-        """mbarrier.arrive, of threads that expect so many bytes."""
+        """mbarrier.arrive by threads that announce `expected` bytes."""
         for thread in indices(mask, self.shared.threads):
             more = expected if isinstance(expected, int) else int(expected[thread])
             self._barrier(int(address[thread]), "mbarrier.arrive").arrive(more)
 
     def mbarrier_try_wait(self, address: Array, parity: Array, mask: Mask) -> Array:
-        """mbarrier.try_wait: True for all threads, as what is not true here never will be."""
+        """mbarrier.try_wait. It is True for all threads; a wait that could never end is a Fault."""
         threads = indices(mask, self.shared.threads)
         pairs = zip(address[threads], parity[threads], strict=True)
         for at, wanted in {(int(a), int(p) & 1) for a, p in pairs}:
@@ -176,7 +176,7 @@ class Copies:
         return np.ones(self.shared.threads, bool)
 
     def _land(self, barrier: Barrier) -> None:
-        """What is on its way to a barrier arrives, up to the end of its phase."""
+        """Completes the copies that report to a barrier, up to the end of its phase."""
         phase, shared = barrier.phase, self.shared
         while barrier.copies and barrier.phase == phase:
             words, data = barrier.copies.pop(0)
@@ -220,7 +220,7 @@ class Copies:
             data = tensor.read(self.memory, corner)
             shared.check_free(words, "TMA load")
             if shared.races:
-                # What was read before it is issued, a barrier must order, or a wait for wgmma.
+                # Earlier reads must be ordered by a barrier or by a wait for wgmma.
                 for epochs, by, verb in (
                     (shared.read_epoch, shared.read_warp, "read"),
                     (shared.write_epoch, shared.write_warp, "written"),
@@ -239,7 +239,7 @@ class Copies:
     def tma_store(
         self, descriptor: Array, coordinates: Sequence[Array], source: Array, mask: Mask
     ) -> None:
-        """cp.async.bulk.tensor from shared to global memory: read when it is waited for."""
+        """cp.async.bulk.tensor from shared to global memory. It reads when it is waited for."""
         shared = self.shared
         for thread in indices(mask, shared.threads):
             corner = [int(c.view(i4)[thread]) for c in coordinates]
@@ -254,13 +254,13 @@ class Copies:
             self.stores.append((tensor, corner, words))
 
     def commit_stores(self, mask: Mask) -> None:
-        """cp.async.bulk.commit_group, of the threads that stored."""
+        """cp.async.bulk.commit_group by the threads that stored."""
         if self.stores:
             self.store_groups.append(self.stores)
             self.stores = []
 
     def wait_stores(self, n: int) -> None:
-        """cp.async.bulk.wait_group: all but the last `n` groups of stores read and write."""
+        """cp.async.bulk.wait_group: all but the last `n` groups of stores complete."""
         while len(self.store_groups) > n:
             for tensor, corner, words in self.store_groups.pop(0):
                 tensor.write(self.memory, self.program, corner, self.shared.views[4][words])

@@ -1,7 +1,7 @@
 """A driver for Triton whose device is the simulator: kernels launched on CPU tensors are simulated.
 
-Triton's own JIT binds, specialises, keys and compiles; only the driver is another one. Its launcher
-runs every program of the grid on the tensors' own memory.
+Triton's JIT binds, specialises, keys and compiles as usual; only the driver is replaced. Its
+launcher runs every program of the grid on the tensors' memory.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def translated(ptx: str, shared: int) -> Kernel:
 
 @dataclass(frozen=True)
 class Launch:
-    """What was launched: `arguments` are those at run time, `ptx` is what they were given to."""
+    """One launch, with its arguments at run time and the PTX of its kernel."""
 
     kernel: str
     arch: int
@@ -58,14 +58,14 @@ class Launch:
 
 @dataclass
 class Simulator:
-    """A simulated device, as Triton's drivers are; its `utils` is itself.
+    """A simulated device with the interface of Triton's drivers; its `utils` is itself.
 
     Attributes:
         arch: compute capability times ten.
         races: whether shared memory is checked for races.
-        change: what becomes of PTX before it is simulated; tests damage it.
-        change_arguments: what becomes of a launch's integers, by name; tests change them.
-        launches: all of them so far.
+        change: a function that tests use to damage PTX before it is simulated.
+        change_arguments: a function that tests use to change a launch's integers, by name.
+        launches: all launches so far.
     """
 
     arch: int = 90
@@ -82,7 +82,7 @@ class Simulator:
         return GPUTarget("cuda", self.arch, 32)
 
     def get_current_device(self) -> str:
-        return f"sm_{self.arch}"  # Triton keeps compiled kernels by it
+        return f"sm_{self.arch}"  # Triton keys compiled kernels by it
 
     def set_current_device(self, device: Any) -> None:
         pass
@@ -127,7 +127,7 @@ class Launcher:
         exit_hook: Any,
         *bound: Any,
     ) -> None:
-        """As Triton calls a launcher. Raises Fault or Unsupported."""
+        """Run a launch. The arguments are Triton's. Raises Fault or Unsupported."""
         if (grid_1, grid_2) != (1, 1) or self.metadata.global_scratch_size:
             raise Unsupported("a grid of several dimensions, or global scratch")
         start = time.perf_counter()
@@ -147,7 +147,7 @@ class Launcher:
         finally:
             storages.copy_back()
             seconds = time.perf_counter() - start
-            values = {name: _told(value) for name, (_, value) in flat.items()}
+            values = {name: _recorded(value) for name, (_, value) in flat.items()}
             simulator.launches.append(
                 Launch(
                     kernel.name, simulator.arch, kernel.unit, grid_0, seconds, values, kernel.ptx
@@ -179,8 +179,8 @@ class Launcher:
         return [*given, 0, 0]  # no scratch memory
 
 
-def _told(value: Any) -> Any:
-    """An argument to look at later, which keeps no tensor."""
+def _recorded(value: Any) -> Any:
+    """An argument of a launch, as a text if it is a tensor, which would keep memory alive."""
     if not isinstance(value, torch.Tensor):
         return str(value) if hasattr(value, "block_shape") else value
     return f"{value.dtype} {tuple(value.shape)} {value.stride()}"
@@ -193,7 +193,7 @@ def _tensor(value: Any) -> Any:
 def _flattened(
     arguments: Mapping[str, Any], signature: Mapping[str, Any]
 ) -> Iterator[tuple[str, tuple[str, Any]]]:
-    """(name, (type, value)) of what a kernel is given: the elements of tuples, no constexprs."""
+    """(name, (type, value)) of a kernel's parameters: elements of tuples, without constexprs."""
     for name, kind in signature.items():
         value = arguments[name]
         if isinstance(kind, tuple):
@@ -209,9 +209,9 @@ def _flattened(
 
 
 def keep_ptx(backend: Any = None, stages: Any = None, *rest: Any) -> Any:
-    """Triton's hook for the stages of a compilation: what would be a cubin is the PTX.
+    """Triton's hook for the stages of a compilation. The PTX takes the place of the cubin.
 
-    Without arguments it is asked for what tells its results from others: (key, hash).
+    Called without arguments, it returns (key, hash), by which Triton caches its results.
     """
     if stages is None:
         return "simulator", "simulator"

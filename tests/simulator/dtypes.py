@@ -1,4 +1,4 @@
-"""NumPy's types by size, as the other rooms and the translated code call them."""
+"""Short names of NumPy's types, for the other modules and the translated code."""
 
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ FLOAT: dict[int, Any] = {16: f2, 32: f4, 64: f8}
 #: Unsigned integers by bytes.
 UINT_OF_BYTES: dict[int, Any] = {1: u1, 2: u2, 4: u4, 8: u8}
 
-#: So many bytes of ones, as one integer: shadow memory of an element, all of whose bytes are set.
+#: By bytes: an integer whose every byte is 1, as in the shadow memory of an element that is set.
 ONES: dict[int, Any] = {1: u1(1), 2: u2(0x0101), 4: u4(0x01010101), 8: u8(0x0101010101010101)}
 
 #: A register is an array over the threads of a CTA.

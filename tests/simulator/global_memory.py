@@ -1,8 +1,8 @@
 """Global memory: allocations with invented addresses, and the checks of every access.
 
-An access lies inside one allocation, is aligned to its size, reads only bytes that hold something
-and writes only bytes of a result. Two programs of one launch never store to one byte, and neither
-do two threads, unless they store the same value.
+An access must lie inside one allocation, be aligned to its size, read only bytes that were written,
+and write only bytes of a result. Two programs of one launch must not store to one byte, nor may two
+threads, unless they store the same value.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from .dtypes import ONES, UINT, UINT_OF_BYTES, Array, Mask, i4, i8, u1, u2, u8
 from .faults import Fault
 from .threads import active, merged
 
-#: (offset from the base, bytes, which hold something, which may be written); None for no byte.
+#: (offset from the base, bytes, mask of written bytes, mask of writable bytes); None: no byte.
 Window = tuple[int, Array, Array | None, Array | None]
 
 
@@ -21,9 +21,9 @@ class Allocation:
     """Bytes at an invented address.
 
     Attributes:
-        init: 1 for each byte that holds something.
+        init: 1 for each byte that was written.
         writable: True for each byte that a kernel may write.
-        owner: of each byte, one more than the program that wrote it in this launch; 0 for none.
+        owner: for each byte, 1 + the program that wrote it in this launch; 0 for none.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Allocation:
         return self.init[: self.size // size * size].view(UINT_OF_BYTES[size])
 
     def check_init(self, index: Array, size: int, access: str) -> None:
-        """Raises a Fault where the elements of `size` bytes at `index` hold nothing."""
+        """Raises a Fault where an element of `size` bytes at `index` was never written."""
         if self.all_init:
             return
         wrong = self.init_view(size)[index] != ONES[size]
@@ -55,7 +55,7 @@ class Allocation:
 
 
 class Memory:
-    """Allocations, 2**40 bytes apart: an address that leaves one hits nothing."""
+    """Allocations, 2**40 bytes apart, so that an address outside of one is in no other."""
 
     def __init__(self) -> None:
         self.allocations: list[Allocation] = []
@@ -72,7 +72,7 @@ class Memory:
         return self.add_windows(name, [(0, data, readable, writable)])
 
     def add_windows(self, name: str, windows: Iterable[Window]) -> int:
-        """Registers pieces of something too large to shadow; returns the address of offset 0."""
+        """Registers pieces of a storage too large to shadow; returns the address of offset 0."""
         base = ((len(self.regions) + 1) << 40) + 0x10000
         region = []
         for offset, data, readable, writable in sorted(windows, key=lambda w: w[0]):
@@ -89,7 +89,7 @@ class Memory:
             allocation.owner[:] = 0
 
     def find(self, address: int) -> Allocation | None:
-        """The allocation of an address, or the one that it leaves."""
+        """The allocation that holds an address, or the nearest one of its region."""
         index = (address >> 40) - 1
         if not 0 <= index < len(self.regions):
             return None
@@ -124,7 +124,7 @@ class Memory:
             assert old is not None
             return old
         low, high = self.find(int(address.min())), self.find(int(address.max()))
-        if low is not high and low is not None and high is not None:  # one part after the other
+        if low is not high and low is not None and high is not None:  # one piece after the other
             near = address < u8(low.end)
             index = np.arange(threads) if index is None else index
             place = np.zeros(threads, u8)
@@ -164,7 +164,7 @@ class Memory:
     def write(
         self, program: int, allocation: Allocation, byte: Array, size: int, value: Array
     ) -> None:
-        """Writes elements at offsets, if they are a result's that no other program wrote."""
+        """Writes elements of a result at offsets that no other program wrote."""
         name = allocation.name
         if not allocation.writable[byte].all():
             where = int(byte[(~allocation.writable[byte]).argmax()])

@@ -22,9 +22,9 @@ from .tensor_maps import TensorMap
 from .threads import whole_warps
 from .translation import Translator
 
-#: Basic blocks that a program executes at most: some thousand are usual.
+#: The most basic blocks that a program may execute; usual are some thousands.
 MOST_BLOCKS = 10**7
-#: What translated code can name.
+#: The names that translated code uses.
 _NAMES: dict[str, Any] = {
     "np": np,
     "Unsupported": Unsupported,
@@ -40,7 +40,7 @@ _NAMES: dict[str, Any] = {
 
 @dataclass
 class CTA:
-    """One program: its memory and what is under way. Translated code calls the parts."""
+    """One program: its memory and its asynchronous operations. Translated code uses the parts."""
 
     T: int  # threads
     program: int
@@ -103,7 +103,7 @@ class Kernel:
         return name
 
     def origin(self, instruction: Instruction) -> str:
-        """Where an instruction stands: in PTX, and in the kernel's source."""
+        """The place of an instruction in the PTX and in the kernel's source, as a text."""
         location = self.entry.locations[instruction.line - 1]
         came = f", from {location}" if location else ""
         return f"at PTX line {instruction.line}: {instruction.text}{came}"
@@ -121,10 +121,10 @@ class Kernel:
         """Runs programs of a grid on `memory`.
 
         Args:
-            memory: holds all that pointers and tensor maps among the arguments point to.
+            memory: has the allocations of all pointers and tensor maps among the arguments.
             grid: number of programs.
             arguments: for each parameter, a number or a tensor map.
-            programs: which of them, None for all.
+            programs: the programs to run, None for all.
             races: whether shared memory is checked for races.
             elected: the lane that elect.sync elects.
 
@@ -191,7 +191,7 @@ class Kernel:
         return self._function(block, mask is not None)(registers, cta, mask)
 
     def _run(self, cta: CTA) -> None:
-        """From the first block to the end, unmasked while all threads agree."""
+        """Runs from the first block to the end, without a mask while all threads agree."""
         poison = {
             1: np.zeros(cta.T, bool),
             16: np.full(cta.T, 0x7E77, u2),
@@ -218,7 +218,7 @@ class Kernel:
         target: int,
         following: int,
     ) -> int:
-        """Runs both sides of a branch, one after the other, to where they meet: that block."""
+        """Runs both sides of a branch up to the block where they meet, and returns that block."""
         stop = self.blocks.meets[block]
         for side, start in ((mask & taken, target), (mask & ~taken, following)):
             at = start

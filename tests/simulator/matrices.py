@@ -1,7 +1,7 @@
 """Matrix units: the registers of mma.sync, the descriptors of wgmma, and their products.
 
-Products are exact and summed in float64; the sum is rounded once to the accumulator's type. Of a
-TF32 operand the low 13 bits are ignored, as the units do.
+Products are exact and summed in float64; the sum is rounded once to the accumulator's type. The low
+13 bits of a TF32 operand are ignored, as on a GPU.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from .faults import Fault, Unsupported
 from .shared_memory import SHARED_BASE, SharedMemory
 from .tensor_maps import swizzle
 
-#: Words by matrix descriptor and shape: of one kernel, whose descriptors come again and again.
+#: Words by matrix descriptor and shape. They are kept because a kernel repeats its descriptors.
 Places = dict[tuple[int, int, int, int, bool], tuple[Array, Array]]
 
 
 def to_double(bits: Array, kind: str) -> Array:
-    """The numbers of operands."""
+    """The values of operands of a kind, as float64."""
     if kind == "bf16":
         return (bits.astype(u4) << u4(16)).view(f4).astype(f8)
     if kind == "f16":
@@ -105,9 +105,9 @@ def matrix_offsets(descriptor: int, rows: int, columns: int, elem: int, k_innerm
 
 
 class Wgmma:
-    """wgmma of one CTA: what it reads stays in flight until it is waited for.
+    """wgmma of one CTA. Its operands are in flight until a wait for them.
 
-    Accumulators are there at once; a program that reads them before the wait is not caught.
+    Accumulators are computed at once, so a program that reads them before the wait has no Fault.
     """
 
     def __init__(self, shared: SharedMemory, places: Places) -> None:

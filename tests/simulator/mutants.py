@@ -1,4 +1,4 @@
-"""Kernels with one thing wrong, to see that a simulated call notices."""
+"""Plants faults in kernels, for tests that check that simulated calls notice them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Change = Callable[[ast.AST], bool]
 
 
 def _is_access(node: ast.AST, kind: str, pointer: str) -> bool:
-    """Whether a node is tl.load or tl.store at an address with a name that starts so."""
+    """Whether a node is a tl.load or tl.store whose address starts with the name `pointer`."""
     if not isinstance(node, ast.Call) or ast.unparse(node.func) != f"tl.{kind}" or not node.args:
         return False
     names = (name.id for name in ast.walk(node.args[0]) if isinstance(name, ast.Name))
@@ -23,14 +23,14 @@ def _is_access(node: ast.AST, kind: str, pointer: str) -> bool:
 
 
 def without(keyword: str, kind: str, pointer: str) -> Change:
-    """Drops `keyword` of each tl.load or tl.store at an address with a name that starts so."""
+    """Drops `keyword` of each tl.load or tl.store whose address starts with the name `pointer`."""
 
     def change(tree: ast.AST) -> bool:
         changed = False
         for node in ast.walk(tree):
             if _is_access(node, kind, pointer):
                 assert isinstance(node, ast.Call)
-                # Without a mask, Triton refuses another value.
+                # Triton refuses `other` without `mask`.
                 dropped = {"mask": ("mask", "other")}.get(keyword, (keyword,))
                 kept = [given for given in node.keywords if given.arg not in dropped]
                 changed |= len(kept) < len(node.keywords)
@@ -74,7 +74,7 @@ def planted(name: str, change: Change) -> Iterator[None]:
     from tricorr.ops.launch.prepared import forget_prepared
 
     before = list(_functions())
-    # New ones of all: each keeps what was compiled of it and of those that it calls.
+    # All functions are made anew, as each keeps compiled code of itself and of its callees.
     fresh = {id(f): JITFunction(f.fn) for _, _, f in before}
     found = {id(f) for _, _, f in before if f.fn.__name__ == name}
     changed = [_change(fresh[key], change) for key in found]
@@ -82,7 +82,7 @@ def planted(name: str, change: Change) -> Iterator[None]:
         raise LookupError(f"nothing to change in {name}: say where it went")
     for where, attribute, value in before:
         where[attribute] = fresh[id(value)]
-    forget_prepared()  # they hold kernels
+    forget_prepared()  # prepared calls hold kernels
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""PTX as text to instructions, with the line of each, in PTX and in Python."""
+"""Parses PTX into instructions, each with its line in the PTX and in Python."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Instruction:
     """One instruction.
 
     Attributes:
-        text: as it stands there, in one line.
-        line: of the PTX.
-        predicate: the register that guards it, None for none; `negated` by "!".
-        opcode: with its modifiers; `parts` are what dots separate.
+        text: the instruction, in one line.
+        line: its line in the PTX.
+        predicate: the register that guards it, None for none; `negated` if "!" precedes it.
+        opcode: with its modifiers; `parts` are its parts between dots.
         operands: as text.
     """
 
@@ -41,7 +41,7 @@ class Instruction:
 
 @dataclass
 class Label:
-    """A place that branches name."""
+    """A target of branches."""
 
     name: str
 
@@ -56,16 +56,16 @@ class Targets:
 
 @dataclass
 class Entry:
-    """One kernel as PTX has it.
+    """One kernel of a PTX module.
 
     Attributes:
         name: of the kernel.
         parameters: (name, type, bytes or 0 for a scalar).
         threads: of a CTA.
-        registers: their types.
-        items: the code.
+        registers: their types by name.
+        items: instructions, labels and tables of labels.
         symbols: addresses of variables.
-        locations: the Python lines that each line of PTX came from, in words.
+        locations: for each line of PTX, the Python lines that it came from, as a text.
     """
 
     name: str
@@ -97,7 +97,7 @@ def bits_of(kind: str) -> int:
     if kind == "pred":
         return 1
     match = re.fullmatch(r"(?:[busf]|bf|tf)(\d+)(x2)?", kind)
-    if not match or kind in ("s16x2", "u16x2"):  # halves: not all instructions know of them
+    if not match or kind in ("s16x2", "u16x2"):  # pairs, which few instructions support
         raise Unsupported(f"type {kind}")
     return int(match[1]) * (2 if match[2] else 1)
 
@@ -108,7 +108,7 @@ def without_lines(ptx: str) -> str:
 
 
 def _locations(ptx: str) -> list[str]:
-    """For each line of PTX the Python line it came from: "kernel.py:12", with who it called.
+    """For each line of PTX the Python line it came from, "kernel.py:12", and the lines it calls.
 
     A comment behind .loc has the whole chain of inlined calls, innermost first:
     "indexing.py:40:12 @[ fprop_gemm.py:112:20 ]".
@@ -128,7 +128,7 @@ def _locations(ptx: str) -> list[str]:
 
 
 def _code(ptx: str) -> str:
-    """The text without comments, line information and debug sections, in as many lines."""
+    """The text without comments, line information and debug sections. Line numbers are kept."""
     if end := re.search(r"^\s*\.section", ptx, re.MULTILINE):
         ptx = ptx[: end.start()]
     lines = [line.split("//")[0] for line in ptx.split("\n")]
@@ -141,7 +141,7 @@ def parse(ptx: str) -> Entry:
     """The one entry of a module.
 
     Raises:
-        Unsupported: there is something in it that Triton does not write.
+        Unsupported: the module has something that Triton does not write.
     """
     text = _code(ptx)
     entry = re.search(r"\.entry\s+(\w+)\s*\(", text)
@@ -159,7 +159,7 @@ def parse(ptx: str) -> Entry:
     )
     pattern = r"\.(\w+)\s+\.align\s+(\d+)\s+\.b8\s+(\w+)\[(\d*)\]"
     for match in re.finditer(pattern, text[: entry.start()]):
-        if match[1] == "shared":  # another variable raises where code names it
+        if match[1] == "shared":  # a use of any other variable raises
             if match[4]:
                 raise Unsupported(f"module variable {match[0]}")
             made.symbols[match[3]] = SHARED_BASE
@@ -179,7 +179,7 @@ def _parameters(text: str) -> list[tuple[str, str, int]]:
 
 
 class _Body:
-    """Reads what is between the braces of an entry."""
+    """Reads the body of an entry."""
 
     def __init__(self, text: str, position: int, entry: Entry) -> None:
         self.text, self.position, self.entry = text, position, entry
@@ -220,10 +220,10 @@ class _Body:
                 self._pass(stop + 1)
 
     def _open(self) -> None:
-        """A scope: its registers and labels get names of their own."""
+        """Opens a scope, whose registers and labels get unique names."""
         self.scopes.append(dict(self.scopes[-1]))
         depth, at = 1, self.position + 1
-        while depth:  # vectors have braces, too
+        while depth:  # vectors have braces too
             depth += {"{": 1, "}": -1}.get(self.text[at], 0)
             at += 1
         inner = self.text[self.position + 1 : at - 1]

@@ -1,9 +1,10 @@
-"""Shared memory of one CTA: bytes, what each is, and who touched it since the last barrier.
+"""Shared memory of one CTA, with the state of each byte and the accesses since the last barrier.
 
-A byte is NEVER written, VALID, COMING (an asynchronous copy is on its way to it) or part of an
-mbarrier. By words of four bytes: which warp wrote and read it last, between which barriers (a read
-and a write of two warps with no bar.sync between them are a race); whether it was written through
-the generic proxy since the last fence.proxy.async; how many wgmma in flight read it.
+A byte is NEVER written, VALID, COMING (an asynchronous copy to it has not completed) or part of an
+mbarrier. For each word of four bytes, this module keeps the warps that wrote and read it last and
+the number of bar.sync before that (a write and an access by another warp with no bar.sync between
+them are a race), whether it was written through the generic proxy since the last
+fence.proxy.async, and how many wgmma in flight read it.
 """
 
 import numpy as np
@@ -14,12 +15,12 @@ from .threads import active, merged, whole_warps
 
 NEVER, VALID, COMING, BARRIER = 0, 1, 2, 3
 _WORDS = {NEVER: "never written", COMING: "on its way", BARRIER: "of a barrier"}
-#: Where a CTA's own shared memory starts: the system has the first kilobyte on sm_90.
+#: Start of a CTA's shared memory: on sm_90 the system uses the first kilobyte.
 SHARED_BASE = 1024
 
 
 class SharedMemory:
-    """The shared memory of a CTA of `threads`, `size` bytes. `races` switches that check."""
+    """`size` bytes of shared memory of a CTA of `threads`. `races`: whether to check for races."""
 
     def __init__(self, threads: int, size: int, races: bool = True) -> None:
         self.threads, self.size, self.races = threads, size, races
@@ -40,7 +41,7 @@ class SharedMemory:
     # Checks.
 
     def offsets(self, address: Array, size: int, access: str) -> Array:
-        """Offsets of addresses, which must be aligned and inside of the CTA's memory."""
+        """Offsets of addresses, which must be aligned and inside the CTA's memory."""
         low, high = int(address.min()), int(address.max())
         if low < SHARED_BASE or high + size > SHARED_BASE + self.size:
             raise Fault(
@@ -61,7 +62,7 @@ class SharedMemory:
             raise Fault(f"shared {access} of {size} bytes at {at}: {names}")
 
     def check_reads(self, words: Array, warps: Array) -> None:
-        """Notes that warps read words; a Fault where another one wrote since the last barrier."""
+        """Records reads by warps; a Fault where another warp wrote since the last barrier."""
         if not self.races:
             return
         racing = (self.write_epoch[words] == self.epoch) & (self.write_warp[words] != warps)
@@ -75,12 +76,12 @@ class SharedMemory:
         several = ~fresh & (self.read_warp[words] != warps)
         self.read_epoch[words] = self.epoch
         self.read_warp[words[fresh]] = warps[fresh]
-        # Of two warps that read a fresh word in one instruction the last one is kept: look again.
+        # If several warps read a word in one instruction, only the last is kept: compare again.
         several |= self.read_warp[words] != warps
         self.read_warp[words[several]] = -1
 
     def check_writes(self, words: Array, warps: Array) -> None:
-        """Notes that warps write words; a Fault where another touched them since the barrier."""
+        """Records writes by warps; a Fault where another warp had access since the last barrier."""
         if not self.races:
             return
         for epochs, by, verb in (
@@ -98,7 +99,7 @@ class SharedMemory:
         self.write_warp[words] = warps
 
     def check_free(self, words: Array, access: str) -> None:
-        """Raises a Fault where a wgmma in flight still reads, or something is on its way."""
+        """Raises a Fault at barriers, incomplete copies, and operands of a wgmma in flight."""
         if (self.states[4][words] & u4(COMING) != 0).any():
             raise Fault(f"{access} over a barrier or what is on its way")
         if self.reading[words].any():
@@ -107,13 +108,13 @@ class SharedMemory:
     # Instructions.
 
     def bar_sync(self, mask: Mask) -> None:
-        """bar.sync 0: all threads, which then see each other's accesses."""
+        """bar.sync 0, which needs all threads; they then see each other's writes."""
         if mask is not None and not mask.all():
             raise Fault("bar.sync by some of the threads only")
         self.epoch += 1
 
     def fence_async(self) -> None:
-        """fence.proxy.async: the asynchronous proxy sees what threads wrote."""
+        """fence.proxy.async: the asynchronous proxy sees the threads' earlier writes."""
         self.generic[:] = False
 
     def load(
@@ -145,7 +146,7 @@ class SharedMemory:
             return
         offset = self.offsets(address, size * len(values), "store")
         warps = self.warp if index is None else self.warp[index]
-        # Once for a word: warps that hold the same numbers may store them in one instruction.
+        # Each word once: several warps may store the same values in one instruction.
         for start in range(0, size * len(values), 4):
             self.check_writes((offset + start) // 4, warps)
         for i, value in enumerate(values):

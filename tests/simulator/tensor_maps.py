@@ -1,4 +1,4 @@
-"""Tensor maps: what a descriptor holds, the rules of cuTensorMapEncodeTiled, and its boxes."""
+"""Tensor maps: their contents, the rules of cuTensorMapEncodeTiled, and copies of boxes."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from .dtypes import UINT_OF_BYTES, Array, i8, u1, u4
 from .faults import Fault, Unsupported
 from .global_memory import Memory
 
-#: Bytes of a swizzle pattern's rows, by Triton's number of the pattern.
+#: Bytes of a row of a swizzle pattern, by Triton's number of the pattern.
 SPAN = {0: 0, 1: 32, 2: 64, 3: 128}
 
 
@@ -16,7 +16,7 @@ class TensorMap:
     """The arguments of cuTensorMapEncodeTiled; dimension 0 is innermost.
 
     Raises:
-        Fault: the driver would refuse them.
+        Fault: the driver would refuse the arguments.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class TensorMap:
         nan_fill: bool = False,
         tf32: bool = False,
     ) -> None:
-        """`sizes`, `strides` (in elements) and `box` are outermost first, as a tensor's are."""
+        """`sizes`, `strides` (in elements) and `box` are outermost first, as for a tensor."""
         self.address, self.elem = int(address), elem_size
         self.sizes = [int(s) for s in reversed(sizes)]
         self.strides = [int(s) * elem_size for s in reversed(strides)]
@@ -61,7 +61,7 @@ class TensorMap:
             raise Unsupported(f"tensor map: inner box of {inner} bytes, swizzle span {self.span}")
 
     def _places(self, coordinates: Sequence[int]) -> tuple[Array, Array]:
-        """(addresses of the box's elements, which are inside the tensor), outermost first."""
+        """(addresses of the box's elements, whether each is inside the tensor), outermost first."""
         rank = len(self.box)
         if len(coordinates) != rank:
             raise Fault(f"tensor map of rank {rank}: {len(coordinates)} coordinates")
@@ -78,7 +78,7 @@ class TensorMap:
         return offset.ravel() + self.address, np.broadcast_to(inside, offset.shape).ravel()
 
     def read(self, memory: Memory, coordinates: Sequence[int]) -> Array:
-        """Bytes of the box at `coordinates` (innermost first), zeros outside of the tensor."""
+        """Bytes of the box at `coordinates` (innermost first), with zeros outside the tensor."""
         addresses, inside = self._places(coordinates)
         out = np.zeros(addresses.size, UINT_OF_BYTES[self.elem])
         addresses, places = addresses[inside], inside.nonzero()[0]
@@ -99,7 +99,7 @@ class TensorMap:
         return out.view(u1)
 
     def write(self, memory: Memory, program: int, coordinates: Sequence[int], box: Array) -> None:
-        """Stores the part of a box that is inside of the tensor."""
+        """Stores the part of a box that is inside the tensor."""
         addresses, inside = self._places(coordinates)
         if not inside.any():
             return
@@ -110,5 +110,5 @@ class TensorMap:
 
 
 def swizzle(address: Array, span: int) -> Array:
-    """The place in shared memory of an address by the layout before swizzling."""
+    """The address in shared memory of a byte, from its address before swizzling."""
     return address ^ ((address >> 3) & (span - 16)) if span else address

@@ -1,8 +1,8 @@
-"""PyTorch's tensors as simulated memory: what a kernel may read and write of a storage.
+"""PyTorch's tensors as simulated memory: which bytes of a storage a kernel may read and write.
 
-Memory that was allocated with torch.empty & co. while allocations are tracked may be written. It
-starts as poison, NaNs of one pattern, and an element that still is poison holds nothing. Of any
-other storage the elements that the kernel's tensors reach may be read, and nothing is written.
+Memory that torch.empty and the like allocate while allocations are tracked may be written. It is
+filled with poison, NaNs of one pattern; an element that is still poison was never written. In any
+other storage, a kernel may read the elements of its tensors, and may write nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .dtypes import Array, u1
 from .faults import Unsupported
 from .global_memory import Memory
 
-#: NaNs in every floating-point type of so many bytes.
+#: By bytes: a pattern that is a NaN in every floating-point type of this size.
 POISON: dict[int, Any] = {
     2: np.uint16(0xFFF5),
     4: np.uint32(0xFFF5A5F5),
@@ -34,10 +34,10 @@ _ALLOCATE = (
     (torch, ("empty", "empty_strided", "empty_like")),
     (torch.Tensor, ("new_empty", "new_empty_strided")),
 )
-#: Bytes from which on a storage is not shadowed as a whole.
+#: Storages of more bytes are not shadowed as a whole.
 LARGE = 2**28
 
-#: Storages that may be written, by address; the weak reference keeps that from being used again.
+#: Storages that may be written, by address. A weak reference keeps the address from being reused.
 _writable: dict[int, StorageWeakRef] = {}
 
 
@@ -71,8 +71,8 @@ def _poisoned(allocate: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def tracked_allocations() -> Iterator[None]:
-    """Inside, memory that torch.empty & co. give to anyone but PyTorch may be written."""
-    # A `with torch.device(...)` knows these functions by identity: let it list the real ones.
+    """Inside, kernels may write memory that torch.empty and the like allocate outside PyTorch."""
+    # `with torch.device(...)` finds these functions by identity, so it must list the real ones.
     importlib.import_module("torch.utils._device")._device_constructors()
     before = [(owner, name, getattr(owner, name)) for owner, names in _ALLOCATE for name in names]
     for owner, name, allocate in before:
@@ -108,7 +108,7 @@ def _walked_backwards(name: str, arguments: Mapping[str, Any]) -> bool:
 
 
 def _far_pieces(tensors: list[torch.Tensor], size: int) -> list[slice]:
-    """Of a large storage: the pieces with all that the tensors reach, in bytes."""
+    """The pieces of a large storage, in bytes, that together hold the tensors' elements."""
     pieces = []
     for t in tensors:
         axes = list(zip(t.shape, t.stride(), strict=True))
@@ -132,7 +132,7 @@ class Storages:
     """The storages of one launch, as simulated memory.
 
     Args:
-        arguments: of the kernel, by name: tensors, and integers among which strides are.
+        arguments: of the kernel, by name: tensors and integers; the integers include strides.
     """
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
@@ -160,7 +160,7 @@ class Storages:
         name, first = uses[0]
         real, size, writable = _bytes_of(storage), first.itemsize, storage._cdata in _writable
         backwards = any(_walked_backwards(key, self._arguments) for key, _ in uses)
-        # A tensor without axes is a mere pointer, and one that is walked backwards begins anywhere.
+        # A tensor without axes stands for a pointer; one with a negative stride may begin anywhere.
         reached = [] if backwards else [tensor for _, tensor in uses if tensor.dim()]
         before = storage.data_ptr() % 16  # a GPU's storages start on 256 bytes; NumPy's need not
         parts = [slice(0, real.size)]

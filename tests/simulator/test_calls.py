@@ -38,14 +38,14 @@ def test_every_call_is_right(call):
         actual = getattr(module, name)(*given, call.geometry, precision=call.precision, **more)
     check(call.op, args, call.geometry, actual=actual, precision=call.precision)
     launched = {(done.kernel, done.unit) for done in device.launches}
-    # Another kernel, after a change to the planner: say so in TABLE, and give this one a call.
+    # If the planner takes another kernel now, name it in calls.TABLE and add a call for this one.
     assert (call.kernel, call.unit) in launched
     assert BESIDE.get((call.name, call.op), call.kernel) in dict(launched)
 
 
-#: Kernels that are tried in other files; fprop_reuse is planned for large images alone.
+#: Kernels that are tested in other files. The planner takes fprop_reuse for large images only.
 ELSEWHERE = {"lag_sums", "fprop_reuse"}
-#: Kernels that run before or behind another one, and the calls that have them.
+#: Kernels that run before or after another one, and the calls that have them.
 BESIDE = {
     ("rows_out", "fprop_bias"): "copy_images",
     ("window", "fprop_bias"): "build_bands",
@@ -54,7 +54,7 @@ BESIDE = {
     ("stem", "dgrad"): "spread_weight",
     ("head", "wgrad"): "sum_partials",
 }
-#: What a kernel, or each of a family, multiplies with, by architecture.
+#: The units with which a kernel, or a family's kernels, multiply, by architecture.
 UNITS = {
     "gemm": {80: {"fma", "mma.sync"}, 90: {"fma", "mma.sync", "wgmma"}},
     "fprop_banded": {80: {"mma.sync"}, 90: {"mma.sync"}},
@@ -69,7 +69,7 @@ UNITS = {
 
 
 def test_every_kernel_has_its_calls():
-    """Each on every unit and architecture, and on every architecture in both memory formats."""
+    """Each kernel has calls on every unit and architecture, and in both memory formats."""
     made = list(calls())
     units = {(call.kernel, call.arch, call.unit) for call in made}
     formats = {(call.kernel, call.arch, call.format) for call in made}
@@ -83,7 +83,7 @@ def test_every_kernel_has_its_calls():
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("format", FORMATS)
 def test_lag_sums_are_right(arch, format):
-    """Of whole numbers, which leave no rounding."""
+    """Sums of whole numbers are exact."""
     a = torch.randint(0, 256, (2, 2, 9, 260), dtype=torch.uint8)
     b = torch.randint(0, 256, (2, 1, 10, 262), dtype=torch.uint8)
     given = [t.contiguous(memory_format=FORMATS[format]) for t in (a, b)]

@@ -1,4 +1,4 @@
-"""PTX of working kernels with one thing changed: the simulator notices."""
+"""The simulator notices changes to the PTX of working kernels."""
 # mypy: ignore-errors
 
 import re
@@ -35,7 +35,7 @@ def product(request):
 
 
 def outcome(ptx, shared):
-    """ "right", "wrong", or the fault."""
+    """The text "right" or "wrong", or the message of the fault."""
     rng = np.random.default_rng(0)
     a, b = (rng.integers(-8, 9, s).astype(np.float16) for s in ((64, K), (K, 64)))
     c = np.zeros((64, 64), np.float32)
@@ -47,7 +47,7 @@ def outcome(ptx, shared):
 
 
 def variants(ptx, pattern, replacement):
-    """The text with each occurrence changed alone."""
+    """Texts in each of which one occurrence of the pattern is replaced."""
     for match in re.finditer(pattern, ptx):
         yield ptx[: match.start()] + match.expand(replacement) + ptx[match.end() :]
 
@@ -57,7 +57,7 @@ def test_undamaged_code_has_no_fault(product):
     assert outcome(ptx, shared) == "right"
 
 
-#: (name, architectures, what, by what, in words of the fault or "wrong")
+#: (name, architectures, pattern, replacement, pattern of the fault's message or "wrong")
 DAMAGES = [
     ("barrier", (80, 90), r"bar\.sync\s+0;", "", "race"),
     ("wait", (80, 90), r"cp\.async\.wait_group\s+\d;", "", "on its way|never written"),
@@ -78,7 +78,7 @@ DAMAGES = [
     [pytest.param(*rest, id=name) for name, *rest in DAMAGES],
 )
 def test_damage_is_noticed(product, archs, pattern, replacement, found):
-    """Of the single changes, at least one: some barriers and the last wait are superfluous."""
+    """At least one single change is noticed: some barriers and the last wait are superfluous."""
     arch, ptx, shared = product
     if arch not in archs:
         assert not re.search(pattern, ptx)

@@ -1,6 +1,6 @@
-"""Calls that no table thinks of: drawn at random, and with offsets about the limit of 32 bits.
+"""Calls drawn at random, and calls with offsets near the limit of 32 bits, are right.
 
-Plans drawn as freely as calls are simulated in test_random_geometries.py.
+Plans are drawn at random in tests/kernels/test_random_geometries.py.
 """
 # mypy: ignore-errors
 
@@ -18,14 +18,14 @@ from tricorr.ops import geometry_of
 
 pytestmark = pytest.mark.slow
 
-#: Drawn for each architecture, and multiply-adds of one at most.
+#: Number of calls for each architecture, and the most multiply-adds of a call.
 COUNT, MOST = 60, 4e6
 DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MODES = (*["zeros"] * 4, "reflect", "replicate", "circular")
 
 
 def draw_geometry(rng):
-    """Small images of every kind: one channel, few, many, groups, a bank for every sample."""
+    """Small images of every kind: one, few or many channels, groups, a bank for every sample."""
     kind = rng.choice(["image", "few", "depthwise", "multiplier", "bank", "many", "many", "many"])
     groups = 1
     if kind == "image":
@@ -62,9 +62,9 @@ def draw_geometry(rng):
 
 
 def in_a_larger_one(image, rng):
-    """A slice of something larger, full of NaN."""
+    """The image as a slice of a larger one, which is filled with NaN."""
     n, c, h, w = image.shape
-    step = 16 // image.itemsize if rng.random() < 0.5 else 1  # aligned pieces stay so, or not
+    step = 16 // image.itemsize if rng.random() < 0.5 else 1  # keeps 16-byte alignment, or not
     large = image.new_full((n, c + 2 * step, h + 1, w + 2 * step), float("nan"))
     view = large[:, step : c + step, :h, step : w + step]
     return view.copy_(image)
@@ -113,13 +113,13 @@ def test_drawn_calls_are_right(arch, number):
     if residual is not None:
         expected, absolute = (sums + f(to_numpy(residual)) for sums, f in
                               ((expected, lambda t: t), (absolute, abs)))  # fmt: skip
-    if activation != "none":  # no two sums are further apart behind either of them
+    if activation != "none":  # neither activation increases differences
         expected = expected.clip(0, 6 if activation == "relu6" else None)
     count = terms(op, geometry) + (residual is not None)
     assert_close_to_reference(actual, expected, absolute, count, precision=precision)
 
 
-#: Elements from one image to the next: the last offset fits in 32 bits, or does not.
+#: Elements from one image to the next, with which the last offset fits in 32 bits or does not.
 STEPS = {"below": 2**31 - 2**16 - 2**14, "beyond": 2**31 + 2**12}
 FAR = {
     "dense": geometry_of((2, 32, 8, 8), (32, 32, 3, 3), padding=((1, 1), (1, 1))),
@@ -131,7 +131,7 @@ FAR = {
 
 
 def far_apart(image, step):
-    """The same with so many elements from image to image; the memory between is never touched."""
+    """A copy with `step` elements from image to image. Memory between images is never touched."""
     torch.utils.deterministic.fill_uninitialized_memory = False
     far = torch.empty_strided(image.shape, (step, *image.stride()[1:]), dtype=image.dtype)
     torch.utils.deterministic.fill_uninitialized_memory = True

@@ -1,4 +1,4 @@
-"""A kernel in Gluon, which no interpreter runs: loads by TMA, wgmma, a store by TMA."""
+"""A kernel in Gluon, for which there is no interpreter: TMA loads, wgmma, and a TMA store."""
 # mypy: ignore-errors
 
 import re
@@ -24,7 +24,7 @@ BLOCK_M, BLOCK_N, BLOCK_K = 64, 32, 64
 
 @gluon.jit
 def products_of_rows(a_desc, b_desc, c_desc, K, STAGES: gl.constexpr, num_warps: gl.constexpr):
-    """c = a @ b.T of a block, with the boxes of `STAGES` steps on their way."""
+    """c = a @ b.T of a block; the boxes of `STAGES` steps are loaded in advance."""
     dtype: gl.constexpr = a_desc.dtype
     BLOCK_M: gl.constexpr = a_desc.block_type.shape[0]
     BLOCK_N: gl.constexpr = b_desc.block_type.shape[0]
@@ -71,7 +71,7 @@ def described(tensor, rows, columns, swizzle=128):
 
 
 def multiply(device, stages=3):
-    """(the result, the truth), whole numbers with leftovers along every axis."""
+    """(the result, the truth) of whole numbers; no size is a multiple of the block's."""
     M, N, K = 100, 24, 5 * BLOCK_K - 8
     a, b = (torch.randint(-4, 5, (rows, K)).to(torch.float16) for rows in (M, N))
     c = torch.empty(M, N, dtype=torch.float16)

@@ -1,4 +1,4 @@
-"""Small kernels of every kind of instruction, compiled for both architectures and simulated."""
+"""Small kernels with every kind of instruction, compiled for both architectures and simulated."""
 # mypy: ignore-errors
 
 import numpy as np
@@ -17,10 +17,10 @@ def run(ptx, shared, grid, arguments, **options):
     """Launches a kernel.
 
     Args:
-        ptx: text.
+        ptx: the kernel's text.
         shared: bytes of shared memory.
-        grid: programs.
-        arguments: integers, tensor maps, (array, whether it is a result).
+        grid: number of programs.
+        arguments: integers, tensor maps, and pairs (array, whether it is a result).
         options: of Kernel.launch.
     """
     memory, given = Memory(), []
@@ -37,7 +37,7 @@ def run(ptx, shared, grid, arguments, **options):
 
 
 def launch(compiled, *rest):
-    """The same of a kernel that Triton compiled."""
+    """Launches a kernel that Triton compiled."""
     ptx = compiled.asm["ptx"]
     run(mended(ptx) if BEFORE_3_7 else ptx, compiled.metadata.shared, *rest)
 
@@ -53,7 +53,7 @@ ADD = {"x": "*fp32", "y": "*fp32", "out": "*fp32", "n": "i32"}
 
 @ARCHS
 @pytest.mark.parametrize("divisible", [(), ("x", "y", "out")], ids=["single", "vectors"])
-def test_loads_and_stores(arch, divisible):
+def test_loads_and_stores_are_exact(arch, divisible):
     compiled = build(add, arch, ADD, {"BLOCK": 256}, divisible)
     x, y = np.random.default_rng(0).standard_normal((2, 1000)).astype(np.float32)
     out = np.full(1000, np.nan, np.float32)
@@ -181,7 +181,7 @@ def test_functions_are_close_to_float64(arch, kind):
     launch(compiled, 1, [(x, False), (out, True)])
     x64 = x.astype(np.float64)
     expected = [erf(x64), x64 / (1 + np.exp(-x64)), np.full(512, x64.sum()), np.maximum(x64, 0)]
-    # 512 terms of at most 6 are added, and erf's polynomial has some twenty.
+    # A sum has 512 terms of at most 6; erf's polynomial has about twenty terms.
     eps = np.finfo(dtype).eps
     assert np.allclose(out.reshape(4, 512), expected, rtol=20 * eps, atol=512 * 6 * eps)
 
@@ -211,7 +211,7 @@ NUMPY = {"fp16": np.float16, "fp32": np.float32, "fp64": np.float64}
 
 
 def stored(x, kind):
-    """Whole numbers as an array of that kind; bf16 as its bits."""
+    """Whole numbers as an array of this kind; bf16 as its bits."""
     x = np.ascontiguousarray(x)
     if kind == "bf16":
         return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
@@ -236,7 +236,7 @@ TURNS = [
 @pytest.mark.parametrize(("ta", "tb"), TURNS)
 @pytest.mark.parametrize(("m", "n", "k", "warps"), SIZES)
 def test_products_are_exact(arch, kind, ta, tb, m, n, k, warps):
-    """mma.sync and wgmma, operands by cp.async, either way round in shared memory."""
+    """mma.sync and wgmma; operands come by cp.async, transposed in shared memory or not."""
     out = "fp64" if kind == "fp64" else "fp32"
     precision = "tf32" if kind == "fp32" else "ieee"
     sizes = {"M": m, "N": n, "BLOCK_K": k}
@@ -275,7 +275,7 @@ def build_through_boxes(kind, m, n, block_k):
 
 
 def run_through_boxes(compiled, a, b, shape, elected=0, ptx=None):
-    """c of that shape, a @ b.T where a and b are."""
+    """c of this shape: a @ b.T inside a and b, zero outside."""
     kernel = Kernel(ptx or compiled.asm["ptx"], compiled.metadata.shared)
     memory, given, K = Memory(), [], a.shape[1]
     for name, array, how in zip("ab", (a, b), compiled.metadata.tensordesc_meta, strict=True):
@@ -293,7 +293,7 @@ def run_through_boxes(compiled, a, b, shape, elected=0, ptx=None):
 @pytest.mark.parametrize("elected", [0, 31])
 @pytest.mark.parametrize(("kind", "block_k"), [("fp16", 64), ("fp16", 32), ("fp32", 32)])
 def test_loads_of_boxes_are_exact(kind, block_k, elected):
-    """Loads by TMA, whichever thread issues them, with leftovers along every axis."""
+    """Loads by TMA, issued by any thread; no size is a multiple of the box's."""
     m, n, K = 128, 64, 3 * block_k - 8
     rng = np.random.default_rng(0)
     a = rng.integers(-8, 9, (m - 5, K)).astype(NUMPY[kind])

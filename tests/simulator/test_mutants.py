@@ -1,4 +1,4 @@
-"""Faults planted in kernels, in their launches and in their PTX: a simulated call notices each."""
+"""Simulated calls notice faults planted in kernels, in their launches and in their PTX."""
 # mypy: ignore-errors
 
 import re
@@ -23,7 +23,7 @@ BOXES = CALLS["sm_90-fprop_tma-wgmma-float16-planes-rows_out"]
 
 
 def run(call, device):
-    """Runs a call and holds it against the reference; what happened, in words."""
+    """Runs a call and compares it with the reference; returns the outcome as a text."""
     args = operands(call.op, *tensors(call.geometry, call.dtype))
     last = FORMATS[call.format]
     given = [t.contiguous(memory_format=last) if t.dim() == 4 else t for t in args]
@@ -40,7 +40,7 @@ def run(call, device):
     return "right"
 
 
-#: (call, function, what is wrong, in words of what is noticed)
+#: (call, function, change, pattern of the outcome)
 PLANTED = {
     "mask_of_an_image": (FEW, "fprop_stencil", without("mask", "load", "x"), "load .* x_ptr"),
     "mask_of_a_weight": (
@@ -76,7 +76,7 @@ def test_a_fault_in_a_kernel_is_noticed(call, function, change, noticed):
     ids=["image", "weight", "result", "product"],
 )
 def test_a_wrong_stride_is_noticed(call, name):
-    """One too many, from row to row: of an image its last axis but one, of a weight filters."""
+    """A stride that is one too large: between rows of an image, or between filters of a weight."""
 
     def change(arguments):
         keys = [key for key in arguments if key.startswith(name) and arguments[key] > 1]
@@ -87,7 +87,7 @@ def test_a_wrong_stride_is_noticed(call, name):
         assert run(call, device) != "right"
 
 
-#: (call, what in its PTX, what is noticed); each occurrence is removed alone.
+#: (call, pattern in its PTX, pattern of the outcome). Each occurrence is removed alone.
 REMOVED = {
     "barrier": (DENSE, r"bar\.sync\s+0;", "race"),
     "older_barrier": (OLDER, r"bar\.sync\s+0;", "race"),
@@ -100,7 +100,7 @@ REMOVED = {
 
 @pytest.mark.parametrize(("call", "pattern", "noticed"), REMOVED.values(), ids=REMOVED)
 def test_an_instruction_removed_from_ptx_is_noticed(call, pattern, noticed):
-    """One removal, or that of all, is noticed: some barriers and fences are superfluous."""
+    """At least one removal, or that of all, is noticed: some barriers are superfluous."""
     places, outcomes = [], []
 
     def change(ptx):

@@ -22,7 +22,7 @@ def indices(mask: Mask, threads: int) -> Array:
 
 
 def whole_warps(mask: Mask, name: str) -> None:
-    """Raises a Fault where a part of a warp executes a warp-wide instruction."""
+    """Raises a Fault if only a part of a warp executes a warp-wide instruction."""
     if mask is None:
         return
     by_warp = mask.reshape(-1, 32)

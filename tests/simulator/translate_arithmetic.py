@@ -9,13 +9,13 @@ from .faults import Unsupported
 from .ptx import Instruction, bits_of
 from .writer import Writer
 
-#: Of these, only .x is not always 0, or 1 where it counts.
+#: Special registers. Those of .y and .z are always 0, or 1 if they count.
 _SPECIAL = {"%tid.x", "%ctaid.x", "%nctaid.x", "%ntid.x", "%laneid", "%ctaid.y", "%ctaid.z",
             "%nctaid.y", "%nctaid.z", "%tid.y", "%tid.z"}  # fmt: skip
 
 
 class Arithmetic(Writer):
-    """One method for each opcode, called op_ and its first word."""
+    """One method for each opcode, named op_ and the opcode's first word."""
 
     # --- moves
 
@@ -101,7 +101,7 @@ class Arithmetic(Writer):
         target, a, b = operands
         name = kind[-1]
         if name in ("bf16", "bf16x2", "f16", "f16x2"):
-            if kind[:-1] == ["rn", "f32"]:  # a narrow number and a wide one, on sm_100
+            if kind[:-1] == ["rn", "f32"]:  # a 16-bit float and a float32, on sm_100
                 value = f"{self._widened(a, name)} {sign} {self.operand(b, 32, 'f')}"
                 self.define(target, self.emit(value), "f")
             else:
@@ -136,12 +136,12 @@ class Arithmetic(Writer):
         self.define(target, self.emit(f"({expression.format(*values)}).view(u8)"))
 
     def _widened(self, operand: str, name: str) -> str:
-        """A float32 of a 16-bit one."""
+        """A float32 from a 16-bit float."""
         value = self.operand(operand, 16)
         return f"bf16_to({value})" if name == "bf16" else f"{value}.view(f2).astype(f4)"
 
     def _narrow(self, kind: list[str], target: str, operands: list[str], expression: str) -> None:
-        """Arithmetic of 16-bit floats, one or two: rounded once from float32."""
+        """Arithmetic of one or two 16-bit floats, rounded once from float32."""
         if set(kind[:-1]) - {"rn"}:
             raise Unsupported("modifier")
         name = kind[-1]
@@ -310,7 +310,7 @@ class Arithmetic(Writer):
         self.define(operands[0], self.emit(f"{value} {sign} {by}"), form)
 
     def op_shf(self, ins: Instruction, kind: list[str], operands: list[str]) -> None:
-        """Of the 64 bits of the second and third operand, the upper or lower 32, once shifted."""
+        """Shifts the 64 bits of the second and third operand, and takes the upper or lower 32."""
         if kind not in (["l", "wrap", "b32"], ["r", "wrap", "b32"]):
             raise Unsupported("modifier")
         low, high, by = (self.operand(o, 32) for o in operands[1:])
@@ -367,7 +367,7 @@ class Arithmetic(Writer):
 
     def op_fma(self, ins: Instruction, kind: list[str], operands: list[str]) -> None:
         name = kind[-1]
-        if kind[:-1] == ["rn", "f32"] and name in ("f16", "bf16"):  # two narrow ones and a wide
+        if kind[:-1] == ["rn", "f32"] and name in ("f16", "bf16"):  # two 16-bit floats, a float32
             x, y = (self._widened(o, name) for o in operands[1:3])
             value = self.emit(f"fma32({x}, {y}, {self.operand(operands[3], 32, 'f')})")
             self.define(operands[0], value, "f")
@@ -419,7 +419,7 @@ class Arithmetic(Writer):
             value = self.operand(register, from_bits, "u")
             if signed:
                 value = self.view(value, from_bits, "s", "u")
-            # What is kept has the destination register's width: extended as its type says.
+            # The result is extended to the destination register's width, as its type requires.
             width = self.width(target)
             if to_bits < width:
                 middle = ("i" if to[0] == "s" else "u") + str(to_bits // 8)

@@ -10,7 +10,7 @@ from .writer import Writer
 
 
 class Matrices(Writer):
-    """One method for each opcode, called op_ and its first word."""
+    """One method for each opcode, named op_ and the opcode's first word."""
 
     def op_ldmatrix(self, ins: Instruction, kind: list[str], operands: list[str]) -> None:
         match = re.fullmatch(

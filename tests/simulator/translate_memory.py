@@ -1,4 +1,4 @@
-"""Instructions that reach memory, wait, or exchange values between threads."""
+"""Instructions that access memory, wait, or exchange values between threads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STORE_HINTS = {"L2::cache_hint", "wb", "cg", "cs", "wt", "weak", "relaxed"}
 
 
 class MemoryAccess(Writer):
-    """One method for each opcode, called op_ and its first word."""
+    """One method for each opcode, named op_ and the opcode's first word."""
 
     def op_ld(self, ins: Instruction, kind: list[str], operands: list[str]) -> None:
         space = kind[0]
@@ -101,7 +101,7 @@ class MemoryAccess(Writer):
             raise Unsupported(opcode)
 
     def _bulk(self, opcode: str, operands: list[str]) -> None:
-        """TMA."""
+        """Copies by TMA."""
         tensor = r"cp\.async\.bulk\.tensor\.(\d)d"
         if match := re.fullmatch(
             tensor + r"\.shared::(?:cta|cluster)\.global(?:\.tile)?\.mbarrier::complete_tx::bytes",
@@ -183,7 +183,7 @@ class MemoryAccess(Writer):
         self.define(operands[0], self.emit(reduced), form)
 
     def op_mbarrier(self, ins: Instruction, kind: list[str], operands: list[str]) -> None:
-        opcode = ins.opcode.replace(".shared.b64", ".shared::cta.b64")  # the former by Triton 3.6
+        opcode = ins.opcode.replace(".shared.b64", ".shared::cta.b64")  # Triton 3.6 omits ::cta
         if opcode == "mbarrier.init.shared::cta.b64":
             address = self.address(operands[0], 32)
             self.put(f"cta.copies.mbarrier_init({address}, {self.mask()}, {int(operands[1], 0)})")

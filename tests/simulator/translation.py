@@ -1,4 +1,4 @@
-"""PTX to Python: a function for each basic block, with and without a mask of threads."""
+"""Translates PTX to Python: a function for each basic block, with and without a mask of threads."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .translate_memory import MemoryAccess
 class Translator(Arithmetic, MemoryAccess, Matrices):
     """Writes the function of one basic block.
 
-    The function takes the registers R, the CTA and the mask M of threads. It returns the block
-    that follows, or, where threads disagree, (who branches, where to, the block of the others).
+    The function takes the registers R, the CTA and the mask M of threads. It returns the next
+    block, or, if threads disagree, (mask of those that branch, their block, the others' block).
     """
 
     def translate(self) -> str:
-        """The source; `origins` has the instruction of each of its lines but the first."""
+        """The source. `origins` has the instruction of each line except the first."""
         code = self.k.blocks.code[self.block]
         for instruction in code:
             self.ins, self.guard = instruction, None
@@ -46,7 +46,7 @@ class Translator(Arithmetic, MemoryAccess, Matrices):
             raise Unsupported(f"{type(error).__name__} ({error}) {place}") from error
 
     def _save(self) -> None:
-        """Stores the registers that live on."""
+        """Stores the registers that are read after the block."""
         index = self.k.index
         for name in sorted(
             self.defined & self.k.blocks.live_out[self.block], key=index.__getitem__

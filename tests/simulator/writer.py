@@ -1,4 +1,4 @@
-"""Writes Python for instructions: variables, operands, results, predicates."""
+"""Writes Python source for instructions: variables, operands, results, predicates."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Writer:
-    """Python source of one basic block, as far as it is written.
+    """The Python source of one basic block while it is written.
 
-    A variable of the source has a form: "u" for unsigned integers, as registers are kept, "s" for
-    signed ones, "f" for floating point; a predicate is an array of bool.
+    A variable of the source has a form: "u" for unsigned integers (the form of registers), "s" for
+    signed integers, "f" for floating point. A predicate is an array of bool.
     """
 
     def __init__(self, kernel: Kernel, block: int, masked: bool) -> None:
@@ -156,6 +156,6 @@ class Writer:
 
     @staticmethod
     def vector(text: str) -> list[str]:
-        """The registers in {a, b}, or the one that stands alone."""
+        """The registers in {a, b}, or the only one."""
         text = text.strip()
         return [t.strip() for t in text[1:-1].split(",")] if text.startswith("{") else [text]
