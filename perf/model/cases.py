@@ -81,7 +81,7 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
 #: The file of each family by the name that its tiles have.
 MODULES = {family.__name__.rpartition(".")[2]: family for family in choose.FAMILIES}
 #: Families whose products are of the kinds above.
-PRODUCTS_OF = ("gemm", "tma", "reuse", "banded", "patch", "frame")
+PRODUCTS_OF = (*(name for name, f in MODULES.items() if f not in choose.DIRECT), "frame")
 EXACT = ("float32", "bfloat16", "uint8", "float16", "float64")
 
 

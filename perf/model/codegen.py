@@ -63,6 +63,7 @@ Job = tuple[Configuration, Target]
 
 def problems(configuration: Configuration, target: Target, built: Build) -> list[str]:
     """The faults of the code, in words."""
+    from ...kernels import DESCRIPTORS
     from ...kernels.versions import BEFORE_3_7
 
     found, limits = [], target.device.limits
@@ -78,14 +79,14 @@ def problems(configuration: Configuration, target: Target, built: Build) -> list
         found.append(f"every product is waited for: {built.serialized}")
     if built.unfenced and not (BEFORE_3_7 and target.name == "sm_100"):  # docs/limits.md
         found.append(f"{built.unfenced} products of copies to shared memory without a proxy fence")
-    if built.opcodes and configuration.wants_mma(target) and not built.count("mma"):
+    if configuration.wants_mma(target) and not built.units["product"]:
         found.append("no matrix instructions")
-    if built.opcodes and configuration.family in ("tma", "reuse"):
-        if not built.opcodes.get("UTMALDG"):
+    if any(isinstance(value, DESCRIPTORS) for value in configuration.call().arguments.values()):
+        if not built.units["load through a descriptor"]:
             found.append("no loads through tensor descriptors")
         # A weight gradient's left operand, a box, does: Triton keeps only a plain matrix in place.
-        through = ("HMMA",) if configuration.plan.op == "wgrad" else ("HMMA", "HGMMA_register")
-        if any(map(built.opcodes.get, through)):
+        in_registers = built.units["left operand in registers"]
+        if built.units["mma.sync"] or (in_registers and configuration.plan.op != "wgrad"):
             found.append("operands of matrix instructions go through registers")
     return found
 
@@ -324,7 +325,7 @@ def compare(path: Path, pattern: str = "", targets: Iterable[str] = TARGETS) -> 
 
 
 def serve(requests: Iterable[str]) -> None:
-    """Answers {"target", "configuration", "disassemble"} with {"problems"} or {"error"}.
+    """Answers {"target", "configuration"} with {"problems"} or {"error"}.
 
     A configuration comes pickled, in base 64.
     """
@@ -337,7 +338,7 @@ def serve(requests: Iterable[str]) -> None:
         try:
             target = TARGETS[request["target"]]
             configuration = pickle.loads(base64.b64decode(request["configuration"]))
-            built = build(configuration.call(), target, request["disassemble"])
+            built = build(configuration.call(), target, disassemble=False)
             answer = {"problems": problems(configuration, target, built)}
         except Exception:
             answer = {"error": traceback.format_exc()}

@@ -39,6 +39,7 @@ class Build:
         loop: the part of `opcodes` that is in the loop that does the arithmetic.
         serialized: ptxas' message where wgmma waits for every product; else "".
         unfenced: products by wgmma or tcgen05 of data that cp.async brought, without a proxy fence.
+        units: instructions for matrix units and descriptors in PTX or AMDGCN, by kind of UNITS.
     """
 
     kernel: str
@@ -51,6 +52,7 @@ class Build:
     loop: dict[str, int] = field(default_factory=dict)
     serialized: str = ""
     unfenced: int = 0
+    units: dict[str, int] = field(default_factory=dict)
 
     def count(self, kind: str, loop: bool = False) -> int:
         """Instructions of one of KINDS, "all", or one of MARKS, in the whole code or its loop."""
@@ -75,6 +77,14 @@ MARKS = {
     "narrow": "global loads and stores of fewer than 32 bits",
     "register": "products whose first operand is in registers",
     "wait": "waits for products of a warpgroup",
+}
+
+#: Instructions of PTX | AMDGCN that assemblers translate one to one: disassembling takes longer.
+UNITS = {
+    "product": r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma)",
+    "mma.sync": r"\bmma\.sync",
+    "left operand in registers": r"wgmma\.mma_async\S*\s*\{[^}]*\},\s*\{",
+    "load through a descriptor": r"cp\.async\.bulk\.tensor\.\w+\.shared",
 }
 
 _KIND = re.compile("|".join(f"(?P<{kind}>{pattern})" for kind, pattern in KINDS.items()))
@@ -113,16 +123,18 @@ def source_of(call: Call, gpu: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def build(call: Call, target: Target, disassemble: bool = True) -> Build:
-    """Compiles `call` for `target`; `disassemble`, the slow half, fills in the instructions."""
+    """Compiles `call` for `target`; `disassemble`, the slow half, fills in the opcodes.
+
+    Code that may spill is disassembled anyway.
+    """
     from triton.backends.compiler import GPUTarget
 
     gpu = GPUTarget(*target.gpu)
     source, options = source_of(call, gpu)
     compiled, said = _compiled(source, gpu, options)
-    ptx = compiled.asm.get("ptx", "")
-
+    text = compiled.asm["amdgcn" if target.is_amd else "ptx"]
     if target.is_amd:
-        registers, spills, instructions = _read_amd(compiled.asm["amdgcn"])
+        registers, spills, instructions = _read_amd(text)
     else:
         registers, spills, instructions = _read_nvidia(compiled.asm["cubin"], disassemble)
     return Build(
@@ -135,7 +147,8 @@ def build(call: Call, target: Target, disassemble: bool = True) -> Build:
         opcodes=dict(Counter(opcode for _, opcode, _ in instructions)),
         loop=dict(Counter(opcode for _, opcode, _ in _hot_loop(instructions))),
         serialized=next((line for line in said.splitlines() if "serialized due to" in line), ""),
-        unfenced=_unfenced(ptx),
+        unfenced=_unfenced(text),
+        units={kind: len(re.findall(pattern, text)) for kind, pattern in UNITS.items()},
     )
 
 

@@ -60,10 +60,10 @@ class Compiler:
             return {"error": f"{reason}; its last output:\n{self.stop()}"}
         return json.loads(answer)
 
-    def problems(self, target, configuration, disassemble):
+    def problems(self, target, configuration):
         """Problems of the compiled code, or the error that prevented compiling."""
         pickled = base64.b64encode(pickle.dumps(configuration)).decode()
-        answer = self.ask(target=target.name, configuration=pickled, disassemble=disassemble)
+        answer = self.ask(target=target.name, configuration=pickled)
         return [answer["error"]] if "error" in answer else answer["problems"]
 
     def start(self):
@@ -127,7 +127,7 @@ def test_machine_code(target, members, compiler):
     _need_tools(target)
     found = []
     for configuration in members:
-        problems = compiler.problems(target, configuration, configuration.wants_mma(target))
+        problems = compiler.problems(target, configuration)
         found += [f"{configuration.name}: {problem}" for problem in problems]
     assert not found, "\n".join(found)
 
@@ -246,5 +246,5 @@ def test_drawn_calls_do_not_spill(name, compiler):
     found = []
     for call in itertools.islice(random_calls.calls(rng, target.device), int(count)):
         made = Configuration("drawn", str(call), call.kernel, call, "")
-        found += [f"{call}: {problem}" for problem in compiler.problems(target, made, False)]
+        found += [f"{call}: {problem}" for problem in compiler.problems(target, made)]
     assert not found, "\n".join(found)

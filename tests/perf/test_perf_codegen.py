@@ -259,17 +259,51 @@ def test_a_product_of_copies_needs_a_proxy_fence_after_the_wait():
     assert machine_code._unfenced("\n".join((wait, fence, product, product))) == 0
 
 
-def test_products_that_ptxas_serializes_are_a_problem():
-    serial = "ptxas info : (C7515) wgmma.mma_async instructions are serialized due to ..."
-    made = configuration("wgrad_tma-half-1x8x8x64x64x3-bfloat16-dense")
-    opcodes = {"HGMMA_register": 12, "UTMALDG": 4}
-    built = Build("wgrad_tma", "sm_90", 128, 150, 0, 1024, opcodes, opcodes)
-    target = TARGETS["sm_90"]
-    assert not codegen.problems(made, target, built)
-    (found,) = codegen.problems(made, target, replace(built, serialized=serial))
-    assert "every product is waited for" in found
-    (found,) = codegen.problems(made, target, replace(built, unfenced=2))
-    assert "2 products of copies" in found
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [
+        ({"serialized": "wgmma.mma_async instructions are serialized"}, "every product is waited"),
+        ({"unfenced": 2}, "2 products of copies"),
+        ({"product": 0}, "no matrix instructions"),
+        ({"load through a descriptor": 0}, "no loads through tensor descriptors"),
+        ({"left operand in registers": 12}, "go through registers"),
+        ({"mma.sync": 12}, "go through registers"),
+    ],
+    ids=str,
+)
+def test_faults_of_a_kernel_of_descriptors(fault, problem):
+    units = {"product": 12, "load through a descriptor": 4}
+    units = dict.fromkeys(machine_code.UNITS, 0) | units
+    fields = {name: fault[name] for name in fault if name not in units}
+    right = Build("fprop_tma", "sm_90", 128, 150, 0, 1024, units=units)
+    wrong = replace(right, units=units | {k: fault[k] for k in fault if k in units}, **fields)
+    made = configuration("fprop_tma-half-4x8x8x128x64x1-bfloat16-dense")
+    assert not codegen.problems(made, TARGETS["sm_90"], right)
+    (found,) = codegen.problems(made, TARGETS["sm_90"], wrong)
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("line", "kinds"),
+    [
+        ("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%f1}, {%r1}", "product, mma.sync"),
+        ("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%f1}, %rd1, %rd2", "product"),
+        (
+            "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%f1,%f2}, {%r1,%r2}, %rd2",
+            "product, left operand in registers",
+        ),
+        ("tcgen05.mma.cta_group::1.kind::tf32 [ %r544 + 0 ], %rd11", "product"),
+        ("v_mfma_f32_32x32x8_f16 a[0:15], v[2:3]", "product"),
+        (
+            "cp.async.bulk.tensor.4d.shared::cta.global.mbarrier::complete_tx::bytes",
+            "load through a descriptor",
+        ),
+        ("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group", ""),
+    ],
+)
+def test_units_are_told_apart_in_a_compilers_text(line, kinds):
+    found = [kind for kind, pattern in machine_code.UNITS.items() if re.search(pattern, line)]
+    assert ", ".join(found) == kinds
 
 
 def test_losing_the_matrix_units_is_a_regression():
