@@ -237,10 +237,17 @@ def _note_missing(run: Run, todo: Sequence[Task]) -> None:
 
 
 def tune(run: Run) -> None:
-    """Searches tiles where the planner's plan lost its shoot-out, or of the named workloads."""
+    """Searches tiles where the planner's plan lost its shoot-out, or of the named workloads.
+
+    A call whose planned kernel is off waits until that is right: it could hang the search.
+    """
     path = run.out / "tuned" / file_of(run.device.name).name
     searched = tuning.searched(path)
-    jobs = [job for job in _undecided(run) if str(job) not in searched]
+    jobs = [
+        job
+        for job in _undecided(run)
+        if str(job) not in searched and not run.is_off(job.table_plan(run.device), job.dtype)
+    ]
     for i, job in enumerate(jobs):
         least, most = run.rig.search_seconds
         share = min(most, max(least, run.left_of("tune") / (len(jobs) - i)))

@@ -49,7 +49,7 @@ GEOMETRIES = {
 }
 GEOMETRIES |= {
     "reflected": image(7, 19, 4, 8, ((3, 2), (3, 4)), padding_mode="reflect"),
-    "replicated": image(3, 9, 6, 7, ((4, 2), (11, 4)), C=2, padding_mode="replicate"),
+    "replicated": image(3, 9, 4, 5, ((4, 2), (11, 4)), padding_mode="replicate"),
     "circular_planes": image(5, 8, 3, 5, (5, 8), N=2, C=3, padding_mode="circular"),
 }
 #: Their input gradients take no banded kernel.

@@ -107,7 +107,7 @@ class FakeGpu(GpuRig):
     check_limit: float = 6.0
     build_limit: float = 10.0
     job_limit: float = 5.0
-    search_seconds: tuple[float, float] = (0.3, 2.0)
+    search_seconds: tuple[float, float] = (0.3, 1.2)
     host_calls: tuple[int, int] = (20, 2)
     budget: float = 0.001
     caches: tuple[str, ...] = ("cold",)

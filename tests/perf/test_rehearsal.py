@@ -60,7 +60,7 @@ def test_a_run_reports_wrong_kernels_calibrates_and_resumes(tmp_path):
     """One test, because a run takes long. The functions below check its parts."""
     done, said, _ = a_run(tmp_path)
     faults_are_named_and_their_calls_take_other_kernels(tmp_path, done, said)
-    feedback_changes_the_plans_that_it_should(tmp_path, done)
+    feedback_changes_the_plans_that_it_should(tmp_path, done, said)
     a_second_call_goes_on_where_the_first_stopped(tmp_path)
 
 
@@ -83,7 +83,7 @@ def faults_are_named_and_their_calls_take_other_kernels(out, done, said):
     assert said.index("kernels off: 3") < said.index("slower in ")
 
 
-def feedback_changes_the_plans_that_it_should(out, done):
+def feedback_changes_the_plans_that_it_should(out, done, said):
     file = json.loads((out / "calibration.json").read_text())
     found = measured.parse(file)
     assert found.slowdown(SLOW) == pytest.approx(3, rel=0.05)
@@ -94,6 +94,8 @@ def feedback_changes_the_plans_that_it_should(out, done):
     assert all(was.endswith(SLOW) or not now.endswith(SLOW) for was, now in changed)
     won = [(outcome.base.family, outcome.best.family) for outcome in done.outcomes if outcome.best]
     assert any(base == SLOW != best for base, best in won)  # a search crosses families
+    assert not {(o.base.kernel, o.job.dtype) for o in done.outcomes} & set(done.off)
+    assert not re.search("search of .* took more than", said)
     assert all(base == SLOW or best != SLOW for base, best in won)
 
 
