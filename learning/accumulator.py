@@ -11,7 +11,8 @@ are float64 and can be added in any order, over pieces of an image, images, proc
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -282,16 +283,20 @@ class KernelAccumulator:
         else:
             raise ArgumentError(f"solver must be 'normal' or 'gd' here, got {solver!r}")
         error = squared_error(sums, theta).clamp(min=0)
-        quality = quality_of(
-            sums,
-            constraints,
-            theta,
-            error,
-            shape,
-            [],
-            solver == "normal",
-            normals=normals,
-            units=units,
+        seen = replace(sums, varies=sums.varies.clone())  # later updates change that one in place
+        examination = Examination(
+            partial(
+                quality_of,
+                seen,
+                constraints,
+                theta,
+                error,
+                shape,
+                [],
+                solver == "normal",
+                normals=normals,
+                units=units,
+            )
         )
         point = units.user(from_flat(theta, shape, theta))
         return LearnedKernel.of(
@@ -305,7 +310,7 @@ class KernelAccumulator:
             reason="asked for" if solver != "normal" else "the sums determine the exact answer",
             step_size=step_size,
             max_step_size=limit,
-            examination=Examination.done(quality),
+            examination=examination,
         )
 
     def loss(self, weight: torch.Tensor, background: torch.Tensor | None = None) -> float:

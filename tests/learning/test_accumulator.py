@@ -204,3 +204,13 @@ def test_images_are_accumulated_with_a_stride(backend):
     torch.testing.assert_close(found.weight, weight)
     assert found.stride == (2, 3)
     torch.testing.assert_close(found.predict(x), y)
+
+
+def test_quality_is_of_what_was_seen_when_it_was_solved(backend):
+    x, y = torch.rand(12, 12, dtype=torch.float64), torch.rand(10, 10, dtype=torch.float64)
+    sums = KernelAccumulator(3).update(x, y)
+    found, expected = sums.solve(), sums.solve().quality
+    sums.update(y, x[:8, :8])
+    assert (found.rms, found.notes) == (expected.rms, expected.notes)
+    assert found.quality.pixels == 100
+    torch.testing.assert_close(found.quality.standard_error, expected.standard_error)
