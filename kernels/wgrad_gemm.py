@@ -24,7 +24,7 @@ from .structs import tap_at
 from .versions import fence_copies
 
 
-@triton.jit(do_not_specialize=["SPLITS"])
+@triton.jit(do_not_specialize=["PIXELS", "SPLITS"])
 def wgrad_gemm(
     x_ptr, dy_ptr, dw_ptr,
     x_shape, y_shape, channels, PIXELS, SPLITS, SPLIT_PIXELS,
