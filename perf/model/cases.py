@@ -479,7 +479,7 @@ def _of_case(
     family: str, name: str, case: Case, op: str, product: str, dtype: str, target: Target
 ) -> Iterator[Configuration]:
     """A case with every tile of its family."""
-    every = case.recorded[:2] == ("*", dtype)
+    every, g = case.recorded[:2] == ("*", dtype), case.workload.geometry
     for place, variants in enumerate(_plans(family, case, op, dtype, target)):
         for variant, planned in variants.items():
             wanted = {dtype, f"{op}:{dtype}"} & set(case.recorded)
@@ -488,6 +488,8 @@ def _of_case(
             kind = "" if planned.plan.family == "stencil" else product
             recorded = (every or first) and variant in whole and "-copied" not in variant
             recorded &= "-in_place" not in variant
+            if op == "wgrad":  # of tiles that share dy among taps, those that share it most
+                recorded &= getattr(planned.plan.tile, "BLOCK_S", 3) in (3, g.S)
             made = Configuration(family, name + variant, planned.kernel, planned, kind, recorded)
             # What turns into a forward call is a configuration of that, unless it reads the weight
             # in another way.
