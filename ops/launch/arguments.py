@@ -17,6 +17,7 @@ from ...kernels.structs import GemmLayout, constant
 from .. import backend
 from ..geometry import Geometry
 from ..plan import choose
+from ..plan.gemm import SECTOR
 from ..plan.problem import Plan, Problem
 from ..plan.tma import reads_crosswise, tap_columns
 from .banded_launch import band_arguments, fprop_banded_call, in_planes
@@ -486,8 +487,10 @@ def _gemm_arguments(
     tile: Any = plan.tile
     read, channels = (y, geometry.group_K) if plan.op.startswith("dgrad") else (x, geometry.group_C)
     flat = plan.op != "wgrad" and not plan.one_tap
-    # Single channels are gathered anyway: then a lane has a tap of its own, and pixels share it.
-    scattered = flat and alignment(read, 1, channels) == 1
+    # Single channels are gathered anyway: then a lane has a tap of its own, and pixels share it. In
+    # a weight gradient that is worth it where neighbouring pixels share sectors of memory.
+    near = plan.op == "wgrad" and channels * read.itemsize <= SECTOR
+    scattered = (flat or near) and alignment(read, 1, channels) == 1
     pixel_axis = int(scattered or step_along(read, 3) < step_along(read, 1))
     if pixel_axis == 0:
         aligned = alignment(x, 1, geometry.group_C), alignment(y, 1, geometry.group_K)

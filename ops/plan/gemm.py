@@ -201,7 +201,8 @@ class GemmTile:
         """The code of a program, fitted to perf/results/codegen.json for sm_90; a test checks it.
 
         A pass loads every element of its operands that a thread has in pieces of 16 bytes, and one
-        by one where each has a tap of its own; lone elements are put in pairs besides.
+        by one where each has a tap of its own; lone elements are put in pairs besides. Single
+        channels of x have an address each in a weight gradient.
         """
         threads = problem.threads(self)
         sums = self.BLOCK_M * self.BLOCK_N / threads
@@ -211,6 +212,10 @@ class GemmTile:
         loop += 3 * self._scattered(problem) / threads
         if plan.op == "wgrad":  # decodes pixels
             loop += 70
+            channels = problem.geometry.group_C
+            if problem.layout.channels_last and channels % 2 and channels > 1:
+                near = channels * problem.dtype.itemsize <= SECTOR
+                loop += (12 if near else 30) * self.BLOCK_N * self.BLOCK_K / threads
         if problem.product == "tf32":
             loop += 40
         if problem.product == "tf32x3":  # both halves of every operand are made in registers
