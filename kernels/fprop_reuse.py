@@ -10,13 +10,13 @@ A step is one column s of taps and BLOCK_K channels. It loads BLOCK_P + R - 1 ro
 pixels, which lie one after the other in shared memory: tap r multiplies the BLOCK_P rows from row
 r on. For the same taps fprop_tma loads R times BLOCK_P rows.
 
-x is (N, H, W, C) in memory, and BLOCK_K channels are 128 bytes, so that rows of a multiple of 8
-pixels are whole periods of the swizzle. The weight is a matrix (k, (r,s,c)) with TAP_COLUMNS
+x is (N, H, W, C) in memory, and BLOCK_K channels are 64 or 128 bytes, so that rows of a multiple of
+8 pixels are whole periods of the swizzle. The weight is a matrix (k, (r,s,c)) with TAP_COLUMNS
 columns for each tap. CROSSWISE: it is (c, (r,s,k)), in 16 bits, and multiplied with its axes
 exchanged; that of an input gradient is. FLIP: the window is turned. Sums in float32.
 
-While a step is multiplied, boxes of the next STAGES - 1 are loaded: those of the last of them are
-asked for while products run, into the place of the step before.
+While a step is multiplied, boxes of the next STAGES - 1 are loaded. Those of the last of them go to
+the place of the step before, once its products are done; the step's own still run.
 
 In Gluon, which has views of shared memory and no interpreter.
 """
@@ -61,7 +61,7 @@ def fprop_reuse(
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(
         [3, 0], [DOWN, ACROSS], [16, PIXELS // ACROSS, 256 // BITS]
     )
-    BOX: gl.constexpr = gl.NVMMASharedLayout(128, BITS, rank=2)
+    BOX: gl.constexpr = gl.NVMMASharedLayout(x_desc.layout.swizzle_byte_width, BITS, rank=2)
 
     tile_n, program = next_digit(gl.program_id(0), gl.cdiv(GROUP_K, BLOCK_F))
     tile_q, program = next_digit(program, gl.cdiv(Q, TILE.BLOCK_Q))
@@ -102,11 +102,12 @@ def fprop_reuse(
             if LAYOUT.CROSSWISE:
                 weight = weight.permute([1, 0])
             acc = warpgroup_mma(weight, image.permute([1, 0]), acc, is_async=True)
+        acc = warpgroup_mma_wait(WINDOW.R, deps=(acc,))  # those of the step before are done
         load_step(
             x_desc, x_rest_desc, weight_desc, xs, weights, loaded, step + STAGES - 1, steps, corner,
             weight_corner, TAP_COLUMNS, WINDOW, LAYOUT, TILE, STAGES,
         )  # fmt: skip
-        acc = warpgroup_mma_wait(0, deps=(acc,))
+    acc = warpgroup_mma_wait(0, deps=(acc,))
     for i in gl.static_range(STAGES):
         mbarrier.invalidate(loaded.index(i))
 
@@ -152,7 +153,7 @@ def load_step(
     rows = xs.index(slot * ROWS)._reinterpret(dtype, x_desc.block_type.shape, x_desc.layout)
     tma.async_copy_global_to_shared(x_desc, [n, h, w, c], ready, rows, exists)
     for i in gl.static_range((WINDOW.R - 1) // REST):
-        row: gl.constexpr = TILE.BLOCK_P + i * REST
+        row = TILE.BLOCK_P + i * REST
         rows = xs.index(slot * ROWS + row)._reinterpret(
             dtype, x_rest_desc.block_type.shape, x_rest_desc.layout
         )

@@ -56,11 +56,12 @@ def reuse_arguments(
 
 
 def _descriptor(base: torch.Tensor, sizes: list[int], strides: list[int], block: list[int]) -> Any:
-    """One of boxes that are swizzled by 128 bytes in shared memory.
+    """One of boxes whose rows are swizzled in shared memory: by 128 bytes, or by their 64.
 
     float32 is rounded to TF32 on the way, see descriptors.py.
     """
-    layout = kernels.NVMMASharedLayout(128, 8 * base.itemsize, rank=len(block))
+    swizzle = min(128, block[-1] * base.itemsize)
+    layout = kernels.NVMMASharedLayout(swizzle, 8 * base.itemsize, rank=len(block))
     if base.dtype == torch.float32 and not BEFORE_3_7:
         return kernels.GluonDescriptor(base, sizes, strides, block, layout, round_f32_to_tf32=True)
     return kernels.GluonDescriptor(base, sizes, strides, block, layout)

@@ -18,9 +18,9 @@ from .cost import Code, Work, is_launchable, matrix_work
 from .integers import cdiv
 from .problem import Plan, Problem
 
-#: Bytes of channels of one step: the widest row that is swizzled.
-ROW_BYTES = 128
-#: Columns of a box: a period of the swizzle is 8 rows of ROW_BYTES.
+#: Bytes of channels of one step, which are rows of a swizzle: the wider the fewer steps.
+ROW_BYTES = (128, 64)
+#: Columns of a box: a period of the swizzle is 8 rows.
 PERIOD = 8
 #: Shared memory for barriers, beside that for boxes.
 BARRIER_BYTES = 1024
@@ -122,13 +122,17 @@ class ReuseTile:
         return Code(60, 450 + 6 * sums, sums + 48)
 
 
-#: (channels of the result, pixels, num_warps, stages that it may have), largest first. 256 pixels
-#: in two stages spill up to 240 bytes in the loop (sm_90, Triton 3.7.1).
+#: (channels of the result, pixels, num_warps), largest first: those read each input the fewest
+#: times.
 SHAPES = (
-    (128, 128, 8, (3, 2)),
-    (64, 256, 8, (3,)),
-    (64, 128, 4, (4, 3, 2)),
+    (128, 256, 8),
+    (128, 128, 8),
+    (64, 256, 8),
+    (64, 128, 4),
 )
+#: Places for boxes, most first. With two, every load would be waited for: it starts when the
+#: products of the step before its own do.
+STAGES = (4, 3)
 
 
 def is_legal(problem: Problem) -> bool:
@@ -145,32 +149,46 @@ def is_legal(problem: Problem) -> bool:
     if any(g.steps(axis) != (1, 1) for axis in (0, 1)) or g.R == 1:
         return False
     pieces = 16 // problem.dtype.itemsize
-    whole = problem.reduced % _channels(problem) == 0 and problem.group_channels % pieces == 0
-    return whole and tma.is_legal(problem)
+    return bool(_blocks(problem) and problem.group_channels % pieces == 0 and tma.is_legal(problem))
 
 
-def _channels(problem: Problem) -> int:
-    return ROW_BYTES // problem.dtype.itemsize
+def _blocks(problem: Problem) -> list[int]:
+    """Channels that steps may have: those that divide the reduced ones."""
+    blocks = [row // problem.dtype.itemsize for row in ROW_BYTES]
+    return [block for block in blocks if problem.reduced % block == 0]
 
 
 def tiles(problem: Problem) -> list[ReuseTile]:
-    """The tiles that the planner may take: of each shape the box that overhangs least."""
+    """The tiles that the planner may take: of each shape the box that overhangs least.
+
+    With as many channels and stages as there is room for.
+    """
     if problem.has_few_channels or not is_legal(problem):
         return []
-    g, found = problem.correlated, []
-    for channels, pixels, warps, stages in SHAPES:
+    g = problem.correlated
+    found: list[ReuseTile] = []
+    for channels, pixels, warps in SHAPES:
         if channels > 64 and channels >= 2 * g.group_K:
             continue
+        if channels * pixels > 128 * 128 and problem.layout.heavy_epilogue:
+            continue  # gelu spills up to 88 bytes (sm_90, Triton 3.7.1)
         boxes = [
             (pixels // columns, columns) for columns in (8, 16, 32, 64) if columns <= pixels // 2
         ]
         rows, columns = min(boxes, key=lambda box: (_covered(g, box), _halo(g, box)))
         if _covered(g, (rows, columns)) > 2 * g.P * g.Q:
             continue
-        able = [ReuseTile(rows, columns, channels, _channels(problem), warps, n) for n in stages]
-        room = problem.device.limits.shared
-        found += [tile for tile in able if tile.shared_bytes(problem) <= room][:1]
+        tile = ReuseTile(rows, columns, channels, 0, warps, 0)
+        found += itertools.islice(_with_stages(tile, problem), 1)
     return found
+
+
+def _with_stages(tile: ReuseTile, problem: Problem) -> Iterator[ReuseTile]:
+    """The tile with every block of channels and number of stages that there is room for."""
+    for block, stages in itertools.product(_blocks(problem), STAGES):
+        staged = replace(tile, BLOCK_K=block, num_stages=stages)
+        if staged.shared_bytes(problem) <= problem.device.limits.shared:
+            yield staged
 
 
 def _covered(geometry: Geometry, box: tuple[int, int]) -> int:
@@ -188,14 +206,13 @@ KINDS: tuple[type[Any], ...] = (ReuseTile,)
 
 
 def neighbours(tile: ReuseTile, problem: Problem) -> Iterator[ReuseTile]:
-    """The tiles that a tuner tries: other boxes of the same and of half as many pixels."""
-    for channels, pixels, columns, warps in itertools.product(
-        (64, 128), (128, 256), (8, 16, 32, 64), (4, 8)
+    """The tiles that a tuner tries: other boxes, channels and stages."""
+    for channels, pixels, columns, warps, block, stages in itertools.product(
+        (64, 128), (128, 256), (8, 16, 32, 64), (4, 8), _blocks(problem), (*STAGES, 2)
     ):
-        for stages in (2, 3, 4) if pixels < 256 else (3, 4):
-            other = ReuseTile(pixels // columns, columns, channels, tile.BLOCK_K, warps, stages)
-            if fits(other, problem):
-                yield other
+        other = ReuseTile(pixels // columns, columns, channels, block, warps, stages)
+        if fits(other, problem):
+            yield other
 
 
 def fits(tile: ReuseTile, problem: Problem) -> bool:
@@ -206,7 +223,7 @@ def fits(tile: ReuseTile, problem: Problem) -> bool:
         and tile.BLOCK_F in (64, 128)
         and tile.num_warps % (tile.BLOCK_F // 16) == 0
         and tile.BLOCK_Q % PERIOD == 0
-        and tile.BLOCK_K == _channels(problem)
+        and tile.BLOCK_K in _blocks(problem)
         and tile.num_stages > 1
         and sums <= problem.device.limits.registers // 2 + 1
         and tile.shared_bytes(problem) <= problem.device.limits.shared

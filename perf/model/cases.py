@@ -314,8 +314,10 @@ CASES: dict[str, dict[str, Case]] = {
         ),
     },
     "reuse": {
-        "dense": _case(32, 256, 56, 56, 256, 3, 3, last=True, bias=True),
-        "five": _case(32, 64, 56, 56, 256, 5, 9, last=True),
+        "dense": _case(32, 256, 56, 56, 256, 3, 3, ops="fprop", last=True, bias=True),
+        "seven": _case(32, 64, 56, 56, 256, 7, 9, ops="fprop", last=True),
+        "gradient": _case(32, 256, 56, 56, 256, 3, 3, ops="dgrad", last=True),
+        "gradient_five": _case(32, 256, 56, 56, 96, 5, 9, ops="dgrad", last=True),
         "residual": _case(
             32, 256, 56, 56, 256, 3, 3, ops="fprop", last=True, bias=True, activation="silu",
             residual=True,
@@ -382,6 +384,8 @@ class Configuration:
         plan, tile = self.plan, self.plan.tile
         if self.family in ("rows", "columns"):  # the tile follows from the geometry
             return self.kernel, self.planned.workload.geometry.weight_shape[-2:]
+        if self.family == "reuse":  # the rest are counts in the same code
+            return self.kernel, self.product, plan.op, *tile.step(plan.op)[:2], tile.num_warps
         size = tile.step(plan.op), tile.num_warps, tile.num_stages
         if self.case.endswith("-split"):
             in_place = getattr(tile, "in_place", False)

@@ -174,6 +174,10 @@ def _shape(plan):
     return plan.op, *shape, tile.persistent > 0, plan.precision
 
 
+def _sums(plan):
+    return plan.op, plan.tile.BLOCK_F, plan.tile.pixels, plan.tile.num_warps, plan.precision
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_planned_kernel_is_compiled(name):
     device, rng = TARGETS[name].device, random.Random(name)
@@ -185,7 +189,7 @@ def test_every_planned_kernel_is_compiled(name):
     }
     banded = {(c.plan.op, _table_tile(c.plan), c.plan.int64) for c in _every_banded()}
     here = {c.plan.tile for c in dealt(TARGETS[name]) if c.plan}
-    seen, rows, boxes, patches = 0, [], set(), set()
+    seen, rows, boxes, patches, reused = 0, [], set(), set(), set()
     for call in itertools.islice(random_calls.calls(rng, device), 1000):
         plan = call.plan
         if plan.family == "banded":
@@ -197,6 +201,8 @@ def test_every_planned_kernel_is_compiled(name):
             rows.append(call)
         elif plan.family == "tma":  # the shape of a box changes only shifts of its coordinates
             boxes.add(_shape(plan))
+        elif plan.family == "reuse":  # rows, taps and stages are counts in the same code
+            reused.add(_sums(plan))
         elif plan.family == "patch":  # extents of a patch are constants in the same code
             patches.add((plan.kernel, plan.tile.shape, plan.one_tap, _key(call)[-1]))
         elif plan.op != "dgrad_frame":  # has smaller tiles of the same kernels
@@ -211,6 +217,8 @@ def test_every_planned_kernel_is_compiled(name):
         if c.plan and c.plan.family == "tma"
     }
     assert bool(boxes) == (device.arch in ARCHITECTURES)
+    assert reused <= {_sums(c.plan) for c in dealt(TARGETS[name]) if c.family == "reuse"}
+    assert bool(reused) == (name == "sm_90")
     assert patches <= {
         (c.plan.kernel, c.plan.tile.shape, c.plan.one_tap, _key(c.planned)[-1])
         for target in TARGETS.values()

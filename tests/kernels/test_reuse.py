@@ -29,7 +29,7 @@ CALLS = {
         ReuseTile(4, 8, 64, 64, 4, 2), HALF,
     ),
     "two_warpgroups_of_filters": (
-        "fprop_bias", geometry_of((1, 64, 5, 9), (136, 64, 3, 2), padding=((2, 0), (0, 1))),
+        "fprop_bias", geometry_of((1, 64, 5, 9), (136, 64, 4, 2), padding=((2, 1), (0, 1))),
         ReuseTile(4, 8, 128, 64, 8, 2), torch.bfloat16,
     ),
     "two_warpgroups_of_pixels": (
@@ -38,8 +38,8 @@ CALLS = {
         ReuseTile(4, 8, 64, 64, 8, 3), HALF,
     ),
     "gradient": (
-        "dgrad", geometry_of((2, 72, 5, 11), (64, 72, 2, 3), padding=((0, 1), (1, 1))),
-        ReuseTile(4, 8, 64, 64, 4, 2), HALF,
+        "dgrad", geometry_of((2, 72, 5, 11), (96, 72, 2, 3), padding=((0, 1), (1, 1))),
+        ReuseTile(4, 8, 64, 32, 4, 3), HALF,
     ),
     "tf32_groups_flipped": (
         "fprop_bias", geometry_of((1, 64, 6, 10), (48, 32, 5, 9), (1, 1), ((2, 2), (4, 4)),
@@ -47,12 +47,12 @@ CALLS = {
         ReuseTile(4, 8, 64, 32, 4, 3), FLOAT,
     ),
     "tf32_gradient": (
-        "dgrad", geometry_of((1, 40, 5, 9), (32, 40, 3, 2), padding=((1, 1), (0, 1))),
-        ReuseTile(4, 8, 64, 32, 4, 2), FLOAT,
+        "dgrad", geometry_of((1, 40, 5, 9), (48, 40, 4, 2), padding=((1, 1), (0, 1))),
+        ReuseTile(4, 8, 64, 16, 4, 3), FLOAT,
     ),
     "negative_padding": (
-        "fprop_bias", geometry_of((1, 64, 9, 12), (64, 64, 3, 3), padding=((-1, 1), (1, -2))),
-        ReuseTile(4, 8, 64, 64, 4, 2), HALF,
+        "fprop_bias", geometry_of((1, 96, 9, 12), (64, 96, 3, 3), padding=((-1, 1), (1, -2))),
+        ReuseTile(4, 8, 64, 32, 4, 4), HALF,
     ),
 }  # fmt: skip
 
