@@ -57,6 +57,8 @@ VECTOR_INSTRUCTIONS, VECTOR_MASKED = (1.1, 4.5), 1.1
 #: registers leave room for, 20 KB of a multiprocessor. Three terabytes a second and a microsecond
 #: of latency are 20 KB for reads and writes together.
 UNDER_WAY = 32
+#: Most input rows of a step of several output rows: 8 spill up to 168 bytes (sm_90).
+MAX_ROWS = 4
 #: Threads of a multiprocessor that leave no doubt that one of them can go on.
 ROOMY_THREADS = 768
 #: Most multiply-adds of a step, for all its rows are unrolled.
@@ -138,6 +140,7 @@ class RowsTile:
         """
         if self.X_ALIGN > 1:
             other = OTHER_REGISTERS[self.BLOCK_C > 1] * (1 + problem.layout.int64)
+            other += self._more_registers(problem)
             if problem.correlated.padding_mode != "zeros":  # single pixels, each where it is folded
                 other += 4 * columns_beside(problem, self.LANE_Q, 1)
             held = problem.words * (self.held(problem) + other)
@@ -147,6 +150,37 @@ class RowsTile:
         across = problem.layout.channels_last and self.LANE_Q > 1
         limited = problem.op == "wgrad" and not across and problem.device.arch != "100"
         return MAX_REGISTERS if limited else None
+
+    def _more_registers(self, problem: Problem) -> int:
+        """Registers that some tiles of vectors need besides; by 240 drawn plans (sm_90)."""
+        g, e = problem.correlated, extents(problem)
+        beside = columns_beside(problem, self.LANE_Q, max(1, 4 // problem.image_bytes))
+        if _clear_tiles(problem, 1, self.BLOCK_Q, self.STEP_P)[1] and self.is_full():
+            in_parts = self.Y_ALIGN < self.LANE_Q and self.Y_ALIGN * problem.dtype.itemsize < 16
+            return 5 * (e.reduced - 1) + 8 * in_parts
+        if self.BLOCK_C > 1:
+            loads, folded = self._rows(problem) * (1 + beside), g.padding_mode != "zeros"
+            return max(0, loads - 8) + 2 * beside * folded + 5 * (e.reduced - 1)
+        if {g.steps(0), g.steps(1)} == {(1, 1)} and e.reduced * self.BLOCK_K == 1:
+            return 8 if self.STEP_P * columns_beside(problem, self.LANE_Q, 1) >= 16 else 0
+        # Masked loads of the next step come before all arithmetic of this one, and taps leave the
+        # uniform registers to addresses and masks.
+        taps = row_macs(problem) * self.BLOCK_K
+        return 8 + self._loaded(problem) + (taps if taps <= UNIFORM_TAPS else 0)
+
+    def _rows(self, problem: Problem) -> int:
+        """Input rows of a step of a tile of vectors, of all channels."""
+        return self.STEP_P * problem.geometry.steps(0)[0] * extents(problem).reduced
+
+    def _loaded(self, problem: Problem) -> int:
+        """Words of a lane's vectors, and beside them, that a step loads."""
+        word = max(1, 4 // problem.image_bytes)
+        own = self.X_ALIGN // word
+        return self._rows(problem) * (own + columns_beside(problem, self.LANE_Q, word))
+
+    def is_full(self) -> bool:
+        """Whether each lane has columns."""
+        return self.lanes() == self.BLOCK_Q // self.LANE_Q * self.BLOCK_C
 
     def suits(self, problem: Problem) -> bool:
         """Whether a tile that was tuned for a problem near this one can serve it."""
@@ -195,9 +229,7 @@ class RowsTile:
     def _held_of_vectors(self, problem: Problem) -> int:
         """`held` of a tile whose lanes have vectors: the next step's rows are loaded meanwhile."""
         e, taps = extents(problem), row_macs(problem) * self.BLOCK_K
-        word = max(1, 4 // problem.image_bytes)
-        rows = self.STEP_P * problem.geometry.steps(0)[0] * e.reduced
-        loaded = rows * (self.X_ALIGN // word + columns_beside(problem, self.LANE_Q, word))
+        loaded = self._loaded(problem)
         pixels = self.X_ALIGN + columns_beside(problem, self.LANE_Q, 1)
         sums = (e.open + self.STEP_P) * self.BLOCK_K * self.LANE_Q
         added = self.LANE_Q * problem.layout.heavy_epilogue
@@ -463,6 +495,8 @@ def _with_steps(tile: RowsTile, problem: Problem, room: int) -> RowsTile:
         enough = 2 * UNDER_WAY if roomy else UNDER_WAY
         if step > e.rows or step * bytes_of_row > enough or step * macs > MAX_UNROLLED:
             continue
+        if step * stride * e.reduced > MAX_ROWS:
+            continue
         if taller.held(problem) <= room:
             return taller
     return tile
@@ -597,8 +631,8 @@ def _row_block(columns: int, most: int) -> int:
 
 def interior(tile: RowsTile, problem: Problem) -> str:
     """Which tiles run without masks: "all"; "some", if a quarter can; else "none"."""
-    if tile.X_ALIGN > 1 and tile.lanes() != tile.BLOCK_Q // tile.LANE_Q * tile.BLOCK_C:
-        return "none"  # some lanes have no columns
+    if tile.X_ALIGN > 1 and not tile.is_full():
+        return "none"
     inside = total = 1
     for axis, block in enumerate((tile.BLOCK_P, tile.BLOCK_Q)):
         count, clear = _clear_tiles(problem, axis, block, tile.STEP_P)
