@@ -437,15 +437,15 @@ def _packed(
 
     The copy is never kept for another call: an update of the weight in place must not be missed.
     """
+    tile: Any = plan.tile
     if plan.family in ("tma", "reuse"):
-        tile: Any = plan.tile
         problem = Problem(plan.op, geometry, weight.dtype, plan.precision)
         columns = tap_columns(problem, tile.BLOCK_K)
         turned = plan.op == "dgrad" and not reads_crosswise(plan.precision)
         is_read = not turned and is_matrix(weight) and weight.shape[1] == columns
     else:
         columns, turned = 0, False
-        copies = plan.family == "gemm" and not plan.tile.in_place  # type: ignore[attr-defined]
+        copies = plan.family == "gemm" and not tile.in_place
         is_read = not copies or is_read_as_it_is(weight)
     if is_read:
         return weight, None

@@ -518,8 +518,8 @@ def _plans(
         copied += "-in_place" if getattr(tile, "in_place", False) else ""
         variants: dict[str, Any] = {copied: tile}
         if getattr(tile, "persistent", 0):  # a loop over boxes is other code than one box
-            one_each = replace(tile, persistent=0)  # type: ignore[type-var]
-            variants = {copied: one_each, f"{copied}-loop": tile}
+            boxes: Any = tile
+            variants = {copied: replace(boxes, persistent=0), f"{copied}-loop": tile}
         plans = {}
         for variant, chosen in variants.items():
             with contextlib.suppress(ArgumentError):  # more programs than a launch can have

@@ -8,6 +8,7 @@ near to float64 as rounding explains. The whole result is compared, with `ops/re
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -175,18 +176,16 @@ def _run_lag_sums(operands: Operands) -> str:
     return "" if same else "a second call gives other bits"
 
 
-class poisoned:  # noqa: N801 - a context manager, used as a word
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
     """While it lasts, torch.empty returns NaN."""
-
-    def __enter__(self) -> None:
-        self.before = (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-        )
-        torch.use_deterministic_algorithms(True, warn_only=True)
-
-    def __exit__(self, *_: object) -> None:
-        torch.use_deterministic_algorithms(self.before[0], warn_only=self.before[1])
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
 class Notes:

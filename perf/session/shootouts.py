@@ -68,20 +68,19 @@ def _entrants(job: Job, memory_format: str, device: Device) -> Iterator[Entrant]
     for plan in others:
         if seconds_of(plan, problem) < CLOSE * seconds_of(own, problem):
             yield Entrant(f"{OURS}@{plan.family}", memory_format, plan)
+    boxes: Any = own.tile
     if own.family == "tma" and job.op != "wgrad":
-        boxes: Any = own.tile
         persistent = 0 if boxes.persistent else device.multiprocessors
         other = replace(boxes, persistent=persistent)
         if tma.is_legal(problem, other):
             plan = choose.plan_with_tile(problem, other)
             yield Entrant(f"{OURS}@persistent{persistent}", memory_format, plan)
     if own.family == "tma":
-        copied = own.tile.copied  # type: ignore[attr-defined]
-        tiles = [tile for tile in tma.tiles(problem) if tile.copied != copied]
+        tiles = [tile for tile in tma.tiles(problem) if tile.copied != boxes.copied]
         plans = [choose.plan_with_tile(problem, tile, tile.splits(problem)) for tile in tiles]
         if plans:
             best = min(plans, key=lambda plan: seconds_of(plan, problem))
-            yield Entrant(f"{OURS}@{'in-place' if copied else 'copied'}", memory_format, best)
+            yield Entrant(f"{OURS}@{'in-place' if boxes.copied else 'copied'}", memory_format, best)
     if own.family in LIMITED:
         for registers in REGISTERS:
             if registers != own.max_registers:

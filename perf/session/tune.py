@@ -230,7 +230,7 @@ def entry_of(outcome: Outcome, device: Device, facts: dict[str, Any]) -> dict[st
         raise ValueError(f"nothing won for {job}")
     entry: dict[str, Any] = {
         "key": _key(job, device),
-        "tile": asdict(plan.tile),  # type: ignore[call-overload]
+        "tile": dict(vars(plan.tile)),
         "splits": plan.splits,
     }
     if plan.max_registers != plan.tile.max_registers(job.problem(device)):

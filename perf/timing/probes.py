@@ -26,8 +26,8 @@ CHAIN_ELEMENTS, CHAIN_LOADS = 2**26, 512
 BOX = 32
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def read_again(x_ptr, out_ptr, ELEMENTS, PASSES, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def read_again(x_ptr, out_ptr, ELEMENTS, PASSES, BLOCK: tl.constexpr):
     """Every program reads the whole buffer; its passes begin at different places."""
     program = tl.program_id(0)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -39,7 +39,7 @@ def read_again(x_ptr, out_ptr, ELEMENTS, PASSES, BLOCK: tl.constexpr):  # type: 
 
 
 @triton.jit
-def follow(next_ptr, out_ptr, LOADS):  # type: ignore[no-untyped-def]
+def follow(next_ptr, out_ptr, LOADS):
     """One lane loads the place of its next load."""
     place = tl.load(next_ptr)
     for _ in range(LOADS):
@@ -47,15 +47,15 @@ def follow(next_ptr, out_ptr, LOADS):  # type: ignore[no-untyped-def]
     tl.store(out_ptr, place)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def copy_tile(x_ptr, out_ptr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def copy_tile(x_ptr, out_ptr, BLOCK: tl.constexpr):
     """One program copies a tile through pointers."""
     at = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     tl.store(out_ptr + at, tl.load(x_ptr + at))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def copy_box(x_desc, out_ptr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def copy_box(x_desc, out_ptr, BLOCK: tl.constexpr):
     """The same, read through a tensor descriptor."""
     at = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     tl.store(out_ptr + at, x_desc.load([0, 0]))
