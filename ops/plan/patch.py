@@ -169,8 +169,10 @@ class PatchTile:
 
     def max_registers(self, problem: Problem) -> int | None:
         """Registers of a thread that the compiler is limited to, see device.py."""
-        # With 16 columns it would spill 24 bytes to stay at 96 (sm_80).
-        return ALL_REGISTERS if problem.op != "wgrad" and self.BLOCK_N == 16 else None
+        # To stay at 96 it would spill 24 bytes with 16 columns (sm_80), and 8 with 32 of phases
+        # (sm_90, TF32 in parts).
+        most = {"fprop": 16, "dgrad": 32}.get(problem.op, 0)
+        return ALL_REGISTERS if self.BLOCK_N <= most else None
 
     def suits(self, problem: Problem) -> bool:
         """Whether a tile that was tuned for a problem near this one can serve it."""
