@@ -29,7 +29,7 @@ FAR = 1.2
 SPLIT = (gemm, tma, patch)
 #: Families whose tiles are compared.
 COMPARED = (stencil, columns, gemm, tma, patch)
-#: Families that are taken where the rest would take CLEAR times as long.
+#: Families that are taken where the cheapest of the others takes at least CLEAR times as long.
 RIVALS = (reuse,)
 CLEAR = 1.15
 #: Families that multiply without matrix units.
