@@ -19,7 +19,7 @@ from .cost import (
     splits_that_fill,
 )
 from .device import ALL_REGISTERS, MAX_REGISTERS, Device
-from .integers import cdiv, power_of_two
+from .integers import cdiv, power_of_two, row_block
 from .problem import Plan, Problem
 
 #: Rows of a column that a lane sums, and input rows that are loaded together: ROWS of the kernel.
@@ -357,7 +357,7 @@ def _gradient_tile(problem: Problem) -> ColumnsGradTile:
         block_k, block_n = min(lanes, power_of_two(g.K)), 1
         block_q = min(THREADS // block_k, power_of_two(g.Q))
     else:
-        block_q, block_k = _row_block(g.Q, THREADS), 1
+        block_q, block_k = row_block(g.Q, THREADS, 16), 1
         block_n = min(THREADS // block_q, power_of_two(problem.samples))
     warps = min(4, power_of_two(cdiv(block_q * block_n * block_k, lanes)))
     rows = min(BLOCK_P, g.P)
@@ -376,7 +376,7 @@ def _tile(problem: Problem) -> ColumnsTile:
             across = min(lanes, 32, power_of_two(g.K))
             tile = ColumnsTile(rows, min(lanes // across, power_of_two(g.Q)), BLOCK_K=across)
         else:
-            block_q = _row_block(g.Q, lanes)
+            block_q = row_block(g.Q, lanes, 16)
             planes = lanes // block_q
             if g.per_sample or g.K >= 2 * g.N:
                 tile = ColumnsTile(rows, block_q, BLOCK_K=min(planes, power_of_two(g.K)))
@@ -388,14 +388,6 @@ def _tile(problem: Problem) -> ColumnsTile:
         if tile.programs(problem) >= 2 * sms * len(parts(problem)):
             break
     return tile
-
-
-def _row_block(columns: int, most: int) -> int:
-    """Columns of a tile: the most among those that leave about the least of the last tile empty."""
-    blocks = [most >> i for i in range(most.bit_length()) if most >> i >= 16]
-    covered = {block: cdiv(columns, block) * block for block in blocks}
-    close = [block for block, width in covered.items() if width <= 1.1 * min(covered.values())]
-    return min(close[0], power_of_two(columns))
 
 
 #: The types of this family's tiles.

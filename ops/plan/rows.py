@@ -2,32 +2,24 @@
 
 There are two kinds of tiles. Where rows come in pieces of whole vectors (Layout.x_align), a lane
 has such a vector, and the lanes of a program are counted through (plane, vector): vector_tile.
-Else lanes are single columns, or planes in channels_last: tile_for.
+Else lanes are single columns, or planes in channels_last: tile_for. The tile itself is in
+rows_tile.py, what it walks over in rows_walk.py.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
-
-import torch
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 from . import banded
-from .cost import (
-    REGISTERS,
-    Work,
-    device_bytes,
-    is_launchable,
-    partial_bytes,
-    splits_that_fill,
-)
-from .cost import THREADS as RESIDENT_THREADS
-from .device import ALL_REGISTERS, MAX_REGISTERS
-from .integers import cdiv, power_of_two
-from .problem import Plan, Problem
+from .cost import is_launchable
+from .integers import cdiv, power_of_two, row_block
+from .problem import Problem
+from .rows_tile import LANE_Q, THREADS, RowsTile, interior
+from .rows_walk import Extents, extents, row_macs, vector_of
 
 #: Largest window along one axis.
 MAX_WINDOW = 7
@@ -42,17 +34,8 @@ MAX_HELD = 128
 #: Input rows that are unrolled together, by the most multiply-adds that a lane does for one: more
 #: have more loads under way, and more code.
 STEPS = {12: 4, 25: 2}
-#: Threads of a program, and columns of a lane in channels_last.
-THREADS, LANE_Q = 128, 4
 #: Fewest groups that are lanes in channels_last: fewer neighbours are not worth a load.
 MIN_GROUPS = 8
-#: Lane instructions for a multiply-add, and besides for an output (sm_90): 0.5 to 2 of the former
-#: by perf/results/codegen.json, twice as many in a weight gradient and four times in an input
-#: gradient with a stride. Masks on every load make them half as many again.
-INSTRUCTIONS = {"fprop": (1.25, 4.0), "dgrad": (4.0, 0.0), "wgrad": (2.0, 0.0)}
-MASKED = 1.5
-#: The same of lanes that have vectors (3x3 to 7x7, sm_90).
-VECTOR_INSTRUCTIONS, VECTOR_MASKED = (1.1, 4.5), 1.1
 #: Bytes of a lane's vectors that are under way: with five programs of 128 threads, which is what
 #: registers leave room for, 20 KB of a multiprocessor. Three terabytes a second and a microsecond
 #: of latency are 20 KB for reads and writes together.
@@ -63,331 +46,10 @@ MAX_ROWS = 4
 ROOMY_THREADS = 768
 #: Most multiply-adds of a step, for all its rows are unrolled.
 MAX_UNROLLED = 800
-#: Registers of a thread beside what `held` counts: addresses, masks and the loop's (sm_90); the
-#: second where lanes have planes of their own.
-OTHER_REGISTERS = (20, 32)
-#: Most taps that NVIDIA's compiler keeps in the 63 uniform registers, if all lanes have the same
-#: plane and sums are in float32.
-UNIFORM_TAPS = 49
 #: Threads of a multiprocessor below which it is no faster with fewer of them, by the most
 #: multiply-adds of an output: loads under way, then arithmetic. And what starting and ending a
 #: program costs, in rows. Assumed.
 LEAST_THREADS, START_ROWS = {24: 512, 10**9: 384}, 6
-
-
-@dataclass(frozen=True)
-class RowsTile:
-    """Outputs of one program, how its lanes share them, and what the compiler is told.
-
-    Attributes:
-        BLOCK_P, BLOCK_Q: output rows and columns; for an input gradient with a stride, steps of it.
-        BLOCK_C: planes (n, group), or groups in a weight gradient.
-        BLOCK_K: filters of each group.
-        STEP_P: output rows that are unrolled.
-        LANE_Q: neighbouring columns of one lane.
-        X_ALIGN: columns of an input row that a lane loads as one vector, those of LANE_Q outputs;
-            1 where it loads each by itself.
-        Y_ALIGN: columns that it stores as one vector.
-        num_warps, num_stages: of the launch.
-    """
-
-    BLOCK_P: int
-    BLOCK_Q: int
-    BLOCK_C: int
-    BLOCK_K: int = 1
-    STEP_P: int = 1
-    LANE_Q: int = 1
-    X_ALIGN: int = 1
-    Y_ALIGN: int = 1
-    num_warps: int = 4
-    num_stages: int = 2
-
-    family: ClassVar[str] = "rows"
-    partials: ClassVar[int] = 1
-
-    def programs(self, problem: Problem) -> int:
-        """Programs that cover all results, a weight gradient's before it is split."""
-        e = extents(problem)
-        planes = cdiv(e.planes, self.BLOCK_C) * cdiv(e.filters, self.BLOCK_K)
-        if problem.op == "wgrad":
-            return problem.banks * planes
-        return planes * cdiv(e.rows, self.BLOCK_P) * cdiv(e.columns, self.BLOCK_Q)
-
-    def strips(self, problem: Problem) -> int:
-        """Tiles of output rows and columns of one problem, that a weight gradient sums."""
-        g = problem.geometry
-        return problem.samples * cdiv(g.P, self.BLOCK_P) * cdiv(g.Q, self.BLOCK_Q)
-
-    def step(self, op: str) -> tuple[int, int, int]:
-        """(M, N, K) of one step: STEP_P rows of BLOCK_K filters; a strip, of a weight gradient."""
-        if op == "wgrad":
-            return self.BLOCK_C * self.BLOCK_K, 1, self.BLOCK_P * self.BLOCK_Q
-        return self.STEP_P * self.BLOCK_Q * self.BLOCK_C, self.BLOCK_K, 1
-
-    def splits(self, problem: Problem) -> int:
-        """Parts that a weight gradient's strips are best dealt out to."""
-        return splits_that_fill(self, problem, self.strips(problem))
-
-    def shared_bytes(self, problem: Problem) -> int:
-        """Shared memory of a program: none."""
-        return 0
-
-    def max_registers(self, problem: Problem) -> int | None:
-        """Registers of a thread that the compiler is limited to, see device.py.
-
-        Without a limit it saves those for the loads of the next step, which it then makes when it
-        is done with this one. All with which as many programs fit are allowed.
-        """
-        if self.X_ALIGN > 1:
-            other = OTHER_REGISTERS[self.BLOCK_C > 1] * (1 + problem.layout.int64)
-            other += self._more_registers(problem)
-            if problem.correlated.padding_mode != "zeros":  # single pixels, each where it is folded
-                other += 4 * columns_beside(problem, self.LANE_Q, 1)
-            held = problem.words * (self.held(problem) + other)
-            room = REGISTERS // (32 * self.num_warps)
-            programs = max(1, room // (cdiv(held, 8) * 8))
-            return min(ALL_REGISTERS, room // programs // 8 * 8)
-        across = problem.layout.channels_last and self.LANE_Q > 1
-        limited = problem.op == "wgrad" and not across and problem.device.arch != "100"
-        return MAX_REGISTERS if limited else None
-
-    def _more_registers(self, problem: Problem) -> int:
-        """Registers that some tiles of vectors need besides; by 240 drawn plans (sm_90)."""
-        g, e = problem.correlated, extents(problem)
-        beside = columns_beside(problem, self.LANE_Q, max(1, 4 // problem.image_bytes))
-        if _clear_tiles(problem, 1, self.BLOCK_Q, self.STEP_P)[1] and self.is_full():
-            in_parts = self.Y_ALIGN < self.LANE_Q and self.Y_ALIGN * problem.dtype.itemsize < 16
-            return 5 * (e.reduced - 1) + 8 * in_parts
-        if self.BLOCK_C > 1:
-            loads, folded = self._rows(problem) * (1 + beside), g.padding_mode != "zeros"
-            return max(0, loads - 8) + 2 * beside * folded + 5 * (e.reduced - 1)
-        if {g.steps(0), g.steps(1)} == {(1, 1)} and e.reduced * self.BLOCK_K == 1:
-            return 8 if self.STEP_P * columns_beside(problem, self.LANE_Q, 1) >= 16 else 0
-        # Masked loads of the next step come before all arithmetic of this one, and taps leave the
-        # uniform registers to addresses and masks.
-        taps = row_macs(problem) * self.BLOCK_K
-        return 8 + self._loaded(problem) + (taps if taps <= UNIFORM_TAPS else 0)
-
-    def _rows(self, problem: Problem) -> int:
-        """Input rows of a step of a tile of vectors, of all channels."""
-        return self.STEP_P * problem.geometry.steps(0)[0] * extents(problem).reduced
-
-    def _loaded(self, problem: Problem) -> int:
-        """Words of a lane's vectors, and beside them, that a step loads."""
-        word = max(1, 4 // problem.image_bytes)
-        own = self.X_ALIGN // word
-        return self._rows(problem) * (own + columns_beside(problem, self.LANE_Q, word))
-
-    def is_full(self) -> bool:
-        """Whether each lane has columns."""
-        return self.lanes() == self.BLOCK_Q // self.LANE_Q * self.BLOCK_C
-
-    def suits(self, problem: Problem) -> bool:
-        """Whether a tile that was tuned for a problem near this one can serve it."""
-        return self.X_ALIGN == 1 or (
-            vector_of(problem, self.LANE_Q) == (self.X_ALIGN, self.Y_ALIGN)
-        )
-
-    def lanes(self) -> int:
-        """Lanes of a program along columns; of vectors, through all planes, with those idle."""
-        if self.X_ALIGN == 1:
-            return self.BLOCK_Q // self.LANE_Q
-        return power_of_two(self.BLOCK_Q // self.LANE_Q * self.BLOCK_C)
-
-    def resident(self, problem: Problem) -> int:
-        """Programs that a multiprocessor has room for, by registers where there is a limit."""
-        threads = problem.threads(self)
-        most = RESIDENT_THREADS // threads
-        if self.X_ALIGN == 1:
-            return max(1, most // 2)
-        registers = (self.max_registers(problem) or ALL_REGISTERS) * threads
-        return max(1, min(most, REGISTERS * problem.device.limits.lanes // 32 // registers, 32))
-
-    def flags(self, problem: Problem) -> Mapping[str, Any]:
-        """Fields of a Plan that this family decides."""
-        return {"interior": interior(self, problem), "turned": problem.is_turned}
-
-    def held(self, problem: Problem) -> int:
-        """Values that a thread holds: weights, sums of the open rows, and the pixels of one more.
-
-        Another row of values is in flight where something is added to it (a heavy epilogue), and of
-        dy in a weight gradient.
-        """
-        e, taps = extents(problem), row_macs(problem) * self.BLOCK_K
-        if self.X_ALIGN > 1:
-            return self._held_of_vectors(problem)
-        g, gradient = problem.geometry, problem.op == "wgrad"
-        in_flight = problem.layout.heavy_epilogue or gradient
-        vector = max(1, self.BLOCK_Q // self.LANE_Q * self.BLOCK_C // THREADS)
-        stride, dilation = g.steps(1)
-        loaded = min(g.steps(0)[0], g.R)  # input rows for one output row
-        columns = {q * stride + s * dilation for q in range(self.LANE_Q) for s in range(g.S)}
-        rows = (e.open + self.STEP_P + in_flight) * self.BLOCK_K * self.LANE_Q * e.row
-        own_weights = gradient or self.BLOCK_C > 1
-        return taps * (vector if own_weights else 1) + (rows + len(columns) * loaded) * vector
-
-    def _held_of_vectors(self, problem: Problem) -> int:
-        """`held` of a tile whose lanes have vectors: the next step's rows are loaded meanwhile."""
-        e, taps = extents(problem), row_macs(problem) * self.BLOCK_K
-        loaded = self._loaded(problem)
-        pixels = self.X_ALIGN + columns_beside(problem, self.LANE_Q, 1)
-        sums = (e.open + self.STEP_P) * self.BLOCK_K * self.LANE_Q
-        added = self.LANE_Q * problem.layout.heavy_epilogue
-        uniform = self.BLOCK_C == 1 and problem.words == 1 and taps <= UNIFORM_TAPS
-        return (0 if uniform else taps) + loaded + pixels + sums + added
-
-    def work(self, plan: Plan, problem: Problem) -> Work:
-        """The work of a launch."""
-        if self.X_ALIGN > 1:
-            return self._vector_work(plan, problem)
-        g, walk = problem.geometry, walk_of(self, problem)
-        pixel, itemsize = problem.image_bytes, problem.dtype.itemsize
-        wgrad, strided = plan.op == "wgrad", problem.op == "dgrad" and not plan.turned
-        strips = plan.split_strips if wgrad else 1
-        stride, dilation = g.steps(1)
-        window = min(g.S, (g.S - 1) * dilation + 1)
-        # Shifts of a row are loads from L1 of what L2 delivers once.
-        shifts = window if self.LANE_Q == 1 or strided else (self.LANE_Q - 1) * stride + window
-        fresh = 1 if strided else self.LANE_Q * stride
-        dy = self.BLOCK_P * self.BLOCK_Q * self.BLOCK_C * self.BLOCK_K * itemsize if wgrad else 0
-        loads = strips * (walk.loads * pixel + dy)
-        from_l2 = strips * (walk.loads * pixel * min(1.0, fresh / shifts) + dy)
-        macs, threads = strips * walk.macs, problem.threads(self)
-        mac, output = INSTRUCTIONS["fprop" if plan.turned else plan.op]
-        masked = MASKED if plan.interior == "none" else 1.0
-        instructions = masked * (mac * macs + output * walk.outputs) / threads
-        between = partial_bytes(plan, problem)
-        return Work(
-            plan.grid,
-            threads,
-            device_bytes(problem, plan.grid, g.R * g.S * g.group_C) + between,
-            from_l2,
-            loads,
-            macs,
-            "float64" if problem.dtype == torch.float64 else "fma",
-            instructions,
-            self.resident(problem),
-            2 if between else 1,
-            between,
-            outputs=walk.outputs,
-            steps=walk.steps * strips,
-            loaded_bytes=loads,
-        )
-
-    def _vector_work(self, plan: Plan, problem: Problem) -> Work:
-        """`work` of a tile whose lanes have vectors."""
-        g, e, threads = problem.geometry, extents(problem), problem.threads(self)
-        steps = cdiv(self.BLOCK_P + e.open, self.STEP_P)
-        rows, pixel = steps * self.STEP_P, problem.image_bytes
-        outputs = self.lanes() * self.LANE_Q * self.BLOCK_K
-        added = rows * outputs
-        masked = 1.0 if plan.interior == "all" else VECTOR_MASKED
-        if self.STEP_P == 1:  # rows of padding are passed by
-            added = min(rows, e.rows if self.BLOCK_P >= e.rows else rows) * outputs
-        macs = added * row_macs(problem)
-        mac, output = VECTOR_INSTRUCTIONS
-        instructions = masked * (mac * macs + output * rows * outputs) / threads
-        word = max(1, 4 // pixel)
-        own = self.X_ALIGN * pixel
-        beside = columns_beside(problem, self.LANE_Q, word) * max(4, pixel)
-        lanes = self.lanes() * rows * g.steps(0)[0] * e.reduced
-        return Work(
-            plan.grid,
-            threads,
-            device_bytes(problem, plan.grid, g.R * g.S * g.group_C),
-            lanes * own,
-            lanes * (own + beside),
-            macs,
-            "float64" if problem.dtype == torch.float64 else "fma",
-            instructions,
-            self.resident(problem),
-            outputs=self.BLOCK_P * self.BLOCK_Q * self.BLOCK_C * self.BLOCK_K,
-            steps=steps,
-            loaded_bytes=lanes * (own + beside),
-        )
-
-
-class Extents(NamedTuple):
-    """What a rows kernel walks over, whichever operator it is.
-
-    Attributes:
-        planes: that lanes can be.
-        rows, columns: of outputs.
-        reduced, filters: channels of a group that are loaded, and that are computed.
-        open: largest number of output rows still being summed when another one is finished.
-        row: sums of one lane and column in one output row, for one filter.
-    """
-
-    planes: int
-    rows: int
-    columns: int
-    reduced: int
-    filters: int
-    open: int
-    row: int
-
-
-def extents(problem: Problem) -> Extents:
-    """The extents of a problem's walk."""
-    g = problem.geometry
-    (stride_h, dil_h), (stride_w, _) = g.steps(0), g.steps(1)
-    unfinished = (g.R - 1) * dil_h // stride_h
-    if problem.op == "dgrad" and not problem.is_turned:
-        rows, columns = (
-            (extent - 1 + pad) // stride + 1 - pad // stride
-            for extent, pad, stride in (
-                (g.H, g.padding[0][0], stride_h),
-                (g.W, g.padding[1][0], stride_w),
-            )
-        )
-        row = stride_h * stride_w * g.group_C  # a program has all channels
-        return Extents(g.N * g.groups, rows, columns, g.group_K, 1, unfinished, row)
-    g = problem.correlated
-    planes = g.groups if problem.op == "wgrad" else g.N * g.groups
-    return Extents(planes, g.P, g.Q, g.group_C, g.group_K, unfinished, 1)
-
-
-def row_macs(problem: Problem) -> int:
-    """Multiply-adds for one output row of one lane and filter."""
-    g = problem.geometry
-    strided = problem.op == "dgrad" and not problem.is_turned
-    channels = g.group_C * g.group_K if strided else extents(problem).reduced
-    return channels * g.R * g.S
-
-
-class Walk(NamedTuple):
-    """What one program does, rows that only lead into its tile included.
-
-    Attributes:
-        outputs: results: pixels, or elements of a weight gradient.
-        loads: of pixels of x, or of dy for an input gradient.
-        macs: multiply-adds.
-        steps: passes of the loop down the rows.
-    """
-
-    outputs: int
-    loads: int
-    macs: int
-    steps: int
-
-
-def walk_of(tile: RowsTile, problem: Problem) -> Walk:
-    """The walk of one program; of a weight gradient's, for one strip."""
-    g, e = problem.geometry, extents(problem)
-    (stride_h, _), (stride_w, dil_w) = g.steps(0), g.steps(1)
-    lanes = tile.BLOCK_Q // tile.LANE_Q * tile.BLOCK_C
-    steps = cdiv(tile.BLOCK_P + e.open, tile.STEP_P)
-    rows = steps * tile.STEP_P
-    columns = tile.BLOCK_Q * tile.BLOCK_C * tile.BLOCK_K
-    macs = rows * columns * row_macs(problem)
-    if problem.op == "dgrad" and not problem.is_turned:
-        loads = lanes * rows * e.reduced * (tile.LANE_Q + (g.S - 1) * dil_w // stride_w)
-        return Walk(tile.BLOCK_P * columns * e.row, loads, macs, steps)
-    window = min(g.S, (g.S - 1) * dil_w + 1)
-    loads = lanes * rows * stride_h * e.reduced * ((tile.LANE_Q - 1) * stride_w + window)
-    if problem.op == "wgrad":
-        return Walk(tile.BLOCK_C * tile.BLOCK_K * e.reduced * g.R * g.S, loads, macs, steps)
-    return Walk(tile.BLOCK_P * columns, loads, macs, steps)
 
 
 def is_legal(problem: Problem) -> bool:
@@ -412,33 +74,6 @@ def tiles(problem: Problem) -> list[RowsTile]:
     wanted = problem.has_few_channels and not banded.takes_over(problem)
     tile = tile_for(problem) if wanted else None
     return [] if tile is None else [tile]
-
-
-def vector_of(problem: Problem, lane_q: int) -> tuple[int, int]:
-    """(columns that a lane with so many outputs loads, and stores, as a vector); (1, 1): none."""
-    g, layout = problem.correlated, problem.layout
-    if problem.op == "wgrad" or (problem.op == "dgrad" and not problem.is_turned):
-        return 1, 1
-    read, written = layout.x_align, layout.y_align
-    if problem.op == "dgrad":
-        read, written = written, read
-    x, y = lane_q * g.stride[1], math.gcd(lane_q, written)
-    if x < 2 or read % x or not 4 <= x * problem.image_bytes <= 16:
-        return 1, 1
-    if y * problem.dtype.itemsize < 4:
-        return 1, 1
-    # What a padding mode shows is no vector of the image.
-    if g.padding_mode != "zeros" and cdiv(g.Q, lane_q) * x > g.W:
-        return 1, 1
-    return x, y
-
-
-def columns_beside(problem: Problem, lane_q: int, piece: int) -> int:
-    """Pieces of so many columns that a lane's outputs read beside the lane's own columns."""
-    g = problem.correlated
-    (stride, dilation), pad = g.steps(1), g.padding[1][0]
-    read = {q * stride + s * dilation - pad for q in range(lane_q) for s in range(g.S)}
-    return len({c // piece for c in read if not 0 <= c < lane_q * stride})
 
 
 def vector_tile(problem: Problem) -> RowsTile | None:
@@ -614,62 +249,11 @@ def _lanes(e: Extents, lanes: int, lane_q: int, across: bool) -> tuple[int, int]
     """(BLOCK_Q, BLOCK_C) of a tile with this many lanes, planes first if `across`."""
     planes = power_of_two(e.planes)
     if not across:
-        block_q = _row_block(e.columns, lanes)
+        block_q = row_block(e.columns, lanes, 32)
         return block_q, min(lanes // block_q, planes)
     # A warp's lanes are planes; warps side by side share the columns between them in cache.
     beside = min(lanes // min(lanes // 4, planes), power_of_two(cdiv(e.columns, lane_q)))
     return beside * lane_q, min(lanes // beside, planes)
-
-
-def _row_block(columns: int, most: int) -> int:
-    """Columns of a tile: the most among those that leave about the least of the last tile empty."""
-    blocks = [most >> i for i in range(most.bit_length()) if most >> i >= 32]
-    covered = {block: cdiv(columns, block) * block for block in blocks}
-    close = [block for block, width in covered.items() if width <= 1.1 * min(covered.values())]
-    return min(close[0], power_of_two(columns))
-
-
-def interior(tile: RowsTile, problem: Problem) -> str:
-    """Which tiles run without masks: "all"; "some", if a quarter can; else "none"."""
-    if tile.X_ALIGN > 1 and not tile.is_full():
-        return "none"
-    inside = total = 1
-    for axis, block in enumerate((tile.BLOCK_P, tile.BLOCK_Q)):
-        count, clear = _clear_tiles(problem, axis, block, tile.STEP_P)
-        total *= count
-        inside *= clear
-    full = extents(problem).planes % tile.BLOCK_C == 0
-    if inside == total and full:
-        return "all"
-    return "some" if 4 * inside >= total else "none"
-
-
-def _clear_tiles(problem: Problem, axis: int, block: int, step: int) -> tuple[int, int]:
-    """(tiles along an axis, how many of them load and store inside the image only)."""
-    g = problem.correlated
-    (stride, dilation), pad = g.steps(axis), g.padding[axis][0]
-    inputs, outputs, window = ((g.H, g.P, g.R), (g.W, g.Q, g.S))[axis]
-    reach = (window - 1) * dilation
-    if problem.op == "dgrad" and not problem.is_turned:
-        first = pad // stride
-        count = cdiv((inputs - 1 + pad) // stride + 1 - first, block)
-        clear = [
-            t
-            for t in range(first, first + count * block, block)
-            if t >= reach // stride
-            and t + block <= outputs
-            and t * stride >= pad
-            and (t + block) * stride <= inputs + pad
-        ]
-        return count, len(clear)
-    if axis == 0:  # whole steps are loaded
-        reach = cdiv(block + reach // stride, step) * step * stride - 1
-    else:
-        reach += (block - 1) * stride
-    # Tiles t with 0 <= t * block * stride - pad and t * block * stride - pad + reach < inputs.
-    first = max(0, cdiv(pad, block * stride))
-    last = min((inputs - 1 - reach + pad) // (block * stride), outputs // block - 1)
-    return cdiv(outputs, block), max(0, last - first + 1)
 
 
 #: The types of this family's tiles.

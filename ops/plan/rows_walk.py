@@ -1,0 +1,112 @@
+"""What a rows kernel walks over: extents, vectors of columns, tiles that touch no border."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from .integers import cdiv
+from .problem import Problem
+
+
+class Extents(NamedTuple):
+    """What a rows kernel walks over, whichever operator it is.
+
+    Attributes:
+        planes: that lanes can be.
+        rows, columns: of outputs.
+        reduced, filters: channels of a group that are loaded, and that are computed.
+        open: largest number of output rows still being summed when another one is finished.
+        row: sums of one lane and column in one output row, for one filter.
+    """
+
+    planes: int
+    rows: int
+    columns: int
+    reduced: int
+    filters: int
+    open: int
+    row: int
+
+
+def extents(problem: Problem) -> Extents:
+    """The extents of a problem's walk."""
+    g = problem.geometry
+    (stride_h, dil_h), (stride_w, _) = g.steps(0), g.steps(1)
+    unfinished = (g.R - 1) * dil_h // stride_h
+    if problem.op == "dgrad" and not problem.is_turned:
+        rows, columns = (
+            (extent - 1 + pad) // stride + 1 - pad // stride
+            for extent, pad, stride in (
+                (g.H, g.padding[0][0], stride_h),
+                (g.W, g.padding[1][0], stride_w),
+            )
+        )
+        row = stride_h * stride_w * g.group_C  # a program has all channels
+        return Extents(g.N * g.groups, rows, columns, g.group_K, 1, unfinished, row)
+    g = problem.correlated
+    planes = g.groups if problem.op == "wgrad" else g.N * g.groups
+    return Extents(planes, g.P, g.Q, g.group_C, g.group_K, unfinished, 1)
+
+
+def row_macs(problem: Problem) -> int:
+    """Multiply-adds for one output row of one lane and filter."""
+    g = problem.geometry
+    strided = problem.op == "dgrad" and not problem.is_turned
+    channels = g.group_C * g.group_K if strided else extents(problem).reduced
+    return channels * g.R * g.S
+
+
+def vector_of(problem: Problem, lane_q: int) -> tuple[int, int]:
+    """(columns that a lane with so many outputs loads, and stores, as a vector); (1, 1): none."""
+    g, layout = problem.correlated, problem.layout
+    if problem.op == "wgrad" or (problem.op == "dgrad" and not problem.is_turned):
+        return 1, 1
+    read, written = layout.x_align, layout.y_align
+    if problem.op == "dgrad":
+        read, written = written, read
+    x, y = lane_q * g.stride[1], math.gcd(lane_q, written)
+    if x < 2 or read % x or not 4 <= x * problem.image_bytes <= 16:
+        return 1, 1
+    if y * problem.dtype.itemsize < 4:
+        return 1, 1
+    # What a padding mode shows is no vector of the image.
+    if g.padding_mode != "zeros" and cdiv(g.Q, lane_q) * x > g.W:
+        return 1, 1
+    return x, y
+
+
+def columns_beside(problem: Problem, lane_q: int, piece: int) -> int:
+    """Pieces of so many columns that a lane's outputs read beside the lane's own columns."""
+    g = problem.correlated
+    (stride, dilation), pad = g.steps(1), g.padding[1][0]
+    read = {q * stride + s * dilation - pad for q in range(lane_q) for s in range(g.S)}
+    return len({c // piece for c in read if not 0 <= c < lane_q * stride})
+
+
+def clear_tiles(problem: Problem, axis: int, block: int, step: int) -> tuple[int, int]:
+    """(tiles along an axis, how many of them load and store inside the image only)."""
+    g = problem.correlated
+    (stride, dilation), pad = g.steps(axis), g.padding[axis][0]
+    inputs, outputs, window = ((g.H, g.P, g.R), (g.W, g.Q, g.S))[axis]
+    reach = (window - 1) * dilation
+    if problem.op == "dgrad" and not problem.is_turned:
+        first = pad // stride
+        count = cdiv((inputs - 1 + pad) // stride + 1 - first, block)
+        clear = [
+            t
+            for t in range(first, first + count * block, block)
+            if t >= reach // stride
+            and t + block <= outputs
+            and t * stride >= pad
+            and (t + block) * stride <= inputs + pad
+        ]
+        return count, len(clear)
+    if axis == 0:  # whole steps are loaded
+        reach = cdiv(block + reach // stride, step) * step * stride - 1
+    else:
+        reach += (block - 1) * stride
+    # Tiles t with 0 <= t * block * stride - pad and t * block * stride - pad + reach < inputs.
+    first = max(0, cdiv(pad, block * stride))
+    last = min((inputs - 1 - reach + pad) // (block * stride), outputs // block - 1)
+    return cdiv(outputs, block), max(0, last - first + 1)
