@@ -169,7 +169,7 @@ def fprop_call(
     partials = partials_of(y, plan.splits)
     first = _fprop_call(x, weight, None, partials[0], geometry, plan)
     last = sum_partials_call(partials, y, plan.splits, bias, residual, activation)
-    return replace(last, before=(replace(first, scratch=(partials,)),))
+    return replace(last, before=(replace(first, scratch=(*first.scratch, partials)),))
 
 
 def _fprop_call(
@@ -232,7 +232,7 @@ def dgrad_call(
     partials = partials_of(dx, plan.splits)
     first = _dgrad_call(dy, weight, None, partials[0], geometry, plan)
     last = sum_partials_call(partials, dx, plan.splits, bias)
-    return replace(last, before=(replace(first, scratch=(partials,)),))
+    return replace(last, before=(replace(first, scratch=(*first.scratch, partials)),))
 
 
 def _dgrad_call(

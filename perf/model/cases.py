@@ -152,6 +152,7 @@ CASES: dict[str, dict[str, Case]] = {
         "few": _case(8, 3, 112, 112, 256, 3, 3),
         "few_filters": _case(8, 3, 112, 112, 16, 3, 3),
         "filters32": _case(8, 64, 56, 56, 32, 3, 3, last=True),
+        "planes16": _case(8, 64, 56, 56, 16, 3, 3, ops="fprop dgrad"),
         "filters16": _case(
             8, 64, 56, 56, 16, 3, 3, last=True, recorded="* bfloat16"
         ),

@@ -207,7 +207,9 @@ def test_every_planned_kernel_is_compiled(name):
             patches.add((plan.kernel, plan.tile.shape, plan.one_tap, _key(call)[-1]))
         elif plan.op != "dgrad_frame":  # has smaller tiles of the same kernels
             seen += 1
-            assert plan.tile in here, plan
+            # Where the weight lies is a rare choice: built for one target.
+            tile = replace(plan.tile, in_place=False) if plan.family == "gemm" else plan.tile
+            assert tile in here, plan
             assert _key(call) in compiled, plan
     assert seen > 250
     assert boxes <= {
