@@ -50,22 +50,27 @@ def responses(
     padding_mode: PaddingMode,
     padding: PaddingLike = "same",
     then: torch.Tensor | None = None,
+    plus: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """(..., K, P, Q): every plane under every filter of a bank (K, 1, R, S), by one operator.
 
-    A second one filters response k with filter k of the bank `then` (K, 1, R, S), if given.
+    A second one filters response k with filter k of the bank `then` (K, 1, R, S), if given. `plus`,
+    other responses of this shape, is added before the (first) rounding.
     """
     if is_channels_last(input) and input.dim() == 3:
-        return responses(_batch_of_one(input), bank, padding_mode, padding, then).squeeze(0)
+        more = plus if plus is None else plus.unsqueeze(0)
+        return responses(_batch_of_one(input), bank, padding_mode, padding, then, more).squeeze(0)
     *planes, H, W = input.shape
     C = 1
     if input.dim() == 4 and not input.is_contiguous():
         # Planes with gaps cannot be viewed as samples: give each channel the same bank.
         C = input.shape[1]
-        y = _correlated(input, bank.repeat(C, 1, 1, 1), padding_mode, padding, groups=C)
+        x, weight = input, bank.repeat(C, 1, 1, 1)
     else:
-        x = input.reshape(math.prod(planes), 1, H, W)
-        y = _correlated(x, bank, padding_mode, padding)
+        x, weight = input.reshape(math.prod(planes), 1, H, W), bank
+    if plus is not None:
+        plus = plus.reshape(len(x), len(weight), *plus.shape[-2:])
+    y = _correlated(x, weight, padding_mode, padding, groups=C, residual=plus)
     if then is not None:
         y = _correlated(y, then.repeat(C, 1, 1, 1), padding_mode, padding, groups=y.shape[1])
     return y.reshape(*planes, len(bank), *y.shape[-2:])
@@ -92,9 +97,9 @@ def responses_to_differences(
     difference = torch.tensor([[-1, 1]], dtype=torch.float64, device="cpu")
     dx = filtered(input, difference, padding_mode, padding=(rows, columns))
     dy = filtered(input, difference.T, padding_mode, padding=(rows, (0, 0)))
-    return responses(dx, -along_x.cumsum(-1)[..., :-1], padding_mode, "valid") + responses(
-        dy, -of_rows.cumsum(-1)[..., :-1, None], padding_mode, "valid"
-    )
+    y = responses(dx, -along_x.cumsum(-1)[..., :-1], padding_mode, "valid")
+    down = -of_rows.cumsum(-1)[..., :-1, None]
+    return responses(dy, down, padding_mode, "valid", plus=y)
 
 
 def filtered(
