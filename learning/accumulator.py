@@ -20,7 +20,7 @@ import torch
 from ..autograd.modules import PaddingMode
 from ..ops import ArgumentError, as_integer
 from ..ops.arguments import Pair
-from .examine import quality_of
+from .examine import Observation, quality_of
 from .fitting import dtype_of
 from .gram import Report, Sums, gather, varies
 from .learned import LearnedKernel
@@ -292,8 +292,8 @@ class KernelAccumulator:
                 theta,
                 error,
                 shape,
-                [],
                 solver == "normal",
+                Observation(),
                 normals=normals,
                 units=units,
             )

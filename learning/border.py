@@ -60,21 +60,30 @@ class Border:
         return self.deviation > CERTAIN
 
 
-def border_of(
-    pairs: list[ImagePair],
-    residual: list[torch.Tensor],
-    background: Background,
-    inverses: list[torch.Tensor],
-    noise: torch.Tensor,
-) -> Border | None:
-    """Elements just outside the window, from the residual of the best kernel inside.
+@dataclass(frozen=True)
+class Scores:
+    """Scores of blocks of the outputs, for a window that is larger by one on each side.
+
+    Attributes:
+        kernel: (blocks, K, C/groups, R + 2, S + 2).
+        background: (blocks, K, T).
+        part: the fraction of all outputs that is in the blocks.
+    """
+
+    kernel: torch.Tensor
+    background: torch.Tensor
+    part: float
+
+
+def scores_of(
+    pairs: list[ImagePair], residual: list[torch.Tensor], background: Background
+) -> Scores | None:
+    """The scores of a fit.
 
     Args:
         pairs: of the fit.
         residual: prediction minus target of each, (N, K, P, Q).
         background: of the fit.
-        inverses: of the normal matrices, (D, D) for each group or each filter.
-        noise: (K, D), contribution of the noise of x to the scores of all pixels.
 
     Returns:
         None for too few pixels or too many channels.
@@ -88,17 +97,29 @@ def border_of(
         parts.append(found)
         seen, whole = seen + pixels, whole + image[:, 0].numel()
     kernel, behind = (torch.cat(part) for part in zip(*parts, strict=True))
-    blocks, filters = kernel.shape[:2]
-    if blocks < FEWEST_BLOCKS or seen == 0:
+    if len(kernel) < FEWEST_BLOCKS or seen == 0:
         return None
-    R, S = pairs[0].window
+    return Scores(kernel, behind, seen / whole)
+
+
+def border_of(scores: Scores, inverses: list[torch.Tensor], noise: torch.Tensor) -> Border:
+    """Elements just outside the window, from the scores of the best kernel inside.
+
+    Args:
+        scores: of the fit.
+        inverses: of the normal matrices, (D, D) for each group or each filter.
+        noise: (K, D), contribution of the noise of x to the scores of all pixels.
+    """
+    blocks, filters, channels = scores.kernel.shape[:3]
+    R, S = (n - 2 for n in scores.kernel.shape[3:])
     deviation = largest = 0.0
-    elements = g.group_C * R * S
-    share = noise.to(kernel) * (seen / whole / blocks)
-    kernel[..., 1:-1, 1:-1] -= share[:, :elements].view(filters, g.group_C, R, S)
-    behind -= share[:, elements:]
+    elements = channels * R * S
+    share = noise.to(scores.kernel) * (scores.part / blocks)
+    of_kernel = share[:, :elements].view(filters, channels, R, S)
+    kernel = scores.kernel - F.pad(of_kernel, (1, 1, 1, 1))
+    behind = scores.background - share[:, elements:]
     corners = [(r, s) for r in (0, 2) for s in (0, 2)]
-    where = _outside(g.group_C, R, S, corners).to(kernel.device)
+    where = _outside(channels, R, S, corners).to(kernel.device)
     for k in range(filters):
         inverse = inverses[k * len(inverses) // filters]
         moved = [kernel[:, k, :, r : r + R, s : s + S].flatten(1) for r, s in corners]
@@ -109,7 +130,7 @@ def border_of(
         chance = max(chances)
         if chance > deviation:
             deviation = chance
-            largest = float(steps[chances.index(chance)].sum(0).abs().max()) * whole / seen
+            largest = float(steps[chances.index(chance)].sum(0).abs().max()) / scores.part
     return Border(deviation, largest)
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from .border import border_of
-from .gram import Sums
+from .border import Scores, border_of, scores_of
+from .gram import Sums, varies
 from .normal import Constraints, Normal
-from .notes import Reason, clipped_fraction, notes_of
+from .notes import Reason, clipped_fraction, noise_of, notes_of
 from .problem import Problem
 from .quality import Quality, Residual
 from .solve import normals_of
@@ -26,18 +26,76 @@ CORRELATED = 0.15
 UNEXPLAINED = 0.9
 
 
+@dataclass(frozen=True)
+class Observation:
+    """The facts that a Quality needs of the images; those of a fit from sums alone by default.
+
+    Attributes:
+        residual: prediction minus target and weights of each pair.
+        statistics: `mean`, `largest` and `correlation` of a Quality.
+        scores: to examine elements outside the window; None if they are not examined.
+        clipped: the fraction of y's values that are its largest or its smallest.
+        varying: images in which rows differ, and in which columns differ, (2,).
+        x_noise: estimated standard deviation of the noise of x, 0 if the residual is only rounding;
+            None if the fit subtracts that noise, or x is not there.
+    """
+
+    residual: Residual = field(default_factory=list)
+    statistics: dict[str, Any] = field(default_factory=lambda: statistics_of([]))
+    scores: Scores | None = None
+    clipped: float = 0.0
+    varying: torch.Tensor | None = None
+    x_noise: float | None = None
+
+
+def observe(
+    problem: Problem,
+    residual: list[torch.Tensor],
+    rounded: bool,
+    examined: bool,
+    noisy: bool,
+) -> Observation:
+    """The facts of the images of a fit.
+
+    Args:
+        problem: of the fit.
+        residual: prediction minus target of each pair.
+        rounded: whether the residual is only rounding.
+        examined: whether the loss is squared error and there is a normal matrix; else only the
+            residual's statistics are found.
+        noisy: whether the fit subtracts the noise of x.
+    """
+    pairs = problem.pairs
+    weighted = [(r, pair.weights) for r, pair in zip(residual, pairs, strict=True)]
+    found = Observation(weighted, statistics_of(weighted))
+    if not examined:
+        return found
+    found = replace(
+        found,
+        varying=torch.stack([varies(pair) for pair in pairs]).sum(0),
+        x_noise=None if noisy else 0.0,
+    )
+    if rounded:
+        return found
+    scores = scores_of(pairs, residual, problem.background)
+    return replace(
+        found,
+        scores=scores,
+        clipped=0.0 if scores is None else clipped_fraction(pairs),
+        x_noise=None if noisy else noise_of(pairs[0]),
+    )
+
+
 def quality_of(
     sums: Sums,
     constraints: Constraints,
     theta: torch.Tensor,
     error: torch.Tensor,
     weight_shape: tuple[int, ...],
-    residual: Residual,
     exact: bool | None,
-    problem: Problem | None = None,
+    observed: Observation | Callable[[], Observation],
     normals: list[Normal] | None = None,
     units: Units | None = None,
-    x_noise: Callable[[], float] | None = None,
     known: Sequence[str] = (),
 ) -> Quality:
     """The quality of a solution. Arguments are in the units of the fit, the result in the user's.
@@ -48,17 +106,15 @@ def quality_of(
         theta: (K, D), the solution.
         error: (K,), the (weighted) sum of squared errors of each filter.
         weight_shape: (K, C/groups, R, S).
-        residual: prediction minus target and weights of each pair; empty after streaming.
         exact: True for the exact solution, False for the result of steps towards it; None if the
             loss is not squared error.
-        problem: of the residual, to examine elements outside the window; None after streaming.
+        observed: the facts of the images, or a function that finds them.
         normals: the matrices that were solved, if any.
         units: of the fit; None for the user's.
-        x_noise: returns an estimated standard deviation of the noise of x; None if the fit
-            subtracts that noise.
         known: notes that come before those found here.
     """
     units = units or Units()
+    seen = observed() if callable(observed) else observed
     examined = len(sums.gram) > 0
     free = theta.shape[1] - (constraints.sum_to is not None)
     penalised = bool(constraints.ridge or constraints.smooth)
@@ -80,7 +136,7 @@ def quality_of(
         converged=True,
         rms=(total / weight) ** 0.5 if weight else 0.0,
         reblur_error=_ratio(total, float(spread.clamp(min=0).sum())) ** 0.5,
-        **statistics_of(residual),
+        **seen.statistics,
         unknowns=free,
         rank=worst.rank if worst is not None else None,
         noise=_ratio(total, float(degrees.clamp(min=0).sum())) ** 0.5,
@@ -89,10 +145,10 @@ def quality_of(
         normal=worst,
         elements=constraints.elements,
         weight_shape=weight_shape,
-        residual=residual,
+        residual=seen.residual,
     )
-    precision = residual[0][0].dtype if residual else torch.float64
-    rounding = rounding_of(precision) * float(sums.squares.sum()) ** 0.5
+    precision = seen.residual[0][0].dtype if seen.residual else torch.float64
+    rounding = least_error(sums, precision)
     rounded = total**0.5 <= rounding  # the residual is only rounding, which may be correlated
     correlated = not rounded and is_correlated(found.correlation, found.pixels)
     notes = [*known]
@@ -110,19 +166,16 @@ def quality_of(
     found = _with_errors(found, sums, constraints, degrees, error, inverses, solved, plain, levels)
     if exact is False:
         found = _compared_with_the_best(found, sums, constraints, theta, precision, solved)
-    border, clipped = None, 0.0
+    border = None
     if exact is not None:
-        if problem is not None and not rounded and not found.undetermined and found.converged:
+        if seen.scores is not None and not rounded and not found.undetermined and found.converged:
             per_gram = len(theta) // len(sums.noise)
             of_noise = sums.noise.repeat_interleave(per_gram, 0) * theta
             free_inverses = inverses
             if constraints.sum_to is not None:
                 unheld = normals_of(sums, replace(constraints, sum_to=None))
                 free_inverses = [normal.inverse() for normal in unheld]
-            images = [image for image, _ in residual]
-            border = border_of(problem.pairs, images, problem.background, free_inverses, of_noise)
-            if border is not None and border.cuts:
-                clipped = clipped_fraction(problem.pairs)
+            border = border_of(seen.scores, free_inverses, of_noise)
         reason = Reason(
             sums,
             constraints,
@@ -131,10 +184,10 @@ def quality_of(
             units,
             correlated,
             rounding,
-            x_noise,
             border,
-            clipped,
-            [] if problem is None else problem.pairs,
+            seen.x_noise,
+            seen.clipped,
+            sums.varies if seen.varying is None else sums.varies + seen.varying,
         )
         notes += notes_of(found, reason)
     if border is not None:
@@ -244,6 +297,11 @@ def _ratio(part: float, whole: float) -> float:
 def rounding_of(dtype: torch.dtype) -> float:
     """A root of a squared error that is only rounding, relative to the norm of the target."""
     return max(64 * torch.finfo(dtype).eps, 2.0**-40)
+
+
+def least_error(sums: Sums, dtype: torch.dtype) -> float:
+    """The root of a squared error below which a residual of a dtype is only rounding."""
+    return rounding_of(dtype) * float(sums.squares.sum()) ** 0.5
 
 
 def statistics_of(residual: Residual) -> dict[str, Any]:

@@ -7,11 +7,10 @@ from functools import partial
 
 import torch
 
-from .examine import quality_of
+from .examine import least_error, observe, quality_of
 from .gram import Sums, block_pixels, gather
 from .learned import LearnedKernel
 from .normal import Constraints, Normal
-from .notes import noise_of
 from .options import Chosen, Options, chosen_solver
 from .pairs import ImagePair
 from .problem import Point, Problem, from_flat
@@ -40,7 +39,7 @@ RISEN = 1e-3
 LOSS_ROUNDING = 1e-6
 #: Steps of gradient descent on sums that end before a progress bar could be drawn.
 FEW_STEPS = 1000
-#: Elements of all images up to which a kernel's quality is computed when it is first read.
+#: Elements of all images up to which these are copied, and examined when the quality is first read.
 EXAMINED_LATER = 2**16
 
 
@@ -196,6 +195,14 @@ def learn(
         if later:  # of copies: the user may change the images, or the residual, until then
             problem = Problem([p.copy() for p in problem.pairs], settings.background)
         examined = [r.clone() for r in residual] if later else residual
+        observed = partial(
+            observe,
+            problem,
+            examined,
+            rounded=float(errors.sum()) ** 0.5 <= least_error(sums, residual[0].dtype),
+            examined=not callable(options.loss) and len(sums.gram) > 0,
+            noisy=noisy,
+        )
         examination = Examination(
             partial(
                 quality_of,
@@ -204,17 +211,13 @@ def learn(
                 theta,
                 errors,
                 problem.weight_shape,
-                [(r, pair.weights) for r, pair in zip(examined, problem.pairs, strict=True)],
                 exact=None if callable(options.loss) else chosen.name == "normal",
-                problem=problem,
+                observed=observed if later else observed(),
                 normals=found.normals,
                 units=units,
-                x_noise=None if noisy else partial(noise_of, problem.pairs[0]),
                 known=notes,
             )
         )
-        if not later:
-            _ = examination.quality
     user = units.user(Point(found.point.weight.double(), found.point.background.double()))
     user = Point(user.weight.to(dtype), user.background.to(dtype))
     shown = [

@@ -95,7 +95,7 @@ class LearnedKernel:
 
     @property
     def quality(self) -> Quality:
-        """How far the kernel can be trusted; of sums and small images, computed when first read."""
+        """How far the kernel can be trusted, computed when first read."""
         return self.examination.quality
 
     @property

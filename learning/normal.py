@@ -14,6 +14,10 @@ RANK_TOLERANCE = 1e-10
 #: smallest one is this many times the tolerance.
 CLEARLY_DETERMINED = 100
 FACTORED_UNKNOWNS = 48
+#: Random vectors that estimate the trace of an inverse. Its largest eigenvalue exceeds
+#: CLEARLY_DETERMINED times the estimate with a chance of 1 in 10 million (chi-squared with 8
+#: degrees of freedom below 8 / CLEARLY_DETERMINED).
+PROBES = 8
 #: Power iterations of an estimate: within a factor of two for a thousand unknowns.
 ITERATIONS = 16
 
@@ -96,7 +100,6 @@ class Normal:
             self._mirror /= self._mirror.norm()
             self.reduced = self._reflected(self._reflected(self.gram).T)[1:, 1:]
             self.reduced = (self.reduced + self.reduced.T) / 2
-        self._inverse: torch.Tensor | None = None
         self._factor = self._cholesky() if len(self.reduced) >= FACTORED_UNKNOWNS else None
         self.rank = len(self.reduced)
         if self._factor is None and self.rank:
@@ -120,11 +123,9 @@ class Normal:
 
     def inverse(self) -> torch.Tensor:
         """The pseudo-inverse on the free directions, in the unknowns' own scale: (D, D)."""
-        inverse = self._inverse
-        self._inverse = None  # as large as the matrix, and seldom used twice
-        if inverse is None and self._factor is not None:
+        if self._factor is not None:
             inverse = torch.cholesky_inverse(self._factor)
-        if inverse is None:
+        else:
             values, vectors = self._determined
             inverse = (vectors / values) @ vectors.T
         if self._mirror is not None:
@@ -185,17 +186,16 @@ class Normal:
         if int(failed):
             return None
         clear = CLEARLY_DETERMINED * RANK_TOLERANCE
-        # Up to rounding, traces bound the largest eigenvalues of a matrix and of its inverse.
-        inverse = torch.cholesky_inverse(factor)
-        largest, least = float(self.reduced.trace()), 1 / float(inverse.trace())
-        if least > clear * largest:
-            self._inverse = inverse
-            return factor
         cpu = torch.device("cpu")
-        generator = torch.Generator(cpu).manual_seed(0)
-        vector = torch.randn(len(factor), 1, generator=generator, dtype=torch.float64, device=cpu)
-        vector = vector.to(factor)
-        low, high = vector, vector
+        random = torch.Generator(cpu).manual_seed(0)
+        shape = (len(factor), PROBES)
+        probes = torch.randn(shape, generator=random, dtype=torch.float64, device=cpu).to(factor)
+        # Traces bound the largest eigenvalues of a matrix and of its inverse, whose trace is the
+        # expected square of inverse(factor) @ probe.
+        squares = torch.linalg.solve_triangular(factor, probes, upper=False).square()
+        if PROBES / float(squares.sum()) > clear * float(self.reduced.trace()):
+            return factor
+        low = high = probes[:, :1]
         for _ in range(ITERATIONS):
             low = torch.cholesky_solve(low / low.norm(), factor)
             high = self.reduced @ (high / high.norm())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import pickle
 
@@ -353,14 +354,22 @@ def test_a_kernel_has_repr_and_picture(backend):
         channels.plot()
 
 
-def test_quality_is_of_the_images_as_they_were(backend):
-    x, y = torch.rand(12, 12, dtype=DOUBLE), torch.rand(10, 10, dtype=DOUBLE)
-    at_once = learn_kernel(x, y, 3)
+@pytest.mark.parametrize("copied_up_to", [0, 2**16])
+@pytest.mark.parametrize("window", [3, 5])
+def test_quality_is_of_the_images_as_they_were(backend, monkeypatch, copied_up_to, window):
+    """Small images are copied; of larger ones the facts are taken before the fit returns."""
+    monkeypatch.setattr("tricorr.learning.fitting.EXAMINED_LATER", copied_up_to)
+    x = torch.rand(48, 48, dtype=DOUBLE)
+    y = corr2d(x, torch.rand(5, 5, dtype=DOUBLE)) + torch.rand(44, 44, dtype=DOUBLE) / 10
+    if window == 3:  # elements outside the window, and clipped values: both are noted
+        x, y = x[1:-1, 1:-1].clone(), y.clamp(max=float(y.quantile(0.9)))
+    at_once = learn_kernel(x, y, window)
     expected = (at_once.rms, at_once.notes, at_once.quality.standard_error)
-    found = learn_kernel(x, y, 3, weights=(weights := torch.ones(10, 10, dtype=DOUBLE)))
+    assert ("Or y is clipped" in "".join(at_once.notes)) == (window == 3)
+    found = learn_kernel(x, y, window, weights=(weights := torch.ones(44, 44, dtype=DOUBLE)))
     for tensor in (x, y, weights, found.residual):
         tensor.zero_()
-    copied = pickle.loads(pickle.dumps(found))  # before anything was read of it
-    assert (found.rms, found.notes) == (pytest.approx(expected[0]), expected[1])
-    torch.testing.assert_close(found.quality.standard_error, expected[2])
-    assert copied.rms == found.rms
+    copies = pickle.loads(pickle.dumps(found)), copy.deepcopy(found)  # before anything was read
+    for kernel in (found, *copies):
+        assert (kernel.rms, kernel.notes) == (pytest.approx(expected[0]), expected[1])
+        torch.testing.assert_close(kernel.quality.standard_error, expected[2])
