@@ -11,9 +11,9 @@ pixels, which lie one after the other in shared memory: tap r multiplies the BLO
 r on. For the same taps fprop_tma loads R times BLOCK_P rows.
 
 x is (N, H, W, C) in memory, and BLOCK_K channels are 64 or 128 bytes, so that rows of a multiple of
-8 pixels are whole periods of the swizzle. The weight is a matrix (k, (r,s,c)) with TAP_COLUMNS
-columns for each tap. CROSSWISE: it is (c, (r,s,k)), in 16 bits, and multiplied with its axes
-exchanged; that of an input gradient is. FLIP: the window is turned. Sums in float32.
+8 pixels are whole periods of the swizzle. y has any strides. The weight is a matrix (k, (r,s,c))
+with TAP_COLUMNS columns for each tap. CROSSWISE: it is (c, (r,s,k)), in 16 bits, and multiplied
+with its axes exchanged; that of an input gradient is. FLIP: the window is turned. Sums in float32.
 
 While a step is multiplied, boxes of the next STAGES - 1 are loaded. Those of the last of them go to
 the place of the step before, once its products are done; the step's own still run.
@@ -111,10 +111,14 @@ def fprop_reuse(
     for i in gl.static_range(STAGES):
         mbarrier.invalidate(loaded.index(i))
 
-    # Pieces of 16 bytes of channels, side by side.
+    # Pieces of 16 bytes, side by side: of channels, or of pixels of planes.
     PIECE: gl.constexpr = 128 // BITS
-    SIDE: gl.constexpr = min(32, BLOCK_F // PIECE)
-    STORED: gl.constexpr = gl.BlockedLayout([PIECE, 1], [SIDE, 32 // SIDE], [1, WARPS], [0, 1])
+    if LAYOUT.OUT_AXIS == 0:
+        SIDE: gl.constexpr = min(32, BLOCK_F // PIECE)
+        STORED: gl.constexpr = gl.BlockedLayout([PIECE, 1], [SIDE, 32 // SIDE], [1, WARPS], [0, 1])
+    else:
+        SIDE: gl.constexpr = min(32, PIXELS // PIECE)
+        STORED: gl.constexpr = gl.BlockedLayout([1, PIECE], [32 // SIDE, SIDE], [WARPS, 1], [1, 0])
     acc = gl.convert_layout(acc, STORED)
     group_k = tile_n * BLOCK_F + gl.arange(0, BLOCK_F, gl.SliceLayout(1, STORED))[:, None]
     m = gl.arange(0, PIXELS, gl.SliceLayout(0, STORED))[None, :]

@@ -312,6 +312,7 @@ def _turned_call(
     """The launch that fills dx as the output of the adjoint, its weight's axes swapped."""
     turned = geometry.adjoint()
     weight, packing = _packed(weight, geometry, plan)
+    dy, copy = _boxed(dy, plan)
     more = _family_arguments(dy, weight, dx, turned, plan)
     weight, (n, k, c, r, s) = weight_walk(weight, turned)
     call = call_of(
@@ -331,7 +332,7 @@ def _turned_call(
         y_strides=dx.stride(),
         **more,
     )
-    return replace(call, before=copy_calls(packing))
+    return replace(call, before=copy_calls(packing, copy))
 
 
 def wgrad_calls(

@@ -1,4 +1,4 @@
-"""Windows of several rows over channels_last images: each row is loaded once for all its taps.
+"""Windows of several rows, over images read as NHWC: each row is loaded once for all its taps.
 
 As tma.py, which says what descriptors can do, but for how operands come to shared memory: a step
 loads BLOCK_P + R - 1 rows and multiplies R times BLOCK_P of them. Nothing was measured on a GPU
@@ -36,6 +36,7 @@ class ReuseTile:
         BLOCK_F: channels of the result.
         BLOCK_K: reduced channels of one step.
         num_warps, num_stages: of the launch; stages are the places for boxes.
+        copied: the image is not NHWC and is copied to it first, see tma.copied_problem.
     """
 
     BLOCK_P: int
@@ -44,6 +45,7 @@ class ReuseTile:
     BLOCK_K: int
     num_warps: int
     num_stages: int
+    copied: bool = False
 
     family: ClassVar[str] = "reuse"
     partials: ClassVar[int] = 1
@@ -87,7 +89,7 @@ class ReuseTile:
 
     def suits(self, problem: Problem) -> bool:
         """Whether a tile that was tuned for a problem near this one can serve it."""
-        return is_legal(problem) and fits(self, problem)
+        return is_legal(problem, self.copied) and fits(self, problem)
 
     def flags(self, problem: Problem) -> Mapping[str, Any]:
         """Fields of a Plan that this family decides."""
@@ -108,13 +110,14 @@ class ReuseTile:
         )
         loaded = self.strips(problem) * self.step_bytes(problem)
         room = problem.device.limits.shared // self.shared_bytes(problem)
-        return replace(
+        work = replace(
             work,
             l2_bytes=loaded,
             shared_bytes=work.shared_bytes - work.loaded_bytes + loaded,
             loaded_bytes=loaded,
             resident=max(1, min(work.resident, room)),
-        ).after_copies(tma.weight_copies(problem, self.BLOCK_K))
+        )
+        return tma.after_copies(work, problem, self.BLOCK_K, self.copied)
 
     def code(self, problem: Problem) -> Code:
         """The code of a program: of one product, and outside of the loop. Counted for sm_90."""
@@ -135,12 +138,14 @@ SHAPES = (
 STAGES = (4, 3)
 
 
-def is_legal(problem: Problem) -> bool:
-    """Whether the kernel can compute this.
+def is_legal(problem: Problem, copied: bool = False) -> bool:
+    """Whether the kernel can compute this: from the image as it lies, or from a copy of it.
 
     Views of whole rows are what taps read only where neither rows nor taps are apart; weights of
     channels past the last would be those of the next tap.
     """
+    if copied:
+        return tma.may_copy(problem) and is_legal(tma.copied_problem(problem))
     g, layout = problem.correlated, problem.layout
     if problem.op not in ("fprop", "dgrad") or problem.device.arch != "90" or not layout.gluon:
         return False
@@ -163,7 +168,8 @@ def tiles(problem: Problem) -> list[ReuseTile]:
 
     With as many channels and stages as there is room for.
     """
-    if problem.has_few_channels or not is_legal(problem):
+    copied = not is_legal(problem)
+    if problem.has_few_channels or (copied and not is_legal(problem, copied)):
         return []
     g = problem.correlated
     found: list[ReuseTile] = []
@@ -178,7 +184,7 @@ def tiles(problem: Problem) -> list[ReuseTile]:
         rows, columns = min(boxes, key=lambda box: (_covered(g, box), _halo(g, box)))
         if _covered(g, (rows, columns)) > 2 * g.P * g.Q:
             continue
-        tile = ReuseTile(rows, columns, channels, 0, warps, 0)
+        tile = ReuseTile(rows, columns, channels, 0, warps, 0, copied)
         found += itertools.islice(_with_stages(tile, problem), 1)
     return found
 
@@ -210,7 +216,7 @@ def neighbours(tile: ReuseTile, problem: Problem) -> Iterator[ReuseTile]:
     for channels, pixels, columns, warps, block, stages in itertools.product(
         (64, 128), (128, 256), (8, 16, 32, 64), (4, 8), _blocks(problem), (*STAGES, 2)
     ):
-        other = ReuseTile(pixels // columns, columns, channels, block, warps, stages)
+        other = ReuseTile(pixels // columns, columns, channels, block, warps, stages, tile.copied)
         if fits(other, problem):
             yield other
 

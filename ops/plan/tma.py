@@ -180,12 +180,7 @@ class TmaTile:
             filled=self._filled(problem),
             slices=(cdiv(g.group_K, self.BLOCK_K), cdiv(g.group_C, self.BLOCK_N)),
         )
-        images = image_copies(problem) if self.copied else []
-        work = work.after_copies([*images, *weight_copies(problem, self.BLOCK_K)])
-        if self.copied and work.copy_bytes <= problem.device.rates.l2_bytes / 2:
-            # The copies are in L2 when the kernel reads them.
-            work = replace(work, dram_bytes=work.dram_bytes - work.copy_bytes)
-        return work
+        return after_copies(work, problem, self.BLOCK_K, self.copied)
 
     def _filled(self, problem: Problem) -> tuple[float, float, float]:
         """Shares of (M, N, K) of a step inside of the tensors; the hardware reads no others."""
@@ -404,6 +399,19 @@ def _taps_follow(problem: Problem) -> bool:
     """Whether behind the summed channels of a tap, the weight has those of the next one."""
     g = problem.geometry
     return g.R * g.S > 1 and not (problem.op == "dgrad" and reads_crosswise(problem.precision))
+
+
+def after_copies(work: Work, problem: Problem, block: int, copied: bool) -> Work:
+    """The work of a kernel with the launch before it that makes its copies, if there are any.
+
+    That is of the weight, for steps of `block` channels, and of images if they are `copied`.
+    """
+    images = image_copies(problem) if copied else []
+    work = work.after_copies([*images, *weight_copies(problem, block)])
+    if copied and work.copy_bytes <= problem.device.rates.l2_bytes / 2:
+        # The copies are in L2 when the kernel reads them.
+        work = replace(work, dram_bytes=work.dram_bytes - work.copy_bytes)
+    return work
 
 
 def tap_columns(problem: Problem, block: int) -> int:

@@ -323,6 +323,11 @@ CASES: dict[str, dict[str, Case]] = {
             32, 256, 56, 56, 256, 3, 3, ops="fprop", last=True, bias=True, activation="silu",
             residual=True,
         ),
+        "planes": _case(32, 256, 56, 56, 256, 3, 3, ops="fprop", bias=True),
+        "gradient_planes": _case(32, 256, 28, 28, 256, 3, 3, ops="dgrad"),
+        "planes_residual": _case(
+            32, 256, 14, 14, 256, 3, 3, ops="fprop", bias=True, activation="silu", residual=True
+        ),
     },
     "frame": {
         "dense": _case(
@@ -385,7 +390,7 @@ class Configuration:
         plan, tile = self.plan, self.plan.tile
         if self.family in ("rows", "columns"):  # the tile follows from the geometry
             return self.kernel, self.planned.workload.geometry.weight_shape[-2:]
-        if self.family == "reuse":  # the rest are counts in the same code
+        if self.family == "reuse":  # the rest are counts in the same code, and the store's axis
             return self.kernel, self.product, plan.op, *tile.step(plan.op)[:2], tile.num_warps
         size = tile.step(plan.op), tile.num_warps, tile.num_stages
         if self.case.endswith("-split"):

@@ -21,6 +21,7 @@ pytest.importorskip("tricorr.kernels.fprop_reuse", reason="Gluon is written for 
 
 _SAME = ((1, 1), (1, 1))
 PIXELS = replace(boxed("NHWC"), gluon=True)
+PLANES = replace(boxed("NCHW"), channels_last=False, gluon=True)
 HALF, FLOAT = torch.float16, torch.float32
 #: (op, geometry, tile, dtype): more than one box along every axis, the last with some left over.
 CALLS = {
@@ -37,14 +38,14 @@ CALLS = {
                              flip=True),
         ReuseTile(4, 8, 64, 64, 8, 3), HALF,
     ),
-    "gradient": (
+    "gradient_of_planes": (
         "dgrad", geometry_of((2, 72, 5, 11), (96, 72, 2, 3), padding=((0, 1), (1, 1))),
-        ReuseTile(4, 8, 64, 32, 4, 3), HALF,
+        ReuseTile(4, 8, 64, 32, 4, 3, copied=True), HALF,
     ),
-    "tf32_groups_flipped": (
+    "tf32_planes_groups_flipped": (
         "fprop_bias", geometry_of((1, 64, 6, 10), (48, 32, 5, 9), (1, 1), ((2, 2), (4, 4)),
                                   groups=2, flip=True),
-        ReuseTile(4, 8, 64, 32, 4, 3), FLOAT,
+        ReuseTile(4, 8, 64, 32, 4, 3, copied=True), FLOAT,
     ),
     "tf32_gradient": (
         "dgrad", geometry_of((1, 40, 5, 9), (48, 40, 4, 2), padding=((1, 1), (0, 1))),
@@ -57,7 +58,10 @@ CALLS = {
 }  # fmt: skip
 
 
-def last(args):
+def laid(args, tile):
+    """The operands, channels_last unless the tile has the image copied."""
+    if tile.copied:
+        return args
     return [
         t.contiguous(memory_format=torch.channels_last) if t is not None and t.dim() == 4 else t
         for t in args
@@ -66,19 +70,20 @@ def last(args):
 
 def plan_of(op, geometry, tile, dtype):
     precision = "tf32" if dtype == FLOAT else "ieee"
-    problem = Problem(op.removesuffix("_bias"), geometry, dtype, precision, PIXELS, H200)
-    assert reuse.is_legal(problem)
+    layout = PLANES if tile.copied else PIXELS
+    problem = Problem(op.removesuffix("_bias"), geometry, dtype, precision, layout, H200)
+    assert reuse.is_legal(problem, tile.copied)
     plan = choose.plan_with_tile(problem, tile)
     assert plan.kernel == "fprop_reuse"
     return plan
 
 
 def launched(op, args, geometry, plan, **options):
-    """The result, and that nothing but the kernel and copies of the weight ran for it."""
+    """The result, and that nothing but the kernel and copies of its operands ran for it."""
     from tricorr.ops.launch import arguments as launch
 
     with simulated(90) as device:
-        actual = run(op, last(args), geometry, launch, plan=plan, **options)
+        actual = run(op, laid(args, plan.tile), geometry, launch, plan=plan, **options)
     assert {found.kernel for found in device.launches} <= {"fprop_reuse", "copy_images"}
     assert [found.unit for found in device.launches][-1] == "wgmma"
     return actual
@@ -92,7 +97,7 @@ def test_every_window_and_tile(name):
     args = operands(op, *tensors(geometry, dtype, make=whole_numbers))
     actual = launched(op, args, geometry, plan)
     assert torch.equal(actual, torch.from_numpy(truth(op, args, geometry)).to(dtype))
-    assert actual.is_contiguous(memory_format=torch.channels_last)
+    assert actual.is_contiguous(memory_format=torch.channels_last) != tile.copied
 
 
 @pytest.mark.parametrize("name", ["leftovers", "tf32_gradient"])
@@ -103,19 +108,20 @@ def test_random_operands(name):
     check(op, args, geometry, actual=actual, precision="tf32" if dtype == FLOAT else "ieee")
 
 
-@pytest.mark.parametrize("activation", ["none", "gelu"])
-def test_the_epilogue(activation):
+@pytest.mark.parametrize(("activation", "copied"), [("none", False), ("gelu", True)])
+def test_the_epilogue(activation, copied):
     """Sums of whole numbers are exact: what follows them has the same bits in any kernel."""
     from tricorr.ops.launch import arguments as launch
 
     _, geometry, tile, dtype = CALLS["leftovers"]
+    tile = replace(tile, copied=copied)
     x, weight, bias, dy = tensors(geometry, dtype, make=whole_numbers)
     args, residual = (x / 8, weight, bias), torch.randn_like(dy)
-    options = {"activation": activation, "residual": last([residual])[0]}
+    options = {"activation": activation, "residual": laid([residual], tile)[0]}
     actual = launched("fprop", args, geometry, plan_of("fprop", geometry, tile, dtype), **options)
     plan = with_tile("fprop", geometry, GemmTile(64, 64, 32, 4, 3))
     with simulated(90):
-        expected = launch.fprop(*last(args), geometry, plan=plan, **options)
+        expected = launch.fprop(*laid(args, tile), geometry, plan=plan, **options)
     assert torch.equal(actual, expected)
 
 
@@ -123,7 +129,7 @@ def test_calls_with_other_tensors_are_prepared(monkeypatch):
     from tricorr.ops.launch import arguments as launch
     from tricorr.ops.launch.prepared import forget_prepared
 
-    op, geometry, tile, dtype = CALLS["gradient"]
+    op, geometry, tile, dtype = CALLS["gradient_of_planes"]
     plan = plan_of(op, geometry, tile, dtype)
     monkeypatch.setattr(launch.choose, "plan", lambda problem: plan)
     forget_prepared()
@@ -132,7 +138,7 @@ def test_calls_with_other_tensors_are_prepared(monkeypatch):
             if turn:
                 monkeypatch.setattr(launch, "dgrad_call", None)  # built once
             args = operands(op, *tensors(geometry, dtype, make=whole_numbers))
-            actual = launch.dgrad(*last(args), geometry)
+            actual = launch.dgrad(*laid(args, tile), geometry)
             assert torch.equal(actual, torch.from_numpy(truth(op, args, geometry)).to(dtype))
     forget_prepared()
 
@@ -178,7 +184,7 @@ def test_what_it_cannot_compute_is_left_to_others(changes):
         assert not reuse.is_legal(Problem(op, geometry, HALF, "ieee", PIXELS, H200))
     for problem in (
         Problem("fprop", LAYER, HALF, "ieee", replace(PIXELS, int64=True), H200),
-        Problem("fprop", LAYER, HALF, "ieee", replace(boxed("NCHW"), gluon=True), H200),
+        Problem("fprop", LAYER, HALF, "ieee", replace(PLANES, converts=True), H200),
         Problem("fprop", LAYER, FLOAT, "ieee", PIXELS, H200),
         Problem("fprop", LAYER, HALF, "ieee", PIXELS, DEVICES["b200"]),
     ):
