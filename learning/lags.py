@@ -116,10 +116,12 @@ def gram_matrix(x: torch.Tensor, R: int, S: int) -> torch.Tensor:
     C = x.shape[1]
     gram = x.new_zeros(C, R, S, C, R, S, dtype=torch.float64)
     for lag, sums in enumerate(window_sums(x, x, R, S)):
+        mirrored = sums.permute(2, 3, 0, 1, 4)
+        if lag == 0:
+            sums = mirrored = (sums + mirrored) / 2
         gram.diagonal(lag, 1, 4).copy_(sums)
-        gram.diagonal(-lag, 1, 4).copy_(sums.permute(2, 3, 0, 1, 4))
-    gram = gram.view(C * R * S, C * R * S)
-    return (gram + gram.T) / 2
+        gram.diagonal(-lag, 1, 4).copy_(mirrored)
+    return gram.view(C * R * S, C * R * S)
 
 
 def window_sums(a: torch.Tensor, b: torch.Tensor, R: int, S: int) -> list[torch.Tensor]:

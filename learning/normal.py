@@ -155,7 +155,7 @@ class Normal:
     def _solved(self, right: torch.Tensor) -> torch.Tensor:
         right = right if self._mirror is None else self._reflected(right)[1:]
         if self._factor is not None:
-            return self._expanded(torch.cholesky_solve(right, self._factor))
+            return self._expanded(_by_factor(self._factor, right))
         values, vectors = self._determined
         return self._expanded(vectors @ (vectors.T @ right / values[:, None]))
 
@@ -197,9 +197,15 @@ class Normal:
             return factor
         low = high = probes[:, :1]
         for _ in range(ITERATIONS):
-            low = torch.cholesky_solve(low / low.norm(), factor)
+            low = _by_factor(factor, low / low.norm())
             high = self.reduced @ (high / high.norm())
         return factor if float(1 / low.norm()) > clear * float(high.norm()) else None
+
+
+def _by_factor(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The inverse of factor @ factor.T, times `right`; cholesky_solve would copy the factor."""
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
 def background_scale(gram: torch.Tensor, elements: int) -> torch.Tensor:
