@@ -59,7 +59,8 @@ def by_pytorch(
                     return None
                 input, padding = F.pad(input, (w, w, h, h), padding_mode), 0
             if weight.dim() == 4:
-                if bias is None and padding == 0 and stride == dilation == groups == 1:
+                ones = stride == dilation == groups == 1 and bias is None and padding == 0
+                if ones and type(stride) is type(dilation) is type(groups) is int:
                     y = torch.conv2d(input, weight)  # defaults: nothing more to parse
                 else:
                     y = torch.conv2d(input, weight, bias, stride, padding, dilation, groups)

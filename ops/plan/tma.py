@@ -139,10 +139,11 @@ class TmaTile:
         """Registers of a thread that the compiler is limited to, see device.py."""
         if problem.precision != "ieee":  # float32 would spill with a limit, and 8 bytes without
             return ALL_REGISTERS if self.copied and problem.device.arch == "100" else None
-        # So would 128 x 256 sums stored to planes, or of a weight gradient, and 64 x 128 with what
-        # is added to them (sm_90).
+        # So would 128 x 256 sums stored to planes, of a weight gradient, or on sm_100, and 64 x 128
+        # with what is added to them (sm_90).
         m, n, _ = self.step(problem.op)
-        large = problem.op == "wgrad" and m * n >= 128 * problem.threads(self)
+        large = m * n >= 128 * problem.threads(self)
+        large &= problem.op == "wgrad" or problem.device.arch == "100"
         return ALL_REGISTERS if self.copied or large else MAX_REGISTERS
 
     def suits(self, problem: Problem) -> bool:

@@ -17,7 +17,7 @@ CALLS = {str(call): call for call in calls()}
 FEW = CALLS["sm_90-fprop_stencil-fma-float32-planes-gaps"]
 FEW_GRADIENT = CALLS["sm_90-wgrad_stencil-fma-float32-planes-gaps"]
 DENSE = CALLS["sm_90-fprop_gemm-wgmma-float16-planes-dense"]
-OLDER = CALLS["sm_80-fprop_gemm-mma.sync-float16-planes-dense"]
+OLDER = CALLS["sm_80-fprop_gemm-mma.sync-tf32-pixels-strided"]
 IMAGE = CALLS["sm_90-fprop_rows-fma-float32-planes-image"]
 BOXES = CALLS["sm_90-fprop_tma-wgmma-float16-planes-rows_out"]
 
