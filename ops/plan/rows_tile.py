@@ -107,6 +107,7 @@ class RowsTile:
             other += self._more_registers(problem)
             if problem.correlated.padding_mode != "zeros":  # single pixels, each where it is folded
                 other += 4 * columns_beside(problem, self.LANE_Q, 1)
+                other += self._of_dilated_column(problem)
             held = problem.words * (self.held(problem) + other)
             room = REGISTERS // (32 * self.num_warps)
             programs = max(1, room // (cdiv(held, 8) * 8))
@@ -125,11 +126,24 @@ class RowsTile:
             loads, folded = self._rows(problem) * (1 + beside), g.padding_mode != "zeros"
             return max(0, loads - 8) + 2 * beside * folded + 5 * (e.reduced - 1)
         if {g.steps(0), g.steps(1)} == {(1, 1)} and e.reduced * self.BLOCK_K == 1:
-            return 8 if self.STEP_P * columns_beside(problem, self.LANE_Q, 1) >= 16 else 0
+            across = columns_beside(problem, self.LANE_Q, 1)
+            return 8 * (self.STEP_P * across >= 16) + 16 * (self.LANE_Q == 2 <= across)
         # Masked loads of the next step come before all arithmetic of this one, and taps leave the
         # uniform registers to addresses and masks.
         taps = row_macs(problem) * self.BLOCK_K
         return 8 + self._loaded(problem) + (taps if taps <= UNIFORM_TAPS else 0)
+
+    def _of_dilated_column(self, problem: Problem) -> int:
+        """Registers for dilated windows of one column over folded rows of several channels.
+
+        Taps leave the uniform registers, and half of the open rows' sums are held twice: at most 19
+        more than needed in 12 builds of 5x1 and 7x1 (sm_90).
+        """
+        g, e = problem.correlated, extents(problem)
+        beside = columns_beside(problem, self.LANE_Q, 1)
+        if beside or g.steps(0)[1] == 1 or e.reduced == 1 or self.BLOCK_C > 1:
+            return 0
+        return row_macs(problem) * self.BLOCK_K + e.open // 2 * self.BLOCK_K * self.LANE_Q
 
     def _rows(self, problem: Problem) -> int:
         """Input rows of a step of a tile of vectors, of all channels."""
