@@ -10,10 +10,11 @@ A step is one column s of taps and BLOCK_K channels. It loads BLOCK_P + R - 1 ro
 pixels, which lie one after the other in shared memory: tap r multiplies the BLOCK_P rows from row
 r on. For the same taps fprop_tma loads R times BLOCK_P rows.
 
-x is (N, H, W, C) in memory, and BLOCK_K channels are 64 or 128 bytes, so that rows of a multiple of
-8 pixels are whole periods of the swizzle. y has any strides. The weight is a matrix (k, (r,s,c))
-with TAP_COLUMNS columns for each tap. CROSSWISE: it is (c, (r,s,k)), in 16 bits, and multiplied
-with its axes exchanged; that of an input gradient is. FLIP: the window is turned. Sums in float32.
+x is (N, H, W, C) in memory, and BLOCK_K channels are 32, 64 or 128 bytes, so that rows of a
+multiple of 8 pixels are whole periods of the swizzle. y has any strides. The weight is a matrix
+(k, (r,s,c)) with TAP_COLUMNS columns for each tap. CROSSWISE: it is (c, (r,s,k)), in 16 bits, and
+multiplied with its axes exchanged; that of an input gradient is. FLIP: the window is turned. Sums
+in float32.
 
 While a step is multiplied, boxes of the next STAGES - 1 are loaded. Those of the last of them go to
 the place of the step before, once its products are done; the step's own still run.

@@ -56,7 +56,7 @@ def reuse_arguments(
 
 
 def _descriptor(base: torch.Tensor, sizes: list[int], strides: list[int], block: list[int]) -> Any:
-    """One of boxes whose rows are swizzled in shared memory: by 128 bytes, or by their 64.
+    """One of boxes whose rows are swizzled in shared memory: by 128 bytes, or by theirs.
 
     float32 is rounded to TF32 on the way, see descriptors.py.
     """

@@ -18,8 +18,9 @@ from .cost import Code, Work, is_launchable, matrix_work
 from .integers import cdiv
 from .problem import Plan, Problem
 
-#: Bytes of channels of one step, which are rows of a swizzle: the wider the fewer steps.
-ROW_BYTES = (128, 64)
+#: Bytes of channels of one step, which are rows of a swizzle: the wider the fewer steps. The last
+#: is for channels that no other divides.
+ROW_BYTES = (128, 64, 32)
 #: Columns of a box: a period of the swizzle is 8 rows.
 PERIOD = 8
 #: Shared memory for barriers, beside that for boxes.
@@ -160,7 +161,8 @@ def is_legal(problem: Problem, copied: bool = False) -> bool:
 def _blocks(problem: Problem) -> list[int]:
     """Channels that steps may have: those that divide the reduced ones."""
     blocks = [row // problem.dtype.itemsize for row in ROW_BYTES]
-    return [block for block in blocks if problem.reduced % block == 0]
+    blocks = [block for block in blocks if problem.reduced % block == 0]
+    return blocks[:-1] or blocks
 
 
 def tiles(problem: Problem) -> list[ReuseTile]:

@@ -39,21 +39,21 @@ CALLS = {
         ReuseTile(4, 8, 64, 64, 8, 3), HALF,
     ),
     "gradient_of_planes": (
-        "dgrad", geometry_of((2, 72, 5, 11), (96, 72, 2, 3), padding=((0, 1), (1, 1))),
-        ReuseTile(4, 8, 64, 32, 4, 3, copied=True), HALF,
+        "dgrad", geometry_of((2, 72, 5, 11), (48, 72, 2, 3), padding=((0, 1), (1, 1))),
+        ReuseTile(4, 8, 64, 16, 4, 3, copied=True), HALF,
     ),
     "tf32_planes_groups_flipped": (
         "fprop_bias", geometry_of((1, 64, 6, 10), (48, 32, 5, 9), (1, 1), ((2, 2), (4, 4)),
                                   groups=2, flip=True),
-        ReuseTile(4, 8, 64, 32, 4, 3, copied=True), FLOAT,
+        ReuseTile(4, 8, 64, 16, 4, 3, copied=True), FLOAT,
     ),
     "tf32_gradient": (
-        "dgrad", geometry_of((1, 40, 5, 9), (48, 40, 4, 2), padding=((1, 1), (0, 1))),
-        ReuseTile(4, 8, 64, 16, 4, 3), FLOAT,
+        "dgrad", geometry_of((1, 40, 5, 9), (24, 40, 4, 2), padding=((1, 1), (0, 1))),
+        ReuseTile(4, 8, 64, 8, 4, 3), FLOAT,
     ),
     "negative_padding": (
-        "fprop_bias", geometry_of((1, 96, 9, 12), (64, 96, 3, 3), padding=((-1, 1), (1, -2))),
-        ReuseTile(4, 8, 64, 32, 4, 4), HALF,
+        "fprop_bias", geometry_of((1, 48, 9, 12), (64, 48, 3, 3), padding=((-1, 1), (1, -2))),
+        ReuseTile(4, 8, 64, 16, 4, 4), HALF,
     ),
 }  # fmt: skip
 
