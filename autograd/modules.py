@@ -152,7 +152,7 @@ class LazyConv2D(nn.LazyConv2d, Conv2D):  # type: ignore[misc]
         torch.Size([1, 1, 6, 7])
     """
 
-    cls_to_become = Conv2D  # type: ignore[assignment]
+    cls_to_become = Conv2D  # type: ignore[assignment]  # annotated as nn.Conv2d there
 
     def __init__(self, *args: Any, activation: Activation | None = None, **kwargs: Any) -> None:
         check_activation(activation)
@@ -228,6 +228,7 @@ class ConvTranspose2D(nn.ConvTranspose2d):
         )
 
 
+# As LazyConv2D.
 class LazyConvTranspose2D(nn.LazyConvTranspose2d, ConvTranspose2D):  # type: ignore[misc]
     """`torch.nn.LazyConvTranspose2d` on Triton kernels: in_channels as for `LazyConv2D`.
 

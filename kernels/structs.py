@@ -208,7 +208,7 @@ class CopyLayout(NamedTuple):
 
 @functools.cache
 def _tile_type(names: tuple[str, ...]) -> type[tuple[int, ...]]:
-    return namedtuple("Tile", names)  # type: ignore[misc]
+    return namedtuple("Tile", names)  # type: ignore[misc]  # mypy wants names that it can read
 
 
 def tile_struct(extents: Mapping[str, int]) -> Any:

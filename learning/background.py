@@ -74,10 +74,11 @@ class Background:
         self, extent: Pair, place: Place, like: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """P_i(u) (order + 1, rows) and P_j(v) (order + 1, columns)."""
-        return tuple(  # type: ignore[return-value]
+        rows, columns = (
             self._legendre(count, first, whole, like)
             for count, first, whole in zip(extent, place.origin, place.size, strict=True)
         )
+        return rows, columns
 
     def _legendre(self, count: int, first: int, whole: int, like: torch.Tensor) -> torch.Tensor:
         positions = torch.arange(first, first + count, dtype=torch.float64, device=like.device)

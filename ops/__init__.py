@@ -10,7 +10,7 @@ from .operators import dgrad, fprop, wgrad
 from .schema import geometry_of_call
 
 if "torch.utils.flop_counter" in sys.modules:
-    from . import flops  # noqa: F401
+    from . import flops  # noqa: F401 - registers the formulas
 
 __all__ = [
     "ArgumentError",

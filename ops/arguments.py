@@ -182,6 +182,7 @@ def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
     if torch.compiler.is_compiling() or not torch._C._get_tracing_state():
         return tensor.shape
     recording = torch._C._get_tracing_state()
+    # PyTorch has no annotation of this function.
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         return tuple(tensor.shape)

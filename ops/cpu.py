@@ -82,7 +82,7 @@ def _without_autocast(operator: _Operator) -> _Operator:
         with torch.autocast(first.device.type, enabled=False):
             return operator(first, *rest)
 
-    return plain  # type: ignore[return-value]
+    return plain  # type: ignore[return-value]  # wraps() keeps the signature
 
 
 @_without_autocast

@@ -179,7 +179,7 @@ def _learn_to_shard(*tensors: torch.Tensor) -> None:
         if kind is torch.Tensor or kind is torch.nn.Parameter:
             continue
         if kind.__module__.startswith("torch.distributed.tensor"):
-            from .distributed import sharding  # noqa: F401
+            from .distributed import sharding  # noqa: F401 - registers rules
 
 
 def _fprop(*arguments: Any) -> torch.Tensor:

@@ -62,6 +62,7 @@ def dgrad(
             if g.padding_mode == "zeros":
                 dx[places] += product
             else:  # padding may copy a pixel several times
+                # NumPy annotates places as one array, but takes a tuple.
                 np.add.at(dx, places, product)  # type: ignore[arg-type]
     offset = 0.0 if bias is None else np.asarray(bias, np.float64)[:, None, None]
     return dx.reshape(g.x_shape) + offset
@@ -102,6 +103,7 @@ def _window(g: Geometry, axis: int) -> Iterator[tuple[int, NDArray[np.int64], ND
         coordinate = np.arange(outputs) * stride - before + tap * dilation  # (*)
         if g.padding_mode != "zeros":
             mode = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[g.padding_mode]
+            # NumPy annotates modes as literals; this one is a str.
             padded = np.pad(np.arange(extent), (before, after), mode=mode)  # type: ignore[call-overload]
             coordinate = padded[coordinate + before]
         yield tap, coordinate, (coordinate >= 0) & (coordinate < extent)

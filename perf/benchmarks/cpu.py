@@ -214,6 +214,7 @@ def _layer(name: str, ours: nn.Module, theirs: nn.Module, shape: tuple[int, ...]
             image = torch.randn(shape).to(dtype=dtype, memory_format=form)
             for layer in (ours, theirs):
                 layer.to(dtype=dtype)
+                # PyTorch annotates `to` without memory_format alone.
                 layer.to(memory_format=form)  # type: ignore[call-overload]
             which = "NCHW" if form is torch.contiguous_format else "channels_last"
             kind = str(dtype).removeprefix("torch.")
@@ -226,6 +227,7 @@ def models() -> Iterator[Line]:
     """Whole networks of our layers beside PyTorch's, evaluated and trained."""
     for name, network in (("resnet18", ResNet18), ("mobilenetv2", MobileNetV2)):
         for form in (torch.contiguous_format, torch.channels_last):
+            # See above.
             theirs = network().to(memory_format=form)  # type: ignore[call-overload]
             ours = deepcopy(theirs)
             convert(ours)
