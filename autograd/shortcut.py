@@ -75,8 +75,7 @@ def by_pytorch(
     if y.layout is not _STRIDED:
         return None
     # Where only the weight is channels_last, PyTorch's result is too.
-    same = y.is_contiguous() == input.is_contiguous() or input.dim() != 4
-    return y if same else cpu.in_format(y, like=input)
+    return y if y.is_contiguous() or y.dim() != 4 else cpu.in_format(y, like=input)
 
 
 def _is_ours(input: torch.Tensor, weight: torch.Tensor) -> bool:

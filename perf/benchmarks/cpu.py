@@ -112,9 +112,7 @@ def main(options: argparse.Namespace) -> int:
 def measure(line: Line, seconds: float) -> Timed:
     """Times all providers in turns for about `seconds`, five turns at least."""
     providers = {"tricorr": line.ours, **line.peers}
-    repeats = {
-        name: max(1, round(TURN / (_seconds(call, 2) or TURN))) for name, call in providers.items()
-    }
+    repeats = {name: _calls_in_a_turn(call) for name, call in providers.items()}
     ms: dict[str, list[float]] = {name: [] for name in providers}
     end = time.perf_counter() + seconds
     order = list(providers.items())
@@ -123,6 +121,16 @@ def measure(line: Line, seconds: float) -> Timed:
             ms[name].append(_seconds(call, repeats[name]) * 1e3)
         order.reverse()  # caches and allocators favour whoever comes second: take turns
     return Timed(line, ms)
+
+
+def _calls_in_a_turn(call: Call) -> int:
+    """How often to call it in a turn: counted after a first call, which may import and prepare."""
+    call()
+    calls, end = 0, time.process_time() + TURN
+    while calls == 0 or time.process_time() < end:
+        call()
+        calls += 1
+    return calls
 
 
 def _seconds(call: Call, repeats: int) -> float:

@@ -49,6 +49,19 @@ def test_strided_pointwise_layers_train_in_channels_last(backend, channels, chan
     torch.testing.assert_close(grads, expected, rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize("image_format", ["contiguous", "channels_last", "transposed"])
+def test_format_follows_the_image_and_not_the_weight(backend, image_format):
+    image = torch.randn(2, 4, 6, 7)
+    if image_format == "channels_last":
+        image = image.to(memory_format=torch.channels_last)
+    elif image_format == "transposed":
+        image = image.mT.contiguous().mT
+    weight = torch.randn(4, 4, 3, 3).to(memory_format=torch.channels_last)
+    y = tricorr.corr2d(image, weight)
+    form = torch.channels_last if image_format == "channels_last" else torch.contiguous_format
+    assert y.is_contiguous(memory_format=form)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("groups", True), ("padding", -1), ("padding", (1, -1)), ("padding", ()), ("stride", 0),
