@@ -298,7 +298,7 @@ class KernelAccumulator:
                 units=units,
             )
         )
-        point = units.user(from_flat(theta, shape, theta))
+        point = units.user(from_flat(theta, shape))
         return LearnedKernel.of(
             Point(point.weight.to(self._dtype), point.background.to(self._dtype)),
             self.settings,
@@ -340,7 +340,7 @@ class KernelAccumulator:
 
     def _own(self, theta: torch.Tensor) -> torch.Tensor:
         """theta (K, D), converted from the user's units to those of the sums."""
-        return self.units.own(from_flat(theta, self._weight_shape, theta)).flat()
+        return self.units.own(from_flat(theta, self._weight_shape)).flat()
 
     def _seen(self) -> Sums:
         if self.sums is None:

@@ -98,7 +98,7 @@ class _Fit:
             constraints = replace(constraints, ridge=ridge)
         normals = normals_of(sums, constraints)
         theta = solve(sums, constraints, start, normals)
-        point = from_flat(theta, problem.weight_shape, problem.like.double())
+        point = from_flat(theta, problem.weight_shape)
         before = float(squared_error(sums, start).sum()) + penalty_of(constraints, start)
         return _Found(point, [max(0.0, before)], sums, normals, constraints=constraints, how=how)
 
@@ -116,7 +116,7 @@ class _Fit:
         shown = options.log_every or options.progress or steps > FEW_STEPS
         report = Reporter(options.log_every, options.progress) if shown else None
         theta, history = descend(own, constraints, start, steps, step_size, report)
-        point = self.units.own(from_flat(theta, shape, problem.like.double()))
+        point = self.units.own(from_flat(theta, shape))
         history = [loss / self.units.loss for loss in history]
         return _Found(point, history, sums, step_size=step_size, limit=limit)
 
@@ -149,7 +149,7 @@ def learn(
         ranks: number of dimensions of the images of each pair.
         single: whether the user gave one pair and not a list.
     """
-    settings, constraints = options.settings(), options.constraints(pairs[0])
+    settings, constraints = options.settings, options.constraints(pairs[0])
     dtype = dtype_of(pairs)
     g = pairs[0].geometry
     unknowns = constraints.elements + len(settings.background.terms)
@@ -178,13 +178,15 @@ def learn(
         point = Point(*(t.to(problem.like) for t in (found.point.weight, found.point.background)))
         residual = problem.residual(point)
         errors = problem.squared(residual)
+        error = float(errors.sum())
         sums = found.sums or _examined(problem)
         theta = found.point.flat()
         loss = found.loss
         if loss is None:
-            loss = float(errors.sum()) + penalty_of(constraints, theta)
+            loss = error + penalty_of(constraints, theta)
         notes = [note for pair in pairs for note in pair.notes]
-        notes += _risen([loss * units.loss for loss in found.history], loss * units.loss, found)
+        history = [loss * units.loss for loss in found.history]
+        notes += _risen(history, loss * units.loss, found)
         mostly_noise = sums.noiseless(constraints.elements)[1] if noisy else 0
         if mostly_noise:
             notes.append(
@@ -199,7 +201,7 @@ def learn(
             observe,
             problem,
             examined,
-            rounded=float(errors.sum()) ** 0.5 <= least_error(sums, residual[0].dtype),
+            rounded=error**0.5 <= least_error(sums, residual[0].dtype),
             examined=not callable(options.loss) and len(sums.gram) > 0,
             noisy=noisy,
         )
@@ -228,7 +230,7 @@ def learn(
         user,
         settings,
         plain,
-        history=[loss * units.loss for loss in found.history],
+        history=history,
         loss=loss * units.loss,
         residual=shown[0] if single else shown,
         solver=chosen.name,
@@ -269,7 +271,7 @@ def _start(
     if constraints.sum_to is None:
         return point
     flat = with_sum(point.flat(), constraints)
-    return from_flat(flat, problem.weight_shape, problem.like.double())
+    return from_flat(flat, problem.weight_shape)
 
 
 def _examined(problem: Problem) -> Sums:

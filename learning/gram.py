@@ -132,14 +132,14 @@ def sums_of(pair: ImagePair, background: Background, with_gram: bool = True) -> 
     """The sums over one pair in one piece; `gather` takes several pairs of any size."""
     g, weights, y = pair.geometry, pair.weights, pair.y
     unknowns = g.group_C * g.R * g.S + len(background.terms)
-    gram = torch.zeros(0, unknowns, unknowns, dtype=torch.float64, device=y.device)
-    moments = gram.new_zeros(g.K, unknowns)
     if with_gram:
         gram, moments = _gram_and_moments(pair, background)
+    else:
+        gram = torch.zeros(0, unknowns, unknowns, dtype=torch.float64, device=y.device)
+        moments = gram.new_zeros(g.K, unknowns)
     if weights is None:
         target_sum, squares = sums_and_squares(y)
-        weight_sum = gram.new_full((g.K,), y.numel() // g.K)
-        pixels = weight_sum.clone()
+        weight_sum = pixels = gram.new_full((g.K,), y.numel() // g.K)
     else:
         weight_sum, target_sum, squares, pixels = gram.new_zeros(4, g.K)
         for rows in row_blocks(y):
@@ -332,12 +332,11 @@ def _by_rows(pair: ImagePair, background: Background) -> tuple[torch.Tensor, tor
     x = F.pad(pair.x, (left, right, top, bottom)) if any((top, bottom, left, right)) else pair.x
     windows = x.unfold(2, g.R, g.stride[0]).unfold(3, g.S, g.stride[1])  # (N,C,P,Q,R,S), a view
     windows = windows.permute(1, 4, 5, 0, 2, 3)
-    surfaces = x.new_empty(0, dtype=torch.float64)
-    surfaces = background.images(pair.extent, pair.place, surfaces) if T else surfaces
     size = elements + T + (g.group_K if shared else 1)
     step = max(1, BAND_ELEMENTS // (size * g.N * g.Q))
     matrix = torch.empty(size, g.N, step, g.Q, dtype=torch.float64, device=x.device)
     products = matrix.new_zeros(g.groups if shared else g.K, size, size)
+    surfaces = background.images(pair.extent, pair.place, matrix) if T else None
     for first in range(0, g.P, step):
         band = slice(first, min(first + step, g.P))
         rows = matrix[:, :, : band.stop - first]
@@ -348,7 +347,7 @@ def _by_rows(pair: ImagePair, background: Background) -> tuple[torch.Tensor, tor
             rows[:elements].view(g.group_C, g.R, g.S, *rows.shape[1:]).copy_(
                 windows[channels, :, :, :, band]
             )
-            if T:
+            if surfaces is not None:
                 rows[elements : elements + T] = surfaces[:, None, band]
             rows[elements + T :] = pair.y[:, filters, band].transpose(0, 1)
             if pair.weights is not None:

@@ -269,9 +269,7 @@ def learn_kernel_field(
         if isinstance(checked.ridge, str):
             raise ArgumentError(f"order takes a number as ridge, got {checked.ridge!r}")
         constraints = checked.constraints(pairs[0])
-        return learn_varying(
-            checked.settings(), pairs, single, order, scale_order, constraints.ridge
-        )
+        return learn_varying(checked.settings, pairs, single, order, scale_order, constraints.ridge)
 
 
 def _checked(options: Options, images: tuple[Any, ...]) -> tuple[list[ImagePair], list[int], bool]:
@@ -282,7 +280,7 @@ def _checked(options: Options, images: tuple[Any, ...]) -> tuple[list[ImagePair]
         images: x, y, mask, input_mask, weights and input_noise, as the user gave them.
     """
     x, *_, weights, _ = images
-    pairs = options.settings().pairs(*images)
+    pairs = options.settings.pairs(*images)
     if callable(options.loss) and weights is not None:
         raise ArgumentError(
             "weights are for squared errors: with a function as loss, use mask instead"
@@ -313,6 +311,6 @@ def _learn_tiles(
     ]
     # A tile's kernel predicts from its part of the padded image, without padding of its own.
     kernels = [[replace(kernel, padding=((0, 0), (0, 0))) for kernel in row] for row in kernels]
-    s = options.settings()
+    s = options.settings
     border = s.padding or ((0, 0), (0, 0))
     return KernelField(kernels, rows, columns, border, s.padding_mode, s.groups, s.flip)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from numbers import Real
 from typing import Any, TypeAlias
 
@@ -202,7 +203,7 @@ class Options:
             )
         as_integer("log_every", self.log_every)
         if not self.chooses_size:
-            self.settings()
+            _ = self.settings
         _ = self.ridge_rule
 
     @property
@@ -231,6 +232,7 @@ class Options:
         """Whether the size of the window is chosen, kernel_size="auto"."""
         return isinstance(self.kernel_size, str) and self.kernel_size == "auto"
 
+    @cached_property
     def settings(self) -> Settings:
         """The model."""
         return as_settings(

@@ -56,11 +56,10 @@ class Point:
         return torch.cat([self.weight.flatten(1), self.background], 1).double()
 
 
-def from_flat(flat: torch.Tensor, weight_shape: tuple[int, ...], like: torch.Tensor) -> Point:
-    """A Point of (K, D) unknowns, dtype and device of `like`."""
+def from_flat(flat: torch.Tensor, weight_shape: tuple[int, ...]) -> Point:
+    """A Point of (K, D) unknowns."""
     K, *window = weight_shape
     elements = window[0] * window[1] * window[2]
-    flat = flat.to(like)
     return Point(flat[:, :elements].reshape(K, *window), flat[:, elements:].clone())
 
 
@@ -164,7 +163,8 @@ class Problem:
         return list(pair.blocks(max(1, UNFOLDED_ELEMENTS // max(1, g.C * g.R * g.S))))
 
     def _output(self, piece: ImagePair, point: Point) -> torch.Tensor:
-        geometry = replace(piece.geometry, K=len(point.weight))
+        geometry, K = piece.geometry, len(point.weight)
+        geometry = geometry if K == geometry.K else replace(geometry, K=K)
         if _by_fourier(geometry, piece):
             output = correlated(piece.x, point.weight, piece.padding, piece.groups)
             if self.background.order is not None:

@@ -137,7 +137,7 @@ def descend(
     history, squares, stride = [], float(sums.squares.sum()), 2 * step_size
     for step in range(steps) if report is None else report.over(range(steps)):
         slope = theta @ gram - moments  # half of the gradient
-        history.append(max(0.0, float(((slope - moments) * theta).sum()) + squares))
+        history.append(max(0.0, float((slope - moments).ravel() @ theta.ravel()) + squares))
         if report is not None:
             report.loss(step, history[-1])
         theta = theta - stride * slope

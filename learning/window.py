@@ -47,14 +47,14 @@ def chosen_window(options: Options, images: tuple[object, ...]) -> tuple[Pair, s
     side = FIRST_SIDE
     while True:
         tried = options.with_size((side, side))
-        pairs = tried.settings().pairs(*images)
+        pairs = tried.settings.pairs(*images)
         if any(not _any_window(pair, tried) for pair in pairs):
             raise ArgumentError(
                 "kernel_size='auto' needs a target of the input's size (and padding None or "
                 f"'same'), got {pairs[0].extent[0]} x {pairs[0].extent[1]} fitted pixels of an "
                 f"input of {pairs[0].x.shape[-2]} x {pairs[0].x.shape[-1]}"
             )
-        background = tried.settings().background
+        background = tried.settings.background
         units = Units.of(pairs, background)
         standard = [units.standard(pair, torch.float64) for pair in pairs]
         sums = gather(standard, background)
