@@ -8,7 +8,7 @@
 
 The pixels of phase (a, b), dx[:, :, a::STRIDE_H, b::STRIDE_W], are reached through the same taps;
 through one tap, a box of dy reaches a box of them: no zeros between strides are multiplied. The
-rest is as in fprop_tma; dy may be NCHW with any strides. With CROSSWISE, the weight is a matrix
+rest is as in fprop_tma; the columns of an NCHW dy may be strided. With CROSSWISE, the weight is a matrix
 (k, (r,s,c)) that is multiplied with its axes exchanged, which matrix units do for 16-bit operands
 only; otherwise it is (c, (r,s,k)).
 """
@@ -16,7 +16,7 @@ only; otherwise it is (c, (r,s,k)).
 import triton
 import triton.language as tl
 
-from .fprop_tma import box_pixels, no_sums
+from .fprop_tma import box_pixels
 from .hints import align_extents, align_strides
 from .phases import phase_taps, phases
 from .reduction import add_taps_tma
@@ -70,8 +70,9 @@ def dgrad_tma(
             weight_row, weight_column = k, c
         else:
             weight_row, weight_column = group * GROUP_C + c, 0
-        accs = add_taps_tma(
-            no_sums(LAYOUT, TILE), dy_desc, weight_desc,
+        acc = tl.zeros([TILE.BLOCK_N, TILE.BLOCK_I * TILE.BLOCK_P * TILE.BLOCK_Q], tl.float32)
+        acc = add_taps_tma(
+            acc, dy_desc, weight_desc,
             (n, row - shift_h, column - shift_w, k), (weight_row, weight_column),
             GROUP_K, TAP_COLUMNS,
             (first_r, taps_r, step_r, -step_h), (first_s, taps_s, step_s, -step_w), split, SPLITS,
@@ -83,9 +84,8 @@ def dgrad_tma(
         bias = 0.0
         if bias_ptr is not None:
             bias = tl.load(bias_ptr + c * bias_stride, mask=group_c < GROUP_C, other=0.0)
-        for i in tl.static_range(len(accs)):
-            n, h, w = box_pixels(corner, i, len(accs), TILE, INT64)  # [1, pixels]
-            h, w = phase_h + h * STRIDE_H, phase_w + w * STRIDE_W
-            dx = (accs[i] + bias).to(dx_ptr.dtype.element_ty)
-            mask = (group_c < GROUP_C) & (n < N) & (h < H) & (w < W)
-            tl.store(at(dx_ptr, dx_strides, n, c, h, w), dx, mask=mask)
+        n, h, w = box_pixels(corner, TILE, INT64)  # [1, pixels]
+        h, w = phase_h + h * STRIDE_H, phase_w + w * STRIDE_W
+        dx = (acc + bias).to(dx_ptr.dtype.element_ty)
+        mask = (group_c < GROUP_C) & (n < N) & (h < H) & (w < W)
+        tl.store(at(dx_ptr, dx_strides, n, c, h, w), dx, mask=mask)

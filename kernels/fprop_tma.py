@@ -11,9 +11,9 @@ is a * STRIDE_W + b of xi_desc, or -1. The hardware returns zeros for coordinate
 negative ones included. Pixels are the columns of the sums, [filters, pixels], so that both
 operands are multiplied from shared memory. Sums in float32.
 
-If x is (N, H, W, C) in memory, a box is one operand [pixels, channels]. If it is (N, C, H, W)
-(NCHW), its columns are not strided, and each row of a box is an operand [channels, BLOCK_Q]: rows
-have separate sums and share the loaded weight.
+If x is (N, H, W, C) in memory, a box is an operand [pixels, channels]. If it is (N, C, H, W)
+(NCHW), a box is BLOCK_Q pixels of one row, an operand [channels, pixels]. Boxes start at multiples
+of 16 bytes: windows of planes have one column, without padding or stride.
 
 With SPLIT, program i of SPLITS neighbours sums part i of every phase's steps, as in fprop_gemm.
 
@@ -64,11 +64,11 @@ def fprop_tma(
         corner = (tile_i * TILE.BLOCK_I, tile_p * TILE.BLOCK_P, tile_q * TILE.BLOCK_Q)
         c, k = group * GROUP_C, group * GROUP_K + tile_n * TILE.BLOCK_N
 
-        accs = no_sums(LAYOUT, TILE)
+        acc = tl.zeros([TILE.BLOCK_N, TILE.BLOCK_I * TILE.BLOCK_P * TILE.BLOCK_Q], tl.float32)
         for i in tl.static_range(4):
             if LAYOUT.PHASES[i] >= 0:
-                accs = add_phase(
-                    accs, x_descs[i], weight_desc, corner, c, k, GROUP_C, TAP_COLUMNS,
+                acc = add_phase(
+                    acc, x_descs[i], weight_desc, corner, c, k, GROUP_C, TAP_COLUMNS,
                     split, SPLITS, LAYOUT.PHASES[i], WINDOW, LAYOUT, PRECISION, TILE.BLOCK_K,
                 )  # fmt: skip
 
@@ -77,31 +77,18 @@ def fprop_tma(
         bias = 0.0
         if bias_ptr is not None:
             bias = tl.load(bias_ptr + k * bias_stride, mask=group_k < GROUP_K, other=0.0)
-        for i in tl.static_range(len(accs)):
-            n, p, q = box_pixels(corner, i, len(accs), TILE, INT64)  # [1, pixels]
-            mask = (group_k < GROUP_K) & (n < N) & (p < P) & (q < Q)
-            acc = accs[i] + bias
-            if residual_ptr is not None:
-                acc = add_residual(acc, at(residual_ptr, residual_strides, n, k, p, q), mask)
-            y = activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty)
-            tl.store(at(y_ptr, y_strides, n, k, p, q), y, mask=mask)
-
-
-@triton.jit
-def no_sums(LAYOUT: tl.constexpr, TILE: tl.constexpr):
-    """A tuple of zeros: one [BLOCK_N, pixels] for a box, or one [BLOCK_N, BLOCK_Q] for each row."""
-    parts: tl.constexpr = TILE.BLOCK_P if LAYOUT.NCHW else 1
-    tl.static_assert(not LAYOUT.NCHW or TILE.BLOCK_I == 1, "rows of several planes are no operand")
-    pixels: tl.constexpr = TILE.BLOCK_I * TILE.BLOCK_P * TILE.BLOCK_Q // parts
-    zeros = ()
-    for _ in tl.static_range(parts):
-        zeros += (tl.zeros([TILE.BLOCK_N, pixels], tl.float32),)
-    return zeros
+        n, p, q = box_pixels(corner, TILE, INT64)  # [1, pixels]
+        mask = (group_k < GROUP_K) & (n < N) & (p < P) & (q < Q)
+        acc += bias
+        if residual_ptr is not None:
+            acc = add_residual(acc, at(residual_ptr, residual_strides, n, k, p, q), mask)
+        y = activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty)
+        tl.store(at(y_ptr, y_strides, n, k, p, q), y, mask=mask)
 
 
 @triton.jit
 def add_phase(
-    accs, x_desc, weight_desc, corner, c, k, GROUP_C, TAP_COLUMNS, split, SPLITS,
+    acc, x_desc, weight_desc, corner, c, k, GROUP_C, TAP_COLUMNS, split, SPLITS,
     PHASE: tl.constexpr,
     WINDOW: tl.constexpr, LAYOUT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -114,17 +101,17 @@ def add_phase(
     )
     n, p, q = corner
     return add_taps_tma(
-        accs, x_desc, weight_desc, (n, p + shift_h, q + shift_w, c), (k, 0), GROUP_C, TAP_COLUMNS,
+        acc, x_desc, weight_desc, (n, p + shift_h, q + shift_w, c), (k, 0), GROUP_C, TAP_COLUMNS,
         (first_r, taps_r, step_r, step_h), (first_s, taps_s, step_s, step_w), split, SPLITS,
         WINDOW, LAYOUT, PRECISION, BLOCK_K,
     )  # fmt: skip
 
 
 @triton.jit
-def box_pixels(corner, part, parts: tl.constexpr, TILE: tl.constexpr, INT64: tl.constexpr):
-    """(image, row, column) [1, pixels] of the pixels of one part of a box, columns fastest."""
-    PIXELS: tl.constexpr = TILE.BLOCK_I * TILE.BLOCK_P * TILE.BLOCK_Q // parts
-    index = widen(part * PIXELS + tl.arange(0, PIXELS)[None, :], INT64)
+def box_pixels(corner, TILE: tl.constexpr, INT64: tl.constexpr):
+    """(image, row, column) [1, pixels] of the pixels of a box, columns fastest."""
+    PIXELS: tl.constexpr = TILE.BLOCK_I * TILE.BLOCK_P * TILE.BLOCK_Q
+    index = widen(tl.arange(0, PIXELS)[None, :], INT64)
     image, row, column = corner
     return (
         image + index // (TILE.BLOCK_P * TILE.BLOCK_Q),

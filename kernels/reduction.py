@@ -232,11 +232,11 @@ def load_image(
 
 @triton.jit
 def add_taps_tma(
-    accs, image_desc, weight_desc, corner, weight_corner, CHANNELS, TAP_COLUMNS, rows, columns,
+    acc, image_desc, weight_desc, corner, weight_corner, CHANNELS, TAP_COLUMNS, rows, columns,
     split, SPLITS,
     WINDOW: tl.constexpr, LAYOUT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The sums of a box, see no_sums, plus the image's boxes times the weight, tap by tap.
+    """The sums [channels, pixels] of a box plus the image's boxes times the weight, tap by tap.
 
     `rows` is (first tap, number of taps, window rows and image rows from one to the next). Tap
     (i, j) of these rows and columns reads the box whose corner is (n, row + i * rows[3], ...),
@@ -264,12 +264,9 @@ def add_taps_tma(
         else:
             weight = weight_desc.load([weight_row, first_column + summed])  # [BLOCK_N, BLOCK_K]
         h, w, c = row + i * step_row, column + j * step_column, channel + summed
-        added = ()
-        for part in tl.static_range(len(accs)):
-            if LAYOUT.NCHW:
-                image = image_desc.load([n, c, h + part, w]).reshape(BLOCK_K, accs[part].shape[1])
-            else:
-                image = image_desc.load([n, h, w, c]).reshape(accs[part].shape[1], BLOCK_K).T
-            added += (tl.dot(weight, image, accs[part], input_precision=PRECISION),)
-        accs = added
-    return accs
+        if LAYOUT.NCHW:
+            image = image_desc.load([n, c, h, w]).reshape(BLOCK_K, acc.shape[1])
+        else:
+            image = image_desc.load([n, h, w, c]).reshape(acc.shape[1], BLOCK_K).T
+        acc = tl.dot(weight, image, acc, input_precision=PRECISION)
+    return acc

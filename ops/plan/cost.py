@@ -209,7 +209,6 @@ def matrix_work(
     *,
     image_first: bool,
     descriptors: bool = False,
-    parts: int = 1,
     lone: int = 0,
     between_bytes: int = 0,
     filled: tuple[float, float, float] = (1, 1, 1),
@@ -226,7 +225,6 @@ def matrix_work(
         programs: as in Work.
         image_first: the operand of M rows is the image, not the weight or dy.
         descriptors: loads go straight to shared memory; others pass L1 on their way there.
-        parts: products that the columns are cut into, each of which reads the rows again.
         lone: elements of a pass that a lane loads one by one: L1 takes as long for 4 bytes each.
         between_bytes: as in Work.
         filled: shares of M, N and K that are elements: what lies beyond is not read from L2.
@@ -242,7 +240,7 @@ def matrix_work(
     threads = problem.threads(tile)
     products = problem.products
     if rows and problem.unit != "fma" and m >= rows:
-        reads_first, reads_second = parts, cdiv(m, rows)
+        reads_first, reads_second = 1, cdiv(m, rows)
     else:  # warps lie in a grid, and each reads its rows and its columns
         warps = threads // lanes
         reads_first = 2 if warps >= 4 else 1

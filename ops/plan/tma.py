@@ -30,13 +30,10 @@ MAX_PHASES = 4
 MAX_COORDINATE = 2**29
 #: Elements of a box along one axis, by the hardware.
 MAX_BOX = 256
-#: Largest fraction of box pixels outside the image; above it the pointer kernel wastes less. Short
-#: rows of planes are slow besides: a matrix unit reads the weight again for each.
-MAX_OVERHANG = {"NHWC": 0.5, "NCHW": 0.25}
+#: Largest fraction of box pixels outside the image; above it the pointer kernel wastes less.
+MAX_OVERHANG = 0.5
 #: Bytes of reduced channels that one step loads for a pixel: the widest row that is swizzled.
 ROW_BYTES = 128
-#: Rows of a box of planes: each has sums of its own, and their code is unrolled.
-MAX_PLANE_ROWS = 4
 #: Most bytes that the copies of images may take in one call; assumed.
 MAX_COPY_BYTES = 2**29
 #: Strips that a split of a weight gradient sums at least, to make its last reduction worth it.
@@ -176,7 +173,6 @@ class TmaTile:
             programs,
             image_first=False,
             descriptors=True,
-            parts=self._parts(problem),
             between_bytes=partial_bytes(plan, problem),
             filled=self._filled(problem),
             slices=(cdiv(g.group_K, self.BLOCK_K), cdiv(g.group_C, self.BLOCK_N)),
@@ -196,11 +192,6 @@ class TmaTile:
         """The problem as the kernel meets it, which may be that of copies."""
         return copied_problem(problem) if self.copied else problem
 
-    def _parts(self, problem: Problem) -> int:
-        """Products of one step: rows of a box of planes are multiplied one by one."""
-        planes = self.seen(problem).layout.boxes(problem.op) == "NCHW"
-        return self.BLOCK_P if planes and problem.op != "wgrad" else 1
-
     def code(self, problem: Problem) -> Code:
         """The code of a program, fitted to perf/results/codegen.json for sm_90; a test checks it.
 
@@ -209,8 +200,8 @@ class TmaTile:
         m, n, _ = self.step(problem.op)
         sums = m * n / problem.threads(self)
         if problem.op == "wgrad":
-            return Code(100 + 0.9 * n, 500 + 11 * sums, sums + 60)  # n: of all its taps
-        return Code(60 + 40 * self._parts(problem), 450 + 3 * sums, sums + 28)
+            return Code(110 + 53 * self.BLOCK_S, 500 + 11 * sums, sums + 60)
+        return Code(100, 450 + 3 * sums, sums + 28)
 
 
 #: (channels of the result, pixels, num_warps, num_stages), largest first: those read each input the
@@ -292,6 +283,12 @@ def is_legal(problem: Problem, tile: TmaTile | None = None) -> bool:
     if op == "dgrad_frame" or problem.device.arch not in ARCHITECTURES or not boxes:
         return False
     planes, wgrad = boxes == "NCHW", op == "wgrad"
+    # The hardware faults on boxes that do not start at a multiple of 16 bytes of a row.
+    if planes and (g.S > 1 or g.padding[1][0]):
+        return False
+    pieces = [channels * dtype.itemsize % 16 for channels in (g.group_C, g.group_K)]
+    if wgrad and not planes and g.groups > 1 and any(pieces):
+        return False
     # Rows of planes are pixels of one channel: what a weight gradient sums, and the others do not.
     if planes != wgrad and not multiplies_crosswise(dtype):
         return False
@@ -328,7 +325,7 @@ def _takes(tile: TmaTile, problem: Problem) -> bool:
     """Whether a tile is one that the kernels of a legal problem can have."""
     g, wgrad = problem.boxed, problem.op == "wgrad"
     planes = problem.layout.boxes(problem.op) == "NCHW"
-    if planes and (tile.BLOCK_I > 1 or tile.BLOCK_P > (1 if wgrad else MAX_PLANE_ROWS)):
+    if planes and (tile.BLOCK_I > 1 or tile.BLOCK_P > 1):
         return False
     divided = not (g.P % tile.BLOCK_P or g.Q % tile.BLOCK_Q)
     if wgrad and not (divided or planes or g.is_point):
@@ -344,13 +341,7 @@ def _takes(tile: TmaTile, problem: Problem) -> bool:
 
 
 def takes_boxes_in_turn(tile: TmaTile, problem: Problem) -> bool:
-    """Whether a program may go on from one box to the next in the loop of its sums.
-
-    All boxes must have one loop of as many steps. Several rows of planes have sums of their own:
-    in such a loop ptxas (12.8, 13.1) waits for each product before the next one.
-    """
-    if problem.layout.boxes(problem.op) == "NCHW" and tile.BLOCK_P > 1:
-        return False
+    """Whether all boxes have one loop of as many steps: a program goes on from one to the next."""
     if problem.op == "fprop":
         return len(phases_with_taps(problem.boxed)) == 1
     return problem.op == "dgrad" and math.prod(problem.geometry.phases) == 1
@@ -492,7 +483,6 @@ def _fitting_tiles(problem: Problem) -> list[TmaTile]:
     if not is_legal(problem):
         return []
     g, planes, wgrad = problem.geometry, pixel_planes(problem), problem.op == "wgrad"
-    most_outside = MAX_OVERHANG[problem.layout.boxes(problem.op)]
     # With wgrad, BLOCK_N are channels of x and BLOCK_K filters.
     results, filters = (g.group_C, g.group_K) if wgrad else (problem.group_channels, 0)
     found = []
@@ -501,7 +491,7 @@ def _fitting_tiles(problem: Problem) -> list[TmaTile]:
             tile.BLOCK_N <= max(64, power_of_two(results))
             and (not wgrad or tile.BLOCK_K <= max(64, power_of_two(filters)))
             and tile.pixels >= 16
-            and covered(planes, tile.box) * (1 - most_outside) <= math.prod(planes)
+            and covered(planes, tile.box) * (1 - MAX_OVERHANG) <= math.prod(planes)
         ):
             found.append(dealt_out(tile, problem))
     return found
@@ -547,22 +537,13 @@ def shaped_tile(problem: Problem, shape: tuple[int, int, int, int], taps: int = 
         whole = box_of if problem.boxed.is_point else whole_box
         box = (1, 1, block_k) if in_planes else whole(planes, block_k)
         return TmaTile(*box, block_n, size, warps, stages, taps)
-    box = plane_box(planes, size) if in_planes else box_of(planes, size)
+    box = (1, 1, size) if in_planes else box_of(planes, size)
     return TmaTile(*box, block_n, block_k, warps, stages)
 
 
 def most_taps(geometry: Geometry) -> int:
     """Taps of a row that can share dy: neighbours of strided columns read other phases of x."""
     return 1 if geometry.steps(1)[0] > 1 else geometry.S
-
-
-def plane_box(planes: tuple[int, int, int], pixels: int) -> tuple[int, int, int]:
-    """(1, rows, columns), powers of two, of a box of planes that overhangs least.
-
-    Of boxes that overhang as little, that with the longest rows: few products of large operands.
-    """
-    boxes = [(1, rows, pixels // rows) for rows in (1, 2, 4) if rows <= MAX_PLANE_ROWS]
-    return min(boxes, key=lambda box: (covered(planes, box), box[1]))
 
 
 def whole_box(planes: tuple[int, int, int], pixels: int) -> tuple[int, int, int]:
@@ -629,7 +610,7 @@ def neighbours(tile: TmaTile, problem: Problem) -> Iterator[TmaTile]:
                 if taps <= most
             ]
         elif tile.BLOCK_K % k == 0:
-            box = plane_box(planes, pixels) if in_planes else box_of(planes, pixels)
+            box = (1, 1, pixels) if in_planes else box_of(planes, pixels)
             numbers = {0, tile.persistent}
             found = [TmaTile(*box, n, k, warps, stages, persistent=number) for number in numbers]
         found = [replace(other, copied=tile.copied) for other in found]

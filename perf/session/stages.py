@@ -33,7 +33,7 @@ from .shootouts import shootouts
 from .tasks import Task
 
 #: Tiny calls that run side by side.
-SIDE_BY_SIDE = 4
+SIDE_BY_SIDE = 8
 
 
 def carry_out(run: Run) -> None:

@@ -84,11 +84,12 @@ _SAME = ((1, 1), (1, 1))
 #: Images that no descriptor can describe as NHWC: planes, or an odd number of channels. Boxes of 16
 #: pixels divide the planes of y, as a weight gradient requires.
 GEOMETRIES = {
-    "rows_of_28_bytes": geometry_of((2, 32, 6, 14), (24, 32, 3, 3), padding=_SAME),
+    "rows_of_28_bytes": geometry_of((2, 32, 8, 14), (24, 32, 3, 3), padding=_SAME),
     "odd_channels": geometry_of((2, 19, 8, 10), (35, 19, 3, 3), padding=_SAME),
     "step_overhangs": geometry_of((2, 40, 7, 6), (24, 40, 2, 3), padding=_SAME, flip=True),
     "strided": geometry_of((2, 18, 15, 10), (33, 18, 3, 2), (2, 2), _SAME),
-    "groups": geometry_of((2, 32, 5, 7), (34, 16, 2, 2), padding=_SAME, groups=2),
+    "groups": geometry_of((2, 32, 5, 7), (48, 16, 2, 2), padding=_SAME, groups=2),
+    "one_column": geometry_of((2, 20, 8, 10), (24, 20, 3, 1), padding=((1, 1), (0, 0))),
     "pointwise": geometry_of((3, 17, 5, 7), (21, 17, 1, 1)),
 }
 KINDS = {
@@ -106,8 +107,8 @@ def _calls():
                 needs = geometry.group_K if op == "dgrad" else geometry.group_C
                 if geometry.groups > 1 and op != "wgrad" and needs % 16:
                     continue  # a step of 16 channels would reach into the next group
-                if (op, name, kind) == ("wgrad", "strided", "tf32"):
-                    continue  # the columns of planes cannot be strided
+                if (op, kind) == ("wgrad", "tf32") and geometry.S > 1:
+                    continue  # boxes of planes start at multiples of 16 bytes of a row
                 if kind == "brain" and name != "odd_channels":
                     continue  # its elements are as wide as those of half
                 yield op, name, kind, ("NCHW", "channels_last")[(turn + i) % 2]

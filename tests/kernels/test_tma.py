@@ -20,7 +20,6 @@ from tricorr.ops.plan.tma import (
     is_legal,
     most_taps,
     phases_with_taps,
-    plane_box,
     tiles,
     whole_box,
 )
@@ -121,12 +120,6 @@ def test_more_boxes_than_multiprocessors_take_persistent_programs(device):
     assert all(plan.tile.persistent == 0 for plan in plans(32, (3, 3), (2, 2)))
     dealt = [getattr(plan.tile, "persistent", 0) > 0 for plan in plans(32, (1, 1), (2, 2))]
     assert dealt == [True, False, False]
-    # Rows of planes have separate sums: ptxas would wait for each of their products.
-    geometry = _case((32, 256, 56, 56), 256, (3, 3), padding=_SAME)
-    for op in ("fprop", "dgrad"):
-        problem = Problem(op, geometry, torch.bfloat16, "ieee", boxed("NCHW"), device)
-        planes = [tile for tile in tiles(problem) if not tile.copied]
-        assert {tile.persistent for tile in planes if tile.BLOCK_P > 1} == {0}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -178,7 +171,8 @@ def test_rounded_operands_leave_no_bias(op, boxes, tile):
 
     from tricorr.ops.launch import arguments as launch
 
-    geometry = _case((2, 64, 4, 16), 64, (3, 3), padding=_SAME)
+    window, pad = ((3, 1), _ROWS) if boxes == "NCHW" else ((3, 3), _SAME)
+    geometry = _case((2, 64, 4, 16), 64, window, padding=pad)
     positive = [t.abs() + 0.5 for t in tensors(geometry, torch.float32)]
     args = operands("fprop_bias" if op == "fprop" else op, *positive)
     plan = with_tile(op, geometry, tile, precision="tf32")
@@ -189,24 +183,25 @@ def test_rounded_operands_leave_no_bias(op, boxes, tile):
     assert abs((actual / expected - 1).mean()) < 1e-5
 
 
-#: For 16-bit images: rows of x and of dy are multiples of 16 bytes.
+#: Of one column, for 16-bit images: rows of x and of dy are multiples of 16 bytes.
+_ROWS = ((1, 1), (0, 0))
 PLANES = {
-    "leftovers": _case((2, 32, 5, 24), 48, (3, 3), padding=_SAME),
-    "asymmetric_padding": _case((1, 16, 6, 16), 16, (2, 3), padding=((0, 3), (2, 0))),
-    "negative_padding": _case((1, 16, 8, 24), 16, (3, 1), padding=((-1, 2), (-3, -5))),
-    "dilated": _case((1, 16, 9, 16), 16, (3, 2), padding=((1, 1), (1, 2)), dilation=(2, 3)),
-    "flipped": _case((2, 16, 5, 8), 32, (2, 3), padding=((0, 1), (1, 1)), flip=True),
-    "groups": _case((2, 32, 5, 8), 64, (2, 3), padding=_SAME, groups=2),
-    "rows_strided": _case((2, 16, 9, 8), 16, (3, 3), (2, 1), _SAME),
-    "rows_strided_flipped": _case((1, 32, 9, 8), 96, (3, 3), (2, 1), _SAME, groups=2, flip=True),
-    "rows_of_no_phase": _case((2, 16, 9, 8), 32, (1, 3), (3, 1), _SAME),
+    "leftovers": _case((2, 32, 5, 24), 48, (3, 1), padding=_ROWS),
+    "asymmetric_padding": _case((1, 16, 6, 16), 16, (2, 1), padding=((0, 3), (0, 8))),
+    "negative_padding": _case((1, 16, 8, 24), 16, (3, 1), padding=((-1, 2), (0, -8))),
+    "dilated": _case((1, 16, 9, 16), 16, (3, 1), padding=_ROWS, dilation=(2, 3)),
+    "flipped": _case((2, 16, 5, 8), 32, (2, 1), padding=((0, 1), (0, 0)), flip=True),
+    "groups": _case((2, 32, 5, 8), 64, (2, 1), padding=_ROWS, groups=2),
+    "rows_strided": _case((2, 16, 9, 8), 16, (3, 1), (2, 1), _ROWS),
+    "rows_strided_flipped": _case((1, 32, 9, 8), 96, (3, 1), (2, 1), _ROWS, groups=2, flip=True),
+    "rows_of_no_phase": _case((2, 16, 9, 8), 32, (1, 1), (3, 1), _ROWS),
     "pointwise": _case((2, 24, 3, 8), 40, (1, 1)),
 }
 PLANE_CASES = {
     "fprop_bias": PLANES,
     "dgrad": PLANES
     | {
-        "both_strided": _case((2, 16, 7, 15), 16, (3, 3), (2, 2), _SAME),
+        "both_strided": _case((2, 16, 7, 15), 16, (3, 1), (2, 2), _ROWS),
         "columns_without_taps": _case((1, 16, 3, 22), 16, (2, 1), (1, 3)),
     },
     "wgrad": {name: g for name, g in PLANES.items() if min(g.padding[1]) >= 0},
@@ -221,16 +216,16 @@ def test_planes_need_no_transposed_copy(kernel_backend, op, name, turn):
     geometry = PLANE_CASES[op][name]
     dtype = [torch.float16, torch.bfloat16][turn % 2]
     if op == "wgrad":
-        tile = TmaTile(1, 1, [16, 32][turn % 2], 16, 32, 4, 2, BLOCK_S=geometry.S)
+        tile = TmaTile(1, 1, [16, 32][turn % 2], 16, 32, 4, 2)
     else:
         block = channel_block(Problem(op.removesuffix("_bias"), geometry, dtype))
-        tile = TmaTile(1, [2, 4][turn % 2], 16, 32, min(block, 16), 4, 2)
+        tile = TmaTile(1, 1, [16, 32][turn % 2], 32, min(block, 16), 4, 2)
     changes = {"int64": turn % 3 == 0}
     forced(op, geometry, tile, kernel_backend.device, dtype, "ieee", "NCHW", **changes)
 
 
 def test_planes_give_a_weight_gradient_in_tf32(kernel_backend):
-    tile = TmaTile(1, 1, 16, 32, 16, 4, 2, BLOCK_S=2)
+    tile = TmaTile(1, 1, 16, 32, 16, 4, 2)
     geometry = PLANES["asymmetric_padding"]
     forced("wgrad", geometry, tile, kernel_backend.device, boxes="NCHW")
 
@@ -423,32 +418,21 @@ def test_the_planner_takes_descriptors_where_it_can():
             assert plan.family == "gemm"
 
 
-@pytest.mark.parametrize("device", ["h200", "b200"])
-def test_the_planner_takes_planes_where_rows_are_long(device):
-    layout = boxed("NCHW")
+def test_boxes_start_at_multiples_of_16_bytes_of_a_row():
+    def legal(boxes, window=(3, 1), padding=_ROWS, stride=(1, 1), dtype=torch.bfloat16, groups=1):
+        geometry = _case((32, 64, 64, 64), 64, window, stride, padding, groups=groups)
+        problems = (Problem(op, geometry, dtype, "tf32", boxed(boxes), H200) for op in OPS)
+        return [is_legal(problem) for problem in problems]
 
-    def formats(size, stride=(1, 1), dtype=torch.bfloat16, layout=layout):
-        """The format of each operator's boxes; "" if it copies its images or uses pointers."""
-        geometry = _case((32, 64, size, size), 64, (3, 3), stride, padding=_SAME)
-        found = []
-        for op in OPS:
-            plan = planned(op, geometry, dtype, layout, DEVICES[device], "tf32")
-            planes = plan.family == "tma" and not plan.tile.copied
-            found.append(layout.boxes(op) if planes else "")
-        return found
-
-    assert formats(64) == ["NCHW"] * 3
-    assert formats(64, (2, 1)) == ["NCHW"] * 3
-    assert formats(64, (1, 2)) == ["", "NCHW", ""], "no descriptor steps over pixels"
-    assert formats(16) == [""] * 3, "half of a box of 32 columns"
-    assert formats(64, dtype=torch.float32) == ["", "", "NCHW"]
-    mixed = Layout(x_boxes="NCHW", y_boxes="")
-    assert formats(64, layout=mixed) == ["NCHW", "", ""]
-
-
-def test_a_box_of_planes_has_the_longest_rows_that_waste_nothing():
-    expected = {56: (1, 4, 64), 64: (1, 4, 64), 128: (1, 2, 128), 512: (1, 1, 256)}
-    assert {w: plane_box((8, 64, w), 256) for w in expected} == expected
+    assert legal("NCHW") == legal("NCHW", (1, 1), ((0, 0), (0, 0))) == [True] * 3
+    assert legal("NCHW", stride=(2, 1)) == [True] * 3
+    assert legal("NCHW", stride=(1, 2)) == [False, True, False], "no descriptor steps over pixels"
+    assert legal("NCHW", (1, 3)) == legal("NCHW", padding=_SAME) == [False] * 3
+    assert legal("NCHW", dtype=torch.float32) == [False, False, True]
+    assert legal("NHWC", (3, 3), _SAME, groups=2) == [True] * 3
+    geometry = _case((32, 60, 16, 16), 60, (3, 3), padding=_SAME, groups=3)
+    for op in OPS:  # the second group starts at channel 20
+        assert not is_legal(Problem(op, geometry, torch.bfloat16, "ieee", PIXELS, H200))
 
 
 def test_a_nan_stays_in_its_channel(kernel_backend):
@@ -458,9 +442,9 @@ def test_a_nan_stays_in_its_channel(kernel_backend):
     geometry = PLANES["leftovers"]
     x, _, _, dy = tensors(geometry, torch.float16, kernel_backend.device)
     x[0, 3, :, -1] = float("nan")
-    plan = with_tile("wgrad", geometry, TmaTile(1, 1, 16, 16, 32, 4, 2, BLOCK_S=3))
+    plan = with_tile("wgrad", geometry, TmaTile(1, 1, 16, 16, 32, 4, 2))
     dw = launch.wgrad(x, dy, geometry, plan=plan)
-    assert dw[:, 3, :, 1:].isnan().all()
+    assert dw[:, 3].isnan().all()
     assert dw[:, :3].isfinite().all()
     assert dw[:, 4:].isfinite().all()
 

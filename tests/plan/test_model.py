@@ -111,14 +111,6 @@ def test_waves_of_a_weight_gradient_read_their_slices_again():
     )
 
 
-def test_rows_of_a_box_of_planes_read_the_weight_again():
-    tile = TmaTile(1, 4, 64, 128, 64, 8, 3)
-    once, again = (work_of(half("fprop", layout=boxed(f)), tile) for f in ("NHWC", "NCHW"))
-    assert again.shared_bytes - once.shared_bytes == once.steps * 3 * 128 * 64 * 2
-    assert again.instructions > once.instructions
-    assert again.l2_bytes == once.l2_bytes
-
-
 def test_misaligned_pixels_are_loaded_one_by_one():
     tile = GEMM_TILES["half"][1]
     point = geometry_of((32, 256, 14, 14), (256, 256, 1, 1))

@@ -65,6 +65,8 @@ class TensorMap:
         rank = len(self.box)
         if len(coordinates) != rank:
             raise Fault(f"tensor map of rank {rank}: {len(coordinates)} coordinates")
+        if coordinates[0] * self.elem % 16:  # an illegal instruction on an H100
+            raise Fault(f"box at byte {coordinates[0] * self.elem} of a row, no multiple of 16")
         offset = np.zeros((1,) * rank, i8)
         inside = np.ones((1,) * rank, bool)
         for axis, (start, n, size, stride) in enumerate(
