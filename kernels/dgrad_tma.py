@@ -8,9 +8,9 @@
 
 The pixels of phase (a, b), dx[:, :, a::STRIDE_H, b::STRIDE_W], are reached through the same taps;
 through one tap, a box of dy reaches a box of them: no zeros between strides are multiplied. The
-rest is as in fprop_tma; the columns of an NCHW dy may be strided. With CROSSWISE, the weight is a matrix
-(k, (r,s,c)) that is multiplied with its axes exchanged, which matrix units do for 16-bit operands
-only; otherwise it is (c, (r,s,k)).
+rest is as in fprop_tma; dx may be strided along the columns of an NCHW dy. With CROSSWISE, the
+weight is a matrix (k, (r,s,c)) that is multiplied with its axes exchanged, which matrix units do
+for 16-bit operands only; otherwise it is (c, (r,s,k)).
 """
 
 import triton

@@ -200,7 +200,7 @@ class TmaTile:
         m, n, _ = self.step(problem.op)
         sums = m * n / problem.threads(self)
         if problem.op == "wgrad":
-            return Code(110 + 53 * self.BLOCK_S, 500 + 11 * sums, sums + 60)
+            return Code(110 + 53 * self.BLOCK_S, 600 + 7 * sums, sums + 60)
         return Code(100, 450 + 3 * sums, sums + 28)
 
 

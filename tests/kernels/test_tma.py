@@ -20,7 +20,6 @@ from tricorr.ops.plan.tma import (
     is_legal,
     most_taps,
     phases_with_taps,
-    tiles,
     whole_box,
 )
 
