@@ -3,13 +3,16 @@
     dx[n,c,h,w] = sum_{k,r,s} dy[n,k,p,q] * weight[k,c,r,s]        k of c's group
     h + PAD_H = p * STRIDE_H + r * DIL_H        w likewise
 
-No GEMM view, and no product with a zero between dy's elements. Counted from the padding's edge,
-h + PAD_H = t * STRIDE_H + phase: t is a group of STRIDE_H rows. Tap r reaches only phase
-r * DIL_H % STRIDE_H, from row p = t - r * DIL_H // STRIDE_H of dy; columns likewise. A lane works
-on one plane, (n, group), and on LANE_Q neighbouring groups of columns, with all their phases. A
-tile is BLOCK_P groups of rows x BLOCK_Q groups of columns of BLOCK_C planes. The kernel walks down
-the rows of dy, loads each once and adds it to the dx rows that are still being summed, in
-registers. Sums in float32 (float64 for float64).
+No GEMM view, and no product with a zero between dy's elements. h = t * STRIDE_H + phase: t is a
+group of STRIDE_H rows. A group reads the rows t - READ.PAD_H .. t - READ.PAD_H + READ.R - 1 of dy;
+columns likewise. A lane works on one plane, (n, group), and on LANE_Q neighbouring groups of
+columns. A tile is BLOCK_P groups of rows x BLOCK_Q groups of columns of BLOCK_C planes. The kernel
+walks down the rows of dy, loads each once and adds it to the dx rows that are still being summed,
+in registers. Sums in float32 (float64 for float64).
+
+Where rows consist of whole aligned vectors (X_ALIGN > 1), lanes load LANE_Q columns of dy as a
+vector, the next row's while those of this one are added, and store vectors of Y_ALIGN columns of
+dx: single columns of one phase would be half a sector of memory each. See vectors.py.
 
 With stride 1 the input gradient is a forward correlation: see Geometry.adjoint.
 """
@@ -17,9 +20,20 @@ With stride 1 the input gradient is a forward correlation: see Geometry.adjoint.
 import triton
 import triton.language as tl
 
-from .rows import lanes_of, load_of_planes, load_row, load_taps, tap_index, widen_strides
+from .rows import (
+    lanes_of,
+    load_of_planes,
+    load_row,
+    load_taps,
+    reached_from,
+    reaches,
+    tap_index,
+    tap_of,
+    widen_strides,
+)
 from .schedule import as_block, next_digit, widen
 from .structs import at
+from .vectors import columns_per_word, join_last, load_vector, masks_of, pixels_of, vector_at
 
 
 @triton.jit
@@ -27,23 +41,19 @@ def dgrad_rows(
     dy_ptr, weight_ptr, bias_ptr, dx_ptr,
     x_shape, y_shape, PLANES, GROUPS,
     dy_strides, weight_strides, weight_stride_g, bias_stride, dx_strides,
-    GROUP_C: tl.constexpr, GROUP_K: tl.constexpr, WINDOW: tl.constexpr,
+    GROUP_C: tl.constexpr, GROUP_K: tl.constexpr, WINDOW: tl.constexpr, READ: tl.constexpr,
     INTERIOR: tl.constexpr, INT64: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     H, W = x_shape
     P, Q = y_shape
-    # t of the image's first row and column.
-    T_H: tl.constexpr = WINDOW.PAD_H // WINDOW.STRIDE_H
-    T_W: tl.constexpr = WINDOW.PAD_W // WINDOW.STRIDE_W
-    tiles_q = tl.cdiv((W - 1 + WINDOW.PAD_W) // WINDOW.STRIDE_W + 1 - T_W, TILE.BLOCK_Q)
-    tiles_p = tl.cdiv((H - 1 + WINDOW.PAD_H) // WINDOW.STRIDE_H + 1 - T_H, TILE.BLOCK_P)
+    tiles_q = tl.cdiv(tl.cdiv(W, WINDOW.STRIDE_W), TILE.BLOCK_Q)
+    tiles_p = tl.cdiv(tl.cdiv(H, WINDOW.STRIDE_H), TILE.BLOCK_P)
     program = widen(tl.program_id(0), INT64)
     tile_q, program = next_digit(program, tiles_q)
     tile_p, tile_c = next_digit(program, tiles_p)
-    t_h = T_H + tile_p * TILE.BLOCK_P
-    first_t = T_W + tile_q * TILE.BLOCK_Q
+    first_h, first_w = tile_p * TILE.BLOCK_P, tile_q * TILE.BLOCK_Q
     ACC: tl.constexpr = tl.float64 if weight_ptr.dtype.element_ty == tl.float64 else tl.float32
-    plane, t_w, mask, zeros, full = lanes_of(tile_c, first_t, PLANES, TILE, ACC)
+    plane, t_w, mask, zeros, full = lanes_of(tile_c, first_w, PLANES, TILE, ACC)
     group, n = next_digit(plane, GROUPS)
 
     weights = load_taps(
@@ -51,7 +61,7 @@ def dgrad_rows(
         widen_strides(weight_strides, INT64), mask,
         GROUP_K, GROUP_C, WINDOW.R, WINDOW.S, zeros,
     )  # fmt: skip
-    start = ()  # (c, t, phase)
+    start = ()  # (c, column)
     for c in tl.static_range(GROUP_C):
         first = zeros
         if bias_ptr is not None:
@@ -61,111 +71,140 @@ def dgrad_rows(
 
     dy_base = at(dy_ptr, dy_strides, n, group * GROUP_K, 0, 0)
     dx_base = at(dx_ptr, dx_strides, n, group * GROUP_C, 0, 0)
-    # Rows and columns of dy that a tile reads before its first t.
-    BEFORE_H: tl.constexpr = (WINDOW.R - 1) * WINDOW.DIL_H // WINDOW.STRIDE_H
-    BEFORE_W: tl.constexpr = (WINDOW.S - 1) * WINDOW.DIL_W // WINDOW.STRIDE_W
+    p, q = first_h - READ.PAD_H, first_w - READ.PAD_W
     interior = (
         full
-        & (t_h - BEFORE_H >= 0)
-        & (t_h + TILE.BLOCK_P <= P)
-        & (first_t - BEFORE_W >= 0)
-        & (first_t + TILE.BLOCK_Q <= Q)
-        & (t_h * WINDOW.STRIDE_H >= WINDOW.PAD_H)
-        & ((t_h + TILE.BLOCK_P) * WINDOW.STRIDE_H <= H + WINDOW.PAD_H)
-        & (first_t * WINDOW.STRIDE_W >= WINDOW.PAD_W)
-        & ((first_t + TILE.BLOCK_Q) * WINDOW.STRIDE_W <= W + WINDOW.PAD_W)
+        & (p >= 0)
+        & (p + TILE.BLOCK_P + READ.R - 1 <= P)
+        & (q >= 0)
+        & (q + TILE.BLOCK_Q + READ.S - 1 <= Q)
+        & ((first_h + TILE.BLOCK_P) * WINDOW.STRIDE_H <= H)
+        & ((first_w + TILE.BLOCK_Q) * WINDOW.STRIDE_W <= W)
     )
     if INTERIOR == "all" or (INTERIOR == "some" and interior):
         _walk_down(
-            dy_base, weights, start, dx_base, t_h, t_w, mask, x_shape, y_shape,
-            dy_strides, dx_strides, GROUP_C, GROUP_K, WINDOW, TILE, False,
+            dy_base, weights, start, dx_base, first_h, t_w, mask, x_shape, y_shape,
+            dy_strides, dx_strides, GROUP_C, GROUP_K, WINDOW, READ, TILE, False,
         )  # fmt: skip
     else:
         _walk_down(
-            dy_base, weights, start, dx_base, t_h, t_w, mask, x_shape, y_shape,
-            dy_strides, dx_strides, GROUP_C, GROUP_K, WINDOW, TILE, True,
+            dy_base, weights, start, dx_base, first_h, t_w, mask, x_shape, y_shape,
+            dy_strides, dx_strides, GROUP_C, GROUP_K, WINDOW, READ, TILE, True,
         )  # fmt: skip
 
 
 @triton.jit
 def _walk_down(
-    dy_base, weights, start, dx_base, t_h, t_w, planes, x_shape, y_shape, dy_strides, dx_strides,
-    GROUP_C: tl.constexpr, GROUP_K: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr,
-    MASKED: tl.constexpr,
+    dy_base, weights, start, dx_base, first_h, t_w, planes, x_shape, y_shape, dy_strides,
+    dx_strides, GROUP_C: tl.constexpr, GROUP_K: tl.constexpr, WINDOW: tl.constexpr,
+    READ: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Loads the rows of dy one after the other, and stores the rows of dx of all phases."""
-    BEFORE: tl.constexpr = (WINDOW.R - 1) * WINDOW.DIL_H // WINDOW.STRIDE_H
-    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
-    ROW: tl.constexpr = GROUP_C * TILE.LANE_Q * STRIDE_W
-    sums = ()  # (row of dx that row p of dy or a later one reaches, c, t, phase of columns)
-    for _ in tl.static_range(BEFORE * WINDOW.STRIDE_H):
+    OPEN: tl.constexpr = READ.R - 1
+    STEPS: tl.constexpr = TILE.BLOCK_P + OPEN
+    LANE_W: tl.constexpr = TILE.LANE_Q * WINDOW.STRIDE_W  # columns of dx of a lane
+    ROW: tl.constexpr = GROUP_C * LANE_W
+    DTYPE: tl.constexpr = dy_base.dtype.element_ty
+    WORD: tl.constexpr = columns_per_word(DTYPE)
+    columns, masks = (), ()
+    loaded = ()  # (k, word or piece)
+    if TILE.X_ALIGN > 1:
+        if MASKED:
+            columns, masks = masks_of(t_w, planes, y_shape, READ, TILE.LANE_Q, WORD)
+        for k in tl.static_range(GROUP_K):
+            loaded = loaded + load_vector(
+                at(dy_base, dy_strides, 0, k, 0, 0) + t_w, columns, masks, first_h - READ.PAD_H,
+                dy_strides, y_shape, READ, TILE.LANE_Q, WORD, MASKED,
+            )  # fmt: skip
+    sums = ()  # (row of dx that row p of dy or a later one reaches, c, column)
+    for _ in tl.static_range(OPEN * WINDOW.STRIDE_H):
         sums = sums + start
-    for step in range(TILE.BLOCK_P + BEFORE):
+    for step in range(STEPS):
         for _ in tl.static_range(WINDOW.STRIDE_H):
             sums = sums + start
-        p = t_h - BEFORE + step
-        exists = True
-        if MASKED:  # skip rows that dy does not have
-            exists = (p >= 0) & (p < y_shape[0])
-        if exists:
-            sums = _add_row(
-                sums, dy_base, weights, p, t_w, planes, y_shape, dy_strides,
-                GROUP_C, GROUP_K, WINDOW, TILE, MASKED,
-            )  # fmt: skip
+        p = first_h - READ.PAD_H + step
+        if TILE.X_ALIGN > 1:
+            later = ()
+            for k in tl.static_range(GROUP_K):
+                dys = pixels_of(loaded, k, DTYPE, sums[0].dtype, READ, TILE.LANE_Q, WORD)
+                # The last step loads its own row again, which is in cache.
+                later = later + load_vector(
+                    at(dy_base, dy_strides, 0, k, 0, 0) + t_w, columns, masks,
+                    first_h - READ.PAD_H + tl.minimum(step + 1, STEPS - 1),
+                    dy_strides, y_shape, READ, TILE.LANE_Q, WORD, MASKED,
+                )  # fmt: skip
+                sums = _add_row(sums, dys, weights, k, GROUP_C, WINDOW, READ, TILE)
+            loaded = later
+        else:
+            exists = True
+            if MASKED:  # skip rows that dy does not have
+                exists = (p >= 0) & (p < y_shape[0])
+            if exists:
+                for k in tl.static_range(GROUP_K):
+                    dys = load_row(
+                        at(dy_base, dy_strides, 0, k, 0, 0), dy_strides, p, t_w, planes, y_shape,
+                        READ.S, 1, READ.PAD_W, 1, "zeros", TILE.LANE_Q, sums[0].dtype, MASKED,
+                    )  # fmt: skip
+                    sums = _add_row(sums, dys, weights, k, GROUP_C, WINDOW, READ, TILE)
         for phase in tl.static_range(WINDOW.STRIDE_H):
-            h = p * WINDOW.STRIDE_H + phase - WINDOW.PAD_H
+            h = (first_h + step - OPEN) * WINDOW.STRIDE_H + phase
             # Rows of dx above the tile belong to another program.
-            mask = as_block(step) >= BEFORE  # [1, 1]
+            mask = as_block(step) >= OPEN  # [1, 1]
             if MASKED:
-                mask = mask & planes & (as_block(h) >= 0) & (as_block(h) < x_shape[0])
-            for i in tl.static_range(ROW):
-                column = t_w + i // STRIDE_W % TILE.LANE_Q
-                w = column * STRIDE_W + i % STRIDE_W - WINDOW.PAD_W
-                pointer = at(dx_base, dx_strides, 0, i // (STRIDE_W * TILE.LANE_Q), h, w)
-                dx = sums[phase * ROW + i].to(dx_base.dtype.element_ty)
+                mask = mask & planes & (as_block(h) < x_shape[0])
+            for i in tl.static_range(ROW // TILE.Y_ALIGN):
+                w = t_w * WINDOW.STRIDE_W + i * TILE.Y_ALIGN % LANE_W
+                wanted = mask
                 if MASKED:
-                    wanted = mask & (w >= 0) & (w < x_shape[1])
-                else:
-                    wanted = mask
-                tl.store(pointer, dx, mask=wanted)
+                    wanted = mask & (w < x_shape[1])
+                _store(
+                    sums, phase * ROW + i * TILE.Y_ALIGN,
+                    at(dx_base, dx_strides, 0, i * TILE.Y_ALIGN // LANE_W, h, w), wanted, TILE,
+                )  # fmt: skip
         sums = sums[WINDOW.STRIDE_H * ROW :]
 
 
 @triton.jit
+def _store(sums, first: tl.constexpr, pointers, mask, TILE: tl.constexpr):
+    """Stores the Y_ALIGN columns of dx whose sums start at number `first`."""
+    dx = sums[first]
+    if TILE.Y_ALIGN > 1:
+        dx, pointers = join_last(sums, first, TILE.Y_ALIGN), vector_at(pointers, TILE.Y_ALIGN)
+        mask = tl.expand_dims(mask, 2)
+    tl.store(pointers, dx.to(pointers.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _add_row(
-    sums, dy_base, weights, p, t_w, mask, y_shape, dy_strides,
-    GROUP_C: tl.constexpr, GROUP_K: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr,
-    MASKED: tl.constexpr,
+    sums, dys, weights, k: tl.constexpr, GROUP_C: tl.constexpr, WINDOW: tl.constexpr,
+    READ: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Adds row p of dy to the sums: its tap r reaches dx row r * DIL_H of them."""
-    BEFORE: tl.constexpr = (WINDOW.S - 1) * WINDOW.DIL_W // WINDOW.STRIDE_W
-    LANE_Q: tl.constexpr = TILE.LANE_Q
+    """Adds a row of dy to the sums: its tap r reaches row FIRST + r * DIL_H of them."""
+    FIRST: tl.constexpr = (READ.R - 1 - READ.PAD_H) * WINDOW.STRIDE_H - WINDOW.PAD_H
     R: tl.constexpr = WINDOW.R
     S: tl.constexpr = WINDOW.S
-    STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
-    for k in tl.static_range(GROUP_K):
-        dys = load_row(
-            at(dy_base, dy_strides, 0, k, 0, 0), dy_strides, p, t_w, mask, y_shape,
-            BEFORE + 1, 1, BEFORE, 1, "zeros", LANE_Q, sums[0].dtype, MASKED,
-        )  # fmt: skip
-        updated = ()
-        for i in tl.static_range(len(sums)):
-            total = sums[i]
-            for r in tl.static_range(R):
-                for s in tl.static_range(S):
-                    if (
-                        i // (GROUP_C * LANE_Q * STRIDE_W) == r * WINDOW.DIL_H
-                        and i % STRIDE_W == s * WINDOW.DIL_W % STRIDE_W
-                    ):
-                        total = tl.fma(
-                            dys[i // STRIDE_W % LANE_Q + BEFORE - s * WINDOW.DIL_W // STRIDE_W],
-                            weights[
-                                tap_index(
-                                    k, i // (LANE_Q * STRIDE_W) % GROUP_C, r, s, GROUP_C, R, S
-                                )
-                            ],
-                            total,
-                        )
-            updated = updated + (total,)
-        sums = updated
-    return sums
+    LANE_W: tl.constexpr = TILE.LANE_Q * WINDOW.STRIDE_W
+    updated = ()
+    for i in tl.static_range(len(sums)):
+        total = sums[i]
+        if tap_of(i // (GROUP_C * LANE_W) - FIRST, 0, R, 1, WINDOW.DIL_H) >= 0:
+            for s in tl.static_range(S):
+                if reaches(i % LANE_W, s, WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W):
+                    total = tl.fma(
+                        dys[
+                            reached_from(
+                                i % LANE_W, s, WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W
+                            )
+                            + READ.PAD_W
+                        ],
+                        weights[
+                            tap_index(
+                                k, i // LANE_W % GROUP_C,
+                                tap_of(i // (GROUP_C * LANE_W) - FIRST, 0, R, 1, WINDOW.DIL_H), s,
+                                GROUP_C, R, S,
+                            )
+                        ],
+                        total,
+                    )  # fmt: skip
+        updated = updated + (total,)
+    return updated

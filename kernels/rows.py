@@ -32,6 +32,18 @@ def is_read(inp, first, last, WINDOW, STRIDE, DIL):
 
 
 @triton.constexpr_function
+def reaches(out, tap, STRIDE, PAD, DIL):
+    """Whether any input reaches output `out` of an input gradient through a tap."""
+    return (out + PAD - tap * DIL) % STRIDE == 0
+
+
+@triton.constexpr_function
+def reached_from(out, tap, STRIDE, PAD, DIL):
+    """That input, from 0 where `out` is counted from 0."""
+    return (out + PAD - tap * DIL) // STRIDE
+
+
+@triton.constexpr_function
 def rows_before(inp, first, last, WINDOW, STRIDE, DIL):
     """How many of the inputs first..inp - 1 any output of 0..last reads."""
     return sum(is_read(i, 0, last, WINDOW, STRIDE, DIL) for i in range(first, inp))

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from ...kernels.structs import GemmLayout, constant
+from ...kernels.structs import GemmLayout, Window, constant
 from .. import backend
 from ..geometry import Geometry
 from ..plan import choose
 from ..plan.gemm import SECTOR
 from ..plan.problem import Plan, Problem
+from ..plan.rows_walk import gradient_reads
 from ..plan.tma import reads_crosswise, tap_columns
 from .banded_launch import band_arguments, fprop_banded_call, in_planes
 from .call import Call
@@ -385,6 +386,8 @@ def _family_arguments(
     """
     if plan.kernel == "wgrad_rows":
         return {"IN_PIECES": _in_pieces(x, y, geometry, plan.tile)}
+    if plan.kernel == "dgrad_rows":
+        return {"READ": constant(_read_of_gradient(geometry))}
     make: dict[str, Callable[..., dict[str, Any]]] = {
         "banded": band_arguments,
         "gemm": _gemm_arguments,
@@ -395,6 +398,24 @@ def _family_arguments(
     if plan.family not in make:
         return {}
     return make[plan.family](x, weight, y, geometry, plan, added)
+
+
+def _read_of_gradient(geometry: Geometry) -> Window:
+    """The window of dy that the results of one step of the stride read."""
+    (first_h, rows), (first_w, columns) = (gradient_reads(geometry, axis) for axis in (0, 1))
+    return Window(
+        R=rows,
+        S=columns,
+        STRIDE_H=1,
+        STRIDE_W=1,
+        PAD_H=-first_h,
+        PAD_W=-first_w,
+        PAD_BOTTOM=first_h + rows - 1,
+        PAD_RIGHT=first_w + columns - 1,
+        DIL_H=1,
+        DIL_W=1,
+        MODE="zeros",
+    )
 
 
 def _in_pieces(x: torch.Tensor, y: torch.Tensor, geometry: Geometry, tile: Any) -> bool:

@@ -19,7 +19,7 @@ from .cost import is_launchable
 from .integers import cdiv, power_of_two, row_block
 from .problem import Problem
 from .rows_tile import LANE_Q, THREADS, RowsTile, interior
-from .rows_walk import Extents, extents, row_macs, vector_of
+from .rows_walk import Extents, extents, is_strided_gradient, row_macs, vector_of
 
 #: Largest window along one axis.
 MAX_WINDOW = 7
@@ -59,9 +59,6 @@ def is_legal(problem: Problem) -> bool:
         return False
     if min(g.y_numel, g.group_C) == 0 or max(*g.steps(0), *g.steps(1)) > MAX_STEP:
         return False
-    strided = problem.op == "dgrad" and not problem.is_turned
-    if strided and min(g.padding[0][0], g.padding[1][0]) < 0:
-        return False
     e = extents(problem)
     if e.reduced > MAX_REDUCED or e.open > MAX_OPEN:
         return False
@@ -80,10 +77,13 @@ def vector_tile(problem: Problem) -> RowsTile | None:
     """The tile whose lanes have the longest vectors that a thread has room for; None: none has."""
     e, layout = extents(problem), problem.layout
     room = (MAX_HELD if not layout.int64 else MAX_HELD * 3 // 4) // problem.words
-    for lane_q in (8, 4, 2, 1):
+    lanes = [n for n in (8, 4, 2, 1) if vector_of(problem, n)[0] > 1]
+    if is_strided_gradient(problem):
+        # Lanes side by side store what is side by side: a vector each, if vectors are that short.
+        stored = problem.geometry.steps(1)[0] * problem.dtype.itemsize
+        lanes = [n for n in lanes if n * stored <= 16] or lanes[-1:]
+    for lane_q in lanes:
         x_align, y_align = vector_of(problem, lane_q)
-        if x_align == 1:
-            continue
         for block_k in (k for k in range(min(e.filters, 8), 0, -1) if e.filters % k == 0):
             tile = RowsTile(e.rows, 0, 1, block_k, LANE_Q=lane_q, X_ALIGN=x_align, Y_ALIGN=y_align)
             tile = _with_lanes(tile, problem)
@@ -124,6 +124,8 @@ def _with_steps(tile: RowsTile, problem: Problem, room: int) -> RowsTile:
     e, stride = extents(problem), problem.geometry.steps(0)[0]
     bytes_of_row = tile.X_ALIGN * problem.image_bytes * stride * e.reduced
     macs = tile.LANE_Q * tile.BLOCK_K * row_macs(problem)
+    if is_strided_gradient(problem):
+        return tile
     for step in (4, 2) if tile.BLOCK_C == 1 or e.open <= 2 else ():
         taller = replace(tile, STEP_P=step)
         roomy = taller.resident(problem) * problem.threads(tile) >= ROOMY_THREADS
@@ -181,7 +183,7 @@ def tile_for(problem: Problem) -> RowsTile | None:
         lane_q //= 2
     step = next((n for most, n in STEPS.items() if row_macs(problem) * block_k <= most), 1)
     step = max(1, min(step // g.steps(0)[0], e.rows))
-    step = 1 if problem.op == "dgrad" and not problem.is_turned else step
+    step = 1 if is_strided_gradient(problem) else step
     tile = RowsTile(e.rows, 0, 0, block_k, step, lane_q)
     # Vectors of neighbours, 16 bytes at most.
     plain = problem.op != "wgrad" and g.stride == (1, 1) and not layout.channels_last
@@ -279,7 +281,8 @@ def neighbours(tile: RowsTile, problem: Problem) -> Iterator[RowsTile]:
 
 def _vector_neighbours(tile: RowsTile, problem: Problem) -> Iterator[RowsTile]:
     e, warp = extents(problem), problem.device.limits.lanes
-    sizes = itertools.product((8, 4, 2, 1), (1, 2, 4, 8), (1, 2, 4), (8, 16, 32, 64, 128))
+    steps = (1,) if is_strided_gradient(problem) else (1, 2, 4)
+    sizes = itertools.product((8, 4, 2, 1), (1, 2, 4, 8), steps, (8, 16, 32, 64, 128))
     for lane_q, warps, step, height in sizes:
         x_align, y_align = vector_of(problem, lane_q)
         if x_align == 1:

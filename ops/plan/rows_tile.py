@@ -13,7 +13,15 @@ from .cost import THREADS as RESIDENT_THREADS
 from .device import ALL_REGISTERS, MAX_REGISTERS
 from .integers import cdiv, power_of_two
 from .problem import Plan, Problem
-from .rows_walk import clear_tiles, columns_beside, extents, row_macs, vector_of
+from .rows_walk import (
+    clear_tiles,
+    columns_beside,
+    extents,
+    gradient_reads,
+    is_strided_gradient,
+    row_macs,
+    vector_of,
+)
 
 #: Threads of a program, and columns of a lane in channels_last.
 THREADS, LANE_Q = 128, 4
@@ -25,7 +33,7 @@ MASKED = 1.5
 #: The same of lanes that have vectors (3x3 to 7x7, sm_90).
 VECTOR_INSTRUCTIONS, VECTOR_MASKED = (1.1, 4.5), 1.1
 #: Registers of a thread beside what `held` counts: addresses, masks and the loop's (sm_90); the
-#: second where lanes have planes of their own.
+#: second where lanes have planes of their own, and no input gradient with a stride.
 OTHER_REGISTERS = (20, 32)
 #: Most taps that NVIDIA's compiler keeps in the 63 uniform registers, if all lanes have the same
 #: plane and sums are in float32.
@@ -103,7 +111,8 @@ class RowsTile:
     def _registers(self, problem: Problem) -> int | None:
         """Registers of a thread with a limit; None for tiles that have none."""
         if self.X_ALIGN > 1:
-            other = OTHER_REGISTERS[self.BLOCK_C > 1] * (1 + problem.layout.int64)
+            own_planes = self.BLOCK_C > 1 and not is_strided_gradient(problem)
+            other = OTHER_REGISTERS[own_planes] * (1 + problem.layout.int64)
             other += self._more_registers(problem)
             if problem.correlated.padding_mode != "zeros":  # single pixels, each where it is folded
                 other += 4 * columns_beside(problem, self.LANE_Q, 1)
@@ -147,7 +156,8 @@ class RowsTile:
 
     def _rows(self, problem: Problem) -> int:
         """Input rows of a step of a tile of vectors, of all channels."""
-        return self.STEP_P * problem.geometry.steps(0)[0] * extents(problem).reduced
+        stride = 1 if is_strided_gradient(problem) else problem.geometry.steps(0)[0]
+        return self.STEP_P * stride * extents(problem).reduced
 
     def _loaded(self, problem: Problem) -> int:
         """Words of a lane's vectors, and beside them, that a step loads."""
@@ -208,7 +218,7 @@ class RowsTile:
         e, taps = extents(problem), row_macs(problem) * self.BLOCK_K
         loaded = self._loaded(problem)
         pixels = self.X_ALIGN + columns_beside(problem, self.LANE_Q, 1)
-        sums = (e.open + self.STEP_P) * self.BLOCK_K * self.LANE_Q
+        sums = (e.open + self.STEP_P) * self.BLOCK_K * self.LANE_Q * e.row
         added = self.LANE_Q * problem.layout.heavy_epilogue
         uniform = self.BLOCK_C == 1 and problem.words == 1 and taps <= UNIFORM_TAPS
         return (0 if uniform else taps) + loaded + pixels + sums + added
@@ -219,7 +229,7 @@ class RowsTile:
             return self._vector_work(plan, problem)
         g, walk = problem.geometry, walk_of(self, problem)
         pixel, itemsize = problem.image_bytes, problem.dtype.itemsize
-        wgrad, strided = plan.op == "wgrad", problem.op == "dgrad" and not plan.turned
+        wgrad, strided = plan.op == "wgrad", is_strided_gradient(problem)
         strips = plan.split_strips if wgrad else 1
         stride, dilation = g.steps(1)
         window = min(g.S, (g.S - 1) * dilation + 1)
@@ -256,18 +266,18 @@ class RowsTile:
         g, e, threads = problem.geometry, extents(problem), problem.threads(self)
         steps = cdiv(self.BLOCK_P + e.open, self.STEP_P)
         rows, pixel = steps * self.STEP_P, problem.image_bytes
-        outputs = self.lanes() * self.LANE_Q * self.BLOCK_K
+        outputs = self.lanes() * self.LANE_Q * self.BLOCK_K * e.row
         added = rows * outputs
         masked = 1.0 if plan.interior == "all" else VECTOR_MASKED
         if self.STEP_P == 1:  # rows of padding are passed by
             added = min(rows, e.rows if self.BLOCK_P >= e.rows else rows) * outputs
-        macs = added * row_macs(problem)
+        macs = added // e.row * row_macs(problem)
         mac, output = VECTOR_INSTRUCTIONS
         instructions = masked * (mac * macs + output * rows * outputs) / threads
         word = max(1, 4 // pixel)
         own = self.X_ALIGN * pixel
         beside = columns_beside(problem, self.LANE_Q, word) * max(4, pixel)
-        lanes = self.lanes() * rows * g.steps(0)[0] * e.reduced
+        lanes = self.lanes() * steps * self._rows(problem)
         return Work(
             plan.grid,
             threads,
@@ -278,7 +288,7 @@ class RowsTile:
             "float64" if problem.dtype == torch.float64 else "fma",
             instructions,
             self.resident(problem),
-            outputs=self.BLOCK_P * self.BLOCK_Q * self.BLOCK_C * self.BLOCK_K,
+            outputs=self.BLOCK_P * self.BLOCK_Q * self.BLOCK_C * self.BLOCK_K * e.row,
             steps=steps,
             loaded_bytes=lanes * (own + beside),
         )
@@ -309,8 +319,8 @@ def walk_of(tile: RowsTile, problem: Problem) -> Walk:
     rows = steps * tile.STEP_P
     columns = tile.BLOCK_Q * tile.BLOCK_C * tile.BLOCK_K
     macs = rows * columns * row_macs(problem)
-    if problem.op == "dgrad" and not problem.is_turned:
-        loads = lanes * rows * e.reduced * (tile.LANE_Q + (g.S - 1) * dil_w // stride_w)
+    if is_strided_gradient(problem):
+        loads = lanes * rows * e.reduced * (tile.LANE_Q + gradient_reads(g, 1)[1] - 1)
         return Walk(tile.BLOCK_P * columns * e.row, loads, macs, steps)
     window = min(g.S, (g.S - 1) * dil_w + 1)
     loads = lanes * rows * stride_h * e.reduced * ((tile.LANE_Q - 1) * stride_w + window)

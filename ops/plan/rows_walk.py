@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from ..geometry import Geometry
 from .integers import cdiv
 from .problem import Problem
 
@@ -29,21 +30,34 @@ class Extents(NamedTuple):
     row: int
 
 
+def is_strided_gradient(problem: Problem) -> bool:
+    """Whether it is an input gradient that is no forward correlation of dy: of dgrad_rows."""
+    return problem.op == "dgrad" and not problem.is_turned
+
+
+def gradient_reads(geometry: Geometry, axis: int) -> tuple[int, int]:
+    """(first, number) of dy's rows or columns that dx's from 0 to one step of the stride read."""
+    (stride, dilation), pad = geometry.steps(axis), geometry.padding[axis][0]
+    first = -((((geometry.R, geometry.S)[axis] - 1) * dilation - pad) // stride)
+    return first, cdiv(pad, stride) - first + 1
+
+
 def extents(problem: Problem) -> Extents:
     """The extents of a problem's walk."""
     g = problem.geometry
     (stride_h, dil_h), (stride_w, _) = g.steps(0), g.steps(1)
-    unfinished = (g.R - 1) * dil_h // stride_h
-    if problem.op == "dgrad" and not problem.is_turned:
-        rows, columns = (
-            (extent - 1 + pad) // stride + 1 - pad // stride
-            for extent, pad, stride in (
-                (g.H, g.padding[0][0], stride_h),
-                (g.W, g.padding[1][0], stride_w),
-            )
-        )
+    if is_strided_gradient(problem):
         row = stride_h * stride_w * g.group_C  # a program has all channels
-        return Extents(g.N * g.groups, rows, columns, g.group_K, 1, unfinished, row)
+        return Extents(
+            g.N * g.groups,
+            cdiv(g.H, stride_h),
+            cdiv(g.W, stride_w),
+            g.group_K,
+            1,
+            gradient_reads(g, 0)[1] - 1,
+            row,
+        )
+    unfinished = (g.R - 1) * dil_h // stride_h
     g = problem.correlated
     planes = g.groups if problem.op == "wgrad" else g.N * g.groups
     return Extents(planes, g.P, g.Q, g.group_C, g.group_K, unfinished, 1)
@@ -52,26 +66,29 @@ def extents(problem: Problem) -> Extents:
 def row_macs(problem: Problem) -> int:
     """Multiply-adds for one output row of one lane and filter."""
     g = problem.geometry
-    strided = problem.op == "dgrad" and not problem.is_turned
+    strided = is_strided_gradient(problem)
     channels = g.group_C * g.group_K if strided else extents(problem).reduced
     return channels * g.R * g.S
 
 
 def vector_of(problem: Problem, lane_q: int) -> tuple[int, int]:
-    """(columns that a lane with so many outputs loads, and stores, as a vector); (1, 1): none."""
+    """(columns that a lane of LANE_Q loads, and stores, as a vector); (1, 1): none."""
     g, layout = problem.correlated, problem.layout
-    if problem.op == "wgrad" or (problem.op == "dgrad" and not problem.is_turned):
+    if problem.op == "wgrad":
         return 1, 1
     read, written = layout.x_align, layout.y_align
     if problem.op == "dgrad":
         read, written = written, read
+    strided = is_strided_gradient(problem)
     x, y = lane_q * g.stride[1], math.gcd(lane_q, written)
+    if strided:
+        x, y = lane_q, math.gcd(lane_q * g.steps(1)[0], written)
     if x < 2 or read % x or not 4 <= x * problem.image_bytes <= 16:
         return 1, 1
     if y * problem.dtype.itemsize < 4:
         return 1, 1
     # What a padding mode shows is no vector of the image.
-    if g.padding_mode != "zeros" and cdiv(g.Q, lane_q) * x > g.W:
+    if not strided and g.padding_mode != "zeros" and cdiv(g.Q, lane_q) * x > g.W:
         return 1, 1
     return x, y
 
@@ -80,6 +97,10 @@ def columns_beside(problem: Problem, lane_q: int, piece: int) -> int:
     """Pieces of so many columns that a lane's outputs read beside the lane's own columns."""
     g = problem.correlated
     (stride, dilation), pad = g.steps(1), g.padding[1][0]
+    if is_strided_gradient(problem):
+        first, count = gradient_reads(g, 1)
+        read = range(first, first + count + lane_q - 1)
+        return len({c // piece for c in read if not 0 <= c < lane_q})
     read = {q * stride + s * dilation - pad for q in range(lane_q) for s in range(g.S)}
     return len({c // piece for c in read if not 0 <= c < lane_q * stride})
 
@@ -90,18 +111,17 @@ def clear_tiles(problem: Problem, axis: int, block: int, step: int) -> tuple[int
     (stride, dilation), pad = g.steps(axis), g.padding[axis][0]
     inputs, outputs, window = ((g.H, g.P, g.R), (g.W, g.Q, g.S))[axis]
     reach = (window - 1) * dilation
-    if problem.op == "dgrad" and not problem.is_turned:
-        first = pad // stride
-        count = cdiv((inputs - 1 + pad) // stride + 1 - first, block)
+    if is_strided_gradient(problem):
+        first, count = gradient_reads(g, axis)
+        tiles = range(0, cdiv(inputs, stride), block)
         clear = [
             t
-            for t in range(first, first + count * block, block)
-            if t >= reach // stride
-            and t + block <= outputs
-            and t * stride >= pad
-            and (t + block) * stride <= inputs + pad
+            for t in tiles
+            if t + first >= 0
+            and t + first + block + count - 1 <= outputs
+            and (t + block) * stride <= inputs
         ]
-        return count, len(clear)
+        return len(tiles), len(clear)
     if axis == 0:  # whole steps are loaded
         reach = cdiv(block + reach // stride, step) * step * stride - 1
     else:

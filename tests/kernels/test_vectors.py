@@ -13,6 +13,7 @@ from tricorr.ops.launch import layout
 from tricorr.ops.plan import choose
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.rows import RowsTile, vector_of, vector_tile
+from tricorr.ops.plan.rows_walk import extents
 
 SAME = ((1, 1), (1, 1))
 #: Rows of whole vectors; each case could make a lane read or write the wrong column.
@@ -72,7 +73,7 @@ def planned(op, geometry, args, result, lane_q, tile, **changes):
     x_align, y_align = vector_of(problem, lane_q)
     if x_align == 1:
         return None
-    columns = problem.correlated.Q
+    columns = extents(problem).columns
     filters = problem.correlated.group_K
     tile = replace(
         tile,
