@@ -128,6 +128,24 @@ def masks_of(w, planes, x_shape, WINDOW: tl.constexpr, LANE_Q: tl.constexpr, PIE
 
 
 @triton.jit
+def load_words(lanes, mask, COLUMNS: tl.constexpr):
+    """The words of COLUMNS columns, to the first of which `lanes` [A, LANES] point.
+
+    Lanes whose mask is false get zeros; with None all lanes load.
+    """
+    WORD: tl.constexpr = columns_per_word(lanes.dtype.element_ty)
+    COUNT: tl.constexpr = COLUMNS // WORD
+    words = lanes
+    if WORD > 1:
+        words = lanes.to(tl.pointer_type(tl.uint32), bitcast=True)
+    if mask is None:
+        own = tl.load(vector_at(words, COUNT))  # [A, LANES, COUNT]
+    else:
+        own = tl.load(vector_at(words, COUNT), mask=tl.expand_dims(mask, 2), other=0)
+    return split_last(own, COUNT)
+
+
+@triton.jit
 def load_vector(
     lanes, columns, masks, row, x_strides, x_shape, WINDOW: tl.constexpr, LANE_Q: tl.constexpr,
     PIECE: tl.constexpr, MASKED: tl.constexpr,
@@ -141,7 +159,7 @@ def load_vector(
         x_strides, x_shape: of the image.
     """
     WORD: tl.constexpr = columns_per_word(lanes.dtype.element_ty)
-    COUNT: tl.constexpr = LANE_Q * WINDOW.STRIDE_W // WORD
+    OWN: tl.constexpr = LANE_Q * WINDOW.STRIDE_W
     inside = True
     if MASKED:
         row, inside = fold(as_block(row), x_shape[0], WINDOW.MODE)  # [1, 1]
@@ -150,11 +168,9 @@ def load_vector(
     if WORD > 1:
         words = lanes.to(tl.pointer_type(tl.uint32), bitcast=True)
     if MASKED:
-        mask = tl.expand_dims(masks[0] & inside, 2)
-        own = tl.load(vector_at(words, COUNT), mask=mask, other=0)  # [A, LANES, COUNT]
+        loaded = load_words(lanes, masks[0] & inside, OWN)
     else:
-        own = tl.load(vector_at(words, COUNT))
-    loaded = split_last(own, COUNT)
+        loaded = load_words(lanes, None, OWN)
     for i in tl.static_range(pieces_beside(WINDOW, LANE_Q, PIECE)):
         pointers = words + piece_beside(i, WINDOW, LANE_Q, PIECE) // WORD
         if MASKED and WINDOW.MODE != "zeros":
@@ -187,6 +203,16 @@ def pixel_of(word, column: tl.constexpr, DTYPE: tl.constexpr):
         byte = (word >> (column % 4 * 8)) & 0xFF
         pixel = (byte | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
     return pixel
+
+
+@triton.jit
+def pixels_of_words(words, DTYPE: tl.constexpr, ACC: tl.constexpr):
+    """The pixels of all columns of what load_words returns."""
+    WORD: tl.constexpr = columns_per_word(DTYPE)
+    pixels = ()
+    for i in tl.static_range(len(words) * WORD):
+        pixels = pixels + (pixel_of(words[i // WORD], i, DTYPE).to(ACC),)
+    return pixels
 
 
 @triton.jit

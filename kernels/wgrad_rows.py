@@ -4,8 +4,9 @@
     h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
 No GEMM view. A lane works on one group, for BLOCK_K of its filters, and on LANE_Q neighbouring
-columns; it keeps a sum for every tap. Where columns are neighbours in memory and rows are aligned
-(IN_PIECES), tiles inside the image load them in pieces, see pieces.py. A program takes
+columns; it keeps a sum for every tap. Where rows consist of whole aligned vectors (X_ALIGN > 1),
+lanes load vectors, see vectors.py; of wide images (IN_PIECES), tiles inside the image load pieces,
+see pieces.py. A program takes
 strips of BLOCK_P x BLOCK_Q outputs and walks down each: an input row is loaded once and multiplied
 by the rows of dy that read it, up to R, in registers. Strips are counted through (n, rows of
 strips, columns of strips); split i sums strips [i * SPLIT_STRIPS, (i+1) * SPLIT_STRIPS) and stores
@@ -23,6 +24,14 @@ from .pieces import load_columns
 from .rows import inside_image, is_read, load_row, open_rows, tap_of, widen_strides
 from .schedule import as_block, next_digit, widen
 from .structs import at, tap_at
+from .vectors import (
+    columns_per_word,
+    load_vector,
+    load_words,
+    masks_of,
+    pixels_of,
+    pixels_of_words,
+)
 
 
 @triton.jit
@@ -94,7 +103,13 @@ def _walk_down(
     """Adds a strip to the sums; p is its first row of dy, q each lane's first column."""
     OPEN: tl.constexpr = open_rows(WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H)
     ROW: tl.constexpr = TILE.BLOCK_K * TILE.LANE_Q
+    WORD: tl.constexpr = columns_per_word(x_base.dtype.element_ty)
+    PIECE: tl.constexpr = 1 if MASKED and WINDOW.MODE != "zeros" else WORD
     h = p * WINDOW.STRIDE_H - WINDOW.PAD_H
+    columns, masks = (), ()
+    if TILE.X_ALIGN > 1 and MASKED:
+        w = q * WINDOW.STRIDE_W
+        columns, masks = masks_of(w, planes, x_shape, WINDOW, TILE.LANE_Q, PIECE)
     dys = ()  # (row, k, column)
     for _ in tl.static_range((OPEN - 1) * ROW):
         dys = dys + (tl.zeros_like(sums[0]),)
@@ -105,7 +120,14 @@ def _walk_down(
             if MASKED:
                 mask = mask & planes & (p + j < y_shape[0])
             row = p + step * TILE.STEP_P + new
-            if IN_PIECES:
+            if TILE.X_ALIGN > 1:
+                if MASKED:
+                    mask = mask & (q < y_shape[1])
+                for i in tl.static_range(TILE.BLOCK_K):
+                    pointer = at(dy_base, dy_strides, 0, i, row, q)
+                    words = load_words(pointer, mask, TILE.LANE_Q)
+                    dys = dys + pixels_of_words(words, dy_base.dtype.element_ty, sums[0].dtype)
+            elif IN_PIECES:
                 for i in tl.static_range(TILE.BLOCK_K):
                     pointer = at(dy_base, dy_strides, 0, i, row, q)
                     dys = dys + load_columns(
@@ -127,11 +149,12 @@ def _walk_down(
             ):  # fmt: skip
                 row = h + step * (TILE.STEP_P * WINDOW.STRIDE_H) + i
                 inside = True
-                if MASKED and TILE.STEP_P == 1:  # skip rows of padding: no later row is in flight
+                if MASKED and TILE.X_ALIGN == 1 and TILE.STEP_P == 1:
+                    # Skip rows of padding: no later row is in flight.
                     inside = fold(row, x_shape[0], WINDOW.MODE)[1]
                 if inside:
                     sums = _add_row(
-                        sums, x_base, dys, row, q, planes, x_shape, x_strides,
+                        sums, x_base, dys, row, q, planes, columns, masks, x_shape, x_strides,
                         i + (OPEN - 1) * WINDOW.STRIDE_H, GROUP_C, WINDOW, TILE, MASKED, IN_PIECES,
                     )  # fmt: skip
         dys = dys[TILE.STEP_P * ROW :]
@@ -140,7 +163,7 @@ def _walk_down(
 
 @triton.jit
 def _add_row(
-    sums, x_base, dys, row, q, mask, x_shape, x_strides, i: tl.constexpr,
+    sums, x_base, dys, row, q, mask, columns, masks, x_shape, x_strides, i: tl.constexpr,
     GROUP_C: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr,
     IN_PIECES: tl.constexpr,
 ):  # fmt: skip
@@ -148,8 +171,19 @@ def _add_row(
     ROW: tl.constexpr = TILE.BLOCK_K * TILE.LANE_Q
     R: tl.constexpr = WINDOW.R
     S: tl.constexpr = WINDOW.S
+    WORD: tl.constexpr = columns_per_word(x_base.dtype.element_ty)
+    PIECE: tl.constexpr = 1 if MASKED and WINDOW.MODE != "zeros" else WORD
     for c in tl.static_range(GROUP_C):
-        if IN_PIECES:
+        if TILE.X_ALIGN > 1:
+            loaded = load_vector(
+                at(x_base, x_strides, 0, c, 0, 0) + q * WINDOW.STRIDE_W, columns, masks, row,
+                x_strides, x_shape, WINDOW, TILE.LANE_Q, PIECE, MASKED,
+            )  # fmt: skip
+            pixels = pixels_of(
+                loaded, 0, x_base.dtype.element_ty, sums[0].dtype, WINDOW, TILE.LANE_Q,
+                PIECE,
+            )  # fmt: skip
+        elif IN_PIECES:
             pixels = load_columns(
                 at(x_base, x_strides, 0, c, row, q), None, -WINDOW.PAD_W, TILE.LANE_Q + S - 1,
                 TILE.LANE_Q, sums[0].dtype,

@@ -75,6 +75,8 @@ def tiles(problem: Problem) -> list[RowsTile]:
 
 def vector_tile(problem: Problem) -> RowsTile | None:
     """The tile whose lanes have the longest vectors that a thread has room for; None: none has."""
+    if problem.op == "wgrad":
+        return _gradient_of_vectors(problem)
     e, layout = extents(problem), problem.layout
     room = (MAX_HELD if not layout.int64 else MAX_HELD * 3 // 4) // problem.words
     lanes = [n for n in (8, 4, 2, 1) if vector_of(problem, n)[0] > 1]
@@ -89,6 +91,28 @@ def vector_tile(problem: Problem) -> RowsTile | None:
             tile = _with_lanes(tile, problem)
             if tile.held(problem) <= room:
                 return _with_heights(_with_steps(tile, problem, room), problem)
+    return None
+
+
+def _gradient_of_vectors(problem: Problem) -> RowsTile | None:
+    """`vector_tile` of a weight gradient; lanes of a plane are as many as a power of two."""
+    e, layout = extents(problem), problem.layout
+    room = (MAX_HELD if not layout.int64 else MAX_HELD * 3 // 4) // problem.words
+    for lane_q in (4, 2):
+        x_align, y_align = vector_of(problem, lane_q)
+        width = power_of_two(cdiv(e.columns, lane_q))
+        if x_align == 1:
+            continue
+        lanes = min(width, THREADS)
+        planes = max(1, min(THREADS // lanes, power_of_two(e.planes)))
+        for block_k in (k for k in range(min(e.filters, 8), 0, -1) if e.filters % k == 0):
+            for step in (2, 1):
+                tile = RowsTile(
+                    1, lanes * lane_q, planes, block_k, step, lane_q, x_align, y_align,
+                    num_warps=max(1, lanes * planes // problem.device.limits.lanes),
+                )  # fmt: skip
+                if step <= e.rows and tile.held(problem) <= room:
+                    return _in_height(tile, problem)
     return None
 
 
@@ -167,10 +191,10 @@ def tile_for(problem: Problem) -> RowsTile | None:
     """The tile that follows from a problem; None where it has no kernel or would spill."""
     if not is_legal(problem):
         return None
-    if (found := vector_tile(problem)) is not None:
-        return found
     if (in_pieces := _gradient_in_pieces(problem)) is not None:
         return in_pieces
+    if (found := vector_tile(problem)) is not None:
+        return found
     g, layout = problem.geometry, problem.layout
     # 64-bit addresses take registers too.
     room = (MAX_HELD // 2 if layout.int64 else MAX_HELD) // problem.words

@@ -218,6 +218,8 @@ class RowsTile:
         e, taps = extents(problem), row_macs(problem) * self.BLOCK_K
         loaded = self._loaded(problem)
         pixels = self.X_ALIGN + columns_beside(problem, self.LANE_Q, 1)
+        if problem.op == "wgrad":  # rows of dy beside a sum for each tap
+            return taps + loaded + pixels + (e.open + self.STEP_P) * self.BLOCK_K * self.LANE_Q
         sums = (e.open + self.STEP_P) * self.BLOCK_K * self.LANE_Q * e.row
         added = self.LANE_Q * problem.layout.heavy_epilogue
         uniform = self.BLOCK_C == 1 and problem.words == 1 and taps <= UNIFORM_TAPS
@@ -225,7 +227,7 @@ class RowsTile:
 
     def work(self, plan: Plan, problem: Problem) -> Work:
         """The work of a launch."""
-        if self.X_ALIGN > 1:
+        if self.X_ALIGN > 1 and plan.op != "wgrad":
             return self._vector_work(plan, problem)
         g, walk = problem.geometry, walk_of(self, problem)
         pixel, itemsize = problem.image_bytes, problem.dtype.itemsize
@@ -236,11 +238,15 @@ class RowsTile:
         # Shifts of a row are loads from L1 of what L2 delivers once.
         shifts = window if self.LANE_Q == 1 or strided else (self.LANE_Q - 1) * stride + window
         fresh = 1 if strided else self.LANE_Q * stride
+        if self.X_ALIGN > 1:
+            shifts = loaded_columns(self, problem)
         dy = self.BLOCK_P * self.BLOCK_Q * self.BLOCK_C * self.BLOCK_K * itemsize if wgrad else 0
         loads = strips * (walk.loads * pixel + dy)
         from_l2 = strips * (walk.loads * pixel * min(1.0, fresh / shifts) + dy)
         macs, threads = strips * walk.macs, problem.threads(self)
         mac, output = INSTRUCTIONS["fprop" if plan.turned else plan.op]
+        if self.X_ALIGN > 1:
+            mac, output = VECTOR_INSTRUCTIONS
         masked = MASKED if plan.interior == "none" else 1.0
         instructions = masked * (mac * macs + output * walk.outputs) / threads
         between = partial_bytes(plan, problem)
@@ -323,10 +329,19 @@ def walk_of(tile: RowsTile, problem: Problem) -> Walk:
         loads = lanes * rows * e.reduced * (tile.LANE_Q + gradient_reads(g, 1)[1] - 1)
         return Walk(tile.BLOCK_P * columns * e.row, loads, macs, steps)
     window = min(g.S, (g.S - 1) * dil_w + 1)
-    loads = lanes * rows * stride_h * e.reduced * ((tile.LANE_Q - 1) * stride_w + window)
+    loaded = (tile.LANE_Q - 1) * stride_w + window
+    if tile.X_ALIGN > 1:
+        loaded = loaded_columns(tile, problem)
+    loads = lanes * rows * stride_h * e.reduced * loaded
     if problem.op == "wgrad":
         return Walk(tile.BLOCK_C * tile.BLOCK_K * e.reduced * g.R * g.S, loads, macs, steps)
     return Walk(tile.BLOCK_P * columns, loads, macs, steps)
+
+
+def loaded_columns(tile: RowsTile, problem: Problem) -> int:
+    """Columns of a row that a lane with vectors loads, those of pieces beside them included."""
+    word = max(1, 4 // problem.image_bytes)
+    return tile.X_ALIGN + columns_beside(problem, tile.LANE_Q, word) * word
 
 
 def interior(tile: RowsTile, problem: Problem) -> str:

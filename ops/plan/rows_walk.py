@@ -74,13 +74,13 @@ def row_macs(problem: Problem) -> int:
 def vector_of(problem: Problem, lane_q: int) -> tuple[int, int]:
     """(columns that a lane of LANE_Q loads, and stores, as a vector); (1, 1): none."""
     g, layout = problem.correlated, problem.layout
-    if problem.op == "wgrad":
-        return 1, 1
     read, written = layout.x_align, layout.y_align
     if problem.op == "dgrad":
         read, written = written, read
     strided = is_strided_gradient(problem)
     x, y = lane_q * g.stride[1], math.gcd(lane_q, written)
+    if problem.op == "wgrad" and written % lane_q:
+        return 1, 1
     if strided:
         x, y = lane_q, math.gcd(lane_q * g.steps(1)[0], written)
     if x < 2 or read % x or not 4 <= x * problem.image_bytes <= 16:

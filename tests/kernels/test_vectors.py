@@ -11,6 +11,7 @@ from plans import H200
 from tricorr.ops import geometry_of, reference
 from tricorr.ops.launch import layout
 from tricorr.ops.plan import choose
+from tricorr.ops.plan.integers import power_of_two
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.rows import RowsTile, vector_of, vector_tile
 from tricorr.ops.plan.rows_walk import extents
@@ -62,22 +63,33 @@ TILES = {
 }
 
 
+def _result(op, geometry, args):
+    """A meta tensor like the image that an operator fills; dy, for a weight gradient."""
+    shape = geometry.x_shape if op == "dgrad" else geometry.y_shape
+    return torch.empty(shape, dtype=args[0].dtype, device="meta")
+
+
 def planned(op, geometry, args, result, lane_q, tile, **changes):
     """A plan with a tile whose lanes have LANE_Q outputs; None if the rows have no vectors."""
     x, y = (result, args[0]) if op == "dgrad" else (args[0], result)
+    weight = args[1]
+    if op == "wgrad":  # its lanes are powers of two along both axes
+        weight = torch.empty(geometry.weight_shape, dtype=x.dtype, device="meta")
+        columns = power_of_two(tile.BLOCK_Q or geometry.Q)
+        tile = replace(tile, BLOCK_Q=max(lane_q, columns), BLOCK_C=power_of_two(tile.BLOCK_C))
     own = args[0].itemsize if args[0].dtype != args[1].dtype else 0
     problem = Problem(
-        op, geometry, args[1].dtype, layout=layout.layout_of(geometry, x, args[1], y),
+        op, geometry, args[1].dtype, layout=layout.layout_of(geometry, x, weight, y),
         device=H200, x_bytes=own,
     )  # fmt: skip
     x_align, y_align = vector_of(problem, lane_q)
     if x_align == 1:
         return None
-    columns = extents(problem).columns
+    columns = tile.BLOCK_Q or -(-extents(problem).columns // lane_q) * lane_q
     filters = problem.correlated.group_K
     tile = replace(
         tile,
-        BLOCK_Q=tile.BLOCK_Q or -(-columns // lane_q) * lane_q,
+        BLOCK_Q=columns,
         BLOCK_K=next(k for k in (3, 2, 1) if filters % k == 0),
         LANE_Q=lane_q, X_ALIGN=x_align, Y_ALIGN=y_align, num_warps=1,
     )  # fmt: skip
@@ -90,8 +102,7 @@ def forced(op, geometry, lane_q, tile, device, dtype, make=torch.randn, **change
 
     args = operands(op, *tensors(geometry, dtype, device, make))
     op = op.removesuffix("_bias")
-    shape = geometry.x_shape if op == "dgrad" else geometry.y_shape
-    like = torch.empty(shape, dtype=dtype, device="meta")
+    like = _result(op, geometry, args)
     plan = planned(op, geometry, args, like, lane_q, tile, **changes)
     assert plan is not None, "rows have no vectors"
     return args, run(op, args, geometry, launch, plan=plan)
@@ -101,12 +112,11 @@ def _cases():
     """All cases with vectors; one dtype and length of each runs by default, the others are slow."""
     turn = 0
     for name, geometry in GEOMETRIES.items():
-        for op in ("fprop_bias", "dgrad"):
+        for op in ("fprop_bias", "dgrad", "wgrad"):
             found = []
             for dtype, lane_q in ((torch.float16, 4), (torch.float32, 4), (torch.float16, 2)):
                 args = operands(op, *tensors(geometry, dtype, "meta"))
-                shape = geometry.x_shape if op == "dgrad" else geometry.y_shape
-                like = torch.empty(shape, dtype=dtype, device="meta")
+                like = _result(op, geometry, args)
                 kind = op.removesuffix("_bias")
                 if planned(kind, geometry, args, like, lane_q, TILES["rows_of_tiles"]):
                     found.append((dtype, lane_q))
@@ -128,7 +138,7 @@ def test_every_window_and_step(kernel_backend, op, name, dtype, lane_q, tile, in
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
 def test_every_dtype(kernel_backend, op, dtype):
     lane_q = 2 if dtype == torch.float64 else 4
     tile, device = TILES["rows_of_tiles"], kernel_backend.device
