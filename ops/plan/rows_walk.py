@@ -99,8 +99,8 @@ def columns_beside(problem: Problem, lane_q: int, piece: int) -> int:
     (stride, dilation), pad = g.steps(1), g.padding[1][0]
     if is_strided_gradient(problem):
         first, count = gradient_reads(g, 1)
-        read = range(first, first + count + lane_q - 1)
-        return len({c // piece for c in read if not 0 <= c < lane_q})
+        columns = range(first, first + count + lane_q - 1)
+        return len({c // piece for c in columns if not 0 <= c < lane_q})
     read = {q * stride + s * dilation - pad for q in range(lane_q) for s in range(g.S)}
     return len({c // piece for c in read if not 0 <= c < lane_q * stride})
 

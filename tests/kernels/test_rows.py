@@ -54,6 +54,9 @@ GEOMETRIES = {
     "filters_of_one_image": geometry_of((1, 1, 9, 12), (2, 1, 3, 3), padding=SAME),
     "colours_to_gray": geometry_of((2, 3, 6, 9), (1, 3, 3, 3), padding=SAME),
     "few_to_few": geometry_of((1, 4, 5, 9), (6, 2, 2, 3), padding=((1, 0), (1, 1)), groups=2),
+    "strided_cropped": geometry_of(
+        (1, 2, 13, 23), (2, 1, 3, 3), (2, 2), ((-1, 0), (-2, 1)), groups=2
+    ),
     "strided_few_to_few": geometry_of((1, 4, 6, 9), (6, 2, 2, 3), (2, 2), SAME, groups=2),
 }
 TILES = {
