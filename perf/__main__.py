@@ -25,6 +25,7 @@ COMMANDS = {
     "tune": ("session.gpu", "search the tiles of given workloads"),
     "predict": ("model.predict", "bounds of every workload from the static model, without a GPU"),
     "sweep": ("model.sweep", "estimates of thousands of calls beside their rooflines"),
+    "fit": ("model.fit", "compare recorded rows with the static model, write its multipliers"),
     "codegen": ("model.codegen", "check the machine code of every configuration"),
 }
 

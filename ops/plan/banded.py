@@ -169,6 +169,7 @@ class BandedTile:
             plan.grid,
             image_first=True,
             between_bytes=self.bands_bytes(problem),
+            operands="registers",
         )
         return _with_copies(work, problem)
 
@@ -282,15 +283,19 @@ class BandedGradTile:
 
     def work(self, plan: Plan, problem: Problem) -> Work:
         """The work of a launch."""
+        pieces = in_pieces(problem)
+        m, n, k = self.step(plan.op)
+        lone = 0 if pieces else LANES_PER_NUMBER * (m + n) * k / problem.threads(self)
         work = matrix_work(
             plan,
             problem,
-            Code(300, 900, 120),
+            Code(300 + lone, 900, 120),
             plan.split_strips,
             self.BLOCK_R * self.BLOCK_I,
             plan.grid,
             image_first=False,
             between_bytes=partial_bytes(plan, problem),
+            operands="registers" if pieces else "strips",
         )
         return _with_copies(work, problem)
 

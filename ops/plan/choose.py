@@ -14,27 +14,17 @@ from types import ModuleType
 
 from ..errors import ArgumentError
 from . import banded, columns, gemm, patch, reuse, rows, stencil, tma
-from .cost import CLOSE, cheapest, gradient_splits, image_splits, times_of
+from .cost import cheapest, gradient_splits, image_splits
 from .integers import cdiv
 from .problem import Plan, Problem, Tile
 from .tuned import tuned
 
-#: Families that offer a tile only where they beat the rest. A banded one is taken where CLOSE times
-#: its predicted time is less than that of the rows kernel, or of the columns kernel without one.
-DECISIVE = (rows, banded)
-#: A decisive family whose measured time is this many times the model's is compared like the rest.
-FAR = 1.2
 #: Families whose kernels of images sum parts of a reduction too, and whose numbers of parts are
 #: compared.
 SPLIT = (gemm, tma, patch)
-#: Families whose tiles are compared.
-COMPARED = (stencil, columns, gemm, tma, patch)
-#: Families that are taken where the cheapest of the others takes at least CLEAR times as long.
-RIVALS = (reuse,)
-CLEAR = 1.15
 #: Families that multiply without matrix units.
 DIRECT = (rows, stencil, columns)
-FAMILIES = (*DECISIVE, *COMPARED, *RIVALS)
+FAMILIES = (rows, banded, stencil, columns, gemm, tma, patch, reuse)
 #: The largest grid that CUDA and HIP launch along the first axis.
 MAX_GRID = 2**31 - 1
 
@@ -54,45 +44,21 @@ def plan(problem: Problem) -> Plan:
         if found.registers is None:
             return best
         return dataclasses.replace(best, max_registers=found.registers or None)
-    tiles = candidates(problem)
-    plans = [plan for tile in tiles for plan in plans_with_tile(problem, tile)]
+    plans, refused = [], None
+    for tile in candidates(problem):
+        try:
+            plans += plans_with_tile(problem, tile)
+        except ArgumentError as error:  # other tiles may have fewer programs
+            refused = error
+    if refused is not None and not plans:
+        raise refused
     direct = [plan for plan in plans if family_of(plan.tile) in DIRECT]
-    best = cheapest(plans, problem, direct)
-    rivals = [plan_with_tile(problem, tile) for family in RIVALS for tile in family.tiles(problem)]
-    if not rivals:
-        return best
-    rival = cheapest(rivals, problem, rivals)
-    return rival if CLEAR * _seconds(rival, problem) <= _seconds(best, problem) else best
-
-
-def _seconds(plan: Plan, problem: Problem) -> float:
-    """The predicted time, as calibrated."""
-    device = problem.device
-    return times_of(plan.tile.work(plan, problem), device).predicted * device.slowdown(plan.family)
+    return cheapest(plans, problem, direct)
 
 
 def candidates(problem: Problem) -> list[Tile]:
     """The tiles to compare."""
-    device = problem.device
-    by_rows, by_bands, direct = (
-        [tile for tile in family.tiles(problem) if device.slowdown(tile.family) < FAR]
-        for family in (*DECISIVE, columns)
-    )
-    direct = by_rows or direct
-    if by_bands and direct:
-        first, second = (
-            times_of(plan.tile.work(plan, problem), device).predicted * device.slowdown(plan.family)
-            for plan in (
-                plan_with_tile(problem, tile, tile.splits(problem))
-                for tile in (direct[0], by_bands[0])
-            )
-        )
-        by_bands = by_bands if CLOSE * second < first else []
-    if by_bands or by_rows:
-        return list(by_bands or by_rows)
-    compared = (banded, *COMPARED) if device.slowdown(banded.KINDS[0].family) >= FAR else COMPARED
-    compared = (rows, *compared)
-    return [tile for family in compared for tile in family.tiles(problem)]
+    return [tile for family in FAMILIES for tile in family.tiles(problem)]
 
 
 def family_of(tile: Tile) -> ModuleType:

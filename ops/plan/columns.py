@@ -15,6 +15,7 @@ from .cost import (
     Work,
     device_bytes,
     is_launchable,
+    line_bytes,
     partial_bytes,
     splits_that_fill,
 )
@@ -143,6 +144,12 @@ class ColumnsTile:
             each = max(each, self.BLOCK_K * self.BLOCK_Q / threads)
         return pixels, taps * g.S * each
 
+    def _line_bytes(self, problem: Problem) -> float:
+        """Bytes that L1 reads for a pixel of one lane: of neighbouring channels, or columns."""
+        if problem.layout.channels_last:
+            return line_bytes(self.planes, problem.image_bytes)
+        return line_bytes(self.BLOCK_Q, walked(problem).steps(1)[0] * problem.image_bytes)
+
     def work(self, plan: Plan, problem: Problem) -> Work:
         """The work of a launch, whose code has three loops."""
         g, threads, itemsize = walked(problem), problem.threads(self), problem.dtype.itemsize
@@ -166,7 +173,7 @@ class ColumnsTile:
             threads,
             device_bytes(problem, plan.grid, 1) + again,
             self.rows(problem) * columns * planes * g.group_C * problem.image_bytes,
-            g.group_C * threads * (pixels * problem.image_bytes + taps * 4),
+            g.group_C * threads * (pixels * self._line_bytes(problem) + taps * 4),
             macs,
             "float64" if problem.dtype == torch.float64 else "fma",
             macs / threads + g.group_C * instructions,
@@ -276,12 +283,14 @@ class ColumnsGradTile:
         inside = g.Q >= 4 * self.BLOCK_Q and g.padding_mode == "zeros"
         each = PIXEL + convert + (MASK / 2 if inside else MASK)
         between = partial_bytes(plan, problem)
+        across = self.BLOCK_K if problem.layout.channels_last else self.BLOCK_Q
+        in_l1 = line_bytes(across, problem.image_bytes)
         return Work(
             plan.grid,
             threads,
             device_bytes(problem, plan.grid, cdiv(g.R * g.S, taps) * g.group_C) + between,
             fresh * problem.image_bytes + dy * itemsize,
-            x * problem.image_bytes + dy * itemsize,
+            (x + dy) * in_l1,
             macs,
             "float64" if problem.dtype == torch.float64 else "fma",
             (macs + each * (dy + x)) / threads + taps * LAST_SUM,
@@ -291,6 +300,7 @@ class ColumnsGradTile:
             outputs=taps * self.BLOCK_K,
             steps=strips,
             loaded_bytes=x * problem.image_bytes + dy * itemsize,
+            operands="strips",
         )
 
 

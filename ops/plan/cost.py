@@ -1,15 +1,19 @@
 """Predicts the time of a launch from what each unit of the device has to do.
 
     seconds = launches * launch_seconds + time to read partial sums again + time to copy operands
-              + max(device memory, L2, shared, arithmetic, issue, latency)
+              + slowest + exposed * (sum of the others)
+    of device memory, L2, shared, arithmetic, issue, latency
 
-The units are assumed to overlap perfectly, so the slowest decides. With n the programs of the
-busiest multiprocessor, ceil(programs / multiprocessors), and per program and clock:
+The slowest unit hides only a part of the others: `exposed` is the share that it does not hide, see
+EXPOSED. With n the programs of the busiest multiprocessor, ceil(programs / multiprocessors), and
+per program and clock:
 
     device memory   bytes of the whole launch / rate of the device
     L2              the larger of  all bytes / rate of the device  and  n * bytes / 64
     shared          n * bytes / 128: written to shared memory, and read from it by matrix units,
-                    which read the second operand once for every 64 rows of the first
+                    which read the second operand once for every 64 rows of the first. L1 is the
+                    same unit and takes one 128-byte line a clock: where the lanes of a load are
+                    apart, each counts as up to 128 bytes
     arithmetic      n * multiply-adds / rate of the unit, padding of tiles and channels included
     issue           n * instructions of all warps / 4
     latency         ceil(n / r) * (latencies + the slowest unit of one program alone), if r programs
@@ -18,9 +22,9 @@ busiest multiprocessor, ceil(programs / multiprocessors), and per program and cl
                     unit and the issue of the program's instructions come after each other
 
 The ceilings in n and n / r are waves: a partly filled last wave takes as long as a full one.
-device.py names the source of every rate, or holds measured ones; then each family's seconds are
-multiplied by its measured slowdown. Plans are compared on one device only, so only ratios of rates
-matter.
+device.py names the source of every rate, or holds measured ones; then the seconds of each kernel
+are multiplied by its measured slowdown. Plans are compared on one device only, so only ratios of
+rates matter.
 """
 
 from __future__ import annotations
@@ -32,18 +36,26 @@ import torch
 
 from .device import GEMM_MIN, MAX_WORKSPACE, Device
 from .integers import cdiv
+from .measured import kernel_key
 from .problem import Plan, Problem, Tile
 
 #: Bytes that one multiprocessor takes from L2 in a clock: the width of the port.
 L2_PORT = 64
+#: Bytes of a line of L1, which takes one in a clock.
+LINE = 128
 #: 32-bit registers of a multiprocessor, and threads that it holds.
 REGISTERS, THREADS = 2**16, 2048
-#: Plans within this factor of the fastest count as equal, because the model is no better than that.
-#: Of those, the one with the least total busy time of all units is taken.
-CLOSE = 1.1
-#: For few channels, a matrix unit must be predicted below this share of the stencil's time, to
-#: allow for the model's error.
-MARGIN = 0.5
+#: Share of the other units' time that the slowest unit does not hide, by how operands travel;
+#: fitted to calls on an H100 (python -m tricorr.perf fit): "ahead" of their use, by asynchronous
+#: copies to shared memory or as the vectors of the next step; through "registers"; as the "strips"
+#: of a weight gradient, which are loaded, multiplied and added up in turn.
+EXPOSED = {"ahead": 0.2, "registers": 0.4, "strips": 0.9}
+#: Where channels are few, a matrix unit must be predicted below this share of the fastest kernel
+#: without one, to allow for the model's error.
+MARGIN = 0.75
+#: Instructions of a residual, gelu or silu for one result: about what two calls with gelu took
+#: longer on an H100.
+HEAVY_EPILOGUE = 40
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,9 @@ class Work:
         copy_bytes: of copies of operands, which a launch before it makes at the rate of a copy.
         waits: a pass of its loop loads, multiplies and stores to shared memory one after the other.
         stalls: loads of one program that it waits for, beside the first.
+        operands: how they travel, see EXPOSED.
+        outside: of `instructions`, those before and after the loop: no other unit works meanwhile
+            but for programs side by side.
     """
 
     programs: int
@@ -104,6 +119,8 @@ class Work:
     copy_bytes: float = 0
     waits: bool = False
     stalls: float = 0
+    operands: str = "registers"
+    outside: float = 0
 
     def after_copies(self, copies: Sequence[float]) -> Work:
         """The work with a launch before it that makes copies of so many bytes, if there are any."""
@@ -125,24 +142,31 @@ class Times:
     issue: float
     latency: float
     launch: float
+    exposed: float = 0
+
+    @property
+    def units(self) -> dict[str, float]:
+        """Seconds of every unit that works while others do."""
+        return {k: v for k, v in vars(self).items() if k not in ("launch", "exposed")}
 
     @property
     def bound(self) -> str:
         """The unit that takes longest."""
-        units = {name: seconds for name, seconds in vars(self).items() if name != "launch"}
+        units = self.units
         return max(units, key=lambda unit: units[unit])
 
     @property
     def predicted(self) -> float:
         """Seconds of the launch."""
-        return self.launch + max(
-            self.dram, self.l2, self.shared, self.arithmetic, self.issue, self.latency
-        )
+        slowest, total = max(self.units.values()), sum(self.units.values())
+        return self.launch + slowest + self.exposed * (total - slowest)
 
-    @property
-    def busy(self) -> float:
-        """Seconds of all units together: of two plans that take as long, the better has less."""
-        return self.dram + self.l2 + self.shared + self.arithmetic + self.issue
+
+def seconds_of(plan: Plan, problem: Problem) -> float:
+    """The predicted time of a plan, multiplied by what was measured of its kernel."""
+    device = problem.device
+    slowdown = device.slowdown(plan.family, kernel_key(plan.kernel, problem.layout.channels_last))
+    return times_of(plan.tile.work(plan, problem), device).predicted * slowdown
 
 
 def cheapest(plans: Sequence[Plan], problem: Problem, direct: Sequence[Plan]) -> Plan:
@@ -151,24 +175,17 @@ def cheapest(plans: Sequence[Plan], problem: Problem, direct: Sequence[Plan]) ->
     Args:
         plans: to choose from.
         problem: that they solve.
-        direct: those without matrix units, the stencil's among them, where channels are few: the
-            others must beat the slowest of these by MARGIN.
+        direct: those without matrix units: where channels are few, the others must beat the
+            fastest of these by MARGIN.
     """
     if len(plans) == 1:
         return plans[0]
-    device = problem.device
-    times = {plan: times_of(plan.tile.work(plan, problem), device) for plan in plans}
-    seconds = {plan: times[plan].predicted * device.slowdown(plan.family) for plan in plans}
+    seconds = {plan: seconds_of(plan, problem) for plan in plans}
     fastest = min(plans, key=lambda plan: seconds[plan])
-    if problem.has_few_channels:
-        margin = MARGIN if device.measured is None else 1 / CLOSE
-        longest = max(seconds[plan] for plan in direct)
-        if seconds[fastest] < margin * longest:
-            return fastest
-        return min(direct, key=lambda plan: seconds[plan])
-    close = [plan for plan in plans if seconds[plan] <= CLOSE * seconds[fastest]]
-    busy = {plan: times[plan].busy + times[plan].launch for plan in close}
-    return min(close, key=lambda plan: busy[plan] * device.slowdown(plan.family))
+    if problem.has_few_channels and direct:
+        best = min(direct, key=lambda plan: seconds[plan])
+        return fastest if seconds[fastest] < MARGIN * seconds[best] else best
+    return fastest
 
 
 def times_of(work: Work, device: Device) -> Times:
@@ -180,7 +197,8 @@ def times_of(work: Work, device: Device) -> Times:
     arithmetic = work.macs * work.products / rates.macs[work.unit]
     issue = work.instructions * warps / rates.issue
     longest = max(shared, arithmetic, work.l2_bytes / L2_PORT)
-    alone = issue + longest if work.waits else max(issue, longest)
+    outside = work.outside * warps / rates.issue
+    alone = issue + longest if work.waits else max(issue - outside, longest) + outside
     rounds = cdiv(busiest, max(1, min(work.resident, busiest)))
     l2 = max(work.programs * work.l2_bytes / rates.l2, busiest * work.l2_bytes / L2_PORT)
     # The next kernel reads from L2 what still is there.
@@ -196,6 +214,7 @@ def times_of(work: Work, device: Device) -> Times:
         launch=work.launches * device.launch_seconds
         + again
         + 2 * work.copy_bytes / device.copy_rate,
+        exposed=EXPOSED[work.operands],
     )
 
 
@@ -213,6 +232,7 @@ def matrix_work(
     between_bytes: int = 0,
     filled: tuple[float, float, float] = (1, 1, 1),
     slices: tuple[int, int] = (1, 1),
+    operands: str | None = None,
 ) -> Work:
     """The work of a kernel that multiplies [M, K] by [K, N] in every pass of its loop.
 
@@ -226,6 +246,8 @@ def matrix_work(
         image_first: the operand of M rows is the image, not the weight or dy.
         descriptors: loads go straight to shared memory; others pass L1 on their way there.
         lone: elements of a pass that a lane loads one by one: L1 takes as long for 4 bytes each.
+        operands: as in Work; None for those ahead, unless some are lone or are strips of a weight
+            gradient through pointers.
         between_bytes: as in Work.
         filled: shares of M, N and K that are elements: what lies beyond is not read from L2.
         slices: of dy and of x, see device_bytes.
@@ -256,6 +278,10 @@ def matrix_work(
         int(REGISTERS * (lanes // 32) // (threads * code.registers)),
         THREADS // threads,
     )
+    epilogue = HEAVY_EPILOGUE * outputs / threads if problem.layout.heavy_epilogue else 0
+    if operands is None:
+        through = "strips" if problem.op == "wgrad" else "registers" if lone else "ahead"
+        operands = "ahead" if descriptors else through
     # Programs that share the pixels of a weight gradient.
     sharers = programs // max(1, plan.splits * problem.geometry.groups * problem.banks)
     return Work(
@@ -267,7 +293,7 @@ def matrix_work(
         steps * moved,
         steps * m * n * k,
         problem.unit,
-        steps * code.loop + code.outside,
+        steps * code.loop + code.outside + epilogue,
         max(1, resident),
         2 if between_bytes else 1,
         between_bytes,
@@ -276,7 +302,20 @@ def matrix_work(
         steps,
         steps * loaded,
         waits=lone > 0,
+        operands=operands,
+        outside=code.outside + epilogue,
     )
+
+
+def line_bytes(lanes: int, step: float) -> float:
+    """Bytes that L1 reads for each lane of a load, in whole lines.
+
+    Args:
+        lanes: of a warp that lie one after the other; the next ones are in other lines.
+        step: bytes from one of them to the next.
+    """
+    lanes = max(1, min(32, lanes))
+    return max(LINE / lanes, min(LINE, step))
 
 
 def device_bytes(

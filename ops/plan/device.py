@@ -87,7 +87,7 @@ class Device:
     multiprocessors: int
     bandwidth: float | None = None
     flops_per_second: Mapping[str, float] = field(default_factory=dict, hash=False)
-    measured: Measured | None = None
+    measured: Measured | None = field(default=None, hash=False)
 
     @property
     def limits(self) -> Limits:
@@ -122,9 +122,9 @@ class Device:
         found = None if self.measured is None else self.measured.launch
         return LAUNCH_SECONDS if found is None else found
 
-    def slowdown(self, family: str) -> float:
-        """How many times the model's time a kernel family takes."""
-        return 1.0 if self.measured is None else self.measured.slowdown(family)
+    def slowdown(self, family: str, kernel: str = "") -> float:
+        """How many times the model's time a kernel takes, see Measured."""
+        return 1.0 if self.measured is None else self.measured.slowdown(family, kernel)
 
     def mac_rate(self, unit: str) -> float:
         """Multiply-adds per second of one kind of unit, all multiprocessors together."""
@@ -196,8 +196,10 @@ RATES = {
 
 INTERPRETER = Device("Triton interpreter", "interpreter", 4)
 
+_H100 = measured_on("nvidia_h100_80gb_hbm3")
+
 #: Devices that can be planned for without having one, by a word of what torch calls them. Datasheet
-#: numbers: leads, not measurements.
+#: numbers, and what was measured on one of them: an H200 is an H100 with faster memory.
 DEVICES = {
     "a100": Device(
         "NVIDIA A100-SXM4-80GB",
@@ -212,6 +214,7 @@ DEVICES = {
         132,
         3.35e12,
         {"fma": 67e12, "float64": 67e12, "tf32": 495e12, "half": 990e12},
+        _H100,
     ),
     "h200": Device(
         "NVIDIA H200",
@@ -219,6 +222,7 @@ DEVICES = {
         132,
         4.8e12,
         {"fma": 67e12, "float64": 67e12, "tf32": 495e12, "half": 990e12},
+        _H100 and replace(_H100, copy=None),
     ),
     "b200": Device(
         "NVIDIA B200",
@@ -247,7 +251,7 @@ def device_called(name: str, arch: str, multiprocessors: int) -> Device:
     for word, known in DEVICES.items():
         same = (known.arch, known.multiprocessors) == (arch, multiprocessors)
         if same and re.search(rf"\b{word}\b", name, re.IGNORECASE):
-            return replace(known, name=name, measured=measured)
+            return replace(known, name=name, measured=measured or known.measured)
     return Device(name, arch, multiprocessors, measured=measured)
 
 

@@ -139,6 +139,7 @@ class GemmTile:
             between_bytes=partial_bytes(plan, problem),
             filled=self._filled(problem),
             slices=self._slices(problem),
+            operands="registers" if self._is_rearranged(plan, problem) else None,
         )
         if not weights:
             return work.after_copies([] if self.in_place else repacked_bytes(problem))
@@ -150,6 +151,16 @@ class GemmTile:
             shared_bytes=work.shared_bytes + steps * weights * min(taps * itemsize, SECTOR),
             stalls=steps / taps if itemsize < 4 else 0,
         )
+
+    def _is_rearranged(self, plan: Plan, problem: Problem) -> bool:
+        """Whether an image passes registers: in single elements, or for a TF32 matrix of columns.
+
+        The matrix unit reads TF32 from shared memory only where summed elements are neighbours.
+        """
+        if plan.op == "wgrad":
+            return False
+        planes = not problem.layout.channels_last and problem.unit == "tf32"
+        return planes or not plan.one_tap
 
     def _scattered(self, problem: Problem) -> int:
         """Elements of the weight in a step whose neighbours are not next to them in memory."""

@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 DIRECTORY = Path(__file__).parent / "measured"
-#: Fewest calls whose median makes a family's multiplier.
+#: Fewest calls whose median makes a multiplier.
 FEWEST_CALLS = 3
+
+#: Multiplier of a kernel that was not measured on a device where others were, so that the planner
+#: prefers those unless this one is clearly faster. Assumed: the model is off by a tenth on average.
+UNKNOWN = 1.15
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Measured:
         latency: seconds of a load from device memory.
         launch: seconds of a kernel's start and end.
         families: measured time over the model's, by kernel family.
+        kernels: the same by kernel and memory format, see kernel_key.
     """
 
     when: str
@@ -37,21 +42,36 @@ class Measured:
     latency: float | None
     launch: float | None
     families: tuple[tuple[str, float], ...]
+    kernels: tuple[tuple[str, float], ...] = ()
 
-    def slowdown(self, family: str) -> float:
-        """How many times its predicted time a family takes; 1 where that is not known."""
-        return dict(self.families).get(family, 1.0)
+    def slowdown(self, family: str, kernel: str = "") -> float:
+        """How many times its predicted time a kernel takes: its family where only that is known.
+
+        UNKNOWN where neither is, and 1 where nothing is.
+        """
+        if not self.families:
+            return 1.0
+        known = dict(self.kernels)
+        return known[kernel] if kernel in known else dict(self.families).get(family, UNKNOWN)
+
+
+def kernel_key(kernel: str, channels_last: bool) -> str:
+    """The name of a kernel's multiplier: it differs between memory formats."""
+    return f"{kernel} {'channels_last' if channels_last else 'NCHW'}"
 
 
 def parse(file: Mapping[str, Any]) -> Measured:
     """The constants of a calibration.json."""
     rates = {name: file["rates"].get(name) for name in ("copy", "l2", "latency", "launch")}
-    families = tuple(
-        (name, family["multiplier"])
-        for name, family in sorted(file["families"].items())
-        if family["calls"] >= FEWEST_CALLS
+    families, kernels = (
+        tuple(
+            (name, entry["multiplier"])
+            for name, entry in sorted(file.get(field, {}).items())
+            if entry["calls"] >= FEWEST_CALLS
+        )
+        for field in ("families", "kernels")
     )
-    return Measured(file["measured"], **rates, families=families)
+    return Measured(file["measured"], **rates, families=families, kernels=kernels)
 
 
 @functools.cache

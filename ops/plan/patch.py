@@ -20,9 +20,11 @@ from typing import Any, ClassVar
 
 from ..geometry import Geometry
 from .cost import (
+    LINE,
     Code,
     Work,
     fits_matrix_unit,
+    line_bytes,
     matrix_work,
     partial_bytes,
     pipeline_bytes,
@@ -221,9 +223,26 @@ class PatchTile:
         work = replace(work, launches=launches)
         if self._multiplies_by_warps(problem):
             work = replace(work, products=2 * work.products)
-        # Neighbouring patches lie a step apart in a plane, and L1 reads all between them.
-        apart = self.axes(plan.op, g)[1].step * problem.image_bytes
-        return replace(work, shared_bytes=work.shared_bytes + steps * lone * max(0, apart - 4))
+        more = max(0, self._line_bytes(problem) - 4)
+        return replace(work, shared_bytes=work.shared_bytes + steps * lone * more)
+
+    def _line_bytes(self, problem: Problem) -> float:
+        """Bytes that L1 reads for an element that is loaded alone.
+
+        In planes, neighbouring lanes have neighbouring patches, then those of the next row; in
+        channels_last, they have the channels of a group, then the next place of the window.
+        """
+        g, pixel = problem.geometry, problem.image_bytes
+        if problem.layout.channels_last:
+            place = problem.reduced * g.groups * pixel
+            return max(LINE / 32, min(place, LINE) / problem.reduced)
+        rows, columns = self.axes(problem.op, g)
+        height, width = (g.P, g.Q) if problem.op == "dgrad" else (g.H, g.W)
+        patches = rows.count * columns.count
+        return min(
+            line_bytes(columns.count, columns.step * pixel),
+            line_bytes(patches, height * width * pixel / patches),
+        )
 
     def _filled(self, problem: Problem) -> tuple[float, float, float]:
         """Shares of (M, N, K) of a step that are elements: other lanes load nothing."""

@@ -8,7 +8,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from .cost import REGISTERS, Work, device_bytes, partial_bytes, splits_that_fill
+from .cost import (
+    REGISTERS,
+    Work,
+    device_bytes,
+    line_bytes,
+    partial_bytes,
+    splits_that_fill,
+)
 from .cost import THREADS as RESIDENT_THREADS
 from .device import ALL_REGISTERS, MAX_REGISTERS
 from .integers import cdiv, power_of_two
@@ -242,6 +249,9 @@ class RowsTile:
             shifts = loaded_columns(self, problem)
         dy = self.BLOCK_P * self.BLOCK_Q * self.BLOCK_C * self.BLOCK_K * itemsize if wgrad else 0
         loads = strips * (walk.loads * pixel + dy)
+        in_l1: float = loads
+        if self.X_ALIGN == 1:
+            in_l1 = strips * (walk.loads + dy / itemsize) * self._line_bytes(problem)
         from_l2 = strips * (walk.loads * pixel * min(1.0, fresh / shifts) + dy)
         macs, threads = strips * walk.macs, problem.threads(self)
         mac, output = INSTRUCTIONS["fprop" if plan.turned else plan.op]
@@ -255,7 +265,7 @@ class RowsTile:
             threads,
             device_bytes(problem, plan.grid, g.R * g.S * g.group_C) + between,
             from_l2,
-            loads,
+            in_l1,
             macs,
             "float64" if problem.dtype == torch.float64 else "fma",
             instructions,
@@ -265,7 +275,15 @@ class RowsTile:
             outputs=walk.outputs,
             steps=walk.steps * strips,
             loaded_bytes=loads,
+            operands="strips" if wgrad else "registers",
         )
+
+    def _line_bytes(self, problem: Problem) -> float:
+        """Bytes that L1 reads for a load of one lane: of neighbouring channels, or columns."""
+        pixel, stride = problem.image_bytes, problem.geometry.steps(1)[0]
+        if problem.layout.channels_last:
+            return line_bytes(self.BLOCK_C, pixel)
+        return line_bytes(self.BLOCK_Q // self.LANE_Q, stride * pixel)
 
     def _vector_work(self, plan: Plan, problem: Problem) -> Work:
         """`work` of a tile whose lanes have vectors."""
@@ -297,6 +315,7 @@ class RowsTile:
             outputs=self.BLOCK_P * self.BLOCK_Q * self.BLOCK_C * self.BLOCK_K * e.row,
             steps=steps,
             loaded_bytes=lanes * (own + beside),
+            operands="ahead",
         )
 
 

@@ -110,6 +110,7 @@ class StencilTile:
             outputs=outputs,
             steps=steps,
             loaded_bytes=loads,
+            operands="strips" if plan.op == "wgrad" else "registers",
         )
 
 

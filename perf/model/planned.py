@@ -111,6 +111,12 @@ def alternatives(problem: Problem) -> list[Plan]:
     return [own, *sorted(best, key=lambda plan: seconds_of(plan, problem))]
 
 
+def all_plans(problem: Problem) -> list[Plan]:
+    """The planner's plan, and every plan that any family offers."""
+    tiles = [tile for family in choose.FAMILIES for tile in tiles_of(family, problem)]
+    return [choose.plan(problem), *(plan for tile in tiles for plan in _plans_with(tile, problem))]
+
+
 def _plans_with(tile: Tile, problem: Problem) -> list[Plan]:
     try:
         return choose.plans_with_tile(problem, tile)

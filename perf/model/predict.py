@@ -42,7 +42,7 @@ class Prediction:
         waste: multiply-adds done, padding of tiles included, over those that the result needs.
         fill: share of the multiprocessors' time in which they have a program.
         dram_us, l2_us, shared_us, arithmetic_us, issue_us, latency_us, launch_us: as in cost.Times.
-        predicted_us: the longest of the units, and launch_us.
+        predicted_us: of the launch, see cost.py.
         bound: the unit that takes longest.
         roofline_us: the problem's own bound.
         roofline_fraction: roofline_us / predicted_us.
@@ -106,7 +106,8 @@ def predict(call: PlannedCall, device: Device) -> Prediction:
         load_bytes=round(programs * work.loaded_bytes),
         waste=done / max(1, macs),
         fill=programs / (-(-programs // sms) * sms) if programs else 1.0,
-        **{f"{unit}_us": seconds * 1e6 for unit, seconds in vars(found).items()},
+        **{f"{unit}_us": seconds * 1e6 for unit, seconds in found.units.items()},
+        launch_us=found.launch * 1e6,
         predicted_us=found.predicted * 1e6,
         bound=found.bound,
         roofline_us=roofline * 1e6,

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from ...ops import ArgumentError, Geometry
 from ...ops.explain import device_named
 from ...ops.plan import choose
-from ...ops.plan.cost import times_of
+from ...ops.plan.cost import seconds_of, times_of
 from ...ops.plan.device import DEVICES, Device
 from ..providers import make_operands
 from ..workloads import FORMATS, OPS, Workload
@@ -98,7 +98,7 @@ def estimate(g: Geometry, op: str, dtype: str, memory_format: str, device: Devic
     roofline = max(
         problem.compulsory_bytes / device.copy_rate, macs / device.mac_rate(problem.unit)
     )
-    seconds = times.predicted * device.slowdown(plan.family)
+    seconds = seconds_of(plan, problem)
     return Estimate(
         f"{kind_of(g)}, {dtype}, {memory_format}",
         f"{op} {g.N}x{g.C}x{g.H}x{g.W}-{g.K}-{g.R}x{g.S}-s{g.stride[0]}-g{g.groups} {dtype} "

@@ -1,8 +1,10 @@
-"""Corrections of the static model from measured times: its constants, a multiplier per family.
+"""Corrections of the static model from measured times: its constants, and multipliers.
 
-A multiplier is the median, over the measured calls of a family, of the time measured over the time
-that the model predicts with the measured constants. `calibration.json` has both, with the plans
-that change by them: put into ops/plan/measured/ under the device's name, the planner reads it.
+A multiplier is the median, over the measured calls of a family, or of a kernel in one memory
+format, of the time measured over the time that the model predicts with the measured constants.
+`calibration.json` has all of them, with the plans that change by them: put into ops/plan/measured/
+under the device's name, the planner reads it. `python -m tricorr.perf fit` makes the same from rows
+that were recorded before.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...ops.plan import choose
-from ...ops.plan.measured import parse
-from ..model.planned import PlannedCall, alternatives, describe, seconds_of
+from ...ops.plan.measured import kernel_key, parse
+from ..model.planned import PlannedCall, all_plans, describe, seconds_of
 from ..timing.ceilings import Ceilings
 from ..timing.machine import Machine
 
 if TYPE_CHECKING:
     from ...ops.plan.device import Device
+    from ...ops.plan.problem import Plan, Problem
     from ..rows import Row
     from ..workloads import Workload
 
@@ -33,9 +36,13 @@ FAR = 1.5
 
 @dataclass(frozen=True)
 class Timed:
-    """One measured call: seconds, measured and predicted, and the host's microseconds."""
+    """One measured call: seconds, measured and predicted, and the host's microseconds.
+
+    `kernel` is the key of its multiplier, see measured.kernel_key.
+    """
 
     family: str
+    kernel: str
     measured: float
     predicted: float
     host_us: float | None = None
@@ -43,7 +50,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Family:
-    """A kernel family: the median of measured over predicted, its quartiles, host microseconds."""
+    """A family or kernel: the median of measured over predicted, quartiles, host microseconds."""
 
     multiplier: float
     low: float
@@ -62,6 +69,7 @@ class Calibration:
         versions: of the driver, PyTorch, Triton, and the revision.
         rates: copy and L2 bytes per second, seconds of a launch and of a load, where measured.
         families: by name.
+        kernels: by kernel and memory format.
     """
 
     device: str
@@ -69,6 +77,7 @@ class Calibration:
     versions: dict[str, str | None]
     rates: dict[str, float]
     families: dict[str, Family]
+    kernels: dict[str, Family]
 
     def lines(self) -> Iterator[str]:
         """A line for each family; families far from the model are marked."""
@@ -96,35 +105,55 @@ def timed_by(row: Row, workload: Workload, device: Device, measured: Device) -> 
         measured: the device with its measured constants, which predict the time: a multiplier
             holds only the part that they do not explain.
     """
+    if (found := plan_of(row, workload, device)) is not None:
+        plan, problem = found
+        predicted = seconds_of(plan, replace(problem, device=measured))
+        key = kernel_key(plan.kernel, problem.layout.channels_last)
+        yield Timed(plan.family, key, (row.ms or 0.0) / 1e3, predicted, row.host_us)
+
+
+def plan_of(row: Row, workload: Workload, device: Device) -> tuple[Plan, Problem] | None:
+    """The plan that a row describes, and its problem; None if no family offers it any more.
+
+    Of several that are described alike, the planner would have taken the fastest.
+    """
     problem = PlannedCall(workload, row.op, row.dtype, row.format).problem(device)
-    for plan in alternatives(problem):
-        if describe(plan) == row.plan:
-            predicted = seconds_of(plan, replace(problem, device=measured))
-            yield Timed(plan.family, (row.ms or 0.0) / 1e3, predicted, row.host_us)
+    plans = [plan for plan in all_plans(problem) if describe(plan) == row.plan]
+    if not plans:
+        return None
+    return min(plans, key=lambda plan: seconds_of(plan, problem)), problem
 
 
 def calibration(
     device: Device, machine: Machine, ceilings: Ceilings | None, timed: Iterable[Timed]
 ) -> Calibration:
     """The calibration that measured calls give."""
-    by_family: dict[str, list[Timed]] = defaultdict(list)
-    for call in timed:
-        by_family[call.family].append(call)
-    families = {}
-    for name, calls in by_family.items():
+    timed = list(timed)
+    rates = {} if ceilings is None else ceilings.constants()
+    versions = {name: getattr(machine, name) for name in ("driver", "torch", "triton", "revision")}
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    families = grouped((call.family, call) for call in timed)
+    kernels = grouped((call.kernel, call) for call in timed)
+    return Calibration(device.name, now, versions, rates, families, kernels)
+
+
+def grouped(timed: Iterable[tuple[str, Timed]]) -> dict[str, Family]:
+    """The median and quartiles of each group of calls."""
+    groups: dict[str, list[Timed]] = defaultdict(list)
+    for name, call in timed:
+        groups[name].append(call)
+    found = {}
+    for name, calls in sorted(groups.items()):
         ratios = sorted(call.measured / call.predicted for call in calls)
         hosts = [call.host_us for call in calls if call.host_us is not None]
-        families[name] = Family(
+        found[name] = Family(
             multiplier=statistics.median(ratios),
             low=ratios[len(ratios) // 4],
             high=ratios[-1 - len(ratios) // 4],
             calls=len(ratios),
             host_us=statistics.median(hosts) if hosts else None,
         )
-    rates = {} if ceilings is None else ceilings.constants()
-    versions = {name: getattr(machine, name) for name in ("driver", "torch", "triton", "revision")}
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Calibration(device.name, now, versions, rates, families)
+    return found
 
 
 def changed_plans(

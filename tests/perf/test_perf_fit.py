@@ -1,0 +1,79 @@
+"""fit: multipliers and shares are recovered from rows that the model itself has made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tricorr.ops.plan.cost import EXPOSED, times_of
+from tricorr.ops.plan.device import DEVICES
+from tricorr.perf import __main__ as command
+from tricorr.perf.model import fit
+from tricorr.perf.model.planned import PlannedCall, alternatives, describe
+from tricorr.perf.rows import Row, to_json
+from tricorr.perf.workloads import find
+
+DEVICE = replace(DEVICES["h100"], measured=None)
+CALLS = [
+    ("resnet50-64x56x56-64-3x3", "fprop"),
+    ("resnet50-128x28x28-128-3x3", "fprop"),
+    ("resnet50-256x14x14-256-3x3", "fprop"),
+    ("convnext-t-96x56x56-96-7x7", "wgrad"),
+]
+
+
+def recorded(slow, exposed=None):
+    """Rows of every plan, each of which takes `slow(plan)` times what the model predicts."""
+    rows = []
+    for name, op in CALLS:
+        call = PlannedCall(find(name), op, "bfloat16", "channels_last")
+        problem = call.problem(DEVICE)
+        for plan in alternatives(problem):
+            times = times_of(plan.tile.work(plan, problem), DEVICE)
+            share = times.exposed if exposed is None else exposed
+            ms = slow(plan) * replace(times, exposed=share).predicted * 1e3
+            rows.append(
+                Row(
+                    workload=name, suite="layers", op=op, dtype="bfloat16", format="channels_last",
+                    provider="tricorr", cache="cold", status="ok", note="", kind="gpu",
+                    device=DEVICE.name, time="2026-01-02", revision="r", torch="2",
+                    tricorr="0", ms=ms, plan=describe(plan),
+                )
+            )  # fmt: skip
+    return rows
+
+
+def test_multipliers_are_recovered_and_the_planner_follows_them():
+    found = fit.samples(recorded(lambda plan: 4.0 if plan.family == "reuse" else 2.0), DEVICE)
+    calibration = fit.calibration_of(found, {"copy": 3e12})
+    assert calibration.families["reuse"].multiplier == pytest.approx(4)
+    assert calibration.kernels["fprop_gemm channels_last"].multiplier == pytest.approx(2)
+    assert calibration.rates == {"copy": 3e12}
+    before = {text.split(":")[0]: ratio for ratio, text in fit.contests(found, DEVICE)}
+    assert before["resnet50-128x28x28-128-3x3 fprop bfloat16 channels_last"] > fit.RIGHT
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7])
+def test_the_share_of_units_that_do_not_overlap_is_recovered(share):
+    found = fit.samples(recorded(lambda plan: 1.0, share), DEVICE)
+    shares = fit.shares(found)
+    assert set(shares) == set(EXPOSED)
+    for count, fitted in shares.values():
+        assert count > 0
+        assert fitted == pytest.approx(share, abs=0.06)
+
+
+def test_the_command_writes_what_the_planner_reads(tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(to_json(row) + "\n" for row in recorded(lambda plan: 2.0)))
+    rates = tmp_path / "calibration.json"
+    rates.write_text(json.dumps({"rates": {"copy": 3e12, "l2": 1e12}}))
+    out = tmp_path / "out.json"
+    arguments = ["fit", str(rows), "--device", "h100", "--rates", str(rates), "--write", str(out)]
+    assert command.main(arguments) == 0
+    written = json.loads(out.read_text())
+    assert written["rates"] == {"copy": 3e12}
+    assert written["families"]["gemm"]["calls"] > 0
+    assert "measured over predicted" in capsys.readouterr().out
