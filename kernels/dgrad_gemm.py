@@ -10,7 +10,7 @@ The pixels h = phase + STRIDE_H * row of a phase are reached through the same ta
 input gradient of stride 1 with these taps alone, so no zeros between strides are multiplied.
 
 Sums in float32 (float64 for float64). A bank per sample is a batch of GEMMs, as in fprop_gemm,
-which explains PIXEL_AXIS and SPLIT.
+which explains PIXEL_AXIS, OTHER_AXIS (of dx) and SPLIT.
 """
 
 import triton
@@ -36,13 +36,15 @@ def dgrad_gemm(
     STRIDE_H: tl.constexpr = WINDOW.STRIDE_H
     STRIDE_W: tl.constexpr = WINDOW.STRIDE_W
     AXIS: tl.constexpr = LAYOUT.PIXEL_AXIS
+    X_AXIS: tl.constexpr = LAYOUT.OTHER_AXIS
     if AXIS == 0:
-        GROUP_C = round_down(GROUP_C, LAYOUT.X_ALIGN)
         GROUP_K = round_down(GROUP_K, LAYOUT.Y_ALIGN)
+    if X_AXIS == 0:
+        GROUP_C = round_down(GROUP_C, LAYOUT.X_ALIGN)
     else:
         W = round_down(W, LAYOUT.X_ALIGN)
     dy_strides = align_strides(dy_strides, AXIS, LAYOUT.Y_ALIGN)
-    dx_strides = align_strides(dx_strides, AXIS, LAYOUT.X_ALIGN)
+    dx_strides = align_strides(dx_strides, X_AXIS, LAYOUT.X_ALIGN)
     weight_strides = align_tap_strides(weight_strides, LAYOUT.WEIGHT_ALIGN)
 
     program, split = widen(tl.program_id(0), INT64), 0
@@ -92,12 +94,19 @@ def dgrad_gemm(
         most_taps(WINDOW.S, STRIDE_W, WINDOW.DIL_W), LAYOUT, PRECISION, INT64, TILE.BLOCK_K,
     )  # fmt: skip
 
+    if X_AXIS != AXIS:
+        acc = acc.T
+        m = tile_m * TILE.BLOCK_M + along(X_AXIS, TILE.BLOCK_M)
+        exists = m < SAMPLES * rows * columns
+        n, row, column = split_pixel(m, rows, columns)
+        n += batch
+        group_c = tile_n * TILE.BLOCK_N + along(1 - X_AXIS, TILE.BLOCK_N)
     h, w = phase_h + row * STRIDE_H, phase_w + column * STRIDE_W
     c = group * GROUP_C + group_c
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + c * bias_stride, mask=group_c < GROUP_C, other=0.0)
     outputs = at(dx_ptr, dx_strides, n, c, h, 0)
-    if AXIS == 1 and (STRIDE_W > 1 or LAYOUT.X_ALIGN == 1):
+    if X_AXIS == 1 and (STRIDE_W > 1 or LAYOUT.X_ALIGN == 1):
         outputs = side_by_side(outputs, w * dx_strides[3])
     else:
         outputs += w * dx_strides[3]

@@ -6,7 +6,8 @@
     GEMM_M = pixels (n,p,q)    GEMM_N = filters k of one group    GEMM_K = (r,s,c)
 
 Pixels lie along PIXEL_AXIS of every block. Neighbouring threads load along the last axis, so
-PIXEL_AXIS is 1 where pixels are contiguous in memory and 0 where channels are.
+PIXEL_AXIS is 1 where pixels are contiguous in memory and 0 where channels are. OTHER_AXIS is the
+same of y: single channels of x are read along pixels whatever its format.
 
 Sums in float32 (float64 for float64). A bank per sample is a batch of GEMMs whose pixels are
 (p,q) of one sample; otherwise the batch has one member.
@@ -36,13 +37,15 @@ def fprop_gemm(
     P, Q = y_shape
     GROUPS, GROUP_C, GROUP_K = channels
     AXIS: tl.constexpr = LAYOUT.PIXEL_AXIS
+    Y_AXIS: tl.constexpr = LAYOUT.OTHER_AXIS
     if AXIS == 0:
         GROUP_C = round_down(GROUP_C, LAYOUT.X_ALIGN)
+    if Y_AXIS == 0:
         GROUP_K = round_down(GROUP_K, LAYOUT.Y_ALIGN)
     else:
         Q, PIXELS = round_down(Q, LAYOUT.Y_ALIGN), round_down(PIXELS, LAYOUT.Y_ALIGN)
     x_strides = align_strides(x_strides, AXIS, LAYOUT.X_ALIGN)
-    y_strides = align_strides(y_strides, AXIS, LAYOUT.Y_ALIGN)
+    y_strides = align_strides(y_strides, Y_AXIS, LAYOUT.Y_ALIGN)
     weight_strides = align_tap_strides(weight_strides, LAYOUT.WEIGHT_ALIGN)
 
     program, split = widen(tl.program_id(0), INT64), 0
@@ -78,13 +81,20 @@ def fprop_gemm(
         WINDOW.S, LAYOUT, PRECISION, INT64, TILE.BLOCK_K,
     )  # fmt: skip
 
+    if Y_AXIS != AXIS:
+        acc = acc.T
+        m = tile_m * TILE.BLOCK_M + along(Y_AXIS, TILE.BLOCK_M)
+        n, p, q = split_pixel(m, P, Q)
+        n += batch
+        group_k = tile_n * TILE.BLOCK_N + along(1 - Y_AXIS, TILE.BLOCK_N)
+        k = group * GROUP_K + group_k
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + k * bias_stride, mask=group_k < GROUP_K, other=0.0)
     mask = (m < PIXELS) & (group_k < GROUP_K)
     if residual_ptr is not None:
         acc = add_residual(acc, at(residual_ptr, residual_strides, n, k, p, q), mask)
     outputs = at(y_ptr, y_strides, n, k, p, 0)
-    if AXIS == 1 and (PADDED or LAYOUT.Y_ALIGN == 1):
+    if Y_AXIS == 1 and (PADDED or LAYOUT.Y_ALIGN == 1):
         outputs = side_by_side(outputs, q * y_strides[3])
     else:
         outputs += q * y_strides[3]

@@ -7,7 +7,7 @@ from .hints import along, at_least_one, side_by_side
 from .indexing import divide, is_inside
 from .padding import fold
 from .schedule import part_of, widen
-from .versions import fence_copies
+from .versions import fence_copies, one_by_one
 
 
 @triton.constexpr_function
@@ -145,7 +145,7 @@ def add_taps_gemm(
     if PREFETCH:
         image = load_image(
             image_ptr, pixel, row, column, pixel_mask, r, s, c, lane, image_shape, CHANNELS,
-            taps, steps, divisors, image_strides, MODE, CHECKED, LOOSE, LAYOUT,
+            taps, steps, divisors, image_strides, MODE, CHECKED, LOOSE, LAYOUT, PRECISION,
         )  # fmt: skip
     for i in range(at_least_one(number) if REACHED else number):
         weight = load_weight(
@@ -156,7 +156,7 @@ def add_taps_gemm(
             r, s, c = next_step(first + i, r, s, c, lane, R, S, POINT, FLAT, MOST_S, INT64, BLOCK_K)
         loaded = load_image(
             image_ptr, pixel, row, column, pixel_mask, r, s, c, lane, image_shape, CHANNELS,
-            taps, steps, divisors, image_strides, MODE, CHECKED, LOOSE, LAYOUT,
+            taps, steps, divisors, image_strides, MODE, CHECKED, LOOSE, LAYOUT, PRECISION,
         )  # fmt: skip
         if not PREFETCH:
             image = loaded
@@ -199,6 +199,7 @@ def load_image(
     image_ptr, pixel, row, column, mask, r, s, c, lane, image_shape, CHANNELS,
     taps, steps, divisors, strides,
     MODE: tl.constexpr, CHECKED: tl.constexpr, LOOSE: tl.constexpr, LAYOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """[BLOCK_M, BLOCK_K] or its transpose: the image in the step of add_taps_gemm at (r,s,c)."""
     ROWS, COLUMNS = image_shape
@@ -225,6 +226,8 @@ def load_image(
         mask &= c < CHANNELS
     if LOOSE:
         pixels = side_by_side(image_ptr + offset, pixel)
+    elif LAYOUT.PIXEL_AXIS == 1:
+        pixels = one_by_one(image_ptr + offset, pixel, PRECISION)
     else:
         pixels = image_ptr + offset + pixel
     return tl.load(pixels, mask=mask, other=0.0)

@@ -61,6 +61,7 @@ class GemmLayout(NamedTuple):
 
     Attributes:
         PIXEL_AXIS: axis of every block along which pixels lie, see fprop_gemm.
+        OTHER_AXIS: the same of the image that is written, or of dy in a weight gradient.
         X_ALIGN, WEIGHT_ALIGN, Y_ALIGN: elements of a piece, of 16 bytes at most, that starts at a
             multiple of it.
         FLATTEN_K: summed channels if they are few: a step then covers elements (r,s,channel).
@@ -69,9 +70,12 @@ class GemmLayout(NamedTuple):
         ONE_TAP: all columns of a tile of a weight gradient belong to one tap.
         SPLIT: programs sum parts of an image's reduction, see fprop_gemm.
         SPREAD: the weight lies in the order of the steps, see spread_weight.
+        X_RUN, Y_RUN: of a weight gradient. 2 where all pixels of the image are equally far from
+            one to the next, 1 where those of each plane are, 0 where those of a row are.
     """
 
     PIXEL_AXIS: int
+    OTHER_AXIS: int
     X_ALIGN: int
     WEIGHT_ALIGN: int
     Y_ALIGN: int
@@ -81,6 +85,8 @@ class GemmLayout(NamedTuple):
     ONE_TAP: bool
     SPLIT: bool = False
     SPREAD: bool = False
+    X_RUN: int = 0
+    Y_RUN: int = 0
 
 
 class PatchAxis(NamedTuple):

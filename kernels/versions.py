@@ -45,6 +45,30 @@ def fence_copies(operand, PRECISION: tl.constexpr):
         )
 
 
+def _multiplies_by_wgmma(_semantic=None):
+    """Whether this is compiled for sm_90."""
+    return getattr(getattr(_semantic, "builder", None), "options", None) is not None and (
+        getattr(_semantic.builder.options, "arch", None) == "sm90"
+    )
+
+
+_multiplies_by_wgmma.__triton_builtin__ = True
+
+
+@triton.jit
+def one_by_one(pointers, offset, PRECISION: tl.constexpr):
+    """pointers + offset, of an operand [rows, columns] that is not read along the axis of its sums.
+
+    wgmma takes TF32 only with that axis innermost, so cp.async brings single elements. Threads then
+    have neighbouring ones: with runs of four, 32 of a warp are in 4 lines of memory, not one, and
+    in 2 banks of shared memory, not 8.
+    """
+    pointers += offset
+    if PRECISION == "tf32" and _multiplies_by_wgmma():
+        pointers = tl.multiple_of(pointers, [1, 1])
+    return pointers
+
+
 def is_interpreted():
     """Whether Triton decorated its own functions and the kernels for its interpreter."""
     return not any(isinstance(f, triton.runtime.JITFunction) for f in (tl.cdiv, fence_copies))

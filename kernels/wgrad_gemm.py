@@ -35,21 +35,27 @@ def wgrad_gemm(
     P, Q = y_shape
     GROUPS, GROUP_C, GROUP_K = channels
     AXIS: tl.constexpr = LAYOUT.PIXEL_AXIS
+    Y_AXIS: tl.constexpr = LAYOUT.OTHER_AXIS
     BLOCK_K: tl.constexpr = TILE.BLOCK_K
     PADDED: tl.constexpr = (
         WINDOW.PAD_H != 0 or WINDOW.PAD_W != 0 or WINDOW.PAD_BOTTOM != 0 or WINDOW.PAD_RIGHT != 0
     )
-    # Pixels per load. Taps, padding and strides misalign those of x, and pieces of dy alone would
-    # need another block layout with pixel indices of its own.
+    # Pixels per load. Taps, padding and strides misalign those of x, and pieces of dy beside single
+    # pixels of x would need another block layout with pixel indices of its own.
     POINT: tl.constexpr = (
         WINDOW.R * WINDOW.S * WINDOW.STRIDE_H * WINDOW.STRIDE_W == 1 and not PADDED
     )
-    PIECE: tl.constexpr = min(LAYOUT.X_ALIGN, LAYOUT.Y_ALIGN) if AXIS == 1 and POINT else 1
+    X_ALIGN: tl.constexpr = LAYOUT.X_ALIGN if AXIS == 1 and POINT else 1
+    Y_ALIGN: tl.constexpr = LAYOUT.Y_ALIGN if Y_AXIS == 1 else 1
+    X_PIECE: tl.constexpr = min(X_ALIGN, Y_ALIGN) if AXIS == Y_AXIS else X_ALIGN
+    Y_PIECE: tl.constexpr = min(X_ALIGN, Y_ALIGN) if AXIS == Y_AXIS else Y_ALIGN
+    PREFETCH_DY: tl.constexpr = LAYOUT.PREFETCH and Y_AXIS == 1 and Y_PIECE == 1
     if AXIS == 0:
         GROUP_C = round_down(GROUP_C, LAYOUT.X_ALIGN)
+    if Y_AXIS == 0:
         GROUP_K = round_down(GROUP_K, LAYOUT.Y_ALIGN)
     x_strides = align_strides(x_strides, AXIS, LAYOUT.X_ALIGN)
-    dy_strides = align_strides(dy_strides, AXIS, LAYOUT.Y_ALIGN)
+    dy_strides = align_strides(dy_strides, Y_AXIS, LAYOUT.Y_ALIGN)
 
     program = widen(tl.program_id(0), INT64)
     tiles_m = tl.cdiv(GROUP_K, TILE.BLOCK_M)
@@ -74,52 +80,58 @@ def wgrad_gemm(
     ACC: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
     acc = tl.zeros([TILE.BLOCK_M, TILE.BLOCK_N], ACC)
     first = split * SPLIT_PIXELS
-    last = round_down(tl.minimum(first + SPLIT_PIXELS, PIXELS), PIECE)
+    last = round_down(tl.minimum(first + SPLIT_PIXELS, PIXELS), max(X_PIECE, Y_PIECE))
     # Pixels of both blocks; the compiler merges them if they lie along the same axis.
     dy_m, x_m = first + along(1, BLOCK_K), first + along(AXIS, BLOCK_K)
-    dy_n, dy_p, dy_q = split_pixel(dy_m, P, Q)
-    x_n, x_p, x_q = split_pixel(x_m, P, Q)
-    if LAYOUT.PREFETCH:  # as in reduction.add_taps_gemm
+    dy_n, dy_p, dy_q = first_pixel(dy_m, P, Q, LAYOUT.Y_RUN)
+    x_n, x_p, x_q = first_pixel(x_m, P, Q, LAYOUT.X_RUN)
+    if PREFETCH_DY:  # as in reduction.add_taps_gemm
         dy = load_dy(
-            dy_base, batch + dy_n, dy_p, dy_q, k_mask & (dy_m < last), dy_strides, AXIS, PIECE
+            dy_base, batch + dy_n, dy_p, dy_q, k_mask & (dy_m < last), dy_strides, Y_AXIS, Y_PIECE
         )
+    if LAYOUT.PREFETCH:
         x = load_x(
             x_base, batch + x_n, x_p, x_q, (x_m < last) & c_mask, r, s, x_shape, x_strides,
-            WINDOW, PADDED, AXIS, PIECE,
+            WINDOW, PADDED, AXIS, X_PIECE,
         )  # fmt: skip
     for _ in range(tl.cdiv(SPLIT_PIXELS, BLOCK_K)):
-        if LAYOUT.PREFETCH:
+        if PREFETCH_DY:
             dy_m += BLOCK_K
+            dy_n, dy_p, dy_q = pixel_after(dy_n, dy_p, dy_q, P, Q, LAYOUT.Y_RUN, BLOCK_K)
+        if LAYOUT.PREFETCH:
             x_m += BLOCK_K
-            dy_n, dy_p, dy_q = next_pixel(dy_n, dy_p, dy_q, P, Q, BLOCK_K)
-            x_n, x_p, x_q = next_pixel(x_n, x_p, x_q, P, Q, BLOCK_K)
+            x_n, x_p, x_q = pixel_after(x_n, x_p, x_q, P, Q, LAYOUT.X_RUN, BLOCK_K)
         next_dy = load_dy(
-            dy_base, batch + dy_n, dy_p, dy_q, k_mask & (dy_m < last), dy_strides, AXIS, PIECE
+            dy_base, batch + dy_n, dy_p, dy_q, k_mask & (dy_m < last), dy_strides, Y_AXIS, Y_PIECE
         )
         next_x = load_x(
             x_base, batch + x_n, x_p, x_q, (x_m < last) & c_mask, r, s, x_shape, x_strides,
-            WINDOW, PADDED, AXIS, PIECE,
+            WINDOW, PADDED, AXIS, X_PIECE,
         )  # fmt: skip
-        if not LAYOUT.PREFETCH:
-            dy, x = next_dy, next_x
+        if not PREFETCH_DY:
+            dy = next_dy
             dy_m += BLOCK_K
+            dy_n, dy_p, dy_q = pixel_after(dy_n, dy_p, dy_q, P, Q, LAYOUT.Y_RUN, BLOCK_K)
+        if not LAYOUT.PREFETCH:
+            x = next_x
             x_m += BLOCK_K
-            dy_n, dy_p, dy_q = next_pixel(dy_n, dy_p, dy_q, P, Q, BLOCK_K)
-            x_n, x_p, x_q = next_pixel(x_n, x_p, x_q, P, Q, BLOCK_K)
+            x_n, x_p, x_q = pixel_after(x_n, x_p, x_q, P, Q, LAYOUT.X_RUN, BLOCK_K)
         columns = x.to(dy.dtype)  # [BLOCK_K, BLOCK_N] or its transpose
         if AXIS == 1:
             columns = columns.T
         fence_copies(dy, PRECISION)
         acc = tl.dot(dy, columns, acc, input_precision=PRECISION, out_dtype=ACC)
+        if PREFETCH_DY:
+            dy = next_dy
         if LAYOUT.PREFETCH:
-            dy, x = next_dy, next_x
+            x = next_x
 
     # The same columns, now along the last axis.
     tap, c = split_column(tile_n, along(1, TILE.BLOCK_N), GROUP_C, TAPS, LAYOUT.ONE_TAP, TILE)
     r, s = tap // WINDOW.S, tap % WINDOW.S
     sums = tap_at(dw_ptr + split * dw_stride_split, dw_strides, batch, k, 0, 0, 0)
     column = c * dw_strides[2] + r * dw_strides[3] + s * dw_strides[4]
-    if not LAYOUT.ONE_TAP and (AXIS == 1 or LAYOUT.X_ALIGN == 1):
+    if TAPS > 1 or not LAYOUT.ONE_TAP:  # the compiler sees no runs of columns
         sums = side_by_side(sums, column)
     else:
         sums += column
@@ -142,6 +154,33 @@ def split_column(
         index = tile * TILE.BLOCK_N + lane
         tap, c = index // GROUP_C, index % GROUP_C
     return tap, c
+
+
+@triton.jit
+def first_pixel(m, P, Q, RUN: tl.constexpr):
+    """(n, row, column) of pixel m, see split_pixel, in an image whose RUN is one row.
+
+    RUN is GemmLayout.X_RUN or Y_RUN.
+    """
+    if RUN == 2:
+        n, row, column = 0, 0, m
+    elif RUN == 1:
+        n, row, column = m // (P * Q), 0, m % (P * Q)
+    else:
+        n, row, column = split_pixel(m, P, Q)
+    return n, row, column
+
+
+@triton.jit
+def pixel_after(n, row, column, P, Q, RUN: tl.constexpr, BLOCK: tl.constexpr):
+    """first_pixel of m + BLOCK."""
+    if RUN == 2:
+        column += BLOCK
+    elif RUN == 1:
+        n, _, column = next_pixel(n, 0, column, 1, P * Q, BLOCK)
+    else:
+        n, row, column = next_pixel(n, row, column, P, Q, BLOCK)
+    return n, row, column
 
 
 @triton.jit
@@ -172,10 +211,9 @@ def load_x(
 @triton.jit
 def pixels_of(line, column, AXIS: tl.constexpr, ALIGN: tl.constexpr):
     """Offsets of pixels; runs of ALIGN pixels are neighbours in memory."""
-    if AXIS == 1:
-        offset = side_by_side(line, column)
-    else:
-        offset = line + column
+    if AXIS == 1 and ALIGN == 1:
+        return side_by_side(line, column)
+    offset = line + column
     if ALIGN > 1:
         offset = tl.max_contiguous(tl.multiple_of(offset, [1, ALIGN]), [1, ALIGN])
     return offset

@@ -40,6 +40,7 @@ from .layout import (
     is_read_as_it_is,
     is_row,
     layout_of,
+    run_of,
     step_along,
 )
 from .partial_sums import partials_of, sum_partials_call
@@ -514,15 +515,27 @@ def _gemm_arguments(
     near = plan.op == "wgrad" and channels * read.itemsize <= SECTOR
     scattered = (flat or near) and alignment(read, 1, channels) == 1
     pixel_axis = int(scattered or step_along(read, 3) < step_along(read, 1))
-    if pixel_axis == 0:
-        aligned = alignment(x, 1, geometry.group_C), alignment(y, 1, geometry.group_K)
-    else:
-        aligned = alignment(x, 3, geometry.W), alignment(y, 3, geometry.Q)
+    other = x if read is y else y
+    other_axis = int(step_along(other, 3) < step_along(other, 1))
+    x_axis, y_axis = (other_axis, pixel_axis) if read is y else (pixel_axis, other_axis)
+    x_run = y_run = 0
+    if plan.op == "wgrad":
+        y_run = run_of(y[:1] if geometry.per_sample else y)
+        if y_axis and pixel_axis and not geometry.is_point:
+            y_run = 0  # single pixels share what is computed for those of x
+        if geometry.is_point:
+            x_run = run_of(x[:1] if geometry.per_sample else x)
+    rows, columns = (as_row(y), geometry.P * geometry.Q) if y_run else (y, geometry.Q)
+    aligned = (
+        alignment(x, 3, geometry.W) if x_axis else alignment(x, 1, geometry.group_C),
+        alignment(rows, 3, columns) if y_axis else alignment(y, 1, geometry.group_K),
+    )
     # A window moves pixels out of line by one, and a step leaves some out.
     together = aligned[read is y] if pixel_axis == 0 or geometry.is_point else 1
     one_tap = geometry.group_C % tile.BLOCK_N == 0  # of a weight gradient
     layout = GemmLayout(
         PIXEL_AXIS=pixel_axis,
+        OTHER_AXIS=other_axis,
         X_ALIGN=aligned[0],
         WEIGHT_ALIGN=alignment(weight, -3, geometry.group_C),
         Y_ALIGN=aligned[1],
@@ -532,6 +545,8 @@ def _gemm_arguments(
         PREFETCH=read.itemsize * together < 4 and (plan.op != "wgrad" or one_tap),
         ONE_TAP=one_tap,
         SPLIT=plan.op != "wgrad" and plan.splits > 1,
+        X_RUN=x_run,
+        Y_RUN=y_run,
     )
     return {"LAYOUT": constant(layout)}
 
