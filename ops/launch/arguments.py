@@ -520,9 +520,11 @@ def _gemm_arguments(
     x_axis, y_axis = (other_axis, pixel_axis) if read is y else (pixel_axis, other_axis)
     x_run = y_run = 0
     if plan.op == "wgrad":
-        y_run = run_of(y[:1] if geometry.per_sample else y)
-        if y_axis and pixel_axis and not geometry.is_point:
-            y_run = 0  # single pixels share what is computed for those of x
+        # Single pixels of dy share what is computed for those of x. TF32 in parts would take 135
+        # registers, not 124: one program less on a multiprocessor (sm_90, Triton 3.6).
+        shares = y_axis and pixel_axis and not geometry.is_point
+        if not shares and plan.precision != "tf32x3":
+            y_run = run_of(y[:1] if geometry.per_sample else y)
         if geometry.is_point:
             x_run = run_of(x[:1] if geometry.per_sample else x)
     rows, columns = (as_row(y), geometry.P * geometry.Q) if y_run else (y, geometry.Q)
