@@ -222,8 +222,9 @@ class GemmTile:
         each_a_tap = plan.op != "wgrad" and not plan.one_tap
         loop = 85 + (2.5 if each_a_tap else 0.8) * elements + 2.7 * self._lone(problem) / threads
         loop += 3 * self._scattered(problem) / threads
-        if plan.op == "wgrad":  # decodes pixels
-            loop += 70
+        if plan.op == "wgrad":  # decodes pixels, unless all are equally far from the next
+            single = 70 if self._lone(problem) or problem.product == "tf32x3" else 55
+            loop += 0 if problem.geometry.is_point else single
             channels = problem.geometry.group_C
             if problem.layout.channels_last and channels % 2 and channels > 1:
                 near = channels * problem.dtype.itemsize <= SECTOR
