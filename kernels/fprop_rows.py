@@ -31,6 +31,7 @@ from .rows import (
     load_of_planes,
     load_row,
     load_taps,
+    loads_ahead,
     open_rows,
     rows_before,
     tap_index,
@@ -118,9 +119,22 @@ def _walk_down(
     PIECE: tl.constexpr = 1 if MASKED and WINDOW.MODE != "zeros" else WORD
     h = p * WINDOW.STRIDE_H - WINDOW.PAD_H
     w = q * WINDOW.STRIDE_W
+    AHEAD: tl.constexpr = loads_ahead(
+        TILE.X_ALIGN, TILE.STEP_P, TILE.LANE_Q, WINDOW.STRIDE_H, WINDOW.STRIDE_W
+    )
+    PIXELS: tl.constexpr = (TILE.LANE_Q - 1) * WINDOW.STRIDE_W + (WINDOW.S - 1) * WINDOW.DIL_W + 1
     columns, masks = (), ()
-    loaded = ()  # (input row of a step, channel, word or piece)
+    loaded = ()  # (input row of a step, channel, word or piece, or pixel)
     first = 0
+    if AHEAD:
+        for i in tl.static_range(INPUTS):
+            if is_read(FIRST + i, 0, LAST, WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H):
+                for c in tl.static_range(GROUP_C):
+                    loaded = loaded + load_row(
+                        at(x_base, x_strides, 0, c, 0, 0), x_strides, h + i, q, planes, x_shape,
+                        WINDOW.S, WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W, WINDOW.MODE,
+                        TILE.LANE_Q, DTYPE, MASKED,
+                    )  # fmt: skip
     if TILE.X_ALIGN > 1:
         if MASKED:
             columns, masks = masks_of(w, planes, x_shape, WINDOW, TILE.LANE_Q, PIECE)
@@ -168,6 +182,20 @@ def _walk_down(
                             TILE.LANE_Q, PIECE, MASKED,
                         )  # fmt: skip
                         sums = _add_row(sums, pixels, weights, FIRST + i, c, GROUP_C, WINDOW, TILE)
+                    elif AHEAD:
+                        pixels = ()
+                        for j in tl.static_range(PIXELS):
+                            pixels = pixels + (loaded[len(later) + j].to(sums[0].dtype),)
+                        # The last step loads its own rows again, which are in cache.
+                        later = later + load_row(
+                            plane, x_strides, h + tl.minimum(step + 1, STEPS - 1) * INPUTS + i, q,
+                            planes, x_shape, WINDOW.S, WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W,
+                            WINDOW.MODE, TILE.LANE_Q, DTYPE, MASKED,
+                        )  # fmt: skip
+                        if inside:
+                            sums = _add_row(
+                                sums, pixels, weights, FIRST + i, c, GROUP_C, WINDOW, TILE
+                            )
                     elif inside:
                         pixels = load_row(
                             plane, x_strides, row, q, planes, x_shape, WINDOW.S, WINDOW.STRIDE_W,

@@ -56,6 +56,16 @@ def tap_index(k, c, r, s, CHANNELS, R, S):
 
 
 @triton.constexpr_function
+def loads_ahead(X_ALIGN, STEP_P, LANE_Q, STRIDE_H, STRIDE_W):
+    """Whether lanes without vectors load the next step's pixels while they add this one's.
+
+    So do lanes that are planes and have one row a step; with a stride that takes more registers
+    than a thread has.
+    """
+    return X_ALIGN == 1 and STEP_P == 1 and LANE_Q > 1 and STRIDE_H == STRIDE_W == 1
+
+
+@triton.constexpr_function
 def lane_count(BLOCK_Q, BLOCK_C, LANE_Q, X_ALIGN):
     """Lanes of a program along the axis of columns; of vectors, of all planes, and those idle."""
     if X_ALIGN == 1:

@@ -21,7 +21,7 @@ import triton.language as tl
 from .hints import align_planes
 from .padding import fold
 from .pieces import load_columns
-from .rows import inside_image, is_read, load_row, open_rows, tap_of, widen_strides
+from .rows import inside_image, is_read, load_row, loads_ahead, open_rows, tap_of, widen_strides
 from .schedule import as_block, next_digit, widen
 from .structs import at, tap_at
 from .vectors import (
@@ -113,7 +113,32 @@ def _walk_down(
     dys = ()  # (row, k, column)
     for _ in tl.static_range((OPEN - 1) * ROW):
         dys = dys + (tl.zeros_like(sums[0]),)
-    for step in range((TILE.BLOCK_P + OPEN + TILE.STEP_P - 2) // TILE.STEP_P):
+    AHEAD: tl.constexpr = not IN_PIECES and loads_ahead(
+        TILE.X_ALIGN, TILE.STEP_P, TILE.LANE_Q, WINDOW.STRIDE_H, WINDOW.STRIDE_W
+    )
+    STEPS: tl.constexpr = (TILE.BLOCK_P + OPEN + TILE.STEP_P - 2) // TILE.STEP_P
+    PIXELS: tl.constexpr = (TILE.LANE_Q - 1) * WINDOW.STRIDE_W + (WINDOW.S - 1) * WINDOW.DIL_W + 1
+    X_DTYPE: tl.constexpr = x_base.dtype.element_ty
+    next_dys, loaded = (), ()
+    if AHEAD:
+        next_dys = _load_dys(dy_base, p, 0, q, planes, y_shape, dy_strides, TILE, MASKED)
+        for i in tl.static_range(WINDOW.STRIDE_H):
+            if is_read(
+                i + (OPEN - 1) * WINDOW.STRIDE_H, 0, OPEN - 1,
+                WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H,
+            ):  # fmt: skip
+                for c in tl.static_range(GROUP_C):
+                    loaded = loaded + load_row(
+                        at(x_base, x_strides, 0, c, 0, 0), x_strides, h + i, q, planes, x_shape,
+                        WINDOW.S, WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W, WINDOW.MODE,
+                        TILE.LANE_Q, X_DTYPE, MASKED,
+                    )  # fmt: skip
+    for step in range(STEPS):
+        later = ()
+        if AHEAD:
+            for i in tl.static_range(ROW):
+                dys = dys + (next_dys[i].to(sums[0].dtype),)
+            next_dys = _load_dys(dy_base, p, step + 1, q, planes, y_shape, dy_strides, TILE, MASKED)
         for new in tl.static_range(TILE.STEP_P):
             j = as_block(step * TILE.STEP_P + new)  # [1, 1]
             mask = j < TILE.BLOCK_P
@@ -133,15 +158,13 @@ def _walk_down(
                     dys = dys + load_columns(
                         pointer, mask, 0, TILE.LANE_Q, TILE.LANE_Q, sums[0].dtype
                     )
-            else:
+            elif not AHEAD:
+                row_of_dy = _load_dys(
+                    dy_base, p, step * TILE.STEP_P + new, q, planes, y_shape, dy_strides, TILE,
+                    MASKED,
+                )  # fmt: skip
                 for i in tl.static_range(ROW):
-                    column = q + i % TILE.LANE_Q
-                    wanted = mask
-                    if MASKED:
-                        wanted = wanted & (column < y_shape[1])
-                    pointer = at(dy_base, dy_strides, 0, i // TILE.LANE_Q, row, column)
-                    dy = tl.load(pointer, mask=wanted, other=0.0)  # [BLOCK_C, LANES]
-                    dys = dys + (dy.to(sums[0].dtype),)
+                    dys = dys + (row_of_dy[i].to(sums[0].dtype),)
         for i in tl.static_range(TILE.STEP_P * WINDOW.STRIDE_H):
             if is_read(
                 i + (OPEN - 1) * WINDOW.STRIDE_H, 0, OPEN + TILE.STEP_P - 2,
@@ -152,13 +175,51 @@ def _walk_down(
                 if MASKED and TILE.X_ALIGN == 1 and TILE.STEP_P == 1:
                     # Skip rows of padding: no later row is in flight.
                     inside = fold(row, x_shape[0], WINDOW.MODE)[1]
-                if inside:
+                if AHEAD:
+                    for c in tl.static_range(GROUP_C):
+                        pixels = ()
+                        for j in tl.static_range(PIXELS):
+                            pixels = pixels + (loaded[len(later) + j].to(sums[0].dtype),)
+                        # The last step loads its own rows again, which are in cache.
+                        later = later + load_row(
+                            at(x_base, x_strides, 0, c, 0, 0), x_strides,
+                            h + tl.minimum(step + 1, STEPS - 1) * WINDOW.STRIDE_H + i, q, planes,
+                            x_shape, WINDOW.S, WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W,
+                            WINDOW.MODE, TILE.LANE_Q, X_DTYPE, MASKED,
+                        )  # fmt: skip
+                        if inside:
+                            sums = _add_pixels(
+                                sums, pixels, dys, i + (OPEN - 1) * WINDOW.STRIDE_H, c, GROUP_C,
+                                WINDOW, TILE,
+                            )  # fmt: skip
+                elif inside:
                     sums = _add_row(
                         sums, x_base, dys, row, q, planes, columns, masks, x_shape, x_strides,
                         i + (OPEN - 1) * WINDOW.STRIDE_H, GROUP_C, WINDOW, TILE, MASKED, IN_PIECES,
                     )  # fmt: skip
         dys = dys[TILE.STEP_P * ROW :]
+        loaded = later
     return sums
+
+
+@triton.jit
+def _load_dys(
+    dy_base, p, number, q, planes, y_shape, dy_strides, TILE: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The columns of row `number` of a strip of dy, of each filter; zeros beyond the strip."""
+    j = as_block(number)  # [1, 1]
+    mask = j < TILE.BLOCK_P
+    if MASKED:
+        mask = mask & planes & (p + j < y_shape[0])
+    dys = ()
+    for i in tl.static_range(TILE.BLOCK_K * TILE.LANE_Q):
+        column = q + i % TILE.LANE_Q
+        wanted = mask
+        if MASKED:
+            wanted = wanted & (column < y_shape[1])
+        pointer = at(dy_base, dy_strides, 0, i // TILE.LANE_Q, p + number, column)
+        dys = dys + (tl.load(pointer, mask=wanted, other=0.0),)  # [BLOCK_C, LANES]
+    return dys
 
 
 @triton.jit
@@ -168,8 +229,6 @@ def _add_row(
     IN_PIECES: tl.constexpr,
 ):  # fmt: skip
     """Adds an input row to the sums: number i from the first that the oldest row of dys reads."""
-    ROW: tl.constexpr = TILE.BLOCK_K * TILE.LANE_Q
-    R: tl.constexpr = WINDOW.R
     S: tl.constexpr = WINDOW.S
     WORD: tl.constexpr = columns_per_word(x_base.dtype.element_ty)
     PIECE: tl.constexpr = 1 if MASKED and WINDOW.MODE != "zeros" else WORD
@@ -194,21 +253,32 @@ def _add_row(
                 WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W, WINDOW.MODE, TILE.LANE_Q,
                 sums[0].dtype, MASKED,
             )  # fmt: skip
-        updated = ()
-        for tap in tl.static_range(len(sums)):
-            total = sums[tap]
-            if tap // (R * S) % GROUP_C == c:
-                for j in tl.static_range(len(dys) // ROW):
-                    if tap_of(i, j, R, WINDOW.STRIDE_H, WINDOW.DIL_H) == tap // S % R:
-                        for column in tl.static_range(TILE.LANE_Q):
-                            total = tl.fma(
-                                pixels[column * WINDOW.STRIDE_W + tap % S * WINDOW.DIL_W],
-                                dys[
-                                    (j * TILE.BLOCK_K + tap // (GROUP_C * R * S)) * TILE.LANE_Q
-                                    + column
-                                ],
-                                total,
-                            )
-            updated = updated + (total,)
-        sums = updated
+        sums = _add_pixels(sums, pixels, dys, i, c, GROUP_C, WINDOW, TILE)
     return sums
+
+
+@triton.jit
+def _add_pixels(
+    sums, pixels, dys, i: tl.constexpr, c: tl.constexpr, GROUP_C: tl.constexpr,
+    WINDOW: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Adds the pixels of channel c that an input row's lanes have read: see _add_row."""
+    ROW: tl.constexpr = TILE.BLOCK_K * TILE.LANE_Q
+    R: tl.constexpr = WINDOW.R
+    S: tl.constexpr = WINDOW.S
+    updated = ()
+    for tap in tl.static_range(len(sums)):
+        total = sums[tap]
+        if tap // (R * S) % GROUP_C == c:
+            for j in tl.static_range(len(dys) // ROW):
+                if tap_of(i, j, R, WINDOW.STRIDE_H, WINDOW.DIL_H) == tap // S % R:
+                    for column in tl.static_range(TILE.LANE_Q):
+                        total = tl.fma(
+                            pixels[column * WINDOW.STRIDE_W + tap % S * WINDOW.DIL_W],
+                            dys[
+                                (j * TILE.BLOCK_K + tap // (GROUP_C * R * S)) * TILE.LANE_Q + column
+                            ],
+                            total,
+                        )
+        updated = updated + (total,)
+    return updated

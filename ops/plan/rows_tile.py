@@ -42,6 +42,9 @@ VECTOR_INSTRUCTIONS, VECTOR_MASKED = (1.1, 4.5), 1.1
 #: Registers of a thread beside what `held` counts: addresses, masks and the loop's (sm_90); the
 #: second where lanes have planes of their own, and no input gradient with a stride.
 OTHER_REGISTERS = (20, 32)
+#: Most values of a thread, see `held`, of a weight gradient that loads a step ahead within
+#: MAX_REGISTERS.
+HELD_AHEAD = 96
 #: Most taps that NVIDIA's compiler keeps in the 63 uniform registers, if all lanes have the same
 #: plane and sums are in float32.
 UNIFORM_TAPS = 49
@@ -128,8 +131,20 @@ class RowsTile:
             room = REGISTERS // (32 * self.num_warps)
             programs = max(1, room // (cdiv(held, 8) * 8))
             return min(ALL_REGISTERS, room // programs // 8 * 8)
+        if problem.op != "wgrad":
+            return None
         across = problem.layout.channels_last and self.LANE_Q > 1
-        return MAX_REGISTERS if problem.op == "wgrad" and not across else None
+        return MAX_REGISTERS if not across or self._fits_ahead(problem) else None
+
+    def _fits_ahead(self, problem: Problem) -> bool:
+        """Whether a weight gradient loads a step ahead (see kernels/rows.py) within MAX_REGISTERS.
+
+        Three programs of a 7x7 window then fit where two did, and do not spill (sm_90).
+        """
+        g = problem.geometry
+        ahead = self.STEP_P == 1 and {g.steps(0), g.steps(1)} == {(1, 1)}
+        plain = not problem.layout.int64 and g.padding_mode == "zeros" and problem.words == 1
+        return ahead and plain and self.BLOCK_K == 1 and self.held(problem) <= HELD_AHEAD
 
     def _more_registers(self, problem: Problem) -> int:
         """Registers that some tiles of vectors need besides; by 240 drawn plans (sm_90)."""
