@@ -193,7 +193,7 @@ def test_few_channels_take_patches(last, dtype):
     assert few("dgrad", 3, 96, R=4, stride=4, **kind).family == "patch"
     assert few("dgrad", 3, 768, 224, R=16, stride=16, N=64, **kind).family == "patch"
     assert few("fprop", 64, 3, **kind).family == "patch"
-    assert few("wgrad", 64, 3, **kind).family == "patch"
+    assert few("wgrad", 64, 3, **kind).family in ("patch", "columns")
     for op in OPS:
         assert few(op, 12, 12, **kind).family == "patch"
         assert few(op, 128, 128, **kind).family != "patch"

@@ -10,6 +10,8 @@ from plans import H200, OPS, boxed, planned, with_tile
 
 from tricorr.ops import geometry_of
 from tricorr.ops.launch.layout import boxes_of, layout_of
+from tricorr.ops.plan.choose import plan_with_tile
+from tricorr.ops.plan.cost import cheapest
 from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.tma import (
@@ -21,6 +23,9 @@ from tricorr.ops.plan.tma import (
     most_taps,
     phases_with_taps,
     whole_box,
+)
+from tricorr.ops.plan.tma import (
+    tiles as tma_tiles,
 )
 
 
@@ -104,7 +109,7 @@ def test_few_programs_compute_all_boxes(kernel_backend, op, name):
     assert torch.equal(run(op, args, geometry, launch, plan=few), one_each)
 
 
-@pytest.mark.parametrize("device", [DEVICES["h200"], DEVICES["b200"]], ids=lambda d: d.arch)
+@pytest.mark.parametrize("device", [H200, DEVICES["b200"]], ids=lambda d: d.arch)
 def test_more_boxes_than_multiprocessors_take_persistent_programs(device):
     def plans(n, window, stride, layout=PIXELS):
         geometry = _case((n, 256, 56, 56), 256, window, stride, padding=_SAME)
@@ -267,7 +272,8 @@ def test_the_planner_reads_planes_as_rows_where_the_tensors_allow_it(boxes):
     assert (boxes_of(x) == "NHWC") == (boxes == "NHWC"), "28 columns are 56 bytes"
     layout = layout_of(geometry, x, weight, y)
     for op in OPS:
-        plan = planned(op, geometry, torch.bfloat16, layout, H200)
+        problem = Problem(op, geometry, torch.bfloat16, layout=layout, device=H200)
+        plan = cheapest([plan_with_tile(problem, tile) for tile in tma_tiles(problem)], problem, [])
         assert (plan.family, plan.as_rows) == ("tma", True)
         assert (plan.tile.BLOCK_P, plan.grid > 0) == (1, True)
     cropped = torch.empty(128, 256, 30, 30, dtype=torch.bfloat16, device="meta")[..., 1:-1, 1:-1]
@@ -406,7 +412,8 @@ def test_the_planner_takes_descriptors_where_it_can():
             "a100": "gemm",
             "mi300x": "gemm",
         }.items():
-            plan = planned(op, geometry, torch.bfloat16, layout, DEVICES[name])
+            device = replace(DEVICES[name], measured=None)
+            plan = planned(op, geometry, torch.bfloat16, layout, device)
             assert plan.family == family
             assert plan.kernel == f"{plan.op}_{family}"
         pointers = Layout(channels_last=True)

@@ -32,7 +32,7 @@ def test_bytes_and_flops_are_those_of_the_arithmetic():
 def test_every_known_device_can_be_planned_for(name):
     call = explain(meta(8, 64, 28, 28), meta(64, 64, 3, 3), padding=1, device=name)
     for op, cost in call.passes.items():
-        assert cost.plan.kernel in (f"{op}_gemm", f"{op}_tma")
+        assert cost.plan.family in ("gemm", "tma", "reuse"), op
         assert cost.bound in ("memory", "arithmetic")
         assert cost.floor_seconds > 0
     assert DEVICES[name].name in str(call)
@@ -50,7 +50,7 @@ def test_the_memory_of_copies_is_reported():
     last = explain(*(t.to(memory_format=torch.channels_last) for t in (
         meta(32, 64, 14, 14, dtype=torch.bfloat16), meta(64, 64, 3, 3, dtype=torch.bfloat16)
     )), padding=1, device="h100")  # fmt: skip
-    assert [cost.copy_bytes for cost in last.passes.values()] == [0, 0, 0]
+    assert [last.passes[op].copy_bytes for op in ("fprop", "dgrad")] == [0, 0]
 
 
 def test_huge_tensors_need_64_bit_offsets_and_no_memory():
