@@ -134,7 +134,8 @@ def separable(
     """The image under down[r] * across[s]: windows (R,) and (S,), or one of each per sample."""
     column, row = down.unsqueeze(-1), across.unsqueeze(-2)
     size = down.shape[-1], across.shape[-1]
-    if max(size) <= in_blocks.MOST_TAPS and _is_constant(down) and _is_constant(across):
+    constant = input.is_cpu and _is_constant(down) and _is_constant(across)
+    if constant and in_blocks.takes_separable(input, size):
         steps = in_blocks.separable(down, across)
         y = in_blocks.run(input, size, padding_mode, steps)
         if y is not None:

@@ -168,11 +168,11 @@ def _blurred(
         raise ArgumentError(f"truncate must be finite and not negative, got {shown(truncate)}")
     else:
         size = 2 * int(truncate * sigma_h + 0.5) + 1, 2 * int(truncate * sigma_w + 0.5) + 1
-    down, across = (
-        # device="cpu": torch.set_default_device must not move a number's window.
-        gaussian_window(value, n, device=None if isinstance(value, torch.Tensor) else "cpu")
-        for value, n in zip((sigma_h, sigma_w), size, strict=True)
-    )
+    # device="cpu": torch.set_default_device must not move a number's window.
+    device = None if isinstance(sigma_h, torch.Tensor) else "cpu"
+    down = across = gaussian_window(sigma_h, size[0], device=device)
+    if device is None or (sigma_h, size[0]) != (sigma_w, size[1]):
+        across = gaussian_window(sigma_w, size[1], device=device)
     return separable(input, down, across, padding_mode)
 
 

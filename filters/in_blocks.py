@@ -1,7 +1,8 @@
 """Filters of CPU images in one pass over memory: all steps on a block while it is in cache.
 
-The steps are additions of shifted pixels, of which PyTorch does 16 at once. They have no
-derivatives: an image that autograd watches takes corr2d, like an image on a GPU.
+The steps are additions of shifted pixels, of which PyTorch does 16 at once, or convolutions with
+neighbouring pixels as channels (ops/one_channel.py). They have no derivatives: an image that
+autograd watches takes corr2d, like an image on a GPU.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 
 from ..autograd.function import is_unwatched
-from ..ops import cpu
+from ..ops import cpu, one_channel
 from ..ops.arguments import PADDING_MODES
 from ..ops.blocks import padded_blocks
 from ..ops.launch.formats import suggests_channels_last
+from ..ops.one_channel import COLUMN_LANES, LANES, LONG_COLUMN
 
 #: Computes results (n, rows, W), or (n, maps, rows, W), from pixels (n, rows + R - 1, W + S - 1).
 Steps = Callable[[torch.Tensor, torch.Tensor], None]
@@ -95,13 +98,38 @@ def is_channels_last(image: torch.Tensor) -> bool:
     return image.movedim(-3, -1).is_contiguous()
 
 
+def takes_separable(image: torch.Tensor, size: tuple[int, int]) -> bool:
+    """Whether `separable` is the fastest way for a window (R, S), if `run` takes the image."""
+    R, S = size
+    if max(size) <= MOST_TAPS:
+        return True
+    is_large = image.shape[-2:].numel() >= one_channel.MIN_PIXELS
+    return is_large and image.dtype != torch.float64 and R <= LONG_COLUMN and R + S < R * S
+
+
 def separable(down: torch.Tensor, across: torch.Tensor) -> Steps:
     """The steps of the window down[r] * across[s]."""
 
-    def steps(pixels: torch.Tensor, y: torch.Tensor) -> None:
+    def add_taps(pixels: torch.Tensor, y: torch.Tensor) -> None:
         _taps(_taps(pixels, across.tolist(), -1), down.tolist(), -2, y)
 
-    return steps
+    R, S = len(down), len(across)
+    if max(R, S) <= MOST_TAPS:
+        return add_taps
+    row = one_channel.banded_bank(across.float().view(1, 1, 1, S))
+    column = one_channel.column_bank(down.float())
+
+    def convolve_lanes(pixels: torch.Tensor, y: torch.Tensor) -> None:
+        if not one_channel.is_finite(pixels):
+            add_taps(pixels, y)
+            return
+        W = y.shape[-1]
+        more = -W % COLUMN_LANES  # outputs, so that the rows between are whole blocks of lanes
+        pixels = F.pad(pixels, (0, more + one_channel.filling(W + more, S)))
+        between = one_channel.as_channels(pixels, row, LANES)[:, 0]
+        y.copy_(one_channel.as_channels(between, column, COLUMN_LANES)[:, 0, :, :W])
+
+    return convolve_lanes
 
 
 def box(R: int, S: int) -> Steps:
@@ -112,7 +140,7 @@ def box(R: int, S: int) -> Steps:
     """
 
     def steps(pixels: torch.Tensor, y: torch.Tensor) -> None:
-        torch.div(_sums(_sums(pixels, R, -2), S, -1), R * S, out=y)
+        torch.div(_sums(_sums(pixels, R, -2), S, -1, y), R * S, out=y)
 
     return steps
 
@@ -189,17 +217,24 @@ def _taps(
     return y
 
 
-def _sums(pixels: torch.Tensor, size: int, axis: int) -> torch.Tensor:
-    """Sums of `size` neighbours along an axis."""
-    n = pixels.shape[axis] - size + 1
-    total, done, width = None, 0, 1
-    while True:  # `pixels` are sums of `width` neighbours, `total` of the first `done`
+def _sums(
+    pixels: torch.Tensor, size: int, axis: int, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Sums of `size` neighbours along an axis; the pixels themselves if that is one."""
+    if size == 1:
+        return pixels
+    n, width, rest = pixels.shape[axis] - size + 1, 1, []
+    while True:  # `pixels` are sums of `width` neighbours, half of the largest power of two or less
         if size & width:
-            part = pixels.narrow(axis, done, n)
-            total = part if total is None else total + part
-            done += width
-        if total is not None and done == size:
-            return total
-        rest = pixels.shape[axis] - width
-        pixels = pixels.narrow(axis, 0, rest) + pixels.narrow(axis, width, rest)
+            rest.append((pixels, width))
+        if 4 * width > size:
+            break
+        reach = pixels.shape[axis] - width
+        pixels = pixels.narrow(axis, 0, reach) + pixels.narrow(axis, width, reach)
         width *= 2
+    y = torch.add(pixels.narrow(axis, 0, n), pixels.narrow(axis, width, n), out=out)
+    done = 2 * width
+    for part, width in rest:
+        y.add_(part.narrow(axis, done, n))
+        done += width
+    return y

@@ -7,8 +7,9 @@ image:
 - few taps: add shifted rows, one tap at a time, in blocks that stay in cache;
 - float32: view 16 neighbouring pixels of a row as 16 channels (the same memory, channels_last) and
   the window as a banded bank of filters, which PyTorch convolves fast;
-- float64, and windows of one column: the same band as a matrix product, or Fourier transforms if
-  there are many taps.
+- float32 windows of one column: the same channels, each convolved on its own;
+- float64, and long windows of one column: the same band as a matrix product, or Fourier transforms
+  if there are many taps.
 
 A band holds zeros beside the window, and zero times infinity or NaN is NaN. So an image with values
 that are not finite is always added tap by tap.
@@ -39,6 +40,9 @@ LEAST_PIXELS = 512
 FEW_TAPS = {torch.float32: 10, torch.float64: 49}
 #: Fewest taps of a float64 window for which Fourier transforms beat bands.
 MANY_TAPS = 200
+#: Pixels that count as channels under windows of one column, and most rows of such a window for
+#: which each channel's own convolution beats bands.
+COLUMN_LANES, LONG_COLUMN = 32, 64
 #: Outputs along a row or column per band.
 BAND = 32
 
@@ -50,8 +54,10 @@ def takes(geometry: Geometry, dtype: torch.dtype) -> bool:
         return False
     if not is_large(g.P * g.Q, g.R * g.S, dtype):
         return False
-    # The right padding is widened to whole blocks: padding modes need as many pixels to copy.
     if g.stride != (1, 1) or g.dilation != (1, 1) or g.W <= 2 * (g.S + LANES):
+        return False
+    # The right padding is widened to whole blocks: padding modes need as many pixels to copy.
+    if g.padding_mode != "zeros" and g.padding[1][1] + COLUMN_LANES > g.W:
         return False
     return all(pad >= 0 for pair in g.padding for pad in pair)
 
@@ -69,21 +75,26 @@ def fprop(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Te
     y = x.new_empty(g.y_shape)
     taps = weight[:, 0].nonzero().tolist()
     few = len(taps) <= FEW_TAPS[x.dtype] * g.K
-    finite = (few and len(taps) == weight.numel()) or _is_finite(x)
+    finite = (few and len(taps) == weight.numel()) or is_finite(x)
     if few or not finite:
         # Where all is finite, taps of zero need not be added.
         taps = taps if finite else torch.ones_like(weight[:, 0]).nonzero().tolist()
         values = weight[:, 0].tolist()
         for n, rows, pixels in _blocks(x, g, 0):
             _add_taps(pixels, values, taps, y[n, :, rows])
+    elif g.S == 1 and g.R <= LONG_COLUMN and x.dtype == torch.float32:
+        banks = [column_bank(column) for column in weight[:, 0, :, 0]]
+        for n, rows, pixels in _blocks(x, g, -g.Q % COLUMN_LANES):
+            for k, bank in enumerate(banks):
+                y[n, k, rows] = as_channels(pixels, bank, COLUMN_LANES)[:, 0, :, : g.Q]
     elif g.S == 1:
         bands = _band(weight[:, 0, :, 0], BAND)
         for n, rows, pixels in _blocks(x, g, 0):
             _down(pixels, bands, y[n, :, rows])
     elif x.dtype == torch.float32:
-        bank = _bank(weight)
-        for n, rows, pixels in _blocks(x, g, _filling(g)):
-            _as_channels(pixels, bank, y[n, :, rows])
+        bank = banded_bank(weight)
+        for n, rows, pixels in _blocks(x, g, filling(g.Q, g.S)):
+            y[n, :, rows] = as_channels(pixels, bank, LANES)[..., : g.Q]
     elif g.R * g.S >= MANY_TAPS:
         _by_spectra(_padded(x, g, 0), weight, y)
     else:
@@ -104,7 +115,7 @@ def dgrad(dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.T
 def wgrad(x: torch.Tensor, dy: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """dw (K, 1, R, S)."""
     g = geometry
-    finite = _is_finite(x) and _is_finite(dy)
+    finite = is_finite(x) and is_finite(dy)
     if finite and x.dtype == torch.float32:
         return _gradient_as_channels(x, dy, g)
     padded = _padded(x, g, 0)
@@ -124,15 +135,14 @@ def wgrad(x: torch.Tensor, dy: torch.Tensor, geometry: Geometry) -> torch.Tensor
     return dw
 
 
-def _is_finite(image: torch.Tensor) -> bool:
+def is_finite(image: torch.Tensor) -> bool:
     """Whether all pixels are finite; an overflowing sum counts as infinite, which is safe."""
     return bool(image.sum().isfinite())
 
 
-def _filling(g: Geometry) -> int:
-    """Columns to add at the right so that the outputs read whole blocks of LANES."""
-    blocks = -(-g.Q // LANES) + -(-(g.S - 1) // LANES)
-    return blocks * LANES - (g.W + sum(g.padding[1]))
+def filling(columns: int, S: int) -> int:
+    """Columns to add at the right so that as many outputs read whole blocks of LANES."""
+    return -columns % LANES + -(S - 1) % LANES
 
 
 def _padded(x: torch.Tensor, g: Geometry, filling: int) -> torch.Tensor:
@@ -184,33 +194,40 @@ def _diagonals(band: torch.Tensor, S: int) -> torch.Tensor:
     return band.as_strided((*batch, outputs, S), (*steps, row + column, column))
 
 
-def _bank(weight: torch.Tensor) -> torch.Tensor:
-    """The banded bank (K * output lane, input lane, R, blocks)."""
+def banded_bank(weight: torch.Tensor) -> torch.Tensor:
+    """The banded bank (K * output lane, input lane, R, blocks) of a weight (K, 1, R, S)."""
     S = weight.shape[-1]
     bands = F.pad(_band(weight[:, 0], LANES), (0, -(S - 1) % LANES))  # (K, R, lane, block * lane)
     return bands.unflatten(-1, (-1, LANES)).permute(0, 2, 4, 1, 3).flatten(0, 1)
 
 
-def _as_channels(pixels: torch.Tensor, bank: torch.Tensor, y: torch.Tensor) -> None:
-    """y (n, K, rows, Q) of pixels whose rows are whole blocks of LANES."""
-    n, K, P, Q = y.shape
-    sums = torch.conv2d(_lanes(pixels.contiguous()), bank)  # (n, K * lane, P, block)
-    planes = sums.view(n, K, LANES, P, -1).permute(0, 1, 3, 4, 2)
-    y.copy_(planes.reshape(n, K, P, -1)[..., :Q])
+def column_bank(column: torch.Tensor) -> torch.Tensor:
+    """The bank (lane, 1, R, 1) of a window (R,) of one column: each lane is convolved alone."""
+    return column.view(1, 1, -1, 1).expand(COLUMN_LANES, 1, -1, 1)
 
 
-def _lanes(image: torch.Tensor) -> torch.Tensor:
-    """(N, H, W) as (N, LANES, H, W / LANES), channels_last."""
-    return image.unflatten(-1, (-1, LANES)).permute(0, 3, 1, 2)
+def as_channels(pixels: torch.Tensor, bank: torch.Tensor, lanes: int) -> torch.Tensor:
+    """(n, K, rows, columns) of float32 pixels (n, H, W), W a multiple of `lanes`, under a bank.
+
+    Columns at the right that a window in the last lanes does not reach whole are computed too.
+    """
+    image = _lanes(pixels.contiguous(), lanes)
+    sums = torch.conv2d(image, bank, groups=lanes // bank.shape[1])  # (n, K * lane, P, block)
+    return sums.unflatten(1, (-1, lanes)).permute(0, 1, 3, 4, 2).flatten(-2)
+
+
+def _lanes(image: torch.Tensor, lanes: int) -> torch.Tensor:
+    """(N, H, W) as (N, lanes, H, W / lanes), channels_last."""
+    return image.unflatten(-1, (-1, lanes)).permute(0, 3, 1, 2)
 
 
 def _gradient_as_channels(x: torch.Tensor, dy: torch.Tensor, g: Geometry) -> torch.Tensor:
-    """dw (K, 1, R, S): sums the gradient of `_as_channels`' bank along its diagonals."""
+    """dw (K, 1, R, S): sums the gradient of `as_channels`' bank along its diagonals."""
     blocks = -(-(g.S - 1) // LANES) + 1
     bank = dy.new_empty(1).expand(g.K * LANES, LANES, g.R, blocks)
     total = dy.new_zeros(bank.shape)
-    for n, rows, pixels in _blocks(x, g, _filling(g)):
-        lanes = _lanes(pixels.contiguous())
+    for n, rows, pixels in _blocks(x, g, filling(g.Q, g.S)):
+        lanes = _lanes(pixels.contiguous(), LANES)
         grad = F.pad(dy[n, :, rows], (0, -g.Q % LANES)).unflatten(-1, (-1, LANES))
         grad = grad.permute(0, 1, 4, 2, 3).flatten(1, 2)  # (n, K * lane, P, block)
         _, part, _ = torch.ops.aten.convolution_backward(

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tricorr import ArgumentError, ArgumentTypeError, corr2d, filters
 from tricorr.filters import apply as filtering
+from tricorr.filters import in_blocks
 from tricorr.ops import blocks
 
 #: PyTorch compiles some of its own forward derivatives when the first one is taken.
@@ -341,6 +342,22 @@ def test_passes_on_a_cpu_follow_from_taps(monkeypatch):
     for image, largest in ((small, 3), (large, 2), (large.bfloat16(), 6)):
         squares = [n for n in range(1, 20) if not filtering._two_passes_are_cheaper(image, (n, n))]
         assert squares == list(range(1, largest + 1))
+
+
+@on_cpu
+@pytest.mark.parametrize("width", [160, 171])
+def test_large_images_are_blurred_by_long_windows(backend, monkeypatch, width):
+    monkeypatch.setattr(blocks, "BLOCK", 40 * width)
+    image, (R, S) = torch.rand(2, 150, width), (13, 33)
+    assert in_blocks.takes_separable(image, (R, S))
+    expected = filters.gaussian_blur(image.double(), (1.5, 4))
+    # Each of the two sums, of R or S terms and at most 1, is rounded once per term.
+    limit = (R + S) * torch.finfo(torch.float32).eps
+    assert (filters.gaussian_blur(image, (1.5, 4)) - expected).abs().max() <= limit
+    image[0, 70, 80] = math.inf
+    reached = torch.zeros(image.shape, dtype=torch.bool)
+    reached[0, 70 - R // 2 : 71 + R // 2, 80 - S // 2 : 81 + S // 2] = True
+    assert torch.equal(filters.gaussian_blur(image, (1.5, 4)).isinf(), reached)
 
 
 @on_cpu

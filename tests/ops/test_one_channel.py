@@ -107,6 +107,13 @@ def test_infinity_and_nan_reach_only_windows_that_contain_them(backend, name, va
     assert torch.equal(~y[0, 0].isfinite(), reached)
 
 
+@pytest.mark.parametrize(("mode", "side"), [("reflect", 299), ("circular", 300)])
+def test_padding_may_be_as_wide_as_the_image(backend, mode, side):
+    image, weight = whole_numbers(1, 1, 100, 300), whole_numbers(1, 1, 5, 5)
+    y = tricorr.corr2d(image, weight, padding=(0, side), padding_mode=mode)
+    assert torch.equal(y, F.conv2d(F.pad(image, (side, side, 0, 0), mode), weight))
+
+
 def test_weight_gradients_of_infinity_and_nan_equal_pytorchs(backend):
     image, weight, options, geometry = operands("whole_blocks", torch.float32, whole_numbers)
     with torch.no_grad():
