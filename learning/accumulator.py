@@ -31,7 +31,7 @@ from .problem import Point, from_flat
 from .quality import Examination
 from .solve import descend, largest_step, normals_of, penalty_of, solve, squared_error, with_sum
 from .steps import checked_step
-from .units import Units, converted
+from .units import UNCHANGED, Units, converted
 
 
 class KernelAccumulator:
@@ -76,7 +76,7 @@ class KernelAccumulator:
             kernel_size, bias, background, padding, padding_mode, groups, flip, stride
         )
         self.sums: Sums | None = None
-        self.units = Units()
+        self.units = UNCHANGED
         self.pairs = 0
         self._weight_shape: tuple[int, ...] = ()
         self._plain = True
@@ -149,7 +149,7 @@ class KernelAccumulator:
         Raises:
             ArgumentError: there was no update.
         """
-        return converted(self._seen(), self.units, Units(), self._weight_shape)
+        return converted(self._seen(), self.units, UNCHANGED, self._weight_shape)
 
     def merge(self, other: KernelAccumulator) -> KernelAccumulator:
         """Adds the sums of another accumulator with the same settings; returns self.
@@ -273,7 +273,7 @@ class KernelAccumulator:
         elif solver == "gd":
             if nonnegative or sum_to is not None or smooth:
                 raise ArgumentError("nonnegative, sum_to and smooth need solver='normal', got 'gd'")
-            own = converted(sums, units, Units(), shape)
+            own = converted(sums, units, UNCHANGED, shape)
             limit = largest_step(own, given)
             step_size = checked_step(step_size, limit)
             theta, history = descend(

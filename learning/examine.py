@@ -17,7 +17,7 @@ from .problem import Problem
 from .quality import Quality, Residual
 from .solve import normals_of
 from .totals import row_blocks
-from .units import Units
+from .units import UNCHANGED, Units
 
 #: Correlation of neighbouring residuals above which, if significant, they are not independent
 #: errors: the standard errors would be at least a fifth too small.
@@ -113,7 +113,7 @@ def quality_of(
         units: of the fit; None for the user's.
         known: notes that come before those found here.
     """
-    units = units or Units()
+    units = units or UNCHANGED
     seen = observed() if callable(observed) else observed
     examined = len(sums.gram) > 0
     free = theta.shape[1] - (constraints.sum_to is not None)

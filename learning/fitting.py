@@ -27,7 +27,7 @@ from .solve import (
     with_sum,
 )
 from .steps import Reporter, checked_step, conjugate_gradients, optimise
-from .units import Units, converted
+from .units import UNCHANGED, Units, converted
 
 #: A normal matrix that only `quality` needs is computed up to this many multiply-adds, about a
 #: second on one core, and up to this many unknowns.
@@ -104,8 +104,8 @@ class _Fit:
 
     def _descended(self, problem: Problem, sums: Sums) -> _Found:
         """Gradient descent in the user's units, whose steps depend on them."""
-        options, shape, plain = self.options, problem.weight_shape, Units()
-        own = converted(sums, self.units, plain, shape)
+        options, shape = self.options, problem.weight_shape
+        own = converted(sums, self.units, UNCHANGED, shape)
         constraints = replace(
             self.constraints, ridge=self.constraints.ridge * self.units.x**2 * self.units.weights
         )
@@ -156,7 +156,7 @@ def learn(
     apart = any(pair.weights is not None and pair.weights.shape[1] > 1 for pair in pairs)
     noisy = any(pair.x_variance is not None for pair in pairs)
     chosen = chosen_solver(options, unknowns, g.K if apart else g.groups, noisy)
-    units = Units() if chosen.make is not None else Units.of(pairs, settings.background)
+    units = UNCHANGED if chosen.make is not None else Units.of(pairs, settings.background)
     constraints = units.constraints(constraints)
     problem = Problem(
         [units.standard(pair, dtype) for pair in pairs], settings.background, constraints.ridge

@@ -333,7 +333,7 @@ def _by_rows(pair: ImagePair, background: Background) -> tuple[torch.Tensor, tor
     windows = x.unfold(2, g.R, g.stride[0]).unfold(3, g.S, g.stride[1])  # (N,C,P,Q,R,S), a view
     windows = windows.permute(1, 4, 5, 0, 2, 3)
     size = elements + T + (g.group_K if shared else 1)
-    step = max(1, BAND_ELEMENTS // (size * g.N * g.Q))
+    step = min(g.P, max(1, BAND_ELEMENTS // (size * g.N * g.Q)))
     matrix = torch.empty(size, g.N, step, g.Q, dtype=torch.float64, device=x.device)
     products = matrix.new_zeros(g.groups if shared else g.K, size, size)
     surfaces = background.images(pair.extent, pair.place, matrix) if T else None

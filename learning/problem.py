@@ -103,7 +103,7 @@ class Problem:
         if not isinstance(initial, torch.Tensor) or tuple(initial.shape) != tuple(expected):
             got = tuple(initial.shape) if isinstance(initial, torch.Tensor) else initial
             raise ArgumentError(f"initial must be a tensor of shape {tuple(expected)}, got {got}")
-        return Point(initial.detach().to(self.like).reshape(shape), background)
+        return Point(initial.detach().to(self.like, copy=True).reshape(shape), background)
 
     def apply(self, point: Point) -> list[torch.Tensor]:
         """A: a kernel, of any number of filters, to its outputs."""

@@ -85,6 +85,8 @@ class Units:
 
     def constraints(self, constraints: Constraints) -> Constraints:
         """The same constraints on a kernel in these units."""
+        if self == UNCHANGED:
+            return constraints
         total, curvature = constraints.sum_to, self.x * self.x * self.weights
         return replace(
             constraints,
@@ -95,6 +97,8 @@ class Units:
 
     def user(self, point: Point) -> Point:
         """A kernel in these units, converted to the user's."""
+        if self == UNCHANGED:
+            return point
         weight = point.weight * (self.y / self.x)
         background = point.background * self.y
         if background.shape[1] and self.y_level:
@@ -104,6 +108,8 @@ class Units:
 
     def own(self, point: Point) -> Point:
         """A kernel in the user's units, converted to these."""
+        if self == UNCHANGED:
+            return point
         background = point.background
         if background.shape[1] and self.y_level:
             background = background.clone()
@@ -124,6 +130,10 @@ class Units:
         level = weight.new_tensor(self.x_level).view(-1, weight.shape[1])  # (groups, C/groups)
         each = level.repeat_interleave(len(weight) // len(level), 0)
         return weight.new_tensor(self.y_level) - (weight.sum((2, 3)) * each).sum(1)
+
+
+#: The user's own units.
+UNCHANGED = Units()
 
 
 def _level_and_scale(
