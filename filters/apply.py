@@ -137,7 +137,8 @@ def separable(
     constant = input.is_cpu and _is_constant(down) and _is_constant(across)
     if constant and in_blocks.takes_separable(input, size):
         steps = in_blocks.separable(down, across)
-        y = in_blocks.run(input, size, padding_mode, steps)
+        with _without_autocast(input.device.type):
+            y = in_blocks.run(input, size, padding_mode, steps)
         if y is not None:
             return y
     if _two_passes_are_cheaper(input, (down.shape[-1], across.shape[-1])):
