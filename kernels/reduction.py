@@ -7,7 +7,7 @@ from .hints import along, at_least_one, side_by_side
 from .indexing import divide, is_inside
 from .padding import fold
 from .schedule import part_of, widen
-from .versions import fence_copies, one_by_one
+from .versions import fence_copies, finish_products, one_by_one
 
 
 @triton.constexpr_function
@@ -165,6 +165,8 @@ def add_taps_gemm(
         fence_copies(weight, PRECISION)
         if AXIS == 0:
             acc = tl.dot(image, weight, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+            if loaded.dtype != weight.dtype:  # the image is in registers
+                acc = finish_products(acc)
         else:
             acc = tl.dot(weight, image, acc, input_precision=PRECISION, out_dtype=acc.dtype)
         if PREFETCH:

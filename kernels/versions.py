@@ -56,6 +56,20 @@ _multiplies_by_wgmma.__triton_builtin__ = True
 
 
 @triton.jit
+def finish_products(sums):
+    """`sums` of products that come to an end before the loop goes on (sm_90).
+
+    For products whose left operand is in registers: a box of several axes, or converted numbers.
+    Triton (3.6, 3.7) loads these registers anew in the loop's next pass while wgmma still reads
+    them (triton issue 9433; wrong sums on an H100). It waits where an instruction in the loop uses
+    the sums, and this one is empty.
+    """
+    if _multiplies_by_wgmma():
+        sums = tl.inline_asm_elementwise("", "=r,0", [sums], dtype=sums.dtype, is_pure=True, pack=1)
+    return sums
+
+
+@triton.jit
 def one_by_one(pointers, offset, PRECISION: tl.constexpr):
     """pointers + offset, of an operand [rows, columns] that is not read along the axis of its sums.
 

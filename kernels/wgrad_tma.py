@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from .schedule import next_digit, widen
+from .versions import finish_products
 
 
 @triton.jit(do_not_specialize=["N", "SPLIT_BOXES"])
@@ -105,5 +106,17 @@ def add_boxes(
             else:
                 x = x_desc.load([n, h, w, c]).reshape(PIXELS, TILE.BLOCK_N)
             added += (tl.dot(dy, x, accs[i], input_precision=PRECISION),)
-        accs = added
+        if LAYOUT.NCHW or TILE.BLOCK_I * TILE.BLOCK_P > 1:  # dy is in registers
+            accs = finish_last(added)
+        else:
+            accs = added
     return accs
+
+
+@triton.jit
+def finish_last(accs):
+    """`accs` after finish_products of the last: it waits for all products."""
+    kept = ()
+    for i in tl.static_range(len(accs) - 1):
+        kept += (accs[i],)
+    return kept + (finish_products(accs[len(accs) - 1]),)

@@ -79,6 +79,8 @@ def problems(configuration: Configuration, target: Target, built: Build) -> list
         found.append(f"every product is waited for: {built.serialized}")
     if built.unfenced and not (BEFORE_3_7 and target.name == "sm_100"):  # docs/limits.md
         found.append(f"{built.unfenced} products of copies to shared memory without a proxy fence")
+    if built.overwritten:
+        found.append("registers of a product in flight are overwritten")
     if configuration.wants_mma(target) and not built.units["product"]:
         found.append("no matrix instructions")
     if any(isinstance(value, DESCRIPTORS) for value in configuration.call().arguments.values()):

@@ -39,6 +39,7 @@ class Build:
         loop: the part of `opcodes` that is in the loop that does the arithmetic.
         serialized: ptxas' message where wgmma waits for every product; else "".
         unfenced: products by wgmma or tcgen05 of data that cp.async brought, without a proxy fence.
+        overwritten: loops that write registers of a wgmma's left operand without a wait for it.
         units: instructions for matrix units and descriptors in PTX or AMDGCN, by kind of UNITS.
     """
 
@@ -52,6 +53,7 @@ class Build:
     loop: dict[str, int] = field(default_factory=dict)
     serialized: str = ""
     unfenced: int = 0
+    overwritten: int = 0
     units: dict[str, int] = field(default_factory=dict)
 
     def count(self, kind: str, loop: bool = False) -> int:
@@ -148,6 +150,7 @@ def build(call: Call, target: Target, disassemble: bool = True) -> Build:
         loop=dict(Counter(opcode for _, opcode, _ in _hot_loop(instructions))),
         serialized=next((line for line in said.splitlines() if "serialized due to" in line), ""),
         unfenced=_unfenced(text),
+        overwritten=_overwritten(text),
         units={kind: len(re.findall(pattern, text)) for kind, pattern in UNITS.items()},
     )
 
@@ -184,6 +187,23 @@ def _unfenced(ptx: str) -> int:
         elif waited and re.search(r"wgmma\.mma_async|tcgen05\.mma", line):
             unfenced += 1
     return unfenced
+
+
+_FROM_REGISTERS_IN_PTX = re.compile(r"wgmma\.mma_async[^{;]*\{[^}]*\},\s*\{")
+
+
+def _overwritten(ptx: str) -> int:
+    """Loops whose last products from registers have no `wgmma.wait_group 0` before the next pass.
+
+    The next pass writes the registers, which a product in flight still reads (triton issue 9433).
+    """
+    starts = {found[1]: found.end() for found in re.finditer(r"^(\$L__BB\w+):", ptx, re.MULTILINE)}
+    overwritten = 0
+    for jump in re.finditer(r"\bbra(?:\.uni)?\s+(\$L__BB\w+)", ptx):
+        loop = ptx[starts.get(jump[1], jump.start()) : jump.start()]
+        *_, rest = _FROM_REGISTERS_IN_PTX.split(loop)
+        overwritten += rest != loop and "wgmma.wait_group.sync.aligned 0;" not in rest
+    return overwritten
 
 
 #: (position, opcode, position that it jumps to or None), in the order of the code.

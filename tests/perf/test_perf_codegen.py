@@ -259,11 +259,25 @@ def test_a_product_of_copies_needs_a_proxy_fence_after_the_wait():
     assert machine_code._unfenced("\n".join((wait, fence, product, product))) == 0
 
 
+def test_a_product_from_registers_needs_a_wait_before_the_next_pass():
+    load, left = "ldmatrix.x4 {%r9}, [%r1];", "wgmma.mma_async.f32 {%f1, %f2}, {%r9}, %rd1, 1;"
+    shared, jump = "wgmma.mma_async.f32 {%f1, %f2}, %rd2, %rd1, 1;", "@%p1 bra $L__BB0_1;"
+    wait = "wgmma.wait_group.sync.aligned 0;"
+
+    def count(*lines):
+        return machine_code._overwritten("\n".join(("$L__BB0_1:", *lines)))
+
+    assert count(load, left, jump) == count(wait, load, left, jump) == 1
+    assert count(load, left, wait.replace("0", "1"), jump) == 1
+    assert count(load, left, wait, jump) == count(shared, jump) == count(load, left, wait) == 0
+
+
 @pytest.mark.parametrize(
     ("fault", "problem"),
     [
         ({"serialized": "wgmma.mma_async instructions are serialized"}, "every product is waited"),
         ({"unfenced": 2}, "2 products of copies"),
+        ({"overwritten": 1}, "in flight are overwritten"),
         ({"product": 0}, "no matrix instructions"),
         ({"load through a descriptor": 0}, "no loads through tensor descriptors"),
         ({"left operand in registers": 12}, "go through registers"),

@@ -83,6 +83,12 @@ class Kernel:
         self.blocks = Blocks(self.entry)
         self.index = {name: i for i, name in enumerate(self.entry.registers)}
         self.widths = {name: bits_of(kind) for name, kind in self.entry.registers.items()}
+        #: Registers that wgmma reads its left operand from.
+        self.left_operands = {
+            name
+            for found in re.findall(r"wgmma\.mma_async[^{;]*\{[^}]*\},\s*\{([^}]*)\}", ptx)
+            for name in re.findall(r"%\w+", found)
+        }
         self.constants: dict[str, Array] = {}
         self._places: Places = {}
         self._functions: dict[tuple[int, bool], Any] = {}

@@ -6,6 +6,8 @@ Products are exact and summed in float64; the sum is rounded once to the accumul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .dtypes import ONES, Array, Mask, f2, f4, f8, i4, i8, u2, u4, u8
@@ -114,6 +116,13 @@ class Wgmma:
         self.shared, self.places = shared, places
         self.group: list[Array] = []  # words that are read: open, and committed
         self.groups: list[list[Array]] = []
+        self.left: list[str] = []  # registers of left operands: open, and committed
+        self.lefts: list[list[str]] = []
+
+    def check_free(self, register: str) -> None:
+        """Raises a Fault where a register is written that a product in flight may still read."""
+        if any(register in registers for registers in (self.left, *self.lefts)):
+            raise Fault(f"{register} is written, which a wgmma in flight reads")
 
     def _operand(
         self, descriptors: Array, rows: int, columns: int, kind: str, k_innermost: bool
@@ -154,6 +163,7 @@ class Wgmma:
         scale_d: Array | bool,
         immediates: tuple[int, int, int, int],
         mask: Mask,
+        registers: Sequence[str] = (),
     ) -> list[Array]:
         """wgmma.mma_async.m64n{n}k{k}: the accumulators after it.
 
@@ -167,7 +177,9 @@ class Wgmma:
             scale_d: whether the accumulators are added to.
             immediates: scale of a, scale of b, whether a is transposed, whether b is.
             mask: must be all threads.
+            registers: names of the registers of a.
         """
+        self.left += registers
         if mask is not None and not mask.all():
             raise Fault("wgmma by some of the threads")
         scale_a, scale_b, a_transposed, b_transposed = immediates
@@ -197,10 +209,12 @@ class Wgmma:
     def commit(self) -> None:
         """wgmma.commit_group"""
         self.groups.append(self.group)
-        self.group = []
+        self.lefts.append(self.left)
+        self.group, self.left = [], []
 
     def wait(self, n: int) -> None:
         """wgmma.wait_group: all but the last `n` groups have read their operands."""
         while len(self.groups) > n:
+            del self.lefts[0]
             for words in self.groups.pop(0):
                 self.shared.reading[words] -= 1

@@ -2,6 +2,7 @@
 # mypy: ignore-errors
 
 import re
+from dataclasses import replace
 
 import pytest
 from cases import tensors
@@ -10,8 +11,9 @@ from closeness import check, operands
 from simulator import Fault
 from simulator.calls import FORMATS, calls, planned_as_listed
 from simulator.driver import simulated
-from simulator.mutants import planted, up_to_and_including, without
+from simulator.mutants import planted, up_to_and_including, without, without_condition
 from tricorr import ops
+from tricorr.ops import geometry_of
 
 CALLS = {str(call): call for call in calls()}
 FEW = CALLS["sm_90-fprop_stencil-fma-float32-planes-gaps"]
@@ -20,6 +22,11 @@ DENSE = CALLS["sm_90-fprop_gemm-wgmma-float16-planes-dense"]
 OLDER = CALLS["sm_80-fprop_gemm-mma.sync-tf32-pixels-strided"]
 IMAGE = CALLS["sm_90-fprop_rows-fma-float32-planes-image"]
 BOXES = CALLS["sm_90-fprop_tma-wgmma-float16-planes-rows_out"]
+#: The left operand of its products, boxes of 8 x 8 pixels, is in registers.
+BOXES_GRADIENT = replace(
+    CALLS["sm_90-wgrad_tma-wgmma-bfloat16-pixels-boxes"],
+    geometry=geometry_of((2, 16, 8, 8), (16, 16, 1, 2), padding=((0, 0), (0, 1))),
+)
 
 
 def run(call, device):
@@ -58,6 +65,9 @@ PLANTED = {
     "halo_of_a_product": (DENSE, "is_inside", up_to_and_including("EXTENT"), "x_ptr"),
     "mask_of_a_product": (
         DENSE, "fprop_gemm", without("mask", "store", "outputs"), "store .* y_ptr",
+    ),
+    "registers_of_a_product": (
+        BOXES_GRADIENT, "finish_products", without_condition("wgmma"), "a wgmma in flight reads",
     ),
 }  # fmt: skip
 

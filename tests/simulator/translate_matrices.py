@@ -80,8 +80,10 @@ class Matrices(Writer):
         if len(d) != n // 2:
             raise Unsupported("accumulators")
         from_registers = operands[1].startswith("{")
+        registers: tuple[str, ...] = ()
         if from_registers:
-            a = "[" + ", ".join(self.operand(r, 32) for r in self.vector(operands[1])) + "]"
+            registers = tuple(self.vector(operands[1]))
+            a = "[" + ", ".join(self.operand(r, 32) for r in registers) + "]"
         else:
             a = self.operand(operands[1], 64)
         b = self.operand(operands[2], 64)
@@ -100,7 +102,7 @@ class Matrices(Writer):
         acc = ", ".join(self.operand(r, 32) for r in d)
         result = self.emit(
             f"cta.wgmma.multiply({n}, {k}, {name!r}, [{acc}], {a}, {b}, {scale}, "
-            f"{(*scales, *transposed)}, {self.mask()})"
+            f"{(*scales, *transposed)}, {self.mask()}, {registers})"
         )
         for i, target in enumerate(d):
             self.define(target, self.emit(f"{result}[{i}]"))

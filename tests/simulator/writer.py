@@ -123,6 +123,8 @@ class Writer:
             return
         if name not in self.k.index:
             raise Unsupported(f"destination {name!r}")
+        if name in self.k.left_operands:
+            self.put(f"cta.wgmma.check_free({name!r})")
         if self.guard is not None:
             old = self.register(name, "u")
             new = (
