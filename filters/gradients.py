@@ -44,12 +44,9 @@ _SECOND_DIFFERENCES = (
     ((1, 0, 0), (0, -2, 0), (0, 0, 1)),
     ((0, 0, 1), (0, -2, 0), (1, 0, 0)),
 )
-#: The same in pairs, for kernels: they add taps row by row from the left, so that sums over a
-#: constant a are a, 2a, -2a, -a and 0, of which none is rounded.
-_CROSSES = (
-    ((0, 1, 0), (1, -4, 1), (0, 1, 0)),
-    ((1, 0, 1), (0, -4, 0), (1, 0, 1)),
-)
+#: The first two in one window, for kernels: by rows or by columns, sums over a constant a are a,
+#: 2a, -2a, -a and 0, of which none is rounded. The diagonals in one would have an order with -3a.
+_CROSS = ((0, 1, 0), (1, -4, 1), (0, 1, 0))
 
 
 @typed
@@ -214,7 +211,7 @@ def laplacian(
         return image.give_back(total)
     windows = _SECOND_DIFFERENCES[: neighbours // 2]
     if runs_kernels(image.planes.device):
-        windows = _CROSSES[: neighbours // 4]
+        windows = (_CROSS, *windows[2:])
     for window in windows:
         taps = scale * torch.tensor(window, dtype=torch.float64, device="cpu")
         total = filtered(image.planes, taps, padding_mode, plus=total)
