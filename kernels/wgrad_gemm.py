@@ -131,10 +131,10 @@ def wgrad_gemm(
     r, s = tap // WINDOW.S, tap % WINDOW.S
     sums = tap_at(dw_ptr + split * dw_stride_split, dw_strides, batch, k, 0, 0, 0)
     column = c * dw_strides[2] + r * dw_strides[3] + s * dw_strides[4]
-    if TAPS > 1 or not LAYOUT.ONE_TAP:  # the compiler sees no runs of columns
-        sums = side_by_side(sums, column)
-    else:
+    if LAYOUT.ONE_TAP and LAYOUT.WEIGHT_ALIGN > 1:
         sums += column
+    else:  # the compiler sees no runs of columns
+        sums = side_by_side(sums, column)
     mask = (group_k < GROUP_K) & (tap < TAPS)
     tl.store(sums, acc.to(dw_ptr.dtype.element_ty), mask=mask)
 

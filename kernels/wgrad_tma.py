@@ -20,6 +20,7 @@ finite.
 import triton
 import triton.language as tl
 
+from .hints import side_by_side
 from .schedule import next_digit, widen
 from .versions import finish_products
 
@@ -74,10 +75,15 @@ def wgrad_tma(
     group_k = tile_k * TILE.BLOCK_K + tl.arange(0, TILE.BLOCK_K)[:, None]  # [BLOCK_K, 1]
     group_c = tile_n * TILE.BLOCK_N + tl.arange(0, TILE.BLOCK_N)[None, :]  # [1, BLOCK_N]
     corner = dw_ptr + widen(split, INT64) * dw_stride_split + r * dw_strides[3]
-    corner += widen(group * GROUP_K + group_k, INT64) * dw_strides[1] + group_c * dw_strides[2]
+    corner += widen(group * GROUP_K + group_k, INT64) * dw_strides[1]
     for i in tl.static_range(TILE.BLOCK_S):
+        sums = corner + (s + i) * dw_strides[4]
+        if LAYOUT.ALIGN == 1:
+            sums = side_by_side(sums, group_c * dw_strides[2])
+        else:
+            sums += group_c * dw_strides[2]
         tl.store(
-            corner + (s + i) * dw_strides[4],
+            sums,
             accs[i].to(dw_ptr.dtype.element_ty),
             mask=(group_k < GROUP_K) & (group_c < GROUP_C) & (s + i < WINDOW.S),
         )

@@ -43,7 +43,7 @@ from .layout import (
     run_of,
     step_along,
 )
-from .partial_sums import partials_of, sum_partials_call
+from .partial_sums import gradient_partials, partials_of, sum_partials_call
 from .patch_launch import patch_arguments, patch_call
 from .prepared import facts_of, prepare, prepared
 from .reuse_launch import reuse_arguments
@@ -341,10 +341,7 @@ def wgrad_calls(
     x: torch.Tensor, dy: torch.Tensor, dw: torch.Tensor, geometry: Geometry, plan: Plan
 ) -> Iterator[Call]:
     """The launches that fill dw, which is contiguous: one, or partials and then their sum."""
-    target = dw
-    if plan.partials > 1:
-        partial_dtype = torch.float64 if dw.dtype == torch.float64 else torch.float32
-        target = dw.new_empty((plan.partials, *geometry.weight_shape), dtype=partial_dtype)
+    target = dw if plan.partials == 1 else gradient_partials(dw, plan.partials, plan.family)
     one_part = target if plan.partials == 1 else target[0]
     walk, dw_strides = weight_walk(one_part, geometry)
     geometry, (x, dy) = _planes_as_rows(geometry, plan, x, dy)
@@ -436,7 +433,7 @@ def _tma_arguments(
 ) -> dict[str, Any]:
     tile: Any = plan.tile
     if plan.op == "wgrad":
-        return wgrad_descriptors(x, y, geometry, tile)
+        return wgrad_descriptors(x, weight, y, geometry, tile)
     if plan.op == "dgrad":
         out_axis, align = stored(geometry.group_C, geometry.W, x)
         made = dgrad_descriptors(

@@ -39,7 +39,6 @@ from typing import Any
 
 from ...ops.launch.banded_launch import BANDS_BLOCK
 from ...ops.launch.copies import TILE as COPY_TILE
-from ...ops.launch.partial_sums import sum_tile
 from ...ops.launch.patch_launch import SPREAD_BLOCK
 from ..timing.timers import cause_of
 from .cases import PARKED, TARGETS, Configuration, Target, configurations
@@ -162,9 +161,8 @@ def entry_of(configuration: Configuration, target: Target, built: Build) -> Entr
 def _work_of_a_program(configuration: Configuration, target: Target) -> tuple[int, int]:
     """(result elements, multiply-adds) of one program; helpers only add or copy."""
     if configuration.kernel == "sum_partials":
-        splits = configuration.plan.splits
-        elements = sum_tile(splits)[1]
-        return elements, splits * elements
+        call = configuration.call().arguments
+        return call["BLOCK_E"], call["SPLITS"] * call["BLOCK_E"]
     if configuration.kernel == "lag_sums":
         call = configuration.call().arguments
         lags = call["BLOCK_R"] * call["BLOCK_S"]
