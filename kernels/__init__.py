@@ -34,6 +34,7 @@ if HAS_GLUON:
     from triton.experimental.gluon.nvidia import hopper
 
     from .fprop_reuse import fprop_reuse
+    from .wgrad_reuse import wgrad_reuse
 
     GluonDescriptor = hopper.TensorDescriptor
     DESCRIPTORS: tuple[type, ...] = (TensorDescriptor, GluonDescriptor)
@@ -68,4 +69,4 @@ __all__ = [
     "wgrad_stencil",
     "wgrad_tma",
 ]
-__all__ += ["fprop_reuse"] * HAS_GLUON
+__all__ += ["fprop_reuse", "wgrad_reuse"] * HAS_GLUON

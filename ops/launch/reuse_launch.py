@@ -1,4 +1,4 @@
-"""What fprop_reuse takes besides what every fprop kernel does: descriptors, in Gluon's classes."""
+"""What kernels of the reuse family take besides what all do: descriptors, in Gluon's classes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ...kernels.structs import TmaLayout, constant
 from ...kernels.versions import BEFORE_3_7
 from ..geometry import Geometry
 from ..plan.problem import Plan
+from ..plan.reuse_gradient import MAX_RUNS, runs_of
 from ..plan.tma import reads_crosswise
 from .descriptors import stored
 
@@ -28,6 +29,8 @@ def reuse_arguments(
 
     Of an input gradient, x is dy, y is dx, and the geometry is the adjoint.
     """
+    if plan.op == "wgrad":
+        return _gradient_arguments(x, y, geometry, plan)
     tile: Any = plan.tile
     crosswise = plan.turned and reads_crosswise(plan.precision)
     out_axis, align = stored(geometry.group_K, geometry.Q, y, *added)
@@ -53,6 +56,35 @@ def reuse_arguments(
         "x_rest_desc": _descriptor(x, sizes, strides, [1, rest & -rest, *row]),
         "weight_desc": _descriptor(weight, matrix, [step, 1], block),
     }
+
+
+def _gradient_arguments(
+    x: torch.Tensor, dy: torch.Tensor, geometry: Geometry, plan: Plan
+) -> dict[str, Any]:
+    """Descriptors of boxes whose rows vary slowest, then images, columns and channels."""
+    tile: Any = plan.tile
+    x_rows = tile.BLOCK_P + (tile.BLOCK_R - 1) * geometry.steps(0)[1]
+    arguments: dict[str, Any] = {}
+    for name, image, rows, channels in (
+        ("x", x, x_rows, tile.BLOCK_C),
+        ("dy", dy, tile.BLOCK_P, tile.BLOCK_F),
+    ):
+        runs = [*runs_of(rows), *[0] * MAX_RUNS][:MAX_RUNS]
+        for i, run in enumerate(runs):
+            made = _rows_descriptor(image, tile, run, channels) if run else None
+            arguments[f"{name}{i}_desc"] = made
+    return arguments
+
+
+def _rows_descriptor(image: torch.Tensor, tile: Any, rows: int, channels: int) -> Any:
+    n, c, h, w = image.shape
+    stride_n, _, stride_h, stride_w = image.stride()
+    sizes, strides = [h, n, w, c], [stride_h, stride_n, stride_w, 1]
+    piece = 16 // image.itemsize
+    for axis in range(3):  # a step along one element may be anything but a descriptor's
+        if sizes[axis] == 1:
+            strides[axis] = -(-c // piece) * piece
+    return _descriptor(image, sizes, strides, [rows, tile.BLOCK_I, tile.BLOCK_Q, channels])
 
 
 def _descriptor(base: torch.Tensor, sizes: list[int], strides: list[int], block: list[int]) -> Any:

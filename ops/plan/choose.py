@@ -80,7 +80,7 @@ def plans_with_tile(problem: Problem, tile: Tile) -> list[Plan]:
         ArgumentError: a grid is larger than a launch can have.
     """
     if problem.op == "wgrad":
-        compared = family_of(tile) in SPLIT
+        compared = family_of(tile) in (*SPLIT, reuse)
         numbers = gradient_splits(tile, problem) if compared else [tile.splits(problem)]
     else:
         numbers = image_splits(tile, problem) if splits_images(problem, tile) else [1]

@@ -427,6 +427,7 @@ _ANY_NUMBER = (
     "num_stages",
     "BLOCK_P",
     "BLOCK_K",
+    "BLOCK_R",
     "STEP_P",
     "BLOCK_S",
     "persistent",

@@ -1,8 +1,9 @@
 """Windows of several rows, over images read as NHWC: each row is loaded once for all its taps.
 
 As tma.py, which says what descriptors can do, but for how operands come to shared memory: a step
-loads BLOCK_P + R - 1 rows and multiplies R times BLOCK_P of them. Nothing was measured on a GPU
-yet: tiles are those that build without spills for sm_90, and whose products ptxas overlaps.
+loads BLOCK_P + R - 1 rows and multiplies R times BLOCK_P of them. Tiles are those that build
+without spills for sm_90, and whose products ptxas overlaps. Weight gradients have tiles of their
+own, in reuse_gradient.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ..geometry import Geometry
-from . import tma
+from . import reuse_gradient, tma
 from .cost import Code, Work, is_launchable, matrix_work
 from .integers import cdiv
 from .problem import Plan, Problem
@@ -165,11 +166,13 @@ def _blocks(problem: Problem) -> list[int]:
     return blocks[:-1] or blocks
 
 
-def tiles(problem: Problem) -> list[ReuseTile]:
+def tiles(problem: Problem) -> list[Any]:
     """The tiles that the planner may take: of each shape the box that overhangs least.
 
     With as many channels and stages as there is room for.
     """
+    if problem.op == "wgrad":
+        return list(reuse_gradient.tiles(problem))
     copied = not is_legal(problem)
     if problem.has_few_channels or (copied and not is_legal(problem, copied)):
         return []
@@ -210,11 +213,14 @@ def _halo(geometry: Geometry, box: tuple[int, int]) -> int:
 
 
 #: The types of this family's tiles.
-KINDS: tuple[type[Any], ...] = (ReuseTile,)
+KINDS: tuple[type[Any], ...] = (ReuseTile, reuse_gradient.ReuseGradientTile)
 
 
-def neighbours(tile: ReuseTile, problem: Problem) -> Iterator[ReuseTile]:
+def neighbours(tile: Any, problem: Problem) -> Iterator[Any]:
     """The tiles that a tuner tries: other boxes, channels and stages."""
+    if problem.op == "wgrad":
+        yield from reuse_gradient.neighbours(tile, problem)
+        return
     for channels, pixels, columns, warps, block, stages in itertools.product(
         (64, 128), (128, 256), (8, 16, 32, 64), (4, 8), _blocks(problem), (*STAGES, 2)
     ):

@@ -328,6 +328,11 @@ CASES: dict[str, dict[str, Case]] = {
         "planes_residual": _case(
             32, 256, 14, 14, 256, 3, 3, ops="fprop", bias=True, activation="silu", residual=True
         ),
+        "taps": _case(32, 256, 28, 28, 256, 3, 3, ops="wgrad", last=True),
+        "taps_planes": _case(32, 256, 14, 14, 256, 3, 3, ops="wgrad"),
+        "taps_five": _case(32, 256, 56, 56, 256, 5, 5, ops="wgrad", last=True),
+        "taps_seven": _case(32, 256, 56, 56, 256, 7, 7, ops="wgrad", last=True),
+        "taps_point": _case(32, 256, 56, 56, 512, 1, 1, ops="wgrad", last=True),
     },
     "frame": {
         "dense": _case(
@@ -391,7 +396,8 @@ class Configuration:
         if self.family in ("rows", "columns"):  # the tile follows from the geometry
             return self.kernel, self.planned.workload.geometry.weight_shape[-2:]
         if self.family == "reuse":  # the rest are counts in the same code, and the store's axis
-            return self.kernel, self.product, plan.op, *tile.step(plan.op)[:2], tile.num_warps
+            taps = getattr(tile, "BLOCK_R", 0)
+            return self.kernel, self.product, plan.op, *tile.step(plan.op)[:2], taps, tile.num_warps
         size = tile.step(plan.op), tile.num_warps, tile.num_stages
         if self.case.endswith("-split"):
             in_place = getattr(tile, "in_place", False)

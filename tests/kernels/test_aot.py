@@ -180,7 +180,8 @@ def _shape(plan):
 
 
 def _sums(plan):
-    return plan.op, plan.tile.BLOCK_F, plan.tile.pixels, plan.tile.num_warps, plan.precision
+    taps = getattr(plan.tile, "BLOCK_R", 0)
+    return plan.op, plan.tile.step(plan.op)[:2], taps, plan.tile.num_warps, plan.precision
 
 
 @pytest.mark.parametrize("name", TARGETS)

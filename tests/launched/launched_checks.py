@@ -204,7 +204,7 @@ def another_batch(stub: StubDriver, _: Any, observer: Observer, compilations: Co
         return names, compilations.names[before:]
 
     for window, wanted in (
-        (weight, {"fprop_reuse", "wgrad_tma"}),
+        (weight, {"fprop_reuse", "wgrad_reuse"}),
         (weight[..., :1, :1].contiguous(), {"fprop_tma", "dgrad_tma", "wgrad_tma"}),
     ):
         with same_tiles():

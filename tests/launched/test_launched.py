@@ -40,7 +40,7 @@ COMPILED = {
     "stride 2 1": {"dgrad_rows"},
     "module ConvTranspose2D": {"wgrad_stencil"},
     "filter gaussian_blur torch.float32": {"fprop_stencil"},
-    "large dense bf16 channels_last": {"fprop_reuse", "wgrad_tma"},
+    "large dense bf16 channels_last": {"fprop_reuse", "wgrad_reuse"},
     "large stride 2 bf16 channels_last": {"fprop_tma", "dgrad_tma", "wgrad_tma"},
     "few channels bf16": {"fprop_patch", "spread_weight", "wgrad_patch"},
     "large window fp64": {"wgrad_columns"},

@@ -1,0 +1,282 @@
+"""Tiles of the reuse family for weight gradients: rows of x are loaded once for taps of a column.
+
+Boxes are those of tma.py, but rows vary slowest in shared memory, then images, columns and
+channels. A row of a box is a whole number of periods of the swizzle then, also where few columns
+divide the image: 8 columns of one image, or 2 of 4 images.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from . import tma
+from .cost import (
+    REGISTERS,
+    THREADS,
+    Code,
+    Work,
+    is_launchable,
+    matrix_work,
+    partial_bytes,
+    splits_that_fill,
+)
+from .integers import cdiv, filled, power_of_two
+from .problem import Plan, Problem
+
+#: Pixels of a row of a box: whole periods of the swizzle, which are 8.
+ROW_PIXELS = (8, 16, 32, 64)
+#: Pixels of a box at most, and rows: more do not save much.
+MAX_PIXELS, MAX_ROWS = 128, 16
+#: Summed pixels of one instruction of a matrix unit.
+DEPTH = 16
+#: Runs of rows of a box at most: each has a descriptor.
+MAX_RUNS = 3
+#: What a step and a run of rows cost beside their loads, in bytes that L2 sends meanwhile; assumed.
+STEP_BYTES, RUN_BYTES = 4096, 512
+#: Shared memory for barriers, beside that for boxes.
+BARRIER_BYTES = 1024
+#: Places for boxes, most first.
+STAGES = (5, 4, 3)
+
+
+@dataclass(frozen=True)
+class ReuseGradientTile:
+    """A box of pixels of a step, the results of a program, and what the compiler is told.
+
+    Attributes:
+        BLOCK_I: images of the box.
+        BLOCK_P: rows of the box, of any number that divides those of dy.
+        BLOCK_Q: columns of the box.
+        BLOCK_R: taps of one column that share what is loaded.
+        BLOCK_F: filters.
+        BLOCK_C: channels of x.
+        num_warps, num_stages: of the launch; stages are the places for boxes.
+        copied: images that are not NHWC are copied to it first, see tma.copied_problem.
+    """
+
+    BLOCK_I: int
+    BLOCK_P: int
+    BLOCK_Q: int
+    BLOCK_R: int
+    BLOCK_F: int
+    BLOCK_C: int
+    num_warps: int
+    num_stages: int
+    copied: bool = False
+
+    family: ClassVar[str] = "reuse"
+    partials: ClassVar[int] = 1
+
+    @property
+    def box(self) -> tuple[int, int, int]:
+        """(images, rows, columns)."""
+        return self.BLOCK_I, self.BLOCK_P, self.BLOCK_Q
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the box."""
+        return math.prod(self.box)
+
+    def programs(self, problem: Problem) -> int:
+        """Programs that cover all results, before the reduction is split."""
+        g = problem.boxed
+        blocks = cdiv(g.group_K, self.BLOCK_F) * cdiv(g.group_C, self.BLOCK_C)
+        return g.groups * g.S * cdiv(g.R, self.BLOCK_R) * blocks
+
+    def strips(self, problem: Problem) -> int:
+        """Boxes of pixels of dy."""
+        g = problem.boxed
+        return tma.covered((g.N, g.P, g.Q), self.box) // self.pixels
+
+    def step(self, op: str) -> tuple[int, int, int]:
+        """(M, N, K) of one step: filters are the rows."""
+        return self.BLOCK_F, self.BLOCK_C * self.BLOCK_R, self.pixels
+
+    def splits(self, problem: Problem) -> int:
+        """Parts that the boxes are best dealt out to, at most."""
+        most = cdiv(self.strips(problem), tma.MIN_SPLIT_STRIPS)
+        return splits_that_fill(self, problem, most, side_by_side=2)
+
+    def rows(self, problem: Problem) -> int:
+        """Rows of x that a step loads."""
+        return self.BLOCK_P + (self.BLOCK_R - 1) * problem.boxed.steps(0)[1]
+
+    def shared_bytes(self, problem: Problem) -> int:
+        """What a program holds in shared memory: the operands of every stage."""
+        loaded = self.pixels * self.BLOCK_F
+        loaded += self.rows(problem) * self.BLOCK_I * self.BLOCK_Q * self.BLOCK_C
+        return loaded * problem.dtype.itemsize * self.num_stages + BARRIER_BYTES
+
+    def max_registers(self, problem: Problem) -> int | None:
+        """Registers of a thread that the compiler is limited to: it is not."""
+        return None
+
+    def suits(self, problem: Problem) -> bool:
+        """Whether a tile that was tuned for a problem near this one can serve it."""
+        return is_legal(problem, self.copied) and fits(self, problem)
+
+    def flags(self, problem: Problem) -> Mapping[str, Any]:
+        """Fields of a Plan that this family decides."""
+        return {"precision": problem.precision, "as_rows": problem.layout.as_rows}
+
+    def work(self, plan: Plan, problem: Problem) -> Work:
+        """The work of a launch: each tap reads both operands from shared memory."""
+        g, device, itemsize = problem.boxed, problem.device, problem.dtype.itemsize
+        m, n, k = self.step(plan.op)
+        code, steps, threads = self.code(problem), plan.split_strips, problem.threads(self)
+        work = matrix_work(
+            plan,
+            problem,
+            code,
+            steps,
+            m * n,
+            plan.grid,
+            image_first=False,
+            descriptors=True,
+            between_bytes=partial_bytes(plan, problem),
+            slices=(cdiv(g.group_K, self.BLOCK_F), cdiv(g.group_C, self.BLOCK_C)),
+        )
+        # What lies outside of the images is not read.
+        inside = math.prod((g.N, g.P, g.Q)) / tma.covered((g.N, g.P, g.Q), self.box)
+        filters, channels = filled(g.group_K, m), filled(g.group_C, self.BLOCK_C)
+        x = self.rows(problem) * self.BLOCK_I * self.BLOCK_Q * self.BLOCK_C
+        loaded = steps * itemsize * (k * m + x)
+        read = steps * itemsize * k * (m * self.BLOCK_R + n * cdiv(m, device.rates.rows or m))
+        resident = min(
+            device.limits.shared // self.shared_bytes(problem),
+            int(REGISTERS // (threads * code.registers)),
+            THREADS // threads,
+        )
+        work = replace(
+            work,
+            l2_bytes=steps * itemsize * inside * (k * m * filters + x * channels),
+            shared_bytes=loaded + read,
+            loaded_bytes=loaded,
+            resident=max(1, resident),
+        )
+        return tma.after_copies(work, problem, 0, self.copied)
+
+    def code(self, problem: Problem) -> Code:
+        """The code of a program: of one step, and outside of the loop. Counted for sm_90."""
+        m, n, _ = self.step(problem.op)
+        sums, products = m * n / problem.threads(self), len(runs_of(self.BLOCK_P)) * self.BLOCK_R
+        return Code(150 + 20 * products, 600 + 7 * sums, sums + 60)
+
+
+#: (filters, channels, num_warps) by the taps of a column that a program owns, largest first: those
+#: read each input the fewest times. Channels of several taps are one row of the swizzle.
+SHAPES: dict[int, tuple[tuple[int, int, int], ...]] = {
+    4: ((128, 64, 8), (64, 64, 4)),
+    3: ((128, 64, 8), (64, 64, 4)),
+    2: ((128, 64, 8), (64, 64, 4)),
+    1: ((128, 256, 8), (128, 128, 8), (64, 128, 4), (128, 64, 8), (64, 64, 4)),
+}
+
+
+def is_legal(problem: Problem, copied: bool = False) -> bool:
+    """Whether the kernel can compute this: from the images as they lie, or from copies of them."""
+    if copied:
+        return tma.may_copy(problem) and is_legal(tma.copied_problem(problem))
+    g, layout = problem.boxed, problem.layout
+    if problem.op != "wgrad" or problem.device.arch != "90" or not layout.gluon:
+        return False
+    if problem.dtype.itemsize != 2 or layout.boxes(problem.op) != "NHWC":
+        return False
+    return (g.steps(0)[0], g.steps(1)[0]) == (1, 1) and tma.is_legal(problem)
+
+
+def runs_of(rows: int) -> list[int]:
+    """Powers of two that sum up to a number of rows, the largest first."""
+    return [1 << i for i in reversed(range(rows.bit_length())) if rows >> i & 1]
+
+
+def tiles(problem: Problem) -> list[ReuseGradientTile]:
+    """The tiles that the planner may take: of each shape, the box that loads least."""
+    copied = not is_legal(problem)
+    if problem.has_few_channels or (copied and not is_legal(problem, copied)):
+        return []
+    g = problem.boxed
+    found: list[ReuseGradientTile] = []
+    for taps, (filters, channels, warps) in _shapes(g.R):
+        if filters > max(64, power_of_two(g.group_K)):
+            continue
+        if channels > max(64, power_of_two(g.group_C)):
+            continue
+        made = [
+            ReuseGradientTile(*box, taps, filters, channels, warps, stages, copied)
+            for box, stages in itertools.product(_boxes(problem), STAGES)
+        ]
+        made = [tile for tile in made if fits(tile, problem)]
+        if made:
+            found.append(min(made, key=lambda tile: (_loads(tile, problem), -tile.num_stages)))
+    return found
+
+
+def _shapes(rows: int) -> Iterator[tuple[int, tuple[int, int, int]]]:
+    """(taps, shape) for a window of so many rows: one tap, or as many as waste the fewest."""
+    several = [taps for taps in SHAPES if 1 < taps <= rows]
+    best = sorted(several, key=lambda taps: (cdiv(rows, taps) * taps, -taps))[:1]
+    return ((taps, shape) for taps in (*best, 1) for shape in SHAPES[taps])
+
+
+def _boxes(problem: Problem) -> Iterator[tuple[int, int, int]]:
+    """(images, rows, columns) of boxes that do not overhang a plane of dy.
+
+    Beside a plane both images of a 1x1 window are zero: then boxes may.
+    """
+    g = problem.boxed
+    most = power_of_two(g.N)
+    for pixels in ROW_PIXELS:
+        columns = pixels if g.is_point else min(g.Q & -g.Q, pixels)
+        columns = min(columns, power_of_two(g.Q))
+        images = pixels // columns
+        if images > max(most, ROW_PIXELS[0] // columns):
+            continue
+        for rows in range(1, min(MAX_ROWS, MAX_PIXELS // pixels) + 1):
+            if (rows <= power_of_two(g.P)) if g.is_point else (g.P % rows == 0):
+                yield images, rows, columns
+
+
+def _loads(tile: ReuseGradientTile, problem: Problem) -> float:
+    """About the bytes that L2 could send while a program sums all boxes."""
+    step = tile.shared_bytes(problem) / tile.num_stages
+    runs = len(runs_of(tile.BLOCK_P)) + len(runs_of(tile.rows(problem)))
+    return tile.strips(problem) * (step + STEP_BYTES + runs * RUN_BYTES)
+
+
+def neighbours(tile: ReuseGradientTile, problem: Problem) -> Iterator[ReuseGradientTile]:
+    """The tiles that a tuner tries: other boxes, shapes and stages."""
+    for taps, (filters, channels, warps) in _shapes(problem.boxed.R):
+        for box, stages in itertools.product(_boxes(problem), STAGES):
+            other = ReuseGradientTile(*box, taps, filters, channels, warps, stages, tile.copied)
+            if fits(other, problem):
+                yield other
+
+
+def fits(tile: ReuseGradientTile, problem: Problem) -> bool:
+    """Whether warps share the sums evenly and have room for them, and boxes in shared memory."""
+    g = problem.boxed
+    m, n, _ = tile.step("wgrad")
+    row = tile.BLOCK_I * tile.BLOCK_Q
+    divided = g.is_point or not (g.P % tile.BLOCK_P or g.Q % tile.BLOCK_Q)
+    sums = m * n / problem.threads(tile)
+    return (
+        is_launchable(tile, problem)
+        and divided
+        and tile.BLOCK_F in (64, 128)
+        and tile.num_warps == tile.BLOCK_F // 16
+        and tile.BLOCK_C >= 64
+        and (tile.BLOCK_R == 1 or tile.BLOCK_C == 64)
+        and tile.BLOCK_R <= g.R
+        and row in ROW_PIXELS
+        and row * runs_of(tile.BLOCK_P)[-1] % DEPTH == 0
+        and max(len(runs_of(rows)) for rows in (tile.BLOCK_P, tile.rows(problem))) <= MAX_RUNS
+        and max(tile.box) <= tma.MAX_BOX
+        and tile.num_stages > 1
+        and sums <= problem.device.limits.registers // 2 + 1
+        and tile.shared_bytes(problem) <= problem.device.limits.shared
+    )
