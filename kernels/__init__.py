@@ -3,6 +3,7 @@
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .build_bands import build_bands
+from .copy_flat import copy_flat
 from .copy_images import copy_images
 from .dgrad_frame_gemm import dgrad_frame_gemm
 from .dgrad_frame_stencil import dgrad_frame_stencil
@@ -23,6 +24,7 @@ from .sum_partials import sum_partials
 from .versions import HAS_GLUON
 from .wgrad_banded import wgrad_banded
 from .wgrad_columns import wgrad_columns
+from .wgrad_flat import wgrad_flat
 from .wgrad_gemm import wgrad_gemm
 from .wgrad_patch import wgrad_patch
 from .wgrad_rows import wgrad_rows
@@ -44,6 +46,7 @@ else:
 __all__ = [
     "TensorDescriptor",
     "build_bands",
+    "copy_flat",
     "copy_images",
     "dgrad_frame_gemm",
     "dgrad_frame_stencil",
@@ -63,6 +66,7 @@ __all__ = [
     "sum_partials",
     "wgrad_banded",
     "wgrad_columns",
+    "wgrad_flat",
     "wgrad_gemm",
     "wgrad_patch",
     "wgrad_rows",

@@ -31,6 +31,7 @@ from .descriptors import (
     stored,
     wgrad_descriptors,
 )
+from .flat_launch import flat_call
 from .formats import empty_in_format
 from .kernel_arguments import call_of, residual_arguments, samples_of, weight_walk
 from .layout import (
@@ -344,6 +345,24 @@ def wgrad_calls(
     target = dw if plan.partials == 1 else gradient_partials(dw, plan.partials, plan.family)
     one_part = target if plan.partials == 1 else target[0]
     walk, dw_strides = weight_walk(one_part, geometry)
+    result = {
+        "dw_ptr": walk,
+        "dw_stride_split": dw.numel() if plan.partials > 1 else 0,
+        "dw_strides": dw_strides,
+    }
+    make = flat_call if plan.family == "flat" else _wgrad_call
+    call = make(x, dy, geometry, plan, **result)
+    if plan.partials == 1:
+        yield call
+    else:
+        yield replace(call, scratch=(target,))
+        yield sum_partials_call(target, dw, plan.partials)
+
+
+def _wgrad_call(
+    x: torch.Tensor, dy: torch.Tensor, geometry: Geometry, plan: Plan, **result: Any
+) -> Call:
+    """The launch that fills dw, or parts of it, which `result` describes."""
     geometry, (x, dy) = _planes_as_rows(geometry, plan, x, dy)
     as_read = in_planes if plan.family == "banded" else _boxed
     x, x_copy = as_read(x, plan)
@@ -354,20 +373,13 @@ def wgrad_calls(
         PIXELS=geometry.P * geometry.Q * samples_of(geometry),
         x_ptr=x,
         dy_ptr=dy,
-        dw_ptr=walk,
         x_strides=x.stride(),
         dy_strides=dy.stride(),
-        dw_stride_split=dw.numel() if plan.partials > 1 else 0,
-        dw_strides=dw_strides,
-        dw_stride_g=geometry.group_K * dw_strides[1],
-        **_family_arguments(x, walk, dy, geometry, plan),
+        dw_stride_g=geometry.group_K * result["dw_strides"][1],
+        **result,
+        **_family_arguments(x, result["dw_ptr"], dy, geometry, plan),
     )
-    call = replace(call, before=copy_calls(x_copy, dy_copy))
-    if plan.partials == 1:
-        yield call
-    else:
-        yield replace(call, scratch=(target,))
-        yield sum_partials_call(target, dw, plan.partials)
+    return replace(call, before=copy_calls(x_copy, dy_copy))
 
 
 def _family_arguments(

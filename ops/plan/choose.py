@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import ModuleType
 
 from ..errors import ArgumentError
-from . import banded, columns, gemm, patch, reuse, rows, stencil, tma
+from . import banded, columns, flat, gemm, patch, reuse, rows, stencil, tma
 from .cost import cheapest, gradient_splits, image_splits
 from .integers import cdiv
 from .problem import Plan, Problem, Tile
@@ -21,10 +21,10 @@ from .tuned import tuned
 
 #: Families whose kernels of images sum parts of a reduction too, and whose numbers of parts are
 #: compared.
-SPLIT = (gemm, tma, patch)
+SPLIT = (gemm, tma, patch, flat)
 #: Families that multiply without matrix units.
 DIRECT = (rows, stencil, columns)
-FAMILIES = (rows, banded, stencil, columns, gemm, tma, patch, reuse)
+FAMILIES = (rows, banded, stencil, columns, gemm, tma, patch, reuse, flat)
 #: The largest grid that CUDA and HIP launch along the first axis.
 MAX_GRID = 2**31 - 1
 

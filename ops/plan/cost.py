@@ -94,6 +94,7 @@ class Work:
         steps: passes of its loop.
         loaded_bytes: bytes that one program loads, masked lanes included, from whatever cache.
         copy_bytes: of copies of operands, which a launch before it makes at the rate of a copy.
+        copied_bytes: that the copies are made from: several may be made of one image.
         waits: a pass of its loop loads, multiplies and stores to shared memory one after the other.
         stalls: loads of one program that it waits for, beside the first.
         operands: how they travel, see EXPOSED.
@@ -117,17 +118,22 @@ class Work:
     steps: float = 1
     loaded_bytes: float = 0
     copy_bytes: float = 0
+    copied_bytes: float = 0
     waits: bool = False
     stalls: float = 0
     operands: str = "registers"
     outside: float = 0
 
-    def after_copies(self, copies: Sequence[float]) -> Work:
-        """The work with a launch before it that makes copies of so many bytes, if there are any."""
+    def after_copies(self, copies: Sequence[float], copied: float | None = None) -> Work:
+        """The work with a launch before it that makes copies of so many bytes, if there are any.
+
+        From as many bytes, unless `copied` says from how many.
+        """
         return replace(
             self,
             launches=self.launches + bool(copies),
             copy_bytes=self.copy_bytes + sum(copies),
+            copied_bytes=self.copied_bytes + (sum(copies) if copied is None else copied),
         )
 
 
@@ -213,7 +219,7 @@ def times_of(work: Work, device: Device) -> Times:
         latency=rounds * ((1 + work.stalls) * device.latency + alone) / rates.clock,
         launch=work.launches * device.launch_seconds
         + again
-        + 2 * work.copy_bytes / device.copy_rate,
+        + (work.copy_bytes + work.copied_bytes) / device.copy_rate,
         exposed=EXPOSED[work.operands],
     )
 

@@ -334,6 +334,14 @@ CASES: dict[str, dict[str, Case]] = {
         "taps_seven": _case(32, 256, 56, 56, 256, 7, 7, ops="wgrad", last=True),
         "taps_point": _case(32, 256, 56, 56, 512, 1, 1, ops="wgrad", last=True),
     },
+    "flat": {
+        "dense": _case(32, 256, 14, 14, 256, 3, 3, ops="wgrad", recorded="* tf32"),
+        "last": _case(32, 64, 56, 56, 64, 3, 3, ops="wgrad", last=True),
+        "odd": _case(
+            31, 134, 51, 33, 142, 3, 3, ops="wgrad", groups=2, dilation=(1, 2), flip=True,
+            padding=((2, 1), (1, 2)), last=True,
+        ),
+    },
     "frame": {
         "dense": _case(
             8, 64, 56, 56, 64, 3, 3, ops="dgrad_frame", padding_mode="reflect", last=True,
@@ -562,6 +570,10 @@ def _helpers() -> Iterator[Configuration]:
                 ("ragged", "wgrad", "bfloat16"),
                 ("ragged_planes", "wgrad", "bfloat16 tf32"),
             )
+        ),
+        *(
+            ("copy_flat", "flat", name, CASES["flat"][name], "wgrad", ("tf32",))
+            for name in ("dense", "last")
         ),
         ("spread_weight", "patch", "head", CASES["patch"]["head"], "fprop", PRODUCTS["half"]),
         ("spread_weight", "patch", "head", CASES["patch"]["head"], "fprop", ("tf32",)),

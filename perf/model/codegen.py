@@ -170,7 +170,7 @@ def _work_of_a_program(configuration: Configuration, target: Target) -> tuple[in
         return lags, lags * rows * call["BLOCK_Q"]
     if configuration.kernel == "build_bands":
         return BANDS_BLOCK, BANDS_BLOCK
-    if configuration.kernel == "copy_images":
+    if configuration.kernel in ("copy_images", "copy_flat"):
         elements = math.prod(COPY_TILE)
         return elements, elements
     if configuration.kernel == "spread_weight":

@@ -102,7 +102,9 @@ def predict(call: PlannedCall, device: Device) -> Prediction:
         plan.kernel,
         tile=describe(plan).partition(" ")[2],
         compulsory_bytes=compulsory,
-        device_bytes=round(work.dram_bytes + work.between_bytes + 2 * work.copy_bytes),
+        device_bytes=round(
+            work.dram_bytes + work.between_bytes + work.copy_bytes + work.copied_bytes
+        ),
         load_bytes=round(programs * work.loaded_bytes),
         waste=done / max(1, macs),
         fill=programs / (-(-programs // sms) * sms) if programs else 1.0,

@@ -43,8 +43,8 @@ def test_every_call_is_right(call):
     assert BESIDE.get((call.name, call.op), call.kernel) in dict(launched)
 
 
-#: Kernels that are tested in other files. The planner takes those of reuse for large images only.
-ELSEWHERE = {"lag_sums", "fprop_reuse", "wgrad_reuse"}
+#: Kernels that are tested in other files. The planner takes most of them for large images only.
+ELSEWHERE = {"lag_sums", "fprop_reuse", "wgrad_reuse", "wgrad_flat", "copy_flat"}
 #: Kernels that run before or after another one, and the calls that have them.
 BESIDE = {
     ("rows_out", "fprop_bias"): "copy_images",
