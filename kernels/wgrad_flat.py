@@ -15,20 +15,21 @@ TF32 with the summed axis innermost, as it is in both boxes. Where x is not fini
 its channel may be so.
 
 Sums in float32; split i sums boxes [i * SPLIT_BOXES, (i+1) * SPLIT_BOXES) and stores at
-`i * dw_stride_split`, as in wgrad_gemm.
+`i * dw_stride_split`, in pieces of ALIGN channels.
 """
 
 import triton
 import triton.language as tl
 
 from .copy_flat import shift_of
+from .hints import side_by_side
 from .schedule import next_digit, widen
 
 
 @triton.jit(do_not_specialize=["N", "SPLIT_BOXES"])
 def wgrad_flat(
     x_desc, dy_desc, dw_ptr, N, PITCH, LENGTH, channels, SPLIT_BOXES, dw_stride_split, dw_strides,
-    WINDOW: tl.constexpr, COPIES: tl.constexpr,
+    WINDOW: tl.constexpr, COPIES: tl.constexpr, ALIGN: tl.constexpr,
     PRECISION: tl.constexpr, INT64: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     GROUPS, GROUP_C, GROUP_K = channels
@@ -58,9 +59,13 @@ def wgrad_flat(
     group_k = tile_k * TILE.BLOCK_F + tl.arange(0, TILE.BLOCK_F)[:, None]  # [BLOCK_F, 1]
     group_c = tile_c * TILE.BLOCK_C + tl.arange(0, TILE.BLOCK_C)[None, :]  # [1, BLOCK_C]
     corner = dw_ptr + widen(split, INT64) * dw_stride_split + r * dw_strides[3] + s * dw_strides[4]
-    corner += widen(group * GROUP_K + group_k, INT64) * dw_strides[1] + group_c * dw_strides[2]
+    corner += widen(group * GROUP_K + group_k, INT64) * dw_strides[1]
+    if ALIGN == 1:
+        sums = side_by_side(corner, group_c * dw_strides[2])
+    else:
+        sums = corner + group_c * dw_strides[2]
     tl.store(
-        corner,
+        sums,
         acc.to(dw_ptr.dtype.element_ty),
         mask=(group_k < GROUP_K) & (group_c < GROUP_C),
     )

@@ -18,7 +18,7 @@ PROGRAMS = 264
 ROW_BYTES = (128, 4096)
 #: Families whose threads hold neighbouring channels of a weight gradient, and those whose threads
 #: hold neighbouring filters. Others hold taps.
-BY_CHANNELS, BY_FILTERS = ("gemm", "patch", "reuse", "tma"), ("columns", "rows", "stencil")
+BY_CHANNELS, BY_FILTERS = ("flat", "gemm", "patch", "reuse", "tma"), ("columns", "rows", "stencil")
 
 
 def partials_of(image: torch.Tensor, splits: int) -> torch.Tensor:

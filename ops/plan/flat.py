@@ -109,6 +109,7 @@ class FlatTile:
 #: (filters, channels, num_warps, num_stages), largest first: those read each input the fewest
 #: times.
 SHAPES = (
+    (128, 256, 8, 4),
     (128, 128, 8, 3),
     (64, 128, 4, 4),
     (64, 64, 4, 4),
@@ -183,7 +184,7 @@ KINDS: tuple[type[Any], ...] = (FlatTile,)
 
 def neighbours(tile: FlatTile, problem: Problem) -> Iterator[FlatTile]:
     """The tiles that a tuner tries: other filters, channels, pixels of a step and stages."""
-    for fields in itertools.product((64, 128), (64, 128), (16, 32), (4, 8), (2, 3, 4)):
+    for fields in itertools.product((64, 128), (64, 128, 256), (16, 32), (4, 8), (2, 3, 4)):
         if fits(other := FlatTile(*fields), problem):
             yield other
 
@@ -193,6 +194,6 @@ def fits(tile: FlatTile, problem: Problem) -> bool:
     sums, limits = tile.BLOCK_F * tile.BLOCK_C / problem.threads(tile), problem.device.limits
     return (
         is_launchable(tile, problem)
-        and 1 <= sums <= limits.registers // 2
+        and 1 <= sums <= limits.registers // 2 + 1
         and tile.shared_bytes(problem) <= limits.shared
     )

@@ -61,7 +61,7 @@ def test_every_window(kernel_backend, name, boxes):
     [
         ("odd_channels", "NHWC", FlatTile(64, 128, 32, 4, 4)),
         ("odd_channels", "NCHW", FlatTile(128, 128, 32, 8, 3)),
-        ("groups_flipped", "NCHW", FlatTile(64, 64, 32, 4, 4)),
+        ("groups_flipped", "NCHW", FlatTile(128, 256, 32, 8, 4)),
         ("dilated", "NHWC", FlatTile(64, 64, 32, 4, 4)),
     ],
 )
