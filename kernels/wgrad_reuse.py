@@ -1,7 +1,7 @@
 """Weight gradient with a row of the input in shared memory once for taps of a column: sm_90.
 
     dw[k,c,r,s] = sum_{n,p,q} dy[n,k,p,q] * x[n,c,h,w]
-    h = p - PAD_H + r * DIL_H        w = q - PAD_W + s * DIL_W
+    h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
     GEMM_M = filters k of one group    GEMM_N = channels c    GEMM_K = pixels (p,n,q)
 
@@ -9,13 +9,14 @@ A program owns BLOCK_R neighbouring taps of one column s of the window, and sums
 pixels: BLOCK_P rows of BLOCK_Q columns of BLOCK_I images. A step loads such a box of dy, and
 BLOCK_P + (BLOCK_R - 1) * DIL_H rows of x. In shared memory a row has the pixels of all images of
 the box, and rows lie one after the other: tap r multiplies the BLOCK_P rows from row r * DIL_H on.
-wgrad_tma loads a box of x for every tap.
+wgrad_tma loads a box of x for every tap. Where rows of x are strided, a program owns one tap.
 
 Images are (N, H, W, C) in memory, of 16 bits: matrix units read both operands from shared memory
 with their axes exchanged. A row of a box is a multiple of 8 pixels, whole periods of the swizzle.
 Boxes must not overhang a plane of dy, because x is not zero there, but may overhang the last image,
 where both are zero. Rows come in runs of powers of two, the longest first: 14 rows in 8, 4 and 2.
-Each run of x or dy has a descriptor, and a product takes a run of dy.
+Each run of x or dy has a descriptor, and a product takes a run of dy. Of x with strides it is one
+of (rows of a phase, phases, images, columns of a phase, channels of all phases of a column).
 
 Sums in float32; split i sums boxes [i * SPLIT_BOXES, (i+1) * SPLIT_BOXES) and stores at
 `i * dw_stride_split`, as in wgrad_gemm. The pipeline is that of fprop_reuse.
@@ -38,7 +39,7 @@ from .schedule import next_digit, widen
 @gluon.jit(do_not_specialize=["N", "SPLIT_BOXES"])
 def wgrad_reuse(
     x0_desc, x1_desc, x2_desc, dy0_desc, dy1_desc, dy2_desc, dw_ptr,
-    N, y_shape, channels, SPLIT_BOXES, dw_stride_split, dw_strides,
+    N, y_shape, channels, SPLIT_BOXES, x_strides, dw_stride_split, dw_strides,
     WINDOW: gl.constexpr, INT64: gl.constexpr, TILE: gl.constexpr,
     STAGES: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
@@ -65,11 +66,12 @@ def wgrad_reuse(
     tile_k, program = next_digit(program, gl.cdiv(GROUP_K, BLOCK_F))
     group, split = next_digit(program, GROUPS)
     c, k = group * GROUP_C + tile_c * BLOCK_C, group * GROUP_K + tile_k * BLOCK_F
-    row, column = tile_r * TAPS * WINDOW.DIL_H - WINDOW.PAD_H, s * WINDOW.DIL_W - WINDOW.PAD_W
-    corner = (row, column, c, k)
+    h, phase_h = phase_of(tile_r * TAPS * WINDOW.DIL_H - WINDOW.PAD_H, WINDOW.STRIDE_H)
+    w, phase_w = phase_of(s * WINDOW.DIL_W - WINDOW.PAD_W, WINDOW.STRIDE_W)
+    corner = (h, phase_h, w, phase_w * x_strides[3] + c, k)
 
     xs = gl.allocate_shared_memory(
-        dtype, [STAGES * ROWS, 1, TILE.BLOCK_I, TILE.BLOCK_Q, BLOCK_C], x0_desc.layout
+        dtype, [STAGES * ROWS, 1, TILE.BLOCK_I, TILE.BLOCK_Q, BLOCK_C], dy0_desc.layout
     )
     dys = gl.allocate_shared_memory(
         dtype, [STAGES * TILE.BLOCK_P, 1, TILE.BLOCK_I, TILE.BLOCK_Q, BLOCK_F], dy0_desc.layout
@@ -136,6 +138,14 @@ def given(first, second, third):
 
 
 @gluon.jit
+def phase_of(first, STRIDE: gl.constexpr):
+    """(step, phase) of a row or column `first`, which is step * STRIDE + phase."""
+    phase = first % STRIDE
+    phase += gl.where(phase < 0, STRIDE, 0)
+    return (first - phase) // STRIDE, phase
+
+
+@gluon.jit
 def add_run(
     accs, xs, dys, slot, RUN: gl.constexpr, ROWS: gl.constexpr,
     WINDOW: gl.constexpr, TILE: gl.constexpr,
@@ -173,7 +183,7 @@ def load_step(
 ):  # fmt: skip
     """Asks for the rows of a step, if there is such a step."""
     slot, exists = step % STAGES, step < steps
-    row, column, c, k = corner
+    h, phase_h, w, c, k = corner
     tile_q, line = next_digit(first + step, columns)
     tile_p, tile_i = next_digit(line, rows)
     n, p, q = tile_i * TILE.BLOCK_I, tile_p * TILE.BLOCK_P, tile_q * TILE.BLOCK_Q
@@ -182,19 +192,19 @@ def load_step(
     PIXEL_BYTES: gl.constexpr = TILE.BLOCK_I * TILE.BLOCK_Q * 2
     LOADED: gl.constexpr = PIXEL_BYTES * (ROWS * TILE.BLOCK_C + TILE.BLOCK_P * TILE.BLOCK_F)
     mbarrier.expect(ready, LOADED, pred=exists)
-    load_rows(dy_descs, dys, ready, slot, [p, n, q, k], exists, TILE.BLOCK_P)
-    load_rows(x_descs, xs, ready, slot, [p + row, n, q + column, c], exists, ROWS)
+    load_rows(dy_descs, dys, ready, slot, p, (n, q, k), exists, TILE.BLOCK_P)
+    place = (n, q + w, c)
+    if WINDOW.STRIDE_H * WINDOW.STRIDE_W > 1:
+        place = (phase_h, n, q + w, c)
+    load_rows(x_descs, xs, ready, slot, p + h, place, exists, ROWS)
 
 
 @gluon.jit
-def load_rows(descs, places, ready, slot, corner, exists, ROWS: gl.constexpr):
-    """Asks for ROWS rows of an image: row, image, column and channel of the first are `corner`."""
+def load_rows(descs, boxes, ready, slot, row, place, exists, ROWS: gl.constexpr):
+    """Asks for ROWS rows of an image from `row` on; `place` are the coordinates but for the row."""
     for i in gl.static_range(len(descs)):
         first = ROWS - ROWS % (2 * descs[i].block_type.shape[0])
-        place = places.index(slot * ROWS + first)._reinterpret(
+        box = boxes.index(slot * ROWS + first)._reinterpret(
             descs[i].dtype, descs[i].block_type.shape, descs[i].layout
         )
-        row, n, column, channel = corner
-        tma.async_copy_global_to_shared(
-            descs[i], [row + first, n, column, channel], ready, place, exists
-        )
+        tma.async_copy_global_to_shared(descs[i], (row + first,) + place, ready, box, exists)

@@ -10,7 +10,7 @@ import torch
 from ... import kernels
 from ...kernels.structs import TmaLayout, constant
 from ...kernels.versions import BEFORE_3_7
-from ..geometry import Geometry
+from ..geometry import Geometry, Pair
 from ..plan.problem import Plan
 from ..plan.reuse_gradient import MAX_RUNS, runs_of
 from ..plan.tma import reads_crosswise
@@ -65,26 +65,34 @@ def _gradient_arguments(
     tile: Any = plan.tile
     x_rows = tile.BLOCK_P + (tile.BLOCK_R - 1) * geometry.steps(0)[1]
     arguments: dict[str, Any] = {}
-    for name, image, rows, channels in (
-        ("x", x, x_rows, tile.BLOCK_C),
-        ("dy", dy, tile.BLOCK_P, tile.BLOCK_F),
+    stride = (geometry.steps(0)[0], geometry.steps(1)[0])
+    for name, image, rows, channels, steps in (
+        ("x", x, x_rows, tile.BLOCK_C, stride),
+        ("dy", dy, tile.BLOCK_P, tile.BLOCK_F, (1, 1)),
     ):
         runs = [*runs_of(rows), *[0] * MAX_RUNS][:MAX_RUNS]
         for i, run in enumerate(runs):
-            made = _rows_descriptor(image, tile, run, channels) if run else None
+            made = _rows_descriptor(image, tile, run, channels, steps) if run else None
             arguments[f"{name}{i}_desc"] = made
     return arguments
 
 
-def _rows_descriptor(image: torch.Tensor, tile: Any, rows: int, channels: int) -> Any:
+def _rows_descriptor(image: torch.Tensor, tile: Any, rows: int, channels: int, stride: Pair) -> Any:
+    """Of (rows, images, columns, channels); wgrad_reuse says of what where there are strides."""
     n, c, h, w = image.shape
     stride_n, _, stride_h, stride_w = image.stride()
     sizes, strides = [h, n, w, c], [stride_h, stride_n, stride_w, 1]
+    block = [rows, tile.BLOCK_I, tile.BLOCK_Q, channels]
+    if stride != (1, 1):
+        down, across = stride
+        sizes = [h // down, down, n, w // across, (across - 1) * stride_w + c]
+        strides = [down * stride_h, stride_h, stride_n, across * stride_w, 1]
+        block.insert(1, 1)
     piece = 16 // image.itemsize
-    for axis in range(3):  # a step along one element may be anything but a descriptor's
-        if sizes[axis] == 1:
+    for axis, size in enumerate(sizes[:-1]):
+        if size == 1:  # a step along one element may be anything but a descriptor's
             strides[axis] = -(-c // piece) * piece
-    return _descriptor(image, sizes, strides, [rows, tile.BLOCK_I, tile.BLOCK_Q, channels])
+    return _descriptor(image, sizes, strides, block)
 
 
 def _descriptor(base: torch.Tensor, sizes: list[int], strides: list[int], block: list[int]) -> Any:

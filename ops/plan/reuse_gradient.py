@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from ..geometry import Geometry
 from . import tma
 from .cost import (
     REGISTERS,
@@ -186,7 +187,8 @@ def is_legal(problem: Problem, copied: bool = False) -> bool:
         return False
     if problem.dtype.itemsize != 2 or layout.boxes(problem.op) != "NHWC":
         return False
-    return (g.steps(0)[0], g.steps(1)[0]) == (1, 1) and tma.is_legal(problem)
+    # Phases of a stride are axes of x: each has as many rows and columns.
+    return not (g.H % g.steps(0)[0] or g.W % g.steps(1)[0]) and tma.is_legal(problem)
 
 
 def runs_of(rows: int) -> list[int]:
@@ -201,7 +203,7 @@ def tiles(problem: Problem) -> list[ReuseGradientTile]:
         return []
     g = problem.boxed
     found: list[ReuseGradientTile] = []
-    for taps, (filters, channels, warps) in _shapes(g.R):
+    for taps, (filters, channels, warps) in _shapes(g):
         if filters > max(64, power_of_two(g.group_K)):
             continue
         if channels > max(64, power_of_two(g.group_C)):
@@ -216,9 +218,10 @@ def tiles(problem: Problem) -> list[ReuseGradientTile]:
     return found
 
 
-def _shapes(rows: int) -> Iterator[tuple[int, tuple[int, int, int]]]:
-    """(taps, shape) for a window of so many rows: one tap, or as many as waste the fewest."""
-    several = [taps for taps in SHAPES if 1 < taps <= rows]
+def _shapes(geometry: Geometry) -> Iterator[tuple[int, tuple[int, int, int]]]:
+    """(taps, shape) for a window: one tap, or as many of its rows as waste the fewest."""
+    rows, stride = geometry.R, geometry.steps(0)[0]
+    several = [taps for taps in SHAPES if 1 < taps <= rows and stride == 1]
     best = sorted(several, key=lambda taps: (cdiv(rows, taps) * taps, -taps))[:1]
     return ((taps, shape) for taps in (*best, 1) for shape in SHAPES[taps])
 
@@ -250,7 +253,7 @@ def _loads(tile: ReuseGradientTile, problem: Problem) -> float:
 
 def neighbours(tile: ReuseGradientTile, problem: Problem) -> Iterator[ReuseGradientTile]:
     """The tiles that a tuner tries: other boxes, shapes and stages."""
-    for taps, (filters, channels, warps) in _shapes(problem.boxed.R):
+    for taps, (filters, channels, warps) in _shapes(problem.boxed):
         for box, stages in itertools.product(_boxes(problem), STAGES):
             other = ReuseGradientTile(*box, taps, filters, channels, warps, stages, tile.copied)
             if fits(other, problem):
@@ -271,7 +274,7 @@ def fits(tile: ReuseGradientTile, problem: Problem) -> bool:
         and tile.num_warps == tile.BLOCK_F // 16
         and tile.BLOCK_C >= 64
         and (tile.BLOCK_R == 1 or tile.BLOCK_C == 64)
-        and tile.BLOCK_R <= g.R
+        and tile.BLOCK_R <= (g.R if g.steps(0)[0] == 1 else 1)
         and row in ROW_PIXELS
         and row * runs_of(tile.BLOCK_P)[-1] % DEPTH == 0
         and max(len(runs_of(rows)) for rows in (tile.BLOCK_P, tile.rows(problem))) <= MAX_RUNS

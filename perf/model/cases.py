@@ -332,6 +332,7 @@ CASES: dict[str, dict[str, Case]] = {
         "taps_planes": _case(32, 256, 14, 14, 256, 3, 3, ops="wgrad"),
         "taps_five": _case(32, 256, 56, 56, 256, 5, 5, ops="wgrad", last=True),
         "taps_seven": _case(32, 256, 56, 56, 256, 7, 7, ops="wgrad", last=True),
+        "taps_strided": _case(32, 256, 56, 56, 256, 3, 3, ops="wgrad", stride=2, last=True),
         "taps_point": _case(32, 256, 56, 56, 512, 1, 1, ops="wgrad", last=True),
     },
     "flat": {

@@ -42,6 +42,14 @@ CALLS = {
         geometry_of((2, 160, 8, 9), (136, 160, 2, 2), padding=((1, 0), (1, -1))),
         ReuseGradientTile(2, 4, 4, 1, 128, 128, 8, 4), 2, HALF,
     ),
+    "strides": (
+        geometry_of((3, 96, 8, 12), (80, 48, 3, 3), (2, 2), _SAME, groups=2),
+        ReuseGradientTile(4, 4, 2, 1, 64, 64, 4, 3), 2, BFLOAT,
+    ),
+    "strided_columns_of_planes": (
+        geometry_of((4, 40, 8, 12), (64, 40, 2, 5), (1, 3), ((1, 0), (3, 3)), (1, 2)),
+        ReuseGradientTile(4, 8, 2, 2, 64, 64, 4, 3, copied=True), 1, HALF,
+    ),
     "point_that_overhangs": (
         geometry_of((2, 256, 5, 11), (64, 256, 1, 1)),
         ReuseGradientTile(1, 2, 16, 1, 128, 256, 8, 3), 2, BFLOAT,
