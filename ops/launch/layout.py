@@ -54,7 +54,7 @@ def layout_of(
         repacks=not is_read_as_it_is(weight),
         x_align=columns_together(x),
         y_align=math.gcd(*map(columns_together, images[1:])),
-        gluon=HAS_GLUON and not backend.interprets(),
+        gluon=HAS_GLUON and not (x.is_cpu and backend.interprets()),
     )
 
 

@@ -41,7 +41,7 @@ COMPILED = {
     "module ConvTranspose2D": {"wgrad_stencil"},
     "filter gaussian_blur torch.float32": {"fprop_stencil"},
     "large dense bf16 channels_last": {"fprop_reuse", "wgrad_reuse"},
-    "large stride 2 bf16 channels_last": {"fprop_tma", "dgrad_tma", "wgrad_tma"},
+    "large stride 2 bf16 channels_last": {"fprop_tma", "dgrad_tma", "wgrad_reuse"},
     "large dense tf32 NCHW": {"copy_flat", "wgrad_flat"},
     "few channels bf16": {"fprop_patch", "spread_weight", "wgrad_patch"},
     "large window fp64": {"wgrad_columns"},
