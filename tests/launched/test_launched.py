@@ -42,6 +42,7 @@ COMPILED = {
     "filter gaussian_blur torch.float32": {"fprop_stencil"},
     "large dense bf16 channels_last": {"fprop_reuse", "wgrad_reuse"},
     "large stride 2 bf16 channels_last": {"fprop_tma", "dgrad_tma", "wgrad_reuse"},
+    "large odd height, stride 2 bf16 channels_last": {"wgrad_tma"},
     "large dense tf32 NCHW": {"copy_flat", "wgrad_flat"},
     "few channels bf16": {"fprop_patch", "spread_weight", "wgrad_patch"},
     "large window fp64": {"wgrad_columns"},
