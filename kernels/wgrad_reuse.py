@@ -112,9 +112,11 @@ def wgrad_reuse(
     for i in gl.static_range(STAGES):
         mbarrier.invalidate(loaded.index(i))
 
-    # Pieces of 16 bytes, side by side.
-    SIDE: gl.constexpr = min(32, BLOCK_C // 4)
-    STORED: gl.constexpr = gl.BlockedLayout([1, 4], [32 // SIDE, SIDE], [WARPS, 1], [1, 0])
+    # Channels of partials are neighbours: pieces of 16 bytes. Those of a gradient in 16 bits have
+    # the window between them.
+    PIECE: gl.constexpr = 4 if dw_ptr.dtype.element_ty.primitive_bitwidth == 32 else 1
+    SIDE: gl.constexpr = min(32, BLOCK_C // PIECE)
+    STORED: gl.constexpr = gl.BlockedLayout([1, PIECE], [32 // SIDE, SIDE], [WARPS, 1], [1, 0])
     group_k = tile_k * BLOCK_F + gl.arange(0, BLOCK_F, gl.SliceLayout(1, STORED))[:, None]
     group_c = tile_c * BLOCK_C + gl.arange(0, BLOCK_C, gl.SliceLayout(0, STORED))[None, :]
     place = dw_ptr + widen(split, INT64) * dw_stride_split + s * dw_strides[4]

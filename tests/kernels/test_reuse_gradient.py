@@ -11,6 +11,7 @@ from simulator.driver import simulated
 
 from tricorr.ops import geometry_of
 from tricorr.ops.plan import choose, reuse_gradient
+from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.problem import Problem
 from tricorr.ops.plan.reuse_gradient import ReuseGradientTile
 
@@ -58,8 +59,8 @@ CALLS = {
 
 
 def problem_of(geometry, dtype=HALF, copied=False, **more):
-    layout = PLANES if copied else PIXELS
-    return Problem("wgrad", geometry, dtype, "ieee", layout, **{"device": H200, **more})
+    given = {"layout": PLANES if copied else PIXELS, "device": H200, **more}
+    return Problem("wgrad", geometry, dtype, "tf32", **given)
 
 
 def launched(args, geometry, tile, parts, dtype):
@@ -94,3 +95,49 @@ def test_random_operands():
     geometry, tile, parts, dtype = CALLS["channels_left_over"]
     args = operands("wgrad", *tensors(geometry, dtype))
     check("wgrad", args, geometry, actual=launched(args, geometry, tile, parts, dtype))
+
+
+LAYER = geometry_of((32, 64, 56, 56), (64, 64, 3, 3), padding=_SAME)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("N", "H", "W"), [(32, 56, 28), (2, 16, 12), (1, 24, 20), (3, 20, 96)])
+def test_boxes_do_not_overhang_a_plane(N, H, W, stride):
+    """Beside a row, zeros of dy would be multiplied with what x has there, say infinity."""
+    geometry = replace(LAYER, N=N, H=H, W=W, stride=(stride, stride))
+    tiles = reuse_gradient.tiles(problem_of(geometry))
+    assert {tile.BLOCK_R for tile in tiles} == ({1, 3} if stride == 1 else {1})
+    for tile in tiles:
+        assert geometry.P % tile.BLOCK_P == geometry.Q % tile.BLOCK_Q == 0
+        assert tile.BLOCK_I * tile.BLOCK_Q % 8 == 0  # a period of the swizzle
+
+
+def test_it_is_taken_where_the_model_says_that_it_saves_much():
+    device = replace(H200, measured=None)
+    plan = choose.plan(problem_of(LAYER, BFLOAT, device=device))
+    assert (plan.kernel, plan.tile.BLOCK_R) == ("wgrad_reuse", 3)
+    without = problem_of(LAYER, BFLOAT, device=device, layout=boxed("NHWC"))
+    assert choose.plan(without).family == "tma"
+    # A step reads 14 rows of dy, and those and 2 more of x: 30/28 of what one tap would.
+    rows = tuple(getattr(plan.tile, name) for name in ("BLOCK_I", "BLOCK_P", "BLOCK_Q"))
+    work = plan.tile.work(plan, problem_of(LAYER, BFLOAT, device=device))
+    assert rows == (1, 14, 8)
+    assert work.l2_bytes == plan.split_strips * 8 * (14 + 16) * 64 * 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "changes"),
+    [
+        (torch.float32, {}),
+        (HALF, {"H": 57, "stride": (2, 1)}),
+        (HALF, {"N": 2, "per_sample": True}),
+        (HALF, {"padding_mode": "reflect"}),
+        (HALF, {"C": 72, "K": 72, "groups": 6}),
+    ],
+    ids=str,
+)
+def test_what_it_cannot_compute_is_left_to_others(dtype, changes):
+    geometry = replace(LAYER, **changes)
+    assert reuse_gradient.tiles(problem_of(geometry, dtype)) == []
+    assert reuse_gradient.tiles(problem_of(LAYER, HALF)) != []
+    assert reuse_gradient.tiles(problem_of(LAYER, HALF, device=DEVICES["b200"])) == []
