@@ -67,7 +67,8 @@ def fprop_gemm(
     h, w = p * WINDOW.STRIDE_H - WINDOW.PAD_H, q * WINDOW.STRIDE_W - WINDOW.PAD_W
     group_k = tile_n * TILE.BLOCK_N + along(1 - AXIS, TILE.BLOCK_N)
     k = group * GROUP_K + group_k
-    known_k = group * GROUP_K + tl.minimum(group_k, GROUP_K - 1)
+    # Columns past the last read other filters: were it one filter, all of them would wait for it.
+    known_k = group * GROUP_K + group_k % GROUP_K
 
     ACC: tl.constexpr = tl.float64 if weight_ptr.dtype.element_ty == tl.float64 else tl.float32
     acc = add_taps_gemm(

@@ -59,7 +59,7 @@ def fprop_patch(
     # Clamp to the last patch: padded loads are masked anyway, so no extra bounds test is needed.
     n, u, v = split_pixel(tl.minimum(m, PATCHES - 1) if LAYOUT.CHECKED else m, U, V)
     column = tile_n * TILE.BLOCK_N + along(1 - AXIS, TILE.BLOCK_N)
-    known = group * SIZE + tl.minimum(column, SIZE - 1)
+    known = group * SIZE + column % SIZE  # past the last: others, as one would be waited for
 
     ACC: tl.constexpr = tl.float64 if spread_ptr.dtype.element_ty == tl.float64 else tl.float32
     POINT: tl.constexpr = ROWS.WINDOW * COLUMNS.WINDOW == 1

@@ -294,9 +294,8 @@ class BandedGradTile:
             self.BLOCK_R * self.BLOCK_I,
             plan.grid,
             image_first=False,
-            between_bytes=partial_bytes(plan, problem),
-            operands="registers" if pieces else "strips",
-        )
+            operands="registers",
+        ).with_partials(partial_bytes(plan, problem))
         return _with_copies(work, problem)
 
 

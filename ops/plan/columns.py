@@ -282,26 +282,23 @@ class ColumnsGradTile:
         convert = CONVERT if itemsize == 2 else 0
         inside = g.Q >= 4 * self.BLOCK_Q and g.padding_mode == "zeros"
         each = PIXEL + convert + (MASK / 2 if inside else MASK)
-        between = partial_bytes(plan, problem)
         across = self.BLOCK_K if problem.layout.channels_last else self.BLOCK_Q
         in_l1 = line_bytes(across, problem.image_bytes)
         return Work(
             plan.grid,
             threads,
-            device_bytes(problem, plan.grid, cdiv(g.R * g.S, taps) * g.group_C) + between,
+            device_bytes(problem, plan.grid, cdiv(g.R * g.S, taps) * g.group_C),
             fresh * problem.image_bytes + dy * itemsize,
             (x + dy) * in_l1,
             macs,
             "float64" if problem.dtype == torch.float64 else "fma",
             (macs + each * (dy + x)) / threads + taps * LAST_SUM,
             resident(problem.device, threads),
-            2 if between else 1,
-            between,
             outputs=taps * self.BLOCK_K,
             steps=strips,
             loaded_bytes=x * problem.image_bytes + dy * itemsize,
-            operands="strips",
-        )
+            stalls=strips,
+        ).with_partials(partial_bytes(plan, problem))
 
 
 AnyColumnsTile: TypeAlias = ColumnsTile | ColumnsGradTile

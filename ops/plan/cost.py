@@ -1,25 +1,28 @@
 """Predicts the time of a launch from what each unit of the device has to do.
 
-    seconds = launches * launch_seconds + time to read partial sums again + time to copy operands
-              + slowest + exposed * (sum of the others)
-    of device memory, L2, shared, arithmetic, issue, latency
+    seconds = launches * launch_seconds + partial sums + time to copy operands
+              + longer + MEMORY_EXPOSED * shorter   of device memory and the chip
+    chip    = slowest + exposed * (sum of the others)   of L2, shared, arithmetic, issue, latency
 
 The slowest unit hides only a part of the others: `exposed` is the share that it does not hide, see
 EXPOSED. With n the programs of the busiest multiprocessor, ceil(programs / multiprocessors), and
 per program and clock:
 
     device memory   bytes of the whole launch / rate of the device
-    L2              the larger of  all bytes / rate of the device  and  n * bytes / 64
+    L2              the larger of  all bytes / rate of the device  and  n * bytes / 64; of what
+                    matrix kernels read, several multiprocessors get the same bytes at once. A
+                    store of a part of a line takes as long as the line
     shared          n * bytes / 128: written to shared memory, and read from it by matrix units,
                     which read the second operand once for every 64 rows of the first. L1 is the
                     same unit and takes one 128-byte line a clock: where the lanes of a load are
-                    apart, each counts as up to 128 bytes
+                    apart, each counts as up to 128 bytes. Asynchronous copies pass it once
     arithmetic      n * multiply-adds / rate of the unit, padding of tiles and channels included
-    issue           n * instructions of all warps / 4
+    issue           n * instructions of all warps / 4. Multiply-adds of no matrix unit are among
+                    them: both are one unit, as slow as the slower of the two
     latency         ceil(n / r) * (latencies + the slowest unit of one program alone), if r programs
-                    fit on a multiprocessor side by side: one latency, and one for each load that
-                    the loop waits for. Where it stores what it loads to shared memory itself, that
-                    unit and the issue of the program's instructions come after each other
+                    fit on a multiprocessor side by side: one latency, and one for each pass that
+                    waits for its loads. Where a pass waits for its products, the slowest unit and
+                    the issue of the program's instructions come after each other
 
 The ceilings in n and n / r are waves: a partly filled last wave takes as long as a full one.
 device.py names the source of every rate, or holds measured ones; then the seconds of each kernel
@@ -45,11 +48,23 @@ L2_PORT = 64
 LINE = 128
 #: 32-bit registers of a multiprocessor, and threads that it holds.
 REGISTERS, THREADS = 2**16, 2048
-#: Share of the other units' time that the slowest unit does not hide, by how operands travel;
-#: fitted to calls on an H100 (python -m tricorr.perf fit): "ahead" of their use, by asynchronous
-#: copies to shared memory or as the vectors of the next step; through "registers"; as the "strips"
-#: of a weight gradient, which are loaded, multiplied and added up in turn.
-EXPOSED = {"ahead": 0.2, "registers": 0.4, "strips": 0.9}
+#: Bytes that multiprocessors receive for one that L2 reads, where programs side by side read the
+#: same rows of a matrix: a layer's tiles get up to twice the rate that a probe measures. Fitted to
+#: calls on an H100, as the next two (python -m tricorr.perf fit).
+L2_READERS = 1.5
+#: Share of the shorter of two times that the longer one does not hide: that of device memory, and
+#: that of all other units. With cold caches the first programs wait for memory, the last do not
+#: read any.
+MEMORY_EXPOSED = 0.6
+#: The same share of a chip's other units beside the slowest, by how operands travel: "ahead" of
+#: their use, by asynchronous copies to shared memory or as the vectors of the next step; through
+#: "registers", where a program loads, multiplies and adds up in turn.
+EXPOSED = {"ahead": 0.0, "registers": 0.4}
+#: How many times a plain copy's time one takes that exchanges channels and pixels; fitted.
+TRANSPOSED = 1.5
+#: Bytes per second that partial sums are written and read at, and seconds of the kernel that adds
+#: them up. Assumed: it was rewritten after the last measurement.
+PARTIAL_RATE, PARTIAL_SECONDS = 2.5e12, 3e-6
 #: Where channels are few, a matrix unit must be predicted below this share of the fastest kernel
 #: without one, to allow for the model's error.
 MARGIN = 0.75
@@ -87,19 +102,22 @@ class Work:
         unit: that does them, see Rates.macs.
         instructions: of one warp.
         resident: programs that a multiprocessor has room for.
-        launches: kernels, those that only prepare or finish included.
+        launches: kernels, those that only prepare included.
         between_bytes: that one kernel leaves to the next, which starts when it is done.
         products: products of the unit for each multiply-add.
         outputs: results of one program.
         steps: passes of its loop.
         loaded_bytes: bytes that one program loads, masked lanes included, from whatever cache.
-        copy_bytes: of copies of operands, which a launch before it makes at the rate of a copy.
+        copy_bytes: of copies of operands, which a launch before it makes, see TRANSPOSED.
         copied_bytes: that the copies are made from: several may be made of one image.
-        waits: a pass of its loop loads, multiplies and stores to shared memory one after the other.
-        stalls: loads of one program that it waits for, beside the first.
+        waits: in a pass of its loop, instructions and products come after each other.
+        stalls: passes of one program that wait for their loads, beside the first.
         operands: how they travel, see EXPOSED.
         outside: of `instructions`, those before and after the loop: no other unit works meanwhile
             but for programs side by side.
+        readers: multiprocessors that receive a byte that L2 reads, see L2_READERS.
+        scattered_bytes: of the lines that stores of one program touch, if each is of few elements.
+        partial_bytes: of partial sums, which a kernel of its own adds up, see PARTIAL_RATE.
     """
 
     programs: int
@@ -123,6 +141,9 @@ class Work:
     stalls: float = 0
     operands: str = "registers"
     outside: float = 0
+    readers: float = 1
+    scattered_bytes: float = 0
+    partial_bytes: float = 0
 
     def after_copies(self, copies: Sequence[float], copied: float | None = None) -> Work:
         """The work with a launch before it that makes copies of so many bytes, if there are any.
@@ -135,6 +156,10 @@ class Work:
             copy_bytes=self.copy_bytes + sum(copies),
             copied_bytes=self.copied_bytes + (sum(copies) if copied is None else copied),
         )
+
+    def with_partials(self, partial_bytes: int) -> Work:
+        """The work with a kernel after it that adds up partial sums, if there are any."""
+        return replace(self, partial_bytes=partial_bytes)
 
 
 @dataclass(frozen=True)
@@ -164,8 +189,11 @@ class Times:
     @property
     def predicted(self) -> float:
         """Seconds of the launch."""
-        slowest, total = max(self.units.values()), sum(self.units.values())
-        return self.launch + slowest + self.exposed * (total - slowest)
+        others = [seconds for unit, seconds in self.units.items() if unit != "dram"]
+        slowest = max(others)
+        chip = slowest + self.exposed * (sum(others) - slowest)
+        shorter, longer = sorted((self.dram, chip))
+        return self.launch + longer + MEMORY_EXPOSED * shorter
 
 
 def seconds_of(plan: Plan, problem: Problem) -> float:
@@ -206,10 +234,15 @@ def times_of(work: Work, device: Device) -> Times:
     outside = work.outside * warps / rates.issue
     alone = issue + longest if work.waits else max(issue - outside, longest) + outside
     rounds = cdiv(busiest, max(1, min(work.resident, busiest)))
-    l2 = max(work.programs * work.l2_bytes / rates.l2, busiest * work.l2_bytes / L2_PORT)
+    from_l2 = work.l2_bytes / work.readers + work.scattered_bytes
+    l2 = max(work.programs * from_l2 / rates.l2, busiest * work.l2_bytes / L2_PORT)
     # The next kernel reads from L2 what still is there.
     kept = work.between_bytes <= rates.l2_bytes / 2
     again = work.between_bytes / (rates.l2 * rates.clock if kept else device.copy_rate)
+    if work.partial_bytes:
+        again += PARTIAL_SECONDS + 2 * work.partial_bytes / PARTIAL_RATE
+    if work.unit in ("fma", "float64"):  # its products are instructions
+        arithmetic, issue = max(arithmetic, issue), 0
     return Times(
         dram=work.dram_bytes / device.copy_rate,
         l2=l2 / rates.clock,
@@ -219,7 +252,7 @@ def times_of(work: Work, device: Device) -> Times:
         latency=rounds * ((1 + work.stalls) * device.latency + alone) / rates.clock,
         launch=work.launches * device.launch_seconds
         + again
-        + (work.copy_bytes + work.copied_bytes) / device.copy_rate,
+        + TRANSPOSED * (work.copy_bytes + work.copied_bytes) / device.copy_rate,
         exposed=EXPOSED[work.operands],
     )
 
@@ -250,10 +283,11 @@ def matrix_work(
         outputs: results of a program.
         programs: as in Work.
         image_first: the operand of M rows is the image, not the weight or dy.
-        descriptors: loads go straight to shared memory; others pass L1 on their way there.
-        lone: elements of a pass that a lane loads one by one: L1 takes as long for 4 bytes each.
-        operands: as in Work; None for those ahead, unless some are lone or are strips of a weight
-            gradient through pointers.
+        descriptors: loads need no lane of the program.
+        lone: elements of a pass that a lane loads one by one and stores to shared memory itself: L1
+            takes as long for 4 bytes each.
+        operands: as in Work; None for those ahead, unless some are lone or are of a weight gradient
+            through pointers.
         between_bytes: as in Work.
         filled: shares of M, N and K that are elements: what lies beyond is not read from L2.
         slices: of dy and of x, see device_bytes.
@@ -276,8 +310,7 @@ def matrix_work(
         # Too few rows for a warpgroup: a warp's own instruction has half the rate (assumed).
         products *= 2 if rows and problem.unit != "fma" else 1
     read = k * (m * first * reads_first + n * second * reads_second)
-    moved = loaded * (1 if descriptors else 2) + read * problem.products
-    moved += lone * max(0, 4 - first)
+    moved = loaded + read * problem.products + lone * max(4, first)
     shared = (m + n) * k * itemsize * tile.num_stages
     resident = min(
         device.limits.shared // max(1, shared),
@@ -286,8 +319,8 @@ def matrix_work(
     )
     epilogue = HEAVY_EPILOGUE * outputs / threads if problem.layout.heavy_epilogue else 0
     if operands is None:
-        through = "strips" if problem.op == "wgrad" else "registers" if lone else "ahead"
-        operands = "ahead" if descriptors else through
+        through = problem.op == "wgrad" or lone > 0
+        operands = "registers" if through and not descriptors else "ahead"
     # Programs that share the pixels of a weight gradient.
     sharers = programs // max(1, plan.splits * problem.geometry.groups * problem.banks)
     return Work(
@@ -310,6 +343,7 @@ def matrix_work(
         waits=lone > 0,
         operands=operands,
         outside=code.outside + epilogue,
+        readers=L2_READERS,
     )
 
 

@@ -91,14 +91,13 @@ class FlatTile:
             plan.grid,
             image_first=False,
             descriptors=True,
-            between_bytes=partial_bytes(plan, problem),
             filled=(filled(g.group_K, self.BLOCK_F), filled(g.group_C, self.BLOCK_C), 1),
             slices=(cdiv(g.group_K, self.BLOCK_F), cdiv(g.group_C, self.BLOCK_C)),
-        ).after_copies(copy_bytes(problem), sum(problem.read_bytes))
-        # The kernel reads copies in place of the images, from L2 if they are still there.
-        kept = work.copy_bytes <= problem.device.rates.l2_bytes / 2
-        read = 0 if kept else work.copy_bytes
-        return replace(work, dram_bytes=work.dram_bytes - sum(problem.read_bytes) + read)
+        ).with_partials(partial_bytes(plan, problem))
+        work = work.after_copies(copy_bytes(problem), sum(problem.read_bytes))
+        # The kernel reads copies in place of the images.
+        read = work.copy_bytes - sum(problem.read_bytes)
+        return replace(work, dram_bytes=work.dram_bytes + read)
 
     def code(self, problem: Problem) -> Code:
         """The code of a program, counted for sm_90 (Triton 3.6)."""

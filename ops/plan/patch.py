@@ -198,14 +198,12 @@ class PatchTile:
 
     def work(self, plan: Plan, problem: Problem) -> Work:
         """What a launch asks of a device, and those that spread the weight and add up."""
-        g, between = problem.geometry, partial_bytes(plan, problem)
+        g, between = problem.geometry, 0
         steps: float = plan.split_strips
-        launches = 1 + bool(between)
         if plan.op != "wgrad":
             steps = self.steps(plan.op, g, plan.one_tap) / plan.splits
             spread = self.spread_shape(plan.op, g, plan.one_tap)
-            between += math.prod(spread) * problem.dtype.itemsize
-            launches += 1
+            between = math.prod(spread) * problem.dtype.itemsize
         lone = self._lone(problem)
         work = matrix_work(
             plan,
@@ -220,7 +218,7 @@ class PatchTile:
             filled=self._filled(problem),
             slices=(1, g.group_C // self.BLOCK_N if g.group_C % self.BLOCK_N == 0 else 1),
         )
-        work = replace(work, launches=launches)
+        work = work.with_partials(partial_bytes(plan, problem))
         if self._multiplies_by_warps(problem):
             work = replace(work, products=2 * work.products)
         more = max(0, self._line_bytes(problem) - 4)

@@ -200,14 +200,26 @@ class Problem:
         if self.is_input_gradient:
             return g.y_numel * itemsize, g.weight_numel * itemsize
         second = g.y_numel if self.op == "wgrad" else g.weight_numel
-        return g.x_numel * self.image_bytes, second * itemsize
+        return round(g.x_numel * self.image_bytes * self._read_share), second * itemsize
+
+    @property
+    def _read_share(self) -> float:
+        """Share of x in rows, and in channels_last in pixels, that windows read.
+
+        Windows that are shorter than their stride leave out those between them.
+        """
+        g = self.geometry
+        rows, columns = min(1.0, g.R / g.stride[0]), min(1.0, g.S / g.stride[1])
+        return rows * columns if self.layout.channels_last else rows
 
     @property
     def compulsory_bytes(self) -> int:
         """Bytes that must be moved: each tensor once."""
-        return self.geometry.compulsory_bytes(
-            self.image_bytes, self.dtype.itemsize, self.dtype.itemsize
-        )
+        g, itemsize = self.geometry, self.dtype.itemsize
+        if self.is_input_gradient:
+            return g.compulsory_bytes(itemsize, itemsize, itemsize)
+        rest = g.compulsory_bytes(0, itemsize, itemsize)
+        return rest + self.read_bytes[0]
 
     def threads(self, tile: Tile) -> int:
         """Threads of a program with this tile."""

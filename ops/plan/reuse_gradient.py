@@ -138,9 +138,8 @@ class ReuseGradientTile:
             plan.grid,
             image_first=False,
             descriptors=True,
-            between_bytes=partial_bytes(plan, problem),
             slices=(cdiv(g.group_K, self.BLOCK_F), cdiv(g.group_C, self.BLOCK_C)),
-        )
+        ).with_partials(partial_bytes(plan, problem))
         # What lies outside of the images is not read.
         inside = math.prod((g.N, g.P, g.Q)) / tma.covered((g.N, g.P, g.Q), self.box)
         filters, channels = filled(g.group_K, m), filled(g.group_C, self.BLOCK_C)

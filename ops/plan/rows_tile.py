@@ -273,25 +273,26 @@ class RowsTile:
         if self.X_ALIGN > 1:
             mac, output = VECTOR_INSTRUCTIONS
         masked = MASKED if plan.interior == "none" else 1.0
-        instructions = masked * (mac * macs + output * walk.outputs) / threads
-        between = partial_bytes(plan, problem)
+        if wgrad and problem.layout.channels_last and self.LANE_Q > 1:
+            masked = 1.0  # counted with masks: 2.03 for 7x7
+        # Lanes without columns take part in the instructions of the others.
+        lanes = threads if self.X_ALIGN == 1 else self.lanes()
+        instructions = masked * (mac * macs + output * walk.outputs) / lanes
         return Work(
             plan.grid,
             threads,
-            device_bytes(problem, plan.grid, g.R * g.S * g.group_C) + between,
+            device_bytes(problem, plan.grid, g.R * g.S * g.group_C),
             from_l2,
             in_l1,
             macs,
             "float64" if problem.dtype == torch.float64 else "fma",
             instructions,
             self.resident(problem),
-            2 if between else 1,
-            between,
             outputs=walk.outputs,
             steps=walk.steps * strips,
             loaded_bytes=loads,
-            operands="strips" if wgrad else "registers",
-        )
+            stalls=0 if not wgrad or self._fits_ahead(problem) else walk.steps * strips,
+        ).with_partials(partial_bytes(plan, problem))
 
     def _line_bytes(self, problem: Problem) -> float:
         """Bytes that L1 reads for a load of one lane: of neighbouring channels, or columns."""
@@ -312,7 +313,7 @@ class RowsTile:
             added = min(rows, e.rows if self.BLOCK_P >= e.rows else rows) * outputs
         macs = added // e.row * row_macs(problem)
         mac, output = VECTOR_INSTRUCTIONS
-        instructions = masked * (mac * macs + output * rows * outputs) / threads
+        instructions = masked * (mac * macs + output * rows * outputs) / self.lanes()
         word = max(1, 4 // pixel)
         own = self.X_ALIGN * pixel
         beside = columns_beside(problem, self.LANE_Q, word) * max(4, pixel)

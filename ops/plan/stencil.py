@@ -94,24 +94,22 @@ class StencilTile:
             loads = macs * pixel + steps * c * itemsize
             row = min(m * g.stride[1] + (g.S - 1) * g.dilation[1], m * g.S)
             fresh = g.R * row * c * problem.reduced * pixel
-        threads, between = problem.threads(self), partial_bytes(plan, problem)
+        threads = problem.threads(self)
         return Work(
             plan.grid,
             threads,
-            device_bytes(problem, plan.grid, taps * g.group_C) + between,
+            device_bytes(problem, plan.grid, taps * g.group_C),
             fresh,
             loads,
             macs,
             "float64" if problem.dtype == torch.float64 else "fma",
             LANES_PER_TAP[plan.op] * macs / threads,
             THREADS // 2 // threads,
-            2 if between else 1,
-            between,
             outputs=outputs,
             steps=steps,
             loaded_bytes=loads,
-            operands="strips" if plan.op == "wgrad" else "registers",
-        )
+            stalls=steps if plan.op == "wgrad" else 0,
+        ).with_partials(partial_bytes(plan, problem))
 
 
 #: 512 elements each: a plane of pixels, few pixels of several channels, and for channels_last

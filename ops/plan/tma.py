@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..geometry import Geometry, Pair
-from .cost import Code, Work, is_launchable, matrix_work, partial_bytes, splits_that_fill
+from .cost import LINE, Code, Work, is_launchable, matrix_work, partial_bytes, splits_that_fill
 from .device import ALL_REGISTERS, MAX_REGISTERS
 from .integers import cdiv, filled, power_of_two
 from .problem import Plan, Problem
@@ -173,10 +173,12 @@ class TmaTile:
             programs,
             image_first=False,
             descriptors=True,
-            between_bytes=partial_bytes(plan, problem),
             filled=self._filled(problem),
             slices=(cdiv(g.group_K, self.BLOCK_K), cdiv(g.group_C, self.BLOCK_N)),
-        )
+        ).with_partials(partial_bytes(plan, problem))
+        if self.copied and plan.op == "dgrad" and g.steps(1)[0] > 1:
+            # Lanes store single columns to planes: neighbours of a phase are apart.
+            work = replace(work, scattered_bytes=LINE * m * n)
         return after_copies(work, problem, self.BLOCK_K, self.copied)
 
     def _filled(self, problem: Problem) -> tuple[float, float, float]:
@@ -399,11 +401,7 @@ def after_copies(work: Work, problem: Problem, block: int, copied: bool) -> Work
     That is of the weight, for steps of `block` channels, and of images if they are `copied`.
     """
     images = image_copies(problem) if copied else []
-    work = work.after_copies([*images, *weight_copies(problem, block)])
-    if copied and work.copy_bytes <= problem.device.rates.l2_bytes / 2:
-        # The copies are in L2 when the kernel reads them.
-        work = replace(work, dram_bytes=work.dram_bytes - work.copy_bytes)
-    return work
+    return work.after_copies([*images, *weight_copies(problem, block)])
 
 
 def tap_columns(problem: Problem, block: int) -> int:

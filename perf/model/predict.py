@@ -103,7 +103,11 @@ def predict(call: PlannedCall, device: Device) -> Prediction:
         tile=describe(plan).partition(" ")[2],
         compulsory_bytes=compulsory,
         device_bytes=round(
-            work.dram_bytes + work.between_bytes + work.copy_bytes + work.copied_bytes
+            work.dram_bytes
+            + work.between_bytes
+            + work.copy_bytes
+            + work.copied_bytes
+            + 2 * work.partial_bytes
         ),
         load_bytes=round(programs * work.loaded_bytes),
         waste=done / max(1, macs),

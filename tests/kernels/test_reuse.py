@@ -143,7 +143,7 @@ def test_calls_with_other_tensors_are_prepared(monkeypatch):
     forget_prepared()
 
 
-LAYER = geometry_of((32, 64, 56, 56), (64, 64, 3, 3), padding=_SAME)
+LAYER = geometry_of((32, 64, 64, 64), (64, 64, 3, 3), padding=_SAME)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, FLOAT], ids=str)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
+from tricorr.ops.plan import choose
 from tricorr.ops.plan.cost import EXPOSED, times_of
 from tricorr.ops.plan.device import DEVICES
+from tricorr.ops.plan.measured import FEWEST_CALLS, parse
 from tricorr.perf import __main__ as command
 from tricorr.perf.model import fit
 from tricorr.perf.model.planned import PlannedCall, alternatives, describe
@@ -16,6 +18,7 @@ from tricorr.perf.rows import Row, to_json
 from tricorr.perf.workloads import find
 
 DEVICE = replace(DEVICES["h100"], measured=None)
+LAYER = "resnet50-128x28x28-128-3x3 fprop bfloat16 channels_last"
 CALLS = [
     ("resnet50-64x56x56-64-3x3", "fprop"),
     ("resnet50-128x28x28-128-3x3", "fprop"),
@@ -46,13 +49,33 @@ def recorded(slow, exposed=None):
 
 
 def test_multipliers_are_recovered_and_the_planner_follows_them():
-    found = fit.samples(recorded(lambda plan: 4.0 if plan.family == "reuse" else 2.0), DEVICE)
+    name, op = CALLS[1]
+    call = PlannedCall(find(name), op, "bfloat16", "channels_last")
+    own = choose.plan(call.problem(DEVICE)).family
+    found = fit.samples(recorded(lambda plan: 4.0 if plan.family == own else 2.0), DEVICE)
     calibration = fit.calibration_of(found, {"copy": 3e12})
-    assert calibration.families["reuse"].multiplier == pytest.approx(4)
-    assert calibration.kernels["fprop_gemm channels_last"].multiplier == pytest.approx(2)
+    assert calibration.families[own].multiplier == pytest.approx(4)
+    assert calibration.families["banded"].multiplier == pytest.approx(2)
     assert calibration.rates == {"copy": 3e12}
-    before = {text.split(":")[0]: ratio for ratio, text in fit.contests(found, DEVICE)}
-    assert before["resnet50-128x28x28-128-3x3 fprop bfloat16 channels_last"] > fit.RIGHT
+    before = {text.split(":")[0]: lost for *lost, text in fit.contests(found, DEVICE)}
+    ratio, seconds = before[LAYER]
+    assert ratio > fit.RIGHT
+    assert seconds > 0
+    calibrated = replace(DEVICE, measured=parse(asdict(replace(calibration, rates={}))))
+    often = [s for s in found if calibration.families[s.plan.family].calls >= FEWEST_CALLS]
+    assert len(often) > len(found) // 2
+    assert all(sample.error(calibrated) < 1e-9 for sample in often)
+    after = {text.split(":")[0]: ratio for ratio, _, text in fit.contests(found, calibrated)}
+    assert after[LAYER] == 1
+
+
+def test_every_so_manieth_call_is_held_out_whole():
+    found = fit.samples(recorded(lambda plan: 1.0), DEVICE)
+    kept, out = fit.split(found, 3)
+    assert {sample.row.workload for sample in out} == {CALLS[2][0]}
+    assert len(kept) + len(out) == len(found)
+    assert not {sample.call for sample in kept} & {sample.call for sample in out}
+    assert fit.split(found, 0) == (found, [])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.7])
@@ -74,6 +97,11 @@ def test_the_command_writes_what_the_planner_reads(tmp_path, capsys):
     arguments = ["fit", str(rows), "--device", "h100", "--rates", str(rates), "--write", str(out)]
     assert command.main(arguments) == 0
     written = json.loads(out.read_text())
-    assert written["rates"] == {"copy": 3e12}
+    assert written["rates"] == {"copy": 3e12, "l2": 1e12}
     assert written["families"]["gemm"]["calls"] > 0
     assert "measured over predicted" in capsys.readouterr().out
+    # The device's own constants stay where no others are given.
+    assert command.main(["fit", str(rows), "--without", "fprop", "--write", str(out)]) == 0
+    written = json.loads(out.read_text())
+    assert written["rates"]["copy"] == DEVICES["h100"].copy_rate
+    assert not any(name.startswith("fprop") for name in written["kernels"])

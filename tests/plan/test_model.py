@@ -13,6 +13,9 @@ from tricorr.ops.plan.choose import plan_with_tile
 from tricorr.ops.plan.cost import (
     EXPOSED,
     MARGIN,
+    MEMORY_EXPOSED,
+    PARTIAL_SECONDS,
+    TRANSPOSED,
     Work,
     cheapest,
     device_bytes,
@@ -56,20 +59,33 @@ def test_the_time_of_every_unit_by_hand():
     assert found.issue == pytest.approx(2 * 100 * 8 / 4 / CLOCK)
     assert found.latency == pytest.approx(2 * (H200.latency + 200) / CLOCK)
     assert found.bound == "dram"
-    hidden = found.l2 + found.shared + found.arithmetic + found.issue + found.latency
-    exposed = EXPOSED["registers"] * hidden
-    assert found.predicted == pytest.approx(H200.launch_seconds + 1e-6 + exposed)
+    others = found.l2 + found.shared + found.arithmetic + found.issue
+    chip = found.latency + EXPOSED["registers"] * others
+    shorter, longer = sorted((1e-6, chip))
+    expected = H200.launch_seconds + longer + MEMORY_EXPOSED * shorter
+    assert found.predicted == pytest.approx(expected)
+    # Bytes that several multiprocessors read are read once; lines of scattered stores are whole.
+    many = replace(work, programs=1320, readers=2, scattered_bytes=128)
+    assert times_of(many, H200).l2 == pytest.approx(1320 * (6400 / 2 + 128) / L2 / CLOCK)
+    # Multiply-adds of no matrix unit are instructions.
+    scalar = times_of(replace(work, unit="fma", instructions=100, macs=128 * 300), H200)
+    assert scalar.arithmetic == pytest.approx(2 * 300 / CLOCK)
+    assert scalar.issue == 0
     beside = times_of(replace(work, resident=2), H200)
     assert beside.latency == pytest.approx(found.latency / 2)
     assert beside.issue == found.issue
 
 
-def test_partial_results_are_written_then_read():
+def test_what_a_kernel_leaves_is_written_then_read():
     alone = Work(1, 128, 0, 0, 0, 1, "half", 1)
     small = times_of(replace(alone, launches=2, between_bytes=7_000_525), H200)
     assert small.launch == pytest.approx(2 * H200.launch_seconds + 1e-6)  # 7 TB/s, from L2
     large = times_of(replace(alone, launches=2, between_bytes=43.2e6), H200)
     assert large.launch == pytest.approx(2 * H200.launch_seconds + 43.2e6 / (COPY_SHARE * 4.8e12))
+    partial = times_of(alone.with_partials(5_000_000), H200)
+    assert partial.launch == pytest.approx(H200.launch_seconds + PARTIAL_SECONDS + 4e-6)
+    copied = times_of(alone.after_copies([2_160_000]), H200)
+    assert copied.launch == pytest.approx(2 * H200.launch_seconds + TRANSPOSED * 1e-6)
 
 
 def test_operands_in_shared_memory_are_read_once_for_64_rows():
@@ -82,9 +98,11 @@ def test_operands_in_shared_memory_are_read_once_for_64_rows():
     loaded, moved = bytes_of_a_pass(TmaTile(1, 16, 16, 128, 64, 8, 3), boxed("NHWC"))
     assert loaded == 64 * (128 + 256) * 2
     assert moved == loaded + 64 * (128 + 2 * 256) * 2
-    # Loads through pointers pass through L1 as well.
-    last = Layout(channels_last=True)
-    assert bytes_of_a_pass(GemmTile(128, 256, 64, 8, 4), last) == (loaded, moved + loaded)
+    # Loads through pointers are asynchronous copies, but for single elements of planes: L1 reads 4
+    # bytes for each.
+    last, planes = Layout(channels_last=True), Layout()
+    assert bytes_of_a_pass(GemmTile(128, 256, 64, 8, 4), last) == (loaded, moved)
+    assert bytes_of_a_pass(GemmTile(128, 256, 64, 8, 4), planes) == (loaded, moved + 128 * 64 * 4)
 
 
 def test_what_a_tile_has_beyond_its_tensors_is_not_read_from_L2():
@@ -185,22 +203,45 @@ def test_the_planner_takes_the_least_predicted_time(op, device):
         assert seconds_of(chosen, problem) <= 1.1 * seconds_of(plan, problem), tile
 
 
-def test_descriptors_are_taken_because_they_do_not_pass_L1():
+def test_descriptors_are_taken_because_no_lane_computes_their_addresses():
     boxes, pointers = half("fprop", layout=boxed("NHWC")), half("fprop", layout=Layout(True))
     plan = planned("fprop", LAYER, torch.bfloat16, boxes.layout, H200)
     assert plan.family == "tma"
     mine = times_of(plan.tile.work(plan, boxes), H200)
     theirs = times_of(work_of(pointers, GEMM_TILES["half"][1]), H200)
     assert mine.predicted < theirs.predicted
-    assert mine.shared < mine.arithmetic < theirs.shared
+    assert mine.issue < theirs.issue
+    assert mine.latency < theirs.latency
+    assert mine.arithmetic == theirs.arithmetic
+
+
+def test_columns_of_a_phase_are_stored_to_lines_of_their_own():
+    strided = geometry_of((32, 128, 56, 56), (128, 128, 3, 3), stride=(2, 2), padding=SAME)
+    tiles = (TmaTile(8, 4, 4, 128, 64, 8, 4, copied=True), 1), (GEMM_TILES["half"][2], 8)
+    for tile, neighbours in tiles:
+        work = work_of(half("dgrad", strided), tile)
+        assert work.scattered_bytes == 128 * work.outputs / neighbours
+        assert work_of(half("dgrad", replace(strided, stride=(1, 1))), tile).scattered_bytes == 0
+    last = half("dgrad", strided, Layout(channels_last=True))
+    assert work_of(last, GEMM_TILES["half"][2]).scattered_bytes == 0
+
+
+def test_pixels_between_windows_are_not_read():
+    g = geometry_of((2, 16, 8, 8), (32, 16, 1, 1), stride=(2, 2))
+    planes, last = half("fprop", g), half("fprop", g, Layout(channels_last=True))
+    assert planes.read_bytes[0] == g.x_numel * 2 // 2
+    assert last.read_bytes[0] == g.x_numel * 2 // 4
+    assert last.compulsory_bytes == (g.x_numel // 4 + g.y_numel + g.weight_numel) * 2
+    whole = half("dgrad", g, Layout(channels_last=True))
+    assert whole.compulsory_bytes == g.compulsory_bytes(2, 2, 2)
 
 
 def test_a_stencil_stays_unless_another_is_clearly_faster():
     g = geometry_of((1, 1, 512, 512), (1, 1, 9, 9), stride=(2, 1))
     device = replace(H200, measured=None)
     problem = Problem("wgrad", g, torch.float16, layout=Layout(True), device=device)
-    stencil = plan_with_tile(problem, StencilTile(512, 1), splits=7)
-    gemm = plan_with_tile(problem, GemmTile(64, 64, 32, 4, 3), splits=125)
+    stencil = plan_with_tile(problem, StencilTile(512, 1), splits=60)
+    gemm = plan_with_tile(problem, GemmTile(64, 64, 32, 4, 3), splits=60)
     assert MARGIN < seconds_of(gemm, problem) / seconds_of(stencil, problem) < 1
     assert cheapest([stencil, gemm], problem, [stencil]) == stencil
     assert cheapest([gemm], problem, []) == gemm

@@ -26,7 +26,7 @@ from tricorr.ops.plan.tma import (
     shaped_tile,
 )
 
-A100 = DEVICES["a100"]
+A100, B200 = DEVICES["a100"], DEVICES["b200"]
 KINDS = {
     "half": (torch.float16, "ieee"),
     "tf32": (torch.float32, "tf32"),
@@ -34,7 +34,7 @@ KINDS = {
     "ieee": (torch.float32, "ieee"),
     "float64": (torch.float64, "ieee"),
 }
-#: Together they take every tile, on an H200 or an A100: few and many pixels and channels.
+#: Together they take every tile, on an H200, A100 or B200: few and many pixels and channels.
 CALLS = [
     geometry_of((N, C, size, size), (K, C, R, R), (step, step), ((R // 2,) * 2,) * 2)
     for N, size, C, K, R, step in (
@@ -74,6 +74,10 @@ CALLS = [
         (8, 56, 128, 16, 1, 1),
         (8, 56, 128, 256, 3, 2),
         (8, 16, 1280, 1280, 5, 1),
+        (8, 32, 512, 512, 3, 1),
+        (8, 32, 512, 2048, 5, 2),
+        (4, 64, 64, 1024, 3, 1),
+        (32, 56, 128, 32, 3, 2),
         (64, 14, 96, 96, 5, 2),
         (1, 56, 64, 1024, 3, 1),
     )
@@ -106,7 +110,7 @@ def test_every_tile_of_the_tables_is_planned_for_some_call(op, product):
         boxes = "NHWC" if aligned else ""
         layouts = (Layout(), Layout(int64=True), Layout(True), Layout(True, False, boxes, boxes))
         for layout in layouts:
-            for device in (H200, A100):
+            for device in (H200, A100, B200):
                 plan = planned(op, g, dtype, layout, device, precision)
                 taken.add(shape_of(op, plan.tile) if plan.family == "tma" else plan.tile)
     tables = {*(GEMM_GRADIENT_TILES if op == "wgrad" else GEMM_TILES)[product]}
