@@ -164,7 +164,7 @@ class ReuseGradientTile:
         """The code of a program: of one step, and outside of the loop. Counted for sm_90."""
         m, n, _ = self.step(problem.op)
         sums, products = m * n / problem.threads(self), len(runs_of(self.BLOCK_P)) * self.BLOCK_R
-        return Code(150 + 20 * products, 600 + 7 * sums, sums + 60)
+        return Code(150 + 18 * products, 500 + 5 * sums, sums + 34)
 
 
 #: (filters, channels, num_warps) by the taps of a column that a program owns, largest first: those
