@@ -21,6 +21,15 @@ def side_by_side(pointers, offset):
 
 
 @triton.jit
+def side_by_side_singly(pointers, offset):
+    """side_by_side with one element of a thread in each access, however the pointers lie.
+
+    Sums of a large tile in pieces of 16 bytes would need as many registers again (sm_90).
+    """
+    return tl.max_contiguous(tl.multiple_of(pointers + offset, [1, 1]), [1, 2])
+
+
+@triton.jit
 def side_by_side_in_chunks(pointers, offset):
     """side_by_side for blocks [chunk, row, lane]."""
     pointers += offset

@@ -159,7 +159,7 @@ class TmaLayout(NamedTuple):
         OUT_AXIS: 1 where columns of the result, and of what is added to it, are neighbours in
             memory, 0 where channels are.
         ALIGN: elements of a piece, of 16 bytes at most, that starts at a multiple of it in what is
-            stored, and added to it; of channels, in a weight gradient.
+            stored, and added to it.
         SPLIT: programs sum parts of the reduction, see fprop_tma.
     """
 

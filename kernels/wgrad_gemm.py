@@ -16,7 +16,7 @@ split. A bank per sample is a batch of GEMMs, each over the pixels (p,q) of its 
 import triton
 import triton.language as tl
 
-from .hints import align_strides, along, round_down, side_by_side
+from .hints import align_strides, along, round_down, side_by_side, side_by_side_singly
 from .indexing import is_inside
 from .padding import fold
 from .schedule import next_digit, next_pixel, next_tile, split_pixel, widen
@@ -131,10 +131,12 @@ def wgrad_gemm(
     r, s = tap // WINDOW.S, tap % WINDOW.S
     sums = tap_at(dw_ptr + split * dw_stride_split, dw_strides, batch, k, 0, 0, 0)
     column = c * dw_strides[2] + r * dw_strides[3] + s * dw_strides[4]
-    if LAYOUT.ONE_TAP and LAYOUT.WEIGHT_ALIGN > 1:
-        sums += column
-    else:  # the compiler sees no runs of columns
+    if not LAYOUT.ONE_TAP:  # the compiler sees no runs of columns
         sums = side_by_side(sums, column)
+    elif TAPS > 1:
+        sums = side_by_side_singly(sums, column)
+    else:
+        sums += column
     mask = (group_k < GROUP_K) & (tap < TAPS)
     tl.store(sums, acc.to(dw_ptr.dtype.element_ty), mask=mask)
 

@@ -20,7 +20,7 @@ finite.
 import triton
 import triton.language as tl
 
-from .hints import side_by_side
+from .hints import side_by_side_singly
 from .schedule import next_digit, widen
 from .versions import finish_products
 
@@ -77,13 +77,8 @@ def wgrad_tma(
     corner = dw_ptr + widen(split, INT64) * dw_stride_split + r * dw_strides[3]
     corner += widen(group * GROUP_K + group_k, INT64) * dw_strides[1]
     for i in tl.static_range(TILE.BLOCK_S):
-        sums = corner + (s + i) * dw_strides[4]
-        if LAYOUT.ALIGN == 1:
-            sums = side_by_side(sums, group_c * dw_strides[2])
-        else:
-            sums += group_c * dw_strides[2]
         tl.store(
-            sums,
+            side_by_side_singly(corner + (s + i) * dw_strides[4], group_c * dw_strides[2]),
             accs[i].to(dw_ptr.dtype.element_ty),
             mask=(group_k < GROUP_K) & (group_c < GROUP_C) & (s + i < WINDOW.S),
         )

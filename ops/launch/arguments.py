@@ -445,7 +445,7 @@ def _tma_arguments(
 ) -> dict[str, Any]:
     tile: Any = plan.tile
     if plan.op == "wgrad":
-        return wgrad_descriptors(x, weight, y, geometry, tile)
+        return wgrad_descriptors(x, y, geometry, tile)
     if plan.op == "dgrad":
         out_axis, align = stored(geometry.group_C, geometry.W, x)
         made = dgrad_descriptors(

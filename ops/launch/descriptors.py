@@ -77,13 +77,11 @@ def dgrad_descriptors(
 
 
 def wgrad_descriptors(
-    x: torch.Tensor, dw: torch.Tensor, dy: torch.Tensor, geometry: Geometry, tile: TmaTile
+    x: torch.Tensor, dy: torch.Tensor, geometry: Geometry, tile: TmaTile
 ) -> dict[str, Any]:
     """What wgrad_tma takes beside what every wgrad kernel does."""
-    align = alignment(dw, -3, geometry.group_C)
-    layout = TmaLayout(boxes_of(x) == "NCHW", _phases(geometry), ALIGN=align)
     return {
-        "LAYOUT": constant(layout),
+        "LAYOUT": constant(TmaLayout(boxes_of(x) == "NCHW", _phases(geometry))),
         "dy_desc": _boxes_descriptor(dy, tile, tile.BLOCK_K),
         **_phase_descriptors(x, geometry, tile, tile.BLOCK_N),
     }
