@@ -14,6 +14,7 @@ shift_of(s) elements further behind, which makes the offset a multiple of four. 
 TF32 with the summed axis innermost, as it is in both boxes. Where x is not finite, all results of
 its channel may be so.
 
+A program owns BLOCK_S neighbouring taps of one row of the window, which share what is loaded of dy.
 Sums in float32; split i sums boxes [i * SPLIT_BOXES, (i+1) * SPLIT_BOXES) and stores at
 `i * dw_stride_split`, in pieces of ALIGN channels.
 """
@@ -34,38 +35,48 @@ def wgrad_flat(
 ):  # fmt: skip
     GROUPS, GROUP_C, GROUP_K = channels
     # Taps vary fastest: their programs read the same boxes of dy and overlapping boxes of x.
-    s, program = next_digit(tl.program_id(0), WINDOW.S)
+    tile_s, program = next_digit(tl.program_id(0), tl.cdiv(WINDOW.S, TILE.BLOCK_S))
     r, program = next_digit(program, WINDOW.R)
     tile_c, program = next_digit(program, tl.cdiv(GROUP_C, TILE.BLOCK_C))
     tile_k, program = next_digit(program, tl.cdiv(GROUP_K, TILE.BLOCK_F))
     group, split = next_digit(program, GROUPS)
-    offset = (r * WINDOW.DIL_H - WINDOW.PAD_H) * PITCH + s * WINDOW.DIL_W - WINDOW.PAD_W
-    offset += shift_of(s, WINDOW.PAD_W, WINDOW.DIL_W)
     c, k = group * GROUP_C + tile_c * TILE.BLOCK_C, group * GROUP_K + tile_k * TILE.BLOCK_F
-    c += s % COPIES * N * GROUPS * GROUP_C
 
     first, tiles = split * SPLIT_BOXES, tl.cdiv(LENGTH, TILE.BLOCK_L)
     last = tl.minimum(first + SPLIT_BOXES, N * tiles)
     # Every split has a box: without that, ptxas waits for each product, see wgrad_tma.
     tl.assume(last > first)
-    acc = tl.zeros([TILE.BLOCK_F, TILE.BLOCK_C], tl.float32)
+    accs, rows, offsets = (), (), ()
+    for i in tl.static_range(TILE.BLOCK_S):
+        s = tile_s * TILE.BLOCK_S + i
+        column = s * WINDOW.DIL_W - WINDOW.PAD_W + shift_of(s, WINDOW.PAD_W, WINDOW.DIL_W)
+        accs += (tl.zeros([TILE.BLOCK_F, TILE.BLOCK_C], tl.float32),)
+        rows += (s % COPIES * N * GROUPS * GROUP_C + c,)
+        offsets += ((r * WINDOW.DIL_H - WINDOW.PAD_H) * PITCH + column,)
     for box in range(first, last):
         tile, n = next_digit(box, tiles)
         j = tile * TILE.BLOCK_L
         dy = dy_desc.load([n * GROUPS * GROUP_K + k, j])  # [BLOCK_F, BLOCK_L]
-        x = x_desc.load([n * GROUPS * GROUP_C + c, j + offset])  # [BLOCK_C, BLOCK_L]
-        acc = tl.dot(dy, x.T, acc, input_precision=PRECISION)
+        added = ()
+        for i in tl.static_range(TILE.BLOCK_S):
+            # [BLOCK_C, BLOCK_L]
+            x = x_desc.load([n * GROUPS * GROUP_C + rows[i], j + offsets[i]])
+            added += (tl.dot(dy, x.T, accs[i], input_precision=PRECISION),)
+        accs = added
 
     group_k = tile_k * TILE.BLOCK_F + tl.arange(0, TILE.BLOCK_F)[:, None]  # [BLOCK_F, 1]
     group_c = tile_c * TILE.BLOCK_C + tl.arange(0, TILE.BLOCK_C)[None, :]  # [1, BLOCK_C]
-    corner = dw_ptr + widen(split, INT64) * dw_stride_split + r * dw_strides[3] + s * dw_strides[4]
+    corner = dw_ptr + widen(split, INT64) * dw_stride_split + r * dw_strides[3]
     corner += widen(group * GROUP_K + group_k, INT64) * dw_strides[1]
-    if ALIGN == 1:
-        sums = side_by_side(corner, group_c * dw_strides[2])
-    else:
-        sums = corner + group_c * dw_strides[2]
-    tl.store(
-        sums,
-        acc.to(dw_ptr.dtype.element_ty),
-        mask=(group_k < GROUP_K) & (group_c < GROUP_C),
-    )
+    for i in tl.static_range(TILE.BLOCK_S):
+        s = tile_s * TILE.BLOCK_S + i
+        sums = corner + s * dw_strides[4]
+        if ALIGN == 1:
+            sums = side_by_side(sums, group_c * dw_strides[2])
+        else:
+            sums += group_c * dw_strides[2]
+        tl.store(
+            sums,
+            accs[i].to(dw_ptr.dtype.element_ty),
+            mask=(group_k < GROUP_K) & (group_c < GROUP_C) & (s < WINDOW.S),
+        )

@@ -31,6 +31,7 @@ class FlatTile:
         BLOCK_F: filters.
         BLOCK_C: channels of x.
         BLOCK_L: elements of a flat plane that one step sums.
+        BLOCK_S: taps of a row that share what is loaded of dy.
         num_warps, num_stages: of the launch.
     """
 
@@ -39,6 +40,7 @@ class FlatTile:
     BLOCK_L: int
     num_warps: int
     num_stages: int
+    BLOCK_S: int = 1
 
     family: ClassVar[str] = "flat"
     partials: ClassVar[int] = 1
@@ -47,7 +49,7 @@ class FlatTile:
         """Programs that cover all results, before the reduction is split."""
         g = problem.geometry
         blocks = cdiv(g.group_K, self.BLOCK_F) * cdiv(g.group_C, self.BLOCK_C)
-        return g.groups * g.R * g.S * blocks
+        return g.groups * g.R * cdiv(g.S, self.BLOCK_S) * blocks
 
     def strips(self, problem: Problem) -> int:
         """Boxes of dy."""
@@ -55,7 +57,7 @@ class FlatTile:
 
     def step(self, op: str) -> tuple[int, int, int]:
         """(M, N, K) of one step."""
-        return self.BLOCK_F, self.BLOCK_C, self.BLOCK_L
+        return self.BLOCK_F, self.BLOCK_C * self.BLOCK_S, self.BLOCK_L
 
     def splits(self, problem: Problem) -> int:
         """Parts that boxes are best dealt out to. See cost.gradient_splits."""
@@ -64,7 +66,7 @@ class FlatTile:
 
     def shared_bytes(self, problem: Problem) -> int:
         """About what a program holds in shared memory: the operands of every pipeline stage."""
-        rows = self.BLOCK_F + self.BLOCK_C
+        rows = self.BLOCK_F + self.BLOCK_C * self.BLOCK_S
         return rows * self.BLOCK_L * problem.dtype.itemsize * self.num_stages
 
     def max_registers(self, problem: Problem) -> int | None:
@@ -82,12 +84,13 @@ class FlatTile:
     def work(self, plan: Plan, problem: Problem) -> Work:
         """The work of a launch, and of the copies before it."""
         g = problem.geometry
+        m, n, k = self.step(plan.op)
         work = matrix_work(
             plan,
             problem,
             self.code(problem),
             plan.split_strips,
-            self.BLOCK_F * self.BLOCK_C,
+            m * n,
             plan.grid,
             image_first=False,
             descriptors=True,
@@ -97,21 +100,28 @@ class FlatTile:
         work = work.after_copies(copy_bytes(problem), sum(problem.read_bytes))
         # The kernel reads copies in place of the images.
         read = work.copy_bytes - sum(problem.read_bytes)
-        return replace(work, dram_bytes=work.dram_bytes + read)
+        # Every tap's product reads dy from shared memory.
+        again = plan.split_strips * (self.BLOCK_S - 1) * m * k * problem.dtype.itemsize
+        return replace(
+            work,
+            dram_bytes=work.dram_bytes + read,
+            shared_bytes=work.shared_bytes + again,
+        )
 
     def code(self, problem: Problem) -> Code:
         """The code of a program, counted for sm_90 (Triton 3.6)."""
-        sums = self.BLOCK_F * self.BLOCK_C / problem.threads(self)
-        return Code(120, 400 + 7 * sums, sums + 60)
+        sums = self.BLOCK_F * self.BLOCK_C * self.BLOCK_S / problem.threads(self)
+        return Code(70 + 50 * self.BLOCK_S, 400 + 7 * sums, sums + 60)
 
 
-#: (filters, channels, num_warps, num_stages), largest first: those read each input the fewest
-#: times.
+#: (filters, channels, num_warps, num_stages, taps of a row that share dy).
 SHAPES = (
-    (128, 256, 8, 4),
-    (128, 128, 8, 3),
-    (64, 128, 4, 4),
-    (64, 64, 4, 4),
+    (128, 256, 8, 4, 1),
+    (128, 128, 8, 3, 1),
+    (64, 128, 4, 4, 1),
+    (64, 64, 4, 4, 1),
+    (128, 64, 8, 4, 3),
+    (64, 64, 4, 3, 3),
 )
 #: Elements of a plane of one step: 128 bytes, the widest row that is swizzled.
 BLOCK_L = 32
@@ -170,10 +180,11 @@ def tiles(problem: Problem) -> list[FlatTile]:
         return []
     g = problem.geometry
     return [
-        FlatTile(filters, channels, BLOCK_L, warps, stages)
-        for filters, channels, warps, stages in SHAPES
+        FlatTile(filters, channels, BLOCK_L, warps, stages, taps)
+        for filters, channels, warps, stages, taps in SHAPES
         if filters <= max(64, power_of_two(g.group_K))
         and channels <= max(64, power_of_two(g.group_C))
+        and taps <= g.S
     ]
 
 
@@ -183,14 +194,16 @@ KINDS: tuple[type[Any], ...] = (FlatTile,)
 
 def neighbours(tile: FlatTile, problem: Problem) -> Iterator[FlatTile]:
     """The tiles that a tuner tries: other filters, channels, pixels of a step and stages."""
-    for fields in itertools.product((64, 128), (64, 128, 256), (16, 32), (4, 8), (2, 3, 4)):
+    taps = (1, 3)[: 1 + (problem.geometry.S > 1)]
+    for fields in itertools.product((64, 128), (64, 128, 256), (16, 32), (4, 8), (2, 3, 4), taps):
         if fits(other := FlatTile(*fields), problem):
             yield other
 
 
 def fits(tile: FlatTile, problem: Problem) -> bool:
     """Whether a program has room, by count: for its sums, and for the boxes of every stage."""
-    sums, limits = tile.BLOCK_F * tile.BLOCK_C / problem.threads(tile), problem.device.limits
+    m, n, _ = tile.step(problem.op)
+    sums, limits = m * n / problem.threads(tile), problem.device.limits
     return (
         is_launchable(tile, problem)
         and 1 <= sums <= limits.registers // 2 + 1

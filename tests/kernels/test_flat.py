@@ -51,25 +51,34 @@ def test_every_window(kernel_backend, name, boxes):
     args = operands(
         "wgrad", *tensors(geometry, torch.float32, kernel_backend.device, make=whole_numbers)
     )
-    changes = {"splits": 1, "int64": True} if boxes == "NHWC" else {"splits": 2}
-    actual = computed(geometry, args, boxes, FlatTile(16, 16, 16, 4, 2), **changes)
+    taps, changes = (1, {"int64": True}) if boxes == "NHWC" else (3, {"splits": 2})
+    actual = computed(geometry, args, boxes, FlatTile(16, 16, 16, 4, 2, taps), **changes)
     assert torch.equal(actual.cpu().double(), torch.from_numpy(truth("wgrad", args, geometry)))
 
 
+#: More boxes than stages.
+BOXES = geometry_of((3, 19, 12, 11), (37, 19, 3, 3), padding=_SAME)
+
+
 @pytest.mark.parametrize(
-    ("name", "boxes", "tile"),
+    ("geometry", "boxes", "shape"),
     [
-        ("odd_channels", "NHWC", FlatTile(64, 128, 32, 4, 4)),
-        ("odd_channels", "NCHW", FlatTile(128, 128, 32, 8, 3)),
-        ("groups_flipped", "NCHW", FlatTile(128, 256, 32, 8, 4)),
-        ("dilated", "NHWC", FlatTile(64, 64, 32, 4, 4)),
+        (GEOMETRIES["groups_flipped"], "NCHW", (128, 256, 8, 4, 1)),
+        (BOXES, "NHWC", (128, 256, 8, 4, 1)),
+        (BOXES, "NCHW", (128, 128, 8, 3, 1)),
+        (BOXES, "NHWC", (64, 128, 4, 4, 1)),
+        (BOXES, "NHWC", (64, 64, 4, 4, 1)),
+        (BOXES, "NCHW", (128, 64, 8, 4, 3)),
+        (GEOMETRIES["seven_columns"], "NHWC", (64, 64, 4, 3, 3)),
+        (BOXES, "NCHW", (64, 64, 4, 3, 3)),
     ],
 )
-def test_compiled_code(name, boxes, tile):
-    geometry = GEOMETRIES[name]
+def test_compiled_code(geometry, boxes, shape):
+    assert shape in flat.SHAPES
+    filters, channels, *more = shape
     args = operands("wgrad", *tensors(geometry, torch.float32, make=whole_numbers))
     with simulated(90) as device:
-        actual = computed(geometry, args, boxes, tile)
+        actual = computed(geometry, args, boxes, FlatTile(filters, channels, 32, *more))
     assert [(done.kernel, done.unit) for done in device.launches][-1] == ("wgrad_flat", "wgmma")
     assert torch.equal(actual.double(), torch.from_numpy(truth("wgrad", args, geometry)))
 
