@@ -152,8 +152,8 @@ class GemmTile:
             work = replace(work, scattered_bytes=LINE * lines)
         one_by_one = problem.device.arch == "90" and problem.product == "tf32"
         if one_by_one and plan.op == "wgrad" and problem.layout.channels_last:
-            # Lanes write single elements to few banks of shared memory: fitted to the 300 us that an
-            # H100 took for 256 channels at 14 x 14.
+            # Lanes write single elements to few banks of shared memory: fitted to the 300 us that
+            # an H100 took for 256 channels at 14 x 14.
             work = replace(work, shared_bytes=work.shared_bytes + 10 * work.loaded_bytes)
         if not weights:
             return work.after_copies([] if self.in_place else repacked_bytes(problem))
