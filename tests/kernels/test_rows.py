@@ -154,7 +154,7 @@ def test_wide_images_take_weight_gradients_in_pieces():
 
     def tile(S, W=4096, layout=boxed):
         geometry = geometry_of((1, 1, 4096, W), (1, 1, S, S), padding=2 * ((S // 2, S // 2),))
-        return choose.plan(Problem("wgrad", geometry, layout=layout, device=H200)).tile
+        return rows.tile_for(Problem("wgrad", geometry, layout=layout, device=H200))
 
     assert tile(3) == RowsTile(34, 512, 1, 1, 3, 4)
     assert tile(7) == RowsTile(64, 512, 1, 1, 2, 4)

@@ -10,6 +10,7 @@ from plans import H200, OPS, boxed, planned, with_tile
 
 from tricorr.ops import geometry_of
 from tricorr.ops.launch.layout import boxes_of, layout_of
+from tricorr.ops.plan import tma
 from tricorr.ops.plan.choose import plan_with_tile
 from tricorr.ops.plan.cost import cheapest
 from tricorr.ops.plan.device import DEVICES
@@ -109,11 +110,17 @@ def test_few_programs_compute_all_boxes(kernel_backend, op, name):
     assert torch.equal(run(op, args, geometry, launch, plan=few), one_each)
 
 
+def _plans(problem):
+    """Those of every tile of this family."""
+    return [plan_with_tile(problem, tile) for tile in tma.tiles(problem)]
+
+
 @pytest.mark.parametrize("device", [H200, DEVICES["b200"]], ids=lambda d: d.arch)
 def test_more_boxes_than_multiprocessors_take_persistent_programs(device):
     def plans(n, window, stride, layout=PIXELS):
         geometry = _case((n, 256, 56, 56), 256, window, stride, padding=_SAME)
-        return [planned(op, geometry, torch.bfloat16, layout, device) for op in OPS]
+        problems = [Problem(op, geometry, torch.bfloat16, "ieee", layout, device) for op in OPS]
+        return [cheapest(_plans(problem), problem, []) for problem in problems]
 
     fprop, dgrad, wgrad = plans(32, (3, 3), (1, 1))
     assert fprop.grid == dgrad.grid == device.multiprocessors
@@ -309,9 +316,10 @@ def test_heavy_epilogues_take_smaller_tiles():
     for name in ("none", "relu", "relu6", "gelu", "silu", "residual"):
         added = (y, "none") if name == "residual" else (None, name)
         layout = replace(layout_of(geometry, x, weight, y, *added), gluon=False)
-        tile = planned("fprop", geometry, torch.bfloat16, layout, H200).tile
-        sums[name] = tile.BLOCK_N * tile.pixels
-        assert (tile.persistent > 0) == (name in ("none", "relu", "relu6"))
+        tiles = tma.tiles(Problem("fprop", geometry, torch.bfloat16, "ieee", layout, H200))
+        sums[name] = max(tile.BLOCK_N * tile.pixels for tile in tiles)
+        dealt = {tile.persistent > 0 for tile in tiles}
+        assert dealt == {name in ("none", "relu", "relu6")}
     assert sums["none"] == sums["relu"] == sums["relu6"] == 128 * 256
     assert max(sums["gelu"], sums["silu"], sums["residual"]) < 128 * 256
 
