@@ -16,21 +16,21 @@ its channel may be so.
 
 A program owns BLOCK_S neighbouring taps of one row of the window, which share what is loaded of dy.
 Sums in float32; split i sums boxes [i * SPLIT_BOXES, (i+1) * SPLIT_BOXES) and stores at
-`i * dw_stride_split`, in pieces of ALIGN channels.
+`i * dw_stride_split`, as in wgrad_gemm.
 """
 
 import triton
 import triton.language as tl
 
 from .copy_flat import shift_of
-from .hints import side_by_side
+from .hints import side_by_side_singly
 from .schedule import next_digit, widen
 
 
 @triton.jit(do_not_specialize=["N", "SPLIT_BOXES"])
 def wgrad_flat(
     x_desc, dy_desc, dw_ptr, N, PITCH, LENGTH, channels, SPLIT_BOXES, dw_stride_split, dw_strides,
-    WINDOW: tl.constexpr, COPIES: tl.constexpr, ALIGN: tl.constexpr,
+    WINDOW: tl.constexpr, COPIES: tl.constexpr,
     PRECISION: tl.constexpr, INT64: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     GROUPS, GROUP_C, GROUP_K = channels
@@ -70,13 +70,8 @@ def wgrad_flat(
     corner += widen(group * GROUP_K + group_k, INT64) * dw_strides[1]
     for i in tl.static_range(TILE.BLOCK_S):
         s = tile_s * TILE.BLOCK_S + i
-        sums = corner + s * dw_strides[4]
-        if ALIGN == 1:
-            sums = side_by_side(sums, group_c * dw_strides[2])
-        else:
-            sums += group_c * dw_strides[2]
         tl.store(
-            sums,
+            side_by_side_singly(corner + s * dw_strides[4], group_c * dw_strides[2]),
             accs[i].to(dw_ptr.dtype.element_ty),
             mask=(group_k < GROUP_K) & (group_c < GROUP_C) & (s < WINDOW.S),
         )

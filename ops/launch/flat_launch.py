@@ -57,7 +57,6 @@ def flat_call(
         PITCH=pitch,
         LENGTH=dy_flat.shape[1],
         COPIES=copies,
-        ALIGN=alignment(arguments["dw_ptr"], -3, geometry.group_C),
         **arguments,
     )
     return replace(call, before=(copy,))

@@ -43,7 +43,7 @@ COMPILED = {
     "large dense bf16 channels_last": {"fprop_reuse", "wgrad_reuse"},
     "large stride 2 bf16 channels_last": {"fprop_tma", "dgrad_tma", "wgrad_reuse"},
     "large odd height, stride 2 bf16 channels_last": {"wgrad_tma"},
-    "large dense tf32 NCHW": {"copy_flat", "wgrad_flat"},
+    "large dense tf32 channels_last": {"copy_flat", "wgrad_flat"},
     "few channels bf16": {"fprop_patch", "spread_weight", "wgrad_patch"},
     "large window fp64": {"wgrad_columns"},
     "large window half": {"build_bands", "fprop_banded", "wgrad_banded"},
