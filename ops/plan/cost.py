@@ -110,6 +110,7 @@ class Work:
         loaded_bytes: bytes that one program loads, masked lanes included, from whatever cache.
         copy_bytes: of copies of operands, which a launch before it makes, see TRANSPOSED.
         copied_bytes: that the copies are made from: several may be made of one image.
+        exchanges: whether copies exchange channels and pixels.
         waits: in a pass of its loop, instructions and products come after each other.
         stalls: passes of one program that wait for their loads, beside the first.
         operands: how they travel, see EXPOSED.
@@ -137,6 +138,7 @@ class Work:
     loaded_bytes: float = 0
     copy_bytes: float = 0
     copied_bytes: float = 0
+    exchanges: bool = True
     waits: bool = False
     stalls: float = 0
     operands: str = "registers"
@@ -243,6 +245,7 @@ def times_of(work: Work, device: Device) -> Times:
         again += PARTIAL_SECONDS + 2 * work.partial_bytes / PARTIAL_RATE
     if work.unit in ("fma", "float64"):  # its products are instructions
         arithmetic, issue = max(arithmetic, issue), 0
+    copies = (work.copy_bytes + work.copied_bytes) * (TRANSPOSED if work.exchanges else 1)
     return Times(
         dram=work.dram_bytes / device.copy_rate,
         l2=l2 / rates.clock,
@@ -250,9 +253,7 @@ def times_of(work: Work, device: Device) -> Times:
         arithmetic=busiest * arithmetic / rates.clock,
         issue=busiest * issue / rates.clock,
         latency=rounds * ((1 + work.stalls) * device.latency + alone) / rates.clock,
-        launch=work.launches * device.launch_seconds
-        + again
-        + TRANSPOSED * (work.copy_bytes + work.copied_bytes) / device.copy_rate,
+        launch=work.launches * device.launch_seconds + again + copies / device.copy_rate,
         exposed=EXPOSED[work.operands],
     )
 

@@ -106,6 +106,7 @@ class FlatTile:
             work,
             dram_bytes=work.dram_bytes + read,
             shared_bytes=work.shared_bytes + again,
+            exchanges=problem.layout.channels_last,
         )
 
     def code(self, problem: Problem) -> Code:
