@@ -21,6 +21,7 @@ from .cost import (
     Code,
     Work,
     is_launchable,
+    line_bytes,
     matrix_work,
     partial_bytes,
     splits_that_fill,
@@ -157,6 +158,10 @@ class ReuseGradientTile:
             shared_bytes=loaded + read,
             loaded_bytes=loaded,
             resident=max(1, resident),
+            # Taps lie between the channels of a gradient, not between those of partial sums.
+            scattered_bytes=m * n * line_bytes(32, g.R * g.S * itemsize)
+            if plan.splits == 1 and g.R * g.S > 1
+            else 0,
         )
         return tma.after_copies(work, problem, 0, self.copied)
 
