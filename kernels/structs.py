@@ -161,6 +161,9 @@ class TmaLayout(NamedTuple):
         ALIGN: elements of a piece, of 16 bytes at most, that starts at a multiple of it in what is
             stored, and added to it.
         SPLIT: programs sum parts of the reduction, see fprop_tma.
+        AXES: the axes of a weight gradient's boxes, outermost first: 0 to 3 for (n, h, w, c).
+        IN_PLACE: a weight gradient's boxes are runs of one axis, which are multiplied from shared
+            memory; other boxes of dy go through registers.
     """
 
     NCHW: bool
@@ -171,6 +174,8 @@ class TmaLayout(NamedTuple):
     OUT_AXIS: int = 0
     ALIGN: int = 1
     SPLIT: bool = False
+    AXES: tuple[int, ...] = (0, 1, 2, 3)
+    IN_PLACE: bool = False
 
 
 class BandLayout(NamedTuple):

@@ -15,6 +15,10 @@ Images (N, H, W, C) in memory: both boxes are multiplied with their axes exchang
 zero there, but may overhang the last image, where both are zero. Images (N, C, H, W) (NCHW): a box
 is BLOCK_Q pixels of one row and may overhang it, because dy is zero there; x beside the row must be
 finite.
+
+A box whose pixels are along one axis (IN_PLACE) has this axis next to the channels (AXES): Triton
+sees a matrix in it and multiplies it from shared memory, several products in flight. Of other boxes
+dy goes through registers, and products are waited for, see finish_products.
 """
 
 import triton
@@ -95,23 +99,31 @@ def add_boxes(
         tile_q, line = next_digit(box, tl.cdiv(y_shape[1], TILE.BLOCK_Q))
         tile_p, tile_i = next_digit(line, tl.cdiv(y_shape[0], TILE.BLOCK_P))
         n, p, q = tile_i * TILE.BLOCK_I, tile_p * TILE.BLOCK_P, tile_q * TILE.BLOCK_Q
+        dy = load_box(dy_desc, (n, p, q, k), LAYOUT)
         if LAYOUT.NCHW:
-            dy = dy_desc.load([n, k, p, q]).reshape(TILE.BLOCK_K, PIXELS)
+            dy = dy.reshape(TILE.BLOCK_K, PIXELS)
         else:
-            dy = dy_desc.load([n, p, q, k]).reshape(PIXELS, TILE.BLOCK_K).T
+            dy = dy.reshape(PIXELS, TILE.BLOCK_K).T
         added = ()
         for i in tl.static_range(len(accs)):
-            h, w = p + row, q + column + i * WINDOW.DIL_W
+            x = load_box(x_desc, (n, p + row, q + column + i * WINDOW.DIL_W, c), LAYOUT)
             if LAYOUT.NCHW:
-                x = x_desc.load([n, c, h, w]).reshape(TILE.BLOCK_N, PIXELS).T
+                x = x.reshape(TILE.BLOCK_N, PIXELS).T
             else:
-                x = x_desc.load([n, h, w, c]).reshape(PIXELS, TILE.BLOCK_N)
+                x = x.reshape(PIXELS, TILE.BLOCK_N)
             added += (tl.dot(dy, x, accs[i], input_precision=PRECISION),)
-        if LAYOUT.NCHW or TILE.BLOCK_I * TILE.BLOCK_P > 1:  # dy is in registers
-            accs = finish_last(added)
-        else:
+        if LAYOUT.IN_PLACE:
             accs = added
+        else:
+            accs = finish_last(added)
     return accs
+
+
+@triton.jit
+def load_box(desc, corner, LAYOUT: tl.constexpr):
+    """The box at `corner` (n, h, w, c)."""
+    AXES: tl.constexpr = LAYOUT.AXES
+    return desc.load([corner[AXES[0]], corner[AXES[1]], corner[AXES[2]], corner[AXES[3]]])
 
 
 @triton.jit

@@ -17,6 +17,9 @@ from ..geometry import Geometry, Pair
 from ..plan.tma import MAX_PHASES, TmaTile, phases_with_taps, reads_crosswise
 from .layout import alignment, boxes_of, step_along
 
+#: The axes (n, h, w, c), numbered in this order, of boxes of either format, outermost first.
+NHWC, NCHW = (0, 1, 2, 3), (0, 3, 1, 2)
+
 
 def fprop_descriptors(
     x: torch.Tensor,
@@ -80,11 +83,26 @@ def wgrad_descriptors(
     x: torch.Tensor, dy: torch.Tensor, geometry: Geometry, tile: TmaTile
 ) -> dict[str, Any]:
     """What wgrad_tma takes beside what every wgrad kernel does."""
+    planes = boxes_of(x) == "NCHW"
+    axes = _gradient_axes(tile, planes)
+    layout = TmaLayout(planes, _phases(geometry), AXES=axes, IN_PLACE=tile.is_run)
     return {
-        "LAYOUT": constant(TmaLayout(boxes_of(x) == "NCHW", _phases(geometry))),
-        "dy_desc": _boxes_descriptor(dy, tile, tile.BLOCK_K),
-        **_phase_descriptors(x, geometry, tile, tile.BLOCK_N),
+        "LAYOUT": constant(layout),
+        "dy_desc": _boxes_descriptor(dy, tile, tile.BLOCK_K, axes=axes),
+        **_phase_descriptors(x, geometry, tile, tile.BLOCK_N, axes),
     }
+
+
+def _gradient_axes(tile: TmaTile, planes: bool) -> tuple[int, ...]:
+    """AXES of a TmaLayout: that of a run is next to the channels.
+
+    Then the box is a matrix, which Triton multiplies from shared memory as left operand too.
+    """
+    if planes:
+        return 0, 1, 3, 2
+    if tile.pixels == tile.BLOCK_I:
+        return 1, 2, 0, 3
+    return (0, 2, 1, 3) if tile.pixels == tile.BLOCK_P else NHWC
 
 
 def stored(channels: int, columns: int, *written: torch.Tensor) -> tuple[int, int]:
@@ -102,13 +120,19 @@ def _phases(geometry: Geometry) -> tuple[int, ...]:
 
 
 def _phase_descriptors(
-    x: torch.Tensor, geometry: Geometry, tile: TmaTile, channels: int
+    x: torch.Tensor,
+    geometry: Geometry,
+    tile: TmaTile,
+    channels: int,
+    axes: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
     """A descriptor for each phase of x that a tap reads, None for the others a kernel takes."""
     (stride_h, _), (stride_w, _) = geometry.steps(0), geometry.steps(1)
     arguments: dict[str, Any] = dict.fromkeys(f"x{i}_desc" for i in range(MAX_PHASES))
     for i, (a, b) in enumerate(phases_with_taps(geometry)):
-        arguments[f"x{i}_desc"] = _boxes_descriptor(x, tile, channels, (a, b), (stride_h, stride_w))
+        arguments[f"x{i}_desc"] = _boxes_descriptor(
+            x, tile, channels, (a, b), (stride_h, stride_w), axes
+        )
     return arguments
 
 
@@ -118,8 +142,11 @@ def _boxes_descriptor(
     channels: int,
     phase: Pair = (0, 0),
     stride: Pair = (1, 1),
+    axes: tuple[int, ...] | None = None,
 ) -> TensorDescriptor:
     """Of boxes of one phase of (N, C, H, W), with so many channels, as layout.boxes_of says.
+
+    Its axes are those of `axes`, as in TmaLayout; without, in the order of their strides.
 
     Written without views of the tensor where it can be: each takes the host microseconds.
 
@@ -135,18 +162,21 @@ def _boxes_descriptor(
         image = image[:, :, phase[0] :, phase[1] :]
     rows, columns = (-(-(e - a) // step) for e, a, step in zip((h, w), phase, stride, strict=True))
     if planes:
-        sizes = [n, c, rows, columns]
-        strides = [stride_n, stride_c, stride_h * stride[0], 1]
+        order = NCHW
         # A step of the loop multiplies one row of pixels; kernels load the others of a box alone.
-        block = [1, channels, 1, tile.BLOCK_Q]
+        block = [1, 1, tile.BLOCK_Q, channels]
     else:
-        sizes = [n, rows, columns, c]
-        strides = [stride_n, stride_h * stride[0], stride_w * stride[1], 1]
+        order = NHWC
         block = [tile.BLOCK_I, tile.BLOCK_P, tile.BLOCK_Q, channels]
+    sizes = [n, rows, columns, c]
+    strides = [stride_n, stride_h * stride[0], stride_w * stride[1], stride_c]
+    strides[order[3]] = 1
     piece = 16 // image.itemsize
-    for axis in (2, 1, 0):  # a step along one element may be anything but a descriptor's
+    # A step along one element may be anything but a descriptor's.
+    for axis, inner in ((order[i], order[i + 1]) for i in (2, 1, 0)):
         if sizes[axis] == 1:
-            strides[axis] = -(-sizes[axis + 1] * strides[axis + 1] // piece) * piece
+            strides[axis] = -(-sizes[inner] * strides[inner] // piece) * piece
+    sizes, strides, block = ([of[i] for i in axes or order] for of in (sizes, strides, block))
     return _descriptor(image, sizes, strides, block)
 
 

@@ -36,6 +36,10 @@ MAX_OVERHANG = 0.5
 ROW_BYTES = 128
 #: Most bytes that the copies of images may take in one call; assumed.
 MAX_COPY_BYTES = 2**29
+#: Registers of a thread with which 512 threads fill a multiprocessor.
+SIDE_BY_SIDE_REGISTERS = 128
+#: Most stages of boxes of half as many pixels; assumed.
+MAX_STAGES = 6
 #: Strips that a split of a weight gradient sums at least, to make its last reduction worth it.
 MIN_SPLIT_STRIPS = 4
 
@@ -82,6 +86,15 @@ class TmaTile:
     def pixels(self) -> int:
         """Pixels of the box: what BLOCK_M is to a GEMM."""
         return math.prod(self.box)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the pixels of the box are neighbours along one axis.
+
+        Both operands of a weight gradient are then multiplied from shared memory (sm_90). Of other
+        boxes, the left one goes through registers: Triton keeps only matrices in place.
+        """
+        return self.pixels == max(self.box)
 
     def programs(self, problem: Problem) -> int:
         """Programs that cover all results, before the reduction is split."""
@@ -139,6 +152,9 @@ class TmaTile:
         # So would 128 x 256 sums stored to planes, of a weight gradient, or on sm_100, and 64 x 128
         # with what is added to them (sm_90).
         m, n, _ = self.step(problem.op)
+        few = m * n <= 64 * problem.threads(self) and self.BLOCK_S == 1
+        if problem.op == "wgrad" and problem.device.arch == "90" and few:
+            return SIDE_BY_SIDE_REGISTERS  # no spills (Triton 3.6, 3.7)
         large = m * n >= 128 * problem.threads(self)
         large &= problem.op == "wgrad" or problem.device.arch == "100"
         return ALL_REGISTERS if self.copied or large else MAX_REGISTERS
@@ -228,7 +244,7 @@ TMA_GRADIENT_SHAPES: dict[int, tuple[tuple[int, int, int, int], ...]] = {
     ),
     1: (
         (256, 128, 8, 3),
-        (128, 128, 8, 4),
+        (128, 128, 8, 3),
         (128, 64, 4, 4),
         (64, 128, 4, 4),
         (64, 64, 4, 4),
@@ -532,8 +548,10 @@ def shaped_tile(problem: Problem, shape: tuple[int, int, int, int], taps: int = 
     in_planes = problem.layout.boxes(problem.op) == "NCHW"
     if problem.op == "wgrad":
         # Beside a plane, both images of a 1x1 window are zero.
-        whole = box_of if problem.boxed.is_point else whole_box
+        whole = box_of if problem.boxed.is_point else gradient_box
         box = (1, 1, block_k) if in_planes else whole(planes, block_k)
+        if 2 * math.prod(box) <= block_k:  # as many bytes under way
+            stages = min(2 * stages, MAX_STAGES)
         return TmaTile(*box, block_n, size, warps, stages, taps)
     box = (1, 1, size) if in_planes else box_of(planes, size)
     return TmaTile(*box, block_n, block_k, warps, stages)
@@ -542,6 +560,21 @@ def shaped_tile(problem: Problem, shape: tuple[int, int, int, int], taps: int = 
 def most_taps(geometry: Geometry) -> int:
     """Taps of a row that can share dy: neighbours of strided columns read other phases of x."""
     return 1 if geometry.steps(1)[0] > 1 else geometry.S
+
+
+def gradient_box(planes: tuple[int, int, int], pixels: int) -> tuple[int, int, int]:
+    """(images, rows, columns) of a box that divides rows and columns, of `pixels` at most.
+
+    That is a run (TmaTile.is_run) of `pixels` or half as many columns or images, if there is one
+    with at most a fifth of its images beyond the last, else whole_box.
+    """
+    images, _, columns = planes
+    for size in (pixels, pixels // 2):
+        if columns % size == 0:
+            return 1, 1, size
+        if 4 * cdiv(images, size) * size <= 5 * images:
+            return size, 1, 1
+    return whole_box(planes, pixels)
 
 
 def whole_box(planes: tuple[int, int, int], pixels: int) -> tuple[int, int, int]:
@@ -600,7 +633,7 @@ def neighbours(tile: TmaTile, problem: Problem) -> Iterator[TmaTile]:
     ):
         found = []
         if problem.op == "wgrad":
-            box = (1, 1, pixels) if in_planes else whole_box(planes, pixels)
+            box = (1, 1, pixels) if in_planes else gradient_box(planes, pixels)
             most = most_taps(problem.boxed)
             found = [
                 TmaTile(*box, n, k, warps, stages, taps)

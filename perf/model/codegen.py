@@ -85,9 +85,11 @@ def problems(configuration: Configuration, target: Target, built: Build) -> list
     if any(isinstance(value, DESCRIPTORS) for value in configuration.call().arguments.values()):
         if not built.units["load through a descriptor"]:
             found.append("no loads through tensor descriptors")
-        # A weight gradient's left operand, a box, does: Triton keeps only a plain matrix in place.
         in_registers = built.units["left operand in registers"]
-        if built.units["mma.sync"] or (in_registers and configuration.plan.op != "wgrad"):
+        in_place = configuration.plan.op != "wgrad" or getattr(
+            configuration.plan.tile, "is_run", True
+        )
+        if built.units["mma.sync"] or (in_registers and in_place):
             found.append("operands of matrix instructions go through registers")
     return found
 

@@ -20,10 +20,10 @@ from tricorr.ops.plan.tma import (
     box_of,
     channel_block,
     covered,
+    gradient_box,
     is_legal,
     most_taps,
     phases_with_taps,
-    whole_box,
 )
 from tricorr.ops.plan.tma import (
     tiles as tma_tiles,
@@ -353,6 +353,8 @@ GRADIENTS = {
     "strided": (_case((3, 16, 8, 9), 16, (3, 3), (2, 2), ((1, 1), (1, 0))), (2, 2, 4)),
     "phases_without_taps": (_case((2, 16, 8, 12), 16, (1, 1), (2, 3)), (1, 4, 4)),
     "unread_pixels": (_case((2, 16, 7, 7), 16, (2, 2), (3, 3)), (4, 2, 2)),
+    "run_of_images": (_case((19, 16, 5, 4), 24, (2, 3), (2, 1), _SAME), (16, 1, 1)),
+    "run_of_rows": (_case((2, 24, 17, 5), 16, (2, 3), (1, 2), ((0, 0), (1, 1))), (1, 16, 1)),
 }
 
 
@@ -528,13 +530,16 @@ def test_descriptors_need_steps_of_sixteen_bytes():
 
 def test_boxes_of_a_weight_gradient_divide_the_planes():
     expected = {
-        (32, 56, 56): (1, 8, 8),
-        (32, 14, 14): (16, 2, 2),
-        (32, 7, 7): (32, 1, 1),
+        (16, 56, 56): (1, 8, 8),
+        (16, 14, 14): (16, 2, 2),
+        (32, 14, 14): (32, 1, 1),
+        (60, 7, 7): (64, 1, 1),
+        (40, 14, 14): (16, 2, 2),
         (3, 12, 5): (4, 4, 1),
         (2, 64, 64): (1, 1, 64),
+        (16, 30, 96): (1, 1, 32),
     }
-    assert {planes: whole_box(planes, 64) for planes in expected} == expected
+    assert {planes: gradient_box(planes, 64) for planes in expected} == expected
 
 
 def test_a_smaller_tile_is_taken_where_the_device_has_less_to_do():
