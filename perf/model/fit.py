@@ -19,12 +19,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ...ops.explain import device_named
 from ...ops.plan import choose
 from ...ops.plan.cost import EXPOSED, seconds_of, times_of
 from ...ops.plan.device import DEVICES, Device
-from ...ops.plan.measured import kernel_key, parse
+from ...ops.plan.measured import FEWEST_CALLS, kernel_key, parse
 from ...ops.plan.problem import Plan, Problem
 from ..providers import OURS
 from ..rows import Row, read
@@ -36,6 +37,8 @@ from .planned import describe
 SHARES = [step / 20 for step in range(41)]
 #: Measured constants that are taken: a launch in a graph is shorter than one with cold caches.
 CONSTANTS = ["copy", "l2", "latency"]
+#: Fields of a calibration that have multipliers.
+MULTIPLIERS = ("families", "kernels")
 #: A plan within this factor of the fastest counts as right.
 RIGHT = 1.1
 
@@ -70,10 +73,13 @@ class Sample:
             times = replace(times, exposed=exposed)
         return self.seconds / times.predicted
 
+    def predicted(self, device: Device) -> float:
+        """Seconds with the multipliers of a device."""
+        return seconds_of(self.plan, replace(self.problem, device=device))
+
     def error(self, device: Device) -> float:
         """|log(measured / predicted)| with the multipliers of a device."""
-        predicted = seconds_of(self.plan, replace(self.problem, device=device))
-        return abs(math.log(self.seconds / predicted))
+        return abs(math.log(self.seconds / self.predicted(device)))
 
 
 def samples(rows: Iterable[Row], device: Device) -> list[Sample]:
@@ -125,7 +131,8 @@ def shares(found: Sequence[Sample]) -> dict[str, tuple[int, float]]:
 def contests(found: Sequence[Sample], device: Device) -> list[tuple[float, float, str]]:
     """For each call with several plans: the planner's time over the fastest, the loss, the call.
 
-    The loss is in seconds. Both are infinite where the planner takes a plan that was not timed.
+    The loss is in seconds. Where the planner takes a plan that was not timed, they are those of the
+    timed plan that it puts first.
     """
     groups: dict[tuple[str, ...], list[Sample]] = defaultdict(list)
     for sample in found:
@@ -134,13 +141,16 @@ def contests(found: Sequence[Sample], device: Device) -> list[tuple[float, float
     for call, group in groups.items():
         best = min(group, key=lambda sample: sample.seconds)
         own = choose.plan(replace(best.problem, device=device))
-        mine = [s.seconds for s in group if describe(s.plan) == describe(own)]
+        taken = [s for s in group if describe(s.plan) == describe(own)]
+        mine = taken[0] if taken else min(group, key=lambda sample: sample.predicted(device))
         if len(group) > 1:
-            own_seconds = min(mine, default=math.inf)
-            predicted = seconds_of(own, replace(best.problem, device=device)) * 1e6
-            text = f"{' '.join(call)}: {describe(own)}, predicted {predicted:.1f} us"
-            text += f"; {describe(best.plan)} {best.seconds * 1e6:.1f} us"
-            lines.append((own_seconds / best.seconds, own_seconds - best.seconds, text))
+            text = (
+                f"{' '.join(call)}: {describe(mine.plan)} {mine.seconds * 1e6:.1f} us, predicted "
+                f"{mine.predicted(device) * 1e6:.1f}; {describe(best.plan)} "
+                f"{best.seconds * 1e6:.1f}, predicted {best.predicted(device) * 1e6:.1f}"
+            )
+            text += "" if taken else f"; the planner takes {describe(own)}, which was not timed"
+            lines.append((mine.seconds / best.seconds, mine.seconds - best.seconds, text))
     return sorted(lines, reverse=True)
 
 
@@ -157,6 +167,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--hold-out", type=int, default=0, help="fit without every so manieth call")
     parser.add_argument("--write", type=Path, help="file for the multipliers and constants")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="that file's multipliers of kernels timed too seldom now",
+    )
 
 
 def main(options: argparse.Namespace) -> int:
@@ -192,8 +207,18 @@ def main(options: argparse.Namespace) -> int:
             print(f"\n{name}: {len(group)} plans")
             _print_quality(group, calibrated)
     if options.write is not None:
-        options.write.write_text(json.dumps(asdict(fitted), indent=1) + "\n", encoding="utf-8")
+        written = asdict(fitted)
+        if options.keep:
+            old = json.loads(options.write.read_text(encoding="utf-8"))
+            written |= {field: kept_of(written[field], old[field]) for field in MULTIPLIERS}
+        options.write.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def kept_of(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """Multipliers of a fit, and those of the one before where too few calls were timed now."""
+    often = {name: entry for name, entry in new.items() if entry["calls"] >= FEWEST_CALLS}
+    return dict(sorted({**new, **old, **often}.items()))
 
 
 def name_of(row: Row) -> str:

@@ -69,6 +69,13 @@ def test_multipliers_are_recovered_and_the_planner_follows_them():
     assert after[LAYER] == 1
 
 
+def test_multipliers_of_kernels_that_were_timed_too_seldom_are_kept():
+    old = {"a": {"multiplier": 2.0, "calls": 9}, "b": {"multiplier": 3.0, "calls": 9}}
+    new = {"a": {"multiplier": 5.0, "calls": 3}, "b": {"multiplier": 7.0, "calls": 2}}
+    new["c"] = {"multiplier": 1.0, "calls": 1}
+    assert fit.kept_of(new, old) == {"a": new["a"], "b": old["b"], "c": new["c"]}
+
+
 def test_every_so_manieth_call_is_held_out_whole():
     found = fit.samples(recorded(lambda plan: 1.0), DEVICE)
     kept, out = fit.split(found, 3)
