@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .fprop_tma import box_pixels
-from .hints import align_extents, align_strides
+from .hints import align_extents, align_strides, side_by_side
 from .phases import phase_taps, phases
 from .reduction import add_taps_tma
 from .schedule import next_digit, widen
@@ -88,4 +88,9 @@ def dgrad_tma(
         h, w = phase_h + h * STRIDE_H, phase_w + w * STRIDE_W
         dx = (acc + bias).to(dx_ptr.dtype.element_ty)
         mask = (group_c < GROUP_C) & (n < N) & (h < H) & (w < W)
-        tl.store(at(dx_ptr, dx_strides, n, c, h, w), dx, mask=mask)
+        pixels = at(dx_ptr, dx_strides, n, c, h, 0)
+        if LAYOUT.OUT_AXIS == 1 and WINDOW.STRIDE_W > 1:  # the compiler sees no runs of columns
+            pixels = side_by_side(pixels, w * dx_strides[3])
+        else:
+            pixels += w * dx_strides[3]
+        tl.store(pixels, dx, mask=mask)
