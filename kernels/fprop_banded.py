@@ -35,7 +35,7 @@ from .hints import align_planes, at_least_one, round_down
 from .indexing import input_coordinate
 from .schedule import next_digit, widen
 from .structs import at
-from .versions import fence_copies
+from .versions import fence_copies, finish_products
 
 
 @triton.jit
@@ -100,6 +100,8 @@ def fprop_banded(
         )  # [BLOCK_K, BLOCK_P * BLOCK_Q]
         fence_copies(bands, PRECISION)
         acc = tl.dot(x.to(bands.dtype), bands, acc, input_precision=PRECISION, out_dtype=tl.float32)
+        if x.dtype != bands.dtype:  # x is in registers
+            acc = finish_products(acc)
         start += BLOCK_K
 
     if bias_ptr is not None:
