@@ -462,7 +462,7 @@ def drawn(count: int, seed: int) -> Iterator[tuple[str, Callable[..., Any], Any]
 def _large() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]]:
     """Images that are read through tensor maps, and windows that become bands."""
     steps: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
-        "dense": ((64, 56, 56), 3, {"padding": 1}),
+        "dense": ((64, 64, 64), 3, {"padding": 1}),
         "1x1": ((64, 28, 28), 1, {}),
         "stride 2": ((64, 56, 56), 3, {"padding": 1, "stride": 2}),
         "odd height, stride 2": ((64, 57, 57), 3, {"stride": 2}),
@@ -495,12 +495,20 @@ def _large() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]
             torch.zeros(3, 16, 3, 3, dtype=torch.bfloat16),
         ),
     )
+    yield (
+        "large depthwise bf16",
+        trained(correlated(padding=1, groups=64)),
+        lambda: wanting(
+            torch.zeros(16, 64, 56, 56, dtype=torch.bfloat16),
+            torch.zeros(64, 1, 3, 3, dtype=torch.bfloat16),
+        ),
+    )
     for kind in ("half", "tf32", "fp64"):
         yield (
             f"large window {kind}",
-            trained(correlated(precision=_PRECISIONS.get(kind))),
+            trained(correlated(padding=15, precision=_PRECISIONS.get(kind))),
             lambda dtype=DTYPES[kind]: wanting(
-                torch.zeros(4, 1, 256, 256, dtype=dtype), torch.zeros(1, 1, 31, 31, dtype=dtype)
+                torch.zeros(4, 1, 512, 512, dtype=dtype), torch.zeros(1, 1, 31, 31, dtype=dtype)
             ),
         )
 

@@ -33,7 +33,7 @@ def plain(shift: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 def described() -> tuple[torch.Tensor, torch.Tensor]:
     """New operands of a call by tensor maps."""
-    x = torch.zeros(32, 64, 56, 56, dtype=torch.float16).to(**_CHANNELS_LAST)
+    x = torch.zeros(32, 64, 64, 64, dtype=torch.float16).to(**_CHANNELS_LAST)
     return x, torch.zeros(64, 64, 3, 3, dtype=torch.float16).to(**_CHANNELS_LAST)
 
 

@@ -15,7 +15,7 @@ import torch
 
 from tricorr.ops import Geometry, geometry_of
 from tricorr.ops.launch.prepared import forget_prepared
-from tricorr.ops.plan import banded, choose, columns, stencil, tma
+from tricorr.ops.plan import banded, choose, columns, gemm, rows, stencil, tma
 from tricorr.ops.plan.patch import PatchTile
 
 ARCHS = (80, 90)
@@ -60,7 +60,14 @@ class Simulated:
 
 
 #: Families that the planner takes for such small calls only if it compares no other family.
-FORCED = {"banded": banded, "columns": columns, "stencil": stencil, "tma": tma}
+FORCED = {
+    "banded": banded,
+    "columns": columns,
+    "gemm": gemm,
+    "rows": rows,
+    "stencil": stencil,
+    "tma": tma,
+}
 
 
 @contextmanager
