@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import ops
+from ..ops.backend import runs_kernels
 from .background import Background
 from .lags import by_dots, gram_matrix, takes_dots
 from .pairs import ImagePair
@@ -220,7 +221,8 @@ def _has_lags(pair: ImagePair) -> bool:
     else:
         lags = g.group_C * g.R * (3 * g.S - 1)
         by_lags = pixels * g.group_C * min(DOT * lags, TRANSFORMS) + LAG_OVERHEAD
-    if pixels * unknowns * (0.6 + 0.1 * unknowns) < by_lags:
+    by_rows = pixels * unknowns * (0.6 + 0.1 * unknowns)
+    if by_rows < by_lags and not runs_kernels(pair.x.device):  # rows are many small products
         return False
     if pair.weights is None:
         return True
