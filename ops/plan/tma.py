@@ -1,8 +1,8 @@
 """Matrix products whose operands come through tensor descriptors: many channels, sm_90 and sm_100.
 
 The hardware fetches a whole box of what a descriptor describes into shared memory, and fills with
-zeros what lies outside. `is_legal` says what it can do that for; gemm.py has the rest. None of this
-was measured on a GPU yet: tiles are those that build without spills for sm_90 and sm_100.
+zeros what lies outside. `is_legal` says what it can do that for; gemm.py has the rest. Tiles are
+those that build without spills for sm_90 and sm_100; on sm_90 they ran on an H100.
 """
 
 from __future__ import annotations
