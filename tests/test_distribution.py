@@ -34,7 +34,7 @@ CODE = {
     path.relative_to(ROOT).as_posix()
     for package in PACKAGES
     for path in ((ROOT / package).glob("*.py"))
-} | {"py.typed", *(p.relative_to(ROOT).as_posix() for p in ROOT.glob("ops/plan/tuned/*.json"))}
+} | {"py.typed", *(p.relative_to(ROOT).as_posix() for p in ROOT.glob("ops/plan/*/*.json"))}
 FOR_READERS = {
     "CHANGELOG.md",
     "CONTRIBUTING.md",

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from cases import CASES, DTYPES
-from plans import OPS, planned
+from plans import H200, OPS, planned
 
 from tricorr.ops import ArgumentError, geometry_of
 from tricorr.ops.plan import choose, rows
@@ -115,7 +115,7 @@ def test_few_results_of_many_channels_take_no_stencil(op):
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 def test_depthwise_takes_the_rows_in_both_formats(op, last):
     g = geometry_of((8, 32, 56, 56), (32, 1, 3, 3), padding=((1, 1), (1, 1)), groups=32)
-    p = planned(op, g, torch.float32, Layout(channels_last=last), KNOWN["h200"])
+    p = planned(op, g, torch.float32, Layout(channels_last=last), H200)
     assert p.family == "rows"
     assert (p.tile.LANE_Q > 1) == last
 
