@@ -19,7 +19,7 @@ from torch.autograd import profiler
 
 from . import backend, one_channel
 from .geometry import Geometry, Pair
-from .launch.formats import suggests_channels_last
+from .launch.formats import format_like, suggests_channels_last
 
 #: By the names in arguments.ACTIVATIONS.
 ACTIVATION_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -162,15 +162,15 @@ def wgrad(
 ) -> torch.Tensor:
     """dw, shaped as the weight; see operators.wgrad."""
     if geometry.macs == 0:
-        return dy.new_zeros(geometry.weight_shape)
+        return in_format(dy.new_zeros(geometry.weight_shape), like=x)
     if one_channel.takes(geometry, dy.dtype):
         dw = one_channel.wgrad(x.to(dy.dtype), dy, geometry)
-        return dw.flip(-2, -1) if geometry.flip else dw
+        return in_format(dw.flip(-2, -1) if geometry.flip else dw, like=x)
     wide_dy = _summable(dy)
     image, padding = _symmetric(x.to(wide_dy.dtype), geometry)
     _, dw = _gradients(image, wide_dy, None, geometry, padding, image.shape)
     dw = dw.reshape(geometry.weight_shape).to(dy.dtype)
-    return dw.flip(-2, -1) if geometry.flip else dw.contiguous()
+    return in_format(dw.flip(-2, -1) if geometry.flip else dw, like=x)
 
 
 def _gradients(
@@ -209,16 +209,14 @@ def _gradients(
 
 
 def in_format(result: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A 4-D result in the memory format of `like`.
+    """A result in the memory format of `like`; a bank per sample contiguous.
 
     PyTorch's convolution does this too, unless only the weight is channels_last. vmap has no
     formats.
     """
     if torch._C._are_functorch_transforms_active():
         return result
-    channels_last = suggests_channels_last(like)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return result.contiguous(memory_format=memory_format)
+    return result.contiguous(memory_format=format_like(like, result.dim()))
 
 
 def crashes(x: torch.Tensor, weight: torch.Tensor, stride: Any) -> bool:

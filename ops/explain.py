@@ -10,6 +10,7 @@ import torch
 from . import backend
 from .errors import ArgumentError
 from .geometry import Geometry
+from .launch.formats import empty_in_format
 from .launch.layout import device_of, layout_of
 from .plan import choose
 from .plan.cost import partial_bytes
@@ -97,13 +98,16 @@ def explain(
     else:
         name = backend.backend_name(x.device)
         device = device_of(x) if backend.runs_kernels(x.device) else None
-    layout = layout_of(geometry, x, weight, y)
+    # The weight's gradient has a memory format of its own.
+    dw = empty_in_format(geometry.weight_shape, weight.dtype, like=x, device="meta")
+    layouts = {"fprop": layout_of(geometry, x, weight, y), "wgrad": layout_of(geometry, x, dw, y)}
     passes = {}
     for op in ("fprop", "dgrad", "wgrad"):
         plan, workspace, copies, bound, floor = None, 0, 0, None, None
         moved = geometry.compulsory_bytes(x.itemsize, weight.itemsize, y.itemsize)
         if device is not None and y.numel():
             own = x.itemsize if x.dtype != weight.dtype and op != "dgrad" else 0
+            layout = layouts.get(op, layouts["fprop"])
             problem = Problem(op, geometry, weight.dtype, precision, layout, device, own)
             plan = choose.plan(problem)
             bound, floor = _bound(problem, plan, moved)

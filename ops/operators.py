@@ -118,8 +118,9 @@ def wgrad(
         precision: as for fprop.
 
     Returns:
-        dw, contiguous, shaped as the weight, in the dtype of dy. Pixels may be split into parts:
-        partial sums are float32 (float64 for float64) and are added in a fixed order.
+        dw, shaped as the weight, in the dtype of dy and the memory format of x; a bank per sample
+        is contiguous. Pixels may be split into parts: partial sums are float32 (float64 for
+        float64) and are added in a fixed order.
     """
     if only_the_device_sees(x, dy):
         return implementation(x.device).wgrad(x, dy, geometry, precision)
@@ -212,7 +213,8 @@ def _dgrad_fake(*arguments: Any) -> torch.Tensor:
 
 
 def _wgrad_fake(*arguments: Any) -> torch.Tensor:
-    return arguments[1].new_empty(geometry_of_call("wgrad", arguments).weight_shape)
+    x, dy = arguments[:2]
+    return empty_in_format(geometry_of_call("wgrad", arguments).weight_shape, dy.dtype, like=x)
 
 
 for _name, _implementation, _fake in (

@@ -39,7 +39,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from ..cpu import ACTIVATION_FUNCTIONS
 from ..errors import ArgumentError, ArgumentTypeError
 from ..geometry import Geometry
-from ..launch.formats import suggests_channels_last
+from ..launch.formats import format_like
 from ..schema import geometry_of_call
 from .halo import Rows, axes, exchange, shares
 
@@ -261,11 +261,9 @@ def _distributed(
     mesh: DeviceMesh,
     placements: Sequence[Placement],
 ) -> DTensor:
-    """The ranks' results as one tensor: images in the memory format of `like`."""
+    """The ranks' results as one tensor in the memory format of `like`."""
     shape = getattr(geometry, f"{_RESULT[name]}_shape")
-    memory_format = torch.contiguous_format
-    if name != "wgrad" and suggests_channels_last(like):
-        memory_format = torch.channels_last
+    memory_format = format_like(like, len(shape))
     if result.dim() == len(shape):
         result = result.contiguous(memory_format=memory_format)
     stride = torch.empty(shape, device="meta", memory_format=memory_format).stride()

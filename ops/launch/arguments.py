@@ -17,6 +17,7 @@ from ...kernels.structs import GemmLayout, Window, constant
 from .. import backend
 from ..geometry import Geometry
 from ..plan import choose
+from ..plan.cost import is_reordered
 from ..plan.gemm import SECTOR
 from ..plan.problem import Plan, Problem
 from ..plan.rows_walk import gradient_reads
@@ -125,7 +126,7 @@ def wgrad(
     key = ("wgrad", geometry, precision, plan, facts_of(x), facts_of(dy))
     if ready := prepared(key):
         return ready.run((x, dy), x.device)
-    dw = dy.new_empty(geometry.weight_shape)
+    dw = empty_in_format(geometry.weight_shape, dy.dtype, like=x)
     if dw.numel() == 0:
         return dw
     layout = layout_of(geometry, x, dw, dy)
@@ -341,9 +342,10 @@ def _turned_call(
 def wgrad_calls(
     x: torch.Tensor, dy: torch.Tensor, dw: torch.Tensor, geometry: Geometry, plan: Plan
 ) -> Iterator[Call]:
-    """The launches that fill dw, which is contiguous: one, or partials and then their sum."""
-    target = dw if plan.partials == 1 else gradient_partials(dw, plan.partials, plan.family)
-    one_part = target if plan.partials == 1 else target[0]
+    """The launches that fill dense dw: one, or partials and then their sum, see is_reordered."""
+    is_whole = plan.partials == 1 and not is_reordered(plan, geometry, not is_read_as_it_is(dw))
+    target = dw if is_whole else gradient_partials(dw, plan.partials, plan.family)
+    one_part = target if is_whole else target[0]
     walk, dw_strides = weight_walk(one_part, geometry)
     result = {
         "dw_ptr": walk,
@@ -352,7 +354,7 @@ def wgrad_calls(
     }
     make = flat_call if plan.family == "flat" else _wgrad_call
     call = make(x, dy, geometry, plan, **result)
-    if plan.partials == 1:
+    if is_whole:
         yield call
     else:
         yield replace(call, scratch=(target,))

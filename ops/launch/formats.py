@@ -1,4 +1,4 @@
-"""Memory formats of results: the output follows its input, as PyTorch's does."""
+"""Memory formats of results: outputs and gradients follow the image, as PyTorch's do."""
 
 from __future__ import annotations
 
@@ -26,8 +26,19 @@ def suggests_channels_last(tensor: torch.Tensor) -> bool:
     return True
 
 
-def empty_in_format(shape: Sequence[int], dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
-    """An uninitialised 4-D tensor on the device and in the memory format of `like`."""
-    channels_last = suggests_channels_last(like)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=memory_format)
+def format_like(image: torch.Tensor, axes: int = 4) -> torch.memory_format:
+    """The memory format of a result of so many axes of a call that reads this image.
+
+    A bank per sample has five, and is contiguous.
+    """
+    channels_last = axes == 4 and suggests_channels_last(image)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def empty_in_format(
+    shape: Sequence[int], dtype: torch.dtype, like: torch.Tensor, device: torch.device | str = ""
+) -> torch.Tensor:
+    """An uninitialised tensor in the memory format of `like`, on its device or another."""
+    device = device or like.device
+    memory_format = format_like(like, len(shape))
+    return torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format)

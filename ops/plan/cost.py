@@ -37,6 +37,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..geometry import Geometry
 from .device import GEMM_MIN, MAX_WORKSPACE, Device
 from .integers import cdiv
 from .measured import kernel_key
@@ -65,6 +66,11 @@ TRANSPOSED = 1.5
 #: Bytes per second that partial sums are written and read at, and seconds of the kernel that adds
 #: them up: assumed, and right within a tenth for weight gradients in parts on an H100.
 PARTIAL_RATE, PARTIAL_SECONDS = 2.5e12, 3e-6
+#: Families whose threads hold neighbouring channels of a weight gradient.
+BY_CHANNELS = ("flat", "gemm", "patch", "reuse", "tma")
+#: Elements from which on a contiguous weight gradient of such a family is stored in two steps, see
+#: is_reordered. Assumed: fewer take as long as the second launch.
+REORDERED_ELEMENTS = 100_000
 #: Where channels are few, a matrix unit must be predicted below this share of the fastest kernel
 #: without one, to allow for the model's error.
 MARGIN = 0.75
@@ -392,8 +398,20 @@ def device_bytes(
     return round(problem.compulsory_bytes + again)
 
 
+def is_reordered(plan: Plan, geometry: Geometry, taps_innermost: bool) -> bool:
+    """Whether a weight gradient of one part is stored with its channels innermost at first.
+
+    sum_partials then exchanges the axes: lanes with neighbouring channels would store elements
+    that a window keeps apart, one to a sector.
+    """
+    large = geometry.weight_numel >= REORDERED_ELEMENTS
+    return plan.partials == 1 and plan.family in BY_CHANNELS and taps_innermost and large
+
+
 def partial_bytes(plan: Plan, problem: Problem) -> int:
-    """Bytes of partial sums, which sum_partials adds up."""
+    """Bytes of partial sums, or of a gradient in another order, which sum_partials reads."""
+    if plan.op == "wgrad" and is_reordered(plan, problem.geometry, problem.layout.repacks):
+        return problem.result_numel * problem.dtype.itemsize
     if plan.partials == 1 or (plan.op != "wgrad" and plan.splits == 1):
         return 0
     return plan.partials * problem.result_numel * max(4, problem.dtype.itemsize)

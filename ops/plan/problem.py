@@ -35,7 +35,8 @@ class Layout:
         as_rows: planes are read as one row of H * W pixels, which a 1x1 window allows; x_boxes and
             y_boxes are those of the rows.
         converts: x and y differ in dtype.
-        repacks: a matrix product reads a copy of the weight, whose channels are not innermost.
+        repacks: a matrix product reads a copy of the weight, whose channels are not innermost. Of
+            a weight gradient: its taps are innermost.
     """
 
     channels_last: bool = False

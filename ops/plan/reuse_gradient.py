@@ -152,16 +152,15 @@ class ReuseGradientTile:
             int(REGISTERS // (threads * code.registers)),
             THREADS // threads,
         )
+        scattered = problem.layout.repacks and not work.partial_bytes
         work = replace(
             work,
             l2_bytes=steps * itemsize * inside * (k * m * filters + x * channels),
             shared_bytes=loaded + read,
             loaded_bytes=loaded,
             resident=max(1, resident),
-            # Taps lie between the channels of a gradient, not between those of partial sums.
-            scattered_bytes=m * n * line_bytes(32, g.R * g.S * itemsize)
-            if plan.splits == 1 and g.R * g.S > 1
-            else 0,
+            # Taps lie between the channels of a contiguous gradient.
+            scattered_bytes=m * n * line_bytes(32, g.R * g.S * itemsize) if scattered else 0,
         )
         return tma.after_copies(work, problem, 0, self.copied)
 

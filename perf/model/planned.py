@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...ops.errors import ArgumentError
+from ...ops.launch.formats import empty_in_format
 from ...ops.launch.layout import layout_of
 from ...ops.plan import banded, choose, rows, stencil
 from ...ops.plan.cost import times_of
@@ -82,7 +83,10 @@ def problem_of(operands: Operands, device: Device, op: str = "") -> Problem:
     y = image(g.y_shape, dtype)
     residual = y if o.residual is not None and op == "fprop" else None
     activation = o.workload.activation if op == "fprop" else "none"
-    layout = layout_of(g, x, o.weight, y, residual, activation)
+    weight = o.weight
+    if op == "wgrad":  # its result has a format of its own
+        weight = empty_in_format(g.weight_shape, dtype, like=x)
+    layout = layout_of(g, x, weight, y, residual, activation)
     x_bytes = x.itemsize if x.dtype != dtype else 0
     return Problem(op, g, dtype, o.precision, layout, device, x_bytes)
 
@@ -146,7 +150,6 @@ def describe(plan: Plan) -> str:
 def launches_of(operands: Operands, plan: Plan, device: Device) -> tuple[torch.Tensor, list[Call]]:
     """(the result, the launches that fill it); operands may be meta tensors."""
     from ...ops.launch.arguments import dgrad_call, fprop_call, wgrad_calls
-    from ...ops.launch.formats import empty_in_format
     from ...ops.launch.lag_launch import lag_sums_calls, tile_for
 
     o, g = operands, operands.geometry
@@ -156,7 +159,7 @@ def launches_of(operands: Operands, plan: Plan, device: Device) -> tuple[torch.T
         tile, splits = tile_for(part, o.x, lags, device.multiprocessors)
         return sums, list(lag_sums_calls(part, o.x, sums, tile, splits))
     if o.op == "wgrad":
-        dw = o.dy.new_empty(g.weight_shape)
+        dw = empty_in_format(g.weight_shape, o.dy.dtype, like=o.x)
         return dw, list(wgrad_calls(o.x, o.dy, dw, g, plan))
     if o.op == "fprop":
         y = empty_in_format(g.y_shape, o.weight.dtype, like=o.x)

@@ -206,6 +206,44 @@ def test_any_number_of_partials_is_summed(kernel_backend, dtype, splits):
     assert torch.equal(out, partials.sum(0).to(dtype))
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("family", ["gemm", "rows", "banded"])
+@pytest.mark.parametrize(
+    ("shape", "parts"), [((5, 7, 3, 3), 1), ((6, 70, 3, 3), 3), ((40, 34, 1, 2), 33)]
+)
+def test_partials_are_put_in_the_order_of_the_gradient(
+    kernel_backend, family, memory_format, shape, parts
+):
+    from tricorr.ops.launch.partial_sums import gradient_partials, sum_partials_call
+
+    empty = torch.empty(shape, memory_format=memory_format, device=kernel_backend.device)
+    partials = gradient_partials(empty, parts, family)
+    partials.copy_(whole_numbers((parts, *shape)))
+    dw = torch.empty_like(empty)
+    sum_partials_call(partials, dw, parts).run(dw.device)
+    assert torch.equal(dw, partials.sum(0))
+
+
+@pytest.mark.parametrize("flip", [False, True], ids=["correlation", "convolution"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=dtype_id)
+def test_large_contiguous_gradients_are_put_in_order(kernel_backend, monkeypatch, dtype, flip):
+    """One part, stored with channels innermost, whose axes a second launch exchanges."""
+    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch.prepared import forget_prepared
+    from tricorr.ops.plan import cost
+
+    forget_prepared()
+    monkeypatch.setattr(cost, "REORDERED_ELEMENTS", 1)
+    g = geometry_of((1, 20, 5, 6), (18, 20, 2, 3), padding=((1, 0), (1, 1)), flip=flip)
+    plan = with_tile("wgrad", g, GEMM_TILES["half" if dtype == torch.float16 else "ieee"][1])
+    args = operands("wgrad", *tensors(g, dtype, kernel_backend.device))
+    dw = args[1].new_empty(g.weight_shape)
+    assert len(list(launch.wgrad_calls(*args, dw, g, plan))) == 2
+    actual = launch.wgrad(*args, g, plan=plan)
+    forget_prepared()
+    check("wgrad", args, g, actual=actual)
+
+
 def with_gaps(t):
     padded = t.new_full([2 * n + 1 for n in t.shape], float("nan"))
     view = padded[tuple(slice(1, None, 2) for _ in t.shape)]
@@ -294,7 +332,8 @@ def test_the_result_has_the_memory_format_that_pytorch_gives(backend, name, memo
     assert run("fprop", (x, weight, None), g).stride() == theirs.stride()
     dx = run("dgrad", (dy, weight), g)
     assert dx.stride() == torch.empty(g.x_shape).to(memory_format=memory_format).stride()
-    assert run("wgrad", (x, dy), g).is_contiguous()
+    dw = run("wgrad", (x, dy), g)
+    assert dw.stride() == torch.empty(g.weight_shape).to(memory_format=memory_format).stride()
 
 
 # In the interpreter NumPy warns of NaN, where a GPU does not.
