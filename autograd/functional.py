@@ -312,7 +312,8 @@ def corr2d_weight_grad(
         stride, padding, dilation, groups, padding_mode, precision: as for `corr2d`.
 
     Returns:
-        dw of `weight_size`, in the dtype of grad_output. Differentiable in input and grad_output.
+        dw of `weight_size`, in the dtype of grad_output and the memory format of input.
+        Differentiable in input and grad_output.
 
     Raises:
         ArgumentError, ArgumentTypeError: as for `corr2d`.
