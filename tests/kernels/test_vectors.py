@@ -10,7 +10,7 @@ from plans import H200
 
 from tricorr.ops import geometry_of, reference
 from tricorr.ops.launch import layout
-from tricorr.ops.plan import choose
+from tricorr.ops.plan import choose, rows
 from tricorr.ops.plan.integers import power_of_two
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.rows import RowsTile, vector_of, vector_tile
@@ -204,9 +204,11 @@ def test_unaligned_rows_take_shorter_vectors(kernel_backend, first, together):
     y = torch.empty(geometry.y_shape, dtype=x.dtype, device="meta")
     found = layout.layout_of(geometry, x, weight, y)
     assert (found.x_align, found.y_align) == (together, 8)
-    plan = choose.plan(Problem("fprop", geometry, x.dtype, layout=found, device=H200))
-    assert plan.family == "rows"
-    assert plan.tile.X_ALIGN == together
+    problem = Problem("fprop", geometry, x.dtype, layout=found, device=H200)
+    tile = rows.tile_for(problem)
+    assert tile is not None
+    assert tile.X_ALIGN == together
+    plan = choose.plan_with_tile(problem, tile)
     check("fprop", (x, weight, None), geometry, actual=launch.fprop(x, weight, None, geometry,
           plan=plan))  # fmt: skip
 
