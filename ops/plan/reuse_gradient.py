@@ -46,7 +46,7 @@ STAGES = (5, 4, 3)
 
 
 @dataclass(frozen=True)
-class ReuseGradientTile:
+class ReuseGradientTile(tma.Boxed):
     """A box of pixels of a step, the results of a program, and what the compiler is told.
 
     Attributes:
@@ -72,16 +72,6 @@ class ReuseGradientTile:
 
     family: ClassVar[str] = "reuse"
     partials: ClassVar[int] = 1
-
-    @property
-    def box(self) -> tuple[int, int, int]:
-        """(images, rows, columns)."""
-        return self.BLOCK_I, self.BLOCK_P, self.BLOCK_Q
-
-    @property
-    def pixels(self) -> int:
-        """Pixels of the box."""
-        return math.prod(self.box)
 
     def programs(self, problem: Problem) -> int:
         """Programs that cover all results, before the reduction is split."""

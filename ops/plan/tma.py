@@ -44,8 +44,26 @@ MAX_STAGES = 6
 MIN_SPLIT_STRIPS = 4
 
 
+class Boxed:
+    """A tile whose pixels are a box."""
+
+    BLOCK_I: int
+    BLOCK_P: int
+    BLOCK_Q: int
+
+    @property
+    def box(self) -> tuple[int, int, int]:
+        """(images, rows, columns)."""
+        return self.BLOCK_I, self.BLOCK_P, self.BLOCK_Q
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the box: what BLOCK_M is to a GEMM."""
+        return math.prod(self.box)
+
+
 @dataclass(frozen=True)
-class TmaTile:
+class TmaTile(Boxed):
     """A box of pixels of one program, its channels, and what the compiler is told.
 
     Attributes:
@@ -76,16 +94,6 @@ class TmaTile:
 
     family: ClassVar[str] = "tma"
     partials: ClassVar[int] = 1
-
-    @property
-    def box(self) -> tuple[int, int, int]:
-        """(images, rows, columns)."""
-        return self.BLOCK_I, self.BLOCK_P, self.BLOCK_Q
-
-    @property
-    def pixels(self) -> int:
-        """Pixels of the box: what BLOCK_M is to a GEMM."""
-        return math.prod(self.box)
 
     @property
     def is_run(self) -> bool:

@@ -10,7 +10,7 @@ from least_squares import best, columns, design_matrix
 
 import tricorr
 from tricorr import ArgumentError, corr2d, learn_kernel
-from tricorr.learning import fitting, lags
+from tricorr.learning import fitting, gram, lags
 from tricorr.learning.lags import gram_matrix
 
 on_cpu = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
@@ -296,3 +296,18 @@ def test_normal_equations_agree_with_least_squares_on_every_backend(backend, cou
         found.predict(x.to(backend.device)) - y.to(backend.device), found.residual
     )
     assert found.quality.standard_error.shape == found.weight.shape
+
+
+def test_kernels_sum_by_lags(kernel_backend, monkeypatch):
+    """By rows, a small fit is hundreds of products; on a CPU this one is."""
+    taken = []
+    by_rows = gram._by_rows
+    monkeypatch.setattr(gram, "_by_rows", lambda *args: taken.append(1) or by_rows(*args))
+    random = torch.Generator().manual_seed(0)
+    x = torch.rand(12, 14, generator=random)
+    true = torch.tensor([[1.0, -1.0], [0.5, 2.0]])
+    y = corr2d(x, true)
+    device = kernel_backend.device
+    found = learn_kernel(x.to(device), y.to(device), (2, 2))
+    assert not taken
+    assert torch.allclose(found.weight.squeeze().cpu().to(true), true, atol=1e-5)
