@@ -14,6 +14,12 @@ its split of the pixels. A rows kernel has its code twice, with masks and withou
 one of them: its "loop" is the shorter one, its "total" has both; a case "-interior" is built with
 the latter alone.
 
+"flight" is the KB of global loads to registers that a multiprocessor has under way at once in that
+loop, as far as L1 does not have them: bytes of a thread (machine_code.bytes_in_flight) times the
+share of loaded bytes that L2 delivers, times the threads of all programs that are side by side. By
+Little's law, three terabytes a second at a microsecond of latency are 12 KB of each of an H100's
+multiprocessors for a kernel that stores as much as it loads, 23 KB for one that stores little.
+
 "bound" is the unit that takes longest for the whole launch at the rates of ops/plan/device.py:
 "dram" where moving each tensor once takes longest, else "issue" (all instructions) or "arithmetic"
 (all multiply-adds, padding included) and how many times longer than "dram" it takes. A case "-loop"
@@ -40,6 +46,8 @@ from typing import Any
 from ...ops.launch.banded_launch import BANDS_BLOCK
 from ...ops.launch.copies import TILE as COPY_TILE
 from ...ops.launch.patch_launch import SPREAD_BLOCK
+from ...ops.plan.cost import REGISTERS, THREADS
+from ...ops.plan.integers import cdiv
 from ..timing.timers import cause_of
 from .cases import PARKED, TARGETS, Configuration, Target, configurations
 from .machine_code import MARKS, Build, build
@@ -109,6 +117,7 @@ class Entry:
         loop_per_output: those, times passes, for one output element.
         per_output: the same with the code outside of the loop.
         bound: see the module; "" for kernels that only help others, and for loops over boxes.
+        in_flight: bytes of a multiprocessor's loads under way at once; 0 for those that only help.
     """
 
     target: str
@@ -125,6 +134,7 @@ class Entry:
     loop_per_output: dict[str, float]
     per_output: dict[str, float]
     bound: str = ""
+    in_flight: int = 0
 
 
 def entry_of(configuration: Configuration, target: Target, built: Build) -> Entry:
@@ -157,6 +167,7 @@ def entry_of(configuration: Configuration, target: Target, built: Build) -> Entr
         {k: round(v, 4) for k, v in in_loop.items()},
         {k: round(v, 4) for k, v in total.items()},
         _bound(configuration, target, total["all"] * outputs, macs),
+        _in_flight(configuration, target, built),
     )
 
 
@@ -201,6 +212,23 @@ def _bound(configuration: Configuration, target: Target, instructions: float, ma
     return "dram" if times <= 1 else f"{longest} {times:.3g}"
 
 
+def _in_flight(configuration: Configuration, target: Target, built: Build) -> int:
+    """Bytes of loads that a multiprocessor has under way at once, see the module."""
+    if configuration.family in ("helper", "frame") or not built.in_flight:
+        return 0
+    plan, device = configuration.plan, target.device
+    work = plan.tile.work(plan, configuration.problem(target))
+    registers = cdiv(built.registers, 8) * 8 * built.threads
+    side_by_side = min(
+        REGISTERS // registers,
+        THREADS // built.threads,
+        device.limits.shared // max(1, built.shared),
+        cdiv(work.programs, device.multiprocessors),
+    )
+    fresh = min(1.0, work.l2_bytes / work.loaded_bytes) if work.loaded_bytes else 1.0
+    return round(built.in_flight * fresh * built.threads * side_by_side)
+
+
 def chosen(targets: Iterable[str], pattern: str = "", sample: bool = False) -> list[Job]:
     """The configurations whose names match, of the recorded ones or of all."""
     return [
@@ -225,7 +253,7 @@ def tabulate(jobs: Iterable[Job]) -> tuple[list[Entry], list[str]]:
     print(
         f"{'':77}  in the loop, one pass  per output element                   per MAC\n"
         f"{'target':7} {'configuration':50} regs spill shared   all load  fma  mma"
-        "    loop   total    load     fma    mma    all  bound"
+        "    loop   total    load     fma    mma    all flight  bound"
     )
     for configuration, target in jobs:
         start = f"{target.name:7} {configuration.name:50}"
@@ -245,7 +273,8 @@ def tabulate(jobs: Iterable[Job]) -> tuple[list[Entry], list[str]]:
             f"{start} {built.registers:4} {built.spills:5} {built.shared:6} {loop['all']:5} "
             f"{counts} {entry.loop_per_output['all']:7.4g} "
             f"{each['all']:7.4g} {each['load']:7.3g} {each['fma']:7.3g} {each['mma']:6.2g} "
-            f"{each['all'] * entry.outputs / entry.macs:6.3g}  {entry.bound:14} "
+            f"{each['all'] * entry.outputs / entry.macs:6.3g} {entry.in_flight / 1024:6.1f}  "
+            f"{entry.bound:14} "
             f"{'; '.join(found)}".rstrip(),
             flush=True,
         )
@@ -290,6 +319,8 @@ def regressions(recorded: Entry, now: Entry) -> list[str]:
     ):
         if after > before * MORE_INSTRUCTIONS:
             found.append(f"{after:.4g} {what}, recorded {before:.4g}")
+    if recorded.in_flight > now.in_flight * MORE_INSTRUCTIONS:
+        found.append(f"{now.in_flight} bytes of loads in flight, recorded {recorded.in_flight}")
     for mark, what in MARKS.items():
         if now.loop.get(mark, 0) > recorded.loop.get(mark, math.inf):
             found.append(f"{now.loop[mark]} {what} in the loop, recorded {recorded.loop[mark]}")

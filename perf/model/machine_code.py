@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...ops.launch.call import Call
 
@@ -41,6 +41,8 @@ class Build:
         unfenced: products by wgmma or tcgen05 of data that cp.async brought, without a proxy fence.
         overwritten: loops that write registers of a wgmma's left operand without a wait for it.
         units: instructions for matrix units and descriptors in PTX or AMDGCN, by kind of UNITS.
+        in_flight: bytes of a thread's global loads that are under way at once in that loop, see
+            `bytes_in_flight`.
     """
 
     kernel: str
@@ -55,6 +57,7 @@ class Build:
     unfenced: int = 0
     overwritten: int = 0
     units: dict[str, int] = field(default_factory=dict)
+    in_flight: int = 0
 
     def count(self, kind: str, loop: bool = False) -> int:
         """Instructions of one of KINDS, "all", or one of MARKS, in the whole code or its loop."""
@@ -139,6 +142,7 @@ def build(call: Call, target: Target, disassemble: bool = True) -> Build:
         registers, spills, instructions = _read_amd(text)
     else:
         registers, spills, instructions = _read_nvidia(compiled.asm["cubin"], disassemble)
+    loop = _hot_loop(instructions)
     return Build(
         call.kernel.__name__,
         target.name,
@@ -146,12 +150,13 @@ def build(call: Call, target: Target, disassemble: bool = True) -> Build:
         registers=registers,
         spills=spills,
         shared=compiled.metadata.shared,
-        opcodes=dict(Counter(opcode for _, opcode, _ in instructions)),
-        loop=dict(Counter(opcode for _, opcode, _ in _hot_loop(instructions))),
+        opcodes=dict(Counter(i.opcode for i in instructions)),
+        loop=dict(Counter(i.opcode for i in loop)),
         serialized=next((line for line in said.splitlines() if "serialized due to" in line), ""),
         unfenced=_unfenced(text),
         overwritten=_overwritten(text),
         units={kind: len(re.findall(pattern, text)) for kind, pattern in UNITS.items()},
+        in_flight=bytes_in_flight(loop),
     )
 
 
@@ -206,8 +211,24 @@ def _overwritten(ptx: str) -> int:
     return overwritten
 
 
-#: (position, opcode, position that it jumps to or None), in the order of the code.
-Instructions = list[tuple[int, str, int | None]]
+class Instruction(NamedTuple):
+    """An instruction of a listing.
+
+    Attributes:
+        position: of it in the code.
+        opcode: without modifiers; marked ones end in "_" and one of MARKS.
+        jump: position that it jumps to, if it does.
+        operands: modifiers and operands as NVIDIA's disassembler prints them; "" for AMD.
+    """
+
+    position: int
+    opcode: str
+    jump: int | None = None
+    operands: str = ""
+
+
+#: In the order of the code.
+Instructions = list[Instruction]
 
 _SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@\S+\s+)?([A-Z]\w*)([^;]*);")
 #: The sums, then the left operand: a register of it, or where it lies in shared memory.
@@ -234,15 +255,48 @@ def _read_nvidia(cubin: bytes, disassemble: bool) -> tuple[int, int, Instruction
         # A stack frame alone is no spill: some are reserved and never touched. Look for accesses.
         disassemble = disassemble or stack + local > 0
         listing = listing_of("-sass") if disassemble else ""
+    instructions = read_sass(listing)
+    if disassemble and not instructions:
+        raise RuntimeError(f"cuobjdump shows no instructions:\n{listing[:1000]}")
+    touched = any(_kind(i.opcode) == "local" for i in instructions)
+    return registers, stack + local if touched else 0, instructions
+
+
+def read_sass(listing: str) -> Instructions:
+    """The instructions of a listing by NVIDIA's disassembler."""
     instructions: Instructions = []
     for position, opcode, operands in _SASS.findall(listing):
         jump = re.search(r"0x([0-9a-f]+)\s*$", operands) if opcode == "BRA" else None
         opcode += _mark(opcode, operands)
-        instructions.append((int(position, 16), opcode, int(jump[1], 16) if jump else None))
-    if disassemble and not instructions:
-        raise RuntimeError(f"cuobjdump shows no instructions:\n{listing[:1000]}")
-    touched = any(_kind(opcode) == "local" for _, opcode, _ in instructions)
-    return registers, stack + local if touched else 0, instructions
+        target = int(jump[1], 16) if jump else None
+        instructions.append(Instruction(int(position, 16), opcode, target, operands))
+    return instructions
+
+
+_WIDTH = re.compile(r"\.(?:[US]?(8|16|64|128))\b")
+_REGISTER = re.compile(r"\bR(\d+)\b")
+
+
+def bytes_in_flight(loop: Instructions) -> int:
+    """The most bytes of global loads of one thread that are under way at once in a loop.
+
+    A load is under way until an instruction names one of the registers that it fills: the hardware
+    waits there. Loads that the next pass uses are under way across the jump back. Copies to shared
+    memory fill no register and do not count.
+    """
+    most, under_way = 0, dict[int, int]()  # bytes by the first register
+    for instruction in (*loop, *loop):
+        named = {int(number) for number in _REGISTER.findall(instruction.operands)}
+        for first, size in list(under_way.items()):
+            if named & set(range(first, first + max(1, size // 4))):
+                del under_way[first]
+        if instruction.opcode.startswith("LDG"):
+            modifiers, _, operands = instruction.operands.partition(" ")
+            filled, width = _REGISTER.match(operands.strip()), _WIDTH.search(modifiers)
+            if filled:
+                under_way[int(filled[1])] = int(width[1]) // 8 if width else 4
+        most = max(most, sum(under_way.values()))
+    return most
 
 
 def _mark(opcode: str, operands: str) -> str:
@@ -272,7 +326,7 @@ def _read_amd(assembly: str) -> tuple[int, int, Instructions]:
         elif found := re.match(r"\s+([a-z]+_\w+)\s*(.*)", line):
             code.append((found[1], found[2].split(";")[0].strip()))
     instructions = [
-        (i, opcode, labels.get(operands) if "branch" in opcode else None)
+        Instruction(i, opcode, labels.get(operands) if "branch" in opcode else None)
         for i, (opcode, operands) in enumerate(code)
     ]
     return fact("vgpr_count"), sum(map(fact, spills)), instructions
@@ -282,11 +336,12 @@ def _hot_loop(instructions: Instructions) -> Instructions:
     """The shortest loop that holds most of the arithmetic that is in loops, if there is one."""
 
     def body(start: int, end: int) -> Instructions:
-        return [i for i in instructions if start <= i[0] <= end]
+        return [i for i in instructions if start <= i.position <= end]
 
     def arithmetic(part: Instructions) -> int:
-        return sum(_kind(opcode) in ("mma", "fma") for _, opcode, _ in part)
+        return sum(_kind(i.opcode) in ("mma", "fma") for i in part)
 
-    loops = [body(to, at) for at, _, to in instructions if to is not None and to < at]
+    jumps = [i for i in instructions if i.jump is not None and i.jump < i.position]
+    loops = [body(i.jump, i.position) for i in jumps if i.jump is not None]
     most = max(map(arithmetic, loops), default=0)
     return min((b for b in loops if 2 * arithmetic(b) >= most > 0), key=len, default=[])

@@ -211,10 +211,12 @@ def test_an_mma_counts_once_for_a_warp():
         ({"shared": 2048}, "shared memory"),
         ({"instructions": 211}, "211 instructions"),
         ({"per_output": {"all": 106.0}}, "106 instructions per output, recorded 100"),
+        ({"in_flight": 15000}, "15000 bytes of loads in flight, recorded 16384"),
     ],
 )
 def test_regressions_are_found(fields, what):
-    found = codegen.regressions(entry(), entry(**fields))
+    now = {"in_flight": 16384} | fields
+    found = codegen.regressions(entry(in_flight=16384), entry(**now))
     assert len(found) == 1
     assert what in found[0]
 
@@ -246,6 +248,50 @@ def test_an_additional_mark_in_the_loop_is_a_regression(mark):
 def test_instructions_that_cost_more_are_marked(line, mark):
     opcode, operands = re.match(r"([A-Z]+)(.*)", line).groups()
     assert machine_code._mark(opcode, operands) == (f"_{mark}" if mark else "")
+
+
+#: A loop whose 16 bytes and 2 bytes are used in the next pass, and whose 4 bytes at once.
+LISTING = """
+        /*0090*/                   LDG.E.128 R12, desc[UR4][R2.64] ;                  /* 0x1 */
+                                                                                      /* 0x2 */
+        /*00a0*/                   FFMA R6, R12, UR6, R6 ;                            /* 0x3 */
+        /*00b0*/              @!P0 LDG.E.128 R12, desc[UR4][R2.64+0x10] ;             /* 0x4 */
+        /*00c0*/                   LDG.E.U16.CONSTANT R16, desc[UR4][R2.64+0x20] ;    /* 0x5 */
+        /*00d0*/                   LDG.E R5, desc[UR4][R2.64+0x22] ;                  /* 0x6 */
+        /*00e0*/                   FADD R7, R7, R5 ;                                  /* 0x7 */
+        /*00f0*/                   FFMA R9, R17, R8, R9 ;                             /* 0x8 */
+        /*0100*/               @P1 BRA 0xa0 ;                                         /* 0x9 */
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "most"),
+    [
+        ("", "", 16 + 2 + 4),
+        # Something names the last of the four registers before the next load is issued.
+        ("R17, R8", "R15, R8", 16 + 2 + 4),
+        ("LDG.E R5, desc[UR4][R2.64+0x22]", "FADD R5, R15, R5", 16 + 2),
+        ("LDG.E R5, desc[UR4][R2.64+0x22]", "LDG.E.64 R16, desc[UR4][R2.64]", 16 + 8),
+        # Everything is used before the next load.
+        ("LDG.E.U16.CONSTANT R16, desc[UR4][R2.64+0x20]", "FADD R3, R13, R3", 16),
+        # A copy to shared memory fills no register.
+        ("LDG.E R5, desc[UR4][R2.64+0x22]", "LDGSTS.E [R5], desc[UR4][R2.64]", 16 + 2),
+    ],
+)
+def test_bytes_in_flight_are_of_loads_that_no_instruction_has_used(old, new, most):
+    loop = machine_code._hot_loop(machine_code.read_sass(LISTING.replace(old, new)))
+    assert loop[0].position == 0xA0
+    assert machine_code.bytes_in_flight(loop) == most
+
+
+def test_programs_side_by_side_share_the_loads_in_flight():
+    rows = configuration("fprop_rows-32x1024x1x1-bfloat16-image3-interior")
+    built = Build("fprop_rows", "sm_90", 128, 72, 0, 0, {"FFMA": 9}, {"FFMA": 9}, in_flight=48)
+    found = codegen.entry_of(rows, TARGETS["sm_90"], built).in_flight
+    # Of two rows, 32 of 48 bytes are a lane's own. 512 programs: four on a multiprocessor.
+    assert found == 32 * 128 * 4
+    built = replace(built, registers=160)
+    assert codegen.entry_of(rows, TARGETS["sm_90"], built).in_flight == 32 * 128 * 3
 
 
 def test_a_product_of_copies_needs_a_proxy_fence_after_the_wait():
