@@ -203,6 +203,9 @@ class CopyLayout(NamedTuple):
         X_ALIGN, OUT_ALIGN: elements of a piece, of 16 bytes at most, that starts at a multiple of
             it.
         ONE_ROW: there is one row of pixels.
+        STEP_H, STEP_W: rows, columns of the copy from one pixel of the image to the next; there are
+            zeros, or the bias, between them. Not with ONE_ROW.
+        OUT_ROW: the copy's pixels are one row in memory. Not with ONE_ROW.
         INT64: offsets are 64-bit.
         BLOCK_C, BLOCK_P: channels and pixels of a program.
     """
@@ -215,6 +218,9 @@ class CopyLayout(NamedTuple):
     INT64: bool
     BLOCK_C: int
     BLOCK_P: int
+    STEP_H: int = 1
+    STEP_W: int = 1
+    OUT_ROW: bool = False
 
 
 @functools.cache

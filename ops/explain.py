@@ -111,7 +111,8 @@ def explain(
             problem = Problem(op, geometry, weight.dtype, precision, layout, device, own)
             plan = choose.plan(problem)
             bound, floor = _bound(problem, plan, moved)
-            copies = round(plan.tile.work(plan, problem).copy_bytes)
+            copies = round(plan.work(problem).copy_bytes)
+            copies += plan.exchange.memory(problem) if plan.exchange else 0
             workspace = partial_bytes(plan, problem)
         passes[op] = Pass(plan, geometry.flops, moved, workspace, copies, bound, floor)
     return Explanation(geometry, weight.dtype, name, device, passes)
@@ -131,7 +132,7 @@ def device_named(name: str) -> Device:
 
 def _bound(problem: Problem, plan: Plan, moved: int) -> tuple[str | None, float | None]:
     """("memory" or "arithmetic", seconds) by the datasheet; None where it has no rate."""
-    device, work = problem.device, plan.tile.work(plan, problem)
+    device, work = problem.device, plan.work(problem)
     rate = device.flops_per_second.get(work.unit)
     if rate is None or device.bandwidth is None:
         return None, None

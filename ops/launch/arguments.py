@@ -24,7 +24,14 @@ from ..plan.rows_walk import gradient_reads
 from ..plan.tma import reads_crosswise, tap_columns
 from .banded_launch import band_arguments, fprop_banded_call, in_planes
 from .call import Call
-from .copies import Copy, channels_innermost, copy_calls, filters_innermost, in_boxes
+from .copies import (
+    Copy,
+    after_copies,
+    channels_innermost,
+    copy_calls,
+    filters_innermost,
+    in_boxes,
+)
 from .descriptors import (
     dgrad_descriptors,
     fprop_descriptors,
@@ -32,6 +39,7 @@ from .descriptors import (
     stored,
     wgrad_descriptors,
 )
+from .exchanged import around, x_read, x_workspace, y_read, y_workspace
 from .flat_launch import flat_call
 from .formats import empty_in_format
 from .kernel_arguments import call_of, residual_arguments, samples_of, weight_walk
@@ -167,7 +175,13 @@ def fprop_call(
     activation: str = "none",
     residual: torch.Tensor | None = None,
 ) -> Call:
-    """The launch that fills y, with the one that fills partial sums before it, if there are any."""
+    """The launch that fills y, after those of partial sums and of copies, if there are any."""
+    if exchange := plan.exchange:
+        x, copy = x_read(x, geometry, exchange)
+        target = y_workspace(y, exchange)
+        seen, alone = exchange.geometry(geometry), replace(plan, exchange=None)
+        call = fprop_call(x, weight, bias, target, seen, alone, activation, residual)
+        return around(call, copy, target, y)
     if plan.splits == 1:
         return _fprop_call(x, weight, bias, y, geometry, plan, activation, residual)
     partials = partials_of(y, plan.splits)
@@ -229,8 +243,15 @@ def dgrad_call(
 ) -> Call:
     """The launch that fills dx, or its frame, see Geometry.hole, where the plan is for that.
 
-    With the one that fills partial sums before it, if there are any.
+    After those of partial sums and of copies, if there are any.
     """
+    if exchange := plan.exchange:
+        dy, copy = y_read(dy, exchange)
+        target = x_workspace(dx, geometry, exchange)
+        seen, alone = exchange.geometry(geometry), replace(plan, exchange=None)
+        call = dgrad_call(dy, weight, bias, target, seen, alone)
+        step = geometry.stride if exchange.sampled else (1, 1)
+        return around(call, copy, target, dx, step, bias)
     if plan.splits == 1:
         return _dgrad_call(dy, weight, bias, dx, geometry, plan)
     partials = partials_of(dx, plan.splits)
@@ -343,6 +364,14 @@ def wgrad_calls(
     x: torch.Tensor, dy: torch.Tensor, dw: torch.Tensor, geometry: Geometry, plan: Plan
 ) -> Iterator[Call]:
     """The launches that fill dense dw: one, or partials and then their sum, see is_reordered."""
+    if exchange := plan.exchange:
+        x, x_copy = x_read(x, geometry, exchange)
+        dy, dy_copy = y_read(dy, exchange)
+        seen, alone = exchange.geometry(geometry), replace(plan, exchange=None)
+        first, *rest = wgrad_calls(x, dy, dw, seen, alone)
+        yield after_copies(first, x_copy, dy_copy)
+        yield from rest
+        return
     is_whole = plan.partials == 1 and not is_reordered(plan, geometry, not is_read_as_it_is(dw))
     target = dw if is_whole else gradient_partials(dw, plan.partials, plan.family)
     one_part = target if is_whole else target[0]

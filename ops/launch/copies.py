@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,23 +11,30 @@ import torch
 from ... import kernels
 from ...kernels.structs import CopyLayout, constant
 from ..plan.integers import cdiv, power_of_two
+from ..geometry import Pair
 from .call import Call
 from .layout import NARROW_LIMIT, alignment, as_row, boxes_of, is_row, last_offset, step_along
 
 #: Channels and pixels of a program of copy_images.
 TILE = (64, 64)
+#: What copy_images is given for each of its copies, in the order of _copy_arguments.
+FIRST = ("x_ptr", "out_ptr", "INNER", "sizes", "x_strides", "out_strides", "LAYOUT")
+SECOND = ("x2_ptr", "out2_ptr", "INNER2", "sizes2", "x2_strides", "out2_strides", "LAYOUT2")
 
 
 @dataclass(frozen=True)
 class Copy:
     """A copy to be made: of x (G, N, C, H, W), in `out` (G * N, C or more, H, W).
 
-    `memory` is what `out` is a view of where it is made for this copy.
+    `memory` is what `out` is a view of where it is made for this copy. With a `step`, pixels of x
+    are that many rows and columns of `out` apart, and `bias`, or zero, is between them.
     """
 
     x: torch.Tensor
     out: torch.Tensor
     memory: torch.Tensor | None = None
+    step: Pair = (1, 1)
+    bias: torch.Tensor | None = None
 
 
 def channels_innermost(x: torch.Tensor, channels: int = 0) -> Copy:
@@ -72,14 +79,15 @@ def copy_calls(*copies: Copy | None) -> tuple[Call, ...]:
     if not made:
         return ()
     first, *rest = [_copy_arguments(copy) for copy in made]
-    names = ("x2_ptr", "out2_ptr", "INNER2", "sizes2", "x2_strides", "out2_strides", "LAYOUT2")
-    second = dict.fromkeys(names)
+    second: dict[str, Any] = dict.fromkeys(SECOND)
     for arguments, _ in rest:
-        second = dict(zip(names, arguments.values(), strict=True))
+        second = dict(zip(SECOND, arguments.values(), strict=True))
+    bias = made[0].bias
+    given = {"bias_ptr": bias, "bias_stride": 0 if bias is None else bias.stride(0)}
     call = Call(
         kernels.copy_images,
         sum(programs for _, programs in (first, *rest)),
-        {**first[0], **second, "PROGRAMS": first[1]},
+        {**first[0], **second, **given, "PROGRAMS": first[1]},
         num_warps=4,
         num_stages=1,
         scratch=tuple(copy.memory for copy in made if copy.memory is not None),
@@ -87,16 +95,50 @@ def copy_calls(*copies: Copy | None) -> tuple[Call, ...]:
     return (call,)
 
 
+def after_copies(call: Call, *copies: Copy | None) -> Call:
+    """`call`, with the launch that makes these copies before all of its own.
+
+    One launch makes them and the only copy of the first launch of the call, if that makes one.
+    """
+    made = copy_calls(*copies)
+    if not made:
+        return call
+    if call.before and call.before[0].before:
+        return replace(call, before=(after_copies(call.before[0], *copies), *call.before[1:]))
+    own = call.before[0] if call.before else None
+    if own is None or own.kernel is not kernels.copy_images or _is_full(own) or _is_full(made[0]):
+        return replace(call, before=(*made, *call.before))
+    return replace(call, before=(_joined(made[0], own), *call.before[1:]))
+
+
+def _is_full(call: Call) -> bool:
+    return call.arguments["x2_ptr"] is not None
+
+
+def _joined(first: Call, second: Call) -> Call:
+    """The launch that makes both copies."""
+    more = {name: second.arguments[other] for name, other in zip(SECOND, FIRST, strict=True)}
+    return replace(
+        first,
+        grid=first.grid + second.grid,
+        arguments=first.arguments | more,
+        scratch=(*first.scratch, *second.scratch),
+    )
+
+
 def _copy_arguments(copy: Copy) -> tuple[dict[str, Any], int]:
     """(what the kernel is given for one copy, its programs)."""
     x, out = copy.x, copy.out
     outer, image = x.stride(0), x[0]
-    one_row = is_row(image) and is_row(out)
-    source, target = (as_row(image), as_row(out)) if one_row else (image, out)
-    N, C, H, W = source.shape
-    channels = target.shape[1]
+    has_steps = copy.step != (1, 1)
+    one_row = is_row(image) and is_row(out) and not has_steps
+    out_row = is_row(out) and not one_row
+    source = as_row(image) if one_row else image
+    target = as_row(out) if one_row or out_row else out
+    N, C = source.shape[:2]
+    channels, H, W = (target if one_row else out).shape[1:]
     x_axis, out_axis = (int(step_along(t, 3) < step_along(t, 1)) for t in (source, target))
-    align = alignment(source, 3 if x_axis else 1, W if x_axis else C)
+    align = alignment(source, 3 if x_axis else 1, source.shape[3] if x_axis else C)
     block_c, block_p = (
         min(most, power_of_two(extent))
         for most, extent in zip(TILE, (channels, H * W), strict=True)
@@ -105,11 +147,14 @@ def _copy_arguments(copy: Copy) -> tuple[dict[str, Any], int]:
         X_AXIS=x_axis,
         OUT_AXIS=out_axis,
         X_ALIGN=math.gcd(align, outer) if len(x) > 1 else align,
-        OUT_ALIGN=alignment(target, 3 if out_axis else 1, W if out_axis else channels),
+        OUT_ALIGN=alignment(target, 3 if out_axis else 1, target.shape[3] if out_axis else channels),
         ONE_ROW=one_row,
         INT64=max(last_offset(x), last_offset(out)) > NARROW_LIMIT,
         BLOCK_C=block_c,
         BLOCK_P=block_p,
+        STEP_H=copy.step[0],
+        STEP_W=copy.step[1],
+        OUT_ROW=out_row,
     )
     arguments = {
         "x_ptr": x,

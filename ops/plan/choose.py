@@ -14,7 +14,8 @@ from types import ModuleType
 
 from ..errors import ArgumentError
 from . import banded, columns, flat, gemm, patch, reuse, rows, stencil, tma
-from .cost import cheapest, gradient_splits, image_splits
+from .cost import cheapest, gradient_splits, image_splits, seconds_of
+from .exchange import Exchange, exchanges
 from .integers import cdiv
 from .problem import Plan, Problem, Tile
 from .tuned import tuned
@@ -25,17 +26,48 @@ SPLIT = (gemm, tma, patch, flat)
 #: Families that multiply without matrix units.
 DIRECT = (rows, stencil, columns)
 FAMILIES = (rows, banded, stencil, columns, gemm, tma, patch, reuse, flat)
+#: A plan on copies of images is taken if its predicted time is below this share of the best other
+#: one's: the sum of two predictions is less certain.
+EXCHANGE_MARGIN = 0.85
 #: The largest grid that CUDA and HIP launch along the first axis.
 MAX_GRID = 2**31 - 1
 
 
 @functools.lru_cache(maxsize=4096)
 def plan(problem: Problem) -> Plan:
-    """The plan of a problem.
+    """The plan of a problem, on the images as they lie or on copies of them.
 
     Raises:
         ArgumentError: every plan has more programs than a launch can have.
     """
+    direct = _plan(problem)
+    on_copies = [best for one in exchanges(problem) for best in _exchanged(one, problem)]
+    if not on_copies:
+        return direct
+    seconds = {one: seconds_of(one, problem) for one in on_copies}
+    best = min(on_copies, key=lambda one: seconds[one])
+    return best if seconds[best] < EXCHANGE_MARGIN * seconds_of(direct, problem) else direct
+
+
+def _exchanged(exchange: Exchange, problem: Problem) -> list[Plan]:
+    """The best plan with these copies, none where each has more programs than a launch can have."""
+    seen = exchange.seen(problem)
+    try:
+        if exchange.is_mixed and problem.op != "wgrad":
+            tiles = [tile for tile in candidates(seen) if family_of(tile) is gemm]
+            plans = [plan for tile in tiles for plan in plans_with_tile(seen, tile)]
+            if not plans:
+                return []
+            best = cheapest(plans, seen, [])
+        else:
+            best = _plan(seen)
+    except ArgumentError:
+        return []
+    return [dataclasses.replace(best, exchange=exchange)]
+
+
+def _plan(problem: Problem) -> Plan:
+    """The best plan on the images as they lie, but for copies that a tile makes itself."""
     found, distance = tuned(problem)
     if found is not None and (tile := tile_of(found.tile)).suits(problem):
         plans = plans_with_tile(problem, tile)

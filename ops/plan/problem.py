@@ -12,6 +12,7 @@ import torch
 
 from ..geometry import Geometry
 from .device import GEMM_MIN, INTERPRETER, Device
+from .exchange import Exchange
 
 if TYPE_CHECKING:
     from .cost import Work
@@ -294,6 +295,7 @@ class Plan:
         turned: an input gradient runs as a forward correlation, see Geometry.adjoint.
         as_rows: boxes of a tma kernel are those of Geometry.as_rows.
         max_registers: of a thread, None where that is left to the compiler.
+        exchange: copies that the kernel runs on, None where it runs on the images themselves.
     """
 
     op: str
@@ -308,6 +310,7 @@ class Plan:
     turned: bool = False
     as_rows: bool = False
     max_registers: int | None = None
+    exchange: Exchange | None = None
 
     @property
     def family(self) -> str:
@@ -318,6 +321,16 @@ class Plan:
     def kernel(self) -> str:
         """The name of the kernel, which is also the name of its file in kernels/."""
         return f"{'fprop' if self.turned else self.op}_{self.family}"
+
+    def seen(self, problem: Problem) -> Problem:
+        """The problem as the kernel meets it: that of the copies, if it runs on any."""
+        return problem if self.exchange is None else self.exchange.seen(problem)
+
+    def work(self, problem: Problem) -> Work:
+        """The work of all launches."""
+        if self.exchange is None:
+            return self.tile.work(self, problem)
+        return self.exchange.with_copies(self.tile.work(self, self.seen(problem)), problem)
 
     @property
     def split_pixels(self) -> int:

@@ -145,7 +145,7 @@ def entry_of(configuration: Configuration, target: Target, built: Build) -> Entr
     passes = 1
     if loop["mma"] or configuration.kernel.endswith("_rows"):
         plan = configuration.plan
-        passes = max(1, round(plan.tile.work(plan, configuration.problem(target)).steps))
+        passes = max(1, round(plan.work(configuration.problem(target)).steps))
     elif fma:
         passes = max(1, round(macs / (built.threads * fma)))
     whole = {kind: built.count(kind) for kind in COUNTED}
@@ -189,7 +189,7 @@ def _work_of_a_program(configuration: Configuration, target: Target) -> tuple[in
     if configuration.kernel == "spread_weight":
         return SPREAD_BLOCK, SPREAD_BLOCK
     plan = configuration.plan
-    work = plan.tile.work(plan, configuration.problem(target))
+    work = plan.work(configuration.problem(target))
     return work.outputs, round(work.macs)
 
 
@@ -198,7 +198,7 @@ def _bound(configuration: Configuration, target: Target, instructions: float, ma
     plan, device, problem = configuration.plan, target.device, configuration.problem(target)
     if configuration.family in ("helper", "frame"):
         return ""
-    work, rates = plan.tile.work(plan, problem), device.rates
+    work, rates = plan.work(problem), device.rates
     if work.programs > plan.grid:  # the code that stores a box is in the loop over boxes
         return ""
     lanes = rates.issue * target.gpu[2] * rates.clock * device.multiprocessors

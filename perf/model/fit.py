@@ -68,7 +68,7 @@ class Sample:
 
     def ratio(self, exposed: float | None = None) -> float:
         """Measured over predicted, without multipliers, with another share exposed if given."""
-        times = times_of(self.plan.tile.work(self.plan, self.problem), self.problem.device)
+        times = times_of(self.plan.work(self.problem), self.problem.device)
         if exposed is not None:
             times = replace(times, exposed=exposed)
         return self.seconds / times.predicted
@@ -117,7 +117,7 @@ def shares(found: Sequence[Sample]) -> dict[str, tuple[int, float]]:
     """By entry of EXPOSED: samples, and the share with which their median ratio is nearest 1."""
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in found:
-        groups[sample.plan.tile.work(sample.plan, sample.problem).operands].append(sample)
+        groups[sample.plan.work(sample.problem).operands].append(sample)
 
     def off(group: list[Sample], share: float) -> float:
         return abs(math.log(statistics.median(sample.ratio(share) for sample in group)))

@@ -130,7 +130,7 @@ def _plans_with(tile: Tile, problem: Problem) -> list[Plan]:
 
 def seconds_of(plan: Plan, problem: Problem) -> float:
     """The static model's time of a plan, as the planner computes it before any calibration."""
-    return times_of(plan.tile.work(plan, problem), problem.device).predicted
+    return times_of(plan.work(problem), problem.device).predicted
 
 
 def describe(plan: Plan) -> str:

@@ -84,7 +84,7 @@ def predict(call: PlannedCall, device: Device) -> Prediction:
     problem = call.problem(device)
     plan = call.plan or choose.plan(problem)
     problem = replace(problem, x_bytes=TENSOR_DTYPES[call.dtype][0].itemsize)
-    work = plan.tile.work(plan, problem)
+    work = plan.work(problem)
     found = times_of(work, device)
     programs, sms = work.programs, device.multiprocessors
     done = round(programs * work.macs)

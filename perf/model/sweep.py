@@ -93,7 +93,7 @@ def estimate(g: Geometry, op: str, dtype: str, memory_format: str, device: Devic
     operands = make_operands(Workload("", "", g, (dtype,)), op, dtype, memory_format, "meta")
     problem = problem_of(operands, device)
     plan = choose.plan(problem)
-    work = plan.tile.work(plan, problem)
+    work = plan.work(problem)
     times, macs = times_of(work, device), min(g.macs, round(work.programs * work.macs))
     roofline = max(
         problem.compulsory_bytes / device.copy_rate, macs / device.mac_rate(problem.unit)

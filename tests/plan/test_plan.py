@@ -45,7 +45,7 @@ def test_the_grid_covers_every_result_once(op, name):
     g = ALL[name]
     results = {"fprop": g.y_numel, "dgrad": g.x_numel, "wgrad": g.weight_numel}[op]
     for problem, p in plans(op, g):
-        work = p.tile.work(p, problem)  # persistent programs compute several tiles each
+        work = p.work(problem)  # persistent programs compute several tiles each
         assert work.programs * work.outputs >= results * p.splits
         assert p.grid <= max(1, results) * p.splits, "a program without a result"
 
