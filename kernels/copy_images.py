@@ -3,9 +3,9 @@
     out[g * INNER + n, c, h, w] = x[g, n, c, h / STEP_H, w / STEP_W]
 
 and 0 for the channels c >= C of out, and bias[c], or 0, where a step does not divide h or w. One
-launch makes one copy or two: the first PROGRAMS programs make the first, which may have a bias. A tile of channels and
-pixels is loaded along the axis on which x is contiguous and stored along that of out; where these
-differ, the compiler exchanges the axes in shared memory.
+launch makes one copy or two: the first PROGRAMS programs make the first, which may have a bias. A
+tile of channels and pixels is loaded along the axis on which x is contiguous and stored along that
+of out; where these differ, the compiler exchanges the axes in shared memory.
 """
 
 import triton

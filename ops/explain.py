@@ -151,6 +151,8 @@ def _describe(cost: Pass) -> str:
             parts.append(f"{plan.splits} splits of {plan.split_strips} strips")
         if plan.int64:
             parts.append("64-bit offsets")
+        if plan.exchange:
+            parts.append(plan.exchange.in_words)
     parts.append(f"{_quantity(cost.flops)}FLOP")
     parts.append(f"{_quantity(cost.compulsory_bytes)}B compulsory")
     if cost.workspace_bytes:

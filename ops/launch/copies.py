@@ -10,8 +10,8 @@ import torch
 
 from ... import kernels
 from ...kernels.structs import CopyLayout, constant
-from ..plan.integers import cdiv, power_of_two
 from ..geometry import Pair
+from ..plan.integers import cdiv, power_of_two
 from .call import Call
 from .layout import NARROW_LIMIT, alignment, as_row, boxes_of, is_row, last_offset, step_along
 
@@ -138,7 +138,10 @@ def _copy_arguments(copy: Copy) -> tuple[dict[str, Any], int]:
     N, C = source.shape[:2]
     channels, H, W = (target if one_row else out).shape[1:]
     x_axis, out_axis = (int(step_along(t, 3) < step_along(t, 1)) for t in (source, target))
-    align = alignment(source, 3 if x_axis else 1, source.shape[3] if x_axis else C)
+    align, out_align = (
+        alignment(t, 3 if axis else 1, t.shape[3] if axis else t.shape[1])
+        for t, axis in ((source, x_axis), (target, out_axis))
+    )
     block_c, block_p = (
         min(most, power_of_two(extent))
         for most, extent in zip(TILE, (channels, H * W), strict=True)
@@ -147,7 +150,7 @@ def _copy_arguments(copy: Copy) -> tuple[dict[str, Any], int]:
         X_AXIS=x_axis,
         OUT_AXIS=out_axis,
         X_ALIGN=math.gcd(align, outer) if len(x) > 1 else align,
-        OUT_ALIGN=alignment(target, 3 if out_axis else 1, target.shape[3] if out_axis else channels),
+        OUT_ALIGN=out_align,
         ONE_ROW=one_row,
         INT64=max(last_offset(x), last_offset(out)) > NARROW_LIMIT,
         BLOCK_C=block_c,

@@ -40,13 +40,18 @@ def plan(problem: Problem) -> Plan:
     Raises:
         ArgumentError: every plan has more programs than a launch can have.
     """
-    direct = _plan(problem)
-    on_copies = [best for one in exchanges(problem) for best in _exchanged(one, problem)]
+    direct = direct_plan(problem)
+    on_copies = plans_on_copies(problem)
     if not on_copies:
         return direct
-    seconds = {one: seconds_of(one, problem) for one in on_copies}
-    best = min(on_copies, key=lambda one: seconds[one])
-    return best if seconds[best] < EXCHANGE_MARGIN * seconds_of(direct, problem) else direct
+    direct_seconds, seconds = (seconds_of(one, problem) for one in (direct, on_copies[0]))
+    return on_copies[0] if seconds < EXCHANGE_MARGIN * direct_seconds else direct
+
+
+def plans_on_copies(problem: Problem) -> list[Plan]:
+    """The best plan of each Exchange that is compared, by predicted time."""
+    found = [best for one in exchanges(problem) for best in _exchanged(one, problem)]
+    return sorted(found, key=lambda one: seconds_of(one, problem))
 
 
 def _exchanged(exchange: Exchange, problem: Problem) -> list[Plan]:
@@ -60,13 +65,13 @@ def _exchanged(exchange: Exchange, problem: Problem) -> list[Plan]:
                 return []
             best = cheapest(plans, seen, [])
         else:
-            best = _plan(seen)
+            best = direct_plan(seen)
     except ArgumentError:
         return []
     return [dataclasses.replace(best, exchange=exchange)]
 
 
-def _plan(problem: Problem) -> Plan:
+def direct_plan(problem: Problem) -> Plan:
     """The best plan on the images as they lie, but for copies that a tile makes itself."""
     found, distance = tuned(problem)
     if found is not None and (tile := tile_of(found.tile)).suits(problem):

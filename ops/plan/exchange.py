@@ -1,9 +1,9 @@
 """Plans whose kernel runs on copies of the images, made in the format that suits it best.
 
-A plan of any family can carry an Exchange. Its kernel meets another problem, `Exchange.seen`: images
-in channels_last, or those pixels alone that a 1x1 window with a stride reads. The launches around it
-copy what is read and, where the result is computed in the other format too, the result back. The
-copies are made by kernels/copy_images.py; ops/launch/exchanged.py builds them.
+A plan of any family can carry an Exchange. Its kernel meets another problem, `Exchange.seen`:
+images in channels_last, or those pixels alone that a 1x1 window with a stride reads. The launches
+around it copy what is read and, where the result is computed in the other format too, the result.
+kernels/copy_images.py makes the copies; ops/launch/exchanged.py builds the launches.
 """
 
 from __future__ import annotations
@@ -39,6 +39,19 @@ class Exchange:
     reads: bool = False
     result: bool = False
     sampled: bool = False
+
+    def __str__(self) -> str:
+        return "+".join(name for name, is_so in vars(self).items() if is_so)
+
+    @property
+    def in_words(self) -> str:
+        """What is copied, for people."""
+        said = {
+            "reads channels_last copies": self.reads,
+            "result copied from channels_last": self.result,
+            "copies of every stride-th pixel": self.sampled,
+        }
+        return " and ".join(text for text, is_so in said.items() if is_so)
 
     @property
     def is_mixed(self) -> bool:
@@ -136,16 +149,13 @@ def exchanges(problem: Problem) -> list[Exchange]:
         return []
     if problem.product not in ("half", "tf32") or (op == "wgrad" and problem.product == "tf32"):
         return []  # weight gradients in TF32 sum along rows of planes, see flat.py
-    strided = (g.steps(0)[0], g.steps(1)[0]) != (1, 1)
-    found = [Exchange(reads=True)]
-    if op == "dgrad" and strided:
-        found = []  # pixels of a phase are stored one by one
+    formats = [Exchange(), Exchange(reads=True)]
     if op == "dgrad" or (op == "fprop" and not layout.heavy_epilogue):
-        found.append(Exchange(reads=True, result=True))
+        formats.append(Exchange(reads=True, result=True))
+    strided = (g.steps(0)[0], g.steps(1)[0]) != (1, 1)
+    found = formats
+    if op == "dgrad" and strided:  # pixels of a phase would be stored one by one
+        found = [one for one in formats if one.result]
     if strided and g.R * g.S == 1 and g.padding == ((0, 0), (0, 0)):
-        if op == "dgrad":
-            found.append(Exchange(reads=True))
-        found = [*found, *(replace(one, sampled=True) for one in (Exchange(), *found))]
-        if op == "dgrad":
-            found = [one for one in found if one.sampled or one.result]
+        found = [*found, *(replace(one, sampled=True) for one in formats)]
     return [one for one in found if 0 < one.memory(problem) <= MAX_BYTES]

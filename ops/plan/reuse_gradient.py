@@ -181,7 +181,7 @@ def is_legal(problem: Problem, copied: bool = False) -> bool:
     if problem.dtype.itemsize != 2 or layout.boxes(problem.op) != "NHWC":
         return False
     # Phases of a stride are axes of x: each has as many rows and columns.
-    return not (g.H % g.steps(0)[0] or g.W % g.steps(1)[0]) and tma.is_legal(problem)
+    return not (g.H % g.steps(0)[0] or g.W % g.steps(1)[0]) and tma.has_boxes(problem)
 
 
 def runs_of(rows: int) -> list[int]:

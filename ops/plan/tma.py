@@ -301,6 +301,15 @@ def is_legal(problem: Problem, tile: TmaTile | None = None) -> bool:
 
     What each takes is described in kernels/.
     """
+    if problem.op != "dgrad":
+        phases, g = phases_with_taps(problem.boxed), problem.boxed
+        if len(phases) > MAX_PHASES or any(a >= g.H or b >= g.W for a, b in phases):
+            return False
+    return has_boxes(problem, tile)
+
+
+def has_boxes(problem: Problem, tile: TmaTile | None = None) -> bool:
+    """is_legal but for the phases of x: each has a descriptor of its own."""
     if tile is not None and tile.copied:
         if not may_copy(problem) or (tile.persistent and not _exchanges_in_the_loop(tile, problem)):
             return False
@@ -339,12 +348,7 @@ def is_legal(problem: Problem, tile: TmaTile | None = None) -> bool:
     )
     # A copy of the weight may have up to ROW_BYTES more for each tap.
     columns = max(g.weight_numel // g.K, g.weight_numel // g.C) + g.R * g.S * ROW_BYTES
-    if max(*reach, g.N, g.C, columns) > MAX_COORDINATE:
-        return False
-    if op == "dgrad":
-        return True
-    phases = phases_with_taps(g)
-    return len(phases) <= MAX_PHASES and all(a < g.H and b < g.W for a, b in phases)
+    return max(*reach, g.N, g.C, columns) <= MAX_COORDINATE
 
 
 def _takes(tile: TmaTile, problem: Problem) -> bool:

@@ -23,9 +23,9 @@ from typing import Any
 
 from ...ops.explain import device_named
 from ...ops.plan import choose
-from ...ops.plan.cost import EXPOSED, seconds_of, times_of
+from ...ops.plan.cost import EXPOSED, key_of, seconds_of, times_of
 from ...ops.plan.device import DEVICES, Device
-from ...ops.plan.measured import FEWEST_CALLS, kernel_key, parse
+from ...ops.plan.measured import FEWEST_CALLS, parse
 from ...ops.plan.problem import Plan, Problem
 from ..providers import OURS
 from ..rows import Row, read
@@ -64,7 +64,7 @@ class Sample:
     @property
     def kernel(self) -> str:
         """The key of its multiplier."""
-        return kernel_key(self.plan.kernel, self.problem.layout.channels_last)
+        return key_of(self.plan, self.problem)
 
     def ratio(self, exposed: float | None = None) -> float:
         """Measured over predicted, without multipliers, with another share exposed if given."""

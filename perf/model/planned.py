@@ -105,20 +105,24 @@ def tiles_of(family: ModuleType, problem: Problem) -> list[Tile]:
 
 
 def alternatives(problem: Problem) -> list[Plan]:
-    """The planner's plan, then the best of every other family that can run the call, by time."""
+    """The planner's plan, then the best of every other family that can run the call, by time.
+
+    Plans on copies of images are one family more: the best of them, and of the others.
+    """
     own = choose.plan(problem)
-    best = []
+    best = [] if own.exchange else choose.plans_on_copies(problem)[:1]
     for family in choose.FAMILIES:
         plans = [plan for tile in tiles_of(family, problem) for plan in _plans_with(tile, problem)]
-        if plans and plans[0].family != own.family:
+        if plans and (own.exchange or plans[0].family != own.family):
             best.append(min(plans, key=lambda plan: seconds_of(plan, problem)))
     return [own, *sorted(best, key=lambda plan: seconds_of(plan, problem))]
 
 
 def all_plans(problem: Problem) -> list[Plan]:
-    """The planner's plan, and every plan that any family offers."""
+    """The planner's plan, every plan that any family offers, and the best ones on copies."""
     tiles = [tile for family in choose.FAMILIES for tile in tiles_of(family, problem)]
-    return [choose.plan(problem), *(plan for tile in tiles for plan in _plans_with(tile, problem))]
+    plans = [plan for tile in tiles for plan in _plans_with(tile, problem)]
+    return [choose.plan(problem), *plans, *choose.plans_on_copies(problem)]
 
 
 def _plans_with(tile: Tile, problem: Problem) -> list[Plan]:
@@ -142,6 +146,7 @@ def describe(plan: Plan) -> str:
         + "".join(f" {name.lower()}{value}" for name, value in rest.items())
         + " copied" * getattr(plan.tile, "copied", False)
         + " in place" * getattr(plan.tile, "in_place", False)
+        + (f" on {plan.exchange}" if plan.exchange else "")
         + f" /{plan.splits}" * (plan.splits > 1)
         + (f" r{plan.max_registers}" if plan.max_registers else "")
     )

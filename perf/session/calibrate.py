@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...ops.plan import choose
-from ...ops.plan.measured import kernel_key, parse
+from ...ops.plan.cost import key_of
+from ...ops.plan.measured import parse
 from ..model.planned import PlannedCall, all_plans, describe, seconds_of
 from ..timing.ceilings import Ceilings
 from ..timing.machine import Machine
@@ -108,7 +109,7 @@ def timed_by(row: Row, workload: Workload, device: Device, measured: Device) -> 
     if (found := plan_of(row, workload, device)) is not None:
         plan, problem = found
         predicted = seconds_of(plan, replace(problem, device=measured))
-        key = kernel_key(plan.kernel, problem.layout.channels_last)
+        key = key_of(plan, problem)
         yield Timed(plan.family, key, (row.ms or 0.0) / 1e3, predicted, row.host_us)
 
 

@@ -99,6 +99,7 @@ def checks(device: Device) -> Iterator[PlannedCall]:
                             ("interior", plan.interior),
                             ("rows", plan.as_rows),
                             ("copied", getattr(plan.tile, "copied", False)),
+                            ("on", plan.exchange),
                             ("in place", getattr(plan.tile, "in_place", False)),
                             ("with", frame),
                             workload.name in ("phases", "epilogue", "image_epilogue")

@@ -1,4 +1,4 @@
-"""Plans whose kernels run on copies of the images: any family, every operator, exact copies."""
+"""Plans whose kernels run on copies of the images: any family, every operator, the exact result."""
 
 from dataclasses import replace
 
@@ -7,45 +7,45 @@ import torch
 from cases import tensors, whole_numbers
 from closeness import check, operands, run, truth
 from plans import H200, PLAIN
-from simulator.driver import simulated
 
+from tricorr import explain
 from tricorr.ops import geometry_of
 from tricorr.ops.plan import choose
+from tricorr.ops.plan.cost import EXCHANGE_SECONDS, seconds_of, times_of
+from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.exchange import Exchange, exchanges
 from tricorr.ops.plan.gemm import GemmTile
-from tricorr.ops.plan.problem import Problem
+from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.tma import TmaTile
 
 HALF, BRAIN, FLOAT = torch.float16, torch.bfloat16, torch.float32
 PRECISION = {HALF: "ieee", BRAIN: "ieee", FLOAT: "tf32"}
 _SAME = ((1, 1), (1, 1))
 GEOMETRIES = {
-    "three_apart": geometry_of((2, 20, 10, 11), (24, 20, 3, 3), (3, 3), _SAME),
-    "patches": geometry_of((2, 16, 8, 12), (24, 16, 4, 4), (4, 4)),
-    "odd_channels": geometry_of((1, 19, 7, 9), (21, 19, 2, 3), (2, 1), ((1, 0), (1, 2)), flip=True),
-    "groups": geometry_of((2, 32, 9, 8), (48, 16, 2, 2), (2, 2), groups=2),
+    "three_apart": geometry_of((2, 20, 7, 8), (24, 20, 3, 3), (3, 3), _SAME),
+    "patches": geometry_of((2, 16, 8, 6), (24, 16, 4, 2), (4, 2)),
+    "odd_channels": geometry_of((1, 19, 5, 6), (21, 19, 2, 3), (2, 1), ((1, 0), (1, 2)), flip=True),
+    "groups": geometry_of((2, 32, 5, 4), (34, 16, 2, 2), (2, 2), groups=2),
     "unstrided": geometry_of((2, 18, 5, 7), (17, 18, 3, 2), padding=((1, 1), (0, 1))),
+    "reflected": geometry_of((1, 16, 6, 5), (16, 16, 3, 3), (2, 2), _SAME, padding_mode="reflect"),
     "points": geometry_of((2, 18, 7, 9), (19, 18, 1, 1), (2, 3)),
     "points_whole": geometry_of((1, 16, 8, 8), (16, 16, 1, 1), (2, 2)),
     "points_one_axis": geometry_of((3, 16, 5, 8), (32, 16, 1, 1), (1, 2)),
-    "reflected": geometry_of((1, 16, 8, 7), (16, 16, 3, 3), (2, 2), _SAME, padding_mode="reflect"),
 }
-KINDS = {
-    "fprop_bias": (Exchange(reads=True), Exchange(reads=True, result=True)),
-    "dgrad": (Exchange(reads=True), Exchange(reads=True, result=True)),
-    "wgrad": (Exchange(reads=True),),
-}
-SAMPLED = [Exchange(reads, result, True) for reads, result in ((0, 0), (1, 0), (1, 1))]
+READS, BOTH = Exchange(reads=True), Exchange(reads=True, result=True)
 
 
 def _cases():
-    for name, geometry in GEOMETRIES.items():
-        for op, kinds in KINDS.items():
-            for exchange in kinds:
-                yield name, op, exchange
-            for exchange in SAMPLED if name.startswith("points") else ():
-                if op != "wgrad" or not exchange.result:
-                    yield name, op, exchange
+    """Halves in one part and TF32 in two, in turns; of points, sampled ones in every format."""
+    turn = 0
+    for i, name in enumerate(GEOMETRIES):
+        for j, op in enumerate(("fprop_bias", "dgrad", "wgrad")):
+            found = [READS if op == "wgrad" else (READS, BOTH)[(i + j) % 2]]
+            if name.startswith("points"):
+                found = [replace(form, sampled=True) for form in (Exchange(), READS, BOTH)]
+            for exchange in found[: 2 if op == "wgrad" else 3]:
+                turn += 1
+                yield name, op, exchange, *((HALF, 1), (FLOAT, 2))[turn % 2]
 
 
 def plan_of(op, geometry, dtype, exchange, tile=None, splits=1):
@@ -56,21 +56,142 @@ def plan_of(op, geometry, dtype, exchange, tile=None, splits=1):
     return replace(choose.plan_with_tile(seen, tile, splits), exchange=exchange)
 
 
-def computed(op, args, geometry, dtype, plan):
+def computed(op, args, geometry, plan, **options):
     from tricorr.ops.launch import arguments as launch
 
-    return run(op, args, geometry, launch, plan=plan, precision=PRECISION[dtype])
+    return run(op, args, geometry, launch, plan=plan, precision=plan.precision, **options)
 
 
-@pytest.mark.parametrize(("name", "op", "exchange"), list(_cases()), ids=str)
-def test_every_operator(kernel_backend, name, op, exchange):
-    """Whole numbers are exact; the same bits again; in halves, or in TF32 and in parts."""
+@pytest.mark.parametrize(("name", "op", "exchange", "dtype", "splits"), list(_cases()), ids=str)
+def test_every_operator(kernel_backend, name, op, exchange, dtype, splits):
+    """Whole numbers are exact, and the same bits again."""
     geometry = GEOMETRIES[name]
-    for dtype, splits in ((HALF, 1), (FLOAT, 2)):
-        made = tensors(geometry, dtype, kernel_backend.device, make=whole_numbers)
-        args = operands(op, *made)
-        plan = plan_of(op, geometry, dtype, exchange, splits=splits)
-        actual = computed(op, args, geometry, dtype, plan)
-        assert torch.equal(actual.cpu().double(), torch.from_numpy(truth(op, args, geometry)))
-        assert actual.is_contiguous()
-        assert torch.equal(computed(op, args, geometry, dtype, plan), actual)
+    args = operands(op, *tensors(geometry, dtype, kernel_backend.device, make=whole_numbers))
+    plan = plan_of(op, geometry, dtype, exchange, splits=splits)
+    actual = computed(op, args, geometry, plan)
+    assert torch.equal(actual.cpu().double(), torch.from_numpy(truth(op, args, geometry)))
+    assert actual.is_contiguous()
+    assert torch.equal(computed(op, args, geometry, plan), actual)
+
+
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
+@pytest.mark.parametrize("dtype", [BRAIN, FLOAT], ids=str)
+def test_boxes_of_copies(kernel_backend, op, dtype):
+    """A kernel that loads through tensor descriptors, in parts."""
+    geometry = GEOMETRIES["unstrided"]
+    args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
+    plan = plan_of(op, geometry, dtype, BOTH, TmaTile(2, 2, 8, 16, 16, 4, 2), splits=2)
+    actual = computed(op, args, geometry, plan)
+    check(op, args, geometry, actual=actual, precision=PRECISION[dtype])
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_pixels_that_no_window_reaches_have_the_bias(kernel_backend, sampled):
+    geometry = GEOMETRIES["points"]
+    made = tensors(geometry, FLOAT, kernel_backend.device, make=whole_numbers)
+    dy, weight = operands("dgrad", *made)
+    bias = torch.arange(geometry.C, device=dy.device, dtype=FLOAT)
+    plan = plan_of("dgrad", geometry, FLOAT, replace(BOTH, sampled=sampled))
+    actual = computed("dgrad", (dy, weight), geometry, plan, bias=bias)
+    expected = torch.from_numpy(truth("dgrad", (dy, weight), geometry))
+    expected += bias.cpu().double()[:, None, None]
+    assert torch.equal(actual.cpu().double(), expected)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_the_epilogue_is_the_kernels(kernel_backend, activation):
+    geometry = GEOMETRIES["unstrided"]
+    made = tensors(geometry, FLOAT, kernel_backend.device, make=whole_numbers)
+    x, weight, bias, residual = made
+    more = {"activation": activation, "residual": residual if activation == "gelu" else None}
+    plan = plan_of("fprop", geometry, FLOAT, READS if activation == "gelu" else BOTH)
+    actual = computed("fprop", (x, weight, bias), geometry, plan, **more)
+    direct = computed("fprop", (x, weight, bias), geometry, replace(plan, exchange=None), **more)
+    assert torch.equal(actual, direct)
+
+
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
+def test_a_prepared_call_makes_its_own_copies(kernel_backend, op, monkeypatch):
+    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch.prepared import forget_prepared
+
+    geometry, name = GEOMETRIES["points"], op.removesuffix("_bias")
+    plan = plan_of(op, geometry, HALF, Exchange(True, op == "dgrad", True), splits=2)
+    monkeypatch.setattr(choose, "plan", lambda problem: plan)
+    forget_prepared()
+    for _ in range(2):
+        args = operands(op, *tensors(geometry, HALF, kernel_backend.device))
+        check(op, args, geometry, actual=run(op, args, geometry, launch))
+        monkeypatch.delattr(launch, f"{name}_call", raising=False)  # the second call builds nothing
+        monkeypatch.delattr(launch, f"{name}_calls", raising=False)
+    forget_prepared()
+
+
+def test_one_launch_copies_the_image_and_the_weight():
+    from tricorr.ops.launch.arguments import fprop_call
+
+    geometry = geometry_of((2, 32, 9, 9), (16, 32, 3, 3), (3, 3))
+    x, weight, _, y = (t.to("meta") for t in tensors(geometry, HALF))
+    for splits in (1, 2):
+        plan = plan_of("fprop", geometry, HALF, BOTH, splits=splits)
+        call = fprop_call(x, weight, None, y, geometry, plan)
+        names = [one.kernel.__name__ for one in call.launches()]
+        partial = ["sum_partials"] * (splits > 1)
+        assert names == ["copy_images", "fprop_gemm", *partial, "copy_images"]
+
+
+#: Every second column of its planes is read, or stored.
+LAYER = geometry_of((32, 256, 56, 56), (512, 256, 1, 1), (2, 2))
+
+
+@pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
+def test_strided_planes_are_copied_where_that_is_predicted_to_be_faster(op):
+    layout = Layout(repacks=op == "wgrad")
+    problem = Problem(op, LAYER, BRAIN, layout=layout, device=DEVICES["h100"])
+    plan, direct = choose.plan(problem), choose.direct_plan(problem)
+    assert plan.exchange.sampled
+    assert direct.exchange is None
+    assert seconds_of(plan, problem) < choose.EXCHANGE_MARGIN * seconds_of(direct, problem)
+    last = replace(layout, channels_last=True, x_boxes="NHWC", y_boxes="NHWC")
+    assert choose.plan(replace(problem, layout=last)).exchange is None
+    assert choose.plan(replace(problem, device=DEVICES["a100"])).exchange is None
+
+
+def test_copies_that_cannot_be_made_are_not_compared():
+    strided = geometry_of((8, 64, 28, 28), (64, 64, 3, 3), (2, 2), _SAME)
+    problem = Problem("fprop", strided, BRAIN, device=H200)
+    assert exchanges(problem) == [READS, BOTH]
+    assert exchanges(replace(problem, op="dgrad")) == [BOTH]
+    assert exchanges(replace(problem, op="wgrad")) == [READS]
+    heavy = replace(problem, layout=Layout(heavy_epilogue=True))
+    assert exchanges(heavy) == [READS]  # a residual lies in the result's format
+    huge = replace(problem, geometry=replace(strided, N=2**16))
+    few = replace(problem, geometry=replace(strided, K=3))
+    exact = replace(problem, dtype=FLOAT)
+    tf32 = replace(problem, op="wgrad", dtype=FLOAT, precision="tf32")
+    assert not any(map(exchanges, (huge, few, exact, tf32)))
+
+
+def test_copies_cost_their_bytes_and_their_launches():
+    """The multiplier of a kernel is not of its copies."""
+    problem = Problem("wgrad", LAYER, BRAIN, device=DEVICES["h100"])
+    exchange = Exchange(reads=True, sampled=True)
+    (plan,) = (one for one in choose.plans_on_copies(problem) if one.exchange == exchange)
+    read = 32 * 256 * 28 * 56 * 2 + LAYER.y_numel * 2  # whole rows of x
+    copies = (32 * 256 * 28 * 28 + LAYER.y_numel) * 2
+    times = times_of(plan.work(problem), problem.device)
+    assert exchange.memory(problem) == copies
+    assert times.exchange == EXCHANGE_SECONDS + (read + copies) / problem.device.copy_rate
+    alone = seconds_of(replace(plan, exchange=None), exchange.seen(problem))
+    assert seconds_of(plan, problem) == pytest.approx(alone + times.exchange)
+
+
+def test_explain_says_what_is_copied():
+    shapes = LAYER.x_shape, LAYER.weight_shape
+    x, weight = (torch.empty(shape, dtype=BRAIN, device="meta") for shape in shapes)
+    call = explain(x, weight, stride=2, device="h100")
+    for op, entry in call.passes.items():
+        assert entry.plan.exchange.sampled, op
+        assert entry.copy_bytes >= 32 * 256 * 28 * 28 * 2
+    assert "copies of every stride-th pixel" in str(call)
+    assert call.as_dict()["passes"]["dgrad"]["plan"]["exchange"]["sampled"]

@@ -51,6 +51,10 @@ CALLS = {
         geometry_of((4, 40, 8, 12), (64, 40, 2, 5), (1, 3), ((1, 0), (3, 3)), (1, 2)),
         ReuseGradientTile(4, 8, 2, 2, 64, 64, 4, 3, copied=True), 1, HALF,
     ),
+    "patches_of_sixteen_phases": (
+        geometry_of((3, 40, 16, 32), (72, 40, 4, 4), (4, 4)),
+        ReuseGradientTile(2, 4, 8, 1, 64, 64, 4, 3), 2, BFLOAT,
+    ),
     "point_that_overhangs": (
         geometry_of((2, 256, 5, 11), (64, 256, 1, 1)),
         ReuseGradientTile(1, 2, 16, 1, 128, 256, 8, 3), 2, BFLOAT,
