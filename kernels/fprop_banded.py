@@ -114,6 +114,6 @@ def fprop_banded(
         acc = add_residual(acc, residual, mask)
     tl.store(
         y_base + (block_row * y_strides[2] + column * y_strides[3]),
-        activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty),
+        activate(acc, ACTIVATION, y_ptr.dtype.element_ty),
         mask=mask,
     )

@@ -102,7 +102,7 @@ def fprop_columns(
         inside = mask & (q < Q) & (as_block(p + j) < P)
         if residual_ptr is not None:
             y = add_residual(y, at(residual_ptr, residual_strides, n, k, p + j, q), inside)
-        y = activate(y, ACTIVATION).to(y_ptr.dtype.element_ty)
+        y = activate(y, ACTIVATION, y_ptr.dtype.element_ty)
         tl.store(at(y_ptr, y_strides, n, k, p + j, q), y, mask=inside)
 
 

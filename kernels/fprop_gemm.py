@@ -99,4 +99,4 @@ def fprop_gemm(
         outputs = side_by_side(outputs, q * y_strides[3])
     else:
         outputs += q * y_strides[3]
-    tl.store(outputs, activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(outputs, activate(acc, ACTIVATION, y_ptr.dtype.element_ty), mask=mask)

@@ -101,4 +101,4 @@ def fprop_patch(
         acc = add_residual(acc, added, mask)
     outputs = at(y_ptr, y_strides, 0, k, a, b)
     outputs = side_by_side_in_chunks(outputs, at(0, y_strides, n, 0, p, q))
-    tl.store(outputs, activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(outputs, activate(acc, ACTIVATION, y_ptr.dtype.element_ty), mask=mask)

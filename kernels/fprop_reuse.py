@@ -87,7 +87,9 @@ def fprop_reuse(
         mbarrier.init(loaded.index(i), count=1)
     fence_async_shared()
 
-    steps = WINDOW.S * gl.cdiv(GROUP_C, BLOCK_K)
+    # At least one, in a form that LLVM sees: ptxas serializes the products of a loop that may be
+    # empty (Triton 3.6, TF32 with gelu; an assumption does not help).
+    steps = gl.maximum(WINDOW.S * gl.cdiv(GROUP_C, BLOCK_K), 1)
     for i in gl.static_range(STAGES - 1):
         load_step(
             x_desc, x_rest_desc, weight_desc, xs, weights, loaded, i, steps, corner, weight_corner,
@@ -129,7 +131,7 @@ def fprop_reuse(
     mask = (group_k < GROUP_K) & (p < P) & (q < Q)
     if residual_ptr is not None:
         acc = add_residual(acc, at(residual_ptr, residual_strides, n, k, p, q), mask)
-    y = activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty)
+    y = activate(acc, ACTIVATION, y_ptr.dtype.element_ty)
     gl.store(at(y_ptr, y_strides, n, k, p, q), y, mask=mask)
 
 

@@ -238,7 +238,7 @@ def _store(
             residuals = vector_at(residuals, TILE.Y_ALIGN)
     if residual_base is not None:
         y = add_residual(y, residuals, mask)
-    tl.store(y_ptrs, activate(y, ACTIVATION).to(y_ptrs.dtype.element_ty), mask=mask)
+    tl.store(y_ptrs, activate(y, ACTIVATION, y_ptrs.dtype.element_ty), mask=mask)
 
 
 @triton.jit

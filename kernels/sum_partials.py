@@ -61,11 +61,11 @@ def sum_partials(
             p, q = e // strides[2] % shape[2], e // strides[3] % shape[3]
             residual = at(residual_ptr, residual_strides, n, k, p, q)
         out = add_residual(out, residual, mask)
-    out = activate(out, ACTIVATION)
+    out = activate(out, ACTIVATION, out_ptr.dtype.element_ty)
     if BLOCK_ROWS is not None:
         out = out.reshape(BLOCK_ROWS, BLOCK_COLUMNS).T
         row = tile_r * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[None, :]
         column = tile_c * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[:, None]
         e = (widen(a, INT64) * COLUMNS + column) * ROWS + row  # [BLOCK_COLUMNS, BLOCK_ROWS]
         mask = (row < ROWS) & (column < COLUMNS)
-    tl.store(out_ptr + e, out.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + e, out, mask=mask)

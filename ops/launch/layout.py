@@ -10,6 +10,7 @@ import torch
 from ...kernels.versions import HAS_GLUON
 from .. import backend
 from ..geometry import Geometry
+from ..plan.cost import epilogue_slots
 from ..plan.device import INTERPRETER, Device, device_called
 from ..plan.problem import Layout
 from .formats import suggests_channels_last
@@ -48,7 +49,7 @@ def layout_of(
         int64=largest > NARROW_LIMIT,
         x_boxes=x_boxes if x.dtype == y.dtype else "",
         y_boxes=y_boxes if x.dtype == y.dtype else "",
-        heavy_epilogue=is_heavy(residual is not None, activation),
+        epilogue=epilogue_slots(residual is not None, activation, y.dtype),
         as_rows=as_rows,
         converts=x.dtype != y.dtype,
         repacks=not is_read_as_it_is(weight),
@@ -74,14 +75,6 @@ def columns_together(image: torch.Tensor) -> int:
     steps = [s for size, s in zip(image.shape, steps, strict=False) if size > 1]
     first = image.data_ptr() // image.itemsize
     return math.gcd(16 // image.itemsize, first, image.shape[3], *steps)
-
-
-def is_heavy(residual: bool, activation: str) -> bool:
-    """Whether the epilogue is register-hungry.
-
-    With 128 x 256 sums, a residual spills up to 640 bytes of a thread, gelu 656 and silu 32.
-    """
-    return residual or activation in ("gelu", "silu")
 
 
 def boxes_of(tensor: torch.Tensor) -> str:

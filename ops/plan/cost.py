@@ -78,9 +78,10 @@ REORDERED_ELEMENTS = 100_000
 #: Where channels are few, a matrix unit must be predicted below this share of the fastest kernel
 #: without one, to allow for the model's error.
 MARGIN = 0.75
-#: Instructions of a residual, gelu or silu for one result: about what two calls with gelu took
-#: longer on an H100.
-HEAVY_EPILOGUE = 40
+#: Issue slots of a warp for one result of each of its threads, counted in fprop_gemm and
+#: fprop_reuse (sm_90, Triton 3.6 and 3.7): 4 to 7 instructions of a residual, 10 of gelu in 16 bits
+#: and 13 in 32, 9 of silu, two of them ex2 and a reciprocal, whose unit takes 8 clocks for each.
+EPILOGUE_SLOTS = {"residual": 5, "gelu of 16 bits": 10, "gelu": 13, "silu": 16}
 
 
 @dataclass(frozen=True)
@@ -340,7 +341,7 @@ def matrix_work(
         int(REGISTERS * (lanes // 32) // (threads * code.registers)),
         THREADS // threads,
     )
-    epilogue = HEAVY_EPILOGUE * outputs / threads if problem.layout.heavy_epilogue else 0
+    epilogue = problem.layout.epilogue * outputs / threads
     if operands is None:
         through = problem.op == "wgrad" or lone > 0
         operands = "registers" if through and not descriptors else "ahead"
@@ -368,6 +369,12 @@ def matrix_work(
         outside=code.outside + epilogue,
         readers=L2_READERS,
     )
+
+
+def epilogue_slots(residual: bool, activation: str, dtype: torch.dtype) -> int:
+    """Issue slots for one result of `dtype`, see EPILOGUE_SLOTS; 0 for relu, which takes few."""
+    kind = "gelu of 16 bits" if activation == "gelu" and dtype.itemsize == 2 else activation
+    return EPILOGUE_SLOTS.get(kind, 0) + residual * EPILOGUE_SLOTS["residual"]
 
 
 def line_bytes(lanes: int, step: float) -> float:

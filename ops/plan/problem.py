@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the tensors of a call lie in memory, and whether its epilogue is heavy.
+    """How the tensors of a call lie in memory, and what is added to its sums.
 
     Attributes:
         channels_last: neighbouring channels are neighbours in memory.
@@ -31,7 +31,8 @@ class Layout:
         x_align: columns of a piece, of 16 bytes at most, that rows of x begin at, and consist of,
             multiples of; 1 where neighbouring columns are no neighbours in memory.
         y_align: the same of y, and of a residual.
-        heavy_epilogue: the epilogue is register-hungry (residual, gelu, silu).
+        epilogue: issue slots of a residual, gelu or silu for each result, see EPILOGUE_SLOTS in
+            cost.py; 0 without one of them.
         gluon: the installed Triton has Gluon as kernels/fprop_reuse.py is written in it.
         as_rows: planes are read as one row of H * W pixels, which a 1x1 window allows; x_boxes and
             y_boxes are those of the rows.
@@ -44,13 +45,21 @@ class Layout:
     int64: bool = False
     x_boxes: str = ""
     y_boxes: str = ""
-    heavy_epilogue: bool = False
+    epilogue: int = 0
     as_rows: bool = False
     converts: bool = False
     repacks: bool = False
     x_align: int = 1
     y_align: int = 1
     gluon: bool = False
+
+    @property
+    def heavy_epilogue(self) -> bool:
+        """Whether the epilogue is register-hungry.
+
+        With 128 x 256 sums, a residual spills up to 640 bytes of a thread and silu 32.
+        """
+        return self.epilogue > 0
 
     def boxes(self, op: str) -> str:
         """The format of all images that `op` reads, "" where they differ."""

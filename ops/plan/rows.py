@@ -62,7 +62,7 @@ def is_legal(problem: Problem) -> bool:
     e = extents(problem)
     if e.reduced > MAX_REDUCED or e.open > MAX_OPEN:
         return False
-    light = replace(problem, layout=replace(problem.layout, heavy_epilogue=False))
+    light = replace(problem, layout=replace(problem.layout, epilogue=0))
     return _block_k(light, 1, MAX_HELD) > 0
 
 

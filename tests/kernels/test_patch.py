@@ -213,7 +213,7 @@ def test_patches_with_zeros_are_planned_only_where_products_are_cheap():
 def test_heavy_epilogues_take_tiles_with_few_results_per_thread():
     g = layer((8, 16, 256, 256), (6, 16, 3, 3), 1, (1, 1))
     for last in (False, True):
-        layout = Layout(channels_last=last, heavy_epilogue=True)
+        layout = Layout(channels_last=last, epilogue=10)
         found = patch.tiles(Problem("fprop", g, torch.bfloat16, layout=layout, device=H200))
         assert found
         for tile in found:

@@ -245,7 +245,7 @@ def test_heavy_epilogues_take_fewer_filters():
     last = Layout(channels_last=True)
     tiles = [
         planned("fprop", geometry, torch.bfloat16, layout, H200).tile
-        for layout in (last, replace(last, heavy_epilogue=True))
+        for layout in (last, replace(last, epilogue=10))
     ]
     assert [tile.BLOCK_K for tile in tiles] == [4, 2]
 

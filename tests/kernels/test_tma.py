@@ -124,7 +124,7 @@ def test_more_boxes_than_multiprocessors_take_persistent_programs(device):
 
     fprop, dgrad, wgrad = plans(32, (3, 3), (1, 1))
     assert fprop.grid == dgrad.grid == device.multiprocessors
-    for one_each in ({"heavy_epilogue": True}, {"int64": True}):
+    for one_each in ({"epilogue": 10}, {"int64": True}):
         assert plans(32, (3, 3), (1, 1), replace(PIXELS, **one_each))[0].tile.persistent == 0
     assert wgrad.tile.persistent == 0
     assert all(getattr(plan.tile, "persistent", 0) == 0 for plan in plans(1, (3, 3), (1, 1)))

@@ -160,7 +160,7 @@ def test_the_planner_takes_what_was_written_and_only_for_its_key(directory):
     assert planned(dtype=torch.float16).tile == tables
     assert planned(layout=Layout()).tile != target.tile, "planes are copied or read by pointers"
     assert planned(layout=replace(last, int64=True)).tile != target.tile
-    assert planned(layout=replace(last, heavy_epilogue=True)).tile != target.tile
+    assert planned(layout=replace(last, epilogue=10)).tile != target.tile
     assert planned(device=replace(DEVICE, name="Another")).tile == tables
     assert plans.planned("dgrad", geometry, torch.bfloat16, last, DEVICE).tile == tables
     assert DENSE.table_plan(DEVICE).tile == tables, "a search starts from the tables"
