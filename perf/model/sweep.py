@@ -1,29 +1,38 @@
 """Estimates of many planned calls beside their rooflines, to find calls that are planned badly.
 
     python -m tricorr.perf sweep [--device h100] [--all] [--worst 20]
+    python -m tricorr.perf sweep --rows perf/results/gpu-h100-*.jsonl
 
 Planes of 7 to 512 pixels, windows of 1 to 31, strides of 1 to 4, 1 to 2048 channels, groups, both
 formats, bf16 and TF32, all three operators; nothing is run. An estimate is the planner's own
 (ops/plan/cost.py). It is divided by a launch plus the roofline: compulsory bytes at the rate of a
 copy, or the multiply-adds that the result needs at the rate of the fastest unit, whichever takes
 longer.
+
+With --rows, measured times of the table of workloads instead: cuDNN's and ours over the same floor,
+a yardstick for the estimates. Its roofline is that of the row: the ceilings measured in its run.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import random
 import statistics
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...ops import ArgumentError, Geometry
 from ...ops.explain import device_named
 from ...ops.plan import choose
 from ...ops.plan.cost import seconds_of, times_of
 from ...ops.plan.device import DEVICES, Device
+from ..compared import processors
 from ..providers import make_operands
+from ..rows import Row, read
 from ..workloads import FORMATS, OPS, Workload
 from .planned import describe, problem_of
 
@@ -54,6 +63,8 @@ MOST_ELEMENTS = 2**28
 DTYPES = ("bfloat16", "tf32")
 #: Calls drawn where not all 331,272 are asked for.
 SAMPLE = 10_000
+#: The provider of rows whose convolutions are cuDNN's on a GPU.
+CUDNN = "pytorch"
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,13 @@ def estimate(g: Geometry, op: str, dtype: str, memory_format: str, device: Devic
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `python -m tricorr.perf sweep`."""
     parser.add_argument("--device", default="h100", help=f"one of {', '.join(DEVICES)}")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="print measured times of these rows, cuDNN's and ours, over the same floor",
+    )
     parser.add_argument("--all", action="store_true", help=f"every call, not {SAMPLE} drawn ones")
     parser.add_argument("--worst", type=int, default=20, help="calls to list")
     parser.add_argument("--above", type=float, default=25, help="microseconds of those listed")
@@ -120,6 +138,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Prints the distribution of each class and the worst calls; nothing is run."""
     device = device_named(options.device)
+    if options.rows:
+        print("\n".join(measured([row for file in options.rows for row in read(file)], device)))
+        return 0
     calls = list(itertools.product(geometries(), OPS, DTYPES, FORMATS))
     if not options.all:
         calls = random.Random(0).sample(calls, min(SAMPLE, len(calls)))
@@ -138,6 +159,54 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
+def measured(rows: Iterable[Row], device: Device) -> Iterator[str]:
+    """Lines of Markdown: measured times of each class over a launch and the row's roofline.
+
+    Calls that both ran, caches cold, in the same dtype and format; ours in the planner's plan. A
+    call that was measured again has its last time.
+
+    Raises:
+        ValueError: no row is of both.
+    """
+    ratios = defaultdict(list)
+    for processor in processors(row for row in rows if row.kind == "gpu"):
+        for case in processor.cases():
+            theirs = [p for p in case.peers if (p.provider, p.format) == (CUDNN, case.ours.format)]
+            if case.workload is None or not theirs:
+                continue
+            floor = device.launch_seconds * 1e3 + _roofline_ms(theirs[0])
+            pair = _ms(theirs[0]) / floor, _ms(case.ours) / floor
+            kind = kind_of(case.workload.geometry)
+            ratios[f"{kind}, {case.ours.dtype}, {case.ours.format}"].append(pair)
+    if not ratios:
+        raise ValueError("--rows: expected rows of a GPU by both PyTorch and tricorr, got none")
+    yield "| measured: class | calls | cuDNN, median | 95 % | ours, median | 95 % | ours slower |"
+    yield "|---|---:|---:|---:|---:|---:|---:|"
+    for kind, pairs in sorted(ratios.items()):
+        cells = [kind, str(len(pairs))]
+        for side in zip(*pairs, strict=True):
+            cells += [f"{statistics.median(side):.2f}", f"{percentile_95(side):.2f}"]
+        yield f"| {' | '.join(cells)} | {sum(ours > cudnn for cudnn, ours in pairs)} |"
+
+
+def _ms(row: Row) -> float:
+    """Its time: rows that are ok have one."""
+    assert row.ms is not None
+    return row.ms
+
+
+def _roofline_ms(row: Row) -> float:
+    """The shortest time that the ceilings of the row's run allow."""
+    assert row.roofline_fraction is not None
+    return _ms(row) * row.roofline_fraction
+
+
+def percentile_95(ratios: Iterable[float]) -> float:
+    """The smallest ratio that 95 % do not exceed."""
+    ordered = sorted(ratios)
+    return ordered[math.ceil(0.95 * len(ordered)) - 1]
+
+
 def table(estimates: list[Estimate]) -> Iterator[str]:
     """A line for each class, and one for all of them."""
     yield f"{'class':46} calls  median    95 %    > 3x    > 6x   > 10x"
@@ -146,6 +215,5 @@ def table(estimates: list[Estimate]) -> Iterator[str]:
         shares = (sum(r > limit for r in ratios) / len(ratios) for limit in (3, 6, 10))
         yield (
             f"{kind:46} {len(ratios):5} {statistics.median(ratios):6.2f}x "
-            f"{ratios[int(0.95 * (len(ratios) - 1))]:6.2f}x "
-            + " ".join(f"{share:7.1%}" for share in shares)
+            f"{percentile_95(ratios):6.2f}x " + " ".join(f"{share:7.1%}" for share in shares)
         )
