@@ -107,13 +107,14 @@ def predict(call: PlannedCall, device: Device) -> Prediction:
             + work.between_bytes
             + work.copy_bytes
             + work.copied_bytes
+            + work.exchanged_bytes
             + 2 * work.partial_bytes
         ),
         load_bytes=round(programs * work.loaded_bytes),
         waste=done / max(1, macs),
         fill=programs / (-(-programs // sms) * sms) if programs else 1.0,
         **{f"{unit}_us": seconds * 1e6 for unit, seconds in found.units.items()},
-        launch_us=found.launch * 1e6,
+        launch_us=(found.launch + found.exchange) * 1e6,
         predicted_us=found.predicted * 1e6,
         bound=found.bound,
         roofline_us=roofline * 1e6,
