@@ -41,7 +41,8 @@ class Prediction:
         load_bytes: that programs ask L1 for.
         waste: multiply-adds done, padding of tiles included, over those that the result needs.
         fill: share of the multiprocessors' time in which they have a program.
-        dram_us, l2_us, shared_us, arithmetic_us, issue_us, latency_us, launch_us: as in cost.Times.
+        dram_us, l2_us, shared_us, arithmetic_us, issue_us, latency_us: as in cost.Times.
+        launch_us: launches, and copies of an Exchange.
         predicted_us: of the launch, see cost.py.
         bound: the unit that takes longest.
         roofline_us: the problem's own bound.
