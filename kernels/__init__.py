@@ -3,6 +3,7 @@
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .build_bands import build_bands
+from .build_lines import build_lines
 from .copy_flat import copy_flat
 from .copy_images import copy_images
 from .dgrad_frame_gemm import dgrad_frame_gemm
@@ -35,6 +36,7 @@ if HAS_GLUON:
     from triton.experimental.gluon.language import NVMMASharedLayout as NVMMASharedLayout
     from triton.experimental.gluon.nvidia import hopper
 
+    from .fprop_resident import fprop_resident
     from .fprop_reuse import fprop_reuse
     from .wgrad_reuse import wgrad_reuse
 
@@ -46,6 +48,7 @@ else:
 __all__ = [
     "TensorDescriptor",
     "build_bands",
+    "build_lines",
     "copy_flat",
     "copy_images",
     "dgrad_frame_gemm",
@@ -73,4 +76,4 @@ __all__ = [
     "wgrad_stencil",
     "wgrad_tma",
 ]
-__all__ += ["fprop_reuse", "wgrad_reuse"] * HAS_GLUON
+__all__ += ["fprop_resident", "fprop_reuse", "wgrad_reuse"] * HAS_GLUON

@@ -195,6 +195,25 @@ class BandLayout(NamedTuple):
     Y_ALIGN: int
 
 
+class ResidentLayout(NamedTuple):
+    """The bands of a filter as they lie in shared memory; see ResidentTile in ops/plan.
+
+    Attributes:
+        FIRST_W: column of the first piece that a block reads, from its first output's column on.
+        COLUMNS: of the band, a multiple of a piece.
+        LINES: of one phase of the stride.
+        CHANNELS: of the image that a filter sums over.
+        X_ALIGN, Y_ALIGN: elements of a piece, of 16 bytes at most, that starts at a multiple of it.
+    """
+
+    FIRST_W: int
+    COLUMNS: int
+    LINES: int
+    CHANNELS: int
+    X_ALIGN: int
+    Y_ALIGN: int
+
+
 class CopyLayout(NamedTuple):
     """How an image and its copy lie in memory.
 

@@ -56,6 +56,7 @@ from .layout import (
 from .partial_sums import gradient_partials, partials_of, sum_partials_call
 from .patch_launch import patch_arguments, patch_call
 from .prepared import facts_of, prepare, prepared
+from .resident_launch import resident_call
 from .reuse_launch import reuse_arguments
 
 
@@ -203,6 +204,8 @@ def _fprop_call(
     """The launch of the plan's kernel that fills y, or the parts of which it is the first."""
     if plan.family == "banded":
         return fprop_banded_call(x, weight, bias, y, geometry, plan, activation, residual)
+    if plan.family == "resident":
+        return resident_call(x, weight, bias, y, geometry, plan, activation, residual)
     if plan.family == "patch":
         return patch_call(x, weight, bias, y, geometry, plan, activation, residual)
     added = [] if residual is None else [residual]
@@ -275,6 +278,8 @@ def _dgrad_call(
         shown = geometry.without_padding_mode()
         if plan.family == "banded":
             return fprop_banded_call(dy, weight, bias, dx, shown.adjoint(), plan)
+        if plan.family == "resident":
+            return resident_call(dy, weight, bias, dx, shown.adjoint(), plan)
         if geometry.stride != (1, 1):
             return _phases_call(dy, weight, bias, dx, shown, plan)
         return _turned_call(dy, weight, bias, dx, shown, plan)

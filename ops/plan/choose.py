@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import ModuleType
 
 from ..errors import ArgumentError
-from . import banded, columns, flat, gemm, patch, reuse, rows, stencil, tma
+from . import banded, columns, flat, gemm, patch, resident, reuse, rows, stencil, tma
 from .cost import cheapest, gradient_splits, image_splits, seconds_of
 from .exchange import Exchange, exchanges
 from .integers import cdiv
@@ -25,7 +25,7 @@ from .tuned import tuned
 SPLIT = (gemm, tma, patch, flat)
 #: Families that multiply without matrix units.
 DIRECT = (rows, stencil, columns)
-FAMILIES = (rows, banded, stencil, columns, gemm, tma, patch, reuse, flat)
+FAMILIES = (rows, banded, resident, stencil, columns, gemm, tma, patch, reuse, flat)
 #: A plan on copies of images is taken if its predicted time is below this share of the best other
 #: one's: the sum of two predictions is less certain.
 EXCHANGE_MARGIN = 0.85

@@ -247,6 +247,19 @@ CASES: dict[str, dict[str, Case]] = {
             padding=((5, 3), (4, 6)), bias=True, residual=True,
         ),
     },
+    # An image, planes whose rows are in steps of 8 and of 4 bytes, strides, several channels.
+    "resident": {
+        "image31": _case(1, 1, 4096, 4096, 1, 31, 31, ops="fprop"),
+        "image9": _case(1, 1, 4096, 4096, 1, 9, 9, ops="fprop", bias=True),
+        "planes29": _case(32, 256, 28, 28, 256, 29, 29, ops="fprop", groups=256),
+        "last27": _case(
+            32, 512, 14, 14, 512, 27, 27, ops="fprop", groups=512, last=True, activation="gelu"
+        ),
+        "strided9": _case(
+            64, 60, 56, 56, 60, 9, 9, ops="fprop", stride=2, groups=60, bias=True, residual=True
+        ),
+        "colours": _case(4, 3, 1024, 1024, 8, 11, 11, ops="fprop", bias=True, activation="relu"),
+    },
     # Few results, a photograph's gradient, single channels side by side, patches without zeros.
     "patch": {
         "head": _case(
@@ -407,6 +420,8 @@ class Configuration:
         if self.family == "reuse":  # the rest are counts in the same code, and the store's axis
             taps = getattr(tile, "BLOCK_R", 0)
             return self.kernel, self.product, plan.op, *tile.step(plan.op)[:2], taps, tile.num_warps
+        if self.family == "resident":  # so are its lines, pieces and slots
+            return self.kernel, self.product, getattr(tile, "STACK", 1)
         size = tile.step(plan.op), tile.num_warps, tile.num_stages
         if self.case.endswith("-split"):
             in_place = getattr(tile, "in_place", False)

@@ -194,6 +194,7 @@ def test_every_planned_kernel_is_compiled(name):
         if c.kernel not in ("sum_partials", "lag_sums")
     }
     banded = {(c.plan.op, _table_tile(c.plan), c.plan.int64) for c in _every_banded()}
+    resident = {c.plan.tile.STACK for c in dealt(TARGETS[name]) if c.family == "resident"}
     here = {c.plan.tile for c in dealt(TARGETS[name]) if c.plan}
     seen, rows, boxes, patches, reused = 0, [], set(), set(), set()
     for call in itertools.islice(random_calls.calls(rng, device), 1000):
@@ -209,6 +210,8 @@ def test_every_planned_kernel_is_compiled(name):
             boxes.add(_shape(plan))
         elif plan.family == "reuse":  # rows, taps and stages are counts in the same code
             reused.add(_sums(plan))
+        elif plan.family == "resident":  # lines, pieces and slots are counts in the same code
+            assert plan.tile.STACK in resident, plan
         elif plan.family == "patch":  # extents of a patch are constants in the same code
             patches.add((plan.kernel, plan.tile.shape, plan.one_tap, _key(call)[-1]))
         elif plan.op != "dgrad_frame":  # has smaller tiles of the same kernels

@@ -118,7 +118,7 @@ def test_the_cases_above_plan_their_kernels():
             planned(op, g, dtype, layout, device) for op in ("fprop", "dgrad", "wgrad")
         ]
     taken = {p.family for plans in families.values() for p in plans}
-    taken.add("reuse")  # has no interpreter: tests/kernels/test_reuse.py
+    taken |= {"reuse", "resident"}  # have no interpreter: tests/kernels/test_reuse.py
     taken.add("flat")  # TF32 alone: tests/kernels/test_flat.py
     assert taken == {kind.family for family in FAMILIES for kind in family.KINDS}
     assert any(plans[2].partials > 1 for plans in families.values())

@@ -1,0 +1,107 @@
+"""The launches of fprop_resident: images in planes, the bands of every filter, the product."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ... import kernels
+from ...kernels.structs import ResidentLayout, constant
+from ..geometry import Geometry
+from ..plan.problem import Plan
+from .banded_launch import BANDS_BLOCK, in_planes
+from .call import Call
+from .copies import Copy, copy_calls
+from .formats import suggests_channels_last
+from .kernel_arguments import call_of, residual_arguments, weight_walk
+from .layout import alignment
+
+
+def resident_call(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    geometry: Geometry,
+    plan: Plan,
+    activation: str = "none",
+    residual: torch.Tensor | None = None,
+) -> Call:
+    """The launches that fill y; of an input gradient, x is dy and the geometry the adjoint."""
+    result = y
+    x, x_copy = in_planes(x, plan)
+    residual_copy = None
+    if residual is not None:
+        residual, residual_copy = in_planes(residual, plan)
+    if suggests_channels_last(y) and y.shape[1] > 1:
+        y = torch.empty(y.shape, dtype=y.dtype, device=y.device)
+    tile: Any = plan.tile
+    lines = weight.new_empty(tile.lines_shape(geometry))
+    band = tile.band(geometry)
+    layout = ResidentLayout(
+        FIRST_W=band.first,
+        COLUMNS=band.columns,
+        LINES=tile.phase_lines(geometry),
+        CHANNELS=geometry.group_C,
+        X_ALIGN=math.gcd(8, alignment(x, 3, geometry.W)),
+        Y_ALIGN=math.gcd(4, alignment(y, 3, geometry.Q)),
+    )
+    call = call_of(
+        plan,
+        geometry,
+        x_ptr=x,
+        lines_ptr=lines,
+        bias_ptr=bias,
+        y_ptr=y,
+        ACTIVATION=activation,
+        **residual_arguments(residual),
+        x_strides=x.stride(),
+        bias_stride=0 if bias is None else bias.stride(0),
+        y_strides=y.stride(),
+        BAND=constant(layout),
+        PARTS=tile.parts,
+    )
+    first = build_lines_call(weight, lines, geometry, plan)
+    call = replace(call, before=(*copy_calls(x_copy, residual_copy), first), scratch=(lines,))
+    if y is result:
+        return call
+    (back,) = copy_calls(Copy(y[None], result))
+    return replace(back, before=(call,), scratch=(y,))
+
+
+def build_lines_call(
+    weight: torch.Tensor, lines: torch.Tensor, geometry: Geometry, plan: Plan
+) -> Call:
+    """The launch that fills `lines`, of ResidentTile.lines_shape, from the weight."""
+    weight, (n, k, c, r, s) = weight_walk(weight, geometry)
+    if plan.turned:  # filters and channels change places
+        k, c = (c if geometry.groups == 1 else geometry.group_C * k), k
+    tile: Any = plan.tile
+    band, elements = tile.band(geometry), lines.numel()
+    return Call(
+        kernels.build_lines,
+        -(-elements // BANDS_BLOCK),
+        {
+            "weight_ptr": weight,
+            "lines_ptr": lines,
+            "ELEMENTS": elements,
+            "FILTERS": geometry.K,
+            "weight_strides": (n, k, c, r, s),
+            "R": geometry.R,
+            "S": geometry.S,
+            "STRIDE_H": geometry.stride[0],
+            "STRIDE_W": geometry.stride[1],
+            "SHIFT": band.shift,
+            "COLUMNS": band.columns,
+            "LINES": tile.phase_lines(geometry),
+            "CHANNELS": geometry.group_C,
+            "BLOCK_P": tile.BLOCK_P,
+            "INT64": plan.int64,
+            "BLOCK_E": BANDS_BLOCK,
+        },
+        num_warps=4,
+        num_stages=2,
+    )

@@ -1,0 +1,274 @@
+"""Banded kernels whose filter stays in shared memory: large windows of few channels, sm_90.
+
+As banded.py, but a program keeps the bands of a filter and goes from tile to tile, so that it reads
+nothing but the image from L2: see kernels/fprop_resident.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+
+from ..geometry import Geometry
+from .banded import Band
+from .cost import REGISTERS, Work, device_bytes, is_launchable
+from .device import MAX_WORKSPACE
+from .integers import cdiv
+from .problem import Plan, Problem
+
+#: Columns of a block and of a piece: what one product sums over.
+PIECE = 16
+#: Fewest taps of a window: rows kernels are as fast with smaller ones. By the model a 4096^2 image
+#: in bfloat16 takes 44 us with 7x7 taps; an H100 took 48 with a rows kernel.
+MIN_TAPS = 64
+#: Shared memory that the hardware keeps for each program.
+RESERVED = 1024
+#: Slots for rows: with two, a row would be waited for; more than eight hide nothing more.
+STAGES = (3, 8)
+
+
+@dataclass(frozen=True)
+class ResidentTile:
+    """BLOCK_M stacks of STACK blocks of BLOCK_P x BLOCK_Q outputs, and what the compiler is told.
+
+    Attributes:
+        parts: programs that share the tiles of one filter.
+        num_stages: slots for input rows of the blocks.
+    """
+
+    BLOCK_M: int
+    BLOCK_P: int
+    BLOCK_Q: int
+    STACK: int
+    num_warps: int
+    num_stages: int
+    parts: int = 1
+
+    family: ClassVar[str] = "resident"
+    partials: ClassVar[int] = 1
+
+    def band(self, geometry: Geometry) -> Band:
+        """The columns that a block reads; of an input gradient, `geometry` is the adjoint.
+
+        If one block holds a whole row of the output, they are those of the image, without zeros.
+        """
+        g, step = geometry, piece_of(geometry.W)
+        left, stride = g.padding[1][0], g.stride[1]
+        first, outputs = -cdiv(left, step) * step, PIECE
+        if g.Q <= PIECE:
+            first, outputs = max(first, 0), g.Q
+        end = (outputs - 1) * stride + g.S - left
+        if g.Q <= PIECE:
+            end = min(end, g.W)
+        return Band(first, first + left, cdiv(max(1, end - first), PIECE) * PIECE)
+
+    def rows(self, geometry: Geometry) -> int:
+        """Input rows that a block reads."""
+        return (self.BLOCK_P - 1) * geometry.stride[0] + geometry.R
+
+    def phase_lines(self, geometry: Geometry) -> int:
+        """Lines of one phase of the stride."""
+        return (geometry.R - 1) // geometry.stride[0] + 1 + 2 * (self.BLOCK_P - 1)
+
+    def lines_shape(self, geometry: Geometry) -> tuple[int, ...]:
+        """Shape of the workspace of build_lines."""
+        g, pieces = geometry, self.band(geometry).columns // PIECE
+        banks = g.N if g.per_sample else 1
+        return (banks, g.K, g.group_C, pieces, g.stride[0], self.phase_lines(g), PIECE, PIECE)
+
+    def lines_bytes(self, problem: Problem) -> int:
+        """Bytes of the bands of all filters."""
+        return math.prod(self.lines_shape(problem.correlated)) * problem.dtype.itemsize
+
+    def tiles(self, problem: Problem) -> int:
+        """Tiles of one filter."""
+        g = problem.correlated
+        stacks = cdiv(g.P, self.STACK * self.BLOCK_P) * cdiv(g.Q, self.BLOCK_Q)
+        return cdiv(problem.samples * stacks, self.BLOCK_M)
+
+    def programs(self, problem: Problem) -> int:
+        """Programs that cover all results."""
+        return problem.banks * problem.correlated.K * self.parts
+
+    def strips(self, problem: Problem) -> int:
+        """Input rows of a tile, of all channels."""
+        g = problem.correlated
+        rows = self.rows(g) + (self.STACK - 1) * self.BLOCK_P * g.stride[0]
+        return g.group_C * min(rows, g.H)
+
+    def step(self, op: str) -> tuple[int, int, int]:
+        """(M, N, K) of one product: blocks are the rows."""
+        return self.BLOCK_M, self.BLOCK_P * self.BLOCK_Q, PIECE
+
+    def splits(self, problem: Problem) -> int:
+        """Parts of the reduction: one."""
+        return 1
+
+    def shared_bytes(self, problem: Problem) -> int:
+        """What a program holds in shared memory: the bands of a filter, and slots for rows."""
+        g = problem.correlated
+        lines = math.prod(self.lines_shape(g)[2:-2])
+        row = self.BLOCK_M * self.band(g).columns
+        elements = cdiv(lines, 8) * 8 * PIECE * PIECE + self.num_stages * row
+        return elements * problem.dtype.itemsize
+
+    def max_registers(self, problem: Problem) -> int | None:
+        """Registers of a thread that the compiler is limited to: it is not."""
+        return None
+
+    def suits(self, problem: Problem) -> bool:
+        """Whether a tile that was tuned for a problem near this one can serve it."""
+        return is_legal(problem) and fits(self, problem)
+
+    def flags(self, problem: Problem) -> Mapping[str, Any]:
+        """Fields of a Plan that this family decides."""
+        return {"precision": problem.precision, "turned": problem.is_turned}
+
+    def side_by_side(self, problem: Problem) -> int:
+        """Programs that a multiprocessor has room for."""
+        shared = problem.device.limits.shared + RESERVED
+        shared //= self.shared_bytes(problem) + RESERVED
+        # The sums, and the rest (sm_90).
+        registers = 64 * self.STACK + 64 * (1 + problem.layout.heavy_epilogue)
+        return max(1, min(shared, REGISTERS // (problem.threads(self) * registers)))
+
+    def work(self, plan: Plan, problem: Problem) -> Work:
+        """The work of a launch, and of the launch that makes the bands."""
+        g, itemsize = problem.correlated, problem.dtype.itemsize
+        m, n, k = self.step(plan.op)
+        pieces = self.band(g).columns // k
+        products = pieces * g.group_C * self.STACK * min(self.rows(g), g.H)  # of a tile
+        rows, each = self.strips(problem), cdiv(self.tiles(problem), self.parts)
+        row = m * k * pieces * itemsize
+        lines = self.lines_bytes(problem) // (problem.banks * g.K)
+        copies = 8 // aligned(problem)  # of a thread for a piece
+        epilogue = problem.layout.epilogue * m * n / problem.threads(self) + 250
+        # Counted for sm_90: copying lines, beginning a tile, a row.
+        once, begun = 100 + 25 * lines / 4096, 400 + self.STACK * epilogue
+        code = rows * (33 + (7 + 4.5 * copies) * pieces) + 8 * products
+        work = Work(
+            programs=plan.grid,
+            threads=problem.threads(self),
+            dram_bytes=device_bytes(problem, plan.grid, 1) + self.lines_bytes(problem),
+            l2_bytes=each * rows * row + lines,
+            shared_bytes=each * (rows * row + products * (m + n) * k * itemsize) + lines,
+            macs=each * products * m * n * k,
+            unit=problem.unit,
+            instructions=once + each * (begun + code),
+            resident=self.side_by_side(problem),
+            launches=2,
+            between_bytes=self.lines_bytes(problem),
+            outputs=each * self.STACK * m * n,
+            steps=each * rows,
+            loaded_bytes=each * rows * row + lines,
+            operands="ahead",
+            outside=once + each * begun,
+        )
+        copied = copied_bytes(problem)
+        if not copied:
+            return work
+        between = work.between_bytes + 2 * copied
+        return replace(work, launches=work.launches + 2, between_bytes=between)
+
+
+def piece_of(columns: int) -> int:
+    """Columns that are copied at once, of 16 bytes at most: they divide the image's."""
+    return math.gcd(columns, 8)
+
+
+def aligned(problem: Problem) -> int:
+    """Columns that are copied at once, of 16 bytes at most: 1 is less than a copy can have."""
+    g, layout = problem.correlated, problem.layout
+    if layout.channels_last and not g.C == g.K == 1:
+        return piece_of(g.W)  # of the copy in planes
+    return math.gcd(8, layout.y_align if problem.is_input_gradient else layout.x_align)
+
+
+def copied_bytes(problem: Problem) -> int:
+    """Bytes of the copies of both images in planes: see banded.copied_bytes."""
+    g = problem.geometry
+    if not problem.layout.channels_last or g.C == g.K == 1:
+        return 0
+    return (g.x_numel + g.y_numel) * problem.dtype.itemsize
+
+
+def is_legal(problem: Problem) -> bool:
+    """Whether the kernel can compute this."""
+    g, layout = problem.correlated, problem.layout
+    if problem.op != "fprop" and not problem.is_turned:
+        return False
+    if problem.device.arch != "90" or not layout.gluon or layout.int64 or layout.converts:
+        return False
+    if problem.dtype not in (torch.float16, torch.bfloat16) or g.padding_mode != "zeros":
+        return False
+    if g.dilation != (1, 1) or g.y_numel == 0 or g.x_numel == 0:
+        return False
+    if problem.is_turned and g.groups > 1 and g.group_K > 1:
+        return False
+    # Of one column of outputs, Triton sees no runs of input columns (3.6, 3.7).
+    return g.Q > 1 and aligned(problem) > 1
+
+
+def tiles(problem: Problem) -> list[ResidentTile]:
+    """The tiles that the planner may take: as many slots as leave room for a second program."""
+    g, found = problem.correlated, []
+    if not problem.has_few_channels or g.R * g.S < MIN_TAPS or not is_legal(problem):
+        return []
+    for stack in (2, 1):  # of plans that are as fast, the one that reads less
+        tile = ResidentTile(64, 8, PIECE, stack, 4, STAGES[0])
+        if stack > 1 and g.P <= tile.BLOCK_P:
+            continue
+        if tile.lines_bytes(problem) > MAX_WORKSPACE or not fits(tile, problem):
+            continue
+        tile = with_stages(tile, problem)
+        filters, every = problem.banks * g.K, tile.tiles(problem)
+        full = tile.side_by_side(problem) * problem.device.multiprocessors
+        for parts in sorted({full // filters, cdiv(full, filters)} - {0}):
+            each = cdiv(every, min(parts, every))
+            found.append(replace(tile, parts=cdiv(every, each)))
+    return list(dict.fromkeys(found))
+
+
+def with_stages(tile: ResidentTile, problem: Problem) -> ResidentTile:
+    """The tile with the most slots for which as many programs fit side by side."""
+    least, most = STAGES
+    beside = replace(tile, num_stages=least).side_by_side(problem)
+    for stages in range(most, least, -1):
+        other = replace(tile, num_stages=stages)
+        if other.side_by_side(problem) == beside and fits(other, problem):
+            return other
+    return tile
+
+
+#: The types of this family's tiles.
+KINDS: tuple[type[Any], ...] = (ResidentTile,)
+
+
+def neighbours(tile: ResidentTile, problem: Problem) -> Iterator[ResidentTile]:
+    """The tiles that a tuner tries: single and stacked blocks, other slots, more or fewer parts."""
+    every = tile.tiles(problem)
+    for stack, stages, parts in itertools.product(
+        (1, 2), range(STAGES[0], STAGES[1] + 1), (tile.parts // 2, tile.parts, 2 * tile.parts)
+    ):
+        other = replace(tile, STACK=stack, num_stages=stages, parts=max(1, min(parts, every)))
+        if fits(other, problem):
+            yield other
+
+
+def fits(tile: ResidentTile, problem: Problem) -> bool:
+    """Whether the kernel has this tile, and a program room for the bands and the slots."""
+    g, extents = problem.correlated, (tile.BLOCK_M, tile.BLOCK_P, tile.BLOCK_Q, tile.num_warps)
+    shares = g.R > g.stride[0]  # stacked blocks read some row both
+    return (
+        extents == (64, 8, PIECE, 4)
+        and tile.STACK in ((1, 2) if shares else (1,))
+        and tile.num_stages >= STAGES[0]
+        and tile.parts >= 1
+        and is_launchable(replace(tile, parts=1), problem)
+        and tile.shared_bytes(problem) <= problem.device.limits.shared
+    )

@@ -1,0 +1,224 @@
+"""Bands that stay in shared memory: in Gluon, so compiled and simulated alone."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import tensors, whole_numbers
+from closeness import check, operands, run, truth
+from plans import H200, with_tile
+from simulator.driver import simulated
+
+from tricorr.ops import geometry_of
+from tricorr.ops.plan import choose, resident
+from tricorr.ops.plan.device import DEVICES
+from tricorr.ops.plan.problem import Layout, Problem
+from tricorr.ops.plan.resident import ResidentTile
+from tricorr.ops.plan.stencil import StencilTile
+
+pytest.importorskip("tricorr.kernels.fprop_resident", reason="Gluon is for Triton 3.6 and 3.7")
+
+HALF = torch.float16
+SINGLE, STACKED = (ResidentTile(64, 8, 16, stack, 4, 3) for stack in (1, 2))
+
+
+def image(H, W, R, S, padding=(0, 0), N=1, C=1, **more):
+    """C planes, each with a window of its own; padding (rows, columns), the same on both sides."""
+    sides = tuple(p if isinstance(p, tuple) else (p, p) for p in padding)
+    weight = (N, C, 1, R, S) if more.pop("per_sample", False) else (C, 1, R, S)
+    return geometry_of((N, C, H, W), weight, padding=sides, groups=C, **more)
+
+
+#: Most have more than one block along every axis, the last with some left over.
+GEOMETRIES = {
+    "several_tiles": image(70, 136, 7, 9, (3, 4), N=2),
+    "rows_of_eight_bytes": image(37, 28, 5, 11, (2, 5), N=2, C=2),
+    "rows_of_four_bytes": image(19, 46, 3, 31, (1, 15)),
+    "one_block_holds_a_row": image(14, 14, 13, 27, (6, 13), N=5, C=2),
+    "one_row": image(1, 40, 1, 9, (0, 4), N=2),
+    "one_row_is_left_of_a_window": image(1, 40, 9, 9, (4, 4)),
+    "two_columns": image(33, 2, 9, 2, (4, 1), N=2),
+    "one_row_of_outputs": image(6, 16, 6, 16, ((0, 0), (1, 0))),
+    "one_tap": image(3, 18, 1, 1),
+    "prime_rows": image(31, 24, 11, 5, ((5, 3), (1, 4))),
+    "window_exceeds_the_image": image(4, 8, 19, 17, (9, 8), N=2),
+    "pad_exceeds_the_window": image(9, 24, 3, 4, ((9, 4), (5, 2))),
+    "padding_hides_a_stack": image(4, 24, 3, 3, ((20, 21), (1, 1))),
+    "cropped": image(29, 46, 3, 4, ((-1, 0), (-9, -2))),
+    "flipped": image(21, 40, 4, 6, (1, 2), C=2, flip=True),
+    "per_sample": image(11, 40, 3, 4, (1, 1), N=3, C=2, per_sample=True),
+}
+STRIDED = {
+    "stride_2": image(37, 56, 9, 9, (4, 4), N=2, stride=(2, 2)),
+    "strides_differ": image(41, 48, 5, 7, (2, 3), C=2, stride=(3, 1)),
+    "stride_exceeds_the_window": image(30, 48, 2, 3, stride=(3, 4)),
+}
+CHANNELS = {
+    "colours": geometry_of((1, 3, 19, 40), (2, 3, 5, 11), padding=((2, 2), (5, 5))),
+    "multiplier": geometry_of((2, 2, 13, 24), (6, 1, 3, 5), padding=((1, 1), (2, 2)), groups=2),
+    "groups_of_two": geometry_of((1, 4, 17, 40), (2, 2, 7, 3), (1, 2), groups=2),
+}
+
+
+def problem_of(op, geometry, dtype=HALF, device=H200):
+    """The problem of contiguous planes."""
+    aligned = {"x_align": math.gcd(8, geometry.W), "y_align": math.gcd(8, geometry.Q)}
+    layout = Layout(x_boxes="NCHW", y_boxes="NCHW", gluon=True, **aligned)
+    return Problem(op.removesuffix("_bias"), geometry, dtype, "ieee", layout, device)
+
+
+#: Forward with one of the tiles; the input gradient, in the same kernel, with the other one.
+CASES = [
+    ("fprop_bias", name, (SINGLE, STACKED)[i % 2])
+    for i, name in enumerate(GEOMETRIES | STRIDED | CHANNELS)
+] + [
+    ("dgrad", name, (STACKED, SINGLE)[i % 2])
+    for i, name in enumerate(GEOMETRIES | STRIDED | CHANNELS)
+]
+CASES = [
+    (op, name, tile)
+    for op, name, tile in CASES
+    for problem in (problem_of(op, (GEOMETRIES | STRIDED | CHANNELS)[name]),)
+    if resident.is_legal(problem) and resident.fits(tile, problem)
+]
+
+
+def plan_of(op, geometry, tile, dtype=HALF):
+    problem = problem_of(op, geometry, dtype)
+    assert resident.is_legal(problem)
+    plan = choose.plan_with_tile(problem, tile)
+    assert plan.kernel == "fprop_resident"
+    return plan
+
+
+def launched(op, args, geometry, plan, before=("build_lines",), **options):
+    """The result of the kernel and the launches that prepare it."""
+    from tricorr.ops.launch import arguments as launch
+
+    with simulated(90) as device:
+        actual = run(op, args, geometry, launch, plan=plan, **options)
+    assert [found.kernel for found in device.launches] == [*before, "fprop_resident"]
+    assert device.launches[-1].unit == "wgmma"
+    return actual
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "tile"),
+    [pytest.param(*case, id=f"{case[0]}-{case[1]}-{case[2].STACK}") for case in CASES],
+)
+def test_every_window_and_tile(op, name, tile):
+    geometry = (GEOMETRIES | STRIDED | CHANNELS)[name]
+    args = operands(op, *tensors(geometry, HALF, make=whole_numbers))
+    parts = min(2, tile.tiles(problem_of(op, geometry)))
+    actual = launched(op, args, geometry, plan_of(op, geometry, replace(tile, parts=parts)))
+    assert torch.equal(actual, torch.from_numpy(truth(op, args, geometry)).to(HALF))
+
+
+@pytest.mark.parametrize("tile", [SINGLE, STACKED], ids=["single", "stacked"])
+def test_random_operands(tile):
+    geometry = GEOMETRIES["several_tiles"]
+    args = operands("fprop_bias", *tensors(geometry, torch.bfloat16))
+    actual = launched(
+        "fprop_bias", args, geometry, plan_of("fprop", geometry, tile, torch.bfloat16)
+    )
+    check("fprop_bias", args, geometry, actual=actual)
+
+
+@pytest.mark.parametrize(("activation", "tile"), [("none", SINGLE), ("gelu", STACKED)])
+@pytest.mark.parametrize("last", [False, True], ids=["planes", "through_copies"])
+def test_the_epilogue(activation, tile, last):
+    """Sums of whole numbers are exact: what follows them has the same bits in any kernel."""
+    from tricorr.ops.launch import arguments as launch
+
+    geometry = image(19, 40, 3, 9, (1, 4), N=2, C=3)
+    x, weight, bias, dy = tensors(geometry, HALF, make=whole_numbers)
+    form = torch.channels_last if last else torch.contiguous_format
+    x, residual = (t.contiguous(memory_format=form) for t in (x / 8, torch.randn_like(dy)))
+    options = {"activation": activation, "residual": residual}
+    with simulated(90):
+        actual, expected = (
+            launch.fprop(x, weight, bias, geometry, plan=plan, **options)
+            for plan in (
+                plan_of("fprop", geometry, tile),
+                with_tile("fprop", geometry, StencilTile(128, 1, 4, 2)),
+            )
+        )
+    assert torch.equal(actual, expected)
+    assert actual.is_contiguous(memory_format=form)
+
+
+def test_an_image_that_starts_off_alignment_is_left_to_others():
+    from tricorr.ops.launch.layout import layout_of
+
+    geometry = image(12, 40, 9, 9, (4, 4))
+    _, weight, _, dy = tensors(geometry, HALF)
+    for shift, align in ((0, 8), (4, 4), (2, 2), (3, 1)):
+        rows = torch.zeros(12, 64, dtype=HALF)[:, shift : shift + 40]
+        layout = replace(layout_of(geometry, rows[None, None], weight, dy), gluon=True)
+        problem = Problem("fprop", geometry, HALF, "ieee", layout, H200)
+        assert resident.aligned(problem) == align
+        assert resident.is_legal(problem) == (align > 1)
+
+
+def family(geometry, op="fprop", device=H200):
+    problem = problem_of(op, geometry, torch.bfloat16, device)
+    return choose.plan(problem).family
+
+
+def test_stacked_blocks_share_a_row():
+    for stride, stacked in (((1, 1), True), ((5, 1), False)):
+        problem = problem_of("fprop", image(40, 40, 5, 5, stride=stride))
+        assert resident.fits(SINGLE, problem)
+        assert resident.fits(STACKED, problem) == stacked
+
+
+def test_it_is_taken_for_large_windows():
+    for size, window, n, c in (
+        (4096, 31, 1, 1),
+        (4096, 9, 1, 1),
+        (56, 31, 32, 128),
+        (28, 29, 32, 256),
+    ):
+        g = image(size, size, window, window, (window // 2,) * 2, N=n, C=c)
+        for op in ("fprop", "dgrad"):
+            assert family(g, op) == "resident"
+            assert family(g, op, DEVICES["a100"]) != "resident"
+    pads = ((5, 5), (5, 5))
+    assert family(geometry_of((4, 3, 1024, 1024), (8, 3, 11, 11), padding=pads)) == "resident"
+    assert family(image(56, 56, 9, 9, (4, 4), N=64, C=60, stride=(2, 2))) == "resident"
+    assert family(image(4096, 4096, 7, 7, (3, 3))) == "rows"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dilation": (2, 1)},
+        {"padding_mode": "reflect"},
+        {"W": 41},
+        {"W": 2, "S": 2, "padding": ((4, 4), (0, 0))},  # one column of outputs
+    ],
+    ids=str,
+)
+def test_what_it_cannot_compute_is_left_to_others(changes):
+    geometry = replace(image(40, 40, 9, 9, (4, 4)), **changes)
+    assert not resident.is_legal(problem_of("fprop", geometry))
+
+
+def test_problems_of_other_layouts_and_dtypes_are_left_to_others():
+    geometry = image(40, 40, 9, 9, (4, 4), C=4)
+    problem = problem_of("fprop", geometry)
+    assert resident.is_legal(problem)
+    layout = problem.layout
+    for change in (
+        {"dtype": torch.float32},
+        {"device": DEVICES["b200"]},
+        {"op": "wgrad"},
+        {"layout": replace(layout, int64=True)},
+        {"layout": replace(layout, converts=True)},
+        {"layout": replace(layout, gluon=False)},
+    ):
+        assert resident.tiles(replace(problem, **change)) == []
+    strided = replace(geometry, stride=(2, 2))
+    assert resident.is_legal(problem_of("fprop", strided))
+    assert not resident.is_legal(problem_of("dgrad", strided))
