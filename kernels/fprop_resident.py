@@ -268,5 +268,5 @@ def store_blocks(
     acc += bias
     if residual_ptr is not None:
         acc = add_residual(acc, at(residual_ptr, residual_strides, batch + n, k, p, q), mask)
-    y = activate(acc, ACTIVATION).to(y_base.dtype.element_ty)
+    y = activate(acc, ACTIVATION, y_base.dtype.element_ty)
     gl.store(at(y_base, align_planes(y_strides, BAND.Y_ALIGN), n, 0, p, q), y, mask=mask)
