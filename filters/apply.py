@@ -12,6 +12,7 @@ import torch
 from ..autograd.function import is_unwatched
 from ..autograd.functional import corr2d
 from ..autograd.modules import PaddingMode
+from ..autograd.separable import separable as in_one_pass
 from ..images.inputs import ArrayLike
 from ..ops.arguments import PaddingLike
 from ..ops.backend import runs_kernels
@@ -141,9 +142,27 @@ def separable(
             y = in_blocks.run(input, size, padding_mode, steps)
         if y is not None:
             return y
+    y = _in_one_pass(input, down, across, padding_mode)
+    if y is not None:
+        return y
     if _two_passes_are_cheaper(input, (down.shape[-1], across.shape[-1])):
         return filtered(filtered(input, row, padding_mode), column, padding_mode)
     return filtered(input, column * row, padding_mode)
+
+
+def _in_one_pass(
+    input: torch.Tensor, down: torch.Tensor, across: torch.Tensor, padding_mode: PaddingMode
+) -> torch.Tensor | None:
+    """`separable` by one kernel, None where that is not the fastest way or not possible."""
+    if not runs_kernels(input.device):
+        return None
+    x = input
+    if input.dim() != 4:
+        planes = input.shape[:-2] if input.dim() == 3 else (math.prod(input.shape[:-2]),)
+        x = input.reshape(1, *planes, *input.shape[-2:])
+    with _without_autocast(input.device.type):
+        y = in_one_pass(x, down, across, padding_mode, result_dtype(input))
+    return y if y is None else y.reshape(*input.shape[:-2], *y.shape[-2:])
 
 
 def _is_constant(window: torch.Tensor) -> bool:

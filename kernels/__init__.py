@@ -17,6 +17,7 @@ from .fprop_columns import fprop_columns
 from .fprop_gemm import fprop_gemm
 from .fprop_patch import fprop_patch
 from .fprop_rows import fprop_rows
+from .fprop_separable import fprop_separable
 from .fprop_stencil import fprop_stencil
 from .fprop_tma import fprop_tma
 from .lag_sums import lag_sums
@@ -62,6 +63,7 @@ __all__ = [
     "fprop_gemm",
     "fprop_patch",
     "fprop_rows",
+    "fprop_separable",
     "fprop_stencil",
     "fprop_tma",
     "lag_sums",

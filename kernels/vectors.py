@@ -53,7 +53,9 @@ def place_of(column, COUNT, WINDOW, LANE_Q, PIECE):
     own = LANE_Q * _columns_of(WINDOW)[1]
     if 0 <= column < own:
         return column // (own // COUNT)
-    return COUNT + _pieces(WINDOW, LANE_Q, PIECE).index(column // PIECE * PIECE)
+    width = own // COUNT
+    piece = _pieces(WINDOW, LANE_Q, PIECE).index(column // PIECE * PIECE)
+    return COUNT + piece * max(1, PIECE // width) + column % PIECE // width
 
 
 @triton.constexpr_function
@@ -228,7 +230,7 @@ def pixels_of(
     for i in tl.static_range((LANE_Q - 1) * WINDOW.STRIDE_W + (WINDOW.S - 1) * WINDOW.DIL_W + 1):
         if is_read(i, 0, LANE_Q - 1, WINDOW.S, WINDOW.STRIDE_W, WINDOW.DIL_W):
             x = loaded[FIRST + place_of(i - WINDOW.PAD_W, OWN // WORD, WINDOW, LANE_Q, PIECE)]
-            if PIECE == WORD or (i - WINDOW.PAD_W >= 0 and i - WINDOW.PAD_W < OWN):
+            if PIECE % WORD == 0 or (i - WINDOW.PAD_W >= 0 and i - WINDOW.PAD_W < OWN):
                 x = pixel_of(x, i - WINDOW.PAD_W, DTYPE)
             pixels = pixels + (x.to(ACC),)
         else:  # never read; keeps the tuple's index aligned

@@ -153,6 +153,22 @@ def only_the_device_sees(*tensors: torch.Tensor | None) -> bool:
     return not (torch._C._get_tracing_state() or profiler._is_profiler_enabled)
 
 
+def has_memory(*tensors: torch.Tensor) -> bool:
+    """Whether a kernel can read these tensors now: no tracer, transform or mode stands between."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state():
+        return False
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+        return False
+    return not any(
+        type(tensor) not in _PLAIN
+        or tensor.is_meta
+        or tensor.is_neg()
+        or tensor._is_zerotensor()
+        or is_legacy_batchedtensor(tensor)
+        for tensor in tensors
+    )
+
+
 def _tell_counters() -> None:
     """Gives our formulas to FLOP counters that were constructed before `import tricorr`."""
     if "torch.utils.flop_counter" in sys.modules:

@@ -573,6 +573,18 @@ def _helpers() -> Iterator[Configuration]:
     wide = _case(8, 2**15, 56, 56, 2**16, 1, 1, ops="wgrad")
     epilogue = _case(8, 64, 56, 56, 64, 3, 3, bias=True, residual=True, activation="gelu")
     image, images = _case(1, 1, 4096, 4096, 1, 7, 7), _case(32, 3, 8192, 8192, 1, 5, 5, last=True)
+    windows = {
+        f"{R}x{S}": _case(*shape, R, S, ops="fprop", padding_mode=mode, last=last, groups=shape[1])
+        for shape, R, S, mode, last in (
+            ((1, 1, 4096, 4096, 1), 3, 5, "replicate", False),
+            ((1, 1, 4096, 4096, 1), 9, 9, "reflect", False),
+            ((1, 1, 4096, 4096, 1), 31, 31, "reflect", False),
+            ((1, 1, 4096, 4096, 1), 25, 25, "zeros", False),
+            ((8, 3, 47, 56, 3), 15, 13, "circular", False),
+            ((8, 3, 2161, 3839, 3), 12, 11, "reflect", False),
+            ((8, 64, 56, 56, 64), 7, 7, "zeros", True),
+        )
+    }
     made: list[tuple[str, str, str, Case, str, Iterable[str]]] = [
         ("build_bands", "banded", "image31", CASES["banded"]["image31"], "fprop", PRODUCTS["half"]),
         ("build_bands", "banded", "image31", CASES["banded"]["image31"], "fprop", ("tf32",)),
@@ -598,12 +610,23 @@ def _helpers() -> Iterator[Configuration]:
         ("sum_partials", "gemm", "image", epilogue, "fprop", ("bfloat16", "float64")),
         ("lag_sums", "stencil", "narrow", image, "wgrad", EXACT),
         ("lag_sums", "stencil", "wide", images, "wgrad", EXACT),
+        *(
+            (
+                "fprop_separable",
+                "stencil",
+                name,
+                case,
+                "fprop",
+                EXACT if name == "9x9" else EXACT[:3],
+            )
+            for name, case in windows.items()
+        ),
     ]
     for kernel, family, name, case, op, dtypes in made:
         for dtype in dtypes:
             if (kernel, dtype) == ("sum_partials", "uint8"):
                 continue
-            if kernel == "lag_sums":
+            if kernel in ("lag_sums", "fprop_separable"):
                 planned = PlannedCall(case.workload, kernel, dtype, case.format)
             else:
                 variants = next(_plans(family, case, op, dtype, TARGETS["sm_90"]))

@@ -181,6 +181,12 @@ def _work_of_a_program(configuration: Configuration, target: Target) -> tuple[in
         lags = call["BLOCK_R"] * call["BLOCK_S"]
         rows = call["SPLIT_STRIPS"] * (call["BLOCK_P"] + call["BLOCK_R"] - 1)
         return lags, lags * rows * call["BLOCK_Q"]
+    if configuration.kernel == "fprop_separable":
+        call = configuration.call().arguments
+        tile, window = call["TILE"], call["WINDOW"]
+        size = [int(n) for n in (tile.BLOCK_P, tile.BLOCK_Q, tile.BLOCK_C, window.R, window.S)]
+        rows, columns, planes, R, S = size
+        return rows * columns * planes, (rows + R - 1) * columns * planes * (R + S)
     if configuration.kernel == "build_bands":
         return BANDS_BLOCK, BANDS_BLOCK
     if configuration.kernel in ("copy_images", "copy_flat"):

@@ -14,7 +14,7 @@ import torch
 from ...ops.errors import ArgumentError
 from ...ops.launch.formats import empty_in_format
 from ...ops.launch.layout import layout_of
-from ...ops.plan import banded, choose, rows, stencil
+from ...ops.plan import banded, choose, rows, separable, stencil
 from ...ops.plan.cost import times_of
 from ...ops.plan.device import Device
 from ...ops.plan.problem import Plan, Problem, Tile
@@ -34,9 +34,9 @@ class PlannedCall:
     """One operator of a workload, and the plan that runs it.
 
     Attributes:
-        workload, op, dtype, format: as in a row; `op` may also be "dgrad_frame", or "lag_sums" of
-            the input.
-        plan: of the launch; None of lag_sums.
+        workload, op, dtype, format: as in a row; `op` may also be "dgrad_frame", "lag_sums" of the
+            input, or "fprop_separable" with the first row and column of the window.
+        plan: of the launch; None of the last two.
     """
 
     workload: Workload
@@ -156,6 +156,7 @@ def launches_of(operands: Operands, plan: Plan, device: Device) -> tuple[torch.T
     """(the result, the launches that fill it); operands may be meta tensors."""
     from ...ops.launch.arguments import dgrad_call, fprop_call, wgrad_calls
     from ...ops.launch.lag_launch import lag_sums_calls, tile_for
+    from ...ops.launch.separable_launch import separable_call
 
     o, g = operands, operands.geometry
     if o.op == "lag_sums":
@@ -163,6 +164,13 @@ def launches_of(operands: Operands, plan: Plan, device: Device) -> tuple[torch.T
         sums = o.x.new_empty(g.C, g.C, *lags, dtype=torch.float64)
         tile, splits = tile_for(part, o.x, lags, device.multiprocessors)
         return sums, list(lag_sums_calls(part, o.x, sums, tile, splits))
+    if o.op == "fprop_separable":
+        in_one_pass = separable.plan(problem_of(o, device, "fprop"))
+        assert in_one_pass is not None, o
+        exact = torch.promote_types(o.weight.dtype, torch.float32)
+        taps = torch.cat([o.weight[:1, 0, :, 0], o.weight[:1, 0, 0]], -1).to(exact)
+        y = empty_in_format(g.y_shape, o.weight.dtype, like=o.x)
+        return y, [separable_call(o.x, taps, y, g, in_one_pass)]
     if o.op == "wgrad":
         dw = empty_in_format(g.weight_shape, o.dy.dtype, like=o.x)
         return dw, list(wgrad_calls(o.x, o.dy, dw, g, plan))
