@@ -13,6 +13,9 @@ from ..ops.operators import has_memory
 from .function import _Function, input_gradient, is_unwatched
 from .settings import precision_of
 
+#: Dtypes of results.
+FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
 
 def separable(
     x: torch.Tensor,
@@ -36,6 +39,8 @@ def separable(
         the windows needs registered operators.
     """
     if not backend.runs_kernels(x.device) or not has_memory(x, down, across):
+        return None
+    if dtype not in FLOATS or x.layout is not torch.strided:
         return None
     if not is_unwatched(down, across):
         return None

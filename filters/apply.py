@@ -132,7 +132,10 @@ def filtered(
 def separable(
     input: torch.Tensor, down: torch.Tensor, across: torch.Tensor, padding_mode: PaddingMode
 ) -> torch.Tensor:
-    """The image under down[r] * across[s]: windows (R,) and (S,), or one of each per sample."""
+    """The image under down[r] * across[s]: windows (R,) and (S,), or one of each per sample.
+
+    Both are symmetric.
+    """
     column, row = down.unsqueeze(-1), across.unsqueeze(-2)
     size = down.shape[-1], across.shape[-1]
     constant = input.is_cpu and _is_constant(down) and _is_constant(across)
@@ -154,7 +157,7 @@ def _in_one_pass(
     input: torch.Tensor, down: torch.Tensor, across: torch.Tensor, padding_mode: PaddingMode
 ) -> torch.Tensor | None:
     """`separable` by one kernel, None where that is not the fastest way or not possible."""
-    if not runs_kernels(input.device):
+    if input.dim() < 2 or not runs_kernels(input.device):
         return None
     x = input
     if input.dim() != 4:
@@ -173,10 +176,11 @@ def _is_constant(window: torch.Tensor) -> bool:
 def _two_passes_are_cheaper(input: torch.Tensor, window: tuple[int, int]) -> bool:
     """Whether a pass along rows and one along columns are cheaper than one with window (R, S).
 
-    On a GPU, a pass takes the longer of the times for its taps and its bytes. Two passes move 16
-    bytes per float32 pixel, as long as 80 taps take, so 9x9 is the first square window with two
-    passes. On a CPU the taps decide, except in small images, where a call's fixed cost does. 16-bit
-    images follow the GPU's rule there too: a second pass rounds once more.
+    Where no kernel does both in one pass. On a GPU, a pass takes the longer of the times for its
+    taps and its bytes. Two passes move 16 bytes per float32 pixel, as long as 80 taps take, so 9x9
+    is the first square window with two passes. On a CPU the taps decide, except in small images,
+    where a call's fixed cost does. 16-bit images follow the GPU's rule there too: a second pass
+    rounds once more.
     """
     R, S = window
     read, written = input.element_size(), result_dtype(input).itemsize

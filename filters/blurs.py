@@ -39,8 +39,8 @@ def gaussian_blur(
     SciPy's `gaussian_filter` and of `skimage.filters.gaussian`; the border of the latter is
     padding_mode="replicate", that of the former corr2d does not offer.
 
-    Filters along the width and then along the height where that is cheaper, see `filters/apply.py`.
-    16-bit images are then rounded once more in between.
+    Filters along the width and then along the height where that is cheaper, on a GPU in one pass
+    over the image, see `filters/apply.py`. Two passes round a 16-bit image once more in between.
 
     Args:
         input: the image.
@@ -86,8 +86,8 @@ def box_blur(
     pixel of an even window is at the bottom and at the right, as with PyTorch's padding="same";
     SciPy puts it at the top and at the left.
 
-    Filters along the width and then along the height where that is cheaper, see `filters/apply.py`.
-    16-bit images are then rounded once more in between.
+    Filters along the width and then along the height where that is cheaper, on a GPU in one pass
+    over the image, see `filters/apply.py`. Two passes round a 16-bit image once more in between.
 
     Args:
         input: the image.

@@ -159,6 +159,8 @@ class SeparableTile:
         # Few warps do not hide each other's waits: then fewer of them are no faster.
         warps = self.side_by_side(problem) * self.num_warps
         instructions *= max(1.0, LEAST_WARPS / warps)
+        row = instructions * warps / problem.device.rates.issue  # clocks, of all warps
+        ahead = self.AHEAD if self.X_ALIGN > 1 else self.STEP_P
         return Work(
             plan.grid,
             threads,
@@ -172,7 +174,7 @@ class SeparableTile:
             outputs=self.BLOCK_P * self.BLOCK_Q * self.BLOCK_C,
             steps=steps,
             loaded_bytes=rows * columns * pixel,
-            stalls=round(steps * max(0.0, 1 - self.under_way(problem) / UNDER_WAY)),
+            stalls=round(steps * self.STEP_P * max(0.0, 1 / ahead - row / problem.device.latency)),
             operands="ahead",
         )
 
@@ -288,9 +290,11 @@ def _with_rows_ahead(tile: SeparableTile, problem: Problem) -> SeparableTile:
 
 
 def _heights(tile: SeparableTile, problem: Problem) -> Iterator[SeparableTile]:
-    """The tile with heights from 16 rows to the image's, in whole steps."""
+    """The tile with heights from 4 rows to 256, in whole steps."""
     g = problem.geometry
-    for parts in sorted({cdiv(g.P, rows) for rows in (16, 24, 32, 48, 64, 96, 128, 192, 256)}):
+    for parts in sorted(
+        {cdiv(g.P, rows) for rows in (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)}
+    ):
         rows = cdiv(g.P, parts)
         rows = cdiv(rows + g.R - 1, tile.STEP_P) * tile.STEP_P - (g.R - 1)
         yield replace(tile, BLOCK_P=max(1, rows))

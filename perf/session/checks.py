@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,16 @@ import torch
 
 from ...ops import Geometry, reference
 from ...ops.lag_sums import lag_sums
+from ...ops.launch.layout import device_of
 from ...ops.plan import choose
-from ..model.planned import PlannedCall, alternatives, lagged, problem_of
+from ..model.planned import (
+    NO_PLAN,
+    PlannedCall,
+    alternatives,
+    lagged,
+    launches_of,
+    problem_of,
+)
 from ..providers import Operands, make_operands
 from ..timing.correctness import ACTIVATIONS, Truth
 from ..timing.machine import Machine
@@ -109,9 +118,11 @@ def checks(device: Device) -> Iterator[PlannedCall]:
                     if not new <= seen:
                         seen |= new
                         yield PlannedCall(workload, op, dtype, memory_format, plan)
-    image = next(w for w in TINY if w.name == "image")
+    images = [w for w in TINY if w.name in ("image", "image_frame")]
     for dtype in ("float32", "uint8", "bfloat16"):
-        yield PlannedCall(image, "lag_sums", dtype, "NCHW")
+        yield PlannedCall(images[0], "lag_sums", dtype, "NCHW")
+        for image in images:
+            yield PlannedCall(image, "fprop_separable", dtype, "NCHW")
 
 
 def _frame_kernel(operands: Operands, device: Device) -> str:
@@ -151,17 +162,36 @@ def run(check: PlannedCall, rig: GpuRig) -> str:
     with torch.no_grad(), poisoned():
         if check.op == "lag_sums":
             return _run_lag_sums(operands)
+        if check.op == "fprop_separable":
+            return _run_separable(operands)
         truth = whole_truth(operands)
         call = rig.call(operands, Entrant("tricorr", check.format, check.plan))
         first = call().clone()
         again = call()
-        error, bound = truth.error(first), truth.bound(first.dtype, operands.precision)
-        if not error <= bound:
-            return f"error {error:.3g} is above {bound:.3g}"
-        bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[first.element_size()]
-        if not torch.equal(first.view(bits), again.view(bits)):
-            return "a second call gives other bits"
-    return ""
+        return _fault(truth, first, again, operands.precision)
+
+
+def _fault(truth: Truth, first: torch.Tensor, again: torch.Tensor, precision: str) -> str:
+    error, bound = truth.error(first), truth.bound(first.dtype, precision)
+    if not error <= bound:
+        return f"error {error:.3g} is above {bound:.3g}"
+    bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[first.element_size()]
+    same = torch.equal(first.view(bits), again.view(bits))
+    return "" if same else "a second call gives other bits"
+
+
+def _run_separable(operands: Operands) -> str:
+    """The fault of one pass with the first column and row of the weight as windows."""
+    down, across = operands.weight[:, :, :, :1].double(), operands.weight[:, :, :1].double()
+    whole = replace(operands, op="fprop", weight=down * across, bias=None)
+
+    def found() -> torch.Tensor:
+        y, calls = launches_of(operands, NO_PLAN, device_of(operands.x))
+        for call in calls:
+            call.run(y.device)
+        return y
+
+    return _fault(whole_truth(whole), found(), found(), "ieee")
 
 
 def _run_lag_sums(operands: Operands) -> str:

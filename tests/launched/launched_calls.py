@@ -523,6 +523,14 @@ def _lag_sums() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any
     )
 
 
+def _separable() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]]:
+    yield (
+        "separable window",
+        lambda x: (tricorr.filters.gaussian_blur(x, 2.0, kernel_size=15),),
+        lambda: [torch.zeros(512, 512)],
+    )
+
+
 def _empty() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]]:
     yield "empty batch", correlated(), lambda: [torch.zeros(0, 3, 9, 9), torch.zeros(4, 3, 3, 3)]
 
@@ -549,5 +557,6 @@ CALLS = _named(
     _transforms(),
     drawn(100, 0),
     _lag_sums(),
+    _separable(),
     _empty(),
 )

@@ -49,6 +49,7 @@ COMPILED = {
     "large window fp64": {"wgrad_columns"},
     "large window half": {"build_bands", "fprop_banded", "wgrad_banded"},
     "lag sums": {"lag_sums"},
+    "separable window": {"fprop_separable"},
 }
 
 

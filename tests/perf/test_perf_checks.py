@@ -24,7 +24,7 @@ QUICK = [
 
 
 def test_every_kernel_has_a_call_in_every_format_it_takes():
-    found = {"lag_sums"}
+    found = {check.op for check in ALL if check.plan is None}
     for check in ALL:
         if check.plan is not None:
             _, calls = launches_of(check.operands("meta"), check.plan, DEVICES["h200"])
