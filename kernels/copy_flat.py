@@ -1,81 +1,139 @@
-"""Copies x and dy for wgrad_flat: planes as one row of pixels, zeros behind each row of an image.
+"""Copies x and dy for wgrad_flat: planes as one row of elements (row, column, lane).
 
-    x_out[i, n, c, m] = x[n, c, h, w]      m = h * PITCH + w + shift_of(i)
-    dy_out[n, k, m]   = dy[n, k, p, q]     m = p * PITCH + q
+    x_out[g, a, b, c, (i, j, lane)] = x[n, g * GROUP_C + c, h, w]
+    h = (i + FIRST + band * BAND_ROWS) * STRIDE_H + a'        n, band = divmod(lane, BANDS)
+    w = j * STRIDE_W + b'
+    dy_out[g, k, (p, q, lane)] = dy[n, g * GROUP_K + k, p + band * BAND_ROWS, q]
 
-and 0 for every other m. Copy i of x is for taps s = i, i + COPIES, ... of a row, see wgrad_flat.
-Values are rounded to the nearest TF32. One launch makes all copies: the first PROGRAMS programs
-those of x. A tile of channels and pixels is loaded along the axis on which the image is contiguous
-and stored along pixels.
+and 0 outside of the images. Planes (a, b) of x are the phases a' = (a * DIL_H - PAD_H) % STRIDE_H,
+b' likewise, that taps read, see wgrad_flat. With UNFOLDED "x" b is a column of the window:
+b' = b * DIL_W - PAD_W. With "dy", dy_out has planes (b, e) for the columns s = b + e * tap_step of
+the window, whose column q lies as far behind as the tap reads x.
+
+Values are rounded to the nearest TF32. One launch makes both copies, of LANES lanes from FIRST_LANE
+on: the first PROGRAMS programs that of x. A tile is loaded along the axis on which the image is
+contiguous, channels or columns, and stored along lanes.
 """
 
 import triton
 import triton.language as tl
 
 from .hints import align_strides, round_down, side_by_side
+from .phases import most_taps, tap_step
 from .schedule import next_digit, widen
 
 
-@triton.jit(do_not_specialize=["N", "PROGRAMS"])
+@triton.jit(do_not_specialize=["N", "PROGRAMS", "FIRST_LANE"])
 def copy_flat(
     x_ptr, x_out_ptr, x_sizes, x_strides, dy_ptr, dy_out_ptr, dy_sizes, dy_strides,
-    N, PITCH, PROGRAMS, WINDOW: tl.constexpr, X_LAYOUT: tl.constexpr, DY_LAYOUT: tl.constexpr,
+    N, PITCH, LANES, FIRST_LANE, bands, PROGRAMS,
+    WINDOW: tl.constexpr, UNFOLDED: tl.constexpr, X_LAYOUT: tl.constexpr, DY_LAYOUT: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
+    LANES = round_down(LANES, 4)
     if program < PROGRAMS:
+        PLANES: tl.constexpr = (
+            WINDOW.S if UNFOLDED == "x" else min(WINDOW.S, tap_step(WINDOW.STRIDE_W, WINDOW.DIL_W))
+        )
         copy_planes(
-            program, x_ptr, x_out_ptr, x_sizes, x_strides, N, PITCH,
-            WINDOW.PAD_W, WINDOW.DIL_W, X_LAYOUT,
+            program, x_ptr, x_out_ptr, x_sizes, x_strides, N, PITCH, LANES, FIRST_LANE, bands,
+            min(WINDOW.R, tap_step(WINDOW.STRIDE_H, WINDOW.DIL_H)), PLANES,
+            WINDOW.STRIDE_H, WINDOW.STRIDE_W, True, WINDOW, UNFOLDED, X_LAYOUT,
         )  # fmt: skip
     else:
+        PERIOD: tl.constexpr = tap_step(WINDOW.STRIDE_W, WINDOW.DIL_W)
+        TAPS: tl.constexpr = most_taps(WINDOW.S, WINDOW.STRIDE_W, WINDOW.DIL_W)
         copy_planes(
-            program - PROGRAMS,
-            dy_ptr,
-            dy_out_ptr,
-            dy_sizes,
-            dy_strides,
-            N,
-            PITCH,
-            0,
-            0,
-            DY_LAYOUT,
-        )
+            program - PROGRAMS, dy_ptr, dy_out_ptr, dy_sizes, dy_strides, N, PITCH, LANES,
+            FIRST_LANE, bands, 1, min(WINDOW.S, PERIOD) * TAPS if UNFOLDED == "dy" else 1,
+            1, 1, False, WINDOW, UNFOLDED, DY_LAYOUT,
+        )  # fmt: skip
 
 
 @triton.jit
 def copy_planes(
-    program, image_ptr, out_ptr, sizes, strides, N, PITCH,
-    PAD_W: tl.constexpr, DIL_W: tl.constexpr, LAYOUT: tl.constexpr,
+    program, image_ptr, out_ptr, sizes, strides, N, PITCH, LANES, FIRST_LANE, bands,
+    PLANES_H: tl.constexpr, PLANES_W: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
+    IS_X: tl.constexpr, WINDOW: tl.constexpr, UNFOLDED: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
-    """One tile of one copy of an image; `sizes` is (C, H, W, elements of its planes, copies)."""
-    C, H, W, LENGTH, COPIES = sizes
-    strides = align_strides(strides, LAYOUT.X_AXIS, LAYOUT.X_ALIGN)
-    LENGTH = round_down(LENGTH, LAYOUT.OUT_ALIGN)
+    """One tile of one plane of a copy.
 
-    tile_p, program = next_digit(program, tl.cdiv(LENGTH, LAYOUT.BLOCK_P))
-    copy, program = next_digit(program, COPIES)  # the next copy reads what is in L2
-    tile_c, n = next_digit(program, tl.cdiv(C, LAYOUT.BLOCK_C))
-    c = tile_c * LAYOUT.BLOCK_C + tl.arange(0, LAYOUT.BLOCK_C)[:, None]  # [BLOCK_C, 1]
-    m = tile_p * LAYOUT.BLOCK_P + tl.arange(0, LAYOUT.BLOCK_P)[None, :]  # [1, BLOCK_P]
-    index = m - shift_of(copy, PAD_W, DIL_W)
-    h, w = index // PITCH, index % PITCH
-    inside = (index >= 0) & (h < H) & (w < W)
+    `sizes` is (C, channels of a group, H, W, rows and columns of a plane, its first row); `bands`
+    is (BANDS, BAND_ROWS).
+    """
+    C, GROUP, H, W, ROWS, COLUMNS, FIRST = sizes
+    BANDS, BAND_ROWS = bands
+    BLOCK_P: tl.constexpr = LAYOUT.BLOCK_P
+    strides = align_strides(strides, LAYOUT.X_AXIS, LAYOUT.X_ALIGN)
+    cells = ROWS * PITCH
+    if LAYOUT.X_AXIS == 1:  # a tile is lanes by cells, of several channels if those are small
+        tile_p, program = next_digit(program, tl.cdiv(C * cells, BLOCK_P))
+        plane, tile_l = next_digit(program, PLANES_H * PLANES_W)  # the next one reads what is in L2
+        lane = tile_l * LAYOUT.BLOCK_C + tl.arange(0, LAYOUT.BLOCK_C)[:, None]  # [BLOCK_C, 1]
+        index = tile_p * BLOCK_P + tl.arange(0, BLOCK_P)[None, :]  # [1, BLOCK_P]
+        c, cell = index // cells, index % cells
+        element = cell * LANES + lane
+        mask = (lane < LANES) & (c < C)
+    else:  # channels by elements of a plane
+        tile_p, program = next_digit(program, tl.cdiv(cells * LANES, BLOCK_P))
+        plane, tile_c = next_digit(program, PLANES_H * PLANES_W)
+        c = tile_c * LAYOUT.BLOCK_C + tl.arange(0, LAYOUT.BLOCK_C)[:, None]  # [BLOCK_C, 1]
+        element = tile_p * BLOCK_P + tl.arange(0, BLOCK_P)[None, :]  # [1, BLOCK_P]
+        cell, lane = element // LANES, element % LANES
+        mask = (c < C) & (cell < cells)
+
+    first_h, first_w, exists = first_of(plane, PLANES_W, IS_X, WINDOW, UNFOLDED)
+    n, band = (FIRST_LANE + lane) // BANDS, (FIRST_LANE + lane) % BANDS
+    column = cell % PITCH
+    begin = band * BAND_ROWS * STEP_H
+    h, w = (cell // PITCH + FIRST) * STEP_H + first_h, column * STEP_W + first_w
+    inside = (n < N) & (h + begin >= 0) & (h + begin < H) & (w >= 0) & (w < W) & exists
+    inside &= (column < COLUMNS) & mask
+    n, begin, c = widen(n, LAYOUT.INT64), widen(begin, LAYOUT.INT64), widen(c, LAYOUT.INT64)
     h, w = widen(h, LAYOUT.INT64), widen(w, LAYOUT.INT64)
-    plane = image_ptr + widen(n, LAYOUT.INT64) * strides[0]
-    channels, pixels = widen(c, LAYOUT.INT64) * strides[1], h * strides[2] + w * strides[3]
+    image_ptr += n * strides[0] + begin * strides[2]
+    channels, pixels = c * strides[1], h * strides[2] + w * strides[3]
     if LAYOUT.X_AXIS == 1:
-        pointers = side_by_side(plane + channels, pixels)
+        pointers = side_by_side(image_ptr, channels + pixels)
     else:
-        pointers = plane + pixels + channels
-    values = tl.load(pointers, mask=(c < C) & inside, other=0.0)  # [BLOCK_C, BLOCK_P]
-    rows = (widen(copy, LAYOUT.INT64) * N + n) * C + c
-    tl.store(out_ptr + rows * LENGTH + m, rounded(values), mask=(c < C) & (m < LENGTH))
+        pointers = image_ptr + pixels + channels
+    values = tl.load(pointers, mask=inside, other=0.0)  # [BLOCK_C, BLOCK_P]
+    row = (c // GROUP * (PLANES_H * PLANES_W - 1) + plane) * GROUP + c
+    tl.store(out_ptr + row * (cells * LANES) + element, rounded(values), mask=mask)
 
 
 @triton.jit
-def shift_of(copy, PAD_W: tl.constexpr, DIL_W: tl.constexpr):
-    """Elements by which a copy of x lies behind x, so that its taps read at multiples of four."""
-    return (PAD_W - copy * DIL_W) & 3
+def first_of(
+    plane, PLANES: tl.constexpr, IS_X: tl.constexpr, WINDOW: tl.constexpr, UNFOLDED: tl.constexpr
+):
+    """(row, column) of an image in the first cell of a plane, and whether there is such a plane."""
+    a, b = plane // PLANES, plane % PLANES
+    first_h, first_w, s = a * 0, b * 0, b * 0
+    if IS_X:
+        first_h = phase_of(a, WINDOW.STRIDE_H, WINDOW.PAD_H, WINDOW.DIL_H)
+        if UNFOLDED == "x":
+            first_w = b * WINDOW.DIL_W - WINDOW.PAD_W
+        else:
+            first_w = phase_of(b, WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W)
+    elif UNFOLDED == "dy":
+        TAPS: tl.constexpr = most_taps(WINDOW.S, WINDOW.STRIDE_W, WINDOW.DIL_W)
+        s = b // TAPS + b % TAPS * tap_step(WINDOW.STRIDE_W, WINDOW.DIL_W)
+        first_w = -steps_of(s, WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W)
+    return first_h, first_w, s < WINDOW.S
+
+
+@triton.jit
+def steps_of(tap, STRIDE: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr):
+    """(tap * DIL - PAD) / STRIDE, rounded down."""
+    BEFORE: tl.constexpr = (PAD + STRIDE - 1) // STRIDE
+    return (tap * DIL - PAD + BEFORE * STRIDE) // STRIDE - BEFORE
+
+
+@triton.jit
+def phase_of(tap, STRIDE: tl.constexpr, PAD: tl.constexpr, DIL: tl.constexpr):
+    """(tap * DIL - PAD) % STRIDE, not negative."""
+    BEFORE: tl.constexpr = (PAD + STRIDE - 1) // STRIDE
+    return (tap * DIL - PAD + BEFORE * STRIDE) % STRIDE
 
 
 @triton.jit

@@ -1,77 +1,110 @@
-"""Weight gradient in TF32 of a window of several columns, whose operands come through descriptors.
+"""Weight gradient in TF32 whose operands come through descriptors, from copies of x and dy.
 
-    dw[k,c,r,s] = sum_{n,j} dy'[n,k,j] * x'[n,c,j + (r * DIL_H - PAD_H) * PITCH + s * DIL_W - PAD_W]
+    dw[k,c,r,s] = sum_j dy'[k,j] * x'[phase,c, j + row * ROW + column * LANES]
+    row = (r * DIL_H - PAD_H) // STRIDE_H - FIRST        column likewise, without FIRST
 
-x' and dy' are planes as one row of pixels, made by copy_flat: PITCH elements from one row to the
-next, of which those behind the columns are zeros. So a tap is one offset, columns of padding
-are the zeros between two rows, and rows of padding lie outside of the plane, where the hardware
-fills in zeros. dy' is zero where a tap would reach into another row.
+copy_flat makes the copies: planes as one row of elements (row, column, lane). A lane is a band of
+rows of one image. So a tap is one offset, a multiple of 16 bytes, at which boxes have to start.
+Columns of padding are zeros behind those of the row before, rows of padding lie outside of the
+plane, where the hardware fills in zeros, or are in the copy. x has planes for every phase
+(h % STRIDE_H, w % STRIDE_W) that a tap reads; taps r and r + tap_step(STRIDE_H, DIL_H) read the
+same. Where x is not finite, all results of its channel may be so.
 
-    GEMM_M = filters k of one group    GEMM_N = channels c    GEMM_K = pixels (n,j)
+    GEMM_M = filters k of one group    GEMM_N = channels c    GEMM_K = elements j
 
-A box must start at a multiple of 16 bytes, so there are COPIES of x': copy s % COPIES lies
-shift_of(s) elements further behind, which makes the offset a multiple of four. Matrix units take
-TF32 with the summed axis innermost, as it is in both boxes. Where x is not finite, all results of
-its channel may be so.
+Matrix units take TF32 with the summed axis innermost, as it is in both boxes. With UNFOLDED "x",
+x' has planes of its own for every column s of the window, as far from dy' as that tap is from the
+pixel: GEMM_N = (s,c) fills a tile where channels are few. With "dy" it is dy' that has them, for
+each of the columns s of one phase: GEMM_M = (s,k).
 
-A program owns BLOCK_S neighbouring taps of one row of the window, which share what is loaded of dy.
-Sums in float32; split i sums boxes [i * SPLIT_BOXES, (i+1) * SPLIT_BOXES) and stores at
-`i * dw_stride_split`, as in wgrad_gemm.
+A program owns BLOCK_S neighbouring taps, which share what is loaded of dy. Sums in float32; split i
+sums boxes [i * SPLIT_BOXES, (i+1) * SPLIT_BOXES) and stores at `i * dw_stride_split`, as in
+wgrad_gemm. If images are copied in several parts, launches of all but the first ADD to what is
+there.
 """
 
 import triton
 import triton.language as tl
 
-from .copy_flat import shift_of
+from .copy_flat import steps_of
 from .hints import side_by_side_singly
+from .phases import most_taps, tap_step
 from .schedule import next_digit, widen
 
 
-@triton.jit(do_not_specialize=["N", "SPLIT_BOXES"])
+@triton.jit(do_not_specialize=["SPLIT_BOXES"])
 def wgrad_flat(
-    x_desc, dy_desc, dw_ptr, N, PITCH, LENGTH, channels, SPLIT_BOXES, dw_stride_split, dw_strides,
-    WINDOW: tl.constexpr, COPIES: tl.constexpr,
+    x_desc, dy_desc, dw_ptr, ROW, LANES, FIRST, LENGTH, channels, SPLIT_BOXES, dw_stride_split,
+    dw_strides, WINDOW: tl.constexpr, UNFOLDED: tl.constexpr, ADD: tl.constexpr,
     PRECISION: tl.constexpr, INT64: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     GROUPS, GROUP_C, GROUP_K = channels
-    # Taps vary fastest: their programs read the same boxes of dy and overlapping boxes of x.
-    tile_s, program = next_digit(tl.program_id(0), tl.cdiv(WINDOW.S, TILE.BLOCK_S))
-    r, program = next_digit(program, WINDOW.R)
-    tile_c, program = next_digit(program, tl.cdiv(GROUP_C, TILE.BLOCK_C))
-    tile_k, program = next_digit(program, tl.cdiv(GROUP_K, TILE.BLOCK_F))
-    group, split = next_digit(program, GROUPS)
-    c, k = group * GROUP_C + tile_c * TILE.BLOCK_C, group * GROUP_K + tile_k * TILE.BLOCK_F
+    PERIOD_H: tl.constexpr = tap_step(WINDOW.STRIDE_H, WINDOW.DIL_H)
+    PERIOD_W: tl.constexpr = tap_step(WINDOW.STRIDE_W, WINDOW.DIL_W)
+    PHASES_H: tl.constexpr = min(WINDOW.R, PERIOD_H)
+    PHASES_W: tl.constexpr = 1 if UNFOLDED == "x" else min(WINDOW.S, PERIOD_W)
+    # Columns of the window that are rows of an operand, and those that programs deal out.
+    X_TAPS: tl.constexpr = WINDOW.S if UNFOLDED == "x" else 1
+    DY_TAPS: tl.constexpr = (
+        most_taps(WINDOW.S, WINDOW.STRIDE_W, WINDOW.DIL_W) if UNFOLDED == "dy" else 1
+    )
+    COLUMNS: tl.constexpr = WINDOW.S if UNFOLDED == "" else PHASES_W
+    TAPS: tl.constexpr = WINDOW.R * COLUMNS
 
-    first, tiles = split * SPLIT_BOXES, tl.cdiv(LENGTH, TILE.BLOCK_L)
-    last = tl.minimum(first + SPLIT_BOXES, N * tiles)
+    # Taps vary fastest: their programs read the same boxes of dy and overlapping boxes of x.
+    tile_t, program = next_digit(tl.program_id(0), tl.cdiv(TAPS, TILE.BLOCK_S))
+    tile_c, program = next_digit(program, tl.cdiv(GROUP_C * X_TAPS, TILE.BLOCK_C))
+    tile_k, program = next_digit(program, tl.cdiv(GROUP_K * DY_TAPS, TILE.BLOCK_F))
+    group, split = next_digit(program, GROUPS)
+
+    first = split * SPLIT_BOXES
+    last = tl.minimum(first + SPLIT_BOXES, tl.cdiv(LENGTH, TILE.BLOCK_L))
     # Every split has a box: without that, ptxas waits for each product, see wgrad_tma.
     tl.assume(last > first)
+    phase = group
+    if UNFOLDED == "dy":  # taps of a program have one phase
+        phase = group * PHASES_W + tile_t * TILE.BLOCK_S // WINDOW.R
+    dy_row = phase * (GROUP_K * DY_TAPS) + tile_k * TILE.BLOCK_F
     accs, rows, offsets = (), (), ()
     for i in tl.static_range(TILE.BLOCK_S):
-        s = tile_s * TILE.BLOCK_S + i
-        column = s * WINDOW.DIL_W - WINDOW.PAD_W + shift_of(s, WINDOW.PAD_W, WINDOW.DIL_W)
+        t = tile_t * TILE.BLOCK_S + i
+        r, s = t % WINDOW.R, t // WINDOW.R
+        offset = (steps_of(r, WINDOW.STRIDE_H, WINDOW.PAD_H, WINDOW.DIL_H) - FIRST) * ROW
+        if UNFOLDED == "":
+            offset += steps_of(s, WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W) * LANES
+        phase = (group * PHASES_H + r % PERIOD_H) * PHASES_W + s % PERIOD_W
         accs += (tl.zeros([TILE.BLOCK_F, TILE.BLOCK_C], tl.float32),)
-        rows += (s % COPIES * N * GROUPS * GROUP_C + c,)
-        offsets += ((r * WINDOW.DIL_H - WINDOW.PAD_H) * PITCH + column,)
+        rows += (phase * (GROUP_C * X_TAPS) + tile_c * TILE.BLOCK_C,)
+        offsets += (offset,)
     for box in range(first, last):
-        tile, n = next_digit(box, tiles)
-        j = tile * TILE.BLOCK_L
-        dy = dy_desc.load([n * GROUPS * GROUP_K + k, j])  # [BLOCK_F, BLOCK_L]
+        j = box * TILE.BLOCK_L
+        dy = dy_desc.load([dy_row, j])  # [BLOCK_F, BLOCK_L]
         added = ()
         for i in tl.static_range(TILE.BLOCK_S):
-            # [BLOCK_C, BLOCK_L]
-            x = x_desc.load([n * GROUPS * GROUP_C + rows[i], j + offsets[i]])
+            x = x_desc.load([rows[i], j + offsets[i]])  # [BLOCK_C, BLOCK_L]
             added += (tl.dot(dy, x.T, accs[i], input_precision=PRECISION),)
         accs = added
 
-    group_k = tile_k * TILE.BLOCK_F + tl.arange(0, TILE.BLOCK_F)[:, None]  # [BLOCK_F, 1]
-    group_c = tile_c * TILE.BLOCK_C + tl.arange(0, TILE.BLOCK_C)[None, :]  # [1, BLOCK_C]
-    corner = dw_ptr + widen(split, INT64) * dw_stride_split + r * dw_strides[3]
-    corner += widen(group * GROUP_K + group_k, INT64) * dw_strides[1]
+    row = tile_k * TILE.BLOCK_F + tl.arange(0, TILE.BLOCK_F)[:, None]  # [BLOCK_F, 1]
+    column = tile_c * TILE.BLOCK_C + tl.arange(0, TILE.BLOCK_C)[None, :]  # [1, BLOCK_C]
+    mask = (row < GROUP_K * DY_TAPS) & (column < GROUP_C * X_TAPS)
+    k, c, tap_of_row, tap_of_column = row, column, 0, 0
+    if DY_TAPS > 1:
+        k, tap_of_row = row % GROUP_K, row // GROUP_K * PERIOD_W
+    if X_TAPS > 1:
+        c, tap_of_column = column % GROUP_C, column // GROUP_C
+    corner = dw_ptr + widen(split, INT64) * dw_stride_split + tap_of_row * dw_strides[4]
+    corner += widen(group * GROUP_K + k, INT64) * dw_strides[1]
+    across = c * dw_strides[2] + tap_of_column * dw_strides[4]
     for i in tl.static_range(TILE.BLOCK_S):
-        s = tile_s * TILE.BLOCK_S + i
-        tl.store(
-            side_by_side_singly(corner + s * dw_strides[4], group_c * dw_strides[2]),
-            accs[i].to(dw_ptr.dtype.element_ty),
-            mask=(group_k < GROUP_K) & (group_c < GROUP_C) & (s < WINDOW.S),
-        )
+        t = tile_t * TILE.BLOCK_S + i
+        r, s = t % WINDOW.R, t // WINDOW.R
+        exists = mask & (t < TAPS)
+        if DY_TAPS > 1:
+            exists &= s + tap_of_row < WINDOW.S
+        place = corner + r * dw_strides[3] + s * dw_strides[4]
+        pointers = side_by_side_singly(place, across)
+        sums = accs[i]
+        if ADD:
+            sums += tl.load(pointers, mask=exists, other=0.0)
+        tl.store(pointers, sums.to(dw_ptr.dtype.element_ty), mask=exists)

@@ -27,7 +27,9 @@ class Pass:
         flops: floating-point operations, two for a multiply-add.
         compulsory_bytes: each tensor moved once.
         workspace_bytes: partial sums of a split reduction.
-        copy_bytes: copies of images and of the weight, made in the order that the kernel reads.
+        copy_bytes: memory of the copies of images and of the weight, in the order that the kernel
+            reads.
+        copy_parts: parts of the images that are copied one after the other in this memory.
         bound: "memory" or "arithmetic", by the device's datasheet; None for an unknown device.
         floor_seconds: the least time that this bound allows.
     """
@@ -37,6 +39,7 @@ class Pass:
     compulsory_bytes: int
     workspace_bytes: int
     copy_bytes: int
+    copy_parts: int
     bound: str | None
     floor_seconds: float | None
 
@@ -103,7 +106,7 @@ def explain(
     layouts = {"fprop": layout_of(geometry, x, weight, y), "wgrad": layout_of(geometry, x, dw, y)}
     passes = {}
     for op in ("fprop", "dgrad", "wgrad"):
-        plan, workspace, copies, bound, floor = None, 0, 0, None, None
+        plan, workspace, copies, parts, bound, floor = None, 0, 0, 1, None, None
         moved = geometry.compulsory_bytes(x.itemsize, weight.itemsize, y.itemsize)
         if device is not None and y.numel():
             own = x.itemsize if x.dtype != weight.dtype and op != "dgrad" else 0
@@ -111,10 +114,11 @@ def explain(
             problem = Problem(op, geometry, weight.dtype, precision, layout, device, own)
             plan = choose.plan(problem)
             bound, floor = _bound(problem, plan, moved)
-            copies = round(plan.work(problem).copy_bytes)
+            work = plan.work(problem)
+            parts, copies = work.parts, round(work.copy_bytes / work.parts)
             copies += plan.exchange.memory(problem) if plan.exchange else 0
             workspace = partial_bytes(plan, problem)
-        passes[op] = Pass(plan, geometry.flops, moved, workspace, copies, bound, floor)
+        passes[op] = Pass(plan, geometry.flops, moved, workspace, copies, parts, bound, floor)
     return Explanation(geometry, weight.dtype, name, device, passes)
 
 
@@ -158,7 +162,8 @@ def _describe(cost: Pass) -> str:
     if cost.workspace_bytes:
         parts.append(f"{_quantity(cost.workspace_bytes)}B of partial sums")
     if cost.copy_bytes:
-        parts.append(f"{_quantity(cost.copy_bytes)}B of copies")
+        times = f" in each of {cost.copy_parts} parts" if cost.copy_parts > 1 else ""
+        parts.append(f"{_quantity(cost.copy_bytes)}B of copies{times}")
     if cost.floor_seconds is not None:
         parts.append(f"{cost.bound}-bound, at least {_quantity(cost.floor_seconds)}s by datasheet")
     return ", ".join(parts)

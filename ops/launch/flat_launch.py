@@ -1,4 +1,7 @@
-"""The launch of wgrad_flat, and the one before it that copies its operands."""
+"""The launch of wgrad_flat, and the one before it that copies its operands.
+
+Copies that are too large at once are made in parts, each with a launch of wgrad_flat behind it.
+"""
 
 from __future__ import annotations
 
@@ -18,30 +21,36 @@ from .call import Call
 from .kernel_arguments import call_of, window_of
 from .layout import NARROW_LIMIT, alignment, last_offset, step_along
 
-#: Channels and pixels of a program of copy_flat.
-TILE = (64, 64)
+#: Channels, or lanes, of a program of copy_flat, and all of its elements.
+ROWS, ELEMENTS = 64, 4096
 
 
 def flat_call(
     x: torch.Tensor, dy: torch.Tensor, geometry: Geometry, plan: Plan, **arguments: Any
 ) -> Call:
-    """The launch that fills dw, which `arguments` describe, after the one that copies x and dy."""
+    """The last launch that fills dw, which `arguments` describe, after all others."""
     tile: Any = plan.tile
-    copies, pitch = flat.copies(geometry), flat.pitch(geometry)
-    x_flat = x.new_empty(copies * geometry.N * geometry.C, flat.x_length(geometry))
-    dy_flat = dy.new_empty(geometry.N * geometry.K, flat.dy_length(geometry))
-    x_copy, programs = _copy_arguments(x, x_flat, copies)
-    dy_copy, more = _copy_arguments(dy, dy_flat)
+    g, made = geometry, flat.copies_of(geometry, tile.unfolded)
+    x_flat = x.new_empty(made.x_planes * g.C, made.x_length)
+    dy_flat = dy.new_empty(made.dy_planes * g.K, made.dy_length)
+    x_planes = (made.x_rows, made.x_columns, made.first)
+    x_copy, programs = _copy_arguments(x, x_flat, made, g.group_C, x_planes)
+    dy_planes = (made.band_rows, made.pitch, 0)
+    dy_copy, more = _copy_arguments(dy, dy_flat, made, g.group_K, dy_planes)
     copy = Call(
         kernels.copy_flat,
         programs + more,
         {
             **dict(zip(("x_ptr", "x_out_ptr", "x_sizes", "x_strides"), x_copy, strict=False)),
             **dict(zip(("dy_ptr", "dy_out_ptr", "dy_sizes", "dy_strides"), dy_copy, strict=False)),
-            "N": geometry.N,
-            "PITCH": pitch,
+            "N": g.N,
+            "PITCH": made.pitch,
+            "LANES": made.lanes,
+            "FIRST_LANE": 0,
+            "bands": (made.bands, made.band_rows),
             "PROGRAMS": programs,
-            "WINDOW": constant(window_of(geometry)),
+            "WINDOW": constant(window_of(g)),
+            "UNFOLDED": tile.unfolded,
             "X_LAYOUT": x_copy[-1],
             "DY_LAYOUT": dy_copy[-1],
         },
@@ -49,29 +58,48 @@ def flat_call(
         num_stages=1,
         scratch=(x_flat, dy_flat),
     )
-    call = call_of(
+    product = call_of(
         plan,
-        geometry,
+        g,
         x_desc=_descriptor(x_flat, [tile.BLOCK_C, tile.BLOCK_L]),
         dy_desc=_descriptor(dy_flat, [tile.BLOCK_F, tile.BLOCK_L]),
-        PITCH=pitch,
-        LENGTH=dy_flat.shape[1],
-        COPIES=copies,
+        ROW=made.pitch * made.lanes,
+        LANES=made.lanes,
+        FIRST=made.first,
+        LENGTH=made.dy_length,
+        UNFOLDED=tile.unfolded,
+        ADD=False,
         **arguments,
     )
-    return replace(call, before=(copy,))
+    launches = []
+    for part in range(made.parts):
+        lanes = {"FIRST_LANE": part * made.lanes}
+        launches.append(replace(copy, arguments=copy.arguments | lanes))
+        launches.append(replace(product, arguments=product.arguments | {"ADD": part > 0}))
+    return replace(launches[-1], before=tuple(launches[:-1]))
 
 
 def _copy_arguments(
-    image: torch.Tensor, out: torch.Tensor, copies: int = 1
+    image: torch.Tensor,
+    out: torch.Tensor,
+    made: flat.Copies,
+    group: int,
+    planes: tuple[int, int, int],
 ) -> tuple[tuple[Any, ...], int]:
-    """((image, copy, sizes, strides, layout) as the kernel takes them, programs)."""
-    N, C, H, W = image.shape
-    length = out.shape[1]
+    """((image, copy, sizes, strides, layout) as the kernel takes them, programs).
+
+    Args:
+        image: of which the copy is made.
+        out: the copy.
+        made: how it lies.
+        group: channels of a group.
+        planes: rows and columns of a plane of the copy, and its first row.
+    """
+    _, C, H, W = image.shape
+    cells = planes[0] * made.pitch
     axis = int(step_along(image, 3) < step_along(image, 1))
-    block_c, block_p = (
-        min(most, power_of_two(n)) for most, n in zip(TILE, (C, length), strict=True)
-    )
+    rows = min(ROWS, power_of_two(made.lanes if axis else C))
+    columns = min(ELEMENTS // rows, power_of_two(C * cells if axis else out.shape[1]))
     layout = CopyLayout(
         X_AXIS=axis,
         OUT_AXIS=1,
@@ -79,11 +107,16 @@ def _copy_arguments(
         OUT_ALIGN=flat.PIECE,
         ONE_ROW=False,
         INT64=max(last_offset(image), out.numel()) > NARROW_LIMIT,
-        BLOCK_C=block_c,
-        BLOCK_P=block_p,
+        BLOCK_C=rows,
+        BLOCK_P=columns,
     )
-    given = (image, out, (C, H, W, length, copies), image.stride(), constant(layout))
-    return given, copies * N * cdiv(C, block_c) * cdiv(length, block_p)
+    given = (image, out, (C, group, H, W, *planes), image.stride(), constant(layout))
+    tiles = out.shape[0] // C
+    if axis:
+        tiles *= cdiv(C * cells, columns) * cdiv(made.lanes, rows)
+    else:
+        tiles *= cdiv(out.shape[1], columns) * cdiv(C, rows)
+    return given, tiles
 
 
 def _descriptor(planes: torch.Tensor, block: list[int]) -> TensorDescriptor:

@@ -132,6 +132,8 @@ class Work:
         partial_bytes: of partial sums, which a kernel of its own adds up, see PARTIAL_RATE.
         exchanged_bytes: read and written by the copies of an Exchange.
         exchange_launches: that make them.
+        parts: of the images that are copied and multiplied one after the other: one part of the
+            copies is in memory at a time.
     """
 
     programs: int
@@ -161,6 +163,7 @@ class Work:
     partial_bytes: float = 0
     exchanged_bytes: float = 0
     exchange_launches: int = 0
+    parts: int = 1
 
     def after_copies(self, copies: Sequence[float], copied: float | None = None) -> Work:
         """The work with a launch before it that makes copies of so many bytes, if there are any.
@@ -515,6 +518,7 @@ _ANY_NUMBER = (
     "persistent",
     "copied",
     "in_place",
+    "unfolded",
 )
 
 

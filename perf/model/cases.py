@@ -355,6 +355,9 @@ CASES: dict[str, dict[str, Case]] = {
             31, 134, 51, 33, 142, 3, 3, ops="wgrad", groups=2, dilation=(1, 2), flip=True,
             padding=((2, 1), (1, 2)), last=True,
         ),
+        "strided": _case(32, 128, 56, 56, 256, 3, 3, ops="wgrad", stride=2, last=True),
+        "few": _case(64, 16, 56, 56, 256, 5, 5, ops="wgrad"),
+        "few_filters": _case(64, 256, 56, 56, 24, 7, 7, ops="wgrad", stride=2, last=True),
     },
     "frame": {
         "dense": _case(
@@ -427,6 +430,7 @@ class Configuration:
             in_place = getattr(tile, "in_place", False)
             return self.kernel, self.product, "split", tile.step(plan.op), in_place
         reads = tuple(getattr(tile, name, 0) > 0 for name in ("persistent", "copied", "in_place"))
+        reads += (getattr(tile, "unfolded", ""),)
         return self.kernel, self.product, *size, plan.one_tap, plan.int64, *reads
 
     @property
@@ -552,6 +556,7 @@ def _plans(
     for tile in tiles:
         copied = "-copied" if getattr(tile, "copied", False) else ""
         copied += "-in_place" if getattr(tile, "in_place", False) else ""
+        copied += f"-unfolded_{unfolded}" if (unfolded := getattr(tile, "unfolded", "")) else ""
         variants: dict[str, Any] = {copied: tile}
         if getattr(tile, "persistent", 0):  # a loop over boxes is other code than one box
             boxes: Any = tile
@@ -601,7 +606,7 @@ def _helpers() -> Iterator[Configuration]:
         ),
         *(
             ("copy_flat", "flat", name, CASES["flat"][name], "wgrad", ("tf32",))
-            for name in ("dense", "last")
+            for name in ("dense", "last", "strided")
         ),
         ("spread_weight", "patch", "head", CASES["patch"]["head"], "fprop", PRODUCTS["half"]),
         ("spread_weight", "patch", "head", CASES["patch"]["head"], "fprop", ("tf32",)),

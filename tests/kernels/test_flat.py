@@ -1,4 +1,4 @@
-"""Weight gradients in TF32 from copies of the images as flat planes."""
+"""Weight gradients in TF32 from copies of x and dy whose lanes are images and bands of rows."""
 
 from dataclasses import replace
 
@@ -10,26 +10,38 @@ from plans import H200, PLAIN, boxed, planned, with_tile
 from simulator.driver import simulated
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan import flat
+from tricorr.ops.plan import choose, flat
 from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.flat import FlatTile
 from tricorr.ops.plan.problem import Problem
 
 _SAME = ((1, 1), (1, 1))
 FORMATS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
-#: Every residue of a tap's offset, and planes of which the last box is partly filled.
+#: Lanes that are images, bands of rows or both; every phase of a stride; columns of the window as
+#: rows of an operand; planes of which the last box is partly filled.
 GEOMETRIES = {
     "odd_channels": geometry_of((2, 19, 5, 7), (37, 19, 3, 3), padding=_SAME),
     "seven_columns": geometry_of((1, 16, 4, 9), (16, 16, 2, 7), padding=((0, 1), (3, 3))),
     "asymmetric_padding": geometry_of((2, 16, 6, 5), (16, 16, 2, 3), padding=((0, 3), (5, 1))),
     "dilated": geometry_of((1, 16, 9, 8), (24, 16, 3, 3), (1, 1), ((2, 2), (3, 3)), (2, 3)),
-    "dilated_by_two": geometry_of((1, 16, 5, 9), (16, 16, 1, 3), dilation=(1, 2)),
     "groups_flipped": geometry_of(
         (2, 34, 6, 6), (40, 17, 2, 3), padding=_SAME, groups=2, flip=True
     ),
     "one_column_padded": geometry_of((3, 16, 3, 4), (16, 16, 2, 1), padding=((0, 1), (2, 1))),
-    "no_padding": geometry_of((1, 16, 3, 12), (16, 16, 2, 5)),
+    "four_images": geometry_of((4, 16, 3, 7), (16, 16, 2, 5)),
+    "fewer_rows_than_bands": geometry_of((1, 16, 2, 9), (16, 16, 1, 3), padding=_SAME),
+    "stride": geometry_of((4, 16, 7, 9), (24, 16, 3, 3), (2, 2), _SAME),
+    "stride_of_groups": geometry_of((1, 34, 9, 8), (40, 17, 3, 3), (2, 2), _SAME, groups=2),
+    "stride_and_dilation": geometry_of(
+        (1, 16, 12, 16), (16, 16, 3, 4), (4, 3), ((3, 1), (4, 2)), (2, 2), flip=True
+    ),
+    "strided_point": geometry_of((2, 16, 7, 16), (16, 16, 1, 1), (2, 3)),
+    "patches": geometry_of((1, 16, 9, 12), (16, 16, 2, 2), (2, 2)),
+    "window_below_stride": geometry_of((3, 16, 9, 16), (16, 16, 2, 3), (3, 5), _SAME),
 }  # fmt: skip
+#: (operand with copies for every column of the window, taps that share dy, splits): what each test
+#: takes in turn.
+WAYS = (("", 1, 1), ("x", 1, 2), ("dy", 1, 1), ("", 3, 2))
 
 
 def computed(geometry, args, boxes, tile, splits=1, **changes):
@@ -38,8 +50,14 @@ def computed(geometry, args, boxes, tile, splits=1, **changes):
     given = [t.contiguous(memory_format=FORMATS[boxes]) for t in args]
     plan = with_tile("wgrad", geometry, tile, splits, "tf32", **changes)
     assert plan.kernel == "wgrad_flat"
-    assert plan.splits == splits
+    assert plan.splits == splits  # there are enough boxes
     return run("wgrad", given, geometry, launch, plan=plan)
+
+
+def exact(geometry, args, boxes, tile, **changes):
+    """Whether sums of whole numbers are right to the last bit."""
+    actual = computed(geometry, args, boxes, tile, **changes)
+    return torch.equal(actual.cpu().double(), torch.from_numpy(truth("wgrad", args, geometry)))
 
 
 @pytest.mark.parametrize("boxes", FORMATS)
@@ -47,40 +65,99 @@ def computed(geometry, args, boxes, tile, splits=1, **changes):
 def test_every_window(kernel_backend, name, boxes):
     """Whole numbers are exact, and split sums of them too."""
     geometry = GEOMETRIES[name]
-    assert flat.is_legal(Problem("wgrad", geometry, precision="tf32", device=H200))
     args = operands(
         "wgrad", *tensors(geometry, torch.float32, kernel_backend.device, make=whole_numbers)
     )
-    taps, changes = (1, {"int64": True}) if boxes == "NHWC" else (3, {"splits": 2})
-    actual = computed(geometry, args, boxes, FlatTile(16, 16, 16, 4, 2, taps), **changes)
-    assert torch.equal(actual.cpu().double(), torch.from_numpy(truth("wgrad", args, geometry)))
+    turn = list(GEOMETRIES).index(name) + 2 * (boxes == "NCHW")
+    unfolded, taps, splits = WAYS[turn % len(WAYS)]
+    assert flat.is_legal(Problem("wgrad", geometry, precision="tf32", device=H200), unfolded)
+    taps = min(taps, flat.copies_of(geometry, unfolded).taps)
+    tile = FlatTile(16, 16, 16, 4, 2, taps, unfolded)
+    assert exact(geometry, args, boxes, tile, splits=splits, int64=boxes == "NHWC")
+
+
+@pytest.fixture
+def part_bytes(monkeypatch):
+    """Sets the most bytes of the copies of one part."""
+
+    def set_to(most):
+        monkeypatch.setattr(flat, "MAX_PART_BYTES", most)
+        flat.copies_of.cache_clear()
+
+    yield set_to
+    flat.copies_of.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("shape", "unfolded", "most", "parts", "bands"),
+    [
+        ((12, 16, 5, 7), "", 60_000, 2, 1),
+        ((9, 16, 5, 7), "x", 60_000, 3, 4),
+        ((1, 16, 17, 7), "dy", 30_000, 2, 8),
+    ],
+)
+def test_copies_in_parts(kernel_backend, part_bytes, shape, unfolded, most, parts, bands):
+    """Launches of all but the first add to the sums: the same whatever the parts, in any order."""
+    part_bytes(most)
+    geometry = geometry_of(shape, (20, 16, 3, 3), (1, 2), padding=_SAME)
+    made = flat.copies_of(geometry, unfolded)
+    assert (made.parts, made.bands) == (parts, bands)
+    args = operands(
+        "wgrad", *tensors(geometry, torch.float32, kernel_backend.device, make=whole_numbers)
+    )
+    for boxes, splits in (("NHWC", 1), ("NCHW", 2)):
+        assert exact(geometry, args, boxes, FlatTile(16, 16, 16, 4, 2, 1, unfolded), splits=splits)
 
 
 #: More boxes than stages.
 BOXES = geometry_of((3, 19, 12, 11), (37, 19, 3, 3), padding=_SAME)
+STRIDED = geometry_of((4, 19, 19, 18), (37, 19, 3, 3), (2, 2), _SAME)
+#: 16 channels of one image become a tile of 64 with those of other columns of the window.
+FEW = geometry_of((4, 16, 9, 9), (80, 16, 3, 5), padding=_SAME)
 
 
 @pytest.mark.parametrize(
-    ("geometry", "boxes", "shape"),
+    ("geometry", "boxes", "shape", "unfolded"),
     [
-        (GEOMETRIES["groups_flipped"], "NCHW", (128, 256, 8, 4, 1)),
-        (BOXES, "NHWC", (128, 256, 8, 4, 1)),
-        (BOXES, "NCHW", (128, 128, 8, 3, 1)),
-        (BOXES, "NHWC", (64, 128, 4, 4, 1)),
-        (BOXES, "NHWC", (64, 64, 4, 4, 1)),
-        (BOXES, "NCHW", (128, 64, 8, 4, 3)),
-        (GEOMETRIES["seven_columns"], "NHWC", (64, 64, 4, 3, 3)),
-        (BOXES, "NCHW", (64, 64, 4, 3, 3)),
+        (GEOMETRIES["groups_flipped"], "NCHW", (128, 256, 8, 4, 1), ""),
+        (BOXES, "NHWC", (128, 256, 8, 4, 1), ""),
+        (STRIDED, "NHWC", (64, 256, 8, 4, 1), "x"),
+        (STRIDED, "NCHW", (128, 128, 8, 3, 1), ""),
+        (BOXES, "NHWC", (64, 128, 4, 4, 1), ""),
+        (BOXES, "NHWC", (64, 64, 4, 4, 1), "dy"),
+        (BOXES, "NCHW", (128, 64, 8, 4, 3), ""),
+        (FEW, "NHWC", (128, 64, 8, 4, 3), "x"),
+        (STRIDED, "NCHW", (64, 64, 4, 3, 3), "dy"),
     ],
 )
-def test_compiled_code(geometry, boxes, shape):
+def test_compiled_code(geometry, boxes, shape, unfolded):
     assert shape in flat.SHAPES
     filters, channels, *more = shape
     args = operands("wgrad", *tensors(geometry, torch.float32, make=whole_numbers))
     with simulated(90) as device:
-        actual = computed(geometry, args, boxes, FlatTile(filters, channels, 32, *more))
+        assert exact(geometry, args, boxes, FlatTile(filters, channels, 32, *more, unfolded))
     assert [(done.kernel, done.unit) for done in device.launches][-1] == ("wgrad_flat", "wgmma")
-    assert torch.equal(actual.double(), torch.from_numpy(truth("wgrad", args, geometry)))
+
+
+def test_compiled_code_of_parts(part_bytes):
+    part_bytes(80_000)
+    args = operands("wgrad", *tensors(BOXES, torch.float32, make=whole_numbers))
+    with simulated(90) as device:
+        assert exact(BOXES, args, "NCHW", FlatTile(64, 64, 32, 4, 4), splits=2)
+    launched = [done.kernel for done in device.launches]
+    assert launched == ["copy_flat", "wgrad_flat"] * 2 + ["sum_partials"]
+
+
+def test_parts_and_splits_are_repeatable(part_bytes):
+    """Sums of any numbers are the same bits in every run, and within the bound of TF32."""
+    part_bytes(80_000)
+    args = operands("wgrad", *tensors(BOXES, torch.float32))
+    with simulated(90):
+        runs = [
+            computed(BOXES, args, "NHWC", FlatTile(64, 64, 32, 4, 4), splits=2) for _ in range(2)
+        ]
+    assert torch.equal(*runs)
+    check("wgrad", args, BOXES, actual=runs[0], precision="tf32")
 
 
 def test_rounded_operands_leave_no_bias():
@@ -95,7 +172,7 @@ def test_rounded_operands_leave_no_bias():
 
 def test_values_that_are_not_finite_stay_so(kernel_backend):
     """Rounding to TF32 adds to the bits: those of a NaN must not overflow to a number."""
-    geometry = GEOMETRIES["no_padding"]
+    geometry = GEOMETRIES["four_images"]
     args = operands("wgrad", *tensors(geometry, torch.float32, kernel_backend.device))
     args[0][:, 3] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
     args[0][:, 5] = torch.inf
@@ -132,21 +209,26 @@ def test_it_is_taken_for_dense_layers(layout):
     assert plan.kernel == "wgrad_flat"
     problem = Problem("wgrad", LAYER, torch.float32, "tf32", layout, H200)
     assert flat.fits(plan.tile, problem)
-    # Rows of 14 columns and one of padding are 16 apart; three copies of x.
-    planes = [3 * (14 * 16 + 4), 14 * 16]
-    assert plan.tile.work(plan, problem).copy_bytes == 4 * 32 * 256 * sum(planes)
+    # Rows of 14 columns and one of padding, of both images.
+    assert plan.tile.work(plan, problem).copy_bytes == 4 * 32 * 256 * 2 * 14 * 15
+
+
+def test_large_copies_are_made_in_parts():
+    problem = Problem("wgrad", replace(LAYER, N=2**14), torch.float32, "tf32", device=H200)
+    plan = choose.plan(problem)
+    assert plan.kernel == "wgrad_flat"
+    work = plan.tile.work(plan, problem)
+    assert work.copy_bytes / work.parts <= flat.MAX_PART_BYTES < work.copy_bytes
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"stride": (1, 2)},
-        {"S": 1, "padding": ((1, 1), (0, 0))},
         {"padding": ((1, -1), (1, 1))},
         {"padding_mode": "reflect"},
         {"per_sample": True},
         {"C": 8},
-        {"N": 2**14},
+        {"C": 2**22, "K": 2**8, "groups": 2**4},
     ],
     ids=str,
 )
