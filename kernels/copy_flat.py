@@ -6,9 +6,12 @@
     dy_out[g, k, (p, q, lane)] = dy[n, g * GROUP_K + k, p + band * BAND_ROWS, q]
 
 and 0 outside of the images. Planes (a, b) of x are the phases a' = (a * DIL_H - PAD_H) % STRIDE_H,
-b' likewise, that taps read, see wgrad_flat. With UNFOLDED "x" b is a column of the window:
-b' = b * DIL_W - PAD_W. With "dy", dy_out has planes (b, e) for the columns s = b + e * tap_step of
-the window, whose column q lies as far behind as the tap reads x.
+b' likewise, that taps read, see wgrad_flat. UNFOLDED copies have a plane for each tap s of a row of
+the window, next to each other for every channel:
+
+    "x"     x_out[g, a, c, s]        with b' = s * DIL_W - PAD_W
+    "dy"    dy_out[g, b, k, e]       of s = b + e * tap_step(STRIDE_W, DIL_W), whose column q lies
+                                     where this tap reads x
 
 Values are rounded to the nearest TF32. One launch makes both copies, of LANES lanes from FIRST_LANE
 on: the first PROGRAMS programs that of x. A tile is loaded along the axis on which the image is
@@ -38,7 +41,8 @@ def copy_flat(
         copy_planes(
             program, x_ptr, x_out_ptr, x_sizes, x_strides, N, PITCH, LANES, FIRST_LANE, bands,
             min(WINDOW.R, tap_step(WINDOW.STRIDE_H, WINDOW.DIL_H)), PLANES,
-            WINDOW.STRIDE_H, WINDOW.STRIDE_W, True, WINDOW, UNFOLDED, X_LAYOUT,
+            WINDOW.S if UNFOLDED == "x" else 1, WINDOW.STRIDE_H, WINDOW.STRIDE_W, True, WINDOW,
+            UNFOLDED, X_LAYOUT,
         )  # fmt: skip
     else:
         PERIOD: tl.constexpr = tap_step(WINDOW.STRIDE_W, WINDOW.DIL_W)
@@ -46,20 +50,21 @@ def copy_flat(
         copy_planes(
             program - PROGRAMS, dy_ptr, dy_out_ptr, dy_sizes, dy_strides, N, PITCH, LANES,
             FIRST_LANE, bands, 1, min(WINDOW.S, PERIOD) * TAPS if UNFOLDED == "dy" else 1,
-            1, 1, False, WINDOW, UNFOLDED, DY_LAYOUT,
+            TAPS if UNFOLDED == "dy" else 1, 1, 1, False, WINDOW, UNFOLDED, DY_LAYOUT,
         )  # fmt: skip
 
 
 @triton.jit
 def copy_planes(
     program, image_ptr, out_ptr, sizes, strides, N, PITCH, LANES, FIRST_LANE, bands,
-    PLANES_H: tl.constexpr, PLANES_W: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
-    IS_X: tl.constexpr, WINDOW: tl.constexpr, UNFOLDED: tl.constexpr, LAYOUT: tl.constexpr,
+    PLANES_H: tl.constexpr, PLANES_W: tl.constexpr, TAPS: tl.constexpr,
+    STEP_H: tl.constexpr, STEP_W: tl.constexpr, IS_X: tl.constexpr, WINDOW: tl.constexpr,
+    UNFOLDED: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
     """One tile of one plane of a copy.
 
-    `sizes` is (C, channels of a group, H, W, rows and columns of a plane, its first row); `bands`
-    is (BANDS, BAND_ROWS).
+    `sizes` is (C, channels of a group, H, W, rows and columns of a plane, its first row), `bands`
+    (BANDS, BAND_ROWS); TAPS of the PLANES_H * PLANES_W planes are those of one channel.
     """
     C, GROUP, H, W, ROWS, COLUMNS, FIRST = sizes
     BANDS, BAND_ROWS = bands
@@ -98,7 +103,8 @@ def copy_planes(
     else:
         pointers = image_ptr + pixels + channels
     values = tl.load(pointers, mask=inside, other=0.0)  # [BLOCK_C, BLOCK_P]
-    row = (c // GROUP * (PLANES_H * PLANES_W - 1) + plane) * GROUP + c
+    row = c // GROUP * (PLANES_H * PLANES_W // TAPS - 1) + plane // TAPS
+    row = (row * GROUP + c) * TAPS + plane % TAPS
     tl.store(out_ptr + row * (cells * LANES) + element, rounded(values), mask=mask)
 
 

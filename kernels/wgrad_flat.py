@@ -14,8 +14,8 @@ same. Where x is not finite, all results of its channel may be so.
 
 Matrix units take TF32 with the summed axis innermost, as it is in both boxes. With UNFOLDED "x",
 x' has planes of its own for every column s of the window, as far from dy' as that tap is from the
-pixel: GEMM_N = (s,c) fills a tile where channels are few. With "dy" it is dy' that has them, for
-each of the columns s of one phase: GEMM_M = (s,k).
+pixel: GEMM_N = (c,s) fills a tile where channels are few. With "dy" it is dy' that has them, for
+each of the columns s of one phase: GEMM_M = (k,s).
 
 A program owns BLOCK_S neighbouring taps, which share what is loaded of dy. Sums in float32; split i
 sums boxes [i * SPLIT_BOXES, (i+1) * SPLIT_BOXES) and stores at `i * dw_stride_split`, as in
@@ -90,11 +90,11 @@ def wgrad_flat(
     mask = (row < GROUP_K * DY_TAPS) & (column < GROUP_C * X_TAPS)
     k, c, tap_of_row, tap_of_column = row, column, 0, 0
     if DY_TAPS > 1:
-        k, tap_of_row = row % GROUP_K, row // GROUP_K * PERIOD_W
+        k, tap_of_row = row // DY_TAPS, row % DY_TAPS * PERIOD_W
     if X_TAPS > 1:
-        c, tap_of_column = column % GROUP_C, column // GROUP_C
-    corner = dw_ptr + widen(split, INT64) * dw_stride_split + tap_of_row * dw_strides[4]
-    corner += widen(group * GROUP_K + k, INT64) * dw_strides[1]
+        c, tap_of_column = column // X_TAPS, column % X_TAPS
+    dw_ptr += widen(split, INT64) * dw_stride_split + widen(group * GROUP_K, INT64) * dw_strides[1]
+    down = widen(k, INT64) * dw_strides[1] + tap_of_row * dw_strides[4]
     across = c * dw_strides[2] + tap_of_column * dw_strides[4]
     for i in tl.static_range(TILE.BLOCK_S):
         t = tile_t * TILE.BLOCK_S + i
@@ -102,8 +102,8 @@ def wgrad_flat(
         exists = mask & (t < TAPS)
         if DY_TAPS > 1:
             exists &= s + tap_of_row < WINDOW.S
-        place = corner + r * dw_strides[3] + s * dw_strides[4]
-        pointers = side_by_side_singly(place, across)
+        place = dw_ptr + r * dw_strides[3] + s * dw_strides[4]
+        pointers = side_by_side_singly(place, down + across)
         sums = accs[i]
         if ADD:
             sums += tl.load(pointers, mask=exists, other=0.0)
