@@ -19,7 +19,7 @@ each of the columns s of one phase: GEMM_M = (k,s).
 
 A program owns BLOCK_S neighbouring taps, which share what is loaded of dy. Sums in float32; split i
 sums boxes [i * SPLIT_BOXES, (i+1) * SPLIT_BOXES) and stores at `i * dw_stride_split`, as in
-wgrad_gemm. If images are copied in several parts, launches of all but the first ADD to what is
+wgrad_gemm. Where images are copied in several parts, all launches but the first ADD to what is
 there.
 """
 
@@ -49,10 +49,9 @@ def wgrad_flat(
         most_taps(WINDOW.S, WINDOW.STRIDE_W, WINDOW.DIL_W) if UNFOLDED == "dy" else 1
     )
     COLUMNS: tl.constexpr = WINDOW.S if UNFOLDED == "" else PHASES_W
-    TAPS: tl.constexpr = WINDOW.R * COLUMNS
 
     # Taps vary fastest: their programs read the same boxes of dy and overlapping boxes of x.
-    tile_t, program = next_digit(tl.program_id(0), tl.cdiv(TAPS, TILE.BLOCK_S))
+    tile_t, program = next_digit(tl.program_id(0), tl.cdiv(WINDOW.R * COLUMNS, TILE.BLOCK_S))
     tile_c, program = next_digit(program, tl.cdiv(GROUP_C * X_TAPS, TILE.BLOCK_C))
     tile_k, program = next_digit(program, tl.cdiv(GROUP_K * DY_TAPS, TILE.BLOCK_F))
     group, split = next_digit(program, GROUPS)
@@ -76,8 +75,8 @@ def wgrad_flat(
         accs += (tl.zeros([TILE.BLOCK_F, TILE.BLOCK_C], tl.float32),)
         rows += (phase * (GROUP_C * X_TAPS) + tile_c * TILE.BLOCK_C,)
         offsets += (offset,)
-    for box in range(first, last):
-        j = box * TILE.BLOCK_L
+    for step in range(last - first):  # from 0: from `first` on, two passes become one (sm_100)
+        j = (first + step) * TILE.BLOCK_L
         dy = dy_desc.load([dy_row, j])  # [BLOCK_F, BLOCK_L]
         added = ()
         for i in tl.static_range(TILE.BLOCK_S):
@@ -85,26 +84,55 @@ def wgrad_flat(
             added += (tl.dot(dy, x.T, accs[i], input_precision=PRECISION),)
         accs = added
 
-    row = tile_k * TILE.BLOCK_F + tl.arange(0, TILE.BLOCK_F)[:, None]  # [BLOCK_F, 1]
-    column = tile_c * TILE.BLOCK_C + tl.arange(0, TILE.BLOCK_C)[None, :]  # [1, BLOCK_C]
-    mask = (row < GROUP_K * DY_TAPS) & (column < GROUP_C * X_TAPS)
-    k, c, tap_of_row, tap_of_column = row, column, 0, 0
-    if DY_TAPS > 1:
-        k, tap_of_row = row // DY_TAPS, row % DY_TAPS * PERIOD_W
-    if X_TAPS > 1:
-        c, tap_of_column = column // X_TAPS, column % X_TAPS
     dw_ptr += widen(split, INT64) * dw_stride_split + widen(group * GROUP_K, INT64) * dw_strides[1]
-    down = widen(k, INT64) * dw_strides[1] + tap_of_row * dw_strides[4]
-    across = c * dw_strides[2] + tap_of_column * dw_strides[4]
+    first_k, first_c = tile_k * TILE.BLOCK_F, tile_c * TILE.BLOCK_C
+    QUARTER: tl.constexpr = TILE.BLOCK_C // 4
     for i in tl.static_range(TILE.BLOCK_S):
         t = tile_t * TILE.BLOCK_S + i
-        r, s = t % WINDOW.R, t // WINDOW.R
-        exists = mask & (t < TAPS)
-        if DY_TAPS > 1:
-            exists &= s + tap_of_row < WINDOW.S
-        place = dw_ptr + r * dw_strides[3] + s * dw_strides[4]
-        pointers = side_by_side_singly(place, down + across)
-        sums = accs[i]
-        if ADD:
-            sums += tl.load(pointers, mask=exists, other=0.0)
-        tl.store(pointers, sums.to(dw_ptr.dtype.element_ty), mask=exists)
+        if ADD:  # in quarters: what is added has no room beside all sums
+            for part in tl.static_range(4):
+                pointers, mask = places(
+                    dw_ptr, dw_strides, t, first_k, first_c + part * QUARTER, GROUP_K, GROUP_C,
+                    X_TAPS, DY_TAPS, COLUMNS, WINDOW, INT64, TILE.BLOCK_F, QUARTER,
+                )  # fmt: skip
+                sums = half(half(accs[i], part // 2), part % 2)
+                tl.store(pointers, sums + tl.load(pointers, mask=mask, other=0.0), mask=mask)
+        else:
+            pointers, mask = places(
+                dw_ptr, dw_strides, t, first_k, first_c, GROUP_K, GROUP_C,
+                X_TAPS, DY_TAPS, COLUMNS, WINDOW, INT64, TILE.BLOCK_F, TILE.BLOCK_C,
+            )  # fmt: skip
+            tl.store(pointers, accs[i].to(dw_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def half(block, UPPER: tl.constexpr):
+    """The columns of one half of a block [rows, columns]."""
+    ROWS: tl.constexpr = block.shape[0]
+    pair = tl.permute(block.reshape(ROWS, 2, block.shape[1] // 2), (0, 2, 1))
+    lower, upper = tl.split(pair)
+    return upper if UPPER else lower
+
+
+@triton.jit
+def places(
+    dw_ptr, dw_strides, t, first_k, first_c, GROUP_K, GROUP_C, X_TAPS: tl.constexpr,
+    DY_TAPS: tl.constexpr, COLUMNS: tl.constexpr, WINDOW: tl.constexpr, INT64: tl.constexpr,
+    ROWS: tl.constexpr, SUMS: tl.constexpr,
+):  # fmt: skip
+    """(pointers, mask) of the sums of one tap, [ROWS, SUMS]; `dw_ptr` is of the group."""
+    row = first_k + tl.arange(0, ROWS)[:, None]  # [ROWS, 1]
+    column = first_c + tl.arange(0, SUMS)[None, :]  # [1, SUMS]
+    r, s = t % WINDOW.R, t // WINDOW.R
+    mask = (row < GROUP_K * DY_TAPS) & (column < GROUP_C * X_TAPS) & (s < COLUMNS)
+    k, c, tap_of_row, tap_of_column = row, column, 0, 0
+    if DY_TAPS > 1:
+        k = row // DY_TAPS
+        tap_of_row = row % DY_TAPS * tap_step(WINDOW.STRIDE_W, WINDOW.DIL_W)
+        mask &= s + tap_of_row < WINDOW.S
+    if X_TAPS > 1:
+        c, tap_of_column = column // X_TAPS, column % X_TAPS
+    down = widen(k, INT64) * dw_strides[1] + tap_of_row * dw_strides[4]
+    across = c * dw_strides[2] + tap_of_column * dw_strides[4]
+    place = dw_ptr + r * dw_strides[3] + s * dw_strides[4]
+    return side_by_side_singly(place, down + across), mask
