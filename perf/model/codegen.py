@@ -223,7 +223,7 @@ def _in_flight(configuration: Configuration, target: Target, built: Build) -> in
     if configuration.family in ("helper", "frame") or not built.in_flight:
         return 0
     plan, device = configuration.plan, target.device
-    work = plan.tile.work(plan, configuration.problem(target))
+    work = plan.work(configuration.problem(target))
     registers = cdiv(built.registers, 8) * 8 * built.threads
     side_by_side = min(
         REGISTERS // registers,

@@ -163,7 +163,7 @@ def test_copies_that_cannot_be_made_are_not_compared():
     assert exchanges(problem) == [READS, BOTH]
     assert exchanges(replace(problem, op="dgrad")) == [BOTH]
     assert exchanges(replace(problem, op="wgrad")) == [READS]
-    heavy = replace(problem, layout=Layout(heavy_epilogue=True))
+    heavy = replace(problem, layout=Layout(epilogue=10))
     assert exchanges(heavy) == [READS]  # a residual lies in the result's format
     huge = replace(problem, geometry=replace(strided, N=2**16))
     few = replace(problem, geometry=replace(strided, K=3))
