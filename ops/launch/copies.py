@@ -15,7 +15,10 @@ from ..plan.integers import cdiv, power_of_two
 from .call import Call
 from .layout import NARROW_LIMIT, alignment, as_row, boxes_of, is_row, last_offset, step_along
 
-#: Channels and pixels of a program of copy_images.
+#: Channels and pixels of a program of copy_images. Of planes with fewer pixels, as a weight's, it
+#: has more channels: 64 of a 3x3 window are 1 kB, too few for the programs of a multiprocessor to
+#: keep memory busy. On an H100, weights were copied at 0.7 of the rate of images so (in pairs of
+#: calls that differ in format); with more channels, not timed.
 TILE = (64, 64)
 #: What copy_images is given for each of its copies, in the order of _copy_arguments.
 FIRST = ("x_ptr", "out_ptr", "INNER", "sizes", "x_strides", "out_strides", "LAYOUT")
@@ -142,10 +145,8 @@ def _copy_arguments(copy: Copy) -> tuple[dict[str, Any], int]:
         alignment(t, 3 if axis else 1, t.shape[3] if axis else t.shape[1])
         for t, axis in ((source, x_axis), (target, out_axis))
     )
-    block_c, block_p = (
-        min(most, power_of_two(extent))
-        for most, extent in zip(TILE, (channels, H * W), strict=True)
-    )
+    block_p = min(TILE[1], power_of_two(H * W))
+    block_c = min(math.prod(TILE) // block_p, 4 * TILE[0], power_of_two(channels))
     layout = CopyLayout(
         X_AXIS=x_axis,
         OUT_AXIS=out_axis,

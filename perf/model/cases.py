@@ -20,8 +20,9 @@ from typing import Any
 from ...ops.errors import ArgumentError
 from ...ops.geometry import Geometry
 from ...ops.launch.call import Call
-from ...ops.plan import choose
+from ...ops.plan import choose, gemm
 from ...ops.plan.device import DEVICES, Device
+from ...ops.plan.exchange import Exchange
 from ...ops.plan.problem import Plan, Problem
 from ...ops.plan.tuned import tuned_for
 from ..providers import TENSOR_DTYPES
@@ -640,6 +641,25 @@ def _helpers() -> Iterator[Configuration]:
                 planned = replace(planned, plan=replace(planned.plan, splits=100))
             recorded = (kernel, name, dtype) == ("sum_partials", "narrow", "float32")
             yield Configuration("helper", name, kernel, planned, "", recorded)
+    yield from _on_copies()
+
+
+def _on_copies() -> Iterator[Configuration]:
+    """Copies of pixels that a stride reads or reaches, and a kernel between two formats."""
+    points = _case(32, 256, 56, 56, 512, 1, 1, stride=2, ops="fprop dgrad")
+    strided = _case(32, 128, 57, 56, 256, 3, 3, stride=3, ops="fprop")
+    sampled, mixed = Exchange(sampled=True), Exchange(reads=True)
+    for kernel, name, case, op, exchange in (
+        ("copy_images", "samples", points, "fprop", sampled),
+        ("copy_images", "spreads", points, "dgrad", sampled),
+        ("fprop_gemm", "mixed", strided, "fprop", mixed),
+    ):
+        for dtype in ("bfloat16", "tf32"):
+            call = PlannedCall(case.workload, op, dtype, "NCHW")
+            seen = exchange.seen(call.problem(TARGETS["sm_90"].device))
+            tile = gemm.tiles(seen)[0]
+            plan = replace(choose.plan_with_tile(seen, tile), exchange=exchange)
+            yield Configuration("helper", name, kernel, replace(call, plan=plan), "")
 
 
 def _tuned(target: Target) -> Iterator[Configuration]:
