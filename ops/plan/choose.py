@@ -112,10 +112,14 @@ def family_of(tile: Tile) -> ModuleType:
 
 
 def tile_of(fields: Mapping[str, int]) -> Tile:
-    """The tile with these fields, whose names identify the family."""
-    kinds = (kind for family in FAMILIES for kind in family.KINDS)
-    names = {kind: {field.name for field in dataclasses.fields(kind)} for kind in kinds}
-    return next(kind(**fields) for kind in names if names[kind] == set(fields))
+    """The tile with these fields, whose names identify the family; others have their defaults."""
+    given = set(fields)
+    for kind in (kind for family in FAMILIES for kind in family.KINDS):
+        every = dataclasses.fields(kind)
+        needed = {field.name for field in every if field.default is dataclasses.MISSING}
+        if needed <= given <= {field.name for field in every}:
+            return kind(**fields)
+    raise ValueError(f"no family has a tile with the fields {', '.join(sorted(given))}")
 
 
 def plans_with_tile(problem: Problem, tile: Tile) -> list[Plan]:
