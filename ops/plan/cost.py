@@ -80,7 +80,7 @@ REORDERED_ELEMENTS = 100_000
 MARGIN = 0.75
 #: Issue slots of a warp for one result of each of its threads, counted in fprop_gemm and
 #: fprop_reuse (sm_90, Triton 3.6 and 3.7): 4 to 7 instructions of a residual, 10 of gelu in 16 bits
-#: and 13 in 32, 9 of silu, two of them ex2 and a reciprocal, whose unit takes 8 clocks for each.
+#: and 13 in 32, 13 of silu, two of them ex2 and a reciprocal, whose unit takes 8 clocks for each.
 EPILOGUE_SLOTS = {"residual": 5, "gelu of 16 bits": 10, "gelu": 13, "silu": 16}
 
 

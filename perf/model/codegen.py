@@ -404,6 +404,8 @@ def main(options: argparse.Namespace) -> int:
     if options.serve:
         serve(sys.stdin)
         return 0
+    if options.check and str(options.check) in TARGETS:  # argparse takes it for FILE
+        options.targets, options.check = [str(options.check), *options.targets], Path()
     unknown = sorted(set(options.targets) - set(TARGETS))
     if unknown:
         raise ValueError(f"no target is called {unknown[0]}: expected one of {', '.join(TARGETS)}")

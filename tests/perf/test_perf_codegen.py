@@ -6,6 +6,7 @@ kernels; `python -m tricorr.perf codegen --check` compares the whole table.
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
 import os
@@ -389,6 +390,16 @@ def test_a_removed_kernel_must_be_recorded_again(tmp_path, capsys):
     codegen.write_table([entry(name="fprop_gone")], tmp_path / "t.json")
     assert codegen.compare(tmp_path / "t.json") == 1
     assert "fprop_gone: not a configuration any more" in capsys.readouterr().out
+
+
+def test_a_target_after_check_is_no_file(monkeypatch):
+    asked = []
+    monkeypatch.setattr(codegen, "compare", lambda *given: asked.append(given) or 0)
+    parser = argparse.ArgumentParser()
+    codegen.add_arguments(parser)
+    for given in (["--check", "sm_90", "sm_100"], ["sm_90", "sm_100", "--check"]):
+        assert codegen.main(parser.parse_args(given)) == 0
+    assert asked == [(codegen.committed(), "", ["sm_90", "sm_100"])] * 2
 
 
 @pytest.mark.aot
