@@ -74,6 +74,8 @@ def copy_tile(
     x_ptr += widen(group, LAYOUT.INT64) * stride_g
     n, sample = widen(n, LAYOUT.INT64), widen(sample, LAYOUT.INT64)
     mask = (c < C) & (pixel < pixels)
+    if LAYOUT.COLUMNS > 0:
+        mask &= w < LAYOUT.COLUMNS
     if HAS_STEPS:
         reached = (h % LAYOUT.STEP_H == 0) & (w % LAYOUT.STEP_W == 0)
         mask &= reached

@@ -8,11 +8,13 @@
     GEMM_K = (c,row,i): the input that a block reads, rows of COLUMNS columns
 
 fprop_banded multiplies the same matrices. Here a program computes tile after tile of one filter,
-whose bands it copies to shared memory first; build_lines has written them as they lie there:
+whose bands it copies to shared memory first:
 
     lines[c,j,phase,line,q,i] = weight[k,c,r,s] if that tap exists, else 0
-    r = line * STRIDE_H + phase - (BLOCK_P - 1) * STRIDE_H
+    r = (line - (BLOCK_P - 1)) * STRIDE_H + phase
     s = j * BLOCK_Q + i + SHIFT - q * STRIDE_W
+
+build_lines has written them so, but for BLOCK_P - 1 lines of zeros above and below each window.
 
 Output row p of a block meets input row `row` in line row // STRIDE_H + BLOCK_P - 1 - p of phase
 row % STRIDE_H, so the matrix of an input row is BLOCK_P lines from some line on. A line is 16 x 16
@@ -72,7 +74,10 @@ def fprop_resident(
 
     xs = gl.allocate_shared_memory(dtype, [STAGES * PIECES, TILE.BLOCK_M, TILE.BLOCK_Q], BOX)
     lines = gl.allocate_shared_memory(dtype, [(LINES + 7) // 8 * 8, 16, 16], BOX)
-    copy_lines(lines, lines_ptr + (batch * (GROUPS * GROUP_K) + k) * (LINES * 256), LINES, BOX)
+    WINDOWS: gl.constexpr = LINES // BAND.LINES
+    SOME: gl.constexpr = BAND.LINES - 2 * (TILE.BLOCK_P - 1)  # lines with taps
+    filter_ptr = lines_ptr + (batch * (GROUPS * GROUP_K) + k) * (WINDOWS * SOME * 256)
+    copy_lines(lines, filter_ptr, WINDOWS, SOME, TILE.BLOCK_P - 1, BOX)
     pixels, h, w, rows, row_ahead, c_ahead = begin_tile(
         xs, x_base, x_strides, part, tiles, blocks_p, blocks_q, SAMPLES, x_shape, WINDOW, BAND,
         TILE, STAGES,
@@ -131,15 +136,25 @@ def wait_for(PENDING: gl.constexpr, upper, lower, TILE: gl.constexpr):
 
 
 @gluon.jit
-def copy_lines(lines, lines_ptr, LINES: gl.constexpr, BOX: gl.constexpr):
-    """Copies the bands of a filter, eight lines at a time, as they lie."""
+def copy_lines(
+    lines, lines_ptr,
+    WINDOWS: gl.constexpr, SOME: gl.constexpr, MARGIN: gl.constexpr, BOX: gl.constexpr,
+):  # fmt: skip
+    """Copies the bands of a filter, eight lines at a time.
+
+    WINDOWS runs of SOME lines in memory get MARGIN lines of zeros on both sides.
+    """
     ORDER: gl.constexpr = gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])
+    LINES: gl.constexpr = SOME + 2 * MARGIN
     place = gl.arange(0, 128, gl.SliceLayout(1, ORDER))[:, None]
-    element = place * 16 + gl.arange(0, 16, gl.SliceLayout(0, ORDER))[None, :]
-    for i in range((LINES + 7) // 8):
+    column = gl.arange(0, 16, gl.SliceLayout(0, ORDER))[None, :]
+    for i in range((WINDOWS * LINES + 7) // 8):
+        line, window = next_digit(i * 8 + place // 16, LINES)
+        exists = (window < WINDOWS) & (line >= MARGIN) & (line < MARGIN + SOME)
+        line = window * SOME + line - MARGIN
         eight = lines.index(i * 8)._reinterpret(lines.dtype, [128, 16], BOX)
-        exists = i * 8 + place // 16 < LINES
-        async_copy.async_copy_global_to_shared(eight, lines_ptr + i * 2048 + element, exists)
+        pointers = lines_ptr + (line * 16 + place % 16) * 16 + column
+        async_copy.async_copy_global_to_shared(eight, pointers, exists)
     async_copy.commit_group()
 
 

@@ -134,7 +134,8 @@ def _copy_arguments(copy: Copy) -> tuple[dict[str, Any], int]:
     x, out = copy.x, copy.out
     outer, image = x.stride(0), x[0]
     has_steps = copy.step != (1, 1)
-    one_row = is_row(image) and is_row(out) and not has_steps
+    longer = out.shape[3] > image.shape[3] and not has_steps
+    one_row = is_row(image) and is_row(out) and not has_steps and not longer
     out_row = is_row(out) and not one_row
     source = as_row(image) if one_row else image
     target = as_row(out) if one_row or out_row else out
@@ -159,6 +160,7 @@ def _copy_arguments(copy: Copy) -> tuple[dict[str, Any], int]:
         STEP_H=copy.step[0],
         STEP_W=copy.step[1],
         OUT_ROW=out_row,
+        COLUMNS=image.shape[3] if longer else 0,
     )
     arguments = {
         "x_ptr": x,

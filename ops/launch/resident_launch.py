@@ -12,6 +12,7 @@ from ... import kernels
 from ...kernels.structs import ResidentLayout, constant
 from ..geometry import Geometry
 from ..plan.problem import Plan
+from ..plan.resident import in_whole_pieces
 from .banded_launch import BANDS_BLOCK, in_planes
 from .call import Call
 from .copies import Copy, copy_calls
@@ -32,13 +33,16 @@ def resident_call(
 ) -> Call:
     """The launches that fill y; of an input gradient, x is dy and the geometry the adjoint."""
     result = y
-    x, x_copy = in_planes(x, plan)
-    residual_copy = None
+    tile: Any = plan.tile
+    x_copy = residual_copy = None
+    if tile.copied:
+        geometry = in_whole_pieces(geometry)
+        planes = torch.empty(geometry.x_shape, dtype=x.dtype, device=x.device)
+        x, x_copy = planes, Copy(x[None], planes, planes)
     if residual is not None:
         residual, residual_copy = in_planes(residual, plan)
     if suggests_channels_last(y) and y.shape[1] > 1:
         y = torch.empty(y.shape, dtype=y.dtype, device=y.device)
-    tile: Any = plan.tile
     lines = weight.new_empty(tile.lines_shape(geometry))
     band = tile.band(geometry)
     layout = ResidentLayout(
@@ -96,9 +100,8 @@ def build_lines_call(
             "STRIDE_W": geometry.stride[1],
             "SHIFT": band.shift,
             "COLUMNS": band.columns,
-            "LINES": tile.phase_lines(geometry),
+            "LINES": lines.shape[-3],
             "CHANNELS": geometry.group_C,
-            "BLOCK_P": tile.BLOCK_P,
             "INT64": plan.int64,
             "BLOCK_E": BANDS_BLOCK,
         },

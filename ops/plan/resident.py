@@ -39,6 +39,7 @@ class ResidentTile:
     Attributes:
         parts: programs that share the tiles of one filter.
         num_stages: slots for input rows of the blocks.
+        copied: the image is copied before, in planes and with rows of whole pieces of 16 bytes.
     """
 
     BLOCK_M: int
@@ -48,12 +49,17 @@ class ResidentTile:
     num_warps: int
     num_stages: int
     parts: int = 1
+    copied: bool = False
 
     family: ClassVar[str] = "resident"
     partials: ClassVar[int] = 1
 
+    def seen(self, problem: Problem) -> Geometry:
+        """The geometry of the correlation that the kernel computes, of the copy if it is copied."""
+        return in_whole_pieces(problem.correlated) if self.copied else problem.correlated
+
     def band(self, geometry: Geometry) -> Band:
-        """The columns that a block reads; of an input gradient, `geometry` is the adjoint.
+        """The columns that a block reads, of a geometry that is `seen`.
 
         If one block holds a whole row of the output, they are those of the image, without zeros.
         """
@@ -72,22 +78,23 @@ class ResidentTile:
         return (self.BLOCK_P - 1) * geometry.stride[0] + geometry.R
 
     def phase_lines(self, geometry: Geometry) -> int:
-        """Lines of one phase of the stride."""
+        """Lines of one phase of the stride in shared memory, with zeros around the window."""
         return (geometry.R - 1) // geometry.stride[0] + 1 + 2 * (self.BLOCK_P - 1)
 
     def lines_shape(self, geometry: Geometry) -> tuple[int, ...]:
         """Shape of the workspace of build_lines."""
         g, pieces = geometry, self.band(geometry).columns // PIECE
         banks = g.N if g.per_sample else 1
-        return (banks, g.K, g.group_C, pieces, g.stride[0], self.phase_lines(g), PIECE, PIECE)
+        lines = self.phase_lines(g) - 2 * (self.BLOCK_P - 1)
+        return (banks, g.K, g.group_C, pieces, g.stride[0], lines, PIECE, PIECE)
 
     def lines_bytes(self, problem: Problem) -> int:
         """Bytes of the bands of all filters."""
-        return math.prod(self.lines_shape(problem.correlated)) * problem.dtype.itemsize
+        return math.prod(self.lines_shape(self.seen(problem))) * problem.dtype.itemsize
 
     def tiles(self, problem: Problem) -> int:
         """Tiles of one filter."""
-        g = problem.correlated
+        g = self.seen(problem)
         stacks = cdiv(g.P, self.STACK * self.BLOCK_P) * cdiv(g.Q, self.BLOCK_Q)
         return cdiv(problem.samples * stacks, self.BLOCK_M)
 
@@ -97,7 +104,7 @@ class ResidentTile:
 
     def strips(self, problem: Problem) -> int:
         """Input rows of a tile, of all channels."""
-        g = problem.correlated
+        g = self.seen(problem)
         rows = self.rows(g) + (self.STACK - 1) * self.BLOCK_P * g.stride[0]
         return g.group_C * min(rows, g.H)
 
@@ -111,8 +118,8 @@ class ResidentTile:
 
     def shared_bytes(self, problem: Problem) -> int:
         """What a program holds in shared memory: the bands of a filter, and slots for rows."""
-        g = problem.correlated
-        lines = math.prod(self.lines_shape(g)[2:-2])
+        g = self.seen(problem)
+        lines = math.prod(self.lines_shape(g)[2:5]) * self.phase_lines(g)
         row = self.BLOCK_M * self.band(g).columns
         elements = cdiv(lines, 8) * 8 * PIECE * PIECE + self.num_stages * row
         return elements * problem.dtype.itemsize
@@ -123,7 +130,7 @@ class ResidentTile:
 
     def suits(self, problem: Problem) -> bool:
         """Whether a tile that was tuned for a problem near this one can serve it."""
-        return is_legal(problem) and fits(self, problem)
+        return is_legal(problem, self.copied) and fits(self, problem)
 
     def flags(self, problem: Problem) -> Mapping[str, Any]:
         """Fields of a Plan that this family decides."""
@@ -139,14 +146,14 @@ class ResidentTile:
 
     def work(self, plan: Plan, problem: Problem) -> Work:
         """The work of a launch, and of the launch that makes the bands."""
-        g, itemsize = problem.correlated, problem.dtype.itemsize
+        g, itemsize = self.seen(problem), problem.dtype.itemsize
         m, n, k = self.step(plan.op)
         pieces = self.band(g).columns // k
         products = pieces * g.group_C * self.STACK * min(self.rows(g), g.H)  # of a tile
         rows, each = self.strips(problem), cdiv(self.tiles(problem), self.parts)
         row = m * k * pieces * itemsize
         lines = self.lines_bytes(problem) // (problem.banks * g.K)
-        copies = 8 // aligned(problem)  # of a thread for a piece
+        copies = 1 if self.copied else 8 // aligned(problem)  # of a thread for a piece
         epilogue = problem.layout.epilogue * m * n / problem.threads(self) + 250
         # Counted for sm_90: copying lines, beginning a tile, a row.
         once, begun = 100 + 25 * lines / 4096, 400 + self.STACK * epilogue
@@ -169,11 +176,16 @@ class ResidentTile:
             operands="ahead",
             outside=once + each * begun,
         )
-        copied = copied_bytes(problem)
-        if not copied:
-            return work
-        between = work.between_bytes + 2 * copied
-        return replace(work, launches=work.launches + 2, between_bytes=between)
+        # Copies are written and read, one after the other.
+        launches, between = work.launches, work.between_bytes
+        if self.copied:
+            launches, between = (
+                launches + 1,
+                between + (problem.correlated.x_numel + g.x_numel) * itemsize,
+            )
+        if problem.layout.channels_last and g.K > 1:
+            launches, between = launches + 1, between + 2 * g.y_numel * itemsize
+        return replace(work, launches=launches, between_bytes=between)
 
 
 def piece_of(columns: int) -> int:
@@ -181,24 +193,22 @@ def piece_of(columns: int) -> int:
     return math.gcd(columns, 8)
 
 
+def in_whole_pieces(geometry: Geometry) -> Geometry:
+    """The geometry of a copy whose rows are whole pieces of 16 bytes: zeros are columns of it."""
+    (left, right), more = geometry.padding[1], -geometry.W % 8
+    return replace(
+        geometry, W=geometry.W + more, padding=(geometry.padding[0], (left, right - more))
+    )
+
+
 def aligned(problem: Problem) -> int:
-    """Columns that are copied at once, of 16 bytes at most: 1 is less than a copy can have."""
-    g, layout = problem.correlated, problem.layout
-    if layout.channels_last and not g.C == g.K == 1:
-        return piece_of(g.W)  # of the copy in planes
+    """Columns that are copied at once, of 16 bytes at most; 1 is less than a copy can have."""
+    layout = problem.layout
     return math.gcd(8, layout.y_align if problem.is_input_gradient else layout.x_align)
 
 
-def copied_bytes(problem: Problem) -> int:
-    """Bytes of the copies of both images in planes: see banded.copied_bytes."""
-    g = problem.geometry
-    if not problem.layout.channels_last or g.C == g.K == 1:
-        return 0
-    return (g.x_numel + g.y_numel) * problem.dtype.itemsize
-
-
-def is_legal(problem: Problem) -> bool:
-    """Whether the kernel can compute this."""
+def is_legal(problem: Problem, copied: bool = False) -> bool:
+    """Whether the kernel can compute this: from the image as it lies, or from a copy of it."""
     g, layout = problem.correlated, problem.layout
     if problem.op != "fprop" and not problem.is_turned:
         return False
@@ -211,26 +221,28 @@ def is_legal(problem: Problem) -> bool:
     if problem.is_turned and g.groups > 1 and g.group_K > 1:
         return False
     # Of one column of outputs, Triton sees no runs of input columns (3.6, 3.7).
-    return g.Q > 1 and aligned(problem) > 1
+    return g.Q > 1 and (copied or aligned(problem) > 1)
 
 
 def tiles(problem: Problem) -> list[ResidentTile]:
     """The tiles that the planner may take: as many slots as leave room for a second program."""
     g, found = problem.correlated, []
-    if not problem.has_few_channels or g.R * g.S < MIN_TAPS or not is_legal(problem):
+    if not problem.has_few_channels or g.R * g.S < MIN_TAPS or not is_legal(problem, copied=True):
         return []
-    for stack in (2, 1):  # of plans that are as fast, the one that reads less
-        tile = ResidentTile(64, 8, PIECE, stack, 4, STAGES[0])
+    every = [copied for copied in (False, True) if is_legal(problem, copied)]
+    # Of plans that are as fast, the one that reads less.
+    for copied, stack in itertools.product(every[: 1 + (aligned(problem) < 8)], (2, 1)):
+        tile = ResidentTile(64, 8, PIECE, stack, 4, STAGES[0], copied=copied)
         if stack > 1 and g.P <= tile.BLOCK_P:
             continue
         if tile.lines_bytes(problem) > MAX_WORKSPACE or not fits(tile, problem):
             continue
         tile = with_stages(tile, problem)
-        filters, every = problem.banks * g.K, tile.tiles(problem)
+        filters, tiles_each = problem.banks * g.K, tile.tiles(problem)
         full = tile.side_by_side(problem) * problem.device.multiprocessors
         for parts in sorted({full // filters, cdiv(full, filters)} - {0}):
-            each = cdiv(every, min(parts, every))
-            found.append(replace(tile, parts=cdiv(every, each)))
+            each = cdiv(tiles_each, min(parts, tiles_each))
+            found.append(replace(tile, parts=cdiv(tiles_each, each)))
     return list(dict.fromkeys(found))
 
 

@@ -67,6 +67,20 @@ def test_one_launch_makes_two_copies_and_pads_with_zeros(kernel_backend):
     assert boxes_of(planes) == "NCHW"
 
 
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("shape", [(2, 70, 5, 11), (1, 3, 7, 7), (2, 2, 1, 5)], ids=str)
+def test_rows_of_a_copy_are_filled_up_with_zeros(kernel_backend, shape, format):
+    from tricorr.ops.launch.copies import Copy, copy_calls
+
+    image = torch.randn(shape, device=kernel_backend.device).half()
+    for name, view in _views(image.to(memory_format=FORMATS[format])):
+        n, c, h, w = view.shape
+        out = torch.empty(n, c, h, -(-w // 8) * 8 + 8, dtype=view.dtype, device=view.device)
+        copy_calls(Copy(view[None], out, out))[0].run(view.device)
+        assert torch.equal(out[..., :w], view), name
+        assert not out[..., w:].any(), name
+
+
 def test_no_copy_of_a_weight_outlives_its_call(kernel_backend):
     """An in-place update of the weight must take effect, also in a prepared call."""
     from tricorr.ops.launch import arguments as launch

@@ -68,6 +68,12 @@ def problem_of(op, geometry, dtype=HALF, device=H200):
     return Problem(op.removesuffix("_bias"), geometry, dtype, "ieee", layout, device)
 
 
+#: Images that are copied first, as their rows are no whole pieces.
+COPIED = {
+    "small_planes": image(7, 7, 13, 13, (6, 6), N=5, C=2),
+    "odd_columns": image(12, 45, 3, 9, ((1, 1), (4, 6)), N=2),
+    "odd_columns_strided": image(13, 37, 5, 6, (2, 3), C=3, stride=(2, 2)),
+}
 #: Forward with one of the tiles; the input gradient, in the same kernel, with the other one.
 CASES = [
     ("fprop_bias", name, (SINGLE, STACKED)[i % 2])
@@ -86,7 +92,7 @@ CASES = [
 
 def plan_of(op, geometry, tile, dtype=HALF):
     problem = problem_of(op, geometry, dtype)
-    assert resident.is_legal(problem)
+    assert resident.is_legal(problem, tile.copied)
     plan = choose.plan_with_tile(problem, tile)
     assert plan.kernel == "fprop_resident"
     return plan
@@ -115,6 +121,19 @@ def test_every_window_and_tile(op, name, tile):
     assert torch.equal(actual, torch.from_numpy(truth(op, args, geometry)).to(HALF))
 
 
+@pytest.mark.parametrize("name", COPIED)
+@pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
+def test_an_image_is_copied_to_whole_pieces(op, name):
+    geometry, tile = COPIED[name], replace(SINGLE if op == "dgrad" else STACKED, copied=True)
+    if not resident.is_legal(problem_of(op, geometry), copied=True):
+        assert (op, geometry.stride) == ("dgrad", (2, 2))
+        return
+    args = operands(op, *tensors(geometry, HALF, make=whole_numbers))
+    plan = plan_of(op, geometry, tile)
+    actual = launched(op, args, geometry, plan, before=("copy_images", "build_lines"))
+    assert torch.equal(actual, torch.from_numpy(truth(op, args, geometry)).to(HALF))
+
+
 @pytest.mark.parametrize("tile", [SINGLE, STACKED], ids=["single", "stacked"])
 def test_random_operands(tile):
     geometry = GEOMETRIES["several_tiles"]
@@ -136,6 +155,7 @@ def test_the_epilogue(activation, tile, last):
     form = torch.channels_last if last else torch.contiguous_format
     x, residual = (t.contiguous(memory_format=form) for t in (x / 8, torch.randn_like(dy)))
     options = {"activation": activation, "residual": residual}
+    tile = replace(tile, copied=last)
     with simulated(90):
         actual, expected = (
             launch.fprop(x, weight, bias, geometry, plan=plan, **options)
@@ -148,7 +168,7 @@ def test_the_epilogue(activation, tile, last):
     assert actual.is_contiguous(memory_format=form)
 
 
-def test_an_image_that_starts_off_alignment_is_left_to_others():
+def test_an_image_that_starts_off_alignment_is_copied():
     from tricorr.ops.launch.layout import layout_of
 
     geometry = image(12, 40, 9, 9, (4, 4))
@@ -159,6 +179,9 @@ def test_an_image_that_starts_off_alignment_is_left_to_others():
         problem = Problem("fprop", geometry, HALF, "ieee", layout, H200)
         assert resident.aligned(problem) == align
         assert resident.is_legal(problem) == (align > 1)
+        tiles = resident.tiles(problem)
+        assert any(tile.copied for tile in tiles) == (align < 8)
+        assert all(tile.copied for tile in tiles) == (align == 1)
 
 
 def family(geometry, op="fprop", device=H200):
@@ -195,7 +218,6 @@ def test_it_is_taken_for_large_windows():
     [
         {"dilation": (2, 1)},
         {"padding_mode": "reflect"},
-        {"W": 41},
         {"W": 2, "S": 2, "padding": ((4, 4), (0, 0))},  # one column of outputs
     ],
     ids=str,
