@@ -594,6 +594,14 @@ def _helpers() -> Iterator[Configuration]:
     made: list[tuple[str, str, str, Case, str, Iterable[str]]] = [
         ("build_bands", "banded", "image31", CASES["banded"]["image31"], "fprop", PRODUCTS["half"]),
         ("build_bands", "banded", "image31", CASES["banded"]["image31"], "fprop", ("tf32",)),
+        (
+            "build_lines",
+            "resident",
+            "image31",
+            CASES["resident"]["image31"],
+            "fprop",
+            PRODUCTS["half"],
+        ),
         ("copy_images", "gemm", "weight", CASES["gemm"]["planes"], "fprop", PRODUCTS["half"]),
         ("copy_images", "gemm", "weight", CASES["gemm"]["planes"], "fprop", ("float32", "float64")),
         *(

@@ -187,7 +187,7 @@ def _work_of_a_program(configuration: Configuration, target: Target) -> tuple[in
         size = [int(n) for n in (tile.BLOCK_P, tile.BLOCK_Q, tile.BLOCK_C, window.R, window.S)]
         rows, columns, planes, R, S = size
         return rows * columns * planes, (rows + R - 1) * columns * planes * (R + S)
-    if configuration.kernel == "build_bands":
+    if configuration.kernel in ("build_bands", "build_lines"):
         return BANDS_BLOCK, BANDS_BLOCK
     if configuration.kernel in ("copy_images", "copy_flat"):
         elements = math.prod(COPY_TILE)
