@@ -41,7 +41,7 @@ from .rows import (
 from .schedule import as_block, next_digit, widen
 from .structs import at
 from .vectors import (
-    columns_per_word,
+    columns_per_piece,
     join_last,
     load_vector,
     masks_of,
@@ -115,8 +115,8 @@ def _walk_down(
     FIRST: tl.constexpr = (OPEN - 1) * WINDOW.STRIDE_H
     LAST: tl.constexpr = OPEN + TILE.STEP_P - 2
     DTYPE: tl.constexpr = x_base.dtype.element_ty
-    WORD: tl.constexpr = columns_per_word(DTYPE)
-    PIECE: tl.constexpr = 1 if MASKED and WINDOW.MODE != "zeros" else WORD
+    FOLDED: tl.constexpr = MASKED and WINDOW.MODE != "zeros"
+    PIECE: tl.constexpr = 1 if FOLDED else columns_per_piece(DTYPE, WINDOW, TILE.LANE_Q)
     h = p * WINDOW.STRIDE_H - WINDOW.PAD_H
     w = q * WINDOW.STRIDE_W
     AHEAD: tl.constexpr = loads_ahead(

@@ -2,7 +2,8 @@
 
 A lane loads the LANE_Q * STRIDE_W columns that it owns of an input row at once, in 32-bit words, or
 in elements where those are larger. Columns that its outputs read left and right of these are loaded
-separately, in pieces: words, or single pixels where padded columns are not neighbours in the image.
+separately, in pieces: words, several words where these take fewer loads, or single pixels where
+padded columns are not neighbours in the image.
 Columns are counted from a lane's first one.
 """
 
@@ -36,6 +37,16 @@ def _pieces(WINDOW, LANE_Q, PIECE):
 
 
 @triton.constexpr_function
+def columns_per_piece(dtype, WINDOW, LANE_Q):
+    """Columns of a piece, of those with which a lane makes the fewest loads beside its own."""
+    bits = dtype.primitive_bitwidth
+    own = LANE_Q * _columns_of(WINDOW)[1]
+    word, most = max(1, 32 // bits), min(own, max(1, 128 // bits))
+    sizes = [word << i for i in range(3) if word << i <= most] or [word]
+    return min(sizes, key=lambda size: (len(_pieces(WINDOW, LANE_Q, size)), size))
+
+
+@triton.constexpr_function
 def pieces_beside(WINDOW, LANE_Q, PIECE):
     """Number of pieces, of PIECE columns, that a lane reads beside the columns it owns."""
     return len(_pieces(WINDOW, LANE_Q, PIECE))
@@ -48,14 +59,20 @@ def piece_beside(index, WINDOW, LANE_Q, PIECE):
 
 
 @triton.constexpr_function
-def place_of(column, COUNT, WINDOW, LANE_Q, PIECE):
-    """Index of the load that has a column: of a lane's COUNT words, then of its pieces."""
+def words_of_row(WINDOW, LANE_Q, PIECE, WORD):
+    """Values that load_vector returns for a row: a lane's own words, then those of its pieces."""
+    own = LANE_Q * _columns_of(WINDOW)[1] // WORD
+    return own + len(_pieces(WINDOW, LANE_Q, PIECE)) * max(1, PIECE // WORD)
+
+
+@triton.constexpr_function
+def place_of(column, WINDOW, LANE_Q, PIECE, WORD):
+    """Index of a column's value among those of a row."""
     own = LANE_Q * _columns_of(WINDOW)[1]
     if 0 <= column < own:
-        return column // (own // COUNT)
-    width = own // COUNT
+        return column // WORD
     piece = _pieces(WINDOW, LANE_Q, PIECE).index(column // PIECE * PIECE)
-    return COUNT + piece * max(1, PIECE // width) + column % PIECE // width
+    return own // WORD + piece * max(1, PIECE // WORD) + column % PIECE // WORD
 
 
 @triton.constexpr_function
@@ -140,11 +157,18 @@ def load_words(lanes, mask, COLUMNS: tl.constexpr):
     words = lanes
     if WORD > 1:
         words = lanes.to(tl.pointer_type(tl.uint32), bitcast=True)
-    if mask is None:
-        own = tl.load(vector_at(words, COUNT))  # [A, LANES, COUNT]
+    if COUNT == 1:
+        if mask is None:
+            found = (tl.load(words),)
+        else:
+            found = (tl.load(words, mask=mask, other=0),)
     else:
-        own = tl.load(vector_at(words, COUNT), mask=tl.expand_dims(mask, 2), other=0)
-    return split_last(own, COUNT)
+        if mask is None:
+            own = tl.load(vector_at(words, COUNT))  # [A, LANES, COUNT]
+        else:
+            own = tl.load(vector_at(words, COUNT), mask=tl.expand_dims(mask, 2), other=0)
+        found = split_last(own, COUNT)
+    return found
 
 
 @triton.jit
@@ -160,28 +184,25 @@ def load_vector(
         row: number of the input row.
         x_strides, x_shape: of the image.
     """
-    WORD: tl.constexpr = columns_per_word(lanes.dtype.element_ty)
     OWN: tl.constexpr = LANE_Q * WINDOW.STRIDE_W
     inside = True
     if MASKED:
         row, inside = fold(as_block(row), x_shape[0], WINDOW.MODE)  # [1, 1]
     lanes += row * x_strides[2]
-    words = lanes
-    if WORD > 1:
-        words = lanes.to(tl.pointer_type(tl.uint32), bitcast=True)
     if MASKED:
         loaded = load_words(lanes, masks[0] & inside, OWN)
     else:
         loaded = load_words(lanes, None, OWN)
     for i in tl.static_range(pieces_beside(WINDOW, LANE_Q, PIECE)):
-        pointers = words + piece_beside(i, WINDOW, LANE_Q, PIECE) // WORD
-        if MASKED and WINDOW.MODE != "zeros":
-            pointers = lanes + columns[i]
+        mask = None
         if MASKED:
-            piece = tl.load(pointers, mask=masks[i + 1] & inside, other=0)
+            mask = masks[i + 1] & inside
+        if MASKED and WINDOW.MODE != "zeros":
+            loaded = loaded + (tl.load(lanes + columns[i], mask=mask, other=0),)
         else:
-            piece = tl.load(pointers)
-        loaded = loaded + (piece,)
+            loaded = loaded + load_words(
+                lanes + piece_beside(i, WINDOW, LANE_Q, PIECE), mask, PIECE
+            )
     return loaded
 
 
@@ -225,12 +246,12 @@ def pixels_of(
     """The pixels that LANE_Q outputs read of row `number` in `loaded`, in the order of load_row."""
     WORD: tl.constexpr = columns_per_word(DTYPE)
     OWN: tl.constexpr = LANE_Q * WINDOW.STRIDE_W
-    FIRST: tl.constexpr = number * (OWN // WORD + pieces_beside(WINDOW, LANE_Q, PIECE))
+    FIRST: tl.constexpr = number * words_of_row(WINDOW, LANE_Q, PIECE, WORD)
     pixels = ()
     for i in tl.static_range((LANE_Q - 1) * WINDOW.STRIDE_W + (WINDOW.S - 1) * WINDOW.DIL_W + 1):
         if is_read(i, 0, LANE_Q - 1, WINDOW.S, WINDOW.STRIDE_W, WINDOW.DIL_W):
-            x = loaded[FIRST + place_of(i - WINDOW.PAD_W, OWN // WORD, WINDOW, LANE_Q, PIECE)]
-            if PIECE % WORD == 0 or (i - WINDOW.PAD_W >= 0 and i - WINDOW.PAD_W < OWN):
+            x = loaded[FIRST + place_of(i - WINDOW.PAD_W, WINDOW, LANE_Q, PIECE, WORD)]
+            if PIECE >= WORD or (i - WINDOW.PAD_W >= 0 and i - WINDOW.PAD_W < OWN):
                 x = pixel_of(x, i - WINDOW.PAD_W, DTYPE)
             pixels = pixels + (x.to(ACC),)
         else:  # never read; keeps the tuple's index aligned

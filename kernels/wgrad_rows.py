@@ -4,28 +4,36 @@
     h = p * STRIDE_H - PAD_H + r * DIL_H        w likewise
 
 No GEMM view. A lane works on one group, for BLOCK_K of its filters, and on LANE_Q neighbouring
-columns; it keeps a sum for every tap. Where rows consist of whole aligned vectors (X_ALIGN > 1),
-lanes load vectors, see vectors.py; of wide images (IN_PIECES), tiles inside the image load pieces,
-see pieces.py. A program takes
-strips of BLOCK_P x BLOCK_Q outputs and walks down each: an input row is loaded once and multiplied
-by the rows of dy that read it, up to R, in registers. Strips are counted through (n, rows of
-strips, columns of strips); split i sums strips [i * SPLIT_STRIPS, (i+1) * SPLIT_STRIPS) and stores
-at `i * dw_stride_split`: a partial for sum_partials, or dw itself when there is one split. A bank
-per sample is a batch of such sums, each over the strips of its own sample. Sums in float32 (float64
-for float64).
+columns; it keeps a sum for every tap. A program takes strips of BLOCK_P x BLOCK_Q outputs and walks
+down each: an input row is loaded once and multiplied by the rows of dy that read it, up to R, in
+registers. Where rows consist of whole aligned vectors (X_ALIGN > 1), lanes load vectors, see
+vectors.py, and load the rows of the next step while those of this one are multiplied.
+
+Strips are counted through (n, rows of strips, columns of strips); split i sums strips
+[i * SPLIT_STRIPS, (i+1) * SPLIT_STRIPS) and stores at `i * dw_stride_split`: a partial for
+sum_partials, or dw itself when there is one split. A bank per sample is a batch of such sums, each
+over the strips of its own sample. Sums in float32 (float64 for float64).
 """
 
 import triton
 import triton.language as tl
 
-from .hints import align_planes
 from .padding import fold
-from .pieces import load_columns
-from .rows import inside_image, is_read, load_row, loads_ahead, open_rows, tap_of, widen_strides
+from .rows import (
+    inside_image,
+    is_read,
+    load_row,
+    loads_ahead,
+    open_rows,
+    rows_before,
+    tap_of,
+    widen_strides,
+)
 from .schedule import as_block, next_digit, widen
 from .structs import at, tap_at
 from .vectors import (
-    columns_per_word,
+    columns_per_piece,
+    join_last,
     load_vector,
     load_words,
     masks_of,
@@ -34,18 +42,27 @@ from .vectors import (
 )
 
 
+@triton.constexpr_function
+def parts_of(number):
+    """How many powers of two add up to a number."""
+    return bin(number).count("1")
+
+
+@triton.constexpr_function
+def part_size(part, number):
+    """Number `part` of these powers, from the largest on."""
+    return [1 << bit for bit in range(32) if number >> bit & 1][-1 - part]
+
+
 @triton.jit
 def wgrad_rows(
     x_ptr, dy_ptr, dw_ptr,
     x_shape, y_shape, SAMPLES, SPLITS, SPLIT_STRIPS, GROUPS, GROUP_K,
     x_strides, dy_strides, dw_stride_split, dw_strides, dw_stride_g,
-    GROUP_C: tl.constexpr, WINDOW: tl.constexpr, INTERIOR: tl.constexpr, IN_PIECES: tl.constexpr,
-    INT64: tl.constexpr, TILE: tl.constexpr,
+    GROUP_C: tl.constexpr, WINDOW: tl.constexpr, INTERIOR: tl.constexpr, INT64: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
     P, Q = y_shape
-    if IN_PIECES:
-        x_strides = align_planes(x_strides, TILE.LANE_Q)
-        dy_strides = align_planes(dy_strides, TILE.LANE_Q)
     LANES: tl.constexpr = TILE.BLOCK_Q // TILE.LANE_Q
     R: tl.constexpr = WINDOW.R
     S: tl.constexpr = WINDOW.S
@@ -76,130 +93,169 @@ def wgrad_rows(
         if INTERIOR == "all" or (INTERIOR == "some" and interior):
             sums = _walk_down(
                 sums, x_base, dy_base, p, q, mask, x_shape, y_shape, x_strides, dy_strides,
-                GROUP_C, WINDOW, TILE, False, IN_PIECES,
+                GROUP_C, WINDOW, TILE, False,
             )  # fmt: skip
         else:
             sums = _walk_down(
                 sums, x_base, dy_base, p, q, mask, x_shape, y_shape, x_strides, dy_strides,
-                GROUP_C, WINDOW, TILE, True, False,
+                GROUP_C, WINDOW, TILE, True,
             )  # fmt: skip
 
     taps = widen_strides(dw_strides, INT64)
     dw_base = dw_ptr + split * dw_stride_split + batch * dw_strides[0] + group * dw_stride_g
     dw_base += tile_k * TILE.BLOCK_K * taps[1]
-    for tap in tl.static_range(TILE.BLOCK_K * GROUP_C * R * S):
-        dw = tl.sum(sums[tap], axis=1, keep_dims=True)  # [BLOCK_C, 1]
-        c, r, s = tap // (R * S) % GROUP_C, tap // S % R, tap % S
-        pointer = tap_at(dw_base, taps, 0, tap // (GROUP_C * R * S), c, r, s)
-        tl.store(pointer, dw.to(dw_ptr.dtype.element_ty), mask=group < GROUPS)
+    TAPS: tl.constexpr = TILE.BLOCK_K * GROUP_C * R * S
+    for part in tl.static_range(parts_of(TAPS)):
+        _store_taps(
+            sums, dw_base, taps, group < GROUPS, GROUP_C, R, S,
+            TAPS // (2 * part_size(part, TAPS)) * (2 * part_size(part, TAPS)),
+            part_size(part, TAPS),
+        )  # fmt: skip
+
+
+@triton.jit
+def _store_taps(
+    sums, dw_base, strides, mask, GROUP_C: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    FIRST: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """Adds up the lanes of COUNT sums, a power of two, in one pass through shared memory."""
+    dw = tl.sum(join_last(sums, FIRST, COUNT), axis=1)  # [BLOCK_C, COUNT]
+    tap = FIRST + tl.arange(0, COUNT)[None, :]
+    c, r, s = tap // (R * S) % GROUP_C, tap // S % R, tap % S
+    pointers = tap_at(dw_base, strides, 0, tap // (GROUP_C * R * S), c, r, s)
+    tl.store(pointers, dw.to(dw_base.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _walk_down(
     sums, x_base, dy_base, p, q, planes, x_shape, y_shape, x_strides, dy_strides,
     GROUP_C: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr,
-    IN_PIECES: tl.constexpr,
 ):  # fmt: skip
     """Adds a strip to the sums; p is its first row of dy, q each lane's first column."""
     OPEN: tl.constexpr = open_rows(WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H)
     ROW: tl.constexpr = TILE.BLOCK_K * TILE.LANE_Q
-    WORD: tl.constexpr = columns_per_word(x_base.dtype.element_ty)
-    PIECE: tl.constexpr = 1 if MASKED and WINDOW.MODE != "zeros" else WORD
+    X_DTYPE: tl.constexpr = x_base.dtype.element_ty
+    DY_DTYPE: tl.constexpr = dy_base.dtype.element_ty
+    FOLDED: tl.constexpr = MASKED and WINDOW.MODE != "zeros"
+    PIECE: tl.constexpr = 1 if FOLDED else columns_per_piece(X_DTYPE, WINDOW, TILE.LANE_Q)
+    INPUTS: tl.constexpr = TILE.STEP_P * WINDOW.STRIDE_H
+    #: The first input row of a step, counted from the first that the oldest row of dys reads.
+    FIRST: tl.constexpr = (OPEN - 1) * WINDOW.STRIDE_H
+    LAST: tl.constexpr = OPEN + TILE.STEP_P - 2
+    STEPS: tl.constexpr = (TILE.BLOCK_P + OPEN + TILE.STEP_P - 2) // TILE.STEP_P
+    AHEAD: tl.constexpr = loads_ahead(
+        TILE.X_ALIGN, TILE.STEP_P, TILE.LANE_Q, WINDOW.STRIDE_H, WINDOW.STRIDE_W
+    )
+    PIXELS: tl.constexpr = (TILE.LANE_Q - 1) * WINDOW.STRIDE_W + (WINDOW.S - 1) * WINDOW.DIL_W + 1
     h = p * WINDOW.STRIDE_H - WINDOW.PAD_H
+    w = q * WINDOW.STRIDE_W
     columns, masks = (), ()
     if TILE.X_ALIGN > 1 and MASKED:
-        w = q * WINDOW.STRIDE_W
         columns, masks = masks_of(w, planes, x_shape, WINDOW, TILE.LANE_Q, PIECE)
     dys = ()  # (row, k, column)
     for _ in tl.static_range((OPEN - 1) * ROW):
         dys = dys + (tl.zeros_like(sums[0]),)
-    AHEAD: tl.constexpr = not IN_PIECES and loads_ahead(
-        TILE.X_ALIGN, TILE.STEP_P, TILE.LANE_Q, WINDOW.STRIDE_H, WINDOW.STRIDE_W
-    )
-    STEPS: tl.constexpr = (TILE.BLOCK_P + OPEN + TILE.STEP_P - 2) // TILE.STEP_P
-    PIXELS: tl.constexpr = (TILE.LANE_Q - 1) * WINDOW.STRIDE_W + (WINDOW.S - 1) * WINDOW.DIL_W + 1
-    X_DTYPE: tl.constexpr = x_base.dtype.element_ty
-    next_dys, loaded = (), ()
-    if AHEAD:
+    next_dys, loaded = (), ()  # (row of a step, k, word or column), (row, c, word or pixel)
+    if TILE.X_ALIGN > 1:
+        next_dys = _load_dy_words(dy_base, p, 0, q, planes, y_shape, dy_strides, TILE, MASKED)
+    elif AHEAD:
         next_dys = _load_dys(dy_base, p, 0, q, planes, y_shape, dy_strides, TILE, MASKED)
-        for i in tl.static_range(WINDOW.STRIDE_H):
-            if is_read(
-                i + (OPEN - 1) * WINDOW.STRIDE_H, 0, OPEN - 1,
-                WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H,
-            ):  # fmt: skip
-                for c in tl.static_range(GROUP_C):
+    for i in tl.static_range(INPUTS):
+        if is_read(FIRST + i, 0, LAST, WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H):
+            for c in tl.static_range(GROUP_C):
+                plane = at(x_base, x_strides, 0, c, 0, 0)
+                if TILE.X_ALIGN > 1:
+                    loaded = loaded + load_vector(
+                        plane + w, columns, masks, h + i, x_strides, x_shape, WINDOW, TILE.LANE_Q,
+                        PIECE, MASKED,
+                    )  # fmt: skip
+                elif AHEAD:
                     loaded = loaded + load_row(
-                        at(x_base, x_strides, 0, c, 0, 0), x_strides, h + i, q, planes, x_shape,
-                        WINDOW.S, WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W, WINDOW.MODE,
-                        TILE.LANE_Q, X_DTYPE, MASKED,
+                        plane, x_strides, h + i, q, planes, x_shape, WINDOW.S, WINDOW.STRIDE_W,
+                        WINDOW.PAD_W, WINDOW.DIL_W, WINDOW.MODE, TILE.LANE_Q, X_DTYPE, MASKED,
                     )  # fmt: skip
     for step in range(STEPS):
+        # The last step loads its own rows of x again, which are in cache, and none of dy.
+        after = tl.minimum(step + 1, STEPS - 1) * INPUTS
         later = ()
-        if AHEAD:
+        if TILE.X_ALIGN > 1:
+            dys = dys + pixels_of_words(next_dys, DY_DTYPE, sums[0].dtype)
+            next_dys = _load_dy_words(
+                dy_base, p, (step + 1) * TILE.STEP_P, q, planes, y_shape, dy_strides, TILE, MASKED
+            )
+        elif AHEAD:
             for i in tl.static_range(ROW):
                 dys = dys + (next_dys[i].to(sums[0].dtype),)
             next_dys = _load_dys(dy_base, p, step + 1, q, planes, y_shape, dy_strides, TILE, MASKED)
-        for new in tl.static_range(TILE.STEP_P):
-            j = as_block(step * TILE.STEP_P + new)  # [1, 1]
-            mask = j < TILE.BLOCK_P
-            if MASKED:
-                mask = mask & planes & (p + j < y_shape[0])
-            row = p + step * TILE.STEP_P + new
-            if TILE.X_ALIGN > 1:
-                if MASKED:
-                    mask = mask & (q < y_shape[1])
-                for i in tl.static_range(TILE.BLOCK_K):
-                    pointer = at(dy_base, dy_strides, 0, i, row, q)
-                    words = load_words(pointer, mask, TILE.LANE_Q)
-                    dys = dys + pixels_of_words(words, dy_base.dtype.element_ty, sums[0].dtype)
-            elif IN_PIECES:
-                for i in tl.static_range(TILE.BLOCK_K):
-                    pointer = at(dy_base, dy_strides, 0, i, row, q)
-                    dys = dys + load_columns(
-                        pointer, mask, 0, TILE.LANE_Q, TILE.LANE_Q, sums[0].dtype
-                    )
-            elif not AHEAD:
+        else:
+            for new in tl.static_range(TILE.STEP_P):
                 row_of_dy = _load_dys(
                     dy_base, p, step * TILE.STEP_P + new, q, planes, y_shape, dy_strides, TILE,
                     MASKED,
                 )  # fmt: skip
                 for i in tl.static_range(ROW):
                     dys = dys + (row_of_dy[i].to(sums[0].dtype),)
-        for i in tl.static_range(TILE.STEP_P * WINDOW.STRIDE_H):
-            if is_read(
-                i + (OPEN - 1) * WINDOW.STRIDE_H, 0, OPEN + TILE.STEP_P - 2,
-                WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H,
-            ):  # fmt: skip
-                row = h + step * (TILE.STEP_P * WINDOW.STRIDE_H) + i
+        for i in tl.static_range(INPUTS):
+            if is_read(FIRST + i, 0, LAST, WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H):
+                row = h + step * INPUTS + i
                 inside = True
                 if MASKED and TILE.X_ALIGN == 1 and TILE.STEP_P == 1:
                     # Skip rows of padding: no later row is in flight.
                     inside = fold(row, x_shape[0], WINDOW.MODE)[1]
-                if AHEAD:
-                    for c in tl.static_range(GROUP_C):
+                for c in tl.static_range(GROUP_C):
+                    plane = at(x_base, x_strides, 0, c, 0, 0)
+                    if TILE.X_ALIGN > 1:
+                        pixels = pixels_of(
+                            loaded,
+                            c + GROUP_C * rows_before(
+                                FIRST + i, FIRST, LAST,
+                                WINDOW.R, WINDOW.STRIDE_H, WINDOW.DIL_H,
+                            ),
+                            X_DTYPE, sums[0].dtype, WINDOW, TILE.LANE_Q, PIECE,
+                        )  # fmt: skip
+                        sums = _add_row(sums, pixels, dys, FIRST + i, c, GROUP_C, WINDOW, TILE)
+                        later = later + load_vector(
+                            plane + w, columns, masks, h + after + i, x_strides, x_shape, WINDOW,
+                            TILE.LANE_Q, PIECE, MASKED,
+                        )  # fmt: skip
+                    elif AHEAD:
                         pixels = ()
                         for j in tl.static_range(PIXELS):
                             pixels = pixels + (loaded[len(later) + j].to(sums[0].dtype),)
-                        # The last step loads its own rows again, which are in cache.
                         later = later + load_row(
-                            at(x_base, x_strides, 0, c, 0, 0), x_strides,
-                            h + tl.minimum(step + 1, STEPS - 1) * WINDOW.STRIDE_H + i, q, planes,
-                            x_shape, WINDOW.S, WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W,
-                            WINDOW.MODE, TILE.LANE_Q, X_DTYPE, MASKED,
+                            plane, x_strides, h + after + i, q, planes, x_shape, WINDOW.S,
+                            WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W, WINDOW.MODE, TILE.LANE_Q,
+                            X_DTYPE, MASKED,
                         )  # fmt: skip
                         if inside:
-                            sums = _add_pixels(
-                                sums, pixels, dys, i + (OPEN - 1) * WINDOW.STRIDE_H, c, GROUP_C,
-                                WINDOW, TILE,
-                            )  # fmt: skip
-                elif inside:
-                    sums = _add_row(
-                        sums, x_base, dys, row, q, planes, columns, masks, x_shape, x_strides,
-                        i + (OPEN - 1) * WINDOW.STRIDE_H, GROUP_C, WINDOW, TILE, MASKED, IN_PIECES,
-                    )  # fmt: skip
+                            sums = _add_row(sums, pixels, dys, FIRST + i, c, GROUP_C, WINDOW, TILE)
+                    elif inside:
+                        pixels = load_row(
+                            plane, x_strides, row, q, planes, x_shape, WINDOW.S, WINDOW.STRIDE_W,
+                            WINDOW.PAD_W, WINDOW.DIL_W, WINDOW.MODE, TILE.LANE_Q, sums[0].dtype,
+                            MASKED,
+                        )  # fmt: skip
+                        sums = _add_row(sums, pixels, dys, FIRST + i, c, GROUP_C, WINDOW, TILE)
         dys = dys[TILE.STEP_P * ROW :]
         loaded = later
     return sums
+
+
+@triton.jit
+def _load_dy_words(
+    dy_base, p, number, q, planes, y_shape, dy_strides, TILE: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The words of a step's rows of dy, of each filter; zeros beyond the strip."""
+    words = ()
+    for new in tl.static_range(TILE.STEP_P):
+        j = as_block(number + new)  # [1, 1]
+        mask = j < TILE.BLOCK_P
+        if MASKED:
+            mask = mask & planes & (p + j < y_shape[0]) & (q < y_shape[1])
+        for i in tl.static_range(TILE.BLOCK_K):
+            pointers = at(dy_base, dy_strides, 0, i, p + number + new, q)
+            words = words + load_words(pointers, mask, TILE.LANE_Q)
+    return words
 
 
 @triton.jit
@@ -224,45 +280,10 @@ def _load_dys(
 
 @triton.jit
 def _add_row(
-    sums, x_base, dys, row, q, mask, columns, masks, x_shape, x_strides, i: tl.constexpr,
-    GROUP_C: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr,
-    IN_PIECES: tl.constexpr,
-):  # fmt: skip
-    """Adds an input row to the sums: number i from the first that the oldest row of dys reads."""
-    S: tl.constexpr = WINDOW.S
-    WORD: tl.constexpr = columns_per_word(x_base.dtype.element_ty)
-    PIECE: tl.constexpr = 1 if MASKED and WINDOW.MODE != "zeros" else WORD
-    for c in tl.static_range(GROUP_C):
-        if TILE.X_ALIGN > 1:
-            loaded = load_vector(
-                at(x_base, x_strides, 0, c, 0, 0) + q * WINDOW.STRIDE_W, columns, masks, row,
-                x_strides, x_shape, WINDOW, TILE.LANE_Q, PIECE, MASKED,
-            )  # fmt: skip
-            pixels = pixels_of(
-                loaded, 0, x_base.dtype.element_ty, sums[0].dtype, WINDOW, TILE.LANE_Q,
-                PIECE,
-            )  # fmt: skip
-        elif IN_PIECES:
-            pixels = load_columns(
-                at(x_base, x_strides, 0, c, row, q), None, -WINDOW.PAD_W, TILE.LANE_Q + S - 1,
-                TILE.LANE_Q, sums[0].dtype,
-            )  # fmt: skip
-        else:
-            pixels = load_row(
-                at(x_base, x_strides, 0, c, 0, 0), x_strides, row, q, mask, x_shape, S,
-                WINDOW.STRIDE_W, WINDOW.PAD_W, WINDOW.DIL_W, WINDOW.MODE, TILE.LANE_Q,
-                sums[0].dtype, MASKED,
-            )  # fmt: skip
-        sums = _add_pixels(sums, pixels, dys, i, c, GROUP_C, WINDOW, TILE)
-    return sums
-
-
-@triton.jit
-def _add_pixels(
     sums, pixels, dys, i: tl.constexpr, c: tl.constexpr, GROUP_C: tl.constexpr,
     WINDOW: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Adds the pixels of channel c that an input row's lanes have read: see _add_row."""
+    """Adds an input row of channel c: number i from the first that the oldest row of dys reads."""
     ROW: tl.constexpr = TILE.BLOCK_K * TILE.LANE_Q
     R: tl.constexpr = WINDOW.R
     S: tl.constexpr = WINDOW.S

@@ -6,7 +6,6 @@ Importing this imports triton: only operators.py does so, when a call needs a ke
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -430,8 +429,6 @@ def _family_arguments(
 
     x, weight and y are the tensors of the operator or their gradients; `added` goes to its sums.
     """
-    if plan.kernel == "wgrad_rows":
-        return {"IN_PIECES": _in_pieces(x, y, geometry, plan.tile)}
     if plan.kernel == "dgrad_rows":
         return {"READ": constant(_read_of_gradient(geometry))}
     make: dict[str, Callable[..., dict[str, Any]]] = {
@@ -462,13 +459,6 @@ def _read_of_gradient(geometry: Geometry) -> Window:
         DIL_W=1,
         MODE="zeros",
     )
-
-
-def _in_pieces(x: torch.Tensor, y: torch.Tensor, geometry: Geometry, tile: Any) -> bool:
-    """Whether a lane's columns of x and y are neighbours in memory, and aligned together."""
-    aligned = math.gcd(alignment(x, 3, geometry.W), alignment(y, 3, geometry.Q))
-    next_to_next = geometry.steps(1) == (1, 1)
-    return next_to_next and tile.LANE_Q > 1 and aligned % tile.LANE_Q == 0
 
 
 def _tma_arguments(

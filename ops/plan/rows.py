@@ -15,10 +15,10 @@ from dataclasses import replace
 from typing import Any
 
 from . import banded
-from .cost import is_launchable
+from .cost import is_launchable, splits_that_fill
 from .integers import cdiv, power_of_two, row_block
 from .problem import Problem
-from .rows_tile import LANE_Q, THREADS, RowsTile, interior
+from .rows_tile import LANE_Q, THREADS, RowsTile
 from .rows_walk import Extents, extents, is_strided_gradient, row_macs, vector_of
 
 #: Largest window along one axis.
@@ -42,14 +42,21 @@ MIN_GROUPS = 8
 UNDER_WAY = 32
 #: Most input rows of a step of several output rows: 8 spill up to 168 bytes (sm_90).
 MAX_ROWS = 4
-#: Threads of a multiprocessor that leave no doubt that one of them can go on.
-ROOMY_THREADS = 768
+#: Threads of a multiprocessor that leave no doubt that one of them can go on; the second where a
+#: program has several planes, and masks on all loads.
+ROOMY_THREADS = (640, 768)
 #: Most multiply-adds of a step, for all its rows are unrolled.
 MAX_UNROLLED = 800
-#: Threads of a multiprocessor below which it is no faster with fewer of them, by the most
-#: multiply-adds of an output: loads under way, then arithmetic. And what starting and ending a
-#: program costs, in rows. Assumed.
-LEAST_THREADS, START_ROWS = {24: 512, 10**9: 384}, 6
+#: Threads of a multiprocessor below which it is no faster with fewer of them: with UNDER_WAY bytes
+#: each, 16 KB are loaded ahead. With 384 threads, 5x5 and 7x7 windows on an H100 took 16 to 19 us
+#: longer than a copy of the image, 3x3 with 512 and more five. The second is for several planes and
+#: ROW_MACS multiply-adds of an output and more: rows that two programs read cost more than waiting.
+LEAST_THREADS, ROW_MACS = (512, 384), 25
+#: The architecture whose tiles have no register limit, see RowsTile.max_registers: ptxas then
+#: spills 24 to 104 bytes of weight gradients with four rows a step, or eight columns of a plane.
+UNLIMITED = "100"
+#: What starting and ending a program costs, in rows. Assumed.
+START_ROWS = 6
 
 
 def is_legal(problem: Problem) -> bool:
@@ -98,22 +105,39 @@ def _gradient_of_vectors(problem: Problem) -> RowsTile | None:
     """`vector_tile` of a weight gradient; lanes of a plane are as many as a power of two."""
     e, layout = extents(problem), problem.layout
     room = (MAX_HELD if not layout.int64 else MAX_HELD * 3 // 4) // problem.words
-    for lane_q in (4, 2):
+    for lane_q in (8, 4, 2):
         x_align, y_align = vector_of(problem, lane_q)
         width = power_of_two(cdiv(e.columns, lane_q))
-        if x_align == 1:
-            continue
         lanes = min(width, THREADS)
         planes = max(1, min(THREADS // lanes, power_of_two(e.planes)))
+        unlimited = problem.device.arch == UNLIMITED and planes > 1
+        if x_align == 1 or (unlimited and lane_q == 8):
+            continue
         for block_k in (k for k in range(min(e.filters, 8), 0, -1) if e.filters % k == 0):
-            for step in (2, 1):
-                tile = RowsTile(
-                    1, lanes * lane_q, planes, block_k, step, lane_q, x_align, y_align,
-                    num_warps=max(1, lanes * planes // problem.device.limits.lanes),
-                )  # fmt: skip
-                if step <= e.rows and tile.held(problem) <= room:
-                    return _in_height(tile, problem)
+            tile = RowsTile(
+                1, lanes * lane_q, planes, block_k, 1, lane_q, x_align, y_align,
+                num_warps=max(1, lanes * planes // problem.device.limits.lanes),
+            )  # fmt: skip
+            if tile.held(problem) <= room:
+                return _in_strips(_with_gradient_steps(tile, problem, room), problem)
     return None
+
+
+def _with_gradient_steps(tile: RowsTile, problem: Problem, room: int) -> RowsTile:
+    """The tile of a weight gradient with the most rows of a step.
+
+    Four of them where LEAST_THREADS fit all the same: a step moves the rows of dy that are still
+    read from register to register. Two keep more bytes under way, whatever fits.
+    """
+    macs = tile.LANE_Q * tile.BLOCK_K * row_macs(problem)
+    for step in (4, 2):
+        taller = replace(tile, STEP_P=step)
+        roomy = taller.resident(problem) * problem.threads(tile) >= LEAST_THREADS[0]
+        fitting = taller.held(problem) <= room and step <= extents(problem).rows
+        fitting &= step < 4 or problem.device.arch != UNLIMITED
+        if fitting and step * macs <= MAX_UNROLLED and (step == 2 or roomy):
+            return taller
+    return tile
 
 
 def _with_lanes(tile: RowsTile, problem: Problem) -> RowsTile:
@@ -152,7 +176,8 @@ def _with_steps(tile: RowsTile, problem: Problem, room: int) -> RowsTile:
         return tile
     for step in (4, 2) if tile.BLOCK_C == 1 or e.open <= 2 else ():
         taller = replace(tile, STEP_P=step)
-        roomy = taller.resident(problem) * problem.threads(tile) >= ROOMY_THREADS
+        threads = taller.resident(problem) * problem.threads(tile)
+        roomy = threads >= ROOMY_THREADS[tile.BLOCK_C > 1]
         enough = 2 * UNDER_WAY if roomy else UNDER_WAY
         if step > e.rows or step * bytes_of_row > enough or step * macs > MAX_UNROLLED:
             continue
@@ -171,7 +196,7 @@ def _with_heights(tile: RowsTile, problem: Problem) -> RowsTile:
     """
     e, sms = extents(problem), problem.device.multiprocessors
     resident = tile.resident(problem)
-    threads = next(n for most, n in LEAST_THREADS.items() if row_macs(problem) <= most)
+    threads = LEAST_THREADS[tile.BLOCK_C > 1 and row_macs(problem) >= ROW_MACS]
     least = min(resident, cdiv(threads, problem.threads(tile)))
     flat = replace(tile, BLOCK_P=e.rows).programs(problem)
     best, least_time = tile, math.inf
@@ -187,12 +212,34 @@ def _with_heights(tile: RowsTile, problem: Problem) -> RowsTile:
     return best
 
 
+def _in_strips(tile: RowsTile, problem: Problem) -> RowsTile:
+    """The tile of a weight gradient with the height at which the busiest multiprocessor is first.
+
+    See _with_heights; a program has several strips.
+    """
+    e, sms = extents(problem), problem.device.multiprocessors
+    resident, programs = tile.resident(problem), tile.programs(problem)
+    least = min(resident, cdiv(LEAST_THREADS[0], problem.threads(tile)))
+    beside = problem.samples * cdiv(e.columns, tile.BLOCK_Q)
+    most = splits_that_fill(tile, problem, beside * e.rows)
+    best, least_time = 1, math.inf
+    for count in range(1, cdiv(e.rows, 4) + 1):
+        height = cdiv(cdiv(e.rows, count) + e.open, tile.STEP_P) * tile.STEP_P - e.open
+        height = max(1, height)
+        strips = beside * cdiv(e.rows, height)
+        each = cdiv(strips, min(strips, most))
+        rounds, last = divmod(cdiv(programs * cdiv(strips, each), sms), resident)
+        slots = rounds * resident + (max(last, least) if last else 0)
+        time = slots * (each * (height + e.open) + START_ROWS)
+        if time < least_time:
+            best, least_time = height, time
+    return replace(tile, BLOCK_P=best)
+
+
 def tile_for(problem: Problem) -> RowsTile | None:
     """The tile that follows from a problem; None where it has no kernel or would spill."""
     if not is_legal(problem):
         return None
-    if (in_pieces := _gradient_in_pieces(problem)) is not None:
-        return in_pieces
     if (found := vector_tile(problem)) is not None:
         return found
     g, layout = problem.geometry, problem.layout
@@ -227,25 +274,6 @@ def tile_for(problem: Problem) -> RowsTile | None:
         step = min(step, 3)
     tile = replace(tile, STEP_P=step)
     return _in_height(tile, problem)
-
-
-def _gradient_in_pieces(problem: Problem) -> RowsTile | None:
-    """The tile of a weight gradient whose lanes load LANE_Q columns at once.
-
-    None where rows are not aligned, or so narrow that few tiles are inside of the image.
-    """
-    g, layout = problem.geometry, problem.layout
-    aligned = layout.x_boxes == layout.y_boxes == "NCHW" and problem.words == 1
-    if problem.op != "wgrad" or not aligned or {g.steps(0), g.steps(1)} != {(1, 1)}:
-        return None
-    block_k = _block_k(problem, LANE_Q, MAX_HELD)
-    step = next((n for most, n in STEPS.items() if row_macs(problem) * block_k <= most), 2)
-    block_q = THREADS * LANE_Q
-    tile = RowsTile(g.P, block_q, 1, block_k, max(1, min(step, 3, g.P)), LANE_Q)
-    if not block_k or tile.held(problem) > MAX_HELD or cdiv(g.Q, block_q) * block_q > 1.2 * g.Q:
-        return None
-    tile = _in_height(tile, problem)
-    return None if interior(tile, problem) == "none" else tile
 
 
 def _in_height(tile: RowsTile, problem: Problem) -> RowsTile:

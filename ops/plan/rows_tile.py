@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -26,6 +27,7 @@ from .rows_walk import (
     extents,
     gradient_reads,
     is_strided_gradient,
+    pieces_beside,
     row_macs,
     vector_of,
 )
@@ -149,7 +151,7 @@ class RowsTile:
     def _more_registers(self, problem: Problem) -> int:
         """Registers that some tiles of vectors need besides; by 240 drawn plans (sm_90)."""
         g, e = problem.correlated, extents(problem)
-        beside = columns_beside(problem, self.LANE_Q, max(1, 4 // problem.image_bytes))
+        beside = pieces_beside(problem, self.LANE_Q)[0]
         if clear_tiles(problem, 1, self.BLOCK_Q, self.STEP_P)[1] and self.is_full():
             in_parts = self.Y_ALIGN < self.LANE_Q and self.Y_ALIGN * problem.dtype.itemsize < 16
             return 5 * (e.reduced - 1) + 8 * in_parts
@@ -184,8 +186,7 @@ class RowsTile:
     def _loaded(self, problem: Problem) -> int:
         """Words of a lane's vectors, and beside them, that a step loads."""
         word = max(1, 4 // problem.image_bytes)
-        own = self.X_ALIGN // word
-        return self._rows(problem) * (own + columns_beside(problem, self.LANE_Q, word))
+        return self._rows(problem) * (loaded_columns(self, problem) // word)
 
     def is_full(self) -> bool:
         """Whether each lane has columns."""
@@ -240,8 +241,10 @@ class RowsTile:
         e, taps = extents(problem), row_macs(problem) * self.BLOCK_K
         loaded = self._loaded(problem)
         pixels = self.X_ALIGN + columns_beside(problem, self.LANE_Q, 1)
-        if problem.op == "wgrad":  # rows of dy beside a sum for each tap
-            return taps + loaded + pixels + (e.open + self.STEP_P) * self.BLOCK_K * self.LANE_Q
+        if problem.op == "wgrad":  # rows of dy, and words of the next ones, beside the sums
+            row = self.BLOCK_K * self.LANE_Q
+            words = cdiv(row * problem.dtype.itemsize, 4) // problem.words
+            return taps + loaded + pixels + (e.open + self.STEP_P) * row + self.STEP_P * words
         sums = (e.open + self.STEP_P) * self.BLOCK_K * self.LANE_Q * e.row
         added = self.LANE_Q * problem.layout.heavy_epilogue
         uniform = self.BLOCK_C == 1 and problem.words == 1 and taps <= UNIFORM_TAPS
@@ -270,14 +273,17 @@ class RowsTile:
         from_l2 = strips * (walk.loads * pixel * min(1.0, fresh / shifts) + dy)
         macs, threads = strips * walk.macs, problem.threads(self)
         mac, output = INSTRUCTIONS["fprop" if plan.turned else plan.op]
-        if self.X_ALIGN > 1:
-            mac, output = VECTOR_INSTRUCTIONS
+        computed: float = walk.outputs
         masked = MASKED if plan.interior == "none" else 1.0
+        if self.X_ALIGN > 1:  # of a weight gradient, for each element of dy
+            (mac, output), computed = VECTOR_INSTRUCTIONS, macs / row_macs(problem)
+            masked = VECTOR_MASKED if plan.interior == "none" else 1.0
         if wgrad and problem.layout.channels_last and self.LANE_Q > 1:
             masked = 1.0  # counted with masks: 2.03 for 7x7
         # Lanes without columns take part in the instructions of the others.
         lanes = threads if self.X_ALIGN == 1 else self.lanes()
-        instructions = masked * (mac * macs + output * walk.outputs) / lanes
+        instructions = masked * (mac * macs + output * computed) / lanes
+        ahead = self.X_ALIGN > 1 or not wgrad or self._fits_ahead(problem)
         return Work(
             plan.grid,
             threads,
@@ -291,7 +297,8 @@ class RowsTile:
             outputs=walk.outputs,
             steps=walk.steps * strips,
             loaded_bytes=loads,
-            stalls=0 if not wgrad or self._fits_ahead(problem) else walk.steps * strips,
+            stalls=0 if ahead else walk.steps * strips,
+            operands="ahead" if self.X_ALIGN > 1 else "registers",
         ).with_partials(partial_bytes(plan, problem))
 
     def _line_bytes(self, problem: Problem) -> float:
@@ -314,9 +321,8 @@ class RowsTile:
         macs = added // e.row * row_macs(problem)
         mac, output = VECTOR_INSTRUCTIONS
         instructions = masked * (mac * macs + output * rows * outputs) / self.lanes()
-        word = max(1, 4 // pixel)
         own = self.X_ALIGN * pixel
-        beside = columns_beside(problem, self.LANE_Q, word) * max(4, pixel)
+        beside = (loaded_columns(self, problem) - self.X_ALIGN) * pixel
         lanes = self.lanes() * steps * self._rows(problem)
         return Work(
             plan.grid,
@@ -375,8 +381,7 @@ def walk_of(tile: RowsTile, problem: Problem) -> Walk:
 
 def loaded_columns(tile: RowsTile, problem: Problem) -> int:
     """Columns of a row that a lane with vectors loads, those of pieces beside them included."""
-    word = max(1, 4 // problem.image_bytes)
-    return tile.X_ALIGN + columns_beside(problem, tile.LANE_Q, word) * word
+    return tile.X_ALIGN + math.prod(pieces_beside(problem, tile.LANE_Q))
 
 
 def interior(tile: RowsTile, problem: Problem) -> str:

@@ -105,6 +105,16 @@ def columns_beside(problem: Problem, lane_q: int, piece: int) -> int:
     return len({c // piece for c in read if not 0 <= c < lane_q * stride})
 
 
+def pieces_beside(problem: Problem, lane_q: int) -> tuple[int, int]:
+    """(loads, columns of each) that a lane makes beside its own vector; see kernels/vectors.py."""
+    word = max(1, 4 // problem.image_bytes)
+    if is_strided_gradient(problem):
+        return columns_beside(problem, lane_q, word), word
+    most = min(lane_q * problem.correlated.stride[1], max(1, 16 // problem.image_bytes))
+    sizes = [word << i for i in range(3) if word << i <= most]
+    return min((columns_beside(problem, lane_q, size), size) for size in sizes)
+
+
 def clear_tiles(problem: Problem, axis: int, block: int, step: int) -> tuple[int, int]:
     """(tiles along an axis, how many of them load and store inside the image only)."""
     g = problem.correlated

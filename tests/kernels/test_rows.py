@@ -102,66 +102,6 @@ def test_split_weight_gradients(kernel_backend, name, splits):
     check("wgrad", args, GEOMETRIES[name], actual=actual)
 
 
-#: Weight gradients whose lanes load 4 columns in one piece; in the last two, single columns.
-PIECES = {
-    "three": geometry_of((2, 1, 9, 40), (1, 1, 3, 3), padding=((1, 1), (1, 1))),
-    "seven": geometry_of((1, 1, 12, 44), (1, 1, 7, 7), padding=((3, 3), (3, 3))),
-    "even_windows_of_two_filters": geometry_of((1, 1, 11, 36), (2, 1, 2, 4)),
-    "channels": geometry_of((1, 3, 7, 32), (2, 3, 3, 5), padding=((1, 1), (2, 2))),
-    "planes": geometry_of((2, 3, 6, 28), (3, 1, 5, 3), padding=((2, 2), (1, 1)), groups=3),
-    "cropped": geometry_of((1, 1, 10, 48), (1, 1, 3, 5), padding=((-1, 0), (-3, -1))),
-    "one_row": geometry_of((1, 1, 1, 40), (1, 1, 1, 7), padding=((0, 0), (3, 3))),
-    "reflected": geometry_of(
-        (1, 1, 9, 32), (1, 1, 5, 5), padding=((2, 2), (2, 2)), padding_mode="reflect"
-    ),
-    "window_exceeds_image": geometry_of((2, 1, 2, 4), (1, 1, 7, 7), padding=((3, 3), (3, 3))),
-    "prime_sizes": geometry_of((1, 1, 11, 37), (1, 1, 3, 3), padding=((1, 1), (1, 1))),
-    "one_column": geometry_of((1, 1, 40, 1), (1, 1, 7, 1), padding=((3, 3), (0, 0))),
-}
-
-
-@pytest.mark.parametrize("name", PIECES)
-def test_weight_gradients_in_pieces(kernel_backend, name):
-    geometry, turn = PIECES[name], list(PIECES).index(name)
-    dtype = (torch.float32, torch.float16)[turn % 2]
-    block_c = 2 if name == "planes" else 1
-    tile = RowsTile(4, 8, block_c, geometry.group_K, 2, 4, num_warps=1)
-    args, actual = forced("wgrad", geometry, tile, kernel_backend.device, dtype, splits=2)
-    check("wgrad", args, geometry, actual=actual)
-
-
-@pytest.mark.parametrize("offset", [0, 1, 4])
-def test_weight_gradients_of_slices_load_pieces_only_if_aligned(kernel_backend, offset):
-    """Rows start at a multiple of 4 columns, or not."""
-    from tricorr.ops.launch import arguments as launch
-
-    geometry = geometry_of((1, 1, 9, 40), (1, 1, 3, 3), padding=((1, 1), (1, 1)))
-    images = torch.randn(2, 1, 1, 9, 52, device=kernel_backend.device)
-    x, dy = images[..., offset : offset + 40]
-    tile = RowsTile(4, 8, 1, 1, 1, 4, num_warps=1)
-    call = next(
-        launch.wgrad_calls(
-            x, dy, x.new_empty(1, 1, 3, 3), geometry, with_tile("wgrad", geometry, tile)
-        )
-    )
-    assert call.arguments["IN_PIECES"] == (offset % 4 == 0)
-    actual = launch.wgrad(x, dy, geometry, plan=with_tile("wgrad", geometry, tile))
-    check("wgrad", (x, dy), geometry, actual=actual)
-
-
-def test_wide_images_take_weight_gradients_in_pieces():
-    boxed = Layout(x_boxes="NCHW", y_boxes="NCHW")
-
-    def tile(S, W=4096, layout=boxed):
-        geometry = geometry_of((1, 1, 4096, W), (1, 1, S, S), padding=2 * ((S // 2, S // 2),))
-        return rows.tile_for(Problem("wgrad", geometry, layout=layout, device=H200))
-
-    assert tile(3) == RowsTile(34, 512, 1, 1, 3, 4)
-    assert tile(7) == RowsTile(64, 512, 1, 1, 2, 4)
-    lone = [tile(7, layout=Layout()), tile(7, W=640), tile(7, W=1024)]
-    assert {t.LANE_Q for t in lone} == {1}
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_every_dtype(kernel_backend, op, dtype):

@@ -14,7 +14,7 @@ from tricorr.ops.plan import choose, rows
 from tricorr.ops.plan.integers import power_of_two
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.rows import RowsTile, vector_of, vector_tile
-from tricorr.ops.plan.rows_walk import extents
+from tricorr.ops.plan.rows_walk import extents, pieces_beside
 
 SAME = ((1, 1), (1, 1))
 #: Rows of whole vectors; each case could make a lane read or write the wrong column.
@@ -69,7 +69,7 @@ def _result(op, geometry, args):
     return torch.empty(shape, dtype=args[0].dtype, device="meta")
 
 
-def planned(op, geometry, args, result, lane_q, tile, **changes):
+def planned(op, geometry, args, result, lane_q, tile, splits=1, **changes):
     """A plan with a tile whose lanes have LANE_Q outputs; None if the rows have no vectors."""
     x, y = (result, args[0]) if op == "dgrad" else (args[0], result)
     weight = args[1]
@@ -93,7 +93,7 @@ def planned(op, geometry, args, result, lane_q, tile, **changes):
         BLOCK_K=next(k for k in (3, 2, 1) if filters % k == 0),
         LANE_Q=lane_q, X_ALIGN=x_align, Y_ALIGN=y_align, num_warps=1,
     )  # fmt: skip
-    return replace(choose.plan_with_tile(problem, tile), **changes)
+    return replace(choose.plan_with_tile(problem, tile, splits), **changes)
 
 
 def forced(op, geometry, lane_q, tile, device, dtype, make=torch.randn, **changes):
@@ -135,6 +135,64 @@ def test_every_window_and_step(kernel_backend, op, name, dtype, lane_q, tile, in
     changes = {"interior": interior, "int64": interior == "some"}
     args, actual = forced(op, geometry, lane_q, TILES[tile], device, dtype, **changes)
     check(op, args, geometry, actual=actual)
+
+
+#: Weight gradients whose strips lie inside of the image, at its borders and beyond it.
+STRIPS = {
+    "three": geometry_of((2, 1, 9, 40), (1, 1, 3, 3), padding=SAME),
+    "seven": geometry_of((1, 1, 12, 48), (1, 1, 7, 7), padding=((3, 3), (3, 3))),
+    "valid_windows_of_two_filters": geometry_of((1, 1, 11, 36), (2, 1, 2, 5)),
+    "channels": geometry_of((1, 3, 7, 32), (2, 3, 3, 5), padding=((1, 1), (2, 2))),
+    "planes": geometry_of((2, 3, 6, 24), (3, 1, 5, 3), padding=((2, 2), (1, 1)), groups=3),
+    "cropped": geometry_of((1, 1, 10, 48), (1, 1, 3, 5), padding=((-1, 0), (-3, -1))),
+    "one_row": geometry_of((1, 1, 1, 40), (1, 1, 1, 7), padding=((0, 0), (3, 3))),
+    "reflected": geometry_of(
+        (1, 1, 9, 32), (1, 1, 5, 5), padding=((2, 2), (2, 2)), padding_mode="reflect"
+    ),
+    "window_exceeds_image": geometry_of((2, 1, 2, 8), (1, 1, 7, 7), padding=((3, 3), (3, 3))),
+}
+
+
+@pytest.mark.parametrize("name", STRIPS)
+def test_weight_gradients_of_several_strips(kernel_backend, name):
+    geometry, turn = STRIPS[name], list(STRIPS).index(name)
+    dtype, lane_q = ((torch.float32, 4), (torch.float16, 8), (torch.float16, 4))[turn % 3]
+    tile = RowsTile(3, 16, 2 if name == "planes" else 1, STEP_P=1 + turn % 2)
+    args, actual = forced(
+        "wgrad", geometry, lane_q, tile, kernel_backend.device, dtype, splits=2, interior="some"
+    )
+    check("wgrad", args, geometry, actual=actual)
+
+
+@pytest.mark.parametrize("interior", ["none", "some"])
+@pytest.mark.parametrize("S", [5, 7])
+@pytest.mark.parametrize(("dtype", "lane_q"), [(torch.float32, 4), (torch.float16, 8)], ids=str)
+def test_pieces_of_several_words(kernel_backend, dtype, lane_q, S, interior):
+    """Beside a lane's own vector, 7 columns of float32 are two loads of 4, two of them not read."""
+    geometry = geometry_of((1, 1, 6, 48), (1, 1, 2, S), padding=((1, 0), (S // 2, S // 2)))
+    problem = Problem("fprop", geometry, dtype)
+    columns = {(4, 5): 2, (4, 7): 4, (8, 5): 2, (8, 7): 4}[lane_q, S]
+    assert pieces_beside(problem, lane_q) == (2, columns)
+    tile = RowsTile(4, 16, 1, STEP_P=2)
+    args, actual = forced(
+        "fprop_bias", geometry, lane_q, tile, kernel_backend.device, dtype, interior=interior
+    )
+    check("fprop_bias", args, geometry, actual=actual)
+
+
+@pytest.mark.parametrize("S", [3, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_weight_gradients_of_images_load_16_kb_ahead(dtype, S):
+    """Of x and dy, by all programs that fit on a multiprocessor; none waits for a second wave."""
+    geometry = geometry_of((1, 1, 8192, 8192), (1, 1, S, S), padding=2 * ((S // 2, S // 2),))
+    x = torch.empty(geometry.x_shape, dtype=dtype, device="meta")
+    found = layout.layout_of(geometry, x, x[:1, :1, :S, :S], x)
+    problem = Problem("wgrad", geometry, dtype, layout=found, device=H200)
+    tile = rows.tile_for(problem)
+    threads = tile.resident(problem) * 32 * tile.num_warps
+    assert threads * tile.STEP_P * tile.LANE_Q * 2 * dtype.itemsize >= 2**14
+    waves = tile.splits(problem) / (tile.resident(problem) * H200.multiprocessors)
+    assert 0.7 < waves <= 1 or waves > 1.9
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
