@@ -56,6 +56,44 @@ def separable(
     return _in_one_pass(x, taps.to(x.device, exact, non_blocking=True), dtype, geometry)
 
 
+def separable_bank(
+    x: torch.Tensor,
+    windows: torch.Tensor,
+    size: tuple[int, int],
+    padding_mode: str,
+    dtype: torch.dtype,
+    combine: str | None = None,
+    root: float = 0.0,
+) -> torch.Tensor | None:
+    """Every plane of x under several separable windows by one launch, padded to keep its size.
+
+    Args:
+        x, padding_mode, dtype: as for `separable`.
+        windows: (K, R + S), the taps down, then those across.
+        size: (R, S).
+        combine: None, "sum", or of two windows "magnitude": sqrt(y0^2 + y1^2 + root^2).
+        root: see combine.
+
+    Returns:
+        (N, C * K, H, W), or (N, C, H, W) of combined results; None where PyTorch computes, where
+        autograd watches, and where a compiler or a transform needs registered operators.
+    """
+    if not backend.runs_kernels(x.device) or not has_memory(x) or not is_unwatched(x):
+        return None
+    if dtype not in FLOATS or x.layout is not torch.strided:
+        return None
+    from ..ops.launch import separable_launch
+
+    R, S = size
+    sides = ((R - 1) // 2, R // 2), ((S - 1) // 2, S // 2)
+    C = x.shape[1]
+    bank = (C * len(windows), 1, R, S)
+    geometry = geometry_of(tuple(x.shape), bank, padding=sides, groups=C, padding_mode=padding_mode)
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    taps = windows.to(x.device, exact, non_blocking=True)
+    return separable_launch.separable_bank(x, taps, dtype, geometry, combine, root)
+
+
 def _in_one_pass(
     x: torch.Tensor, taps: torch.Tensor, dtype: torch.dtype, geometry: Geometry
 ) -> torch.Tensor | None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, cast, overload
 
 import torch
 
+from ..autograd import separable as in_one_pass
 from ..autograd.function import is_unwatched
 from ..autograd.functional import corr2d
 from ..autograd.modules import PaddingMode
-from ..autograd.separable import separable as in_one_pass
 from ..images.inputs import ArrayLike
 from ..ops.arguments import PaddingLike
 from ..ops.backend import runs_kernels
@@ -159,13 +159,50 @@ def _in_one_pass(
     """`separable` by one kernel, None where that is not the fastest way or not possible."""
     if input.dim() < 2 or not runs_kernels(input.device):
         return None
-    x = input
-    if input.dim() != 4:
-        planes = input.shape[:-2] if input.dim() == 3 else (math.prod(input.shape[:-2]),)
-        x = input.reshape(1, *planes, *input.shape[-2:])
     with _without_autocast(input.device.type):
-        y = in_one_pass(x, down, across, padding_mode, result_dtype(input))
+        y = in_one_pass.separable(_as_batch(input), down, across, padding_mode, result_dtype(input))
     return y if y is None else y.reshape(*input.shape[:-2], *y.shape[-2:])
+
+
+def separable_bank(
+    input: torch.Tensor,
+    windows: Sequence[tuple[Sequence[float], Sequence[float]]],
+    padding_mode: PaddingMode,
+    combine: str | None = None,
+    root: float = 0.0,
+) -> torch.Tensor | None:
+    """Responses to K windows down[r] * across[s], reading the image once, where a kernel can.
+
+    Args:
+        input: the image.
+        windows: (down, across) of each.
+        padding_mode: what lies beyond the border.
+        combine: None, "sum", or of two windows "magnitude": sqrt(y0^2 + y1^2 + root^2).
+        root: see combine.
+
+    Returns:
+        (..., K, H, W), or combined (..., H, W); None where no kernel can: on CPU, and where
+        autograd, a compiler or a transform watches.
+    """
+    if input.dim() < 2 or not runs_kernels(input.device):
+        return None
+    down, across = windows[0]
+    taps = torch.tensor([[*d, *a] for d, a in windows], dtype=torch.float64, device="cpu")
+    size, dtype = (len(down), len(across)), result_dtype(input)
+    x = _as_batch(input)
+    y = in_one_pass.separable_bank(x, taps, size, padding_mode, dtype, combine, root)
+    if y is None:
+        return None
+    maps = () if combine else (len(windows),)
+    return y.reshape(*input.shape[:-2], *maps, *y.shape[-2:])
+
+
+def _as_batch(input: torch.Tensor) -> torch.Tensor:
+    """An image (..., H, W) as (N, C, H, W): a view, for up to four dimensions."""
+    if input.dim() == 4:
+        return input
+    planes = input.shape[:-2] if input.dim() == 3 else (math.prod(input.shape[:-2]),)
+    return input.reshape(1, *planes, *input.shape[-2:])
 
 
 def _is_constant(window: torch.Tensor) -> bool:

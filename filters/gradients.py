@@ -32,7 +32,14 @@ from ..images.inputs import ImageLike, hold
 from ..ops import ArgumentError, shown
 from ..ops.backend import runs_kernels
 from . import in_blocks
-from .apply import filtered, responses, responses_to_differences, result_dtype, typed
+from .apply import (
+    filtered,
+    responses,
+    responses_to_differences,
+    result_dtype,
+    separable_bank,
+    typed,
+)
 from .banks import SMOOTHING, as_angles, gabor_kernels, log_gabor_kernels
 
 GradientMode: TypeAlias = Literal["sobel", "scharr", "prewitt", "diff"]
@@ -47,6 +54,9 @@ _SECOND_DIFFERENCES = (
 #: The first two in one window, for kernels: by rows or by columns, sums over a constant a are a,
 #: 2a, -2a, -a and 0, of which none is rounded. The diagonals in one would have an order with -3a.
 _CROSS = ((0, 1, 0), (1, -4, 1), (0, 1, 0))
+#: All eight neighbours as two separable windows that subtract neighbours first: the second
+#: difference along x in each of three rows, and three times that along y.
+_ALL_AROUND = (((1, 1, 1), (1, -2, 1)), ((1, -2, 1), (0, 3, 0)))
 
 
 @typed
@@ -88,6 +98,9 @@ def spatial_gradient(
     smooth = _smoothing(mode, normalized)
     steps = in_blocks.gradient(smooth)
     gradient = in_blocks.run(image.planes, (3, 3), padding_mode, steps, maps=2)
+    if gradient is not None:
+        return image.give_back(gradient)
+    gradient = separable_bank(image.planes, _pair(smooth), padding_mode)
     if gradient is not None:
         return image.give_back(gradient)
     if runs_kernels(image.planes.device):
@@ -209,6 +222,11 @@ def laplacian(
     total = in_blocks.run(image.planes, (3, 3), padding_mode, steps)
     if total is not None:
         return image.give_back(total)
+    if neighbours == 8:
+        scaled = [(down, [scale * tap for tap in across]) for down, across in _ALL_AROUND]
+        total = separable_bank(image.planes, scaled, padding_mode, "sum")
+        if total is not None:
+            return image.give_back(total)
     windows = _SECOND_DIFFERENCES[: neighbours // 2]
     if runs_kernels(image.planes.device):
         windows = (_CROSS, *windows[2:])
@@ -326,6 +344,13 @@ def _derivatives(
     )
 
 
+def _pair(
+    smooth: tuple[float, float, float],
+) -> tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]:
+    """d/dx and d/dy as separable windows: differences of neighbours, smoothed across."""
+    return (smooth, (-1, 0, 1)), ((-1, 0, 1), smooth)
+
+
 def _by_banks(
     image: torch.Tensor, mode: str, normalized: bool, padding_mode: PaddingMode
 ) -> torch.Tensor:
@@ -362,6 +387,9 @@ def _magnitude(
         raise ArgumentError(f"eps must be finite and not negative, got {shown(eps)}")
     smooth = _smoothing(mode, normalized)
     y = in_blocks.run(image, (3, 3), padding_mode, in_blocks.magnitude(smooth, eps))
+    if y is None:
+        root = math.sqrt(eps)
+        y = separable_bank(image, _pair(smooth), padding_mode, "magnitude", root)
     if y is not None:
         return y
     dx, dy = _derivatives(image, mode, normalized, padding_mode)

@@ -26,7 +26,7 @@ def separable(
     precision: str = "ieee",
     plan: Plan | None = None,
 ) -> torch.Tensor | None:
-    """The planes of x under separable windows, or None where other ways are as fast.
+    """The planes of x under a separable window, or None where other ways are as fast.
 
     Args:
         x: (N, C, H, W), any strides; `dtype`, or uint8.
@@ -57,6 +57,43 @@ def separable(
     return run_calls(key, [x, taps], y, calls)
 
 
+def separable_bank(
+    x: torch.Tensor,
+    taps: torch.Tensor,
+    dtype: torch.dtype,
+    geometry: Geometry,
+    combine: str | None = None,
+    root: float = 0.0,
+) -> torch.Tensor | None:
+    """The planes of x under several separable windows, read once; None where that would spill.
+
+    Args:
+        x, dtype: as for `separable`.
+        taps: (K, R + S), as there, of the windows of every plane.
+        geometry: of K whole windows on each plane.
+        combine: None, "sum", or of two windows "magnitude": sqrt(y0^2 + y1^2 + root^2).
+        root: see combine.
+
+    Returns:
+        (N, C * K, P, Q), or (N, C, P, Q) of results that are combined before the rounding.
+    """
+    key = ("separable", geometry, dtype, combine, root, facts_of(x), facts_of(taps))
+    if ready := prepared(key):
+        return ready.run((x, taps), x.device)
+    shape = geometry.y_shape if combine is None else geometry.x_shape
+    y = empty_in_format(shape, dtype, like=x)
+    if y.numel() == 0:
+        return y
+    chosen = planned.plan(_problem(x, taps, y, geometry, "ieee"))
+    if chosen is None:
+        return None
+
+    def calls(x: Any, taps: Any, y: Any) -> Iterator[Call]:
+        yield _call(x, taps, y, geometry, chosen, (0, taps.stride(0)), combine, root)
+
+    return run_calls(key, [x, taps], y, calls)
+
+
 def is_faster(
     x: torch.Tensor, taps: torch.Tensor, dtype: torch.dtype, geometry: Geometry, precision: str
 ) -> bool:
@@ -79,7 +116,22 @@ def separable_call(
     x: torch.Tensor, taps: torch.Tensor, y: torch.Tensor, geometry: Geometry, plan: Plan
 ) -> Call:
     """The launch that fills y."""
-    samples = taps.stride(0) if taps.shape[0] > 1 else 0
+    steps = taps.stride(0) if taps.shape[0] > 1 else 0, 0
+    return _call(x, taps, y, geometry, plan, steps)
+
+
+def _call(
+    x: torch.Tensor,
+    taps: torch.Tensor,
+    y: torch.Tensor,
+    geometry: Geometry,
+    plan: Plan,
+    steps: tuple[int, int],
+    combine: str | None = None,
+    root: float = 0.0,
+) -> Call:
+    """The launch; `steps` are elements from one sample's taps, and one filter's, to the next."""
+    sample, window = steps
     return call_of(
         plan,
         geometry,
@@ -87,6 +139,9 @@ def separable_call(
         weight_ptr=taps,
         y_ptr=y,
         x_strides=x.stride(),
-        weight_strides=(samples, 0, 0, 0, taps.stride(1)),
+        weight_strides=(sample, 0, 0, window, taps.stride(1)),
         y_strides=y.stride(),
+        ROOT=root,
+        FILTERS=geometry.group_K,
+        COMBINE=combine,
     )

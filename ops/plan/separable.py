@@ -1,7 +1,7 @@
 """A separable window in one pass, and whether that is faster than other ways: fprop_separable.
 
-A problem here is the forward correlation of every plane with the whole window R x S, but the kernel
-takes R + S taps: it is no family that `choose` compares for callers that have R * S of them.
+A problem here is the forward correlation of every plane with whole windows R x S, but the kernel
+takes R + S taps of each: it is no family of those that `choose` compares.
 """
 
 from __future__ import annotations
@@ -110,9 +110,9 @@ class SeparableTile:
     def held(self, problem: Problem) -> int:
         """32-bit values of a thread: open sums, pixels of this row and of those loaded, taps."""
         g, word = problem.geometry, max(1, 4 // problem.image_bytes)
-        taps = g.R + g.S
+        taps = (g.R + g.S) * g.group_K
         uniform = self.BLOCK_C == 1 and problem.words == 1 and taps <= UNIFORM_TAPS
-        sums = (g.R - 1 + self.STEP_P) * self.LANE_Q
+        sums = (g.R - 1 + self.STEP_P) * self.LANE_Q * g.group_K
         pixels, loaded = self.LANE_Q + g.S - 1, self.STEP_P * (self.LANE_Q + g.S - 1)
         if self.X_ALIGN > 1:
             loaded = self.AHEAD * cdiv(self.LANE_Q, word)
@@ -147,7 +147,7 @@ class SeparableTile:
         g, threads, pixel = problem.geometry, problem.threads(self), problem.image_bytes
         steps = cdiv(self.BLOCK_P + g.R - 1, self.STEP_P)
         rows = steps * self.STEP_P * self.lanes()  # of lanes
-        products = self.LANE_Q * (g.R + g.S)
+        products = self.LANE_Q * (g.R + g.S) * g.group_K
         if self.X_ALIGN > 1:
             columns = self.LANE_Q + self._beside(problem)
             loads, in_l1 = columns / self.LANE_Q, float(columns * pixel)
@@ -171,7 +171,7 @@ class SeparableTile:
             "float64" if problem.dtype == torch.float64 else "fma",
             rows * instructions / threads,
             self.resident(problem),
-            outputs=self.BLOCK_P * self.BLOCK_Q * self.BLOCK_C,
+            outputs=self.BLOCK_P * self.BLOCK_Q * self.BLOCK_C * g.group_K,
             steps=steps,
             loaded_bytes=rows * columns * pixel,
             stalls=round(steps * self.STEP_P * max(0.0, 1 / ahead - row / problem.device.latency)),
@@ -201,7 +201,7 @@ def is_legal(problem: Problem) -> bool:
     plain = problem.op == "fprop" and g.y_numel > 0 and {g.stride, g.dilation} == {(1, 1)}
     pads = [pad for sides in g.padding for pad in sides]
     inside = g.padding[0][0] < g.R and g.padding[1][0] < g.S and min(pads) >= 0
-    return plain and inside and g.groups == g.C == g.K and not g.flip
+    return plain and inside and g.groups == g.C and not g.flip
 
 
 def plan(problem: Problem) -> Plan | None:

@@ -209,3 +209,65 @@ def test_other_correlations_have_no_plan_of_one_pass():
     dense = geometry_of((1, 4, 64, 64), (8, 4, 5, 5), padding=((2, 2), (2, 2)))
     for geometry in (strided, dense):
         assert planned.plan(dataclasses.replace(problem(64, 5), geometry=geometry)) is None
+
+
+FUSED = {
+    "sobel": lambda x: filters.sobel(x),
+    "sobel_eps": lambda x: filters.sobel(x, eps=1e-6, padding_mode="zeros"),
+    "scharr": lambda x: filters.scharr(x, padding_mode="circular"),
+    "gradient": lambda x: filters.spatial_gradient(x, "prewitt"),
+    "differences": lambda x: filters.spatial_gradient(x, "diff", padding_mode="reflect"),
+    "laplacian": lambda x: filters.laplacian(x, 8, normalized=True),
+}
+
+
+def launches(monkeypatch, call):
+    """(result, launches) of a call that prepares no launch for later ones."""
+    from tricorr.ops.launch import arguments
+    from tricorr.ops.launch.call import Call
+    from tricorr.ops.launch.prepared import forget_prepared
+
+    made, run = [], Call.run
+    forget_prepared()
+    with monkeypatch.context() as patch:
+        patch.setattr(Call, "run", lambda self, device: (made.append(self), run(self, device)))
+        patch.setattr(arguments, "prepare", lambda *_: None)
+        return call(), made
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_derivatives_read_the_image_once(kernel_backend, monkeypatch, name):
+    """And agree with corr2d, which a watched image takes."""
+    x = image((2, 5, 8), device=kernel_backend.device)
+    y, made = launches(monkeypatch, lambda: FUSED[name](x))
+    assert len(made) == 1
+    watched = FUSED[name](x.clone().requires_grad_())
+    torch.testing.assert_close(y, watched.detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["sobel", "gradient", "laplacian"])
+def test_derivatives_of_every_type_and_format(kernel_backend, dtype, name):
+    x = image((2, 9, 4, 5), dtype, kernel_backend.device)
+    y = FUSED[name](x.to(memory_format=torch.channels_last))
+    exact = FUSED[name](x.double().cpu().requires_grad_()).detach()
+    tolerance = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-20
+    assert (y.double().cpu() - exact).abs().max() <= tolerance * x.double().abs().max() * 4
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_derivatives_of_flat_images_are_zero(kernel_backend, name):
+    x = torch.full((4, 8), 128 / 255, device=kernel_backend.device)
+    y = FUSED[name](x)
+    if name == "sobel_eps":
+        torch.testing.assert_close(y[1:-1, 1:-1], torch.full_like(y[1:-1, 1:-1], 1e-3))
+    else:
+        assert not y.any()
+
+
+@pytest.mark.parametrize("scale", [2.0**-140, 1e-30, 1.0, 1e30])
+def test_magnitudes_of_all_sizes(kernel_backend, scale):
+    """Squares would leave the range of float32."""
+    ramp = (3 * torch.arange(8.0) + 4 * torch.arange(5.0)[:, None]) * scale
+    y = filters.sobel(ramp.to(kernel_backend.device))
+    torch.testing.assert_close(y[2, 2:6].cpu(), torch.full((4,), 5 * scale), atol=0, rtol=1e-6)
