@@ -18,6 +18,7 @@ from .fprop_gemm import fprop_gemm
 from .fprop_patch import fprop_patch
 from .fprop_rows import fprop_rows
 from .fprop_separable import fprop_separable
+from .fprop_spread import fprop_spread
 from .fprop_stencil import fprop_stencil
 from .fprop_tma import fprop_tma
 from .lag_sums import lag_sums
@@ -40,6 +41,7 @@ if HAS_GLUON:
     from .fprop_resident import fprop_resident
     from .fprop_reuse import fprop_reuse
     from .wgrad_reuse import wgrad_reuse
+    from .wgrad_spread import wgrad_spread
 
     GluonDescriptor = hopper.TensorDescriptor
     DESCRIPTORS: tuple[type, ...] = (TensorDescriptor, GluonDescriptor)
@@ -64,6 +66,7 @@ __all__ = [
     "fprop_patch",
     "fprop_rows",
     "fprop_separable",
+    "fprop_spread",
     "fprop_stencil",
     "fprop_tma",
     "lag_sums",
@@ -78,4 +81,4 @@ __all__ = [
     "wgrad_stencil",
     "wgrad_tma",
 ]
-__all__ += ["fprop_resident", "fprop_reuse", "wgrad_reuse"] * HAS_GLUON
+__all__ += ["fprop_resident", "fprop_reuse", "wgrad_reuse", "wgrad_spread"] * HAS_GLUON

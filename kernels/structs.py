@@ -178,6 +178,35 @@ class TmaLayout(NamedTuple):
     IN_PLACE: bool = False
 
 
+class SpreadLayout(NamedTuple):
+    """How boxes and a spread weight that come through tensor descriptors lie in memory.
+
+    Attributes:
+        PHASES, OUT_AXIS, ALIGN, SPLIT: as in TmaLayout.
+        RESULTS: channels of the result in one group.
+        PITCH_H, PITCH_W: results from one patch to the next.
+        SHIFT_H, SHIFT_W: results of the first patch that lie before the image.
+        ACROSS: order of columns, see split_patch_column.
+        NCHW, FLIP, CROSSWISE: as in TmaLayout, fixed.
+        FLATTEN_K: as in PatchLayout, fixed: a step covers channels of one place.
+    """
+
+    PHASES: tuple[int, ...]
+    OUT_AXIS: int
+    ALIGN: int
+    SPLIT: bool
+    RESULTS: int
+    PITCH_H: int
+    PITCH_W: int
+    SHIFT_H: int
+    SHIFT_W: int
+    ACROSS: bool
+    NCHW: bool = False
+    FLIP: bool = False
+    CROSSWISE: bool = False
+    FLATTEN_K: int | None = None
+
+
 class BandLayout(NamedTuple):
     """The input that a block of outputs reads, as columns of a matrix; see Band in ops/plan.
 

@@ -57,6 +57,7 @@ from .patch_launch import patch_arguments, patch_call
 from .prepared import facts_of, prepare, prepared
 from .resident_launch import resident_call
 from .reuse_launch import reuse_arguments
+from .spread_launch import spread_call
 
 
 def fprop(
@@ -205,6 +206,8 @@ def _fprop_call(
         return fprop_banded_call(x, weight, bias, y, geometry, plan, activation, residual)
     if plan.family == "resident":
         return resident_call(x, weight, bias, y, geometry, plan, activation, residual)
+    if plan.family == "spread":
+        return spread_call(x, weight, bias, y, geometry, plan, activation, residual)
     if plan.family == "patch":
         return patch_call(x, weight, bias, y, geometry, plan, activation, residual)
     added = [] if residual is None else [residual]
@@ -271,6 +274,8 @@ def _dgrad_call(
     plan: Plan,
 ) -> Call:
     """The launch of the plan's kernel that fills dx, or the parts of which it is the first."""
+    if plan.family == "spread":
+        return spread_call(dy, weight, bias, dx, geometry, plan)
     if plan.family == "patch":
         return patch_call(dy, weight, bias, dx, geometry, plan)
     if plan.turned:
@@ -437,6 +442,7 @@ def _family_arguments(
         "patch": patch_arguments,
         "tma": _tma_arguments,
         "reuse": reuse_arguments,
+        "spread": reuse_arguments,
     }
     if plan.family not in make:
         return {}

@@ -148,7 +148,7 @@ def patch_arguments(
         SPLIT=not wgrad and plan.splits > 1,
         STORED_LANES=min(STORED_COLUMNS, tile.BLOCK_N) if by_columns else STORED_PATCHES,
     )
-    rows, columns = (constant(_patch_axis(axis)) for axis in axes)
+    rows, columns = (constant(patch_axis(axis)) for axis in axes)
     return {
         "ROWS": rows,
         "COLUMNS": columns,
@@ -163,7 +163,7 @@ def patch_arguments(
     }
 
 
-def _patch_axis(axis: Axis) -> PatchAxis:
+def patch_axis(axis: Axis) -> PatchAxis:
     """An axis as kernels take it."""
     return PatchAxis(
         PITCH=axis.pitch,

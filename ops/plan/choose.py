@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import ModuleType
 
 from ..errors import ArgumentError
-from . import banded, columns, flat, gemm, patch, resident, reuse, rows, stencil, tma
+from . import banded, columns, flat, gemm, patch, resident, reuse, rows, spread, stencil, tma
 from .cost import cheapest, gradient_splits, image_splits, seconds_of
 from .exchange import Exchange, exchanges
 from .integers import cdiv
@@ -23,10 +23,10 @@ from .tuned import tuned
 
 #: Families whose kernels of images sum parts of a reduction too, and whose numbers of parts are
 #: compared.
-SPLIT = (gemm, tma, patch, flat)
+SPLIT = (gemm, tma, patch, spread, flat)
 #: Families that multiply without matrix units.
 DIRECT = (rows, stencil, columns)
-FAMILIES = (rows, banded, resident, stencil, columns, gemm, tma, patch, reuse, flat)
+FAMILIES = (rows, banded, resident, stencil, columns, gemm, tma, patch, reuse, spread, flat)
 #: A plan on copies of images is taken if its predicted time is below this share of the best other
 #: one's: the sum of two predictions is less certain.
 EXCHANGE_MARGIN = 0.85

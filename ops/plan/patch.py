@@ -116,7 +116,7 @@ class PatchTile:
         g = geometry
         rows = (g.H, g.P, g.R, g.steps(0)[0], g.padding[0][0], self.PATCH_P)
         columns = (g.W, g.Q, g.S, g.steps(1)[0], g.padding[1][0], self.PATCH_Q)
-        return _axis(op, *rows), _axis(op, *columns)
+        return axis_of(op, *rows), axis_of(op, *columns)
 
     def columns(self, op: str, geometry: Geometry) -> int:
         """Columns (pixel of a patch, channel of the result) of one group."""
@@ -297,7 +297,10 @@ class PatchTile:
         return Code(loop, 600 + 16 * sums, sums + 80)
 
 
-def _axis(op: str, inputs: int, outputs: int, taps: int, stride: int, pad: int, patch: int) -> Axis:
+def axis_of(
+    op: str, inputs: int, outputs: int, taps: int, stride: int, pad: int, patch: int
+) -> Axis:
+    """Patches along an axis of so many inputs (of x), outputs (of y) and taps."""
     if op != "dgrad":
         window = stride * (patch - 1) + taps
         return Axis(patch, 0, cdiv(outputs, patch), stride * patch, pad, window, 1, -stride, 0)

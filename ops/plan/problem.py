@@ -323,7 +323,7 @@ class Plan:
 
     @property
     def family(self) -> str:
-        """The kernel family: gemm, tma, patch, stencil, rows, columns or banded."""
+        """The kernel family: gemm, tma, patch, spread and so on."""
         return self.tile.family
 
     @property

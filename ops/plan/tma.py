@@ -35,7 +35,7 @@ MAX_OVERHANG = 0.5
 #: Bytes of reduced channels that one step loads for a pixel: the widest row that is swizzled.
 ROW_BYTES = 128
 #: Most bytes that the copies of images may take in one call; assumed.
-MAX_COPY_BYTES = 2**29
+MAX_COPY_BYTES = 2**30
 #: Registers of a thread with which 512 threads fill a multiprocessor.
 SIDE_BY_SIDE_REGISTERS = 128
 #: Most stages of boxes of half as many pixels; assumed.

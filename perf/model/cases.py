@@ -349,6 +349,28 @@ CASES: dict[str, dict[str, Case]] = {
         "taps_strided": _case(32, 256, 56, 56, 256, 3, 3, ops="wgrad", stride=2, last=True),
         "taps_point": _case(32, 256, 56, 56, 512, 1, 1, ops="wgrad", last=True),
     },
+    # Few results as patches of rows, phases of a stride, and weight gradients of few channels.
+    "spread": {
+        "few": _case(32, 128, 56, 56, 16, 5, 5, ops="fprop", last=True, bias=True),
+        "few_planes": _case(32, 128, 56, 56, 16, 3, 3, ops="fprop", bias=True),
+        "few_residual": _case(
+            32, 128, 56, 56, 24, 7, 7, ops="fprop", last=True, bias=True, activation="gelu",
+            residual=True,
+        ),
+        "residual_planes": _case(
+            32, 128, 55, 57, 24, 7, 7, ops="fprop", bias=True, activation="silu", residual=True,
+        ),
+        "gradient": _case(32, 128, 56, 56, 16, 5, 5, ops="dgrad", last=True),
+        "phases": _case(32, 128, 56, 56, 40, 5, 5, ops="dgrad", stride=2, last=True),
+        "phases_planes": _case(32, 128, 56, 56, 128, 3, 3, ops="dgrad", stride=2),
+        "phases_odd": _case(
+            32, 96, 55, 57, 80, 5, 4, ops="dgrad", stride=(3, 2), groups=2, flip=True
+        ),
+        "rows": _case(32, 16, 56, 56, 16, 5, 5, ops="wgrad", last=True),
+        "rows_planes": _case(32, 24, 28, 28, 24, 9, 9, ops="wgrad"),
+        "filters": _case(8, 256, 28, 28, 16, 3, 3, ops="wgrad", last=True),
+        "channels": _case(8, 16, 28, 28, 256, 7, 7, ops="wgrad", stride=2),
+    },
     "flat": {
         "dense": _case(32, 256, 14, 14, 256, 3, 3, ops="wgrad"),
         "last": _case(32, 64, 56, 56, 64, 3, 3, ops="wgrad", last=True),
@@ -421,9 +443,10 @@ class Configuration:
         plan, tile = self.plan, self.plan.tile
         if self.family in ("rows", "columns"):  # the tile follows from the geometry
             return self.kernel, self.planned.workload.geometry.weight_shape[-2:]
-        if self.family == "reuse":  # the rest are counts in the same code, and the store's axis
-            taps = getattr(tile, "BLOCK_R", 0)
-            return self.kernel, self.product, plan.op, *tile.step(plan.op)[:2], taps, tile.num_warps
+        if self.family in ("reuse", "spread"):
+            # The rest are counts in the same code, and the store's axis.
+            kinds = plan.op, getattr(tile, "BLOCK_R", 0), self.case.endswith("-split")
+            return self.kernel, self.product, *tile.step(plan.op)[:2], tile.num_warps, *kinds
         if self.family == "resident":  # so are its lines, pieces and slots
             return self.kernel, self.product, getattr(tile, "STACK", 1)
         size = tile.step(plan.op), tile.num_warps, tile.num_stages
@@ -538,7 +561,7 @@ def _of_case(
             made = Configuration(family, name + variant, planned.kernel, planned, kind, recorded)
             # What turns into a forward call is a configuration of that, unless it reads the weight
             # in another way.
-            if family in ("patch", "reuse") or not planned.plan.turned:
+            if family in ("patch", "reuse", "spread") or not planned.plan.turned:
                 yield made
 
 
@@ -554,6 +577,8 @@ def _plans(
     tiles = tiles_of(MODULES[family], problem) if family in MODULES else choose.candidates(problem)
     if family == "patch":  # the last, largest patch of each shape
         tiles = list({(tile.step(op), tile.num_warps): tile for tile in tiles}.values())
+    if family == "spread":  # the rest are counts in the same code
+        tiles = list({(tile.step(op)[:2], tile.num_warps): tile for tile in tiles}.values())
     for tile in tiles:
         copied = "-copied" if getattr(tile, "copied", False) else ""
         copied += "-in_place" if getattr(tile, "in_place", False) else ""

@@ -179,9 +179,9 @@ def _shape(plan):
     return plan.op, *shape, tile.persistent > 0, plan.precision
 
 
-def _sums(plan):
-    taps = getattr(plan.tile, "BLOCK_R", 0)
-    return plan.op, plan.tile.step(plan.op)[:2], taps, plan.tile.num_warps, plan.precision
+def _sums(plan, taps=True):
+    number = taps and getattr(plan.tile, "BLOCK_R", 0)
+    return plan.op, plan.tile.step(plan.op)[:2], number, plan.tile.num_warps, plan.precision
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -196,7 +196,7 @@ def test_every_planned_kernel_is_compiled(name):
     banded = {(c.plan.op, _table_tile(c.plan), c.plan.int64) for c in _every_banded()}
     resident = {c.plan.tile.STACK for c in dealt(TARGETS[name]) if c.family == "resident"}
     here = {c.plan.tile for c in dealt(TARGETS[name]) if c.plan}
-    seen, rows, boxes, patches, reused = 0, [], set(), set(), set()
+    seen, rows, boxes, patches, reused, spread = 0, [], set(), set(), set(), set()
     for call in itertools.islice(random_calls.calls(rng, device), 1000):
         plan = call.plan
         if plan.family == "banded":
@@ -212,6 +212,8 @@ def test_every_planned_kernel_is_compiled(name):
             reused.add(_sums(plan))
         elif plan.family == "resident":  # lines, pieces and slots are counts in the same code
             assert plan.tile.STACK in resident, plan
+        elif plan.family == "spread":  # and so are places
+            spread.add(_sums(plan, taps=False))
         elif plan.family == "patch":  # extents of a patch are constants in the same code
             patches.add((plan.kernel, plan.tile.shape, plan.one_tap, _key(call)[-1]))
         elif plan.op != "dgrad_frame":  # has smaller tiles of the same kernels
@@ -230,6 +232,9 @@ def test_every_planned_kernel_is_compiled(name):
     assert bool(boxes) == (device.arch in ARCHITECTURES)
     assert reused <= {_sums(c.plan) for c in dealt(TARGETS[name]) if c.family == "reuse"}
     assert bool(reused) == (name == "sm_90")
+    assert spread <= {
+        _sums(c.plan, taps=False) for c in dealt(TARGETS[name]) if c.family == "spread"
+    }
     assert patches <= {
         (c.plan.kernel, c.plan.tile.shape, c.plan.one_tap, _key(c.planned)[-1])
         for target in TARGETS.values()

@@ -87,13 +87,13 @@ def test_channels_decide_between_gemm_and_rows(op, name):
     }[op]
     for problem, p in plans(op, g):
         if shorter >= GEMM_MIN:
-            products = ("gemm", "patch", *["tma", "flat"] * (problem.device.arch == "90"))
+            products = ("gemm", "patch", *["tma", "spread", "flat"] * (problem.device.arch == "90"))
             assert p.family in products
         elif p.family == "gemm":  # a stencil would have to sum many channels
             assert op == "wgrad" or (g.group_C if op == "fprop" else g.group_K) >= p.tile.BLOCK_K
         assert p.family != "rows" or rows.is_legal(problem)
         turned = op == "dgrad" and p.family in ("rows", "banded") and g.stride == (1, 1)
-        turned |= op == "dgrad" and p.family in ("columns", "patch")
+        turned |= op == "dgrad" and p.family in ("columns", "patch", "spread")
         assert p.kernel == f"{'fprop' if turned else op}_{p.family}"
 
 
@@ -139,11 +139,11 @@ def test_plans_come_from_the_tables_print_and_hash(op, name):
     tiles |= {tile for table in GEMM_GRADIENT_TILES.values() for tile in table}
     for _, p in plans(op, ALL[name]):
         assert p.tile in tiles or p.family in (
-            "rows", "columns", "banded", "tma", "patch", "flat"
+            "rows", "columns", "banded", "tma", "patch", "spread", "flat"
         )  # fmt: skip
         assert p in {p}
         assert str(p).startswith(f"Plan(op='{op}', tile=")
-        assert op == "wgrad" or p.splits == 1 or p.family in ("gemm", "patch")
+        assert op == "wgrad" or p.splits == 1 or p.family in ("gemm", "patch", "spread")
 
 
 def test_precision_is_for_float32_only_and_amd_has_no_tf32x3():
