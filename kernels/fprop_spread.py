@@ -17,7 +17,7 @@ import triton.language as tl
 
 from .epilogue import activate, add_residual
 from .fprop_tma import add_phase
-from .hints import align_strides, round_down
+from .hints import align_strides, at_least_one, round_down
 from .indexing import is_inside
 from .schedule import next_digit, widen
 from .structs import at
@@ -53,6 +53,7 @@ def fprop_spread(
 
     PIXELS: tl.constexpr = TILE.BLOCK_I * TILE.BLOCK_P * TILE.BLOCK_Q
     x_descs = (x0_desc, x1_desc, x2_desc, x3_desc)
+    GROUP_C = at_least_one(GROUP_C)
     acc = tl.zeros([TILE.BLOCK_N, PIXELS], tl.float32)
     for i in tl.static_range(4):
         if LAYOUT.PHASES[i] >= 0:

@@ -258,6 +258,8 @@ def add_taps_tma(
     first, last = 0, taps * tl.cdiv(CHANNELS, BLOCK_K)
     if LAYOUT.SPLIT:
         first, last = part_of(last, split, SPLITS)
+    elif LAYOUT.REACHED:
+        tl.assume(last > first)  # as at_least_one
     for step in range(first, last):
         i, j = (step % taps) // taps_s, step % taps_s
         r, s, summed = first_r + i * step_r, first_s + j * step_s, step // taps * BLOCK_K

@@ -164,6 +164,7 @@ class TmaLayout(NamedTuple):
         AXES: the axes of a weight gradient's boxes, outermost first: 0 to 3 for (n, h, w, c).
         IN_PLACE: a weight gradient's boxes are runs of one axis, which are multiplied from shared
             memory; other boxes of dy go through registers.
+        REACHED: there is at least one tap and one channel to sum.
     """
 
     NCHW: bool
@@ -176,6 +177,7 @@ class TmaLayout(NamedTuple):
     SPLIT: bool = False
     AXES: tuple[int, ...] = (0, 1, 2, 3)
     IN_PLACE: bool = False
+    REACHED: bool = False
 
 
 class SpreadLayout(NamedTuple):
@@ -187,7 +189,7 @@ class SpreadLayout(NamedTuple):
         PITCH_H, PITCH_W: results from one patch to the next.
         SHIFT_H, SHIFT_W: results of the first patch that lie before the image.
         ACROSS: order of columns, see split_patch_column.
-        NCHW, FLIP, CROSSWISE: as in TmaLayout, fixed.
+        NCHW, FLIP, CROSSWISE, REACHED: as in TmaLayout, fixed.
         FLATTEN_K: as in PatchLayout, fixed: a step covers channels of one place.
     """
 
@@ -204,6 +206,7 @@ class SpreadLayout(NamedTuple):
     NCHW: bool = False
     FLIP: bool = False
     CROSSWISE: bool = False
+    REACHED: bool = True
     FLATTEN_K: int | None = None
 
 

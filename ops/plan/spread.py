@@ -205,10 +205,15 @@ def tiles(problem: Problem) -> list[Any]:
     for rows, columns in _patches(problem):
         spread = spread_problem(problem, rows, columns)
         copied = spread.layout.x_boxes != "NHWC"
-        planes = tma.pixel_planes(spread)
+        planes, pitch = (
+            tma.pixel_planes(spread),
+            axes_of(problem.op, problem.geometry, 1, 1)[1].pitch,
+        )
         for shape in tma.shaped_tiles(tma.copied_problem(spread)):
             if problem.layout.heavy_epilogue and not last and shape.BLOCK_N < 128:
                 continue  # silu spills up to 56 bytes where rows are no pieces of 16 bytes (sm_90)
+            if not last and shape.BLOCK_N * shape.pixels > 128 * 128 and not is_power(pitch):
+                continue  # TF32 spills 32 bytes where columns of phases are stored apart (sm_90)
             if shape.BLOCK_N > max(64, power_of_two(spread.group_channels)) or not shape.BLOCK_K:
                 continue
             if tma.covered(planes, shape.box) * (1 - tma.MAX_OVERHANG) > math.prod(planes):
