@@ -202,18 +202,19 @@ def tiles(problem: Problem) -> list[Any]:
         return []
     found: list[SpreadTile] = []
     last = problem.layout.channels_last
+    pitch = axes_of(problem.op, problem.geometry, 1, 1)[1].pitch
     for rows, columns in _patches(problem):
         spread = spread_problem(problem, rows, columns)
         copied = spread.layout.x_boxes != "NHWC"
-        planes, pitch = (
-            tma.pixel_planes(spread),
-            axes_of(problem.op, problem.geometry, 1, 1)[1].pitch,
-        )
+        planes = tma.pixel_planes(spread)
         for shape in tma.shaped_tiles(tma.copied_problem(spread)):
             if problem.layout.heavy_epilogue and not last and shape.BLOCK_N < 128:
                 continue  # silu spills up to 56 bytes where rows are no pieces of 16 bytes (sm_90)
-            if not last and shape.BLOCK_N * shape.pixels > 128 * 128 and not is_power(pitch):
-                continue  # TF32 spills 32 bytes where columns of phases are stored apart (sm_90)
+            # Where columns of phases are stored apart, more spill: TF32 32 bytes (sm_90), 128 x 128
+            # in 16 bits 64 (sm_100).
+            most = 64 * 256 if problem.device.arch == "90" else 64 * 128
+            if not last and not is_power(pitch) and shape.BLOCK_N * shape.pixels > most:
+                continue
             if shape.BLOCK_N > max(64, power_of_two(spread.group_channels)) or not shape.BLOCK_K:
                 continue
             if tma.covered(planes, shape.box) * (1 - tma.MAX_OVERHANG) > math.prod(planes):
