@@ -84,5 +84,5 @@ def fprop_spread(
         acc += tl.load(bias_ptr + k * bias_stride, mask=line < SIZE // WIDE, other=0.0)
     if residual_ptr is not None:
         acc = add_residual(acc, at(residual_ptr, residual_strides, n, k, p, q), mask)
-    y = activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty)
+    y = activate(acc, ACTIVATION, y_ptr.dtype.element_ty)
     tl.store(at(y_ptr, y_strides, n, k, p, q), y, mask=mask)
