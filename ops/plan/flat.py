@@ -195,7 +195,7 @@ SHAPES = (
 BLOCK_L = 32
 #: Most bytes of the copies of one part of the images. Parts of that size fill a device, and copies
 #: of all images in one part would need several times the memory of x and dy; assumed.
-MAX_PART_BYTES = tma.MAX_COPY_BYTES
+MAX_PART_BYTES = 2**29
 #: Operands that may be unfolded, see FlatTile.
 UNFOLDED = ("", "x", "dy")
 #: Channels of a group up to which copies for every column of the window may pay.
