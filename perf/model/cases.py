@@ -353,6 +353,8 @@ CASES: dict[str, dict[str, Case]] = {
     "spread": {
         "few": _case(32, 128, 56, 56, 16, 5, 5, ops="fprop", last=True, bias=True),
         "few_planes": _case(32, 128, 56, 56, 16, 3, 3, ops="fprop", bias=True),
+        "forty": _case(32, 128, 56, 56, 40, 3, 3, ops="fprop", last=True, bias=True),
+        "forty_planes": _case(32, 128, 56, 56, 40, 3, 3, ops="fprop", bias=True),
         "few_residual": _case(
             32, 128, 56, 56, 24, 7, 7, ops="fprop", last=True, bias=True, activation="gelu",
             residual=True,
@@ -646,6 +648,14 @@ def _helpers() -> Iterator[Configuration]:
         ("spread_weight", "patch", "head", CASES["patch"]["head"], "fprop", ("tf32",)),
         ("sum_partials", "gemm", "narrow", CASES["gemm"]["dense"], "wgrad", EXACT),
         ("sum_partials", "gemm", "wide", wide, "wgrad", EXACT),
+        (
+            "sum_partials",
+            "gemm",
+            "planes",
+            CASES["gemm"]["planes"],
+            "wgrad",
+            ("bfloat16", "float32"),
+        ),
         ("sum_partials", "gemm", "image", epilogue, "fprop", ("bfloat16", "float64")),
         ("lag_sums", "stencil", "narrow", image, "wgrad", EXACT),
         ("lag_sums", "stencil", "wide", images, "wgrad", EXACT),
