@@ -97,7 +97,7 @@ def part_bytes(monkeypatch):
     ],
 )
 def test_copies_in_parts(kernel_backend, part_bytes, shape, unfolded, most, parts, bands):
-    """Launches of all but the first add to the sums: the same whatever the parts, in any order."""
+    """The launch of every part but the first adds to what is there."""
     part_bytes(most)
     geometry = geometry_of(shape, (20, 16, 3, 3), (1, 2), padding=_SAME)
     made = flat.copies_of(geometry, unfolded)
@@ -112,7 +112,7 @@ def test_copies_in_parts(kernel_backend, part_bytes, shape, unfolded, most, part
 #: More boxes than stages.
 BOXES = geometry_of((3, 19, 12, 11), (37, 19, 3, 3), padding=_SAME)
 STRIDED = geometry_of((4, 19, 19, 18), (37, 19, 3, 3), (2, 2), _SAME)
-#: 16 channels of one image become a tile of 64 with those of other columns of the window.
+#: 16 channels, with those of the other columns of the window, fill more than one tile.
 FEW = geometry_of((4, 16, 9, 9), (80, 16, 3, 5), padding=_SAME)
 
 
