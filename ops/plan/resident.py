@@ -173,6 +173,7 @@ class ResidentTile:
             outputs=each * self.STACK * m * n,
             steps=each * rows,
             loaded_bytes=each * rows * row + lines,
+            waits=True,  # at barriers, between the products of two rows: assumed
             operands="ahead",
             outside=once + each * begun,
         )

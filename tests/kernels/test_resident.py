@@ -1,6 +1,7 @@
 """Bands that stay in shared memory: in Gluon, so compiled and simulated alone."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from cases import tensors, whole_numbers
 from closeness import check, operands, run, truth
 from plans import H200, with_tile
+from simulator import Fault
 from simulator.driver import simulated
 
 from tricorr.ops import geometry_of
@@ -187,6 +189,26 @@ def test_an_image_that_starts_off_alignment_is_copied():
 def family(geometry, op="fprop", device=H200):
     problem = problem_of(op, geometry, torch.bfloat16, device)
     return choose.plan(problem).family
+
+
+@pytest.mark.parametrize(
+    ("pattern", "noticed"),
+    [
+        (r"fence\.proxy\.async\S*;", "fence"),
+        (r"cp\.async\.wait_group\S*\s+1;", "on its way"),
+        (r"wgmma\.wait_group\.sync\.aligned [1-9]\d*;", "wgmma in flight"),
+    ],
+    ids=["fence", "wait_for_copies", "wait_for_products"],
+)
+def test_damage_to_it_is_noticed(pattern, noticed):
+    from tricorr.ops.launch import arguments as launch
+
+    geometry = image(30, 40, 5, 9, (2, 4))
+    args = operands("fprop", *tensors(geometry, HALF))
+    with simulated(90) as device:
+        device.change = lambda ptx: re.sub(pattern, "", ptx)
+        with pytest.raises(Fault, match=noticed):
+            run("fprop", args, geometry, launch, plan=plan_of("fprop", geometry, SINGLE))
 
 
 def test_stacked_blocks_share_a_row():
