@@ -103,6 +103,18 @@ def weight_gradient(
     return WeightGradient2D.apply(x, dy, geometry, precision)
 
 
+def both_gradients(
+    x: torch.Tensor, dy: torch.Tensor, weight: torch.Tensor, geometry: Geometry, precision: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(input_gradient, weight_gradient), differentiable; by one launch where nothing watches."""
+    if not _is_traced() and is_unwatched(x, dy, weight) and backend.runs_kernels(dy.device):
+        return ops.backward(x, dy, weight, geometry, precision)
+    return (
+        input_gradient(dy, weight, geometry, precision),
+        weight_gradient(x, dy, geometry, precision),
+    )
+
+
 def _is_differentiable(geometry: Geometry, dtype: torch.dtype) -> bool:
     """Whether all that ops/cpu.py does for this geometry are differentiable PyTorch operators."""
     return geometry.macs != 0 and not one_channel.takes(geometry, dtype)
@@ -179,12 +191,14 @@ def _fprop_backward(
         y,
         lambda: correlate(x, weight, bias, geometry, precision, residual=residual),
     )
-    return (
-        input_gradient(dz, weight, geometry, precision) if needs[0] else None,
-        weight_gradient(x, dz, geometry, precision) if needs[1] else None,
-        bias_gradient(dz) if needs[2] else None,
-        dz if needs[3] else None,
-    )
+    dx = dw = None
+    if needs[0] and needs[1]:
+        dx, dw = both_gradients(x, dz, weight, geometry, precision)
+    elif needs[0]:
+        dx = input_gradient(dz, weight, geometry, precision)
+    elif needs[1]:
+        dw = weight_gradient(x, dz, geometry, precision)
+    return dx, dw, bias_gradient(dz) if needs[2] else None, dz if needs[3] else None
 
 
 def _dgrad_backward(

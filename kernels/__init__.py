@@ -2,6 +2,7 @@
 
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .backward_rows import backward_rows
 from .build_bands import build_bands
 from .build_lines import build_lines
 from .copy_flat import copy_flat
@@ -50,6 +51,7 @@ else:
 
 __all__ = [
     "TensorDescriptor",
+    "backward_rows",
     "build_bands",
     "build_lines",
     "copy_flat",

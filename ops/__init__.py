@@ -6,7 +6,7 @@ from .arguments import as_integer, as_padding, as_pair, as_shape
 from .errors import ArgumentError, ArgumentTypeError, BackendError, shown
 from .geometry import Geometry, geometry_of
 from .lag_sums import lag_sums
-from .operators import dgrad, fprop, wgrad
+from .operators import backward, dgrad, fprop, wgrad
 from .schema import geometry_of_call
 
 if "torch.utils.flop_counter" in sys.modules:
@@ -21,6 +21,7 @@ __all__ = [
     "as_padding",
     "as_pair",
     "as_shape",
+    "backward",
     "dgrad",
     "fprop",
     "geometry_of",

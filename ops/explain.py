@@ -12,7 +12,7 @@ from .errors import ArgumentError
 from .geometry import Geometry
 from .launch.formats import empty_in_format
 from .launch.layout import device_of, layout_of
-from .plan import choose
+from .plan import backward, choose
 from .plan.cost import partial_bytes
 from .plan.device import DEVICES, Device
 from .plan.problem import Plan, Problem
@@ -46,7 +46,11 @@ class Pass:
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """The three operators of one call, printed in lines; `as_dict()` is for programs."""
+    """The operators of one call, printed in lines; `as_dict()` is for programs.
+
+    `passes` has "fprop", "dgrad" and "wgrad", and "backward" where both gradients together, as
+    autograd asks for them in training, are one launch.
+    """
 
     geometry: Geometry
     dtype: torch.dtype
@@ -74,7 +78,7 @@ class Explanation:
     def __str__(self) -> str:
         lines = [f"{self.geometry}", f"dtype {self.as_dict()['dtype']}, {self.backend}"]
         for op, cost in self.passes.items():
-            lines.append(f"{op}: {_describe(cost)}")
+            lines.append(f"{op}{' (dgrad and wgrad)' * (op == 'backward')}: {_describe(cost)}")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -119,6 +123,19 @@ def explain(
             copies += plan.exchange.memory(problem) if plan.exchange else 0
             workspace = partial_bytes(plan, problem)
         passes[op] = Pass(plan, geometry.flops, moved, workspace, copies, parts, bound, floor)
+    if device is not None and y.numel() and x.dtype == weight.dtype:
+        dgrad, wgrad = (
+            Problem(op, geometry, weight.dtype, precision, layout, device)
+            for op, layout in (("dgrad", layouts["fprop"]), ("wgrad", layouts["wgrad"]))
+        )
+        if (plan := choose.plan_both(dgrad, wgrad)) is not None:
+            problem = backward.both(dgrad, wgrad)
+            moved = problem.compulsory_bytes
+            bound, floor = _bound(problem, plan, moved)
+            workspace = backward.partial_bytes_of(plan.splits, problem)
+            passes["backward"] = Pass(
+                plan, 2 * geometry.flops, moved, workspace, 0, 1, bound, floor
+            )
     return Explanation(geometry, weight.dtype, name, device, passes)
 
 
@@ -140,7 +157,7 @@ def _bound(problem: Problem, plan: Plan, moved: int) -> tuple[str | None, float 
     rate = device.flops_per_second.get(work.unit)
     if rate is None or device.bandwidth is None:
         return None, None
-    arithmetic = work.products * problem.geometry.flops / rate
+    arithmetic = work.products * 2 * problem.macs / rate
     memory = moved / device.bandwidth
     return ("arithmetic" if arithmetic > memory else "memory"), max(arithmetic, memory)
 

@@ -129,8 +129,43 @@ def wgrad(
     return torch.ops.tricorr.wgrad(x, dy, shape, *steps_of(geometry), precision)
 
 
+def backward(
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    geometry: Geometry,
+    precision: str = "ieee",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(dgrad(dy, weight), wgrad(x, dy)): one launch for both where that is planned.
+
+    That reads dy once, see kernels/backward_rows.py; it is no registered operator. Where anything
+    but the device has to see the call, and on CPU, two operators run.
+
+    Args:
+        x: as for fprop.
+        dy: (N, K, P, Q), any strides; the weight's dtype.
+        weight: as for fprop.
+        geometry: of the forward call.
+        precision: as for fprop.
+
+    Returns:
+        dx and dw, as dgrad and wgrad return them.
+    """
+    if backend.runs_kernels(dy.device) and _is_plain(x, dy, weight):
+        if not profiler._is_profiler_enabled:
+            return _launch().backward(x, dy, weight, geometry, precision)
+        with profiler.record_function("tricorr::backward"):
+            return _launch().backward(x, dy, weight, geometry, precision)
+    return dgrad(dy, weight, geometry, precision), wgrad(x, dy, geometry, precision)
+
+
 def only_the_device_sees(*tensors: torch.Tensor | None) -> bool:
     """Whether a call with these tensors may skip the dispatcher."""
+    return _is_plain(*tensors) and not profiler._is_profiler_enabled
+
+
+def _is_plain(*tensors: torch.Tensor | None) -> bool:
+    """Whether nothing but the device and a profiler sees a call with these tensors."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     if forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled():
@@ -150,7 +185,7 @@ def only_the_device_sees(*tensors: torch.Tensor | None) -> bool:
             return False
         if is_legacy_batchedtensor(tensor):
             return False
-    return not (torch._C._get_tracing_state() or profiler._is_profiler_enabled)
+    return not torch._C._get_tracing_state()
 
 
 def has_memory(*tensors: torch.Tensor) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from .providers import OURS
 from .rows import Row, latest
-from .workloads import BY_NAME, OPS, Workload
+from .workloads import ALL_OPS, BY_NAME, Workload
 
 #: Cases compare in the first of these cache states that was measured.
 CACHES = ("cold", "graph", "warm")
@@ -69,12 +69,14 @@ class Processor:
     @property
     def cache(self) -> str:
         """The cache state that is compared."""
-        measured = {row.cache for row in self.rows if row.status == "ok" and row.op in OPS}
+        measured = {row.cache for row in self.rows if row.status == "ok" and row.op in ALL_OPS}
         return next((cache for cache in CACHES if cache in measured), CACHES[0])
 
     def cases(self) -> list[Case]:
         """Every operator that ours ran: losses first, then wins, then what has no peer."""
-        ok = [r for r in self.rows if r.status == "ok" and r.cache == self.cache and r.op in OPS]
+        ok = [
+            r for r in self.rows if r.status == "ok" and r.cache == self.cache and r.op in ALL_OPS
+        ]
         peers = defaultdict(list)
         for row in ok:
             if row.provider.partition("@")[0] != OURS:

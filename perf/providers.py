@@ -1,9 +1,9 @@
 """Providers: our operators and their peers, behind one interface.
 
 A provider says whether it is installed and whether it can solve a problem, and prepares a call that
-computes exactly one operator once: dgrad alone or wgrad alone, never both. Tensors and weights
-already are in the memory format of the row. Further work of a peer (copying the padding, turning
-bytes into floats) is work of its user too, and is timed.
+computes exactly one operator once: dgrad alone or wgrad alone, both only as "backward". Tensors and
+weights already are in the memory format of the row. Further work of a peer (copying the padding,
+turning bytes into floats) is work of its user too, and is timed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import torch
 import torch.nn.functional as F
 
 from ..autograd import functional
-from ..ops import Geometry
+from ..ops import Geometry, backward
 from .workloads import Workload
 
-Call: TypeAlias = Callable[[], torch.Tensor]
+#: The result, or of "backward" (dx, dw).
+Result: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...]
+Call: TypeAlias = Callable[[], Result]
 
 OURS = "tricorr"
 #: PyTorch's own convolution, called as it is.
@@ -157,6 +159,8 @@ def _ours(problem: Operands) -> Call:
             "precision": precision,
         }
         return lambda: functional.corr2d(x, weight, bias, *steps, **options)
+    if op == "backward":
+        return lambda: backward(x, dy, weight, g, precision)
     if op == "wgrad":
         shape = g.weight_shape
         return lambda: functional.corr2d_weight_grad(x, shape, dy, *steps, precision=precision)
@@ -180,7 +184,7 @@ _TORCH_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
 }
 
 
-def _torch_function(problem: Operands) -> tuple[Callable[..., torch.Tensor], tuple[Any, ...]]:
+def _torch_function(problem: Operands) -> tuple[Callable[..., Result], tuple[Any, ...]]:
     """PyTorch's way to do it, as a function and its tensors."""
     g = problem.geometry
     (top, bottom), (left, right) = g.padding
@@ -214,15 +218,15 @@ def _torch_function(problem: Operands) -> tuple[Callable[..., torch.Tensor], tup
             return F.conv_transpose2d(dy, weight, None, stride, padding, extra, groups, dilation)
 
         return transposed, (problem.dy, problem.weight)
-    mask = [problem.op == "dgrad", problem.op == "wgrad", False]
+    mask = [problem.op != "wgrad", problem.op != "dgrad", False]
 
-    def backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def gradient(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> Result:
         gradients = torch.ops.aten.convolution_backward(
             dy, x, weight, None, stride, padding, dilation, False, (0, 0), groups, mask
         )
-        return gradients[mask.index(True)]
+        return tuple(gradients[:2]) if all(mask[:2]) else gradients[mask.index(True)]
 
-    return backward, (problem.dy, problem.x, problem.weight)
+    return gradient, (problem.dy, problem.x, problem.weight)
 
 
 def _output_padding(g: Geometry) -> tuple[int, int]:
@@ -247,7 +251,7 @@ def _torch_supports(workload: Workload, op: str, dtype: str, device: str) -> str
     g = workload.geometry
     if op != "fprop" and (g.per_sample or not _plainly_padded(g)):
         return "one call of PyTorch cannot: a filter per sample or uneven padding in a gradient"
-    if op == "wgrad" and dtype == "uint8":
+    if op in ("wgrad", "backward") and dtype == "uint8":
         return "gradients are of floats"
     return None
 

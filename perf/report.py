@@ -19,7 +19,7 @@ from .compared import Case, Processor, geomean, median_of, processors
 from .providers import OURS
 from .rows import Row, read
 from .targets import verdicts
-from .workloads import BY_NAME, OPS
+from .workloads import ALL_OPS, BY_NAME, OPS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,7 +88,7 @@ def _provenance(processor: Processor) -> str:
         parts += [f"cuDNN {every('cudnn')}", f"driver {every('driver')}"]
     days = sorted(row.time[:10] for row in processor.rows)
     parts.append(days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}")
-    if any(row.op in OPS for row in processor.rows):
+    if any(row.op in ALL_OPS for row in processor.rows):
         parts.append(f"{processor.cache} cache")
     clocks = [row.sm_clock for row in processor.rows if row.sm_clock]
     if clocks:

@@ -22,7 +22,18 @@ from typing import Any, TypeAlias
 FILE = "rows.jsonl"
 
 CHOICES = {
-    "op": ("fprop", "dgrad", "wgrad", "learn", "startup", "host", "call", "train", "filter"),
+    "op": (
+        "fprop",
+        "dgrad",
+        "wgrad",
+        "backward",
+        "learn",
+        "startup",
+        "host",
+        "call",
+        "train",
+        "filter",
+    ),
     "dtype": ("bfloat16", "float16", "float32", "tf32", "uint8", "float64"),
     "format": ("NCHW", "channels_last"),
     "cache": ("cold", "warm", "graph"),
@@ -44,7 +55,8 @@ class Row:
     Attributes:
         workload: a name in the table of workloads; "-small" marks one scaled down.
         suite: where the workload comes from.
-        op: "fprop", "dgrad" or "wgrad", one of them alone; "learn"; "startup"; "host", a call
+        op: "fprop", "dgrad" or "wgrad", one of them alone; "backward", the last two in one call;
+            "learn"; "startup"; "host", a call
             without its kernels; of `cpu`, a "call", one with its gradients ("train"), or a
             "filter".
         dtype: of the tensors; "tf32" is float32 multiplied in TF32, "float32" is not; "uint8" is

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from ..ops import Geometry
 
 OPS = ("fprop", "dgrad", "wgrad")
+#: And both gradients by one call, as autograd asks for them.
+ALL_OPS = (*OPS, "backward")
 FORMATS = ("NCHW", "channels_last")
 
 _DENSE = ("bfloat16", "tf32", "float16")
@@ -30,7 +32,7 @@ class Workload:
         suite: where it comes from.
         geometry: its shape.
         dtypes: as in a row, the most interesting first.
-        ops: the operators to measure, each alone.
+        ops: the operators to measure, each alone, of ALL_OPS.
         bias: whether fprop adds one.
         activation: what fprop applies after it, as `corr2d` names it.
         residual: whether fprop adds a tensor shaped as its result before the activation.
@@ -326,6 +328,17 @@ WORKLOADS: tuple[Workload, ...] = (
     _conv("odd", (32, 128, 56, 56, 128, 3, 3, 1, 1, 32), _DENSE, 2),
     _conv("odd", (8, 64, 64, 64, 64, 3, 3, 1, 2, 1), _DENSE, 2, dilation=2),
 )
+
+#: Workloads whose gradients are also measured together.
+_BOTH = {
+    "convnext-t-96x56x56-96-7x7",
+    "images-4096-3x3",
+    "images-64x1024-3x3",
+    "mobilenet-v2-144x56x56-144-3x3",
+    "mobilenet-v2-384x14x14-384-3x3",
+    "mobilenet-v2-96x112x112-96-3x3-s2",
+}
+WORKLOADS = tuple(replace(w, ops=ALL_OPS) if w.name in _BOTH else w for w in WORKLOADS)
 
 SUITES = tuple(dict.fromkeys(w.suite for w in WORKLOADS))
 BY_NAME = {w.name: w for w in WORKLOADS}

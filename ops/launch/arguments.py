@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 
-from ...kernels.structs import GemmLayout, Window, constant
+from ...kernels.structs import GemmLayout, constant
 from .. import backend
 from ..geometry import Geometry
 from ..plan import choose
+from ..plan.backward import takes_both
 from ..plan.cost import is_reordered
 from ..plan.gemm import SECTOR
 from ..plan.problem import Plan, Problem
-from ..plan.rows_walk import gradient_reads
 from ..plan.tma import reads_crosswise, tap_columns
+from .backward_launch import backward_calls
 from .banded_launch import band_arguments, fprop_banded_call, in_planes
 from .call import Call
 from .copies import (
@@ -41,7 +42,13 @@ from .descriptors import (
 from .exchanged import around, x_read, x_workspace, y_read, y_workspace
 from .flat_launch import flat_call
 from .formats import empty_in_format
-from .kernel_arguments import call_of, residual_arguments, samples_of, weight_walk
+from .kernel_arguments import (
+    call_of,
+    read_of_gradient,
+    residual_arguments,
+    samples_of,
+    weight_walk,
+)
 from .layout import (
     alignment,
     as_row,
@@ -54,7 +61,7 @@ from .layout import (
 )
 from .partial_sums import gradient_partials, partials_of, sum_partials_call
 from .patch_launch import patch_arguments, patch_call
-from .prepared import facts_of, prepare, prepared
+from .prepared import facts_of, is_separate, keep_separate, prepare, prepared
 from .resident_launch import resident_call
 from .reuse_launch import reuse_arguments
 from .spread_launch import spread_call
@@ -74,7 +81,7 @@ def fprop(
     operands = (x, weight, bias, residual)
     key = ("fprop", geometry, precision, activation, plan, *map(facts_of, operands))
     if ready := prepared(key):
-        return ready.run(operands, x.device)
+        return ready.run(operands, x.device)[0]
     y = empty_in_format(geometry.y_shape, weight.dtype, like=x)
     if y.numel() == 0:
         return y
@@ -88,7 +95,7 @@ def fprop(
     def calls(x: Any, weight: Any, bias: Any, residual: Any, y: Any) -> Iterator[Call]:
         yield fprop_call(x, weight, bias, y, geometry, chosen, activation, residual)
 
-    return run_calls(key, list(operands), y, calls)
+    return run_calls(key, list(operands), [y], calls)[0]
 
 
 def dgrad(
@@ -102,7 +109,7 @@ def dgrad(
     """dx (N, C, H, W) by a Triton kernel; see operators.dgrad. `plan` replaces the planner's."""
     key = ("dgrad", geometry, precision, plan, facts_of(dy), facts_of(weight), facts_of(bias))
     if ready := prepared(key):
-        return ready.run((dy, weight, bias), dy.device)
+        return ready.run((dy, weight, bias), dy.device)[0]
     dx = empty_in_format(geometry.x_shape, dy.dtype, like=dy)
     if dx.numel() == 0:
         return dx
@@ -121,7 +128,7 @@ def dgrad(
         if frame:
             yield dgrad_call(dy, weight, bias, dx, geometry, frame)
 
-    return run_calls(key, [dy, weight, bias], dx, calls)
+    return run_calls(key, [dy, weight, bias], [dx], calls)[0]
 
 
 def wgrad(
@@ -134,7 +141,7 @@ def wgrad(
     """dw, shaped as the weight, by Triton kernels; see operators.wgrad."""
     key = ("wgrad", geometry, precision, plan, facts_of(x), facts_of(dy))
     if ready := prepared(key):
-        return ready.run((x, dy), x.device)
+        return ready.run((x, dy), x.device)[0]
     dw = empty_in_format(geometry.weight_shape, dy.dtype, like=x)
     if dw.numel() == 0:
         return dw
@@ -146,24 +153,76 @@ def wgrad(
     def calls(x: Any, dy: Any, dw: Any) -> Iterator[Call]:
         return wgrad_calls(x, dy, dw, geometry, chosen)
 
-    return run_calls(key, [x, dy], dw, calls)
+    return run_calls(key, [x, dy], [dw], calls)[0]
+
+
+def backward(
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    geometry: Geometry,
+    precision: str = "ieee",
+    plan: Plan | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(dx, dw), by one Triton kernel where that is faster than two; see operators.backward."""
+    both = None
+    if plan is not None or (x.dtype == dy.dtype == weight.dtype and takes_both(geometry)):
+        both = _both(x, dy, weight, geometry, precision, plan)
+    if both is None:
+        return dgrad(dy, weight, geometry, precision), wgrad(x, dy, geometry, precision)
+    return both
+
+
+def _both(
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    geometry: Geometry,
+    precision: str,
+    plan: Plan | None,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """`backward` by one kernel; None where two launches are planned."""
+    key = ("backward", geometry, precision, plan, facts_of(x), facts_of(dy), facts_of(weight))
+    if ready := prepared(key):
+        dx, dw = ready.run((x, dy, weight), x.device)
+        return dx, dw
+    if is_separate(key):
+        return None
+    dx = empty_in_format(geometry.x_shape, dy.dtype, like=dy)
+    dw = empty_in_format(geometry.weight_shape, dy.dtype, like=x)
+    layouts = layout_of(geometry, dx, weight, dy), layout_of(geometry, x, dw, dy)
+    chosen = plan or choose.plan_both(
+        *(
+            Problem(op, geometry, dy.dtype, precision, layout, device_of(x))
+            for op, layout in zip(("dgrad", "wgrad"), layouts, strict=True)
+        )
+    )
+    if chosen is None:
+        keep_separate(key)
+        return None
+
+    def calls(x: Any, dy: Any, weight: Any, dx: Any, dw: Any) -> Iterator[Call]:
+        return backward_calls(x, dy, weight, dx, dw, geometry, chosen)
+
+    dx, dw = run_calls(key, [x, dy, weight], [dx, dw], calls)
+    return dx, dw
 
 
 def run_calls(
     key: Any,
     operands: list[torch.Tensor | None],
-    result: torch.Tensor,
+    results: list[torch.Tensor],
     calls: Callable[..., Iterable[Call]],
-) -> torch.Tensor:
-    """The result, filled by the calls; these are prepared for the next time."""
-    device = result.device
-    given, target = _interpretable(operands, result)
-    for call in calls(*given, target):
+) -> list[torch.Tensor]:
+    """The results, filled by the calls; these are prepared for the next time."""
+    device = results[0].device
+    given, targets = _interpretable(operands, results)
+    for call in calls(*given, *targets):
         call.run(device)
-    if target is not result:
-        return result.copy_(target)
-    prepare(key, tuple(operands), result, calls)
-    return result
+    if targets is not results:
+        return [result.copy_(target) for result, target in zip(results, targets, strict=True)]
+    prepare(key, tuple(operands), results, calls)
+    return results
 
 
 def fprop_call(
@@ -435,7 +494,7 @@ def _family_arguments(
     x, weight and y are the tensors of the operator or their gradients; `added` goes to its sums.
     """
     if plan.kernel == "dgrad_rows":
-        return {"READ": constant(_read_of_gradient(geometry))}
+        return {"READ": constant(read_of_gradient(geometry))}
     make: dict[str, Callable[..., dict[str, Any]]] = {
         "banded": band_arguments,
         "gemm": _gemm_arguments,
@@ -447,24 +506,6 @@ def _family_arguments(
     if plan.family not in make:
         return {}
     return make[plan.family](x, weight, y, geometry, plan, added)
-
-
-def _read_of_gradient(geometry: Geometry) -> Window:
-    """The window of dy that the results of one step of the stride read."""
-    (first_h, rows), (first_w, columns) = (gradient_reads(geometry, axis) for axis in (0, 1))
-    return Window(
-        R=rows,
-        S=columns,
-        STRIDE_H=1,
-        STRIDE_W=1,
-        PAD_H=-first_h,
-        PAD_W=-first_w,
-        PAD_BOTTOM=first_h + rows - 1,
-        PAD_RIGHT=first_w + columns - 1,
-        DIL_H=1,
-        DIL_W=1,
-        MODE="zeros",
-    )
 
 
 def _tma_arguments(
@@ -594,13 +635,15 @@ def _gemm_arguments(
     return {"LAYOUT": constant(layout)}
 
 
-def _interpretable(tensors: list[Any], result: torch.Tensor) -> tuple[list[Any], torch.Tensor]:
-    """Operands and result as float32 if they are bfloat16 and the interpreter runs.
+def _interpretable(
+    tensors: list[Any], results: list[torch.Tensor]
+) -> tuple[list[Any], list[torch.Tensor]]:
+    """Operands and results as float32 if they are bfloat16 and the interpreter runs.
 
     Triton 3.6 to 3.8 interpret tl.dot on bfloat16 wrongly and truncate where a GPU rounds. Every
     bfloat16 is a float32, and kernels round once, at the store, so this computes the same thing.
     """
-    if not backend.interprets() or result.dtype != torch.bfloat16:
-        return tensors, result
+    if not backend.interprets() or results[0].dtype != torch.bfloat16:
+        return tensors, results
     widened = [t.float() if t is not None and t.dtype == torch.bfloat16 else t for t in tensors]
-    return widened, torch.empty_like(result, dtype=torch.float32)
+    return widened, [torch.empty_like(result, dtype=torch.float32) for result in results]

@@ -11,6 +11,7 @@ from ... import kernels
 from ...kernels.structs import Window, constant, tile_struct
 from ..geometry import Geometry
 from ..plan.problem import Plan
+from ..plan.rows_walk import gradient_reads
 from .call import Call
 
 
@@ -63,6 +64,24 @@ def window_of(geometry: Geometry) -> Window:
         DIL_H=dil_h,
         DIL_W=dil_w,
         MODE=geometry.padding_mode,
+    )
+
+
+def read_of_gradient(geometry: Geometry) -> Window:
+    """The window of dy that the results of one step of the stride read."""
+    (first_h, rows), (first_w, columns) = (gradient_reads(geometry, axis) for axis in (0, 1))
+    return Window(
+        R=rows,
+        S=columns,
+        STRIDE_H=1,
+        STRIDE_W=1,
+        PAD_H=-first_h,
+        PAD_W=-first_w,
+        PAD_BOTTOM=first_h + rows - 1,
+        PAD_RIGHT=first_w + columns - 1,
+        DIL_H=1,
+        DIL_W=1,
+        MODE="zeros",
     )
 
 

@@ -55,14 +55,14 @@ def lag_sums(a: torch.Tensor, b: torch.Tensor, lags: Pair) -> torch.Tensor:
     """(C, D, R, S) by Triton kernels; see lag_sums.lag_sums."""
     key = ("lag_sums", a.shape, b.shape, facts_of(a), facts_of(b))
     if ready := prepared(key):
-        return ready.run((a, b), a.device)
+        return ready.run((a, b), a.device)[0]
     out = a.new_empty(a.shape[1], b.shape[1], *lags, dtype=torch.float64)
     tile, splits = tile_for(a, b, lags, device_of(a).multiprocessors)
 
     def calls(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> Iterator[Call]:
         return lag_sums_calls(a, b, out, tile, splits)
 
-    return run_calls(key, [a, b], out, calls)
+    return run_calls(key, [a, b], [out], calls)[0]
 
 
 def tile_for(

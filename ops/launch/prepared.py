@@ -23,15 +23,18 @@ class Prepared:
 
     def __init__(
         self,
-        result: torch.Tensor,
+        results: Sequence[torch.Tensor],
         scratch: Sequence[torch.Tensor],
         launches: list[_Launch],
     ) -> None:
-        self._made = [(t.shape, t.stride(), t.dtype) for t in (result, *scratch)]
+        self._made = [(t.shape, t.stride(), t.dtype) for t in (*results, *scratch)]
+        self._results = len(results)
         self._launches = launches
 
-    def run(self, operands: tuple[torch.Tensor | None, ...], device: torch.device) -> torch.Tensor:
-        """The operator's result, in new memory on `device`, which holds the operands."""
+    def run(
+        self, operands: tuple[torch.Tensor | None, ...], device: torch.device
+    ) -> list[torch.Tensor]:
+        """The operator's results, in new memory on `device`, which holds the operands."""
         made = [
             torch.empty_strided(shape, strides, dtype=dtype, device=device)
             for shape, strides, dtype in self._made
@@ -43,7 +46,7 @@ class Prepared:
         else:
             with context:
                 self._launch(tensors, device)
-        return made[0]
+        return made[: self._results]
 
     def _launch(self, tensors: list[Any], device: torch.device) -> None:
         if backend.interprets() or is_watched():
@@ -110,6 +113,8 @@ def _placed(place: Place, tensors: Sequence[Any]) -> Any:
 
 #: By the facts that they were prepared for; None where they read what PyTorch has to make.
 _PREPARED: dict[Any, Prepared | None] = {}
+#: The same facts of gradients that are planned as two launches.
+_SEPARATE: set[Any] = set()
 #: When there are more entries, all are cleared; they are made again when needed.
 MAX_PREPARED = 4096
 
@@ -129,20 +134,33 @@ def prepared(key: Any) -> Prepared | None:
 def forget_prepared() -> None:
     """Clears all prepared launches; to be called when the planner's decisions change."""
     _PREPARED.clear()
+    _SEPARATE.clear()
+
+
+def is_separate(key: Any) -> bool:
+    """Whether `keep_separate` was called with this key."""
+    return key in _SEPARATE
+
+
+def keep_separate(key: Any) -> None:
+    """Keeps that the gradients of this key are two launches, so that they are not planned again."""
+    if len(_SEPARATE) >= MAX_PREPARED:
+        _SEPARATE.clear()
+    _SEPARATE.add(key)
 
 
 def prepare(
     key: Any,
     operands: tuple[torch.Tensor | None, ...],
-    result: torch.Tensor,
+    results: Sequence[torch.Tensor],
     calls_with: Callable[..., Iterable[Call]],
 ) -> None:
-    """Keeps for `key` the launches of `calls_with(*operands, result)`.
+    """Keeps for `key` the launches of `calls_with(*operands, *results)`.
 
     It is called with stand-ins, distinct even where two operands are one tensor, so that each can
     be found among the arguments. A stand-in has the alignment of its tensor.
     """
-    tensors = (*operands, result)
+    tensors = (*operands, *results)
     if key in _PREPARED or any(t is not None and t.data_ptr() % t.itemsize for t in tensors):
         return
     stand_ins = [None if t is None else _stand_in(t) for t in tensors]
@@ -156,7 +174,7 @@ def prepare(
     if len(whole) < len(launches):
         _PREPARED[key] = None
         return
-    _PREPARED[key] = Prepared(result, scratch, whole)
+    _PREPARED[key] = Prepared(results, scratch, whole)
 
 
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,7 @@ def separable(
     """
     key = ("separable", geometry, dtype, precision, plan, facts_of(x), facts_of(taps))
     if ready := prepared(key):
-        return ready.run((x, taps), x.device)
+        return ready.run((x, taps), x.device)[0]
     y = empty_in_format(geometry.y_shape, dtype, like=x)
     if y.numel() == 0:
         return y
@@ -54,7 +54,7 @@ def separable(
     def calls(x: Any, taps: Any, y: Any) -> Iterator[Call]:
         yield separable_call(x, taps, y, geometry, chosen)
 
-    return run_calls(key, [x, taps], y, calls)
+    return run_calls(key, [x, taps], [y], calls)[0]
 
 
 def separable_bank(
@@ -79,7 +79,7 @@ def separable_bank(
     """
     key = ("separable", geometry, dtype, combine, root, facts_of(x), facts_of(taps))
     if ready := prepared(key):
-        return ready.run((x, taps), x.device)
+        return ready.run((x, taps), x.device)[0]
     shape = geometry.y_shape if combine is None else geometry.x_shape
     y = empty_in_format(shape, dtype, like=x)
     if y.numel() == 0:
@@ -91,7 +91,7 @@ def separable_bank(
     def calls(x: Any, taps: Any, y: Any) -> Iterator[Call]:
         yield _call(x, taps, y, geometry, chosen, (0, taps.stride(0)), combine, root)
 
-    return run_calls(key, [x, taps], y, calls)
+    return run_calls(key, [x, taps], [y], calls)[0]
 
 
 def is_faster(

@@ -14,7 +14,20 @@ from collections.abc import Mapping
 from types import ModuleType
 
 from ..errors import ArgumentError
-from . import banded, columns, flat, gemm, patch, resident, reuse, rows, spread, stencil, tma
+from . import (
+    backward,
+    banded,
+    columns,
+    flat,
+    gemm,
+    patch,
+    resident,
+    reuse,
+    rows,
+    spread,
+    stencil,
+    tma,
+)
 from .cost import cheapest, gradient_splits, image_splits, seconds_of
 from .exchange import Exchange, exchanges
 from .integers import cdiv
@@ -30,6 +43,8 @@ FAMILIES = (rows, banded, resident, stencil, columns, gemm, tma, patch, reuse, s
 #: A plan on copies of images is taken if its predicted time is below this share of the best other
 #: one's: the sum of two predictions is less certain.
 EXCHANGE_MARGIN = 0.85
+#: How many times faster one launch for both gradients must be predicted than two.
+GAIN_OF_BOTH = 1.1
 #: The largest grid that CUDA and HIP launch along the first axis.
 MAX_GRID = 2**31 - 1
 
@@ -51,6 +66,8 @@ def plan(problem: Problem) -> Plan:
 
 def plans_on_copies(problem: Problem) -> list[Plan]:
     """The best plan of each Exchange that is compared, by predicted time."""
+    if problem.op == "backward":
+        return []
     found = [best for one in exchanges(problem) for best in _exchanged(one, problem)]
     return sorted(found, key=lambda one: seconds_of(one, problem))
 
@@ -103,18 +120,23 @@ def direct_plan(problem: Problem) -> Plan:
 
 def candidates(problem: Problem) -> list[Tile]:
     """The tiles to compare."""
-    return [tile for family in FAMILIES for tile in family.tiles(problem)]
+    return [tile for family in families(problem) for tile in family.tiles(problem)]
+
+
+def families(problem: Problem) -> tuple[ModuleType, ...]:
+    """The families that can solve a problem: one computes both gradients."""
+    return (backward,) if problem.op == "backward" else FAMILIES
 
 
 def family_of(tile: Tile) -> ModuleType:
     """The module of a tile's family."""
-    return next(family for family in FAMILIES if type(tile) in family.KINDS)
+    return next(family for family in (*FAMILIES, backward) if type(tile) in family.KINDS)
 
 
 def tile_of(fields: Mapping[str, int]) -> Tile:
     """The tile with these fields, whose names identify the family; others have their defaults."""
     given = set(fields)
-    for kind in (kind for family in FAMILIES for kind in family.KINDS):
+    for kind in (kind for family in (*FAMILIES, backward) for kind in family.KINDS):
         every = dataclasses.fields(kind)
         needed = {field.name for field in every if field.default is dataclasses.MISSING}
         if needed <= given <= {field.name for field in every}:
@@ -128,7 +150,9 @@ def plans_with_tile(problem: Problem, tile: Tile) -> list[Plan]:
     Raises:
         ArgumentError: a grid is larger than a launch can have.
     """
-    if problem.op == "wgrad":
+    if problem.op == "backward":
+        numbers = family_of(tile).splits(tile, problem)
+    elif problem.op == "wgrad":
         compared = family_of(tile) in (*SPLIT, reuse)
         numbers = gradient_splits(tile, problem) if compared else [tile.splits(problem)]
     else:
@@ -154,7 +178,7 @@ def plan_with_tile(problem: Problem, tile: Tile, splits: int = 1) -> Plan:
         ArgumentError: the grid is larger than a launch can have.
     """
     grid, split_strips = tile.programs(problem), 0
-    if problem.op == "wgrad" or (splits > 1 and splits_images(problem, tile)):
+    if problem.op in ("wgrad", "backward") or (splits > 1 and splits_images(problem, tile)):
         strips = tile.strips(problem)
         split_strips = cdiv(max(1, strips), max(1, splits))
         splits = max(1, cdiv(strips, split_strips))
@@ -173,3 +197,32 @@ def plan_with_tile(problem: Problem, tile: Tile, splits: int = 1) -> Plan:
         max_registers=tile.max_registers(problem),
         **tile.flags(problem),
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def plan_both(dgrad: Problem, wgrad: Problem) -> Plan | None:
+    """The plan of both gradients in one launch; None where two launches are nearly as fast.
+
+    Args:
+        dgrad: the problem of the input gradient alone.
+        wgrad: that of the weight gradient.
+    """
+    problem = backward.both(dgrad, wgrad)
+    if dgrad.layout.channels_last != wgrad.layout.channels_last or not candidates(problem):
+        return None
+    found = plan(problem)
+    if GAIN_OF_BOTH * seconds_of(found, problem) > seconds_of_two(dgrad, wgrad):
+        return None
+    return found
+
+
+def seconds_of_two(dgrad: Problem, wgrad: Problem) -> float:
+    """The predicted time of the input gradient, then the weight gradient.
+
+    The second reads dy from L2 where that still has it.
+    """
+    g, device, itemsize = dgrad.geometry, dgrad.device, dgrad.dtype.itemsize
+    seconds = sum(seconds_of(plan(problem), problem) for problem in (dgrad, wgrad))
+    if (g.x_numel + g.y_numel) * itemsize <= device.rates.l2_bytes / 2:
+        seconds -= g.y_numel * itemsize / device.copy_rate
+    return seconds

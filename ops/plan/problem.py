@@ -73,7 +73,8 @@ class Problem:
     """One operator to plan: all facts that planners, costs and tuners use.
 
     Attributes:
-        op: "fprop", "dgrad", "wgrad", or "dgrad_frame" for what a padding mode adds to dgrad.
+        op: "fprop", "dgrad", "wgrad", "backward" for the last two in one launch, or "dgrad_frame"
+            for what a padding mode adds to dgrad.
         geometry: of the forward call. Of dgrad, the padding mode is "zeros" whatever was given.
         dtype: of the weight and of the images; x may be uint8, see x_bytes.
         precision: how float32 is multiplied: "ieee", "tf32" or "tf32x3". It is "ieee" for other
@@ -224,9 +225,16 @@ class Problem:
         return rows * columns if self.layout.channels_last else rows
 
     @property
+    def macs(self) -> int:
+        """Multiply-adds of the result, of both where there are two."""
+        return self.geometry.macs * (2 if self.op == "backward" else 1)
+
+    @property
     def compulsory_bytes(self) -> int:
         """Bytes that must be moved: each tensor once."""
         g, itemsize = self.geometry, self.dtype.itemsize
+        if self.op == "backward":
+            return (2 * g.x_numel + g.y_numel + 2 * g.weight_numel) * itemsize
         if self.is_input_gradient:
             return g.compulsory_bytes(itemsize, itemsize, itemsize)
         rest = g.compulsory_bytes(0, itemsize, itemsize)

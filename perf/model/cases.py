@@ -20,13 +20,13 @@ from typing import Any
 from ...ops.errors import ArgumentError
 from ...ops.geometry import Geometry
 from ...ops.launch.call import Call
-from ...ops.plan import choose, gemm
+from ...ops.plan import backward, choose, gemm
 from ...ops.plan.device import DEVICES, Device
 from ...ops.plan.exchange import Exchange
 from ...ops.plan.problem import Plan, Problem
 from ...ops.plan.tuned import tuned_for
 from ..providers import TENSOR_DTYPES
-from ..workloads import OPS, Workload
+from ..workloads import ALL_OPS, Workload
 from .planned import PlannedCall, tiles_of
 
 #: Parts of an image's reduction: the code is the same for any number of them.
@@ -80,9 +80,12 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "float64": ("float64",),
 }
 #: The file of each family by the name that its tiles have.
-MODULES = {family.__name__.rpartition(".")[2]: family for family in choose.FAMILIES}
+MODULES = {f.__name__.rpartition(".")[2]: f for f in (*choose.FAMILIES, backward)}
 #: Families whose products are of the kinds above.
-PRODUCTS_OF = (*(name for name, f in MODULES.items() if f not in choose.DIRECT), "frame")
+PRODUCTS_OF = (
+    *(name for name, f in MODULES.items() if f not in (*choose.DIRECT, backward)),
+    "frame",
+)
 EXACT = ("float32", "bfloat16", "uint8", "float16", "float64")
 
 
@@ -217,6 +220,21 @@ CASES: dict[str, dict[str, Case]] = {
             311, 14, 1031, 1033, 28, 3, 3, groups=14, padding_mode="reflect", bias=True,
             activation="gelu", **_ODD_SAMPLES,
         ),
+    },
+    # Both gradients: vectors of one image and of several samples, single columns, channels.
+    "backward": {
+        "image3": _case(1, 1, 4096, 4096, 1, 3, 3, ops="backward"),
+        "image5": _case(1, 1, 4096, 4096, 1, 5, 5, ops="backward"),
+        "planes3": _case(64, 96, 56, 56, 96, 3, 3, ops="backward", groups=96),
+        "planes7": _case(64, 96, 56, 56, 96, 7, 7, ops="backward", groups=96),
+        "strided": _case(64, 96, 112, 112, 96, 3, 3, ops="backward", stride=2, groups=96),
+        "small": _case(64, 960, 7, 7, 960, 3, 3, ops="backward", groups=960),
+        "last3": _case(64, 144, 56, 56, 144, 3, 3, ops="backward", groups=144, last=True),
+        "last5": _case(64, 144, 56, 56, 144, 5, 5, ops="backward", groups=144, last=True),
+        "strided_last": _case(
+            64, 96, 112, 112, 96, 3, 3, ops="backward", stride=2, groups=96, last=True
+        ),
+        "odd": _case(311, 14, 1031, 1033, 14, 3, 3, ops="backward", groups=14, **_ODD_SAMPLES),
     },
     # Lanes along a row, over samples, over channels; the input gradient runs fprop's.
     "columns": {
@@ -443,7 +461,7 @@ class Configuration:
         if self.family in ("helper", "frame"):
             return self.kernel, self.case
         plan, tile = self.plan, self.plan.tile
-        if self.family in ("rows", "columns"):  # the tile follows from the geometry
+        if self.family in ("rows", "backward", "columns"):  # the tile follows from the geometry
             return self.kernel, self.planned.workload.geometry.weight_shape[-2:]
         if self.family in ("reuse", "spread"):
             # The rest are counts in the same code, and the store's axis.
@@ -462,7 +480,7 @@ class Configuration:
     @property
     def is_rare(self) -> bool:
         """Whether a choice is built on one target only, see the module."""
-        if self.family in ("helper", "frame", "rows", "columns"):
+        if self.family in ("helper", "frame", "rows", "backward", "columns"):
             return False
         across_taps = self.kernel in ("fprop_gemm", "dgrad_gemm") and not self.plan.one_tap
         in_turn = self.case.endswith(("-loop", "-split", "-in_place"))
@@ -536,11 +554,11 @@ def _of_cases(target: Target) -> Iterator[Configuration]:
     """Every case with every tile of its family, for each operator, one dtype after the other."""
     for family, cases in CASES.items():
         kinds = PRODUCTS if family in PRODUCTS_OF else {"": EXACT}
-        for op, kind in itertools.product((*OPS, "dgrad_frame"), kinds):
+        for op, kind in itertools.product((*ALL_OPS, "dgrad_frame"), kinds):
             if kind == "tf32x3" and target.is_amd:
                 continue  # it has none
             for dtype, (name, case) in itertools.product(kinds[kind], cases.items()):
-                few = case.workload.geometry.group_C <= 3 and not op.startswith("dgrad")
+                few = case.workload.geometry.group_C <= 3 and op in ("fprop", "wgrad")
                 if op in case.workload.ops and (few or not dtype.startswith("uint8")):
                     yield from _of_case(family, name, case, op, kind, dtype, target)
 
@@ -577,6 +595,8 @@ def _plans(
     call = PlannedCall(replace(case.workload, geometry=g), op, dtype, case.format)
     problem = call.problem(target.device)
     tiles = tiles_of(MODULES[family], problem) if family in MODULES else choose.candidates(problem)
+    if family == "backward":  # of many tiles, the one that is planned
+        tiles = [choose.plan(problem).tile] if tiles else []
     if family == "patch":  # the last, largest patch of each shape
         tiles = list({(tile.step(op), tile.num_warps): tile for tile in tiles}.values())
     if family == "spread":  # the rest are counts in the same code

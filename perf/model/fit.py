@@ -30,7 +30,7 @@ from ...ops.plan.problem import Plan, Problem
 from ..providers import OURS
 from ..rows import Row, read
 from ..session.calibrate import Calibration, Timed, grouped, plan_of
-from ..workloads import BY_NAME, OPS, find
+from ..workloads import ALL_OPS, BY_NAME, find
 from .planned import describe
 
 #: Shares of EXPOSED that are tried.
@@ -86,7 +86,7 @@ def samples(rows: Iterable[Row], device: Device) -> list[Sample]:
     """The fastest row of every plan of ours that can be made again, caches cold."""
     fastest: dict[tuple[object, ...], Row] = {}
     for row in rows:
-        ours = row.provider.partition("@")[0] == OURS and row.op in OPS and row.plan
+        ours = row.provider.partition("@")[0] == OURS and row.op in ALL_OPS and row.plan
         if not ours or row.status != "ok" or row.cache != "cold" or row.ms is None:
             continue
         if row.workload.removesuffix("-small") in BY_NAME:

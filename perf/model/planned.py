@@ -84,7 +84,7 @@ def problem_of(operands: Operands, device: Device, op: str = "") -> Problem:
     residual = y if o.residual is not None and op == "fprop" else None
     activation = o.workload.activation if op == "fprop" else "none"
     weight = o.weight
-    if op == "wgrad":  # its result has a format of its own
+    if op in ("wgrad", "backward"):  # dw has a format of its own
         weight = empty_in_format(g.weight_shape, dtype, like=x)
     layout = layout_of(g, x, weight, y, residual, activation)
     x_bytes = x.itemsize if x.dtype != dtype else 0
@@ -93,6 +93,8 @@ def problem_of(operands: Operands, device: Device, op: str = "") -> Problem:
 
 def tiles_of(family: ModuleType, problem: Problem) -> list[Tile]:
     """Tiles with which a family can run a problem, also where the planner asks another family."""
+    if problem.op == "backward":
+        return list(family.tiles(problem))
     if family is rows:
         tile = rows.tile_for(problem)
         return [] if tile is None else [tile]
@@ -111,7 +113,7 @@ def alternatives(problem: Problem) -> list[Plan]:
     """
     own = choose.plan(problem)
     best = [] if own.exchange else choose.plans_on_copies(problem)[:1]
-    for family in choose.FAMILIES:
+    for family in choose.families(problem):
         plans = [plan for tile in tiles_of(family, problem) for plan in _plans_with(tile, problem)]
         if plans and (own.exchange or plans[0].family != own.family):
             best.append(min(plans, key=lambda plan: seconds_of(plan, problem)))
@@ -120,7 +122,7 @@ def alternatives(problem: Problem) -> list[Plan]:
 
 def all_plans(problem: Problem) -> list[Plan]:
     """The planner's plan, every plan that any family offers, and the best ones on copies."""
-    tiles = [tile for family in choose.FAMILIES for tile in tiles_of(family, problem)]
+    tiles = [tile for family in choose.families(problem) for tile in tiles_of(family, problem)]
     plans = [plan for tile in tiles for plan in _plans_with(tile, problem)]
     return [choose.plan(problem), *plans, *choose.plans_on_copies(problem)]
 
@@ -154,8 +156,9 @@ def describe(plan: Plan) -> str:
 
 
 def launches_of(operands: Operands, plan: Plan, device: Device) -> tuple[torch.Tensor, list[Call]]:
-    """(the result, the launches that fill it); operands may be meta tensors."""
+    """(the result, or dx of both gradients; the launches that fill it), also of meta tensors."""
     from ...ops.launch.arguments import dgrad_call, fprop_call, wgrad_calls
+    from ...ops.launch.backward_launch import backward_calls
     from ...ops.launch.lag_launch import lag_sums_calls, tile_for
     from ...ops.launch.separable_launch import separable_call
 
@@ -165,6 +168,10 @@ def launches_of(operands: Operands, plan: Plan, device: Device) -> tuple[torch.T
         sums = o.x.new_empty(g.C, g.C, *lags, dtype=torch.float64)
         tile, splits = tile_for(part, o.x, lags, device.multiprocessors)
         return sums, list(lag_sums_calls(part, o.x, sums, tile, splits))
+    if o.op == "backward":
+        dx = empty_in_format(g.x_shape, o.dy.dtype, like=o.dy)
+        dw = empty_in_format(g.weight_shape, o.dy.dtype, like=o.x)
+        return dx, list(backward_calls(o.x, o.dy, o.weight, dx, dw, g, plan))
     if o.op == "fprop_separable":
         in_one_pass = separable.plan(problem_of(o, device, "fprop"))
         assert in_one_pass is not None, o

@@ -24,7 +24,7 @@ from ...ops.plan import choose
 from ...ops.plan.cost import times_of
 from ...ops.plan.device import DEVICES, Device
 from ..providers import TENSOR_DTYPES
-from ..workloads import OPS, SUITES, Workload, select
+from ..workloads import ALL_OPS, OPS, SUITES, Workload, select
 from .planned import PlannedCall, describe
 
 
@@ -90,7 +90,7 @@ def predict(call: PlannedCall, device: Device) -> Prediction:
     programs, sms = work.programs, device.multiprocessors
     done = round(programs * work.macs)
     # A banded plan may leave out taps in the padding, which need not be computed.
-    macs = min(problem.geometry.macs, done)
+    macs = min(problem.macs, done)
     compulsory = problem.compulsory_bytes
     arithmetic = problem.products * macs / device.mac_rate(problem.unit)
     roofline = max(compulsory / device.copy_rate, arithmetic)
@@ -142,7 +142,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `python -m tricorr.perf predict`."""
     parser.add_argument("--device", default="h200", help=f"one of {', '.join(DEVICES)}")
     parser.add_argument("--suite", action="append", default=[], choices=SUITES)
-    parser.add_argument("--op", action="append", default=[], choices=OPS)
+    parser.add_argument("--op", action="append", default=[], choices=ALL_OPS)
     parser.add_argument("--dtype", action="append", default=[], choices=sorted(TENSOR_DTYPES))
     parser.add_argument("--json", action="store_true", help="one prediction a line")
 

@@ -24,6 +24,7 @@ from ...ops import Geometry, reference
 from ...ops.lag_sums import lag_sums
 from ...ops.launch.layout import device_of
 from ...ops.plan import choose
+from ...ops.plan.backward import takes_both
 from ..model.planned import (
     NO_PLAN,
     PlannedCall,
@@ -32,10 +33,10 @@ from ..model.planned import (
     launches_of,
     problem_of,
 )
-from ..providers import Operands, make_operands
-from ..timing.correctness import ACTIVATIONS, Truth
+from ..providers import Operands, Result, make_operands
+from ..timing.correctness import ACTIVATIONS, Truth, first_of
 from ..timing.machine import Machine
-from ..workloads import OPS, Workload
+from ..workloads import ALL_OPS, OPS, Workload
 from .rig import Entrant, GpuRig
 
 if TYPE_CHECKING:
@@ -47,13 +48,13 @@ def _tiny(name: str, *shape: int, epilogue: str = "none", **steps: Any) -> Workl
     N, C, H, W, K, R, S = shape
     same = (((R - 1) // 2, R // 2), ((S - 1) // 2, S // 2))
     geometry = Geometry(N, C, H, W, K, R, S, padding=same, **steps)
-    gradients = () if epilogue != "none" else OPS[1:]
+    gradients = ALL_OPS[1:] if takes_both(geometry) else OPS[1:]
     return Workload(
         name,
         "check",
         geometry,
         DTYPES,
-        ("fprop", *gradients),
+        ("fprop", *(() if epilogue != "none" else gradients)),
         bias=True,
         activation=epilogue,
         residual=epilogue != "none",
@@ -87,9 +88,9 @@ TINY: tuple[Workload, ...] = (
 def checks(device: Device) -> Iterator[PlannedCall]:
     """The calls for a device: each kernel in each dtype and format, and each way through it."""
     seen: set[Any] = set()
-    for workload, op in itertools.product(TINY, OPS):
+    for workload, op in itertools.product(TINY, ALL_OPS):
         for i, dtype in enumerate(workload.dtypes if op in workload.ops else ()):
-            if dtype == "uint8" and (op == "dgrad" or workload.geometry.group_C > 3):
+            if dtype == "uint8" and (op in ("dgrad", "backward") or workload.geometry.group_C > 3):
                 continue
             formats = workload.formats[:: (-1) ** i]  # each dtype begins with another one
             for memory_format in formats:
@@ -135,6 +136,9 @@ def _frame_kernel(operands: Operands, device: Device) -> str:
 def whole_truth(operands: Operands) -> Truth:
     """Every element of a tiny result, in float64."""
     g, o = operands.geometry, operands
+    if o.op == "backward":
+        dx, dw = (whole_truth(replace(o, op=op)) for op in ("dgrad", "wgrad"))
+        return replace(dx, dw=dw)
     x, weight, dy = (t.double().numpy(force=True) for t in (o.x, o.weight, o.dy))
     roundings = 1
     if o.op == "fprop":
@@ -166,17 +170,16 @@ def run(check: PlannedCall, rig: GpuRig) -> str:
             return _run_separable(operands)
         truth = whole_truth(operands)
         call = rig.call(operands, Entrant("tricorr", check.format, check.plan))
-        first = call().clone()
-        again = call()
-        return _fault(truth, first, again, operands.precision)
+        return _fault(truth, call(), call(), operands.precision)
 
 
-def _fault(truth: Truth, first: torch.Tensor, again: torch.Tensor, precision: str) -> str:
-    error, bound = truth.error(first), truth.bound(first.dtype, precision)
+def _fault(truth: Truth, first: Result, again: Result, precision: str) -> str:
+    error, bound = truth.error(first, precision), truth.bound(first_of(first).dtype, precision)
     if not error <= bound:
         return f"error {error:.3g} is above {bound:.3g}"
-    bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[first.element_size()]
-    same = torch.equal(first.view(bits), again.view(bits))
+    bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[first_of(first).element_size()]
+    pairs = zip(_parts(first), _parts(again), strict=True)
+    same = all(torch.equal(a.view(bits), b.view(bits)) for a, b in pairs)
     return "" if same else "a second call gives other bits"
 
 
@@ -192,6 +195,10 @@ def _run_separable(operands: Operands) -> str:
         return y
 
     return _fault(whole_truth(whole), found(), found(), "ieee")
+
+
+def _parts(result: Result) -> tuple[torch.Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
 
 
 def _run_lag_sums(operands: Operands) -> str:

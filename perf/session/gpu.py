@@ -15,7 +15,7 @@ import torch
 
 from ..providers import OURS, PROVIDERS
 from ..rows import CHOICES
-from ..workloads import BY_NAME, OPS, SUITES
+from ..workloads import ALL_OPS, BY_NAME, SUITES
 from .processes import ProcessError
 from .rig import CpuRig, GpuRig
 from .run import STAGES, Run
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, what, choices in (
         ("stage", "stages", STAGES),
         ("suite", "suites of workloads", (*SUITES, *OTHERS)),
-        ("op", "operators", (*OPS, *OTHERS)),
+        ("op", "operators", (*ALL_OPS, *OTHERS)),
         ("dtype", "dtypes", CHOICES["dtype"]),
     ):
         parser.add_argument(

@@ -130,7 +130,16 @@ class GpuRig:
         def wgrad() -> torch.Tensor:
             return arguments.wgrad(o.x, o.dy, g, o.precision, plan=plan)
 
-        return {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}[o.op]
+        def backward() -> tuple[torch.Tensor, torch.Tensor]:
+            return arguments.backward(o.x, o.dy, o.weight, g, o.precision, plan)
+
+        calls: dict[str, Call] = {
+            "fprop": fprop,
+            "dgrad": dgrad,
+            "wgrad": wgrad,
+            "backward": backward,
+        }
+        return calls[o.op]
 
     def build(self, operands: Operands, plan: Plan, device: Device) -> None:
         """Compiles a call of meta tensors into Triton's cache, as its launch will look it up."""

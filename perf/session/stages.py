@@ -22,7 +22,7 @@ from ..model.planned import PlannedCall, describe
 from ..providers import OURS
 from ..rows import Row
 from ..timing.measure import Job, contenders_of
-from ..workloads import OPS
+from ..workloads import ALL_OPS
 from . import calibrate, checks, tools
 from . import tune as tuning
 from .processes import ProcessError
@@ -286,7 +286,7 @@ def feedback(run: Run) -> None:
     timed = [
         timed
         for row in run.has(status="ok", cache=run.rig.cold[0])
-        if row.provider.partition("@")[0] == OURS and row.op in OPS
+        if row.provider.partition("@")[0] == OURS and row.op in ALL_OPS
         if (workload := run.rig.workload(row.workload))
         for timed in calibrate.timed_by(row, workload, run.device, device)
     ]

@@ -19,16 +19,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
-
 from ...ops import ArgumentError
 from ...ops.plan import choose
 from ...ops.plan.device import Device
 from ...ops.plan.problem import Plan, Problem
 from ...ops.plan.tuned import key_of
 from ..model.planned import alternatives, describe, problem_of, seconds_of
-from ..providers import Operands, make_operands
-from ..timing.correctness import Truth, truth_of
+from ..providers import Operands, Result, make_operands
+from ..timing.correctness import Truth, first_of, truth_of
 from ..timing.machine import Clocks
 from ..timing.timers import Timer, cause_of, quantile
 from ..workloads import Workload
@@ -285,7 +283,7 @@ def update(path: Path, device: Device, outcomes: Iterable[Outcome], facts: dict[
 
 def measure_by(
     timer: Timer,
-    call_of: Callable[[Operands, Plan], Callable[[], torch.Tensor]],
+    call_of: Callable[[Operands, Plan], Callable[[], Result]],
     clocks: Clocks | None = None,
 ) -> Measure:
     """A measure for `search`: the result's elements are checked in float64, then both plans timed.
@@ -307,7 +305,10 @@ def measure_by(
             calls = [call_of(operands, base), call_of(operands, plan)]
             for call in calls:
                 result = call()
-                error, bound = truth.error(result), truth.bound(result.dtype, operands.precision)
+                error, bound = (
+                    truth.error(result, operands.precision),
+                    truth.bound(first_of(result).dtype, operands.precision),
+                )
                 if not error <= bound:
                     return Comparison(problem=f"error {error:.2g} is above {bound:.2g}")
                 del result

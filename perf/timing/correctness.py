@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 
-from ..providers import Operands
+from ..providers import Operands, Result
 
 Coordinates: TypeAlias = tuple[torch.Tensor, ...]
 
@@ -46,6 +46,7 @@ class Truth:
         terms: products that one element sums.
         shape: of the whole result.
         roundings: to the result's dtype, that a library may do on the way.
+        dw: of "backward", the truth of its second result; the rest is that of dx.
     """
 
     at: Coordinates
@@ -53,6 +54,7 @@ class Truth:
     terms: int
     shape: tuple[int, ...]
     roundings: int = 1
+    dw: Truth | None = None
 
     def bound(self, dtype: torch.dtype, precision: str) -> float:
         """What `error` may be.
@@ -67,24 +69,38 @@ class Truth:
         rounding = self.roundings * torch.finfo(dtype).eps
         return 8 * (rounding + sums + 2.0**-10 * (precision == "tf32"))
 
-    def error(self, result: torch.Tensor) -> float:
-        """Largest deviation over the root mean square of the truth; inf for NaN or a bad shape."""
+    def error(self, result: Result, precision: str = "ieee") -> float:
+        """Largest deviation over the root mean square of the truth; inf for NaN or a bad shape.
+
+        Of (dx, dw) that of dx, and inf where dw is above its own bound.
+        """
+        if isinstance(result, tuple):
+            result, dw = result
+            if self.dw is None or not self.dw.error(dw) <= self.dw.bound(dw.dtype, precision):
+                return math.inf
         if tuple(result.shape) != self.shape:
             return math.inf
         if not all(bool(part.isfinite().all()) for part in result):
             return math.inf
         return self._scaled((result[self.at].double() - self.values).abs().max())
 
-    def rms_error(self, result: torch.Tensor) -> float:
+    def rms_error(self, result: Result) -> float:
         """Root mean square of the deviation over that of the truth, of a result of its shape.
 
-        Two libraries are compared by this one: their largest deviations are draws from a tail.
+        Two libraries are compared by this one: their largest deviations are draws from a tail. Of
+        (dx, dw) it is that of dx.
         """
+        result = first_of(result)
         return self._scaled((result[self.at].double() - self.values).square().mean().sqrt())
 
     def _scaled(self, deviation: torch.Tensor) -> float:
         scale = self.values.square().mean().sqrt()
         return float(deviation / scale) if float(scale) > 0 else float(deviation)
+
+
+def first_of(result: Result) -> torch.Tensor:
+    """The result; dx of both gradients."""
+    return result[0] if isinstance(result, tuple) else result
 
 
 def truth_of(problem: Operands) -> Truth:
@@ -99,6 +115,9 @@ def truth_of(problem: Operands) -> Truth:
         return Truth(at, _fprop_at(problem, at), terms, g.y_shape, roundings)
     if g.padding_mode != "zeros":
         raise NotImplementedError("gradients are checked under zero padding only")
+    if problem.op == "backward":
+        dx, dw = (truth_of(replace(problem, op=op)) for op in ("dgrad", "wgrad"))
+        return replace(dx, dw=dw)
     if problem.op == "dgrad":
         terms = g.group_K * g.R * g.S
         at = _draw(g.x_shape, terms, random)

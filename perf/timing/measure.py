@@ -17,6 +17,7 @@ from ..providers import (
     PROVIDERS,
     PYTORCH,
     TENSOR_DTYPES,
+    Call,
     Operands,
     Provider,
     configure,
@@ -25,7 +26,7 @@ from ..providers import (
 from ..rows import Row
 from ..workloads import Workload
 from .ceilings import Ceilings
-from .correctness import Truth, truth_of
+from .correctness import Truth, first_of, truth_of
 from .machine import Clocks, Machine, machine
 from .timers import (
     BUDGET,
@@ -67,7 +68,7 @@ class Contender:
 
     provider: str
     format: str
-    call: Callable[[], torch.Tensor]
+    call: Call
     error: float
     bound: float
     rms: float = 0.0
@@ -241,8 +242,8 @@ def _checked(provider: Provider, problem: Operands, truth: Truth) -> Contender:
     poison = torch.full(truth.shape, math.nan, dtype=dtype, device=problem.x.device)
     del poison
     result = call()
-    error = truth.error(result)
-    bound = truth.bound(result.dtype, problem.precision)
+    error = truth.error(result, problem.precision)
+    bound = truth.bound(first_of(result).dtype, problem.precision)
     rms = truth.rms_error(result) if math.isfinite(error) else math.inf
     return Contender(provider.name, problem.format, call, error, bound, rms)
 
@@ -322,6 +323,9 @@ def _numbers(
     moved = g.compulsory_bytes(image.itemsize, other.itemsize, other.itemsize)
     if job.workload.shared:
         moved -= (g.weight_numel - g.R * g.S) * other.itemsize
+    flops = g.flops
+    if job.op == "backward":
+        moved, flops = moved + (g.x_numel + g.weight_numel) * other.itemsize, 2 * flops
     seconds = quantile(samples, 0.5)
     host = contender.host
     numbers: dict[str, Any] = {
@@ -330,7 +334,7 @@ def _numbers(
         "ms_low": quantile(samples, 0.2) * 1e3,
         "ms_high": quantile(samples, 0.8) * 1e3,
         "samples": len(samples),
-        "tflops": g.flops / seconds / 1e12,
+        "tflops": flops / seconds / 1e12,
         "gbps": moved / seconds / 1e9,
         "host_us": None if host is None else host * 1e6,
         "peak_bytes": contender.peak,
@@ -338,7 +342,7 @@ def _numbers(
         "error_bound": contender.bound,
     }
     if ceilings is not None:
-        numbers["roofline_fraction"] = ceilings.seconds(g.flops, moved, job.dtype) / seconds
+        numbers["roofline_fraction"] = ceilings.seconds(flops, moved, job.dtype) / seconds
         numbers["copy_gbps"] = ceilings.copy / 1e9
         numbers["matmul_tflops"] = ceilings.rate(job.dtype) / 1e12
     return numbers | ratio_fields(samples, ours)

@@ -252,7 +252,7 @@ def test_rows_kernels_are_compiled_with_the_most_values_per_thread():
     fullest = {}
     for target in TARGETS.values():
         for c in dealt(target):
-            if c.plan and c.plan.family == "rows":
+            if c.plan and c.family == "rows":
                 problem = c.problem(target)
                 held = c.plan.tile.held(problem) * problem.words
                 fullest[c.kernel] = max(held, fullest.get(c.kernel, 0))

@@ -4,13 +4,15 @@
 import numpy as np
 import pytest
 import torch
-from cases import tensors
+from cases import tensors, whole_numbers
 from closeness import check, operands
 
 from simulator.calls import ARCHS, FORMATS, calls, newest_calls, planned_as_listed
 from simulator.driver import simulated
 from tricorr import kernels, ops
 from tricorr.ops.launch import arguments as launch
+from tricorr.ops.launch.prepared import forget_prepared
+from tricorr.ops.plan import choose
 from tricorr.ops.plan.choose import plan_with_tile
 from tricorr.ops.plan.problem import Layout, Problem
 
@@ -46,6 +48,7 @@ def test_every_call_is_right(call):
 #: Kernels that are tested in other files. The planner takes most of them for large images only.
 ELSEWHERE = {"lag_sums", "fprop_reuse", "wgrad_reuse", "wgrad_flat", "copy_flat"}
 ELSEWHERE |= {"fprop_resident", "build_lines", "fprop_separable", "fprop_spread", "wgrad_spread"}
+ELSEWHERE |= {"backward_rows"}
 #: Kernels that run before or after another one, and the calls that have them.
 BESIDE = {
     ("rows_out", "fprop_bias"): "copy_images",
@@ -97,3 +100,22 @@ def test_lag_sums_are_right(arch, format):
     ]
     assert np.array_equal(actual.numpy(), np.moveaxis(expected, (2, 3), (0, 1)))
     assert "lag_sums" in {launch.kernel for launch in device.launches}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("format", FORMATS)
+def test_both_gradients_of_one_launch_are_right(arch, format, monkeypatch):
+    """Rows of whole vectors and lanes of two samples, or of channels; whole numbers are exact."""
+    monkeypatch.setattr(choose, "GAIN_OF_BOTH", 0.0)
+    geometry = ops.geometry_of((3, 4, 5, 8), (4, 1, 3, 3), padding=((1, 1), (1, 1)), groups=4)
+    x, weight, _, dy = tensors(geometry, torch.bfloat16, make=whole_numbers)
+    x, dy = (t.contiguous(memory_format=FORMATS[format]) for t in (x, dy))
+    forget_prepared()
+    choose.plan_both.cache_clear()
+    with simulated(arch) as device:
+        dx, dw = ops.backward(x, dy, weight, geometry)
+    forget_prepared()
+    choose.plan_both.cache_clear()
+    check("dgrad", (dy, weight), geometry, actual=dx)
+    check("wgrad", (x, dy), geometry, actual=dw)
+    assert device.launches[0].kernel == "backward_rows"
