@@ -136,7 +136,7 @@ def _entrants(run: Run) -> Iterator[tuple[Job, list[Entrant]]]:
 
 
 def families(run: Run) -> None:
-    """Families, formats, programs and register limits, side by side, with cold caches."""
+    """Several plans of a call side by side, with cold caches; see shootouts.py."""
     for job, entrants in _entrants(run):
         list(run.built(time.monotonic()))
         if run.left_of("families") < run.costs["core"]:
