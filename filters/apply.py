@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeAlias, cast, overload
 
 import torch
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 P = ParamSpec("P")
+#: One-dimensional: numbers, or a float64 tensor.
+Window: TypeAlias = "Sequence[float] | torch.Tensor"
 
 #: Taps that an H200 computes in the time of one byte of memory traffic. At 4.8 TB/s, the 8 bytes
 #: of a float32 output take as long as 57 instructions, and compiled rows kernels need 1.2 (7x7,
@@ -166,7 +168,7 @@ def _in_one_pass(
 
 def separable_bank(
     input: torch.Tensor,
-    windows: Sequence[tuple[Sequence[float], Sequence[float]]],
+    windows: Sequence[tuple[Window, Window]],
     padding_mode: PaddingMode,
     combine: str | None = None,
     root: float = 0.0,
@@ -187,7 +189,7 @@ def separable_bank(
     if input.dim() < 2 or not runs_kernels(input.device):
         return None
     down, across = windows[0]
-    taps = torch.tensor([[*d, *a] for d, a in windows], dtype=torch.float64, device="cpu")
+    taps = torch.stack([torch.cat([_as_window(d), _as_window(a)]) for d, a in windows])
     size, dtype = (len(down), len(across)), result_dtype(input)
     x = _as_batch(input)
     y = in_one_pass.separable_bank(x, taps, size, padding_mode, dtype, combine, root)
@@ -195,6 +197,12 @@ def separable_bank(
         return None
     maps = () if combine else (len(windows),)
     return y.reshape(*input.shape[:-2], *maps, *y.shape[-2:])
+
+
+def _as_window(taps: Window) -> torch.Tensor:
+    if isinstance(taps, torch.Tensor):
+        return taps
+    return torch.tensor(taps, dtype=torch.float64, device="cpu")
 
 
 def _as_batch(input: torch.Tensor) -> torch.Tensor:

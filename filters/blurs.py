@@ -11,12 +11,14 @@ from typing import Any, TypeAlias
 
 import torch
 
+from ..autograd.function import is_unwatched
 from ..autograd.modules import PaddingMode
 from ..images.inputs import ImageLike, hold
 from ..ops import ArgumentError, ArgumentTypeError, as_pair, shown
 from ..ops.arguments import PairLike
+from ..ops.backend import runs_kernels
 from . import in_blocks
-from .apply import separable, typed
+from .apply import separable, separable_bank, typed
 from .banks import gaussian_window
 
 Sigma: TypeAlias = "float | tuple[float, float] | list[float] | torch.Tensor"
@@ -69,7 +71,8 @@ def gaussian_blur(
         tensor([0.0000, 0.2741, 0.4519, 0.2741, 0.0000])
     """
     image = hold(input, channel_axis)
-    return image.give_back(_blurred(image.planes, sigma, kernel_size, truncate, padding_mode))
+    down, across = _windows(image.planes, sigma, kernel_size, truncate)
+    return image.give_back(separable(image.planes, down, across, padding_mode))
 
 
 @typed
@@ -107,7 +110,7 @@ def box_blur(
         tensor([[2., 3., 3., 4.]])
     """
     image = hold(input, channel_axis)
-    size = _window("kernel_size", kernel_size)
+    size = _extents("kernel_size", kernel_size)
     mean = in_blocks.run(image.planes, size, padding_mode, in_blocks.box(*size))
     if mean is not None:
         return image.give_back(mean)
@@ -147,21 +150,40 @@ def unsharp_mask(
         tensor([[ 0.0000, -0.2741,  1.2741,  1.0000]])
     """
     image = hold(input, channel_axis)
-    blurred = _blurred(image.planes, sigma, kernel_size, truncate, padding_mode)
+    down, across = _windows(image.planes, sigma, kernel_size, truncate)
+    sharp = _sharpened(image.planes, down, across, amount, padding_mode)
+    if sharp is not None:
+        return image.give_back(sharp)
+    blurred = separable(image.planes, down, across, padding_mode)
     return image.give_back(torch.lerp(blurred, image.planes.to(blurred.dtype), 1 + amount))
 
 
-def _blurred(
+def _sharpened(
     input: torch.Tensor,
-    sigma: Any,
-    kernel_size: Any,
-    truncate: float,
+    down: torch.Tensor,
+    across: torch.Tensor,
+    amount: Any,
     padding_mode: PaddingMode,
-) -> torch.Tensor:
-    """gaussian_blur of planes (..., H, W)."""
+) -> torch.Tensor | None:
+    """(1 + amount) times the image less amount times the blurred one, where one launch does it."""
+    if not runs_kernels(input.device) or not down.is_cpu or isinstance(amount, torch.Tensor):
+        return None
+    if down.dim() > 1 or not is_unwatched(down, across):
+        return None
+    pixel = [torch.zeros_like(window) for window in (down, across)]
+    for window in pixel:
+        window[(len(window) - 1) // 2] = 1
+    windows = (-amount * down, across), (pixel[0], (1 + amount) * pixel[1])
+    return separable_bank(input, windows, padding_mode, "sum")
+
+
+def _windows(
+    input: torch.Tensor, sigma: Any, kernel_size: Any, truncate: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The windows of gaussian_blur down and across planes (..., H, W)."""
     sigma_h, sigma_w = _sigmas(sigma, input)
     if kernel_size is not None:
-        size = _window("kernel_size", kernel_size)
+        size = _extents("kernel_size", kernel_size)
     elif isinstance(sigma_h, torch.Tensor) or isinstance(sigma_w, torch.Tensor):
         raise ArgumentError("kernel_size must be given when sigma is a tensor, got None")
     elif not 0 <= truncate < math.inf:
@@ -173,7 +195,7 @@ def _blurred(
     down = across = gaussian_window(sigma_h, size[0], device=device)
     if device is None or (sigma_h, size[0]) != (sigma_w, size[1]):
         across = gaussian_window(sigma_w, size[1], device=device)
-    return separable(input, down, across, padding_mode)
+    return down, across
 
 
 def _sigmas(sigma: Any, input: torch.Tensor) -> tuple[float | torch.Tensor, float | torch.Tensor]:
@@ -203,7 +225,7 @@ def _sigmas(sigma: Any, input: torch.Tensor) -> tuple[float | torch.Tensor, floa
     return numbers[0], numbers[1]
 
 
-def _window(name: str, value: Any) -> tuple[int, int]:
+def _extents(name: str, value: Any) -> tuple[int, int]:
     R, S = as_pair(name, value)
     if min(R, S) < 1:
         raise ArgumentError(f"{name} must be positive, got {shown(value)}")
