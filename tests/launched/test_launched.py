@@ -47,7 +47,8 @@ COMPILED = {
     "few channels bf16": {"wgrad_patch"},
     "random 10 fprop half channels_last": {"fprop_patch", "spread_weight"},
     "large window fp64": {"wgrad_columns"},
-    "large window half": {"build_bands", "fprop_banded", "wgrad_banded"},
+    "large window half": {"build_lines", "fprop_resident", "wgrad_banded"},
+    "large window tf32": {"build_bands", "fprop_banded"},
     "lag sums": {"lag_sums"},
     "separable window": {"fprop_separable"},
 }
