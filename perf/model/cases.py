@@ -401,6 +401,7 @@ CASES: dict[str, dict[str, Case]] = {
         "strided": _case(32, 128, 56, 56, 256, 3, 3, ops="wgrad", stride=2, last=True),
         "few": _case(64, 16, 56, 56, 256, 5, 5, ops="wgrad"),
         "few_filters": _case(64, 256, 56, 56, 24, 7, 7, ops="wgrad", stride=2, last=True),
+        "large": _case(64, 64, 1031, 1033, 256, 3, 3, ops="wgrad"),
     },
     "frame": {
         "dense": _case(

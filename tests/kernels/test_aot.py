@@ -196,7 +196,8 @@ def test_every_planned_kernel_is_compiled(name):
     banded = {(c.plan.op, _table_tile(c.plan), c.plan.int64) for c in _every_banded()}
     resident = {c.plan.tile.STACK for c in dealt(TARGETS[name]) if c.family == "resident"}
     here = {c.plan.tile for c in dealt(TARGETS[name]) if c.plan}
-    seen, rows, boxes, patches, reused, spread = 0, [], set(), set(), set(), set()
+    seen, rows, boxes, patches = 0, [], set(), set()
+    reused, spread, flat = set(), set(), set()
     for call in itertools.islice(random_calls.calls(rng, device), 1000):
         plan = call.plan
         if plan.family == "banded":
@@ -214,6 +215,8 @@ def test_every_planned_kernel_is_compiled(name):
             assert plan.tile.STACK in resident, plan
         elif plan.family == "spread":  # and so are places
             spread.add(_sums(plan, taps=False))
+        elif plan.family == "flat":  # and so are the taps of copies
+            flat.add((_sums(plan), plan.int64))
         elif plan.family == "patch":  # extents of a patch are constants in the same code
             patches.add((plan.kernel, plan.tile.shape, plan.one_tap, _key(call)[-1]))
         elif plan.op != "dgrad_frame":  # has smaller tiles of the same kernels
@@ -234,6 +237,12 @@ def test_every_planned_kernel_is_compiled(name):
     assert bool(reused) == (name == "sm_90")
     assert spread <= {
         _sums(c.plan, taps=False) for c in dealt(TARGETS[name]) if c.family == "spread"
+    }
+    assert flat <= {
+        (_sums(c.plan), c.plan.int64)
+        for target in TARGETS.values()
+        for c in dealt(target)
+        if c.plan and c.plan.family == "flat"
     }
     assert patches <= {
         (c.plan.kernel, c.plan.tile.shape, c.plan.one_tap, _key(c.planned)[-1])
