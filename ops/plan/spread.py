@@ -210,10 +210,10 @@ def tiles(problem: Problem) -> list[Any]:
         for shape in tma.shaped_tiles(tma.copied_problem(spread)):
             if problem.layout.heavy_epilogue and not last and shape.BLOCK_N < 128:
                 continue  # silu spills up to 56 bytes where rows are no pieces of 16 bytes (sm_90)
-            # Where columns of phases are stored apart, more spill: TF32 32 bytes (sm_90), 128 x 128
-            # in 16 bits 64 (sm_100).
+            # Where planes of phases are stored, more spill: TF32 32 bytes (sm_90), 128 x 128 in 16
+            # bits 64 (sm_100).
             most = 64 * 256 if problem.device.arch == "90" else 64 * 128
-            if not last and not is_power(pitch) and shape.BLOCK_N * shape.pixels > most:
+            if not last and pitch > 1 and shape.BLOCK_N * shape.pixels > most:
                 continue
             if shape.BLOCK_N > max(64, power_of_two(spread.group_channels)) or not shape.BLOCK_K:
                 continue
