@@ -72,7 +72,7 @@ WINDOWS = gaussian_window(1.3, 4), gaussian_window(0.9, 5)
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", [(1, 1, 5, 72), (2, 2, 5, 4), (1, 2, 7, 11)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 5, 72), (1, 2, 7, 11)], ids=str)
 def test_every_padding_mode(kernel_backend, in_one_pass, shape, mode):
     x = image(shape, device=kernel_backend.device)
     check(x, *WINDOWS, mode, blurred(x, *WINDOWS, mode, x.dtype))
@@ -127,7 +127,7 @@ def test_a_window_for_each_sample(kernel_backend, in_one_pass):
     check(x, down, across, "zeros", blurred(x, down, across, "zeros", x.dtype))
 
 
-@pytest.mark.parametrize(("step", "ahead"), [(2, 2), (1, 3), (2, 3)])
+@pytest.mark.parametrize(("step", "ahead"), [(1, 3), (2, 3)])
 @pytest.mark.parametrize("mode", ["zeros", "circular"])
 def test_every_kind_of_tile(kernel_backend, mode, step, ahead):
     """Several tiles along each axis, some of them inside of the image."""
@@ -246,8 +246,8 @@ def test_derivatives_read_the_image_once(kernel_backend, monkeypatch, name):
     torch.testing.assert_close(y, watched.detach())
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("name", ["sobel", "gradient", "laplacian"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["sobel", "gradient"])
 def test_derivatives_of_every_type_and_format(kernel_backend, dtype, name):
     x = image((2, 9, 4, 5), dtype, kernel_backend.device)
     y = FUSED[name](x.to(memory_format=torch.channels_last))
