@@ -160,7 +160,7 @@ def _ours(problem: Operands) -> Call:
         }
         return lambda: functional.corr2d(x, weight, bias, *steps, **options)
     if op == "backward":
-        return lambda: backward(x, dy, weight, g, precision)
+        return _one_launch(problem) if x.is_cuda else lambda: backward(x, dy, weight, g, precision)
     if op == "wgrad":
         shape = g.weight_shape
         return lambda: functional.corr2d_weight_grad(x, shape, dy, *steps, precision=precision)
@@ -172,6 +172,21 @@ def _ours(problem: Operands) -> Call:
         )
     shape = g.x_shape
     return lambda: functional.corr2d_input_grad(shape, weight, dy, *steps, precision=precision)
+
+
+def _one_launch(problem: Operands) -> Call:
+    """Both gradients by one launch, also where the planner takes two: those are rows as well."""
+    from ..ops.launch.arguments import backward as launched
+    from ..ops.launch.formats import empty_in_format
+    from ..ops.launch.layout import device_of, layout_of
+    from ..ops.plan import choose
+    from ..ops.plan.problem import Problem as Planned
+
+    o, g, dtype = problem, problem.geometry, problem.weight.dtype
+    dw = empty_in_format(g.weight_shape, dtype, like=o.x, device="meta")
+    layout = layout_of(g, o.x, dw, o.dy)
+    plan = choose.plan(Planned("backward", g, dtype, o.precision, layout, device_of(o.x)))
+    return lambda: launched(o.x, o.dy, o.weight, g, o.precision, plan)
 
 
 #: PyTorch's names of padding modes, and its activations, in place where there is such a one.

@@ -331,7 +331,6 @@ WORKLOADS: tuple[Workload, ...] = (
 
 #: Workloads whose gradients are also measured together.
 _BOTH = {
-    "convnext-t-96x56x56-96-7x7",
     "images-4096-3x3",
     "images-64x1024-3x3",
     "mobilenet-v2-144x56x56-144-3x3",
