@@ -12,6 +12,8 @@ from .measured import Measured, measured_on
 GEMM_MIN = 16
 #: Most bytes that partial sums, or the bands of a weight, may take.
 MAX_WORKSPACE = 64 * 2**20
+#: Most bytes that the copies of images may take in one call; assumed.
+MAX_COPY_BYTES = 2**30
 #: Registers per thread with which twelve warps fit on an NVIDIA multiprocessor, and eight. Without
 #: a limit ptxas takes up to 192 for boxes with 128 x 256 sums, as that admits as many programs; for
 #: other kernels it aims at a number that admits one program more, and spills 8 or 16 bytes per

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..geometry import Geometry
+from .device import MAX_COPY_BYTES
 from .integers import cdiv
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 #: Device.arch of the devices that these plans are made for: copies were timed on sm_90.
 ARCHITECTURES = ("90", "100")
-#: Most bytes that copies and the result's workspace may take in one call; assumed.
-MAX_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,8 @@ def exchanges(problem: Problem) -> list[Exchange]:
         return []
     if problem.device.arch not in ARCHITECTURES or g.per_sample or problem.has_few_channels:
         return []
-    if problem.product not in ("half", "tf32") or (op == "wgrad" and problem.product == "tf32"):
-        return []  # weight gradients in TF32 sum along rows of planes, see flat.py
+    if problem.product not in ("half", "tf32"):
+        return []
     formats = [Exchange(), Exchange(reads=True)]
     if op == "dgrad" or (op == "fprop" and not layout.heavy_epilogue):
         formats.append(Exchange(reads=True, result=True))
@@ -158,4 +157,4 @@ def exchanges(problem: Problem) -> list[Exchange]:
         found = [one for one in formats if one.result]
     if strided and g.R * g.S == 1 and g.padding == ((0, 0), (0, 0)):
         found = [*found, *(replace(one, sampled=True) for one in formats)]
-    return [one for one in found if 0 < one.memory(problem) <= MAX_BYTES]
+    return [one for one in found if 0 < one.memory(problem) <= MAX_COPY_BYTES]

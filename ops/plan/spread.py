@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from ..geometry import Geometry
 from . import patch, spread_gradient, tma
 from .cost import Code, Work, is_launchable, line_bytes
-from .device import ALL_REGISTERS
+from .device import ALL_REGISTERS, MAX_COPY_BYTES
 from .integers import power_of_two
 from .patch import Axis
 from .problem import Plan, Problem
@@ -182,7 +182,7 @@ def is_legal(tile: SpreadTile, problem: Problem) -> bool:
     if not patch.is_legal(problem):
         return False
     spread = tile.spread(problem)
-    if spread_bytes(tile, problem) > tma.MAX_COPY_BYTES:
+    if spread_bytes(tile, problem) > MAX_COPY_BYTES:
         return False
     if not tile.copied and spread.layout.x_boxes != "NHWC":
         return False

@@ -18,7 +18,7 @@ import torch
 
 from ..geometry import Geometry, Pair
 from .cost import LINE, Code, Work, is_launchable, matrix_work, partial_bytes, splits_that_fill
-from .device import ALL_REGISTERS, MAX_REGISTERS
+from .device import ALL_REGISTERS, MAX_COPY_BYTES, MAX_REGISTERS
 from .integers import cdiv, filled, power_of_two
 from .problem import Plan, Problem
 
@@ -34,8 +34,6 @@ MAX_BOX = 256
 MAX_OVERHANG = 0.5
 #: Bytes of reduced channels that one step loads for a pixel: the widest row that is swizzled.
 ROW_BYTES = 128
-#: Most bytes that the copies of images may take in one call; assumed.
-MAX_COPY_BYTES = 2**30
 #: Registers of a thread with which 512 threads fill a multiprocessor.
 SIDE_BY_SIDE_REGISTERS = 128
 #: Most stages of boxes of half as many pixels; assumed.
