@@ -45,6 +45,7 @@ LAYERS = "hub.layers"
 _OPERATOR_NAMES = (
     (r'Library\("tricorr"', 'Library(add_op_namespace_prefix("").removesuffix("::")'),
     (r'f"tricorr::\{(\w+)\}"', r"add_op_namespace_prefix(\1)"),
+    (r'record_function\("tricorr::(\w+)"\)', r'record_function(add_op_namespace_prefix("\1"))'),
     (r"torch\.ops\.tricorr\b", "registered"),
 )
 _OPS_IMPORT = "from .._ops import add_op_namespace_prefix\nfrom .._ops import ops as registered\n"

@@ -46,7 +46,8 @@ def assert_batch_is_stack(name, device):
     ours = torch.autograd.grad(y, (x, w, b), batch, is_grads_batched=True, retain_graph=True)
     each = [torch.autograd.grad(y, (x, w, b), dy, retain_graph=True) for dy in batch]
     for together, alone in zip(ours, zip(*each, strict=True), strict=True):
-        assert torch.equal(together, torch.stack(alone))
+        # One launch makes both gradients of one dy, in another order of sums.
+        torch.testing.assert_close(together, torch.stack(alone), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)

@@ -496,12 +496,28 @@ def _large() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]
         ),
     )
     yield (
-        "large depthwise bf16",
-        trained(correlated(padding=1, groups=64)),
+        "narrow bf16",
+        trained(correlated(padding=2)),
         lambda: wanting(
-            torch.zeros(16, 64, 56, 56, dtype=torch.bfloat16),
-            torch.zeros(64, 1, 3, 3, dtype=torch.bfloat16),
+            image((32, 64, 56, 56), torch.bfloat16, "channels_last"),
+            torch.zeros(16, 64, 5, 5, dtype=torch.bfloat16),
         ),
+    )
+    for mode in ("zeros", "reflect"):
+        yield (
+            f"large depthwise {mode}",
+            trained(correlated(padding=1, padding_mode=mode, groups=64)),
+            lambda: wanting(
+                torch.zeros(16, 64, 56, 56, dtype=torch.bfloat16),
+                torch.zeros(64, 1, 3, 3, dtype=torch.bfloat16),
+            ),
+        )
+    yield (
+        "large depthwise input gradient",
+        lambda weight, dy: tricorr.corr2d_input_grad(
+            (16, 64, 56, 56), weight, dy, stride=2, padding=1, groups=64
+        ),
+        lambda: [torch.zeros(64, 1, 3, 3), torch.zeros(16, 64, 28, 28)],
     )
     for kind in ("half", "tf32", "fp64"):
         yield (

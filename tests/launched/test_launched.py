@@ -34,10 +34,12 @@ CHECKS = [
 #: Calls whose kernels are compiled, to check registers and shared memory; they launch all kernels.
 COMPILED = {
     "plain fp32 one NCHW": {"fprop_rows"},
-    "large depthwise bf16": {"wgrad_rows", "sum_partials"},
+    "large depthwise zeros": {"backward_rows", "sum_partials"},
+    "large depthwise reflect": {"wgrad_rows"},
+    "large depthwise input gradient": {"dgrad_rows"},
+    "narrow bf16": {"fprop_spread", "wgrad_spread"},
     "padding mode reflect few": {"fprop_gemm", "fprop_columns", "dgrad_frame_stencil"},
     "padding mode circular many": {"copy_images", "dgrad_gemm", "dgrad_frame_gemm", "wgrad_gemm"},
-    "stride 2 1": {"dgrad_rows"},
     "module ConvTranspose2D": {"dgrad_stencil", "wgrad_stencil"},
     "filter gaussian_blur torch.float32": {"fprop_stencil"},
     "large dense bf16 channels_last": {"fprop_reuse", "wgrad_reuse"},

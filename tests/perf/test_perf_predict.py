@@ -12,10 +12,12 @@ import torch
 from plans import with_tile
 
 from tricorr.ops import geometry_of
+from tricorr.ops.plan import choose
 from tricorr.ops.plan.banded import BandedTile
 from tricorr.ops.plan.device import DEVICES, INTERPRETER
 from tricorr.ops.plan.gemm import GemmTile
 from tricorr.ops.plan.stencil import StencilTile
+from tricorr.ops.plan.tma import TmaTile
 from tricorr.perf.model import predict
 from tricorr.perf.model.planned import PlannedCall
 from tricorr.perf.workloads import OPS, SUITES, WORKLOADS, Workload
@@ -62,7 +64,13 @@ def test_edges_and_padding_of_channels_are_waste():
 @pytest.mark.parametrize("channels_last", [False, True], ids=["pointers", "descriptors"])
 def test_taps_that_no_output_reads_are_no_waste_of_a_strided_input_gradient(channels_last):
     layer = geometry_of((8, 64, 64, 64), (64, 64, 3, 3), stride=(2, 2), padding=SAME)
-    found = predicted(layer, "dgrad", torch.bfloat16, H200, channels_last=channels_last)
+    workload, memory_format = Workload("", "", layer, ("bfloat16",)), "NCHW"
+    tile = GemmTile(64, 64, 32, 4, 3)
+    if channels_last:
+        tile, memory_format = TmaTile(1, 8, 16, 64, 64, 4, 3), "channels_last"
+    call = PlannedCall(workload, "dgrad", "bfloat16", memory_format)
+    plan = choose.plan_with_tile(call.problem(H200), tile)
+    found = predict.predict(replace(call, plan=plan), H200)
     assert found.waste == pytest.approx(1)
 
 

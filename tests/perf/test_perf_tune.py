@@ -223,15 +223,14 @@ def tuned_to_more_splits(job):
 def test_splits_of_a_weight_gradient_are_tuned_too(directory):
     job = Job(find("images-4096-3x3"), "wgrad", "float32", False)
     target = tuned_to_more_splits(job)
-    geometry = job.workload.geometry
-    assert choose.plan(Problem("wgrad", geometry, device=DEVICE)) == target
+    assert choose.plan(job.problem(DEVICE)) == target
 
 
 def test_a_problem_near_a_tuned_one_takes_its_tile_and_splits_of_its_own(directory):
     job = Job(find("images-4096-3x3"), "wgrad", "float32", False)
     target = tuned_to_more_splits(job)
     quarter = replace(job.workload.geometry, H=job.workload.geometry.H // 4)
-    problem = Problem("wgrad", quarter, device=DEVICE)
+    problem = replace(job.problem(DEVICE), geometry=quarter)
     found = choose.plan(problem)
     splits = target.tile.splits(problem)
     assert found == choose.plan_with_tile(problem, target.tile, splits)
