@@ -223,10 +223,12 @@ CASES: dict[str, dict[str, Case]] = {
     },
     # Both gradients: vectors of one image and of several samples, single columns, channels.
     "backward": {
-        "image3": _case(1, 1, 4096, 4096, 1, 3, 3, ops="backward"),
+        "image3": _case(1, 1, 4096, 4096, 1, 3, 3, ops="backward", recorded="float32 bfloat16"),
         "image5": _case(1, 1, 4096, 4096, 1, 5, 5, ops="backward"),
         "planes3": _case(64, 96, 56, 56, 96, 3, 3, ops="backward", groups=96),
-        "planes7": _case(64, 96, 56, 56, 96, 7, 7, ops="backward", groups=96),
+        "planes7": _case(
+            64, 96, 56, 56, 96, 7, 7, ops="backward", groups=96, recorded="bfloat16"
+        ),
         "strided": _case(64, 96, 112, 112, 96, 3, 3, ops="backward", stride=2, groups=96),
         "small": _case(64, 960, 7, 7, 960, 3, 3, ops="backward", groups=960),
         "last3": _case(64, 144, 56, 56, 144, 3, 3, ops="backward", groups=144, last=True),
@@ -268,7 +270,7 @@ CASES: dict[str, dict[str, Case]] = {
     },
     # An image, planes whose rows are in steps of 8 and of 4 bytes, strides, several channels.
     "resident": {
-        "image31": _case(1, 1, 4096, 4096, 1, 31, 31, ops="fprop"),
+        "image31": _case(1, 1, 4096, 4096, 1, 31, 31, ops="fprop", recorded="bfloat16"),
         "image9": _case(1, 1, 4096, 4096, 1, 9, 9, ops="fprop", bias=True),
         "planes29": _case(32, 256, 28, 28, 256, 29, 29, ops="fprop", groups=256),
         "last27": _case(
@@ -347,7 +349,9 @@ CASES: dict[str, dict[str, Case]] = {
         ),
     },
     "reuse": {
-        "dense": _case(32, 256, 56, 56, 256, 3, 3, ops="fprop", last=True, bias=True),
+        "dense": _case(
+            32, 256, 56, 56, 256, 3, 3, ops="fprop", last=True, bias=True, recorded="bfloat16 tf32"
+        ),
         "seven": _case(32, 64, 56, 56, 256, 7, 9, ops="fprop", last=True),
         "gradient": _case(32, 256, 56, 56, 256, 3, 3, ops="dgrad", last=True),
         "gradient_five": _case(32, 256, 56, 56, 96, 5, 9, ops="dgrad", last=True),
@@ -360,7 +364,9 @@ CASES: dict[str, dict[str, Case]] = {
         "planes_residual": _case(
             32, 256, 14, 14, 256, 3, 3, ops="fprop", bias=True, activation="silu", residual=True
         ),
-        "taps": _case(32, 256, 28, 28, 256, 3, 3, ops="wgrad", last=True),
+        "taps": _case(
+            32, 256, 28, 28, 256, 3, 3, ops="wgrad", last=True, recorded="bfloat16"
+        ),
         "taps_planes": _case(32, 256, 14, 14, 256, 3, 3, ops="wgrad"),
         "taps_five": _case(32, 256, 56, 56, 256, 5, 5, ops="wgrad", last=True),
         "taps_seven": _case(32, 256, 56, 56, 256, 7, 7, ops="wgrad", last=True),
@@ -371,7 +377,9 @@ CASES: dict[str, dict[str, Case]] = {
     "spread": {
         "few": _case(32, 128, 56, 56, 16, 5, 5, ops="fprop", last=True, bias=True),
         "few_planes": _case(32, 128, 56, 56, 16, 3, 3, ops="fprop", bias=True),
-        "forty": _case(32, 128, 56, 56, 40, 3, 3, ops="fprop", last=True, bias=True),
+        "forty": _case(
+            32, 128, 56, 56, 40, 3, 3, ops="fprop", last=True, bias=True, recorded="bfloat16"
+        ),
         "forty_planes": _case(32, 128, 56, 56, 40, 3, 3, ops="fprop", bias=True),
         "few_residual": _case(
             32, 128, 56, 56, 24, 7, 7, ops="fprop", last=True, bias=True, activation="gelu",
@@ -386,13 +394,13 @@ CASES: dict[str, dict[str, Case]] = {
         "phases_odd": _case(
             32, 96, 55, 57, 80, 5, 4, ops="dgrad", stride=(3, 2), groups=2, flip=True
         ),
-        "rows": _case(32, 16, 56, 56, 16, 5, 5, ops="wgrad", last=True),
+        "rows": _case(32, 16, 56, 56, 16, 5, 5, ops="wgrad", last=True, recorded="bfloat16"),
         "rows_planes": _case(32, 24, 28, 28, 24, 9, 9, ops="wgrad"),
         "filters": _case(8, 256, 28, 28, 16, 3, 3, ops="wgrad", last=True),
         "channels": _case(8, 16, 28, 28, 256, 7, 7, ops="wgrad", stride=2),
     },
     "flat": {
-        "dense": _case(32, 256, 14, 14, 256, 3, 3, ops="wgrad"),
+        "dense": _case(32, 256, 14, 14, 256, 3, 3, ops="wgrad", recorded="tf32"),
         "last": _case(32, 64, 56, 56, 64, 3, 3, ops="wgrad", last=True),
         "odd": _case(
             31, 134, 51, 33, 142, 3, 3, ops="wgrad", groups=2, dilation=(1, 2), flip=True,
@@ -622,6 +630,16 @@ def _plans(
         yield {variant: replace(call, plan=plan) for variant, plan in plans.items()}
 
 
+#: (kernel, case, dtype) of helpers in the table of machine code.
+RECORDED_HELPERS = (
+    ("copy_flat", "dense", "tf32"),
+    ("fprop_separable", "9x9", "float32"),
+    ("lag_sums", "narrow", "float32"),
+    ("sum_partials", "narrow", "float32"),
+    ("sum_partials", "planes", "bfloat16"),
+)
+
+
 def _helpers() -> Iterator[Configuration]:
     """Kernels that prepare or add up, in every dtype, with offsets of 32 bits and of 64."""
     wide = _case(8, 2**15, 56, 56, 2**16, 1, 1, ops="wgrad")
@@ -703,7 +721,7 @@ def _helpers() -> Iterator[Configuration]:
                 planned = next(iter(variants.values()))
             if kernel == "sum_partials":
                 planned = replace(planned, plan=replace(planned.plan, splits=100))
-            recorded = (kernel, name, dtype) == ("sum_partials", "narrow", "float32")
+            recorded = (kernel, name, dtype) in RECORDED_HELPERS
             yield Configuration("helper", name, kernel, planned, "", recorded)
     yield from _on_copies()
 
