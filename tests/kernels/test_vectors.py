@@ -59,7 +59,7 @@ GEOMETRIES = {
 TILES = {
     "planes_share_lanes": RowsTile(4, 0, 3, STEP_P=2),
     "rows_of_tiles": RowsTile(3, 8, 1),
-    "whole_plane": RowsTile(14, 0, 1, STEP_P=4),
+    "whole_plane": RowsTile(14, 0, 1, STEP_P=2),
 }
 
 
