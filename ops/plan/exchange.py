@@ -144,8 +144,10 @@ def exchanges(problem: Problem) -> list[Exchange]:
     g, op, layout = problem.geometry, problem.op, problem.layout
     if layout.channels_last or layout.converts or op == "dgrad_frame":
         return []
-    if problem.device.arch not in ARCHITECTURES or g.per_sample or problem.has_few_channels:
+    if problem.device.arch not in ARCHITECTURES or g.per_sample or g.group_C * g.group_K == 1:
         return []
+    if problem.has_few_channels and op != "wgrad":
+        return []  # patches of few channels are read as they lie
     if problem.product not in ("half", "tf32"):
         return []
     formats = [Exchange(), Exchange(reads=True)]

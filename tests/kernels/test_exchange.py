@@ -25,6 +25,7 @@ GEOMETRIES = {
     "three_apart": geometry_of((2, 20, 7, 8), (24, 20, 3, 3), (3, 3), _SAME),
     "patches": geometry_of((2, 16, 8, 6), (24, 16, 4, 2), (4, 2)),
     "odd_channels": geometry_of((1, 19, 5, 6), (21, 19, 2, 3), (2, 1), ((1, 0), (1, 2)), flip=True),
+    "few_channels": geometry_of((2, 3, 6, 8), (5, 3, 3, 3), padding=_SAME),
     "groups": geometry_of((2, 32, 5, 4), (34, 16, 2, 2), (2, 2), groups=2),
     "unstrided": geometry_of((2, 18, 5, 7), (17, 18, 3, 2), padding=((1, 1), (0, 1))),
     "reflected": geometry_of((1, 16, 6, 5), (16, 16, 3, 3), (2, 2), _SAME, padding_mode="reflect"),
@@ -169,6 +170,7 @@ def test_copies_that_cannot_be_made_are_not_compared():
     few = replace(problem, geometry=replace(strided, K=3))
     exact = replace(problem, dtype=FLOAT)
     assert not any(map(exchanges, (huge, few, exact)))
+    assert exchanges(replace(few, op="wgrad")) == [READS]
 
 
 def test_copies_cost_their_bytes_and_their_launches():
