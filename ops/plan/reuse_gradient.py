@@ -45,8 +45,34 @@ BARRIER_BYTES = 1024
 STAGES = (5, 4, 3)
 
 
+class BoxedGradient(tma.Boxed):
+    """A tile of a weight gradient whose boxes of dy and of x lie in shared memory, in stages."""
+
+    BLOCK_F: int
+    BLOCK_C: int
+    num_stages: int
+
+    def rows(self, problem: Problem) -> int:
+        """Rows of x that a step loads."""
+        raise NotImplementedError
+
+    def shared_bytes(self, problem: Problem) -> int:
+        """What a program holds in shared memory: the operands of every stage."""
+        loaded = self.pixels * self.BLOCK_F
+        loaded += self.rows(problem) * self.BLOCK_I * self.BLOCK_Q * self.BLOCK_C
+        return loaded * problem.dtype.itemsize * self.num_stages + BARRIER_BYTES
+
+    def max_registers(self, problem: Problem) -> int | None:
+        """Registers of a thread that the compiler is limited to: it is not."""
+        return None
+
+    def flags(self, problem: Problem) -> Mapping[str, Any]:
+        """Fields of a Plan that this family decides."""
+        return {"precision": problem.precision, "as_rows": problem.layout.as_rows}
+
+
 @dataclass(frozen=True)
-class ReuseGradientTile(tma.Boxed):
+class ReuseGradientTile(BoxedGradient):
     """A box of pixels of a step, the results of a program, and what the compiler is told.
 
     Attributes:
@@ -97,23 +123,9 @@ class ReuseGradientTile(tma.Boxed):
         """Rows of x that a step loads."""
         return self.BLOCK_P + (self.BLOCK_R - 1) * problem.boxed.steps(0)[1]
 
-    def shared_bytes(self, problem: Problem) -> int:
-        """What a program holds in shared memory: the operands of every stage."""
-        loaded = self.pixels * self.BLOCK_F
-        loaded += self.rows(problem) * self.BLOCK_I * self.BLOCK_Q * self.BLOCK_C
-        return loaded * problem.dtype.itemsize * self.num_stages + BARRIER_BYTES
-
-    def max_registers(self, problem: Problem) -> int | None:
-        """Registers of a thread that the compiler is limited to: it is not."""
-        return None
-
     def suits(self, problem: Problem) -> bool:
         """Whether a tile that was tuned for a problem near this one can serve it."""
         return is_legal(problem, self.copied) and fits(self, problem)
-
-    def flags(self, problem: Problem) -> Mapping[str, Any]:
-        """Fields of a Plan that this family decides."""
-        return {"precision": problem.precision, "as_rows": problem.layout.as_rows}
 
     def work(self, plan: Plan, problem: Problem) -> Work:
         """The work of a launch: each tap reads both operands from shared memory."""

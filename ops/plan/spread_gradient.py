@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -42,7 +42,7 @@ MAX_PARTIALS = 512
 
 
 @dataclass(frozen=True)
-class SpreadGradientTile(tma.Boxed):
+class SpreadGradientTile(reuse_gradient.BoxedGradient):
     """A box of pixels of a step, the results of a program, and what the compiler is told.
 
     Attributes:
@@ -109,23 +109,9 @@ class SpreadGradientTile(tma.Boxed):
         """Loads of a step."""
         return sum(len(reuse_gradient.runs_of(n)) for n in (self.BLOCK_P, self.rows(problem)))
 
-    def shared_bytes(self, problem: Problem) -> int:
-        """What a program holds in shared memory: the operands of every stage."""
-        loaded = self.pixels * self.BLOCK_F
-        loaded += self.rows(problem) * self.BLOCK_I * self.BLOCK_Q * self.BLOCK_C
-        return loaded * problem.dtype.itemsize * self.num_stages + reuse_gradient.BARRIER_BYTES
-
-    def max_registers(self, problem: Problem) -> int | None:
-        """Registers of a thread that the compiler is limited to: it is not."""
-        return None
-
     def suits(self, problem: Problem) -> bool:
         """Whether a tile that was tuned for a problem near this one can serve it."""
         return is_legal(problem, self.copied) and fits(self, problem)
-
-    def flags(self, problem: Problem) -> Mapping[str, Any]:
-        """Fields of a Plan that this family decides."""
-        return {"precision": problem.precision, "as_rows": problem.layout.as_rows}
 
     def work(self, plan: Plan, problem: Problem) -> Work:
         """The work of a launch, places without a tap included."""
