@@ -64,7 +64,7 @@ class ResidentTile:
         If one block holds a whole row of the output, they are those of the image, without zeros.
         """
         g, step = geometry, piece_of(geometry.W)
-        left, stride = g.padding[1][0], g.stride[1]
+        left, stride = g.padding[1][0], g.steps(1)[0]
         first, outputs = -cdiv(left, step) * step, PIECE
         if g.Q <= PIECE:
             first, outputs = max(first, 0), g.Q
@@ -75,18 +75,18 @@ class ResidentTile:
 
     def rows(self, geometry: Geometry) -> int:
         """Input rows that a block reads."""
-        return (self.BLOCK_P - 1) * geometry.stride[0] + geometry.R
+        return (self.BLOCK_P - 1) * geometry.steps(0)[0] + geometry.R
 
     def phase_lines(self, geometry: Geometry) -> int:
         """Lines of one phase of the stride in shared memory, with zeros around the window."""
-        return (geometry.R - 1) // geometry.stride[0] + 1 + 2 * (self.BLOCK_P - 1)
+        return (geometry.R - 1) // geometry.steps(0)[0] + 1 + 2 * (self.BLOCK_P - 1)
 
     def lines_shape(self, geometry: Geometry) -> tuple[int, ...]:
         """Shape of the workspace of build_lines."""
         g, pieces = geometry, self.band(geometry).columns // PIECE
         banks = g.N if g.per_sample else 1
         lines = self.phase_lines(g) - 2 * (self.BLOCK_P - 1)
-        return (banks, g.K, g.group_C, pieces, g.stride[0], lines, PIECE, PIECE)
+        return (banks, g.K, g.group_C, pieces, g.steps(0)[0], lines, PIECE, PIECE)
 
     def lines_bytes(self, problem: Problem) -> int:
         """Bytes of the bands of all filters."""
@@ -105,7 +105,7 @@ class ResidentTile:
     def strips(self, problem: Problem) -> int:
         """Input rows of a tile, of all channels."""
         g = self.seen(problem)
-        rows = self.rows(g) + (self.STACK - 1) * self.BLOCK_P * g.stride[0]
+        rows = self.rows(g) + (self.STACK - 1) * self.BLOCK_P * g.steps(0)[0]
         return g.group_C * min(rows, g.H)
 
     def step(self, op: str) -> tuple[int, int, int]:
@@ -276,7 +276,7 @@ def neighbours(tile: ResidentTile, problem: Problem) -> Iterator[ResidentTile]:
 def fits(tile: ResidentTile, problem: Problem) -> bool:
     """Whether the kernel has this tile, and a program room for the bands and the slots."""
     g, extents = problem.correlated, (tile.BLOCK_M, tile.BLOCK_P, tile.BLOCK_Q, tile.num_warps)
-    shares = g.R > g.stride[0]  # stacked blocks read some row both
+    shares = g.R > g.steps(0)[0]  # stacked blocks read some row both
     return (
         extents == (64, 8, PIECE, 4)
         and tile.STACK in ((1, 2) if shares else (1,))

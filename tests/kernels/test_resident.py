@@ -55,6 +55,7 @@ STRIDED = {
     "stride_2": image(37, 56, 9, 9, (4, 4), N=2, stride=(2, 2)),
     "strides_differ": image(41, 48, 5, 7, (2, 3), C=2, stride=(3, 1)),
     "stride_exceeds_the_window": image(30, 48, 2, 3, stride=(3, 4)),
+    "one_row_of_a_stride": image(2, 40, 5, 16, (2, 0), N=2, stride=(3, 2)),
 }
 CHANNELS = {
     "colours": geometry_of((1, 3, 19, 40), (2, 3, 5, 11), padding=((2, 2), (5, 5))),
