@@ -22,7 +22,7 @@ from ..plan.gemm import SECTOR
 from ..plan.problem import Plan, Problem
 from ..plan.tma import reads_crosswise, tap_columns
 from .backward_launch import backward_calls
-from .banded_launch import band_arguments, fprop_banded_call, in_planes
+from .banded_launch import band_arguments, fprop_banded_call
 from .call import Call
 from .copies import (
     Copy,
@@ -39,7 +39,7 @@ from .descriptors import (
     stored,
     wgrad_descriptors,
 )
-from .exchanged import around, x_read, x_workspace, y_read, y_workspace
+from .exchanged import around, geometry_seen, x_read, x_workspace, y_read, y_workspace
 from .flat_launch import flat_call
 from .formats import empty_in_format
 from .kernel_arguments import (
@@ -237,11 +237,13 @@ def fprop_call(
 ) -> Call:
     """The launch that fills y, after those of partial sums and of copies, if there are any."""
     if exchange := plan.exchange:
-        x, copy = x_read(x, geometry, exchange)
-        target = y_workspace(y, exchange)
-        seen, alone = exchange.geometry(geometry), replace(plan, exchange=None)
+        seen, alone = geometry_seen("fprop", geometry, exchange, x), replace(plan, exchange=None)
+        x, copy = x_read(x, geometry, seen, exchange)
+        target, residual_copy = y_workspace(y, exchange), None
+        if residual is not None and exchange.result:
+            residual, residual_copy = y_read(residual, seen, exchange)
         call = fprop_call(x, weight, bias, target, seen, alone, activation, residual)
-        return around(call, copy, target, y)
+        return around(call, (copy, residual_copy), target, y)
     if plan.splits == 1:
         return _fprop_call(x, weight, bias, y, geometry, plan, activation, residual)
     partials = partials_of(y, plan.splits)
@@ -310,12 +312,12 @@ def dgrad_call(
     After those of partial sums and of copies, if there are any.
     """
     if exchange := plan.exchange:
-        dy, copy = y_read(dy, exchange)
-        target = x_workspace(dx, geometry, exchange)
-        seen, alone = exchange.geometry(geometry), replace(plan, exchange=None)
+        seen, alone = geometry_seen("dgrad", geometry, exchange, dy), replace(plan, exchange=None)
+        dy, copy = y_read(dy, seen, exchange)
+        target = x_workspace(dx, seen, exchange)
         call = dgrad_call(dy, weight, bias, target, seen, alone)
         step = geometry.stride if exchange.sampled else (1, 1)
-        return around(call, copy, target, dx, step, bias)
+        return around(call, (copy,), target, dx, step, bias)
     if plan.splits == 1:
         return _dgrad_call(dy, weight, bias, dx, geometry, plan)
     partials = partials_of(dx, plan.splits)
@@ -433,9 +435,9 @@ def wgrad_calls(
 ) -> Iterator[Call]:
     """The launches that fill dense dw: one, or partials and then their sum, see is_reordered."""
     if exchange := plan.exchange:
-        x, x_copy = x_read(x, geometry, exchange)
-        dy, dy_copy = y_read(dy, exchange)
-        seen, alone = exchange.geometry(geometry), replace(plan, exchange=None)
+        seen, alone = geometry_seen("wgrad", geometry, exchange, dy), replace(plan, exchange=None)
+        x, x_copy = x_read(x, geometry, seen, exchange)
+        dy, dy_copy = y_read(dy, seen, exchange)
         first, *rest = wgrad_calls(x, dy, dw, seen, alone)
         yield after_copies(first, x_copy, dy_copy)
         yield from rest
@@ -463,9 +465,8 @@ def _wgrad_call(
 ) -> Call:
     """The launch that fills dw, or parts of it, which `result` describes."""
     geometry, (x, dy) = _planes_as_rows(geometry, plan, x, dy)
-    as_read = in_planes if plan.family == "banded" else _boxed
-    x, x_copy = as_read(x, plan)
-    dy, dy_copy = as_read(dy, plan)
+    x, x_copy = _boxed(x, plan)
+    dy, dy_copy = _boxed(dy, plan)
     call = call_of(
         plan,
         geometry,

@@ -1,4 +1,4 @@
-"""The launches of banded kernels: images in planes, the bands, the product."""
+"""The launches of banded kernels: the bands, the product."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from ..geometry import Geometry
 from ..plan.banded import COLUMN_STEP, BandedTile, rows_read
 from ..plan.problem import Plan
 from .call import Call
-from .copies import Copy, copy_calls
-from .formats import suggests_channels_last
 from .kernel_arguments import call_of, residual_arguments, weight_walk
 from .layout import alignment
 
@@ -34,14 +32,7 @@ def fprop_banded_call(
     activation: str = "none",
     residual: torch.Tensor | None = None,
 ) -> Call:
-    """The launches that fill y: bands are made of the weight, and images are read in planes."""
-    result = y
-    x, x_copy = in_planes(x, plan)
-    residual_copy = None
-    if residual is not None:
-        residual, residual_copy = in_planes(residual, plan)
-    if suggests_channels_last(y) and y.shape[1] > 1:
-        y = torch.empty(y.shape, dtype=y.dtype, device=y.device)
+    """The launches that fill y: bands are made of the weight."""
     tile: Any = plan.tile
     bands = weight.new_empty(tile.bands_shape(geometry))
     call = call_of(
@@ -59,19 +50,7 @@ def fprop_banded_call(
         **band_arguments(x, weight, y, geometry, plan),
     )
     first = build_bands_call(weight, bands, geometry, tile, plan.int64)
-    call = replace(call, before=(*copy_calls(x_copy, residual_copy), first), scratch=(bands,))
-    if y is result:
-        return call
-    (back,) = copy_calls(Copy(y[None], result))
-    return replace(back, before=(call,), scratch=(y,))
-
-
-def in_planes(image: torch.Tensor, _: Plan) -> tuple[torch.Tensor, Copy | None]:
-    """(an image whose columns are neighbours; the copy that it is where they are not)."""
-    if not suggests_channels_last(image) or image.shape[1] == 1:
-        return image, None
-    out = torch.empty(image.shape, dtype=image.dtype, device=image.device)
-    return out, Copy(image[None], out, out)
+    return replace(call, before=(first,), scratch=(bands,))
 
 
 def build_bands_call(

@@ -1,4 +1,4 @@
-"""The launches of fprop_resident: images in planes, the bands of every filter, the product."""
+"""The launches of fprop_resident: the bands of every filter, the product."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from ... import kernels
 from ...kernels.structs import ResidentLayout, constant
 from ..geometry import Geometry
 from ..plan.problem import Plan
-from ..plan.resident import in_whole_pieces
-from .banded_launch import BANDS_BLOCK, in_planes
+from .banded_launch import BANDS_BLOCK
 from .call import Call
-from .copies import Copy, copy_calls
-from .formats import suggests_channels_last
 from .kernel_arguments import call_of, residual_arguments, weight_walk
 from .layout import alignment
 
@@ -32,17 +29,7 @@ def resident_call(
     residual: torch.Tensor | None = None,
 ) -> Call:
     """The launches that fill y; of an input gradient, x is dy and the geometry the adjoint."""
-    result = y
     tile: Any = plan.tile
-    x_copy = residual_copy = None
-    if tile.copied:
-        geometry = in_whole_pieces(geometry)
-        planes = torch.empty(geometry.x_shape, dtype=x.dtype, device=x.device)
-        x, x_copy = planes, Copy(x[None], planes, planes)
-    if residual is not None:
-        residual, residual_copy = in_planes(residual, plan)
-    if suggests_channels_last(y) and y.shape[1] > 1:
-        y = torch.empty(y.shape, dtype=y.dtype, device=y.device)
     lines = weight.new_empty(tile.lines_shape(geometry))
     band = tile.band(geometry)
     layout = ResidentLayout(
@@ -69,11 +56,7 @@ def resident_call(
         PARTS=tile.parts,
     )
     first = build_lines_call(weight, lines, geometry, plan)
-    call = replace(call, before=(*copy_calls(x_copy, residual_copy), first), scratch=(lines,))
-    if y is result:
-        return call
-    (back,) = copy_calls(Copy(y[None], result))
-    return replace(back, before=(call,), scratch=(y,))
+    return replace(call, before=(first,), scratch=(lines,))
 
 
 def build_lines_call(

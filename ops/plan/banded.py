@@ -160,7 +160,7 @@ class BandedTile:
     def work(self, plan: Plan, problem: Problem) -> Work:
         """What a launch asks of a device, and the launch that builds the bands."""
         m, n, _ = self.step(plan.op)
-        work = matrix_work(
+        return matrix_work(
             plan,
             problem,
             Code(180, 900, 120),
@@ -171,7 +171,6 @@ class BandedTile:
             between_bytes=self.bands_bytes(problem),
             operands="registers",
         )
-        return _with_copies(work, problem)
 
 
 @dataclass(frozen=True)
@@ -286,7 +285,7 @@ class BandedGradTile:
         pieces = in_pieces(problem)
         m, n, k = self.step(plan.op)
         lone = 0 if pieces else LANES_PER_NUMBER * (m + n) * k / problem.threads(self)
-        work = matrix_work(
+        return matrix_work(
             plan,
             problem,
             Code(300 + lone, 900, 120),
@@ -296,7 +295,6 @@ class BandedGradTile:
             image_first=False,
             operands="registers",
         ).with_partials(partial_bytes(plan, problem))
-        return _with_copies(work, problem)
 
 
 AnyBandedTile: TypeAlias = BandedTile | BandedGradTile
@@ -382,9 +380,11 @@ BANDED_GRAD_TILES: dict[str, tuple[BandedGradTile, ...]] = {
 
 
 def is_legal(problem: Problem) -> bool:
-    """Whether a banded kernel can compute this, in any layout."""
+    """Whether a banded kernel can compute this: columns of images are neighbours."""
     g = problem.geometry
-    if problem.op == "dgrad_frame" or g.group_C != 1 or g.stride != (1, 1) or g.dilation != (1, 1):
+    if problem.layout.channels_last or problem.op == "dgrad_frame":
+        return False
+    if g.group_C != 1 or g.stride != (1, 1) or g.dilation != (1, 1):
         return False
     if problem.product not in BANDED_TILES:
         return False
@@ -443,27 +443,6 @@ def in_pieces(problem: Problem) -> bool:
     return not layout.int64 and g.W % COLUMN_STEP == g.Q % COLUMN_STEP == 0
 
 
-def copied_bytes(problem: Problem) -> int:
-    """Bytes of the copies of both images, in which columns are neighbours: see launch/arguments.
-
-    An image with the channels innermost is read and written through copies: in it, a number whose
-    neighbour columns are far away costs a sector of 32 bytes.
-    """
-    g = problem.geometry
-    if not problem.layout.channels_last or g.C == g.K == 1:
-        return 0
-    return (g.x_numel + g.y_numel) * problem.dtype.itemsize
-
-
-def _with_copies(work: Work, problem: Problem) -> Work:
-    """The work with that of the copies before and behind it: read and written, one by one."""
-    copies = copied_bytes(problem)
-    if copies == 0:
-        return work
-    between = work.between_bytes + 2 * copies
-    return replace(work, launches=work.launches + 2, between_bytes=between)
-
-
 def lanes_per_output(tile: AnyBandedTile, problem: Problem) -> float:
     """Lane instructions for one output, waiting for L2 counted as instructions.
 
@@ -481,10 +460,7 @@ def lanes_per_output(tile: AnyBandedTile, problem: Problem) -> float:
         sms = problem.device.multiprocessors
         programs = cdiv(programs, sms) * sms
     loads = programs * k * tile.strips(problem)
-    device = problem.device
-    rate = device.rates.issue * device.limits.lanes * device.multiprocessors * device.rates.clock
-    copies = 2 * copied_bytes(problem) / device.copy_rate * rate
-    return (loads * (m * pixel + n * banded) + copies) / g.y_numel + BANDED_LANES
+    return loads * (m * pixel + n * banded) / g.y_numel + BANDED_LANES
 
 
 #: The types of this family's tiles.

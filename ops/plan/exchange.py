@@ -1,7 +1,7 @@
 """Plans whose kernel runs on copies of the images, made in the format that suits it best.
 
 A plan of any family can carry an Exchange. Its kernel meets another problem, `Exchange.seen`:
-images in channels_last, or those pixels alone that a 1x1 window with a stride reads. The launches
+images in another format, or those pixels alone that a 1x1 window with a stride reads. The launches
 around it copy what is read and, where the result is computed in the other format too, the result.
 kernels/copy_images.py makes the copies; ops/launch/exchanged.py builds the launches.
 """
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from .cost import Work
     from .problem import Problem
 
-#: Device.arch of the devices that these plans are made for: copies were timed on sm_90.
+#: Device.arch of the devices that channels_last copies are made for: they were timed on sm_90.
 ARCHITECTURES = ("90", "100")
+#: Fewest taps of a window of few channels that is read from copies in planes: kernels for smaller
+#: ones read any format about as fast as it can be copied.
+MIN_TAPS = 25
 
 
 @dataclass(frozen=True)
@@ -29,25 +32,29 @@ class Exchange:
     """What is copied before and after a plan's kernel.
 
     Attributes:
-        reads: images that the kernel reads are copied to channels_last.
-        result: the result is an image that is computed in channels_last, then copied.
+        reads: images that the kernel reads are copied to `format`.
+        result: the result is an image that is computed in `format`, then copied.
         sampled: of a 1x1 window with a stride. Copies of x hold the pixels that the window meets,
             and the kernel's window has no stride. An input gradient's other pixels are zero.
+        format: "NHWC", channels_last; or "NCHW", planes whose rows begin at multiples of 16 bytes.
     """
 
     reads: bool = False
     result: bool = False
     sampled: bool = False
+    format: str = "NHWC"
 
     def __str__(self) -> str:
-        return "+".join(name for name, is_so in vars(self).items() if is_so)
+        copied = [name for name in ("reads", "result", "sampled") if getattr(self, name)]
+        return "+".join(copied) + (" planes" if self.format == "NCHW" else "")
 
     @property
     def in_words(self) -> str:
         """What is copied, for people."""
+        form = "channels_last" if self.format == "NHWC" else "contiguous"
         said = {
-            "reads channels_last copies": self.reads,
-            "result copied from channels_last": self.result,
+            f"reads {form} copies": self.reads,
+            f"result copied from {form}": self.result,
             "copies of every stride-th pixel": self.sampled,
         }
         return " and ".join(text for text, is_so in said.items() if is_so)
@@ -55,34 +62,55 @@ class Exchange:
     @property
     def is_mixed(self) -> bool:
         """Whether the kernel reads one format and stores another: planned for GEMMs alone."""
-        return self.reads != self.result
+        return self.format == "NHWC" and self.reads != self.result
 
-    def geometry(self, geometry: Geometry) -> Geometry:
-        """The geometry that the kernel meets."""
-        if not self.sampled:
-            return geometry
-        return replace(geometry, H=geometry.P, W=geometry.Q, stride=(1, 1))
+    def geometry(self, op: str, geometry: Geometry, piece: int) -> Geometry:
+        """The geometry that the kernel meets.
+
+        Columns of zeros fill rows of planes up to whole pieces: those of x, or of an input
+        gradient's dy. A weight gradient's dy has none: zeros times an infinity are NaN.
+
+        Args:
+            op: of the plan.
+            geometry: of the call.
+            piece: elements of 16 bytes.
+        """
+        g = geometry
+        if self.sampled:
+            return replace(g, H=g.P, W=g.Q, stride=(1, 1))
+        if self.format == "NHWC":
+            return g
+        rows, (left, right) = g.padding
+        if op == "dgrad":
+            more = -g.Q % piece if g.Q > 1 else 0
+            padding = rows, (left, right + more * g.stride[1])
+            return replace(g, padding=padding, padding_mode="zeros")
+        if g.padding_mode != "zeros":
+            return g
+        more = -g.W % piece
+        return replace(g, W=g.W + more, padding=(rows, (left, right - more)))
 
     def seen(self, problem: Problem) -> Problem:
         """The problem that the kernel meets."""
-        g, layout = self.geometry(problem.geometry), problem.layout
-        piece = 16 // problem.dtype.itemsize
-        x_last = self.result if problem.op == "dgrad" else self.reads
-        y_last = self.result if problem.op == "fprop" else self.reads
+        piece, op, layout = 16 // problem.dtype.itemsize, problem.op, problem.layout
+        g = self.geometry(op, problem.geometry, piece)
+        x_copied = self.result if op == "dgrad" else self.reads
+        y_copied = self.result if op == "fprop" else self.reads
         x_boxes, x_align = layout.x_boxes, layout.x_align
         y_boxes, y_align = layout.y_boxes, layout.y_align
-        if x_last:
-            x_boxes, x_align = "NHWC", 1
+        last = self.format == "NHWC"
+        if x_copied:
+            x_boxes, x_align = self._format_of(g.W, piece, op != "dgrad")
         elif self.sampled:
             x_boxes, x_align = "" if g.W % piece else "NCHW", math.gcd(piece, g.W)
-        if y_last:
-            y_boxes, y_align = "NHWC", 1
+        if y_copied:
+            y_boxes, y_align = self._format_of(g.Q, piece, op != "fprop")
         return replace(
             problem,
             geometry=g,
             layout=replace(
                 layout,
-                channels_last=x_last or y_last,
+                channels_last=last and (x_copied or y_copied),
                 x_boxes=x_boxes,
                 y_boxes=y_boxes,
                 x_align=x_align,
@@ -90,6 +118,15 @@ class Exchange:
                 as_rows=layout.as_rows and not self.sampled,
             ),
         )
+
+    def _format_of(self, columns: int, piece: int, is_read: bool) -> tuple[str, int]:
+        """(boxes, columns of a piece) of an image in `format`, see Layout.
+
+        What is read is copied to rows that are whole pieces apart; a result is contiguous.
+        """
+        if self.format == "NHWC":
+            return "NHWC", 1
+        return "NCHW" if is_read or columns % piece == 0 else "", math.gcd(piece, columns)
 
     def with_copies(self, work: Work, problem: Problem) -> Work:
         """The work with the launches that make the copies, given that of the kernel alone."""
@@ -107,20 +144,34 @@ class Exchange:
 
     def _before(self, problem: Problem) -> list[tuple[int, int]]:
         """(bytes read, bytes written) for each copy of what the kernel reads."""
-        g, itemsize, found = problem.geometry, problem.dtype.itemsize, []
-        piece = 16 // itemsize
+        g, layout, itemsize = problem.geometry, problem.layout, problem.dtype.itemsize
+        piece, found = 16 // itemsize, []
+        seen = self.geometry(problem.op, g, piece)
+        reads_x, reads_y = problem.op != "dgrad", problem.op != "fprop"
+        if self.format == "NCHW":
+            planes = (
+                (reads_x and layout.x_align < piece, g.x_numel, g.C * g.H, seen.W),
+                (reads_y and layout.y_align < piece, g.y_numel, g.K * g.P, seen.Q),
+                # A residual; counted for any heavy epilogue.
+                (self.result and not reads_y and layout.heavy_epilogue, g.y_numel, g.K * g.P, g.Q),
+            )
+            return [
+                (read * itemsize, g.N * rows * cdiv(columns, piece) * 16)
+                for is_copied, read, rows, columns in planes
+                if is_copied
+            ]
 
         def copied(channels: int, pixels: int) -> int:
             """Bytes of a copy: channels are filled up to whole pieces of 16 bytes."""
             return g.N * cdiv(channels, piece) * 16 * pixels
 
-        if problem.op != "dgrad" and (self.reads or self.sampled):
+        if reads_x and (self.reads or self.sampled):
             rows, columns = (g.P, g.Q) if self.sampled else (g.H, g.W)
             written = (
                 copied(g.C, rows * columns) if self.reads else g.N * g.C * rows * columns * itemsize
             )
             found.append((g.N * g.C * rows * g.W * itemsize, written))
-        if problem.op != "fprop" and self.reads:
+        if reads_y and self.reads:
             found.append((g.y_numel * itemsize, copied(g.K, g.P * g.Q)))
         return found
 
@@ -142,8 +193,11 @@ def exchanges(problem: Problem) -> list[Exchange]:
     lie moves single elements.
     """
     g, op, layout = problem.geometry, problem.op, problem.layout
-    if layout.channels_last or layout.converts or op == "dgrad_frame":
+    if layout.converts or op == "dgrad_frame":
         return []
+    found = _to_planes(problem)
+    if found or layout.channels_last:
+        return [one for one in found if 0 < one.memory(problem) <= MAX_COPY_BYTES]
     if problem.device.arch not in ARCHITECTURES or g.per_sample or g.group_C * g.group_K == 1:
         return []
     if problem.has_few_channels and op != "wgrad":
@@ -160,3 +214,20 @@ def exchanges(problem: Problem) -> list[Exchange]:
     if strided and g.R * g.S == 1 and g.padding == ((0, 0), (0, 0)):
         found = [*found, *(replace(one, sampled=True) for one in formats)]
     return [one for one in found if 0 < one.memory(problem) <= MAX_COPY_BYTES]
+
+
+def _to_planes(problem: Problem) -> list[Exchange]:
+    """The exchange to planes to compare, of large windows of few channels.
+
+    Where images are channels_last, or where rows of planes do not begin at multiples of 16 bytes.
+    """
+    g, op, layout = problem.geometry, problem.op, problem.layout
+    if not problem.has_few_channels or g.R * g.S < MIN_TAPS:
+        return []
+    if problem.product not in ("half", "tf32", "tf32x3"):
+        return []
+    if layout.channels_last:
+        return [Exchange(reads=True, result=op != "wgrad", format="NCHW")]
+    align = layout.y_align if op == "dgrad" else layout.x_align
+    whole = op == "wgrad" or align * problem.dtype.itemsize == 16
+    return [] if whole else [Exchange(reads=True, format="NCHW")]

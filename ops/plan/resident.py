@@ -39,7 +39,6 @@ class ResidentTile:
     Attributes:
         parts: programs that share the tiles of one filter.
         num_stages: slots for input rows of the blocks.
-        copied: the image is copied before, in planes and with rows of whole pieces of 16 bytes.
     """
 
     BLOCK_M: int
@@ -49,17 +48,12 @@ class ResidentTile:
     num_warps: int
     num_stages: int
     parts: int = 1
-    copied: bool = False
 
     family: ClassVar[str] = "resident"
     partials: ClassVar[int] = 1
 
-    def seen(self, problem: Problem) -> Geometry:
-        """The geometry of the correlation that the kernel computes, of the copy if it is copied."""
-        return in_whole_pieces(problem.correlated) if self.copied else problem.correlated
-
     def band(self, geometry: Geometry) -> Band:
-        """The columns that a block reads, of a geometry that is `seen`.
+        """The columns that a block reads; of an input gradient, `geometry` is the adjoint.
 
         If one block holds a whole row of the output, they are those of the image, without zeros.
         """
@@ -90,11 +84,11 @@ class ResidentTile:
 
     def lines_bytes(self, problem: Problem) -> int:
         """Bytes of the bands of all filters."""
-        return math.prod(self.lines_shape(self.seen(problem))) * problem.dtype.itemsize
+        return math.prod(self.lines_shape(problem.correlated)) * problem.dtype.itemsize
 
     def tiles(self, problem: Problem) -> int:
         """Tiles of one filter."""
-        g = self.seen(problem)
+        g = problem.correlated
         stacks = cdiv(g.P, self.STACK * self.BLOCK_P) * cdiv(g.Q, self.BLOCK_Q)
         return cdiv(problem.samples * stacks, self.BLOCK_M)
 
@@ -104,7 +98,7 @@ class ResidentTile:
 
     def strips(self, problem: Problem) -> int:
         """Input rows of a tile, of all channels."""
-        g = self.seen(problem)
+        g = problem.correlated
         rows = self.rows(g) + (self.STACK - 1) * self.BLOCK_P * g.steps(0)[0]
         return g.group_C * min(rows, g.H)
 
@@ -118,7 +112,7 @@ class ResidentTile:
 
     def shared_bytes(self, problem: Problem) -> int:
         """What a program holds in shared memory: the bands of a filter, and slots for rows."""
-        g = self.seen(problem)
+        g = problem.correlated
         lines = math.prod(self.lines_shape(g)[2:5]) * self.phase_lines(g)
         row = self.BLOCK_M * self.band(g).columns
         elements = cdiv(lines, 8) * 8 * PIECE * PIECE + self.num_stages * row
@@ -130,7 +124,7 @@ class ResidentTile:
 
     def suits(self, problem: Problem) -> bool:
         """Whether a tile that was tuned for a problem near this one can serve it."""
-        return is_legal(problem, self.copied) and fits(self, problem)
+        return is_legal(problem) and fits(self, problem)
 
     def flags(self, problem: Problem) -> Mapping[str, Any]:
         """Fields of a Plan that this family decides."""
@@ -146,19 +140,19 @@ class ResidentTile:
 
     def work(self, plan: Plan, problem: Problem) -> Work:
         """The work of a launch, and of the launch that makes the bands."""
-        g, itemsize = self.seen(problem), problem.dtype.itemsize
+        g, itemsize = problem.correlated, problem.dtype.itemsize
         m, n, k = self.step(plan.op)
         pieces = self.band(g).columns // k
         products = pieces * g.group_C * self.STACK * min(self.rows(g), g.H)  # of a tile
         rows, each = self.strips(problem), cdiv(self.tiles(problem), self.parts)
         row = m * k * pieces * itemsize
         lines = self.lines_bytes(problem) // (problem.banks * g.K)
-        copies = 1 if self.copied else 8 // aligned(problem)  # of a thread for a piece
+        copies = 8 // aligned(problem)  # of a thread for a piece
         epilogue = problem.layout.epilogue * m * n / problem.threads(self) + 250
         # Counted for sm_90: copying lines, beginning a tile, a row.
         once, begun = 100 + 25 * lines / 4096, 400 + self.STACK * epilogue
         code = rows * (33 + (7 + 4.5 * copies) * pieces) + 8 * products
-        work = Work(
+        return Work(
             programs=plan.grid,
             threads=problem.threads(self),
             dram_bytes=device_bytes(problem, plan.grid, 1) + self.lines_bytes(problem),
@@ -177,16 +171,6 @@ class ResidentTile:
             operands="ahead",
             outside=once + each * begun,
         )
-        # Copies are written and read, one after the other.
-        launches, between = work.launches, work.between_bytes
-        if self.copied:
-            launches, between = (
-                launches + 1,
-                between + (problem.correlated.x_numel + g.x_numel) * itemsize,
-            )
-        if problem.layout.channels_last and g.K > 1:
-            launches, between = launches + 1, between + 2 * g.y_numel * itemsize
-        return replace(work, launches=launches, between_bytes=between)
 
 
 def piece_of(columns: int) -> int:
@@ -194,26 +178,20 @@ def piece_of(columns: int) -> int:
     return math.gcd(columns, 8)
 
 
-def in_whole_pieces(geometry: Geometry) -> Geometry:
-    """The geometry of a copy whose rows are whole pieces of 16 bytes: zeros are columns of it."""
-    (left, right), more = geometry.padding[1], -geometry.W % 8
-    return replace(
-        geometry, W=geometry.W + more, padding=(geometry.padding[0], (left, right - more))
-    )
-
-
 def aligned(problem: Problem) -> int:
-    """Columns that are copied at once, of 16 bytes at most; 1 is less than a copy can have."""
+    """Columns that are copied at once, of 16 bytes at most; 1 is less than the kernel can copy."""
     layout = problem.layout
     return math.gcd(8, layout.y_align if problem.is_input_gradient else layout.x_align)
 
 
-def is_legal(problem: Problem, copied: bool = False) -> bool:
-    """Whether the kernel can compute this: from the image as it lies, or from a copy of it."""
+def is_legal(problem: Problem) -> bool:
+    """Whether the kernel can compute this; from copies in planes, it can more (exchange.py)."""
     g, layout = problem.correlated, problem.layout
     if problem.op != "fprop" and not problem.is_turned:
         return False
-    if problem.device.arch != "90" or not layout.gluon or layout.int64 or layout.converts:
+    if layout.int64 or layout.converts or layout.channels_last:
+        return False
+    if problem.device.arch != "90" or not layout.gluon:
         return False
     if problem.dtype not in (torch.float16, torch.bfloat16) or g.padding_mode != "zeros":
         return False
@@ -222,18 +200,16 @@ def is_legal(problem: Problem, copied: bool = False) -> bool:
     if problem.is_turned and g.groups > 1 and g.group_K > 1:
         return False
     # Of one column of outputs, Triton sees no runs of input columns (3.6, 3.7).
-    return g.Q > 1 and (copied or aligned(problem) > 1)
+    return g.Q > 1 and aligned(problem) > 1
 
 
 def tiles(problem: Problem) -> list[ResidentTile]:
     """The tiles that the planner may take: as many slots as leave room for a second program."""
     g, found = problem.correlated, []
-    if not problem.has_few_channels or g.R * g.S < MIN_TAPS or not is_legal(problem, copied=True):
+    if not problem.has_few_channels or g.R * g.S < MIN_TAPS or not is_legal(problem):
         return []
-    every = [copied for copied in (False, True) if is_legal(problem, copied)]
-    # Of plans that are as fast, the one that reads less.
-    for copied, stack in itertools.product(every[: 1 + (aligned(problem) < 8)], (2, 1)):
-        tile = ResidentTile(64, 8, PIECE, stack, 4, STAGES[0], copied=copied)
+    for stack in (2, 1):
+        tile = ResidentTile(64, 8, PIECE, stack, 4, STAGES[0])
         if stack > 1 and g.P <= tile.BLOCK_P:
             continue
         if tile.lines_bytes(problem) > MAX_WORKSPACE or not fits(tile, problem):

@@ -20,7 +20,7 @@ from typing import Any
 from ...ops.errors import ArgumentError
 from ...ops.geometry import Geometry
 from ...ops.launch.call import Call
-from ...ops.plan import backward, choose, gemm
+from ...ops.plan import backward, banded, choose, gemm
 from ...ops.plan.device import DEVICES, Device
 from ...ops.plan.exchange import Exchange
 from ...ops.plan.problem import Plan, Problem
@@ -260,11 +260,9 @@ CASES: dict[str, dict[str, Case]] = {
         "planes5": _case(64, 96, 56, 56, 96, 5, 5, ops="wgrad", groups=96),
         "image13": _case(1, 1, 4096, 4096, 1, 13, 13, ops="wgrad"),
         "planes27": _case(32, 512, 14, 14, 512, 27, 27, groups=512, bias=True),
-        "last27": _case(
-            32, 512, 14, 14, 512, 27, 27, groups=512, last=True, activation="gelu"
-        ),
+        "gelu27": _case(32, 512, 14, 14, 512, 27, 27, groups=512, activation="gelu"),
         "odd": _case(
-            311, 14, 1031, 1033, 14, 9, 12, groups=14, flip=True, per_sample=True, last=True,
+            311, 14, 1031, 1033, 14, 9, 12, groups=14, flip=True, per_sample=True,
             padding=((5, 3), (4, 6)), bias=True, residual=True,
         ),
     },
@@ -273,8 +271,8 @@ CASES: dict[str, dict[str, Case]] = {
         "image31": _case(1, 1, 4096, 4096, 1, 31, 31, ops="fprop", recorded="bfloat16"),
         "image9": _case(1, 1, 4096, 4096, 1, 9, 9, ops="fprop", bias=True),
         "planes29": _case(32, 256, 28, 28, 256, 29, 29, ops="fprop", groups=256),
-        "last27": _case(
-            32, 512, 14, 14, 512, 27, 27, ops="fprop", groups=512, last=True, activation="gelu"
+        "planes27": _case(
+            32, 512, 14, 14, 512, 27, 27, ops="fprop", groups=512, activation="gelu"
         ),
         "strided9": _case(
             64, 60, 56, 56, 60, 9, 9, ops="fprop", stride=2, groups=60, bias=True, residual=True
@@ -727,19 +725,22 @@ def _helpers() -> Iterator[Configuration]:
 
 
 def _on_copies() -> Iterator[Configuration]:
-    """Copies of pixels that a stride reads or reaches, and a kernel between two formats."""
+    """Copies of pixels that a stride reads or reaches, copies in planes, and a kernel between."""
     points = _case(32, 256, 56, 56, 512, 1, 1, stride=2, ops="fprop dgrad")
     strided = _case(32, 128, 57, 56, 256, 3, 3, stride=3, ops="fprop")
+    deep = _case(64, 120, 28, 28, 120, 9, 9, groups=120, ops="fprop", last=True)
     sampled, mixed = Exchange(sampled=True), Exchange(reads=True)
+    planes = Exchange(reads=True, result=True, format="NCHW")
     for kernel, name, case, op, exchange in (
         ("copy_images", "samples", points, "fprop", sampled),
         ("copy_images", "spreads", points, "dgrad", sampled),
+        ("copy_images", "rows", deep, "fprop", planes),
         ("fprop_gemm", "mixed", strided, "fprop", mixed),
     ):
         for dtype in ("bfloat16", "tf32"):
-            call = PlannedCall(case.workload, op, dtype, "NCHW")
+            call = PlannedCall(case.workload, op, dtype, case.format)
             seen = exchange.seen(call.problem(TARGETS["sm_90"].device))
-            tile = gemm.tiles(seen)[0]
+            tile = (banded if exchange is planes else gemm).tiles(seen)[0]
             plan = replace(choose.plan_with_tile(seen, tile), exchange=exchange)
             yield Configuration("helper", name, kernel, replace(call, plan=plan), "")
 

@@ -10,7 +10,9 @@ from plans import H200, PLAIN
 
 from tricorr import explain
 from tricorr.ops import geometry_of
-from tricorr.ops.plan import choose
+from tricorr.ops.plan import banded, choose
+from tricorr.ops.plan.banded import BandedGradTile, BandedTile
+from tricorr.ops.plan.columns import ColumnsTile
 from tricorr.ops.plan.cost import EXCHANGE_SECONDS, seconds_of, times_of
 from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.exchange import Exchange, exchanges
@@ -34,6 +36,8 @@ GEOMETRIES = {
     "points_one_axis": geometry_of((3, 16, 5, 8), (32, 16, 1, 1), (1, 2)),
 }
 READS, BOTH = Exchange(reads=True), Exchange(reads=True, result=True)
+READS_PLANES = Exchange(reads=True, format="NCHW")
+PLANES = replace(READS_PLANES, result=True)
 
 
 def _cases():
@@ -97,6 +101,59 @@ def test_pixels_that_no_window_reaches_have_the_bias(kernel_backend, sampled):
     expected = torch.from_numpy(truth("dgrad", (dy, weight), geometry))
     expected += bias.cpu().double()[:, None, None]
     assert torch.equal(actual.cpu().double(), expected)
+
+
+_WIDE = geometry_of((2, 3, 7, 13), (3, 1, 5, 6), padding=((2, 2), (3, 4)), groups=3)
+#: Rows of x, and of dy, are no whole pieces of 16 bytes.
+IN_PLANES = {
+    "wide": _WIDE,
+    "flipped": replace(_WIDE, flip=True),
+    "per_sample": replace(_WIDE, per_sample=True),
+    "strided": replace(_WIDE, W=23, stride=(2, 2)),
+    "one_column": replace(_WIDE, W=6, padding=((2, 2), (0, 0))),
+    "reflected": replace(_WIDE, padding=((2, 2), (3, 2)), padding_mode="reflect"),
+    "filters_of_colours": geometry_of((1, 3, 9, 14), (5, 3, 5, 5), padding=((2, 2), (2, 2))),
+}
+_PLANES_CASES = [
+    (name, op, dtype)
+    for i, name in enumerate(IN_PLANES)
+    for j, op in enumerate(("fprop_bias", "dgrad", "wgrad"))
+    for dtype in [(HALF, FLOAT)[(i + j) % 2]]
+]
+
+
+@pytest.mark.parametrize(("name", "op", "dtype"), _PLANES_CASES, ids=str)
+@pytest.mark.parametrize("last", [True, False], ids=["channels_last", "planes"])
+def test_images_in_planes(kernel_backend, name, op, dtype, last):
+    """Zeros fill their rows; what was channels_last is so again."""
+    geometry, gradient = IN_PLANES[name], op == "wgrad"
+    x, weight, bias, dy = tensors(geometry, dtype, kernel_backend.device, make=whole_numbers)
+    form = torch.channels_last if last else torch.contiguous_format
+    x, dy = (t.contiguous(memory_format=form) for t in (x, dy))
+    args = operands(op, x, weight, bias, dy)
+    exchange = PLANES if last and not gradient else READS_PLANES
+    tile = ColumnsTile(8, 8) if name == "strided" and op == "fprop_bias" else None
+    problem = Problem(op.removesuffix("_bias"), geometry, dtype, PRECISION[dtype], device=H200)
+    if banded.is_legal(problem):
+        tile = BandedGradTile(8, 16, 16, 2, 4, 1) if gradient else BandedTile(16, 2, 8, 128, 4, 1)
+    actual = computed(op, args, geometry, plan_of(op, geometry, dtype, exchange, tile))
+    assert torch.equal(actual.cpu().double(), torch.from_numpy(truth(op, args, geometry)))
+    assert gradient or actual.is_contiguous(memory_format=form)
+
+
+def test_a_residual_is_copied_to_planes(kernel_backend):
+    geometry = IN_PLANES["wide"]
+    made = tensors(geometry, HALF, kernel_backend.device, make=whole_numbers)
+    x, weight, bias, residual = (
+        t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in made
+    )
+    tile = BandedTile(16, 2, 8, 128, 4, 1)
+    plan = plan_of("fprop", geometry, HALF, PLANES, tile)
+    actual, direct = (
+        computed("fprop", (x, weight, bias), geometry, one, residual=residual)
+        for one in (plan, replace(plan, exchange=None))
+    )
+    assert torch.equal(actual, direct)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
@@ -171,6 +228,27 @@ def test_copies_that_cannot_be_made_are_not_compared():
     exact = replace(problem, dtype=FLOAT)
     assert not any(map(exchanges, (huge, few, exact)))
     assert exchanges(replace(few, op="wgrad")) == [READS]
+
+
+def test_large_windows_of_few_channels_are_copied_to_planes():
+    pads = ((4, 4), (4, 4))
+    deep = geometry_of((64, 120, 28, 28), (120, 1, 9, 9), padding=pads, groups=120)
+    last = Layout(channels_last=True, x_boxes="NHWC", y_boxes="NHWC", gluon=True)
+    problem = Problem("fprop", deep, BRAIN, layout=last, device=DEVICES["h100"])
+    assert exchanges(problem) == exchanges(replace(problem, op="dgrad")) == [PLANES]
+    assert exchanges(replace(problem, op="wgrad")) == [READS_PLANES]
+    seen = PLANES.seen(problem)
+    assert (seen.layout.x_boxes, seen.layout.x_align, seen.geometry.W) == ("NCHW", 8, 32)
+    assert (seen.layout.y_boxes, seen.layout.y_align, seen.geometry.Q) == ("", 4, 28)
+    assert choose.plan(problem).exchange == PLANES
+    assert PLANES.memory(problem) == deep.x_numel * 2 * 32 // 28 + deep.y_numel * 2
+    rows = replace(last, channels_last=False, x_boxes="", y_boxes="", x_align=4, y_align=8)
+    assert exchanges(replace(problem, layout=rows)) == [READS_PLANES]
+    assert exchanges(replace(problem, layout=rows, op="dgrad")) == []
+    small = geometry_of((64, 120, 28, 28), (120, 1, 3, 3), groups=120)
+    assert exchanges(replace(problem, geometry=small)) == []
+    assert exchanges(replace(problem, dtype=FLOAT)) == []  # exactly
+    assert exchanges(replace(problem, dtype=FLOAT, precision="tf32")) == [PLANES]
 
 
 def test_copies_cost_their_bytes_and_their_launches():

@@ -15,6 +15,7 @@ from simulator.driver import simulated
 from tricorr.ops import geometry_of
 from tricorr.ops.plan import choose, resident
 from tricorr.ops.plan.device import DEVICES
+from tricorr.ops.plan.exchange import Exchange, exchanges
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.resident import ResidentTile
 from tricorr.ops.plan.stencil import StencilTile
@@ -22,6 +23,7 @@ from tricorr.ops.plan.stencil import StencilTile
 pytest.importorskip("tricorr.kernels.fprop_resident", reason="Gluon is for Triton 3.6 and 3.7")
 
 HALF = torch.float16
+PLANES = Exchange(reads=True, format="NCHW")
 SINGLE, STACKED = (ResidentTile(64, 8, 16, stack, 4, 3) for stack in (1, 2))
 
 
@@ -95,7 +97,7 @@ CASES = [
 
 def plan_of(op, geometry, tile, dtype=HALF):
     problem = problem_of(op, geometry, dtype)
-    assert resident.is_legal(problem, tile.copied)
+    assert resident.is_legal(problem)
     plan = choose.plan_with_tile(problem, tile)
     assert plan.kernel == "fprop_resident"
     return plan
@@ -127,12 +129,15 @@ def test_every_window_and_tile(op, name, tile):
 @pytest.mark.parametrize("name", COPIED)
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
 def test_an_image_is_copied_to_whole_pieces(op, name):
-    geometry, tile = COPIED[name], replace(SINGLE if op == "dgrad" else STACKED, copied=True)
-    if not resident.is_legal(problem_of(op, geometry), copied=True):
+    geometry, tile = COPIED[name], SINGLE if op == "dgrad" else STACKED
+    problem = problem_of(op, geometry)
+    seen = PLANES.seen(problem)
+    assert not resident.is_legal(problem)
+    if not resident.is_legal(seen):
         assert (op, geometry.stride) == ("dgrad", (2, 2))
         return
     args = operands(op, *tensors(geometry, HALF, make=whole_numbers))
-    plan = plan_of(op, geometry, tile)
+    plan = replace(choose.plan_with_tile(seen, tile), exchange=PLANES)
     actual = launched(op, args, geometry, plan, before=("copy_images", "build_lines"))
     assert torch.equal(actual, torch.from_numpy(truth(op, args, geometry)).to(HALF))
 
@@ -158,12 +163,14 @@ def test_the_epilogue(activation, tile, last):
     form = torch.channels_last if last else torch.contiguous_format
     x, residual = (t.contiguous(memory_format=form) for t in (x / 8, torch.randn_like(dy)))
     options = {"activation": activation, "residual": residual}
-    tile = replace(tile, copied=last)
+    exchange = replace(PLANES, result=True)
+    problem = problem_of("fprop", geometry)
+    plan = choose.plan_with_tile(exchange.seen(problem) if last else problem, tile)
     with simulated(90):
         actual, expected = (
             launch.fprop(x, weight, bias, geometry, plan=plan, **options)
             for plan in (
-                plan_of("fprop", geometry, tile),
+                replace(plan, exchange=exchange if last else None),
                 with_tile("fprop", geometry, StencilTile(128, 1, 4, 2)),
             )
         )
@@ -182,9 +189,8 @@ def test_an_image_that_starts_off_alignment_is_copied():
         problem = Problem("fprop", geometry, HALF, "ieee", layout, H200)
         assert resident.aligned(problem) == align
         assert resident.is_legal(problem) == (align > 1)
-        tiles = resident.tiles(problem)
-        assert any(tile.copied for tile in tiles) == (align < 8)
-        assert all(tile.copied for tile in tiles) == (align == 1)
+        assert exchanges(problem) == [PLANES] * (align < 8)
+        assert resident.tiles(PLANES.seen(problem))
 
 
 def family(geometry, op="fprop", device=H200):
