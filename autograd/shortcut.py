@@ -72,7 +72,8 @@ def by_pytorch(
                 return None
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return None  # our own checks say what is wrong
-    if y.layout is not _STRIDED:
+    # Of a padding that leaves nothing, PyTorch's float32 and bfloat16 make an empty result.
+    if y.layout is not _STRIDED or not y.numel():
         return None
     # Where only the weight is channels_last, PyTorch's result is too.
     return y if y.is_contiguous() or y.dim() != 4 else cpu.in_format(y, like=input)

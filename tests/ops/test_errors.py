@@ -165,6 +165,7 @@ VALUES = {
     "transposed_stride_2**62": (transposed(stride=2**62), HUGE),
     "transposed_stride_2**31": (transposed(stride=2**31), HUGE),
     "transposed_padding_-1": (transposed(padding=-1), "padding must not be negative, got -1"),
+    "transposed_padding_a_column": (transposed(padding=(0, 4)), r"leaves nothing of the output: it would be 8 x 0"),
     "transposed_padding_all": (transposed(padding=4), r"padding \(\(4, 4\), \(4, 4\)\) leaves nothing of the output: it would be 0 x 0"),
     "output_padding": (transposed(output_padding=1), r"output_padding must be smaller than stride or dilation and not negative, got \(1, 1\) with stride \(1, 1\) and dilation \(1, 1\)"),
     "output_padding_-1": (transposed(output_padding=-1), r"output_padding .* not negative, got \(-1, -1\)"),
