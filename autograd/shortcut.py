@@ -42,6 +42,8 @@ def by_pytorch(
         return None
     if not 0 < input.numel() < one_channel.LEAST_PIXELS and _is_ours(input, weight):
         return None
+    if type(stride) not in (int, tuple, list):  # arrays and tensors do not compare to one bool
+        return None
     if stride != 1 and stride != (1, 1) and cpu.crashes(input, weight, stride):
         return None
     try:

@@ -16,6 +16,7 @@ from torch import nn
 
 import tricorr
 from tricorr import ArgumentError, ArgumentTypeError
+from tricorr.ops import backend as by
 
 HUGE = "too large for 64-bit offsets"
 FLOATS = "must be float16, bfloat16, float32 or float64"
@@ -306,9 +307,13 @@ def assert_one_line(message):
 
 
 @pytest.mark.parametrize("case", VALUES)
-def test_wrong_values_and_shapes_are_refused(case):
+def test_wrong_values_and_shapes_are_refused(case, monkeypatch):
     call, pattern = VALUES[case]
-    assert_one_line(refused(call, (ArgumentError, RuntimeError, ValueError), pattern))
+    classes = (ArgumentError, RuntimeError, ValueError)
+    message = refused(call, classes, pattern)
+    assert_one_line(message)
+    monkeypatch.setattr(by, "CPU_DEVICE", None)  # by PyTorch's own convolution
+    assert refused(call, classes, pattern) == message
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
@@ -317,9 +322,13 @@ def test_wrong_values_and_shapes_are_refused(case):
 @pytest.mark.filterwarnings("ignore:.*quantize:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*quantiz:DeprecationWarning")
 @pytest.mark.parametrize("case", TYPES)
-def test_wrong_types_are_refused(case):
+def test_wrong_types_are_refused(case, monkeypatch):
     call, pattern = TYPES[case]
-    assert_one_line(refused(call, (ArgumentTypeError, RuntimeError, TypeError), pattern))
+    classes = (ArgumentTypeError, RuntimeError, TypeError)
+    message = refused(call, classes, pattern)
+    assert_one_line(message)
+    monkeypatch.setattr(by, "CPU_DEVICE", None)  # by PyTorch's own convolution
+    assert refused(call, classes, pattern) == message
 
 
 @pytest.mark.parametrize("case", PYTORCHS_OWN)
@@ -379,6 +388,7 @@ ACCEPTED_BEYOND_PYTORCH = {
     "one_pixel_every_plane": (lambda: tricorr.corr2d(x(1, 1), w(1, 1), x(1)[0]), (1, 1)),
     "no_planes": (lambda: tricorr.corr2d(x(0, 3, 6, 6), w(3, 3)), (0, 3, 4, 4)),
     "asymmetric": (lambda: tricorr.corr2d(x(), w(), padding=((0, 1), (2, 3))), (2, 6, 5, 9)),
+    "stride_array": (lambda: tricorr.corr2d(x(), w(), stride=np.array([2, 1])), (2, 6, 2, 4)),
     "asymmetric_array": (lambda: tricorr.corr2d(x(), w(), padding=np.array([[0, 1], [2, 3]])), (2, 6, 5, 9)),
 }  # fmt: skip
 
