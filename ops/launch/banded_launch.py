@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,41 +14,30 @@ from ..geometry import Geometry
 from ..plan.banded import COLUMN_STEP, BandedTile, rows_read
 from ..plan.problem import Plan
 from .call import Call
-from .kernel_arguments import call_of, residual_arguments, weight_walk
+from .kernel_arguments import Tensors, call_of, weight_walk
 from .layout import alignment
 
 #: Elements of the bands that one program of build_bands writes.
 BANDS_BLOCK = 1024
 
 
-def fprop_banded_call(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    y: torch.Tensor,
-    geometry: Geometry,
-    plan: Plan,
-    activation: str = "none",
-    residual: torch.Tensor | None = None,
-) -> Call:
+def fprop_banded_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
     """The launches that fill y: bands are made of the weight."""
+    t = tensors
     tile: Any = plan.tile
-    bands = weight.new_empty(tile.bands_shape(geometry))
+    bands = t.weight.new_empty(tile.bands_shape(geometry))
     call = call_of(
         plan,
         geometry,
-        x_ptr=x,
+        x_ptr=t.x,
         bands_ptr=bands,
-        bias_ptr=bias,
-        y_ptr=y,
-        ACTIVATION=activation,
-        **residual_arguments(residual),
-        x_strides=x.stride(),
-        bias_stride=0 if bias is None else bias.stride(0),
-        y_strides=y.stride(),
-        **band_arguments(x, weight, y, geometry, plan),
+        y_ptr=t.y,
+        x_strides=t.x.stride(),
+        y_strides=t.y.stride(),
+        **t.epilogue(),
+        **band_arguments(t, geometry, plan),
     )
-    first = build_bands_call(weight, bands, geometry, tile, plan.int64)
+    first = build_bands_call(t.weight, bands, geometry, tile, plan.int64)
     return replace(call, before=(first,), scratch=(bands,))
 
 
@@ -82,15 +70,8 @@ def build_bands_call(
     )
 
 
-def band_arguments(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    y: torch.Tensor,
-    geometry: Geometry,
-    plan: Plan,
-    added: Sequence[torch.Tensor] = (),
-) -> dict[str, Any]:
-    """What banded kernels take besides tensors; of a weight gradient, y is dy."""
+def band_arguments(tensors: Tensors, geometry: Geometry, plan: Plan) -> dict[str, Any]:
+    """What banded kernels take besides tensors."""
     tile: Any = plan.tile
     band = tile.band(geometry)
     first_row, rows = rows_read(geometry)
@@ -99,8 +80,8 @@ def band_arguments(
         SHIFT=band.shift,
         COLUMNS=band.columns,
         COLUMN_GROUP=COLUMN_STEP,
-        X_ALIGN=math.gcd(COLUMN_STEP, alignment(x, 3, geometry.W)),
-        Y_ALIGN=math.gcd(COLUMN_STEP, alignment(y, 3, geometry.Q)),
+        X_ALIGN=math.gcd(COLUMN_STEP, alignment(tensors.x, 3, geometry.W)),
+        Y_ALIGN=math.gcd(COLUMN_STEP, alignment(tensors.y, 3, geometry.Q)),
     )
     groups = -(-rows // tile.ROW_GROUP) if plan.op == "wgrad" else rows
     return {"BAND": constant(layout), "FIRST_ROW": first_row, "ROWS": max(1, groups)}

@@ -14,11 +14,28 @@ from ...kernels import TensorDescriptor
 from ...kernels.structs import TmaLayout, constant
 from ...kernels.versions import BEFORE_3_7
 from ..geometry import Geometry, Pair
+from ..plan.problem import Plan
 from ..plan.tma import MAX_PHASES, TmaTile, phases_with_taps, reads_crosswise
+from .kernel_arguments import Tensors
 from .layout import alignment, boxes_of, step_along
 
 #: The axes (n, h, w, c), numbered in this order, of boxes of either format, outermost first.
 NHWC, NCHW = (0, 1, 2, 3), (0, 3, 1, 2)
+
+
+def tma_arguments(tensors: Tensors, geometry: Geometry, plan: Plan) -> dict[str, Any]:
+    """Descriptors, and the layout of what is loaded and stored."""
+    t, split = tensors, plan.splits > 1
+    tile: Any = plan.tile
+    if plan.op == "wgrad":
+        return wgrad_descriptors(t.x, t.y, geometry, tile)
+    if plan.op == "dgrad":
+        out = stored(geometry.group_C, geometry.W, t.adjoint())
+        made = dgrad_descriptors(t.y, t.weight, geometry, tile, *out, plan.precision, split)
+    else:
+        out = stored(geometry.group_K, geometry.Q, t)
+        made = fprop_descriptors(t.x, t.weight, geometry, tile, *out, split)
+    return {"TAP_COLUMNS": t.weight.shape[1], **made}
 
 
 def fprop_descriptors(
@@ -105,9 +122,10 @@ def _gradient_axes(tile: TmaTile, planes: bool) -> tuple[int, ...]:
     return (0, 2, 1, 3) if tile.pixels == tile.BLOCK_P else NHWC
 
 
-def stored(channels: int, columns: int, *written: torch.Tensor) -> tuple[int, int]:
-    """OUT_AXIS and ALIGN of a TmaLayout: of the result, and of what is added to it."""
-    result = written[0]
+def stored(channels: int, columns: int, tensors: Tensors) -> tuple[int, int]:
+    """OUT_AXIS and ALIGN of a TmaLayout: of the result y, and of what is added to it."""
+    result, residual = tensors.y, tensors.residual
+    written = (result,) if residual is None else (result, residual)
     out_axis = int(step_along(result, 3) < step_along(result, 1))
     axis, extent = (3, columns) if out_axis else (1, channels)
     return out_axis, math.gcd(*(alignment(tensor, axis, extent) for tensor in written))

@@ -1,8 +1,9 @@
-"""Arguments that kernels of every family take: window, strides, residual, numbers of the plan."""
+"""Arguments that kernels of every family take: window, strides, epilogue, numbers of the plan."""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +14,40 @@ from ..geometry import Geometry
 from ..plan.problem import Plan
 from ..plan.rows_walk import gradient_reads
 from .call import Call
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors of a launch, and the activation of its sums.
+
+    Attributes:
+        x: the image (N, C, H, W), or its gradient.
+        weight: the filters, or their gradient.
+        y: the correlation (N, K, P, Q), or its gradient.
+        bias: of the channels of the image that is stored.
+        activation: of y, see kernels/epilogue.py.
+        residual: added to y before the activation, (N, K, P, Q).
+    """
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    y: torch.Tensor
+    bias: torch.Tensor | None = None
+    activation: str = "none"
+    residual: torch.Tensor | None = None
+
+    def adjoint(self) -> Tensors:
+        """Those of Geometry.adjoint: x and y change places."""
+        return replace(self, x=self.y, y=self.x)
+
+    def epilogue(self) -> dict[str, Any]:
+        """What a kernel is told of all that happens to its sums before they are stored."""
+        return {
+            "bias_ptr": self.bias,
+            "bias_stride": 0 if self.bias is None else self.bias.stride(0),
+            "ACTIVATION": self.activation,
+            **residual_arguments(self.residual),
+        }
 
 
 def call_of(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
@@ -90,7 +125,7 @@ def samples_of(geometry: Geometry) -> int:
     return 1 if geometry.per_sample else geometry.N
 
 
-def residual_arguments(residual: torch.Tensor | None = None) -> dict[str, Any]:
+def residual_arguments(residual: torch.Tensor | None) -> dict[str, Any]:
     """What a kernel is told of the tensor that it adds to its sums, (N, K, P, Q), or of none."""
     strides = (0, 0, 0, 0) if residual is None else residual.stride()
     return {"residual_ptr": residual, "residual_strides": strides}

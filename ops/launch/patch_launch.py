@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from ... import kernels
 from ...kernels.structs import PatchAxis, PatchLayout, constant, tile_struct
@@ -14,7 +11,7 @@ from ..geometry import Geometry
 from ..plan.patch import Axis
 from ..plan.problem import Plan
 from .call import Call
-from .kernel_arguments import residual_arguments, weight_walk
+from .kernel_arguments import Tensors, weight_walk
 from .layout import alignment, step_along
 
 #: Elements of the spread weight that one program of spread_weight writes.
@@ -27,53 +24,41 @@ STORED_COLUMNS, STORED_PATCHES = 8, 32
 ACROSS_PITCH = 8
 
 
-def patch_call(
-    image: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    result: torch.Tensor,
-    geometry: Geometry,
-    plan: Plan,
-    activation: str = "none",
-    residual: torch.Tensor | None = None,
-) -> Call:
-    """The launch that fills the result, y or dx, and before it the one that spreads the weight.
+def patch_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
+    """The launch that fills y, or dx where x is dy and y is dx, after that of the spread weight.
 
-    Of a plan with several splits, the result is the first part, and the others follow it.
+    Of a plan with several splits, y is the first part, and the others follow it.
     """
     tile: Any = plan.tile
     shape = tile.spread_shape(plan.op, geometry, plan.one_tap)
-    spread = weight.new_empty(shape)
+    spread = tensors.weight.new_empty(shape)
     extents = {name: value for name, value in vars(tile).items() if name.isupper()}
-    taps, (_, k, c, r, s) = weight_walk(weight, geometry)
+    taps, (_, k, c, r, s) = weight_walk(tensors.weight, geometry)
     channels = geometry.group_C
     if plan.op == "dgrad":
         channels, k, c = geometry.group_K, c, k
-    arguments = patch_arguments(image, weight, result, geometry, plan) | {
-        "x_ptr": image,
+    arguments = patch_arguments(tensors, geometry, plan) | {
+        "x_ptr": tensors.x,
         "weight_ptr": taps,
         "spread_ptr": spread,
-        "bias_ptr": bias,
-        "y_ptr": result,
-        "x_shape": image.shape[2:],
-        "y_shape": result.shape[2:],
+        "y_ptr": tensors.y,
+        "x_shape": tensors.x.shape[2:],
+        "y_shape": tensors.y.shape[2:],
         "GROUPS": geometry.groups,
         "GROUP_C": channels,
         "ELEMENTS": spread.numel(),
-        "x_strides": image.stride(),
+        "x_strides": tensors.x.stride(),
         "weight_strides": (geometry.group_K * taps.stride(0), k, c, r, s),
-        "bias_stride": 0 if bias is None else bias.stride(0),
-        "y_strides": result.stride(),
+        "y_strides": tensors.y.stride(),
         "SPLITS": plan.splits,
-        "split_stride": result.numel() if plan.splits > 1 else 0,
-        "ACTIVATION": activation,
+        "split_stride": tensors.y.numel() if plan.splits > 1 else 0,
         "PRECISION": plan.precision,
         "STEPS": shape[-1] // tile.BLOCK_K,
         "INT64": plan.int64,
         "TILE": constant(tile_struct(extents)),
         "BLOCK_K": tile.BLOCK_K,
         "BLOCK_E": SPREAD_BLOCK,
-        **residual_arguments(residual),
+        **tensors.epilogue(),
     }
     spreads, multiplies = (
         {name: arguments[name] for name in kernel.arg_names}
@@ -92,15 +77,9 @@ def patch_call(
     )
 
 
-def patch_arguments(
-    image: torch.Tensor,
-    weight: torch.Tensor,
-    result: torch.Tensor,
-    geometry: Geometry,
-    plan: Plan,
-    added: Sequence[torch.Tensor] = (),
-) -> dict[str, Any]:
-    """What patch kernels take besides tensors; of a weight gradient, `result` is dy."""
+def patch_arguments(tensors: Tensors, geometry: Geometry, plan: Plan) -> dict[str, Any]:
+    """What patch kernels take besides tensors; of an input gradient, x is dy and y is dx."""
+    image, result = tensors.x, tensors.y
     tile: Any = plan.tile
     axes = tile.axes(plan.op, geometry)
     channels, results = geometry.group_C, geometry.group_K

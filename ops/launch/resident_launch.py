@@ -14,48 +14,37 @@ from ..geometry import Geometry
 from ..plan.problem import Plan
 from .banded_launch import BANDS_BLOCK
 from .call import Call
-from .kernel_arguments import call_of, residual_arguments, weight_walk
+from .kernel_arguments import Tensors, call_of, weight_walk
 from .layout import alignment
 
 
-def resident_call(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    y: torch.Tensor,
-    geometry: Geometry,
-    plan: Plan,
-    activation: str = "none",
-    residual: torch.Tensor | None = None,
-) -> Call:
+def resident_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
     """The launches that fill y; of an input gradient, x is dy and the geometry the adjoint."""
+    t = tensors
     tile: Any = plan.tile
-    lines = weight.new_empty(tile.lines_shape(geometry))
+    lines = t.weight.new_empty(tile.lines_shape(geometry))
     band = tile.band(geometry)
     layout = ResidentLayout(
         FIRST_W=band.first,
         COLUMNS=band.columns,
         LINES=tile.phase_lines(geometry),
         CHANNELS=geometry.group_C,
-        X_ALIGN=math.gcd(8, alignment(x, 3, geometry.W)),
-        Y_ALIGN=math.gcd(4, alignment(y, 3, geometry.Q)),
+        X_ALIGN=math.gcd(8, alignment(t.x, 3, geometry.W)),
+        Y_ALIGN=math.gcd(4, alignment(t.y, 3, geometry.Q)),
     )
     call = call_of(
         plan,
         geometry,
-        x_ptr=x,
+        x_ptr=t.x,
         lines_ptr=lines,
-        bias_ptr=bias,
-        y_ptr=y,
-        ACTIVATION=activation,
-        **residual_arguments(residual),
-        x_strides=x.stride(),
-        bias_stride=0 if bias is None else bias.stride(0),
-        y_strides=y.stride(),
+        y_ptr=t.y,
+        x_strides=t.x.stride(),
+        y_strides=t.y.stride(),
         BAND=constant(layout),
         PARTS=tile.parts,
+        **t.epilogue(),
     )
-    first = build_lines_call(weight, lines, geometry, plan)
+    first = build_lines_call(t.weight, lines, geometry, plan)
     return replace(call, before=(first,), scratch=(lines,))
 
 

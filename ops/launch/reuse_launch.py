@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,25 +14,20 @@ from ..plan.problem import Plan
 from ..plan.reuse_gradient import MAX_RUNS, runs_of
 from ..plan.tma import reads_crosswise
 from .descriptors import stored
+from .kernel_arguments import Tensors
 
 
-def reuse_arguments(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    y: torch.Tensor,
-    geometry: Geometry,
-    plan: Plan,
-    added: Sequence[torch.Tensor],
-) -> dict[str, Any]:
+def reuse_arguments(tensors: Tensors, geometry: Geometry, plan: Plan) -> dict[str, Any]:
     """LAYOUT and descriptors; `weight` is a matrix as fprop_reuse says.
 
     Of an input gradient, x is dy, y is dx, and the geometry is the adjoint.
     """
+    x, weight = tensors.x, tensors.weight
     if plan.op == "wgrad":
-        return _gradient_arguments(x, y, geometry, plan)
+        return _gradient_arguments(x, tensors.y, geometry, plan)
     tile: Any = plan.tile
     crosswise = plan.turned and reads_crosswise(plan.precision)
-    out_axis, align = stored(geometry.group_K, geometry.Q, y, *added)
+    out_axis, align = stored(geometry.group_K, geometry.Q, tensors)
     layout = TmaLayout(
         False, FLIP=geometry.flip, CROSSWISE=crosswise, OUT_AXIS=out_axis, ALIGN=align
     )

@@ -16,38 +16,27 @@ from ..plan.tma import tap_columns
 from .call import Call
 from .copies import copy_calls, in_boxes
 from .descriptors import fprop_descriptors, stored
-from .kernel_arguments import call_of, residual_arguments, weight_walk
+from .kernel_arguments import Tensors, call_of, weight_walk
 from .patch_launch import SPREAD_BLOCK, patch_axis
 
 
-def spread_call(
-    image: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    result: torch.Tensor,
-    geometry: Geometry,
-    plan: Plan,
-    activation: str = "none",
-    residual: torch.Tensor | None = None,
-) -> Call:
-    """The launch that fills the result, y or dx, after those that make its operands.
+def spread_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
+    """The launch that fills y, or dx where x is dy and y is dx, after those of its operands.
 
-    Of a plan with several splits, the result is the first part, and the others follow it.
+    Of a plan with several splits, y is the first part, and the others follow it.
     """
     tile: Any = plan.tile
+    y, weight = tensors.y, tensors.weight
     problem = Problem(plan.op, geometry, weight.dtype, plan.precision, Layout())
     shown = spread.spread_problem(problem, tile.PATCH_P, tile.PATCH_Q)
     inner = shown.geometry
-    image, copy = in_boxes(image, "NHWC")
-    added = () if residual is None else (residual,)
-    out_axis, align = stored(problem.group_channels, result.shape[3], result, *added)
+    x, copy = in_boxes(tensors.x, "NHWC")
+    out_axis, align = stored(problem.group_channels, y.shape[3], tensors)
     axes = spread.axes_of(plan.op, geometry, tile.PATCH_P, tile.PATCH_Q)
     rows, columns = axes
     across = out_axis == 1 and columns.pitch > 1 and spread.is_power(columns.pitch)
     matrix, first = _spread_weight(weight, geometry, plan, shown, across)
-    given = fprop_descriptors(
-        image, matrix, inner, tile.boxes_tile, out_axis, align, plan.splits > 1
-    )
+    given = fprop_descriptors(x, matrix, inner, tile.boxes_tile, out_axis, align, plan.splits > 1)
     made: Any = given["LAYOUT"]
     layout = SpreadLayout(
         PHASES=made.PHASES,
@@ -64,18 +53,15 @@ def spread_call(
     call = call_of(
         replace(plan, op="fprop", turned=False),
         inner,
-        bias_ptr=bias,
-        y_ptr=result,
+        y_ptr=y,
         patch_shape=(rows.count, columns.count),
         TAP_COLUMNS=matrix.shape[1],
-        bias_stride=0 if bias is None else bias.stride(0),
-        y_strides=result.stride(),
-        split_stride=result.numel() if plan.splits > 1 else 0,
-        ACTIVATION=activation,
-        **residual_arguments(residual),
+        y_strides=y.stride(),
+        split_stride=y.numel() if plan.splits > 1 else 0,
+        **tensors.epilogue(),
         **given | {"LAYOUT": constant(layout)},
     )
-    call.arguments["y_shape"] = tuple(result.shape[2:])
+    call.arguments["y_shape"] = tuple(y.shape[2:])
     return replace(call, before=(*copy_calls(copy), first), scratch=(matrix,))
 
 

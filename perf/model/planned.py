@@ -157,10 +157,13 @@ def describe(plan: Plan) -> str:
 
 def launches_of(operands: Operands, plan: Plan, device: Device) -> tuple[torch.Tensor, list[Call]]:
     """(the result, or dx of both gradients; the launches that fill it), also of meta tensors."""
-    from ...ops.launch.arguments import dgrad_call, fprop_call, wgrad_calls
     from ...ops.launch.backward_launch import backward_calls
+    from ...ops.launch.dgrad_launch import dgrad_call
+    from ...ops.launch.fprop_launch import fprop_call
+    from ...ops.launch.kernel_arguments import Tensors
     from ...ops.launch.lag_launch import lag_sums_calls, tile_for
     from ...ops.launch.separable_launch import separable_call
+    from ...ops.launch.wgrad_launch import wgrad_calls
 
     o, g = operands, operands.geometry
     if o.op == "lag_sums":
@@ -184,13 +187,13 @@ def launches_of(operands: Operands, plan: Plan, device: Device) -> tuple[torch.T
         return dw, list(wgrad_calls(o.x, o.dy, dw, g, plan))
     if o.op == "fprop":
         y = empty_in_format(g.y_shape, o.weight.dtype, like=o.x)
-        activation, residual = o.workload.activation, o.residual
-        return y, [fprop_call(o.x, o.weight, o.bias, y, g, plan, activation, residual)]
+        tensors = Tensors(o.x, o.weight, y, o.bias, o.workload.activation, o.residual)
+        return y, [fprop_call(tensors, g, plan)]
     dx = empty_in_format(g.x_shape, o.dy.dtype, like=o.dy)
     plans = [plan]
     if o.op == "dgrad" and g.frame_pixels:
         plans.append(choose.plan(problem_of(o, device, "dgrad_frame")))
-    return dx, [dgrad_call(o.dy, o.weight, None, dx, g, chosen) for chosen in plans]
+    return dx, [dgrad_call(Tensors(dx, o.weight, o.dy), g, chosen) for chosen in plans]
 
 
 def lagged(operands: Operands) -> torch.Tensor:

@@ -186,13 +186,14 @@ def test_a_prepared_call_makes_its_own_copies(kernel_backend, op, monkeypatch):
 
 
 def test_one_launch_copies_the_image_and_the_weight():
-    from tricorr.ops.launch.arguments import fprop_call
+    from tricorr.ops.launch.fprop_launch import fprop_call
+    from tricorr.ops.launch.kernel_arguments import Tensors
 
     geometry = geometry_of((2, 32, 9, 9), (16, 32, 3, 3), (3, 3))
     x, weight, _, y = (t.to("meta") for t in tensors(geometry, HALF))
     for splits in (1, 2):
         plan = plan_of("fprop", geometry, HALF, BOTH, splits=splits)
-        call = fprop_call(x, weight, None, y, geometry, plan)
+        call = fprop_call(Tensors(x, weight, y), geometry, plan)
         names = [one.kernel.__name__ for one in call.launches()]
         partial = ["sum_partials"] * (splits > 1)
         assert names == ["copy_images", "fprop_gemm", *partial, "copy_images"]

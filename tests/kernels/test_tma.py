@@ -149,6 +149,7 @@ def test_descriptors_round_tf32_operands(dtype, rounds):
     pytest.importorskip("triton", "3.7", reason="descriptors round from Triton 3.7 on")
     from tricorr.kernels import TensorDescriptor
     from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch.kernel_arguments import Tensors
 
     geometry = GEOMETRIES["leftovers"]
     x, weight, y = in_channels_last(
@@ -158,8 +159,8 @@ def test_descriptors_round_tf32_operands(dtype, rounds):
     precision = "tf32" if rounds else "ieee"
     plans = [with_tile(op, geometry, TILES[0], precision=precision) for op in ("fprop", "dgrad")]
     calls = [
-        launch.fprop_call(x, weight, None, y, geometry, plans[0]),
-        launch.dgrad_call(y, weight, None, x, geometry, plans[1]),
+        launch.fprop_call(Tensors(x, weight, y), geometry, plans[0]),
+        launch.dgrad_call(Tensors(x, weight, y), geometry, plans[1]),
     ]
     for call in calls:
         arguments = call.arguments.values()
