@@ -219,10 +219,10 @@ def implementation(device: torch.device) -> Any:
 
 @functools.cache
 def _launch() -> ModuleType:
-    """launch/arguments.py, imported with triton when the first call needs a kernel."""
-    from .launch import arguments
+    """launch/entry.py, imported with triton when the first call needs a kernel."""
+    from .launch import entry
 
-    return arguments
+    return entry
 
 
 def _learn_to_shard(*tensors: torch.Tensor) -> None:

@@ -176,7 +176,7 @@ def _ours(problem: Operands) -> Call:
 
 def _one_launch(problem: Operands) -> Call:
     """Both gradients by one launch, also where the planner takes two: those are rows as well."""
-    from ..ops.launch.arguments import backward as launched
+    from ..ops.launch.entry import backward as launched
     from ..ops.launch.formats import empty_in_format
     from ..ops.launch.layout import device_of, layout_of
     from ..ops.plan import choose

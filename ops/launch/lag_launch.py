@@ -13,8 +13,8 @@ from ..errors import ArgumentError
 from ..geometry import Pair
 from ..plan.choose import MAX_GRID
 from ..plan.integers import cdiv, power_of_two
-from .arguments import run_calls
 from .call import Call
+from .entry import run_calls
 from .layout import NARROW_LIMIT, alignment, device_of, last_offset
 from .partial_sums import sum_partials_call
 from .prepared import facts_of, prepared

@@ -10,8 +10,8 @@ import torch
 from ..geometry import Geometry
 from ..plan import separable as planned
 from ..plan.problem import Plan, Problem
-from .arguments import run_calls
 from .call import Call
+from .entry import run_calls
 from .formats import empty_in_format
 from .kernel_arguments import call_of
 from .layout import device_of, layout_of

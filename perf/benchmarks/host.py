@@ -96,7 +96,7 @@ def without_work() -> Iterator[None]:
 
 def paths() -> dict[str, Callable[[], Any]]:
     """Calls by name, from PyTorch's to each layer of ours."""
-    from ...ops.launch import arguments as launch
+    from ...ops.launch import entry as launch
     from ...ops.launch.prepared import forget_prepared
 
     x = torch.rand(1, 1, 6, 8)

@@ -110,7 +110,7 @@ class GpuRig:
 
     def call(self, operands: Operands, entrant: Entrant) -> Call:
         """A call of our kernels with a plan; its launches are prepared, as those of users are."""
-        from ...ops.launch import arguments
+        from ...ops.launch import entry
 
         o, g, plan, activation = (
             operands,
@@ -120,18 +120,16 @@ class GpuRig:
         )
 
         def fprop() -> torch.Tensor:
-            return arguments.fprop(
-                o.x, o.weight, o.bias, g, o.precision, activation, o.residual, plan
-            )
+            return entry.fprop(o.x, o.weight, o.bias, g, o.precision, activation, o.residual, plan)
 
         def dgrad() -> torch.Tensor:
-            return arguments.dgrad(o.dy, o.weight, g, o.precision, plan=plan)
+            return entry.dgrad(o.dy, o.weight, g, o.precision, plan=plan)
 
         def wgrad() -> torch.Tensor:
-            return arguments.wgrad(o.x, o.dy, g, o.precision, plan=plan)
+            return entry.wgrad(o.x, o.dy, g, o.precision, plan=plan)
 
         def backward() -> tuple[torch.Tensor, torch.Tensor]:
-            return arguments.backward(o.x, o.dy, o.weight, g, o.precision, plan)
+            return entry.backward(o.x, o.dy, o.weight, g, o.precision, plan)
 
         calls: dict[str, Call] = {
             "fprop": fprop,

@@ -9,7 +9,7 @@ of a 1x2 window, are computed for several draws of the operands.
 Plans are the planner's for an H200, so tiles and splits are those that run there. The interpreter
 shows the order of the sums, their precision, and how often a result is rounded: float32 products
 are NumPy's, exact up to one rounding, and 16-bit operands are summed in float32, as on a GPU;
-bfloat16 is widened before the launch and rounded once after it (ops/launch/arguments.py), so it
+bfloat16 is widened before the launch and rounded once after it (ops/launch/entry.py), so it
 shows only the order. It does not show the truncation of matrix units, nor TF32: for these, the rows
 of perf have the same ratio on a GPU, `error_to`.
 """
@@ -100,7 +100,7 @@ def draw_operands(op, g, dtype, last):
 @pytest.mark.parametrize("backend", ["interpreter"], indirect=True)
 @pytest.mark.parametrize(("op", "g", "dtype", "last"), list(_cases()))
 def test_error_is_at_most_twice_that_of_pytorch(backend, op, g, dtype, last):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     aligned = last and all(channels * dtype.itemsize % 16 == 0 for channels in (g.C, g.K))
     boxes = "NHWC" if aligned else ""
@@ -131,7 +131,7 @@ SPLIT = {
 @pytest.mark.parametrize("family", SPLIT)
 def test_partial_sums_have_32_bits(family, dtype):
     from tricorr.ops import geometry_of
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     shape, K, groups, tile = SPLIT[family]
     g = geometry_of(shape, (K, shape[1] // groups, 3, 3), padding=((1, 1), (1, 1)), groups=groups)

@@ -64,7 +64,7 @@ def problem_of(x, dy, geometry):
 
 def forced(x, dy, weight, geometry, tile, splits=1, **changes):
     """(dx, dw) by one launch with a given tile, in vectors where the tensors have them."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     problem = problem_of(x, dy, geometry)
     if backward.is_vector(problem, tile.LANE_Q):

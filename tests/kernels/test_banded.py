@@ -71,7 +71,7 @@ CASES = [
 
 
 def forced(op, geometry, tile, args, *, splits=1, int64=False, **options):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     name = op.removesuffix("_bias")
     precision = options.get("precision", "ieee")
@@ -204,7 +204,7 @@ def test_every_alignment(kernel_backend, op, layout):
 
 
 def test_a_nan_stays_in_the_blocks_that_load_it(kernel_backend):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry = image(12, 64, 3, 5, (1, 2))
     x, weight, bias, _ = tensors(geometry, torch.float16, kernel_backend.device)

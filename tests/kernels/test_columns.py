@@ -95,7 +95,7 @@ CASES += [
 
 
 def forced(op, geometry, tile, args, *, int64=False, **options):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     splits = 1
     if op == "wgrad":

@@ -83,7 +83,7 @@ def test_rows_of_a_copy_are_filled_up_with_zeros(kernel_backend, shape, format):
 
 def test_no_copy_of_a_weight_outlives_its_call(kernel_backend):
     """An in-place update of the weight must take effect, also in a prepared call."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry = geometry_of((1, 16, 5, 6), (16, 16, 3, 3))
     x = torch.randn(geometry.x_shape, device=kernel_backend.device)
@@ -130,7 +130,7 @@ def _calls():
 
 @pytest.mark.parametrize(("op", "name", "kind", "format"), list(_calls()))
 def test_kernels_read_copies_through_descriptors(kernel_backend, op, name, kind, format):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry, (dtype, precision) = GEOMETRIES[name], KINDS[kind]
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
@@ -165,7 +165,7 @@ def test_kernels_read_copies_through_descriptors(kernel_backend, op, name, kind,
 
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
 def test_a_prepared_call_copies_its_own_images(kernel_backend, op, monkeypatch):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
     from tricorr.ops.launch.prepared import forget_prepared
 
     geometry = GEOMETRIES["odd_channels"]

@@ -145,7 +145,7 @@ def test_peak_memory_of_a_reflection_is_that_of_zeros(backend):
 
 
 def test_the_cases_above_plan_their_families(backend):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     for name in ("gemm", "rows", "banded", "stencil"):
         x, weight = leaves(name)

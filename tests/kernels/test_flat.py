@@ -45,7 +45,7 @@ WAYS = (("", 1, 1), ("x", 1, 2), ("dy", 1, 1), ("", 3, 2))
 
 
 def computed(geometry, args, boxes, tile, splits=1, **changes):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     given = [t.contiguous(memory_format=FORMATS[boxes]) for t in args]
     plan = with_tile("wgrad", geometry, tile, splits, "tf32", **changes)
@@ -183,7 +183,7 @@ def test_values_that_are_not_finite_stay_so(kernel_backend):
 
 
 def test_calls_with_other_tensors_are_prepared(monkeypatch):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
     from tricorr.ops.launch.prepared import forget_prepared
 
     geometry = GEOMETRIES["odd_channels"]

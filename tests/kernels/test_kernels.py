@@ -135,7 +135,7 @@ def leftover_geometry(op, tile, per_sample=False):
 
 def check_forced(op, tile, dtype, device, precision="ieee", per_sample=False, choices=()):
     """The operator with `tile` and each of the choices, against one reference."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry = leftover_geometry(op, tile, per_sample)
     args = operands(op, *tensors(geometry, dtype, device))
@@ -198,7 +198,7 @@ def test_any_number_of_partials_is_summed(kernel_backend, dtype, splits):
     from tricorr.ops.launch.partial_sums import sum_partials_call
 
     if kernel_backend.name == "interpreter" and dtype == torch.bfloat16:
-        dtype = torch.float32  # as ops/launch/arguments.py does
+        dtype = torch.float32  # as ops/launch/entry.py does
     partials = whole_numbers((splits, 5, 9)).to(kernel_backend.device)
     partials = partials.to(torch.float64 if dtype == torch.float64 else torch.float32)
     out = torch.empty(5, 9, dtype=dtype, device=kernel_backend.device)
@@ -228,7 +228,7 @@ def test_partials_are_put_in_the_order_of_the_gradient(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=dtype_id)
 def test_large_contiguous_gradients_are_put_in_order(kernel_backend, monkeypatch, dtype, flip):
     """One part, stored with channels innermost, whose axes a second launch exchanges."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
     from tricorr.ops.launch.prepared import forget_prepared
     from tricorr.ops.plan import cost
 
@@ -353,7 +353,7 @@ def test_infinity_and_nan_spread_as_in_the_reference(kernel_backend, name, op, w
     plan = None
     if name != "leftover_rows":  # rows kernels, which would be planned, are tested below
         plan = with_tile(op, geometry, STENCIL_TILES[2])
-    actual = run(op, args, geometry, import_module("tricorr.ops.launch.arguments"), plan=plan)
+    actual = run(op, args, geometry, import_module("tricorr.ops.launch.entry"), plan=plan)
     check(op, args, geometry, actual=actual)
     assert 0 < actual.isfinite().sum() < actual.numel()
 

@@ -129,7 +129,7 @@ TILES = {
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
 @pytest.mark.parametrize("name", LEFTOVER)
 def test_no_kernel_reads_or_writes_outside_its_tensors(op, name, at_end, monkeypatch):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry, tile = LEFTOVER[name], TILES[name]
     if (name, op) == ("banded", "wgrad"):
@@ -175,7 +175,7 @@ def test_no_kernel_reads_or_writes_outside_its_tensors(op, name, at_end, monkeyp
 @pytest.mark.parametrize("at_end", [True, False], ids=["end", "start"])
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
 def test_no_descriptor_reads_outside_its_tensor(op, at_end, monkeypatch):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry = geometry_of((3, 16, 6, 9), (24, 16, 3, 2), (2, 1), ((2, 1), (1, 0)))
     tile = TmaTile(*((2, 1, 1) if op == "wgrad" else (2, 4, 8)), 32, 16, 4, 2)
@@ -225,7 +225,7 @@ FAMILIES = {
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_offsets_past_32_bits(op, family):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     wide_channels = 16 if family == "gemm" else 1
     more = (

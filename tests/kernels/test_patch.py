@@ -57,7 +57,7 @@ def formatted(made, last):
 
 def forced(op, g, tile, made, last=False, splits=1, precision="ieee", **more):
     """(operands, result) of the operator with this tile."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     name = op.removesuffix("_bias")
     plan = with_tile(name, g, tile, splits, precision, Layout(channels_last=last))
@@ -135,7 +135,7 @@ def test_input_gradients_take_a_bias_and_images_may_be_uint8(kernel_backend):
     tile = PatchTile(32, 32, 16, 1, 1, 4, 2)
     x, weight, bias, dy = tensors(g, torch.float32, kernel_backend.device, whole_numbers)
     plan = with_tile("dgrad", g, tile)
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     added = torch.arange(g.C, dtype=torch.float32, device=kernel_backend.device)
     actual = launch.dgrad(dy, weight, g, bias=added, plan=plan)

@@ -31,7 +31,7 @@ def test_random_geometries_are_right(backend, op, geometry):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_plans_are_right(kernel_backend, family, op, data):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
     from tricorr.ops.launch.layout import device_of
 
     interpreted = kernel_backend.name == "interpreter"

@@ -105,7 +105,7 @@ def plan_of(op, geometry, tile, dtype=HALF):
 
 def launched(op, args, geometry, plan, before=("build_lines",), **options):
     """The result of the kernel and the launches that prepare it."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     with simulated(90) as device:
         actual = run(op, args, geometry, launch, plan=plan, **options)
@@ -156,7 +156,7 @@ def test_random_operands(tile):
 @pytest.mark.parametrize("last", [False, True], ids=["planes", "through_copies"])
 def test_the_epilogue(activation, tile, last):
     """Sums of whole numbers are exact: what follows them has the same bits in any kernel."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry = image(19, 40, 3, 9, (1, 4), N=2, C=3)
     x, weight, bias, dy = tensors(geometry, HALF, make=whole_numbers)
@@ -208,7 +208,7 @@ def family(geometry, op="fprop", device=H200):
     ids=["fence", "wait_for_copies", "wait_for_products"],
 )
 def test_damage_to_it_is_noticed(pattern, noticed):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry = image(30, 40, 5, 9, (2, 4))
     args = operands("fprop", *tensors(geometry, HALF))

@@ -37,7 +37,7 @@ ORDERS = {
 
 def launched(family, dtype, device, activation, order=lambda r: r):
     """(y, z): a family's result for whole numbers, most too long for 16 bits; the exact sum."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     g, tile = FAMILIES[family]
     x, weight, bias, residual = tensors(g, dtype, device, whole_numbers)

@@ -80,7 +80,7 @@ def plan_of(op, geometry, tile, dtype):
 
 def launched(op, args, geometry, plan, **options):
     """The result, and that nothing but the kernel and copies of its operands ran for it."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     with simulated(90) as device:
         actual = run(op, laid(args, plan.tile), geometry, launch, plan=plan, **options)
@@ -111,7 +111,7 @@ def test_random_operands(name):
 @pytest.mark.parametrize(("activation", "copied"), [("none", False), ("gelu", True)])
 def test_the_epilogue(activation, copied):
     """Sums of whole numbers are exact: what follows them has the same bits in any kernel."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     _, geometry, tile, dtype = CALLS["leftovers"]
     tile = replace(tile, copied=copied)
@@ -126,7 +126,7 @@ def test_the_epilogue(activation, copied):
 
 
 def test_calls_with_other_tensors_are_prepared(monkeypatch):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
     from tricorr.ops.launch.prepared import forget_prepared
 
     op, geometry, tile, dtype = CALLS["gradient_of_planes"]

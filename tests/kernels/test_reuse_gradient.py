@@ -69,7 +69,7 @@ def problem_of(geometry, dtype=HALF, copied=False, **more):
 
 def launched(args, geometry, tile, parts, dtype):
     """The gradient by one launch of the kernel, with copies of the images or a sum of its parts."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     problem = problem_of(geometry, dtype, tile.copied)
     assert reuse_gradient.is_legal(problem, tile.copied)

@@ -74,7 +74,7 @@ CASES = [
 
 def forced(op, geometry, tile, device, dtype=torch.float32, splits=1, make=torch.randn, **changes):
     """(operands, result) of the operator by rows with a given tile."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     args = operands(op, *tensors(geometry, dtype, device, make))
     op = op.removesuffix("_bias")

@@ -224,7 +224,7 @@ FUSED = {
 
 def launches(monkeypatch, call):
     """(result, launches) of a call that prepares no launch for later ones."""
-    from tricorr.ops.launch import arguments
+    from tricorr.ops.launch import entry
     from tricorr.ops.launch.call import Call
     from tricorr.ops.launch.prepared import forget_prepared
 
@@ -232,7 +232,7 @@ def launches(monkeypatch, call):
     forget_prepared()
     with monkeypatch.context() as patch:
         patch.setattr(Call, "run", lambda self, device: (made.append(self), run(self, device)))
-        patch.setattr(arguments, "prepare", lambda *_: None)
+        patch.setattr(entry, "prepare", lambda *_: None)
         return call(), made
 
 

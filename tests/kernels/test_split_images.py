@@ -70,7 +70,7 @@ def given(args, format):
 
 def in_parts(op, args, geometry, plan, **more):
     """The result of a split plan."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     assert plan.splits > 1
     return run(op, args, geometry, launch, plan=plan, **more)
@@ -131,7 +131,7 @@ def test_parts_of_float32(kernel_backend, op, precision):
 @pytest.mark.parametrize("activation", ["none", "gelu"])
 def test_the_epilogue_follows_the_last_part(kernel_backend, activation, format):
     """Sums of whole numbers are exact, so the result has the same bits as without parts."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry = geometry_of((2, 40, 3, 5), (5, 40, 1, 1))
     x, weight, bias, dy = tensors(geometry, torch.float16, kernel_backend.device, whole_numbers)

@@ -75,7 +75,7 @@ def problem_of(op, geometry, dtype=HALF, copied=False, **more):
 
 def forced(op, args, geometry, tile, parts, dtype, **more):
     """The result by this tile."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     problem = problem_of(op, geometry, dtype, tile.copied)
     assert tile.suits(problem)

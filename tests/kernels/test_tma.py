@@ -76,7 +76,7 @@ def in_channels_last(args):
 def forced(
     op, geometry, tile, device, dtype=torch.float32, precision="tf32", boxes="NHWC", **changes
 ):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     args = operands(op, *tensors(geometry, dtype, device))
     given = in_channels_last(args) if boxes == "NHWC" else args
@@ -100,7 +100,7 @@ def test_every_window_and_step(kernel_backend, op, geometry, turn):
 @pytest.mark.parametrize("name", ["leftovers", "groups"])
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
 def test_few_programs_compute_all_boxes(kernel_backend, op, name):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry, tile = GEOMETRIES[name], TILES[1]
     one_each, plan, args = forced(op, geometry, tile, kernel_backend.device)
@@ -136,7 +136,7 @@ def test_more_boxes_than_multiprocessors_take_persistent_programs(device):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
 def test_sixteen_bits_and_any_weight(kernel_backend, op, dtype):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry = GEOMETRIES["stride_2_groups_flipped"]
     actual, plan, args = forced(op, geometry, TILES[0], kernel_backend.device, dtype, "ieee")
@@ -148,7 +148,7 @@ def test_sixteen_bits_and_any_weight(kernel_backend, op, dtype):
 def test_descriptors_round_tf32_operands(dtype, rounds):
     pytest.importorskip("triton", "3.7", reason="descriptors round from Triton 3.7 on")
     from tricorr.kernels import TensorDescriptor
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
     from tricorr.ops.launch.kernel_arguments import Tensors
 
     geometry = GEOMETRIES["leftovers"]
@@ -181,7 +181,7 @@ def test_rounded_operands_leave_no_bias(op, boxes, tile):
     pytest.importorskip("triton", "3.7", reason="descriptors round from Triton 3.7 on")
     from simulator.driver import simulated
 
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     window, pad = ((3, 1), _ROWS) if boxes == "NCHW" else ((3, 3), _SAME)
     geometry = _case((2, 64, 4, 16), 64, window, padding=pad)
@@ -253,7 +253,7 @@ POINTS = {
 @pytest.mark.parametrize("name", POINTS)
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
 def test_a_window_of_one_pixel_reads_planes_as_rows(kernel_backend, op, name, boxes):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry, dtype = POINTS[name], torch.float16
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
@@ -295,7 +295,7 @@ def test_the_planner_reads_planes_as_rows_where_the_tensors_allow_it(boxes):
 
 def test_boxes_of_one_pixel_windows_may_overhang_in_a_weight_gradient(kernel_backend):
     """Outside the image x and dy are both zero, so a box need not divide planes of 7 x 5."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry = _case((3, 16, 7, 5), 24, (1, 1))
     taken = TmaTile(1, 4, 4, 16, 32, 4, 2)
@@ -327,7 +327,7 @@ def test_heavy_epilogues_take_smaller_tiles():
 
 @pytest.mark.parametrize("boxes", FORMATS)
 def test_a_residual_is_added_in_both_formats(kernel_backend, boxes):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry = POINTS["leftovers"]
     x, weight, bias, dy = tensors(geometry, torch.float16, kernel_backend.device)
@@ -362,7 +362,7 @@ GRADIENTS = {
 @pytest.mark.parametrize("splits", [1, 2, 100])
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_weight_gradient(kernel_backend, name, splits):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry, box = GRADIENTS[name]
     dtype = [torch.float16, torch.bfloat16][splits % 2]
@@ -376,7 +376,7 @@ def test_weight_gradient(kernel_backend, name, splits):
 
 
 def test_pixels_that_no_window_reads_do_not_reach_the_result(kernel_backend):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry, box = GRADIENTS["unread_pixels"]
     x, _, _, dy = tensors(geometry, torch.float16, kernel_backend.device)
@@ -402,7 +402,7 @@ def test_a_sum_of_channels_may_overhang_with_a_single_tap(kernel_backend, op):
 
 
 def test_activations_come_before_the_rounding(kernel_backend):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry = GEOMETRIES["pointwise_overhanging_channels"]
     x, weight, bias, _ = tensors(geometry, torch.float16, kernel_backend.device)
@@ -454,7 +454,7 @@ def test_boxes_start_at_multiples_of_16_bytes_of_a_row():
 
 def test_a_nan_stays_in_its_channel(kernel_backend):
     """Boxes of planes overhang rows: taps multiply pixels there by 0, and NaN stays NaN."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry = PLANES["leftovers"]
     x, _, _, dy = tensors(geometry, torch.float16, kernel_backend.device)

@@ -98,7 +98,7 @@ def planned(op, geometry, args, result, lane_q, tile, splits=1, **changes):
 
 def forced(op, geometry, lane_q, tile, device, dtype, make=torch.randn, **changes):
     """The operator with a vector tile: (operands, result)."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     args = operands(op, *tensors(geometry, dtype, device, make))
     op = op.removesuffix("_bias")
@@ -206,7 +206,7 @@ def test_every_dtype(kernel_backend, op, dtype):
 
 @pytest.mark.parametrize(("padding_mode", "lane_q"), [("zeros", 8), ("reflect", 4)])
 def test_uint8_pixels_are_converted(kernel_backend, padding_mode, lane_q):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry = geometry_of((1, 1, 4, 16), (1, 1, 2, 3), padding=SAME, padding_mode=padding_mode)
     if padding_mode == "reflect":  # reads pixels right of the last vector
@@ -234,7 +234,7 @@ def test_code_without_masks_gives_the_same_bits(kernel_backend):
 
 
 def test_the_epilogue_is_applied(kernel_backend):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry = GEOMETRIES["prime_planes"]
     x, weight, bias, residual = tensors(
@@ -253,7 +253,7 @@ def test_the_epilogue_is_applied(kernel_backend):
     ("first", "together"), [(0, 8), (8, 8), (4, 4), (2, 2), (1, 1)], ids=lambda n: str(n)
 )
 def test_unaligned_rows_take_shorter_vectors(kernel_backend, first, together):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry = geometry_of((1, 1, 5, 16), (1, 1, 3, 3), padding=SAME)
     whole = torch.randn(1, 1, 5, 32).to(kernel_backend.device, torch.float16)

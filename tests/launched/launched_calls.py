@@ -408,7 +408,7 @@ def drawn(count: int, seed: int) -> Iterator[tuple[str, Callable[..., Any], Any]
     """Random geometries, dtypes, formats and offsets."""
     from tricorr.ops import geometry_of
     from tricorr.ops.errors import ArgumentError
-    from tricorr.ops.launch import arguments as direct
+    from tricorr.ops.launch import entry as direct
 
     rng = random.Random(seed)
     done = 0

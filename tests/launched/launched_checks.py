@@ -18,8 +18,8 @@ from uncompiled import Compilations
 
 import tricorr
 from tricorr.ops import geometry_of
-from tricorr.ops.launch import arguments as direct
 from tricorr.ops.launch import compiled, prepared
+from tricorr.ops.launch import entry as direct
 from tricorr.ops.launch.call import on_device
 from tricorr.ops.plan import choose
 

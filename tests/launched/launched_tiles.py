@@ -12,7 +12,7 @@ from launched_calls import DTYPES, image
 from tricorr.ops import geometry_of
 from tricorr.ops.errors import ArgumentError
 from tricorr.ops.geometry import Geometry
-from tricorr.ops.launch import arguments
+from tricorr.ops.launch import entry
 from tricorr.ops.launch.layout import device_of, layout_of
 from tricorr.ops.plan import tma
 from tricorr.ops.plan.choose import plan_with_tile
@@ -54,8 +54,8 @@ def forced(count: int, seed: int) -> Iterator[tuple[str, Any, list[torch.Tensor]
 
 def _run(op: str, geometry: Any, precision: str, plan: Any, a: Any, b: Any) -> torch.Tensor:
     if op == "fprop":
-        return arguments.fprop(a, b, None, geometry, precision, plan=plan)
-    return getattr(arguments, op)(a, b, geometry, precision, plan=plan)
+        return entry.fprop(a, b, None, geometry, precision, plan=plan)
+    return getattr(entry, op)(a, b, geometry, precision, plan=plan)
 
 
 def _geometry(rng: random.Random, step: int) -> Geometry | None:

@@ -91,7 +91,7 @@ def test_without_a_device_the_cpu_convolution_is_named():
 
 
 def test_the_reported_plan_is_the_one_that_runs(kernel_backend, monkeypatch):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
     from tricorr.ops.launch.prepared import forget_prepared
 
     x = torch.randn(1, 2, 6, 6, device=kernel_backend.device)

@@ -53,7 +53,7 @@ def _recorded(function, names):
 @pytest.fixture
 def built(monkeypatch):
     """Names of the calls that the test builds. It starts without prepared calls."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
     from tricorr.ops.launch.prepared import forget_prepared
 
     forget_prepared()
@@ -67,8 +67,8 @@ def built(monkeypatch):
 
 @pytest.fixture
 def launch(kernel_backend, monkeypatch):
-    """ops/launch/arguments.py. On CPU, it plans for the device that is passed to `plan_for`."""
-    from tricorr.ops.launch import arguments as launch
+    """ops/launch/entry.py. On CPU, it plans for the device that is passed to `plan_for`."""
+    from tricorr.ops.launch import entry as launch
 
     def plan_for(device):
         if kernel_backend.device == "cpu":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tricorr.ops.launch import arguments
+from tricorr.ops.launch import entry
 from tricorr.ops.plan.device import DEVICES
 from tricorr.perf.model.planned import PlannedCall, alternatives
 from tricorr.perf.session.checks import TINY
@@ -20,8 +20,8 @@ def test_a_call_with_a_plan_is_prepared_once(kernel_backend, monkeypatch):
         pytest.skip("plans are an H200's: the command itself runs them")
     call = PlannedCall(POINT, "fprop", "float16", "NCHW")
     built = []
-    real = arguments.fprop_call
-    monkeypatch.setattr(arguments, "fprop_call", lambda *a: built.append(1) or real(*a))
+    real = entry.fprop_call
+    monkeypatch.setattr(entry, "fprop_call", lambda *a: built.append(1) or real(*a))
     operands = call.operands("cpu")
     for plan in alternatives(call.problem(DEVICES["h200"]))[:2]:  # each has a launch of its own
         run = RIG.call(operands, Entrant("tricorr", "NCHW", plan))

@@ -123,7 +123,7 @@ def test_every_tile_of_the_tables_is_planned_for_some_call(op, product):
 
 def exact(op, g, plan, dtype, device, precision, channels_last):
     """Compares the exact result for whole numbers."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     made = tensors(g, dtype, device, whole_numbers)
     if channels_last:

@@ -10,7 +10,7 @@ from closeness import check, operands
 from simulator.calls import ARCHS, FORMATS, calls, newest_calls, planned_as_listed
 from simulator.driver import simulated
 from tricorr import kernels, ops
-from tricorr.ops.launch import arguments as launch
+from tricorr.ops.launch import entry as launch
 from tricorr.ops.launch.prepared import forget_prepared
 from tricorr.ops.plan import choose
 from tricorr.ops.plan.choose import plan_with_tile
