@@ -35,6 +35,17 @@ def part_of(steps, part, PARTS):
     return first, first + least + tl.where(part < longer, 1, 0)
 
 
+@triton.jit
+def first_pixel(extent, BLOCK: tl.constexpr, last, STRIDE: tl.constexpr):
+    """Row or column of dy at which the first box of a weight gradient begins: 0, or before that.
+
+    `last` is what the last of the taps that share a box reads for row or column 0. Beside dy, x has
+    to be zero as well, for zero times infinity is NaN. So boxes overhang before the first pixel if
+    all taps read padding there, and behind the last one otherwise.
+    """
+    return tl.where(last < STRIDE, extent - tl.cdiv(extent, BLOCK) * BLOCK, 0)
+
+
 #: Tiles of rows that are paired with one tile of columns before the next one.
 TILE_GROUP = tl.constexpr(8)
 

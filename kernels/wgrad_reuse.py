@@ -13,8 +13,8 @@ wgrad_tma loads a box of x for every tap. Where rows of x are strided, a program
 
 Images are (N, H, W, C) in memory, of 16 bits: matrix units read both operands from shared memory
 with their axes exchanged. A row of a box is a multiple of 8 pixels, whole periods of the swizzle.
-Boxes must not overhang a plane of dy, because x is not zero there, but may overhang the last image,
-where both are zero. Rows come in runs of powers of two, the longest first: 14 rows in 8, 4 and 2.
+Boxes overhang the last image, where both are zero, and a plane of dy only where x is zero too, see
+first_pixel. Rows come in runs of powers of two, the longest first: 14 rows in 8, 4 and 2.
 Each run of x or dy has a descriptor, and a product takes a run of dy. Of x with strides it is one
 of (rows of a phase, phases, images, columns of a phase, channels of all phases of a column).
 
@@ -33,7 +33,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .schedule import next_digit, widen
+from .schedule import first_pixel, next_digit, widen
 
 
 @gluon.jit(do_not_specialize=["N", "SPLIT_BOXES"])
@@ -68,7 +68,10 @@ def wgrad_reuse(
     c, k = group * GROUP_C + tile_c * BLOCK_C, group * GROUP_K + tile_k * BLOCK_F
     h, phase_h = phase_of(tile_r * TAPS * WINDOW.DIL_H - WINDOW.PAD_H, WINDOW.STRIDE_H)
     w, phase_w = phase_of(s * WINDOW.DIL_W - WINDOW.PAD_W, WINDOW.STRIDE_W)
-    corner = (h, phase_h, w, phase_w * x_strides[3] + c, k)
+    last_r = gl.minimum(tile_r * TAPS + TAPS, WINDOW.R) - 1
+    p = first_pixel(P, TILE.BLOCK_P, last_r * WINDOW.DIL_H - WINDOW.PAD_H, WINDOW.STRIDE_H)
+    q = first_pixel(Q, TILE.BLOCK_Q, s * WINDOW.DIL_W - WINDOW.PAD_W, WINDOW.STRIDE_W)
+    corner = (p, h, phase_h, q, w, phase_w * x_strides[3] + c, k)
 
     xs = gl.allocate_shared_memory(
         dtype, [STAGES * ROWS, 1, TILE.BLOCK_I, TILE.BLOCK_Q, BLOCK_C], dy0_desc.layout
@@ -185,10 +188,11 @@ def load_step(
 ):  # fmt: skip
     """Asks for the rows of a step, if there is such a step."""
     slot, exists = step % STAGES, step < steps
-    h, phase_h, w, c, k = corner
+    first_p, h, phase_h, first_q, w, c, k = corner
     tile_q, line = next_digit(first + step, columns)
     tile_p, tile_i = next_digit(line, rows)
     n, p, q = tile_i * TILE.BLOCK_I, tile_p * TILE.BLOCK_P, tile_q * TILE.BLOCK_Q
+    p, q = p + first_p, q + first_q
     ready = loaded.index(slot)
     ROWS: gl.constexpr = TILE.BLOCK_P + (TILE.BLOCK_R - 1) * WINDOW.DIL_H
     PIXEL_BYTES: gl.constexpr = TILE.BLOCK_I * TILE.BLOCK_Q * 2

@@ -11,7 +11,8 @@ rows of a matrix unit, and 16 channels in 8 places 128 columns. Places without a
 too, but not stored. Each row of a patch leaves a gradient of its own, number split * PATCH_P + a of
 the partials for sum_partials.
 
-Boxes, runs of rows, descriptors and the pipeline are those of wgrad_reuse. Filters and channels of
+Boxes, runs of rows, descriptors and the pipeline are those of wgrad_reuse, but boxes also overhang
+planes of dy where x is not zero. Filters and channels of
 a box are a row of the swizzle (32, 64 or 128 bytes), so that the pixels of the next row are the
 next columns of a matrix that is read where it lies. PATCH_P divides BLOCK_P.
 """
@@ -66,7 +67,7 @@ def wgrad_spread(
     c, k = group * GROUP_C + tile_c * BLOCK_C, group * GROUP_K + tile_k * BLOCK_F
     h, phase_h = phase_of(first_r - WINDOW.PAD_H, WINDOW.STRIDE_H)
     w, phase_w = phase_of(s * WINDOW.DIL_W - WINDOW.PAD_W, WINDOW.STRIDE_W)
-    corner = (h + tile_i * PLACES, phase_h, w, phase_w * x_strides[3] + c, k)
+    corner = (0, h + tile_i * PLACES, phase_h, 0, w, phase_w * x_strides[3] + c, k)
 
     # Of a box, a row of the swizzle is one pixel's channels.
     X_BOX: gl.constexpr = gl.NVMMASharedLayout(2 * BLOCK_C, 16, rank=4)

@@ -11,10 +11,9 @@ phase of x, see fprop_tma. Sums in float32; split i sums boxes [i * SPLIT_BOXES,
 SPLIT_BOXES) and stores at `i * dw_stride_split`, as in wgrad_gemm.
 
 Images (N, H, W, C) in memory: both boxes are multiplied with their axes exchanged, so operands have
-16 bits. Boxes are counted through (n, p, q). They must not overhang a plane of dy, because x is not
-zero there, but may overhang the last image, where both are zero. Images (N, C, H, W) (NCHW): a box
-is BLOCK_Q pixels of one row and may overhang it, because dy is zero there; x beside the row must be
-finite.
+16 bits. Boxes are counted through (n, p, q). They overhang the last image, where both are zero,
+and a plane of dy only where x is zero too, see first_pixel. Images (N, C, H, W) (NCHW): a box is
+BLOCK_Q pixels of one row, and windows have one column: what overhangs the row is zero in both.
 
 A box whose pixels are along one axis (IN_PLACE) has this axis next to the channels (AXES): Triton
 sees a matrix in it and multiplies it from shared memory, several products in flight. Of other boxes
@@ -25,7 +24,7 @@ import triton
 import triton.language as tl
 
 from .hints import side_by_side_singly
-from .schedule import next_digit, widen
+from .schedule import first_pixel, next_digit, widen
 from .versions import finish_products
 
 
@@ -55,6 +54,13 @@ def wgrad_tma(
     phase_h, phase_w = row % WINDOW.STRIDE_H, column % WINDOW.STRIDE_W
     phase_h += tl.where(phase_h < 0, WINDOW.STRIDE_H, 0)
     phase_w += tl.where(phase_w < 0, WINDOW.STRIDE_W, 0)
+    corner = (0, 0)
+    if not LAYOUT.NCHW:
+        last_s = tl.minimum(s + TILE.BLOCK_S, WINDOW.S) - 1
+        corner = (
+            first_pixel(P, TILE.BLOCK_P, row, WINDOW.STRIDE_H),
+            first_pixel(Q, TILE.BLOCK_Q, last_s * WINDOW.DIL_W - WINDOW.PAD_W, WINDOW.STRIDE_W),
+        )
     row, column = (row - phase_h) // WINDOW.STRIDE_H, (column - phase_w) // WINDOW.STRIDE_W
     phase = phase_h * WINDOW.STRIDE_W + phase_w
     c, k = group * GROUP_C + tile_n * TILE.BLOCK_N, group * GROUP_K + tile_k * TILE.BLOCK_K
@@ -72,7 +78,7 @@ def wgrad_tma(
         if LAYOUT.PHASES[i] >= 0:
             if phase == LAYOUT.PHASES[i]:
                 accs = add_boxes(
-                    accs, x_descs[i], dy_desc, first, last, row, column, c, k, y_shape,
+                    accs, x_descs[i], dy_desc, first, last, corner, row, column, c, k, y_shape,
                     WINDOW, LAYOUT, PRECISION, TILE,
                 )  # fmt: skip
 
@@ -90,7 +96,7 @@ def wgrad_tma(
 
 @triton.jit
 def add_boxes(
-    accs, x_desc, dy_desc, first, last, row, column, c, k, y_shape,
+    accs, x_desc, dy_desc, first, last, corner, row, column, c, k, y_shape,
     WINDOW: tl.constexpr, LAYOUT: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Adds the products of boxes first .. last - 1 to sums [filters, channels], one per tap."""
@@ -99,6 +105,7 @@ def add_boxes(
         tile_q, line = next_digit(box, tl.cdiv(y_shape[1], TILE.BLOCK_Q))
         tile_p, tile_i = next_digit(line, tl.cdiv(y_shape[0], TILE.BLOCK_P))
         n, p, q = tile_i * TILE.BLOCK_I, tile_p * TILE.BLOCK_P, tile_q * TILE.BLOCK_Q
+        p, q = p + corner[0], q + corner[1]
         dy = load_box(dy_desc, (n, p, q, k), LAYOUT)
         if LAYOUT.NCHW:
             dy = dy.reshape(TILE.BLOCK_K, PIXELS)

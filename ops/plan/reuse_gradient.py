@@ -39,6 +39,9 @@ DEPTH = 16
 MAX_RUNS = 3
 #: What a step and a run of rows cost beside their loads, in bytes that L2 sends meanwhile; assumed.
 STEP_BYTES, RUN_BYTES = 4096, 512
+#: A box that overhangs planes is taken if it loads less than this share of what those load that
+#: divide them: only the latter were timed.
+OVERHANG_MARGIN = 0.85
 #: Shared memory for barriers, beside that for boxes.
 BARRIER_BYTES = 1024
 #: Places for boxes, most first.
@@ -77,7 +80,7 @@ class ReuseGradientTile(BoxedGradient):
 
     Attributes:
         BLOCK_I: images of the box.
-        BLOCK_P: rows of the box, of any number that divides those of dy.
+        BLOCK_P: rows of the box, of any number.
         BLOCK_Q: columns of the box.
         BLOCK_R: taps of one column that share what is loaded.
         BLOCK_F: filters.
@@ -215,7 +218,7 @@ def tiles(problem: Problem) -> list[ReuseGradientTile]:
             continue
         made = [
             ReuseGradientTile(*box, taps, filters, channels, warps, stages, copied)
-            for box, stages in itertools.product(_boxes(problem), STAGES)
+            for box, stages in itertools.product(_boxes(problem, taps), STAGES)
         ]
         made = [tile for tile in made if fits(tile, problem)]
         if made:
@@ -231,35 +234,38 @@ def _shapes(geometry: Geometry) -> Iterator[tuple[int, tuple[int, int, int]]]:
     return ((taps, shape) for taps in (*best, 1) for shape in SHAPES[taps])
 
 
-def _boxes(problem: Problem) -> Iterator[tuple[int, int, int]]:
-    """(images, rows, columns) of boxes that do not overhang a plane of dy.
-
-    Beside a plane both images of a 1x1 window are zero: then boxes may.
-    """
+def _boxes(problem: Problem, taps: int) -> Iterator[tuple[int, int, int]]:
+    """(images, rows, columns) of boxes that divide a plane of dy, or may overhang it."""
     g = problem.boxed
     most = power_of_two(g.N)
     for pixels in ROW_PIXELS:
-        columns = pixels if g.is_point else min(g.Q & -g.Q, pixels)
-        columns = min(columns, power_of_two(g.Q))
-        images = pixels // columns
-        if images > max(most, ROW_PIXELS[0] // columns):
-            continue
-        for rows in range(1, min(MAX_ROWS, MAX_PIXELS // pixels) + 1):
-            if (rows <= power_of_two(g.P)) if g.is_point else (g.P % rows == 0):
-                yield images, rows, columns
+        widest = min(pixels, power_of_two(g.Q))
+        numbers = [widest] if tma.may_overhang(g, 1) else []
+        if not g.is_point:
+            numbers.append(min(g.Q & -g.Q, pixels))
+        for columns in dict.fromkeys(numbers):
+            images = pixels // columns
+            if images > max(most, ROW_PIXELS[0] // columns):
+                continue
+            for rows in range(1, min(MAX_ROWS, MAX_PIXELS // pixels) + 1):
+                overhangs = tma.may_overhang(g, 0, taps) and rows <= power_of_two(g.P)
+                if overhangs or g.P % rows == 0:
+                    yield images, rows, columns
 
 
 def _loads(tile: ReuseGradientTile, problem: Problem) -> float:
     """About the bytes that L2 could send while a program sums all boxes."""
-    step = tile.shared_bytes(problem) / tile.num_stages
+    g, step = problem.boxed, tile.shared_bytes(problem) / tile.num_stages
     runs = len(runs_of(tile.BLOCK_P)) + len(runs_of(tile.rows(problem)))
-    return tile.strips(problem) * (step + STEP_BYTES + runs * RUN_BYTES)
+    loads = tile.strips(problem) * (step + STEP_BYTES + runs * RUN_BYTES)
+    overhangs = (g.P % tile.BLOCK_P or g.Q % tile.BLOCK_Q) and not g.is_point
+    return loads / OVERHANG_MARGIN if overhangs else loads
 
 
 def neighbours(tile: ReuseGradientTile, problem: Problem) -> Iterator[ReuseGradientTile]:
     """The tiles that a tuner tries: other boxes, shapes and stages."""
     for taps, (filters, channels, warps) in _shapes(problem.boxed):
-        for box, stages in itertools.product(_boxes(problem), STAGES):
+        for box, stages in itertools.product(_boxes(problem, taps), STAGES):
             other = ReuseGradientTile(*box, taps, filters, channels, warps, stages, tile.copied)
             if fits(other, problem):
                 yield other
@@ -270,11 +276,10 @@ def fits(tile: ReuseGradientTile, problem: Problem) -> bool:
     g = problem.boxed
     m, n, _ = tile.step("wgrad")
     row = tile.BLOCK_I * tile.BLOCK_Q
-    divided = g.is_point or not (g.P % tile.BLOCK_P or g.Q % tile.BLOCK_Q)
     sums = m * n / problem.threads(tile)
     return (
         is_launchable(tile, problem)
-        and divided
+        and tma.covers_planes(g, tile.box, (tile.BLOCK_R, 1))
         and tile.BLOCK_F in (64, 128)
         and tile.num_warps == tile.BLOCK_F // 16
         and tile.BLOCK_C >= 64

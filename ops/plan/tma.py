@@ -355,8 +355,7 @@ def _takes(tile: TmaTile, problem: Problem) -> bool:
     planes = problem.layout.boxes(problem.op) == "NCHW"
     if planes and (tile.BLOCK_I > 1 or tile.BLOCK_P > 1):
         return False
-    divided = not (g.P % tile.BLOCK_P or g.Q % tile.BLOCK_Q)
-    if wgrad and not (divided or planes or g.is_point):
+    if wgrad and not (planes or covers_planes(g, tile.box, (1, tile.BLOCK_S))):
         return False
     if tile.persistent and not takes_boxes_in_turn(tile, problem):
         return False
@@ -557,9 +556,7 @@ def shaped_tile(problem: Problem, shape: tuple[int, int, int, int], taps: int = 
     planes, block_k = pixel_planes(problem), channel_block(problem)
     in_planes = problem.layout.boxes(problem.op) == "NCHW"
     if problem.op == "wgrad":
-        # Beside a plane, both images of a 1x1 window are zero.
-        whole = box_of if problem.boxed.is_point else gradient_box
-        box = (1, 1, block_k) if in_planes else whole(planes, block_k)
+        box = summed_box(problem, block_k, taps)
         if 2 * math.prod(box) <= block_k:  # as many bytes under way
             stages = min(2 * stages, MAX_STAGES)
         return TmaTile(*box, block_n, size, warps, stages, taps)
@@ -570,6 +567,48 @@ def shaped_tile(problem: Problem, shape: tuple[int, int, int, int], taps: int = 
 def most_taps(geometry: Geometry) -> int:
     """Taps of a row that can share dy: neighbours of strided columns read other phases of x."""
     return 1 if geometry.steps(1)[0] > 1 else geometry.S
+
+
+@functools.lru_cache(maxsize=4096)
+def may_overhang(geometry: Geometry, axis: int, taps: int = 1) -> bool:
+    """Whether boxes of a weight gradient may overhang an axis of dy, see first_pixel in kernels/.
+
+    Each block of `taps` neighbouring taps, which share a box of dy, has to read zeros of x beside
+    one end of dy. With a stride of 1, those with negative offsets do before the first pixel, and
+    those with positive ones behind the last, if the window is padded by half of it.
+    """
+    g = geometry
+    (stride, dilation), pad = g.steps(axis), g.padding[axis][0]
+    window, extent, outputs = ((g.R, g.H, g.P), (g.S, g.W, g.Q))[axis]
+    offsets = [tap * dilation - pad for tap in range(window)]
+    blocks = (offsets[first : first + taps] for first in range(0, window, taps))
+    return all(block[-1] < stride or outputs * stride + block[0] >= extent for block in blocks)
+
+
+def covers_planes(geometry: Geometry, box: tuple[int, int, int], taps: tuple[int, int]) -> bool:
+    """Whether boxes divide planes of dy or may overhang them, for (rows, columns) of taps."""
+    extents = (geometry.P, geometry.Q)
+    return all(
+        extents[axis] % box[1 + axis] == 0 or may_overhang(geometry, axis, taps[axis])
+        for axis in (0, 1)
+    )
+
+
+def summed_box(problem: Problem, pixels: int, taps: int = 1) -> tuple[int, int, int]:
+    """(images, rows, columns) of a weight gradient's box; `taps` of a row share it.
+
+    It divides planes, but for 1x1 windows, and where fewer than half of `pixels` would be in it.
+    """
+    g, planes = problem.boxed, pixel_planes(problem)
+    if problem.layout.boxes(problem.op) == "NCHW":
+        return 1, 1, pixels
+    if may_overhang(g, 0) and may_overhang(g, 1, taps):
+        box = box_of(planes, pixels)
+        few = 2 * math.prod(whole_box(planes, pixels)) < pixels
+        fits = covered(planes, box) * (1 - MAX_OVERHANG) <= math.prod(planes)
+        if g.is_point or (few and fits):
+            return box
+    return gradient_box(planes, pixels)
 
 
 def gradient_box(planes: tuple[int, int, int], pixels: int) -> tuple[int, int, int]:
@@ -643,10 +682,9 @@ def neighbours(tile: TmaTile, problem: Problem) -> Iterator[TmaTile]:
     ):
         found = []
         if problem.op == "wgrad":
-            box = (1, 1, pixels) if in_planes else gradient_box(planes, pixels)
-            most = most_taps(problem.boxed)
+            most, seen = most_taps(problem.boxed), tile.seen(problem)
             found = [
-                TmaTile(*box, n, k, warps, stages, taps)
+                TmaTile(*summed_box(seen, pixels, taps), n, k, warps, stages, taps)
                 for taps in TMA_GRADIENT_SHAPES
                 if taps <= most
             ]

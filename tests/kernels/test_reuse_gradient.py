@@ -1,7 +1,9 @@
 """Weight gradients whose rows are loaded once for taps of a column: in Gluon, see test_reuse."""
 
+import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from cases import tensors, whole_numbers
@@ -10,7 +12,7 @@ from plans import H200, boxed
 from simulator.driver import simulated
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan import choose, reuse_gradient
+from tricorr.ops.plan import choose, reuse_gradient, tma
 from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.problem import Problem
 from tricorr.ops.plan.reuse_gradient import ReuseGradientTile
@@ -59,6 +61,18 @@ CALLS = {
         geometry_of((2, 256, 5, 11), (64, 256, 1, 1)),
         ReuseGradientTile(1, 2, 16, 1, 128, 256, 8, 3), 2, BFLOAT,
     ),
+    "odd_planes": (
+        geometry_of((3, 67, 5, 11), (71, 67, 3, 3), padding=_SAME),
+        ReuseGradientTile(2, 2, 4, 1, 128, 128, 8, 3, copied=True), 2, BFLOAT,
+    ),
+    "taps_before_and_behind": (
+        geometry_of((1, 64, 7, 7), (64, 64, 5, 3), padding=((2, 2), (2, 0)), flip=True),
+        ReuseGradientTile(1, 4, 8, 3, 64, 64, 4, 3), 1, HALF,
+    ),
+    "strides_that_overhang": (
+        geometry_of((2, 64, 10, 10), (72, 64, 3, 3), (2, 2), _SAME),
+        ReuseGradientTile(1, 2, 8, 1, 64, 64, 4, 3), 2, HALF,
+    ),
 }  # fmt: skip
 
 
@@ -104,16 +118,60 @@ def test_random_operands():
 LAYER = geometry_of((32, 64, 56, 56), (64, 64, 3, 3), padding=_SAME)
 
 
+@pytest.mark.parametrize("name", ["odd_planes", "taps_before_and_behind", "strides_that_overhang"])
+def test_values_that_are_not_finite_stay_with_taps_that_read_them(name):
+    """Zeros beside a plane of dy must not be multiplied with infinities of x, nor the reverse."""
+    geometry, tile, parts, dtype = CALLS[name]
+    x, dy = operands("wgrad", *tensors(geometry, dtype, make=whole_numbers))
+    x[0, 1, 0, 0], x[0, 2, -1, -1], x[0, 3, -1, 0] = torch.inf, torch.nan, -torch.inf
+    actual = launched((x, dy), geometry, tile, parts, dtype)
+    expected = torch.from_numpy(truth("wgrad", (x, dy), geometry)).to(dtype)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+    for channel in (1, 2, 3):
+        assert 0 < actual[:, channel].isfinite().sum() < actual[:, channel].numel()
+    x.nan_to_num_(0, 0, 0)
+    dy[0, 1, 0, 0] = dy[0, 2, -1, -1] = torch.inf
+    actual = launched((x, dy), geometry, tile, parts, dtype)
+    expected = torch.from_numpy(truth("wgrad", (x, dy), geometry)).to(dtype)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("N", "H", "W"), [(32, 56, 28), (2, 16, 12), (1, 24, 20), (3, 20, 96)])
-def test_boxes_do_not_overhang_a_plane(N, H, W, stride):
-    """Beside a row, zeros of dy would be multiplied with what x has there, say infinity."""
-    geometry = replace(LAYER, N=N, H=H, W=W, stride=(stride, stride))
-    tiles = reuse_gradient.tiles(problem_of(geometry))
-    assert {tile.BLOCK_R for tile in tiles} == ({1, 3} if stride == 1 else {1})
-    for tile in tiles:
-        assert geometry.P % tile.BLOCK_P == geometry.Q % tile.BLOCK_Q == 0
-        assert tile.BLOCK_I * tile.BLOCK_Q % 8 == 0  # a period of the swizzle
+@pytest.mark.parametrize(("N", "H", "W"), [(32, 56, 28), (2, 16, 12), (1, 25, 21), (3, 20, 96)])
+def test_boxes_divide_planes_or_may_overhang_them(N, H, W, stride):
+    for pad in (0, 1):  # without padding, the middle tap reads pixels beside both ends of dy
+        sizes = {"H": H // stride * stride, "W": W // stride * stride}
+        changes = {**sizes, "N": N, "stride": (stride,) * 2, "padding": ((pad, pad),) * 2}
+        geometry = replace(LAYER, **changes)
+        tiles = reuse_gradient.tiles(problem_of(geometry))
+        assert tiles or pad == 0
+        assert {tile.BLOCK_R for tile in tiles} <= ({1, 3} if stride == 1 else {1})
+        for tile in tiles:
+            assert pad or stride > 1 or geometry.P % tile.BLOCK_P == geometry.Q % tile.BLOCK_Q == 0
+            assert tile.BLOCK_R == 1 or geometry.P % tile.BLOCK_P == 0
+            assert tile.BLOCK_I * tile.BLOCK_Q % 8 == 0  # a period of the swizzle
+
+
+def test_where_boxes_may_overhang():
+    """Compared with what every tap reads beside dy."""
+    found = set()
+    for window, extent, stride, dilation, pads, taps in itertools.product(
+        (1, 2, 3, 5), (11, 12), (1, 2, 3), (1, 2), ((0, 0), (1, 1), (2, 1), (0, 2), (-1, 1)), (1, 3)
+    ):
+        changes = {"S": window, "stride": (1, stride), "dilation": (1, dilation)}
+        geometry = replace(LAYER, W=extent, padding=((0, 0), pads), **changes)
+        outside = np.array(  # (side, tap) of every pixel beside dy
+            [
+                [(q * stride + tap * dilation - pads[0]) % 2**32 >= extent for tap in range(window)]
+                for q in (-1, geometry.Q)
+            ]
+        )
+        allowed = all(
+            outside[:, first : first + taps].all(1).any() for first in range(0, window, taps)
+        )
+        assert tma.may_overhang(geometry, 1, taps) == allowed
+        found.add((window, stride, pads, taps, allowed))
+    assert {(3, 1, (1, 1), 1, True), (3, 1, (1, 1), 3, False), (3, 1, (0, 0), 1, False)} <= found
 
 
 def test_it_is_taken_where_the_model_says_that_it_saves_much():

@@ -342,7 +342,7 @@ def test_a_residual_is_added_in_both_formats(kernel_backend, boxes):
         assert torch.allclose(y.float(), linear + residual.float(), rtol=1e-3, atol=1e-2)
 
 
-#: Boxes that divide the planes of y; the last overhangs the last image.
+#: Boxes that divide the planes of y, may overhang the last image, and the last three planes too.
 GRADIENTS = {
     "leftovers": (_case((3, 24, 6, 8), 40, (3, 3), padding=_SAME), (2, 2, 4)),
     "one_pixel_boxes": (_case((9, 16, 3, 5), 16, (2, 1), padding=((1, 0), (0, 0))), (16, 1, 1)),
@@ -356,6 +356,9 @@ GRADIENTS = {
     "unread_pixels": (_case((2, 16, 7, 7), 16, (2, 2), (3, 3)), (4, 2, 2)),
     "run_of_images": (_case((19, 16, 5, 4), 24, (2, 3), (2, 1), _SAME), (16, 1, 1)),
     "run_of_rows": (_case((2, 24, 17, 5), 16, (2, 3), (1, 2), ((0, 0), (1, 1))), (1, 16, 1)),
+    "odd_planes": (_case((2, 24, 5, 7), 16, (3, 1), padding=((1, 1), (0, 0))), (1, 4, 4)),
+    "odd_strided": (_case((3, 16, 9, 10), 16, (3, 3), (2, 2), ((1, 1), (1, 0))), (2, 2, 4)),
+    "overhanging_run": (_case((2, 16, 3, 13), 16, (2, 5), (1, 2), ((0, 0), (2, 2))), (1, 1, 16)),
 }
 
 
@@ -373,6 +376,25 @@ def test_weight_gradient(kernel_backend, name, splits):
     plan = with_tile("wgrad", geometry, tile, splits, int64=splits == 2)
     actual = run("wgrad", in_channels_last(args), geometry, launch, plan=plan)
     check("wgrad", args, geometry, actual=actual)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("name", ["odd_planes", "odd_strided", "overhanging_run"])
+def test_infinities_beside_boxes_that_overhang(kernel_backend, name):
+    """Beside a plane of dy, zeros must not be multiplied with infinities of x, nor the reverse."""
+    from tricorr.ops.launch import arguments as launch
+
+    geometry, box = GRADIENTS[name]
+    plan = with_tile("wgrad", geometry, TmaTile(*box, 16, 16, 4, 2))
+    x, _, _, dy = tensors(geometry, torch.float16, kernel_backend.device)
+    for image in (x, dy):
+        clean = image.clone()
+        image[0, 1, 0, 0], image[0, 2, -1, -1], image[1, 3, -1, 0] = torch.inf, torch.nan, torch.inf
+        dw = launch.wgrad(*in_channels_last([x, dy]), geometry, plan=plan)
+        expected = torch.from_numpy(truth("wgrad", [x, dy], geometry))
+        assert torch.equal(dw.isfinite().cpu(), expected.isfinite())
+        assert 0 < dw.isfinite().sum() < dw.numel()
+        image.copy_(clean)
 
 
 def test_pixels_that_no_window_reads_do_not_reach_the_result(kernel_backend):
