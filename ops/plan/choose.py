@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from types import ModuleType
 
@@ -77,14 +76,7 @@ def _exchanged(exchange: Exchange, problem: Problem) -> list[Plan]:
     seen = exchange.seen(problem)
     try:
         if exchange.is_mixed and problem.op != "wgrad":
-            tiles = [tile for tile in candidates(seen) if family_of(tile) is gemm]
-            if seen.layout.heavy_epilogue:  # 64 results of a thread spill 456 bytes (Triton 3.6)
-                most = gemm.MAX_SPLIT_RESULTS // 2 * problem.device.limits.lanes
-                tiles = [
-                    tile
-                    for tile in tiles
-                    if math.prod(tile.step("fprop")[:2]) <= most * tile.num_warps
-                ]
+            tiles = gemm.mixed_tiles(seen)
             plans = [plan for tile in tiles for plan in plans_with_tile(seen, tile)]
             if not plans:
                 return []

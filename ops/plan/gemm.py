@@ -377,6 +377,14 @@ def tiles(problem: Problem) -> list[GemmTile]:
     return [*found, *(replace(tile, in_place=True) for tile in found if _keeps(tile, problem))]
 
 
+def mixed_tiles(problem: Problem) -> list[GemmTile]:
+    """The tiles for images that are read in one format and stored in another, see Exchange."""
+    found = tiles(problem)
+    if problem.layout.heavy_epilogue:  # 64 results of a thread spill 456 bytes (Triton 3.6)
+        found = [tile for tile in found if tile.results <= MAX_SPLIT_RESULTS // 2]
+    return found
+
+
 def _keeps(tile: GemmTile, problem: Problem) -> bool:
     """Whether the planner may take this tile with the weight in place: if L1 keeps all its taps.
 
