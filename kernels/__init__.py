@@ -5,6 +5,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .backward_rows import backward_rows
 from .build_bands import build_bands
 from .build_lines import build_lines
+from .build_patch_weight import build_patch_weight
 from .copy_flat import copy_flat
 from .copy_images import copy_images
 from .dgrad_frame_gemm import dgrad_frame_gemm
@@ -23,7 +24,6 @@ from .fprop_spread import fprop_spread
 from .fprop_stencil import fprop_stencil
 from .fprop_tma import fprop_tma
 from .lag_sums import lag_sums
-from .spread_weight import spread_weight
 from .sum_partials import sum_partials
 from .versions import HAS_GLUON
 from .wgrad_banded import wgrad_banded
@@ -54,6 +54,7 @@ __all__ = [
     "backward_rows",
     "build_bands",
     "build_lines",
+    "build_patch_weight",
     "copy_flat",
     "copy_images",
     "dgrad_frame_gemm",
@@ -72,7 +73,6 @@ __all__ = [
     "fprop_stencil",
     "fprop_tma",
     "lag_sums",
-    "spread_weight",
     "sum_partials",
     "wgrad_banded",
     "wgrad_columns",

@@ -7,9 +7,9 @@
     GEMM_M = patches (n,u,v)    GEMM_N = (a,b,k) of one group    GEMM_K = (i,j,c)
 
 (a,b) are a pixel's row and column in its patch, (i,j) a place in the window that the patch reads.
-That window is read once for all pixels of the patch. spread_weight writes zeros where a pixel has
-no tap at a place: those products are exact, but an infinity or NaN of x reaches every pixel of the
-patches that read it. For an input gradient x is dy, y is dx, and the pixels of a patch are the
+That window is read once for all pixels of the patch. build_patch_weight writes zeros where a pixel
+has no tap at a place: those products are exact, but an infinity or NaN of x reaches every pixel of
+the patches that read it. For an input gradient x is dy, y is dx, and the pixels of a patch are the
 phases of the stride, of one or several pixels of dy.
 
 Sums in float32 (float64 for float64). PIXEL_AXIS and SPLIT are explained in fprop_gemm.

@@ -69,7 +69,7 @@ class GemmLayout(NamedTuple):
         PREFETCH: the image is loaded a step ahead.
         ONE_TAP: all columns of a tile of a weight gradient belong to one tap.
         SPLIT: programs sum parts of an image's reduction, see fprop_gemm.
-        SPREAD: the weight lies in the order of the steps, see spread_weight.
+        SPREAD: the weight lies in the order of the steps, see build_patch_weight.
         X_RUN, Y_RUN: of a weight gradient. 2 where all pixels of the image are equally far from
             one to the next, 1 where those of each plane are, 0 where those of a row are.
     """

@@ -14,8 +14,8 @@ from .call import Call
 from .kernel_arguments import Tensors, weight_walk
 from .layout import alignment, step_along
 
-#: Elements of the spread weight that one program of spread_weight writes.
-SPREAD_BLOCK = 1024
+#: Elements of the spread weight that one program of build_patch_weight writes.
+PATCH_WEIGHT_BLOCK = 1024
 
 
 #: Columns and patches that threads run along as they store.
@@ -57,14 +57,15 @@ def patch_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
         "INT64": plan.int64,
         "TILE": constant(tile_struct(extents)),
         "BLOCK_K": tile.BLOCK_K,
-        "BLOCK_E": SPREAD_BLOCK,
+        "BLOCK_E": PATCH_WEIGHT_BLOCK,
         **tensors.epilogue(),
     }
     spreads, multiplies = (
         {name: arguments[name] for name in kernel.arg_names}
-        for kernel in (kernels.spread_weight, kernels.fprop_patch)
+        for kernel in (kernels.build_patch_weight, kernels.fprop_patch)
     )
-    first = Call(kernels.spread_weight, -(-spread.numel() // SPREAD_BLOCK), spreads, 4, 2)
+    programs = -(-spread.numel() // PATCH_WEIGHT_BLOCK)
+    first = Call(kernels.build_patch_weight, programs, spreads, 4, 2)
     return Call(
         kernels.fprop_patch,
         plan.grid,

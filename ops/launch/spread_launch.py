@@ -17,7 +17,7 @@ from .call import Call
 from .copies import copy_calls, in_boxes
 from .descriptors import fprop_descriptors, stored
 from .kernel_arguments import Tensors, call_of, weight_walk
-from .patch_launch import SPREAD_BLOCK, patch_axis
+from .patch_launch import PATCH_WEIGHT_BLOCK, patch_axis
 
 
 def spread_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
@@ -108,7 +108,7 @@ def _spread_weight(
         "STEPS": inner.R * inner.S,
         "INT64": plan.int64,
         "BLOCK_K": channels,
-        "BLOCK_E": SPREAD_BLOCK,
+        "BLOCK_E": PATCH_WEIGHT_BLOCK,
     }
-    programs = -(-matrix.numel() // SPREAD_BLOCK)
-    return matrix, Call(kernels.spread_weight, programs, arguments, 4, 2)
+    programs = -(-matrix.numel() // PATCH_WEIGHT_BLOCK)
+    return matrix, Call(kernels.build_patch_weight, programs, arguments, 4, 2)

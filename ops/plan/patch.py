@@ -3,7 +3,7 @@
 With few channels of the result a GEMM has few columns, and reads its image once for every tap. The
 pixels of a patch as further columns fill the tile, and share what they read: a patch of outputs
 reads a window that is larger by the patch, once. The weight is spread over that window, with zeros
-where a pixel has no tap: see kernels/spread_weight.py.
+where a pixel has no tap: see kernels/build_patch_weight.py.
 
 An input gradient of stride s has a column for each of the s x s phases of a pixel: all phases read
 the same pixels of dy, through taps of their own. A window that is as large as the stride (patchify)

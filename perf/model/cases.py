@@ -681,8 +681,8 @@ def _helpers() -> Iterator[Configuration]:
             ("copy_flat", "flat", name, CASES["flat"][name], "wgrad", ("tf32",))
             for name in ("dense", "last", "strided")
         ),
-        ("spread_weight", "patch", "head", CASES["patch"]["head"], "fprop", PRODUCTS["half"]),
-        ("spread_weight", "patch", "head", CASES["patch"]["head"], "fprop", ("tf32",)),
+        ("build_patch_weight", "patch", "head", CASES["patch"]["head"], "fprop", PRODUCTS["half"]),
+        ("build_patch_weight", "patch", "head", CASES["patch"]["head"], "fprop", ("tf32",)),
         ("sum_partials", "gemm", "narrow", CASES["gemm"]["dense"], "wgrad", EXACT),
         ("sum_partials", "gemm", "wide", wide, "wgrad", EXACT),
         (

@@ -45,7 +45,7 @@ from typing import Any
 
 from ...ops.launch.banded_launch import BANDS_BLOCK
 from ...ops.launch.copies import TILE as COPY_TILE
-from ...ops.launch.patch_launch import SPREAD_BLOCK
+from ...ops.launch.patch_launch import PATCH_WEIGHT_BLOCK
 from ...ops.plan.cost import REGISTERS, THREADS
 from ...ops.plan.integers import cdiv
 from ..timing.timers import cause_of
@@ -192,8 +192,8 @@ def _work_of_a_program(configuration: Configuration, target: Target) -> tuple[in
     if configuration.kernel in ("copy_images", "copy_flat"):
         elements = math.prod(COPY_TILE)
         return elements, elements
-    if configuration.kernel == "spread_weight":
-        return SPREAD_BLOCK, SPREAD_BLOCK
+    if configuration.kernel == "build_patch_weight":
+        return PATCH_WEIGHT_BLOCK, PATCH_WEIGHT_BLOCK
     plan = configuration.plan
     work = plan.work(configuration.problem(target))
     return work.outputs, round(work.macs)

@@ -54,8 +54,8 @@ BESIDE = {
     ("rows_out", "fprop_bias"): "copy_images",
     ("window", "fprop_bias"): "build_bands",
     ("few", "wgrad"): "sum_partials",
-    ("head", "fprop_bias"): "spread_weight",
-    ("stem", "dgrad"): "spread_weight",
+    ("head", "fprop_bias"): "build_patch_weight",
+    ("stem", "dgrad"): "build_patch_weight",
     ("head", "wgrad"): "sum_partials",
 }
 #: The units with which a kernel, or a family's kernels, multiply, by architecture.

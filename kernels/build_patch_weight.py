@@ -1,4 +1,4 @@
-"""First pass of fprop_patch: the weight spread over the window that a patch of results reads.
+"""The weight of a patch for fprop_patch and fprop_spread: spread over the window that it reads.
 
     spread[group, column, step, lane] = weight[tap (r,s)] if there is one, else 0
     column = (row a, column b of the patch, channel of the result)
@@ -17,7 +17,7 @@ from .schedule import next_digit, widen
 
 
 @triton.jit
-def spread_weight(
+def build_patch_weight(
     weight_ptr, spread_ptr, ELEMENTS, GROUP_C, weight_strides,
     R: tl.constexpr, S: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     LAYOUT: tl.constexpr, STEPS: tl.constexpr, INT64: tl.constexpr,
