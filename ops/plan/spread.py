@@ -168,6 +168,7 @@ def spread_problem(problem: Problem, rows: int, columns: int) -> Problem:
         S=axes[1].window,
         stride=(axes[0].step, axes[1].step),
         padding=((axes[0].pad, below), (axes[1].pad, right)),
+        dilation=(1, 1),  # of one tap, which may have a dilation, places are neighbours
         flip=False,
     )
     boxes = problem.layout.boxes(problem.op)

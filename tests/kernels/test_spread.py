@@ -39,6 +39,10 @@ IMAGES = {
         "fprop_bias", geometry_of((1, 24, 6, 9), (20, 24, 2, 3), padding=((1, 0), (-1, 2))),
         SpreadTile(1, 2, 4, 32, 16, 2, 1, 4, 2, copied=True), 1, HALF,
     ),
+    "dilation_of_one_tap": (
+        "fprop_bias", geometry_of((2, 16, 5, 8), (16, 16, 1, 3), (1, 1), ((1, 0), (1, 1)), (3, 1)),
+        SpreadTile(1, 2, 8, 32, 16, 2, 1, 4, 2), 1, HALF,
+    ),
     "gradient_of_rows": (
         "dgrad", geometry_of((2, 16, 6, 5), (16, 16, 3, 2), padding=((2, 1), (0, 1))),
         SpreadTile(1, 1, 8, 32, 16, 4, 1, 4, 2), 2, FLOAT,
