@@ -296,6 +296,7 @@ class KernelAccumulator:
                 Observation(),
                 normals=normals,
                 units=units,
+                flip=self.settings.flip,
             )
         )
         point = units.user(from_flat(theta, shape))

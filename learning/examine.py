@@ -97,6 +97,7 @@ def quality_of(
     normals: list[Normal] | None = None,
     units: Units | None = None,
     known: Sequence[str] = (),
+    flip: bool = False,
 ) -> Quality:
     """The quality of a solution. Arguments are in the units of the fit, the result in the user's.
 
@@ -112,6 +113,7 @@ def quality_of(
         normals: the matrices that were solved, if any.
         units: of the fit; None for the user's.
         known: notes that come before those found here.
+        flip: whether the user's kernel is that of a strict convolution; theta is not.
     """
     units = units or UNCHANGED
     seen = observed() if callable(observed) else observed
@@ -145,6 +147,7 @@ def quality_of(
         normal=worst,
         elements=constraints.elements,
         weight_shape=weight_shape,
+        flip=flip,
         residual=seen.residual,
     )
     precision = seen.residual[0][0].dtype if seen.residual else torch.float64
@@ -202,6 +205,7 @@ def _in_user_units(quality: Quality, units: Units) -> Quality:
         return None if value is None else value * factor
 
     to_weight = units.y / units.x
+    errors = times(quality.standard_error, to_weight)
     return replace(
         quality,
         weight_sum=quality.weight_sum * units.weights,
@@ -213,7 +217,7 @@ def _in_user_units(quality: Quality, units: Units) -> Quality:
         residual_unit=units.y,
         largest=times(quality.largest, units.y),
         noise=quality.noise * units.y * units.weights**0.5,
-        standard_error=times(quality.standard_error, to_weight),
+        standard_error=errors.flip(-2, -1) if quality.flip and errors is not None else errors,
         background_error=times(quality.background_error, units.y),
         eigenvalue_unit=units.x**2 * units.weights,
     )
@@ -282,8 +286,10 @@ def _compared_with_the_best(
         change = (normal.minimum(sums.moments[filters], at) - at) / normal.scale
         excess += float(((change @ normal.gram) * change).sum())
         farthest = max(farthest, float(change[:, : constraints.elements].abs().max()))
-    # One standard error in each unknown raises the loss by noise^2; `rounding` is that of the loss.
-    chance = found.unknowns * len(theta) * found.noise**2
+    # One standard error in each unknown raises the loss by noise^2, that of the best kernel's
+    # residual; `rounding` is that of the loss.
+    least = _ratio(found.squared_error - excess, found.squared_error)
+    chance = found.unknowns * len(theta) * found.noise**2 * least
     rounding = torch.finfo(precision).eps * float(sums.squares.sum())
     converged = excess <= max(chance, rounding)
     return replace(found, excess=excess, farthest=farthest, converged=converged)

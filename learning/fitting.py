@@ -128,6 +128,9 @@ class _Fit:
             steps = problem.unknowns if options.steps is None else options.steps
             keep_sum = self.constraints.sum_to is not None
             point, history = conjugate_gradients(problem, start, steps, report, keep_sum)
+            if keep_sum:  # but for rounding, which adds up from step to step
+                flat = with_sum(point.flat(), self.constraints)
+                point = from_flat(flat.to(problem.like), problem.weight_shape)
             return _Found(point, history)
         steps = 200 if options.steps is None else options.steps
         function = options.loss if callable(options.loss) else None
@@ -218,6 +221,7 @@ def learn(
                 normals=found.normals,
                 units=units,
                 known=notes,
+                flip=settings.flip,
             )
         )
     user = units.user(Point(found.point.weight.double(), found.point.background.double()))

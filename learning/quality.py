@@ -41,12 +41,12 @@ class Quality:
         rank: number of directions of these that the images determine.
         noise: standard deviation of a target value of weight one about the prediction, corrected
             for the number of unknowns: sqrt(squared_error / (pixels - rank)).
-        standard_error: shaped as the weight: one standard deviation of each element, if the errors
-            of y are independent, of equal size except for the weights, and no element is held at
-            zero; inf where the images do not determine it; None if `correlation` shows errors that
-            are not independent, or `cut` is True. The weights of a robust loss are
-            taken as given: with loss="tukey" the errors are a sixth too small, with "huber" too
-            large if there are strong outliers.
+        standard_error: (K, C/groups, R, S), also of plain images: one standard deviation of each
+            element of the weight, if the errors of y are independent, of equal size except for the
+            weights, and no element is held at zero; inf where the images do not determine it; None
+            if `correlation` shows errors that are not independent, or `cut` is True. The weights of
+            a robust loss are taken as given: with loss="tukey" the errors are a sixth too small,
+            with "huber" too large if there are strong outliers.
         background_error: (K, T), the same for the background's coefficients.
         cut: whether the window cuts the kernel off: elements just outside it would explain more of
             the residual than chance. None if that was not examined.
@@ -54,6 +54,7 @@ class Quality:
         normal: the normal matrix of the worst group, as it was solved.
         elements: of a filter's kernel.
         weight_shape: (K, C/groups, R, S).
+        flip: whether the weight is that of a strict convolution, turned by 180 degrees.
         eigenvalue_unit: factor from eigenvalues in the fit's units to those of the images.
         residual: prediction minus target and weights of each pair, in the units of the fit.
         residual_unit: factor from residuals in the fit's units to the units of y.
@@ -80,6 +81,7 @@ class Quality:
     normal: Normal | None = field(default=None, repr=False, compare=False)
     elements: int = 0
     weight_shape: tuple[int, ...] = ()
+    flip: bool = False
     eigenvalue_unit: float = 1.0
     residual: Residual = field(default_factory=list, repr=False, compare=False)
     residual_unit: float = 1.0
@@ -169,7 +171,8 @@ class Quality:
         if self.normal is None:
             return None
         directions = self.normal.null_space()[: self.elements]
-        return directions.T.reshape(-1, *self.weight_shape[1:])
+        kernels = directions.T.reshape(-1, *self.weight_shape[1:])
+        return kernels.flip(-2, -1) if self.flip else kernels
 
 
 class Examination:

@@ -17,6 +17,7 @@ from tricorr import (
     ArgumentTypeError,
     Conv2D,
     KernelAccumulator,
+    convolve2d,
     corr2d,
     learn_kernel,
     learn_kernel_field,
@@ -86,6 +87,20 @@ def test_directions_that_images_do_not_determine_are_named(backend):
     assert found.condition == float("inf")
 
 
+def test_errors_and_directions_of_a_strict_convolution_are_turned_as_its_kernel(backend):
+    x = torch.randn(12, 12, dtype=DOUBLE) * torch.linspace(1, 4, 12, dtype=DOUBLE)
+    y = torch.randn(10, 10, dtype=DOUBLE)
+    plain, turned = (learn_kernel(x, y, 3, flip=flip) for flip in (False, True))
+    sums = KernelAccumulator(3, flip=True).update(x, y).solve()
+    errors = plain.quality.standard_error.flip(-2, -1)
+    torch.testing.assert_close(turned.quality.standard_error, errors)
+    torch.testing.assert_close(sums.quality.standard_error, errors)
+    x[:] = x[:, :1]
+    directions = learn_kernel(x, y, 3, flip=True).quality.null_space[:, 0]
+    assert len(directions)
+    assert all(float(convolve2d(x, direction).abs().max()) < 1e-12 for direction in directions)
+
+
 @pytest.mark.parametrize("ridge", [0.0, 3.0])
 def test_steps_that_ended_early_are_noted(backend, ridge):
     x, y = noisy(noise=0.01)
@@ -104,6 +119,15 @@ def test_steps_that_ended_early_are_noted(backend, ridge):
     assert sums.quality.farthest == pytest.approx(away, rel=1e-3)  # the steps differ by 1e-5
     other = learn_kernel(x, y, (3, 2), bias=True, loss=F.huber_loss, steps=3)
     assert (other.quality.excess, other.quality.converged, other.notes) == (None, True, [])
+
+
+def test_steps_that_ended_early_are_noted_with_few_pixels(backend):
+    """The residual that further steps would explain is no noise."""
+    x = torch.randn(10, 10, dtype=DOUBLE)
+    y = corr2d(x, torch.randn(5, 5, dtype=DOUBLE))
+    found = learn_kernel(x, y, 5, solver="cg", steps=10)
+    assert found.quality.excess == pytest.approx(found.loss)
+    assert not found.quality.converged
 
 
 @pytest.mark.parametrize("solver", ["cg", "gd"])

@@ -156,6 +156,14 @@ def test_sum_is_kept_as_the_karush_kuhn_tucker_system_says(backend, solver, ridg
     torch.testing.assert_close(found.weight.sum((1, 2, 3)), torch.ones(2, dtype=DOUBLE))
 
 
+def test_a_sum_is_kept_in_float32_too(backend):
+    """Rounding of every step of conjugate gradients would change it by 3e-4."""
+    x = torch.randint(0, 256, (3, 1, 15, 13), dtype=torch.uint8)
+    y = 3 * corr2d(x, torch.randn(2, 1, 1, 4)) - 250
+    found = learn_kernel(x, y, (1, 4), solver="cg", bias=True, sum_to=1.0)
+    torch.testing.assert_close(found.weight.sum((1, 2, 3)), torch.ones(2))
+
+
 @pytest.mark.parametrize("ridge", [0.0, 4.0])
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 def test_nonnegative_kernels_equal_scipys(backend, optimize, ridge, masked):
