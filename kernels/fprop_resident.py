@@ -12,13 +12,18 @@ whose bands it copies to shared memory first:
 
     lines[c,j,phase,line,q,i] = weight[k,c,r,s] if that tap exists, else 0
     r = (line - (BLOCK_P - 1)) * STRIDE_H + phase
-    s = j * BLOCK_Q + i + SHIFT - q * STRIDE_W
+    s = (j * BLOCK_Q + i) * UP_W + SHIFT - q * STRIDE_W
 
 build_lines has written them so, but for BLOCK_P - 1 lines of zeros above and below each window.
 
 Output row p of a block meets input row `row` in line row // STRIDE_H + BLOCK_P - 1 - p of phase
 row % STRIDE_H, so the matrix of an input row is BLOCK_P lines from some line on. A line is 16 x 16
 elements: whole periods of the swizzle.
+
+An input gradient is the correlation of dy with zeros between its pixels, UP_H rows and UP_W columns
+apart, see Geometry.adjoint. No zero is read: h = (p - PAD_H + r) / UP_H where that is whole, so row
+`row` of a block meets lines of r = row * UP_H + PAD_H % UP_H. Blocks begin at multiples of UP_H and
+UP_W outputs, which makes that remainder the same for all of them.
 
 A step is one input row of BLOCK_M blocks, whose COLUMNS columns come as pieces of BLOCK_Q. While it
 is multiplied, the rows of the next STAGES - 1 steps are copied to other slots; while sums are
@@ -56,7 +61,8 @@ def fprop_resident(
     dtype: gl.constexpr = x_ptr.dtype.element_ty
     BLOCK_N: gl.constexpr = TILE.BLOCK_P * TILE.BLOCK_Q
     PIECES: gl.constexpr = BAND.COLUMNS // TILE.BLOCK_Q
-    HEIGHT: gl.constexpr = TILE.BLOCK_P * WINDOW.STRIDE_H  # input rows from block to block
+    # Input rows from block to block.
+    HEIGHT: gl.constexpr = TILE.BLOCK_P * WINDOW.STRIDE_H // BAND.UP_H
     LINES: gl.constexpr = BAND.CHANNELS * PIECES * WINDOW.STRIDE_H * BAND.LINES
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     BOX: gl.constexpr = gl.NVMMASharedLayout(32, 16, rank=2)
@@ -170,14 +176,17 @@ def begin_tile(
     """
     ALIGN: gl.constexpr = BAND.X_ALIGN
     LOADED: gl.constexpr = gl.BlockedLayout([1, ALIGN], [2 * ALIGN, 16 // ALIGN], [4, 1], [1, 0])
-    HEIGHT: gl.constexpr = TILE.STACK * TILE.BLOCK_P * WINDOW.STRIDE_H
-    READ: gl.constexpr = HEIGHT - WINDOW.STRIDE_H + WINDOW.R
+    BETWEEN: gl.constexpr = TILE.BLOCK_P * WINDOW.STRIDE_H // BAND.UP_H
+    HEIGHT: gl.constexpr = TILE.STACK * BETWEEN
+    ABOVE: gl.constexpr = WINDOW.PAD_H // BAND.UP_H
+    LAST: gl.constexpr = (TILE.STACK * TILE.BLOCK_P - 1) * WINDOW.STRIDE_H + WINDOW.R - 1
+    READ: gl.constexpr = (LAST - WINDOW.PAD_H % BAND.UP_H) // BAND.UP_H + 1
     # Columns of blocks are the fastest digit of m, rows of blocks the slowest.
     m = tile * TILE.BLOCK_M + gl.arange(0, TILE.BLOCK_M, gl.SliceLayout(1, LOADED))[:, None]
     block_q, line = next_digit(m, blocks_q)
     n, block_p = next_digit(line, SAMPLES)
-    h = block_p * HEIGHT - WINDOW.PAD_H
-    w = block_q * (TILE.BLOCK_Q * WINDOW.STRIDE_W) + BAND.FIRST_W
+    h = block_p * HEIGHT - ABOVE
+    w = block_q * (TILE.BLOCK_Q * WINDOW.STRIDE_W // BAND.UP_W) + BAND.FIRST_W
     w += gl.arange(0, TILE.BLOCK_Q, gl.SliceLayout(0, LOADED))[None, :]
     pixels = at(x_base, x_strides, n, 0, h, w)
     h = gl.where(block_p < blocks_p, h, x_shape[0])  # blocks that do not exist read nothing
@@ -186,13 +195,12 @@ def begin_tile(
     last = gl.minimum(
         (tile * TILE.BLOCK_M + TILE.BLOCK_M - 1) // (blocks_q * SAMPLES), blocks_p - 1
     )
-    top = tile * TILE.BLOCK_M // (blocks_q * SAMPLES) * HEIGHT - WINDOW.PAD_H
-    first = WINDOW.PAD_H - last * HEIGHT
+    top = tile * TILE.BLOCK_M // (blocks_q * SAMPLES) * HEIGHT - ABOVE
+    first = ABOVE - last * HEIGHT
     end = x_shape[0] - top
     if TILE.STACK == 1:
         rows = (some_of(first, end, 0, READ),)
     else:
-        BETWEEN: gl.constexpr = TILE.BLOCK_P * WINDOW.STRIDE_H
         rows = (
             some_of(first, end, 0, BETWEEN),
             some_of(first, end, BETWEEN, READ - BETWEEN),
@@ -244,8 +252,9 @@ def band_of(
 ):  # fmt: skip
     """The matrix (i, (p,q)) of a piece of an input row, the last p first."""
     PIECES: gl.constexpr = BAND.COLUMNS // TILE.BLOCK_Q
-    phase = (c * PIECES + j) * WINDOW.STRIDE_H + row % WINDOW.STRIDE_H
-    line = lines.index(phase * BAND.LINES + row // WINDOW.STRIDE_H)
+    r = row * BAND.UP_H + WINDOW.PAD_H % BAND.UP_H
+    phase = (c * PIECES + j) * WINDOW.STRIDE_H + r % WINDOW.STRIDE_H
+    line = lines.index(phase * BAND.LINES + r // WINDOW.STRIDE_H)
     BLOCK_N: gl.constexpr = TILE.BLOCK_P * TILE.BLOCK_Q
     return line._reinterpret(lines.dtype, [BLOCK_N, TILE.BLOCK_Q], BOX).permute([1, 0])
 

@@ -235,6 +235,8 @@ class ResidentLayout(NamedTuple):
         COLUMNS: of the band, a multiple of a piece.
         LINES: of one phase of the stride.
         CHANNELS: of the image that a filter sums over.
+        UP_H, UP_W: rows, columns from one pixel of the image to the next one; there are zeros
+            between them.
         X_ALIGN, Y_ALIGN: elements of a piece, of 16 bytes at most, that starts at a multiple of it.
     """
 
@@ -242,6 +244,8 @@ class ResidentLayout(NamedTuple):
     COLUMNS: int
     LINES: int
     CHANNELS: int
+    UP_H: int
+    UP_W: int
     X_ALIGN: int
     Y_ALIGN: int
 

@@ -177,19 +177,25 @@ class Geometry:
         )
 
     def adjoint(self) -> Geometry:
-        """For stride 1, the correlation of dy that is this correlation's input gradient.
+        """The correlation of dy, with stride - 1 zeros between its pixels, that is the gradient.
 
-            dx[h] = sum_r dy[h + pad - r * dilation] * weight[r]
+            dx[h] = sum_r dy[(h + pad - r * dilation) / stride] * weight[r]
 
         x and y, and in each group channels and filters, change places; the window is flipped. Its
-        weight is this one's with the first two axes of each group swapped.
+        weight is this one's with the first two axes of each group swapped. There is no stride.
         """
-        (top, bottom), (left, right) = self.padding
-        over_h, over_w = self.dilation[0] * (self.R - 1), self.dilation[1] * (self.S - 1)
-        padding = (over_h - top, over_h - bottom), (over_w - left, over_w - right)
+        axes = []
+        for axis, (extent, outputs, window) in enumerate(
+            ((self.H, self.P, self.R), (self.W, self.Q, self.S))
+        ):
+            before, spread = self.padding[axis][0], (outputs - 1) * self.steps(axis)[0] + 1
+            over = self.dilation[axis] * (window - 1)
+            axes.append((spread, (over - before, extent + before - spread)))
+        (H, rows), (W, columns) = axes
         return replace(
-            self, C=self.K, H=self.P, W=self.Q, K=self.C, padding=padding, flip=not self.flip
-        )
+            self, C=self.K, H=H, W=W, K=self.C, padding=(rows, columns), stride=(1, 1),
+            flip=not self.flip,
+        )  # fmt: skip
 
     def first_taps(self, phase: Pair) -> Pair:
         """The first (r, s) that reaches pixels of a phase (h % stride, w % stride).

@@ -12,6 +12,7 @@ from ... import kernels
 from ...kernels.structs import ResidentLayout, constant
 from ..geometry import Geometry
 from ..plan.problem import Plan
+from ..plan.resident import PIECE, Correlation, correlation_of
 from .banded_launch import BANDS_BLOCK
 from .call import Call
 from .kernel_arguments import Tensors, call_of, weight_walk
@@ -22,14 +23,18 @@ def resident_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
     """The launches that fill y; of an input gradient, x is dy and the geometry the adjoint."""
     t = tensors
     tile: Any = plan.tile
-    lines = t.weight.new_empty(tile.lines_shape(geometry))
-    band = tile.band(geometry)
+    correlation = correlation_of(geometry, (t.x.shape[2], t.x.shape[3]))
+    up = correlation.up
+    lines = t.weight.new_empty(tile.lines_shape(correlation))
+    band = tile.band(correlation)
     layout = ResidentLayout(
         FIRST_W=band.first,
         COLUMNS=band.columns,
         LINES=tile.phase_lines(geometry),
         CHANNELS=geometry.group_C,
-        X_ALIGN=math.gcd(8, alignment(t.x, 3, geometry.W)),
+        UP_H=up[0],
+        UP_W=up[1],
+        X_ALIGN=math.gcd(8, PIECE // up[1], alignment(t.x, 3, t.x.shape[3])),
         Y_ALIGN=math.gcd(4, alignment(t.y, 3, geometry.Q)),
     )
     call = call_of(
@@ -44,19 +49,21 @@ def resident_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
         PARTS=tile.parts,
         **t.epilogue(),
     )
-    first = build_lines_call(t.weight, lines, geometry, plan)
-    return replace(call, before=(first,), scratch=(lines,))
+    first = build_lines_call(t.weight, lines, correlation, plan)
+    arguments = call.arguments | {"x_shape": correlation.image}
+    return replace(call, arguments=arguments, before=(first,), scratch=(lines,))
 
 
 def build_lines_call(
-    weight: torch.Tensor, lines: torch.Tensor, geometry: Geometry, plan: Plan
+    weight: torch.Tensor, lines: torch.Tensor, correlation: Correlation, plan: Plan
 ) -> Call:
     """The launch that fills `lines`, of ResidentTile.lines_shape, from the weight."""
+    geometry = correlation.geometry
     weight, (n, k, c, r, s) = weight_walk(weight, geometry)
     if plan.turned:  # filters and channels change places
         k, c = (c if geometry.groups == 1 else geometry.group_C * k), k
     tile: Any = plan.tile
-    band, elements = tile.band(geometry), lines.numel()
+    band, elements = tile.band(correlation), lines.numel()
     return Call(
         kernels.build_lines,
         -(-elements // BANDS_BLOCK),
@@ -70,6 +77,7 @@ def build_lines_call(
             "S": geometry.S,
             "STRIDE_H": geometry.steps(0)[0],
             "STRIDE_W": geometry.steps(1)[0],
+            "UP_W": correlation.up[1],
             "SHIFT": band.shift,
             "COLUMNS": band.columns,
             "LINES": lines.shape[-3],

@@ -6,6 +6,7 @@ nothing but the image from L2: see kernels/fprop_resident.py.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..geometry import Geometry
+from ..geometry import Geometry, Pair
 from .banded import Band
 from .cost import REGISTERS, Work, device_bytes, is_launchable
 from .device import MAX_WORKSPACE
@@ -30,6 +31,35 @@ MIN_TAPS = 64
 RESERVED = 1024
 #: Slots for rows: with two, a row would be waited for; more than eight hide nothing more.
 STAGES = (3, 8)
+#: Strides of an input gradient: blocks of 8 x 16 outputs begin at a multiple of them.
+UPS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """The forward correlation that the kernel computes.
+
+    Attributes:
+        geometry: of an input gradient the adjoint, whose image is dy with zeros between its pixels.
+        up: rows, columns from one pixel of dy to the next there; 1 of the image itself.
+    """
+
+    geometry: Geometry
+    up: Pair
+
+    @property
+    def image(self) -> Pair:
+        """Rows and columns in memory."""
+        return (self.geometry.H - 1) // self.up[0] + 1, (self.geometry.W - 1) // self.up[1] + 1
+
+
+def correlation_of(geometry: Geometry, image: Pair) -> Correlation:
+    """The correlation of an image of so many rows and columns, which may be the pixels of dy."""
+    up_h, up_w = (
+        (extent - 1) // max(1, pixels - 1) or 1
+        for extent, pixels in zip((geometry.H, geometry.W), image, strict=True)
+    )
+    return Correlation(geometry, (up_h, up_w))
 
 
 @dataclass(frozen=True)
@@ -52,55 +82,58 @@ class ResidentTile:
     family: ClassVar[str] = "resident"
     partials: ClassVar[int] = 1
 
-    def band(self, geometry: Geometry) -> Band:
-        """The columns that a block reads; of an input gradient, `geometry` is the adjoint.
+    def band(self, correlation: Correlation) -> Band:
+        """The columns that a block reads: tap s = i * up + shift - q * stride of column i.
 
         If one block holds a whole row of the output, they are those of the image, without zeros.
         """
-        g, step = geometry, piece_of(geometry.W)
+        g, up, columns = correlation.geometry, correlation.up[1], correlation.image[1]
+        step = math.gcd(PIECE // up, columns, 8)  # columns that are copied at once divide it
         left, stride = g.padding[1][0], g.steps(1)[0]
-        first, outputs = -cdiv(left, step) * step, PIECE
+        first, outputs = -(left // up) // step * step, PIECE
         if g.Q <= PIECE:
             first, outputs = max(first, 0), g.Q
-        end = (outputs - 1) * stride + g.S - left
+        end = ((outputs - 1) * stride + g.S - 1 - left) // up + 1
         if g.Q <= PIECE:
-            end = min(end, g.W)
-        return Band(first, first + left, cdiv(max(1, end - first), PIECE) * PIECE)
+            end = min(end, columns)
+        shift = first * up + left
+        return Band(first, shift, cdiv(max(1, end - first), PIECE) * PIECE)
 
-    def rows(self, geometry: Geometry) -> int:
-        """Input rows that a block reads."""
-        return (self.BLOCK_P - 1) * geometry.steps(0)[0] + geometry.R
+    def rows(self, correlation: Correlation, blocks: int = 1) -> int:
+        """Input rows that blocks on top of each other read."""
+        g, up = correlation.geometry, correlation.up[0]
+        last = (blocks * self.BLOCK_P - 1) * g.steps(0)[0] + g.R - 1
+        return (last - g.padding[0][0] % up) // up + 1
 
     def phase_lines(self, geometry: Geometry) -> int:
         """Lines of one phase of the stride in shared memory, with zeros around the window."""
         return (geometry.R - 1) // geometry.steps(0)[0] + 1 + 2 * (self.BLOCK_P - 1)
 
-    def lines_shape(self, geometry: Geometry) -> tuple[int, ...]:
+    def lines_shape(self, correlation: Correlation) -> tuple[int, ...]:
         """Shape of the workspace of build_lines."""
-        g, pieces = geometry, self.band(geometry).columns // PIECE
+        g, pieces = correlation.geometry, self.band(correlation).columns // PIECE
         banks = g.N if g.per_sample else 1
         lines = self.phase_lines(g) - 2 * (self.BLOCK_P - 1)
         return (banks, g.K, g.group_C, pieces, g.steps(0)[0], lines, PIECE, PIECE)
 
     def lines_bytes(self, problem: Problem) -> int:
         """Bytes of the bands of all filters."""
-        return math.prod(self.lines_shape(problem.correlated)) * problem.dtype.itemsize
+        return math.prod(self.lines_shape(_seen(problem))) * problem.dtype.itemsize
 
     def tiles(self, problem: Problem) -> int:
         """Tiles of one filter."""
-        g = problem.correlated
+        g = _seen(problem).geometry
         stacks = cdiv(g.P, self.STACK * self.BLOCK_P) * cdiv(g.Q, self.BLOCK_Q)
         return cdiv(problem.samples * stacks, self.BLOCK_M)
 
     def programs(self, problem: Problem) -> int:
         """Programs that cover all results."""
-        return problem.banks * problem.correlated.K * self.parts
+        return problem.banks * _seen(problem).geometry.K * self.parts
 
     def strips(self, problem: Problem) -> int:
         """Input rows of a tile, of all channels."""
-        g = problem.correlated
-        rows = self.rows(g) + (self.STACK - 1) * self.BLOCK_P * g.steps(0)[0]
-        return g.group_C * min(rows, g.H)
+        seen = _seen(problem)
+        return seen.geometry.group_C * min(self.rows(seen, self.STACK), seen.image[0])
 
     def step(self, op: str) -> tuple[int, int, int]:
         """(M, N, K) of one product: blocks are the rows."""
@@ -112,9 +145,9 @@ class ResidentTile:
 
     def shared_bytes(self, problem: Problem) -> int:
         """What a program holds in shared memory: the bands of a filter, and slots for rows."""
-        g = problem.correlated
-        lines = math.prod(self.lines_shape(g)[2:5]) * self.phase_lines(g)
-        row = self.BLOCK_M * self.band(g).columns
+        seen = _seen(problem)
+        lines = math.prod(self.lines_shape(seen)[2:5]) * self.phase_lines(seen.geometry)
+        row = self.BLOCK_M * self.band(seen).columns
         elements = cdiv(lines, 8) * 8 * PIECE * PIECE + self.num_stages * row
         return elements * problem.dtype.itemsize
 
@@ -128,7 +161,7 @@ class ResidentTile:
 
     def flags(self, problem: Problem) -> Mapping[str, Any]:
         """Fields of a Plan that this family decides."""
-        return {"precision": problem.precision, "turned": problem.is_turned}
+        return {"precision": problem.precision, "turned": problem.op == "dgrad"}
 
     def side_by_side(self, problem: Problem) -> int:
         """Programs that a multiprocessor has room for."""
@@ -140,10 +173,11 @@ class ResidentTile:
 
     def work(self, plan: Plan, problem: Problem) -> Work:
         """The work of a launch, and of the launch that makes the bands."""
-        g, itemsize = problem.correlated, problem.dtype.itemsize
-        m, n, k = self.step(plan.op)
-        pieces = self.band(g).columns // k
-        products = pieces * g.group_C * self.STACK * min(self.rows(g), g.H)  # of a tile
+        seen, itemsize = _seen(problem), problem.dtype.itemsize
+        g, (m, n, k) = seen.geometry, self.step(plan.op)
+        pieces = self.band(seen).columns // k
+        height = min(self.rows(seen), seen.image[0])
+        products = pieces * g.group_C * self.STACK * height  # of a tile
         rows, each = self.strips(problem), cdiv(self.tiles(problem), self.parts)
         row = m * k * pieces * itemsize
         lines = self.lines_bytes(problem) // (problem.banks * g.K)
@@ -173,31 +207,41 @@ class ResidentTile:
         )
 
 
-def piece_of(columns: int) -> int:
-    """Columns that are copied at once, of 16 bytes at most: they divide the image's."""
-    return math.gcd(columns, 8)
+@functools.lru_cache(maxsize=4096)
+def _gradient(geometry: Geometry) -> Correlation:
+    return correlation_of(geometry.adjoint(), (geometry.P, geometry.Q))
+
+
+def _seen(problem: Problem) -> Correlation:
+    if problem.op == "dgrad":
+        return _gradient(problem.geometry)
+    return Correlation(problem.geometry, (1, 1))
 
 
 def aligned(problem: Problem) -> int:
     """Columns that are copied at once, of 16 bytes at most; 1 is less than the kernel can copy."""
-    layout = problem.layout
-    return math.gcd(8, layout.y_align if problem.is_input_gradient else layout.x_align)
+    align = problem.layout.y_align if problem.op == "dgrad" else problem.layout.x_align
+    return math.gcd(8, PIECE // _seen(problem).up[1], align)
 
 
 def is_legal(problem: Problem) -> bool:
     """Whether the kernel can compute this; from copies in planes, it can more (exchange.py)."""
-    g, layout = problem.correlated, problem.layout
-    if problem.op != "fprop" and not problem.is_turned:
+    layout = problem.layout
+    if problem.op not in ("fprop", "dgrad"):
         return False
     if layout.int64 or layout.converts or layout.channels_last:
         return False
     if problem.device.arch != "90" or not layout.gluon:
         return False
+    seen = _seen(problem)
+    g = seen.geometry
     if problem.dtype not in (torch.float16, torch.bfloat16) or g.padding_mode != "zeros":
+        return False
+    if seen.up[0] not in UPS or seen.up[1] not in UPS:
         return False
     if g.dilation != (1, 1) or g.y_numel == 0 or g.x_numel == 0:
         return False
-    if problem.is_turned and g.groups > 1 and g.group_K > 1:
+    if problem.op == "dgrad" and g.groups > 1 and g.group_K > 1:
         return False
     # Of one column of outputs, Triton sees no runs of input columns (3.6, 3.7).
     return g.Q > 1 and aligned(problem) > 1
@@ -205,7 +249,7 @@ def is_legal(problem: Problem) -> bool:
 
 def tiles(problem: Problem) -> list[ResidentTile]:
     """The tiles that the planner may take: as many slots as leave room for a second program."""
-    g, found = problem.correlated, []
+    g, found = _seen(problem).geometry, []
     if not problem.has_few_channels or g.R * g.S < MIN_TAPS or not is_legal(problem):
         return []
     for stack in (2, 1):
@@ -251,8 +295,9 @@ def neighbours(tile: ResidentTile, problem: Problem) -> Iterator[ResidentTile]:
 
 def fits(tile: ResidentTile, problem: Problem) -> bool:
     """Whether the kernel has this tile, and a program room for the bands and the slots."""
-    g, extents = problem.correlated, (tile.BLOCK_M, tile.BLOCK_P, tile.BLOCK_Q, tile.num_warps)
-    shares = g.R > g.steps(0)[0]  # stacked blocks read some row both
+    extents, seen = (tile.BLOCK_M, tile.BLOCK_P, tile.BLOCK_Q, tile.num_warps), _seen(problem)
+    between = tile.BLOCK_P * seen.geometry.steps(0)[0] // seen.up[0]
+    shares = tile.rows(seen, 2) > 2 * between  # stacked blocks read some row both
     return (
         extents == (64, 8, PIECE, 4)
         and tile.STACK in ((1, 2) if shares else (1,))

@@ -278,6 +278,7 @@ CASES: dict[str, dict[str, Case]] = {
             64, 60, 56, 56, 60, 9, 9, ops="fprop", stride=2, groups=60, bias=True, residual=True
         ),
         "colours": _case(4, 3, 1024, 1024, 8, 11, 11, ops="fprop", bias=True, activation="relu"),
+        "halves31": _case(32, 128, 56, 56, 128, 31, 31, stride=2, ops="dgrad", groups=128),
     },
     # Few results, a photograph's gradient, single channels side by side, patches without zeros.
     "patch": {
@@ -475,7 +476,7 @@ class Configuration:
             kinds = plan.op, getattr(tile, "BLOCK_R", 0), self.case.endswith("-split")
             return self.kernel, self.product, *tile.step(plan.op)[:2], tile.num_warps, *kinds
         if self.family == "resident":  # so are its lines, pieces and slots
-            return self.kernel, self.product, getattr(tile, "STACK", 1)
+            return self.kernel, self.product, getattr(tile, "STACK", 1), plan.op
         size = tile.step(plan.op), tile.num_warps, tile.num_stages
         if self.case.endswith("-split"):
             in_place = getattr(tile, "in_place", False)
@@ -588,7 +589,7 @@ def _of_case(
             made = Configuration(family, name + variant, planned.kernel, planned, kind, recorded)
             # What turns into a forward call is a configuration of that, unless it reads the weight
             # in another way.
-            if family in ("patch", "reuse", "spread") or not planned.plan.turned:
+            if family in ("patch", "resident", "reuse", "spread") or not planned.plan.turned:
                 yield made
 
 

@@ -194,7 +194,9 @@ def test_every_planned_kernel_is_compiled(name):
         if c.kernel not in ("sum_partials", "lag_sums", "fprop_separable")
     }
     banded = {(c.plan.op, _table_tile(c.plan), c.plan.int64) for c in _every_banded()}
-    resident = {c.plan.tile.STACK for c in dealt(TARGETS[name]) if c.family == "resident"}
+    resident = {
+        (c.plan.op, c.plan.tile.STACK) for c in dealt(TARGETS[name]) if c.family == "resident"
+    }
     here = {c.plan.tile for c in dealt(TARGETS[name]) if c.plan}
     seen, rows, boxes, patches = 0, [], set(), set()
     reused, spread, flat = set(), set(), set()
@@ -212,7 +214,8 @@ def test_every_planned_kernel_is_compiled(name):
         elif plan.family == "reuse":  # rows, taps and stages are counts in the same code
             reused.add(_sums(plan))
         elif plan.family == "resident":  # lines, pieces and slots are counts in the same code
-            assert plan.tile.STACK in resident, plan
+            op = "dgrad" if call.workload.geometry.stride != (1, 1) else "fprop"
+            assert (op, plan.tile.STACK) in resident, plan
         elif plan.family == "spread":  # and so are places
             spread.add(_sums(plan, taps=False))
         elif plan.family == "flat":  # and so are the taps of copies

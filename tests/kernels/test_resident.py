@@ -59,6 +59,22 @@ STRIDED = {
     "stride_exceeds_the_window": image(30, 48, 2, 3, stride=(3, 4)),
     "one_row_of_a_stride": image(2, 40, 5, 16, (2, 0), N=2, stride=(3, 2)),
 }
+#: Their input gradients have phases of their own; dy has rows of 2 pixels at least.
+GRADIENTS = {
+    "halves": image(37, 55, 9, 9, (4, 4), N=2, stride=(2, 2)),
+    "halves_of_large_windows": image(32, 32, 31, 29, (15, 14), C=2, stride=(2, 2)),
+    "quarter_rows": image(30, 28, 9, 8, ((4, 1), (3, 2)), stride=(4, 1)),
+    "eighth_columns": image(13, 128, 5, 11, ((2, 2), (5, 1)), N=2, stride=(1, 8)),
+    "taps_for_some_phases": image(33, 64, 3, 2, stride=(8, 4)),
+    "last_pixels_unread": image(20, 37, 6, 7, ((2, 0), (3, 0)), stride=(2, 2)),
+    "cropped_by_odd_numbers": image(21, 40, 7, 5, ((-1, 3), (-3, 5)), stride=(4, 2)),
+    "far_padding": image(14, 16, 5, 6, ((9, 8), (11, 7)), stride=(2, 2)),
+    "flipped": image(21, 40, 5, 6, (1, 2), C=2, stride=(2, 4), flip=True),
+    "per_sample": image(19, 40, 6, 5, (1, 2), N=3, C=2, stride=(2, 2), per_sample=True),
+    "one_row": image(9, 24, 9, 9, ((2, 0), (4, 4)), N=2, stride=(5, 2)),
+    "colours": geometry_of((1, 3, 19, 40), (2, 3, 5, 11), stride=(2, 2), padding=((2, 2), (5, 5))),
+    "multiplier": geometry_of((2, 2, 13, 33), (6, 1, 3, 5), (2, 2), ((1, 1), (2, 2)), groups=2),
+}
 CHANNELS = {
     "colours": geometry_of((1, 3, 19, 40), (2, 3, 5, 11), padding=((2, 2), (5, 5))),
     "multiplier": geometry_of((2, 2, 13, 24), (6, 1, 3, 5), padding=((1, 1), (2, 2)), groups=2),
@@ -86,6 +102,12 @@ CASES = [
 ] + [
     ("dgrad", name, (STACKED, SINGLE)[i % 2])
     for i, name in enumerate(GEOMETRIES | STRIDED | CHANNELS)
+]
+GRADIENT_CASES = [
+    (name, tile)
+    for name, geometry in GRADIENTS.items()
+    for tile in (SINGLE, STACKED)
+    if resident.fits(tile, problem_of("dgrad", geometry))
 ]
 CASES = [
     (op, name, tile)
@@ -126,6 +148,25 @@ def test_every_window_and_tile(op, name, tile):
     assert torch.equal(actual, torch.from_numpy(truth(op, args, geometry)).to(HALF))
 
 
+@pytest.mark.parametrize(
+    ("name", "tile"),
+    [pytest.param(name, tile, id=f"{name}-{tile.STACK}") for name, tile in GRADIENT_CASES],
+)
+def test_input_gradients_of_strides(name, tile):
+    """Whole numbers are exact. Rows that are no pieces are copied first."""
+    geometry = GRADIENTS[name]
+    problem = problem_of("dgrad", geometry)
+    exchange = None if resident.is_legal(problem) else PLANES
+    seen = problem if exchange is None else exchange.seen(problem)
+    tile = replace(tile, parts=min(2, tile.tiles(seen)))
+    plan = replace(choose.plan_with_tile(seen, tile), exchange=exchange)
+    assert resident.is_legal(seen)
+    args = operands("dgrad", *tensors(geometry, HALF, make=whole_numbers))
+    before = ("build_lines",) if exchange is None else ("copy_images", "build_lines")
+    actual = launched("dgrad", args, geometry, plan, before=before)
+    assert torch.equal(actual, torch.from_numpy(truth("dgrad", args, geometry)).to(HALF))
+
+
 @pytest.mark.parametrize("name", COPIED)
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
 def test_an_image_is_copied_to_whole_pieces(op, name):
@@ -133,9 +174,6 @@ def test_an_image_is_copied_to_whole_pieces(op, name):
     problem = problem_of(op, geometry)
     seen = PLANES.seen(problem)
     assert not resident.is_legal(problem)
-    if not resident.is_legal(seen):
-        assert (op, geometry.stride) == ("dgrad", (2, 2))
-        return
     args = operands(op, *tensors(geometry, HALF, make=whole_numbers))
     plan = replace(choose.plan_with_tile(seen, tile), exchange=PLANES)
     actual = launched(op, args, geometry, plan, before=("copy_images", "build_lines"))
@@ -199,23 +237,23 @@ def family(geometry, op="fprop", device=H200):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "noticed"),
+    ("op", "pattern", "noticed"),
     [
-        (r"fence\.proxy\.async\S*;", "fence"),
-        (r"cp\.async\.wait_group\S*\s+1;", "on its way"),
-        (r"wgmma\.wait_group\.sync\.aligned [1-9]\d*;", "wgmma in flight"),
+        ("fprop", r"fence\.proxy\.async\S*;", "fence"),
+        ("dgrad", r"cp\.async\.wait_group\S*\s+1;", "on its way"),
+        ("fprop", r"wgmma\.wait_group\.sync\.aligned [1-9]\d*;", "wgmma in flight"),
     ],
     ids=["fence", "wait_for_copies", "wait_for_products"],
 )
-def test_damage_to_it_is_noticed(pattern, noticed):
+def test_damage_to_it_is_noticed(op, pattern, noticed):
     from tricorr.ops.launch import entry as launch
 
-    geometry = image(30, 40, 5, 9, (2, 4))
-    args = operands("fprop", *tensors(geometry, HALF))
+    geometry = image(30, 40, 5, 9, (2, 4), stride=(2, 2) if op == "dgrad" else (1, 1))
+    args = operands(op, *tensors(geometry, HALF))
     with simulated(90) as device:
         device.change = lambda ptx: re.sub(pattern, "", ptx)
         with pytest.raises(Fault, match=noticed):
-            run("fprop", args, geometry, launch, plan=plan_of("fprop", geometry, SINGLE))
+            run(op, args, geometry, launch, plan=plan_of(op, geometry, SINGLE))
 
 
 def test_stacked_blocks_share_a_row():
@@ -238,7 +276,8 @@ def test_it_is_taken_for_large_windows():
             assert family(g, op, DEVICES["a100"]) != "resident"
     pads = ((5, 5), (5, 5))
     assert family(geometry_of((4, 3, 1024, 1024), (8, 3, 11, 11), padding=pads)) == "resident"
-    assert family(image(56, 56, 9, 9, (4, 4), N=64, C=60, stride=(2, 2))) == "resident"
+    for op in ("fprop", "dgrad"):
+        assert family(image(56, 56, 9, 9, (4, 4), N=64, C=60, stride=(2, 2)), op) == "resident"
     assert family(image(4096, 4096, 7, 7, (3, 3))) == "rows"
 
 
@@ -270,6 +309,7 @@ def test_problems_of_other_layouts_and_dtypes_are_left_to_others():
         {"layout": replace(layout, gluon=False)},
     ):
         assert resident.tiles(replace(problem, **change)) == []
-    strided = replace(geometry, stride=(2, 2))
-    assert resident.is_legal(problem_of("fprop", strided))
-    assert not resident.is_legal(problem_of("dgrad", strided))
+    for stride, gradient in (((2, 8), True), ((3, 1), False), ((1, 6), False)):
+        strided = replace(problem, geometry=replace(geometry, stride=stride))
+        assert resident.is_legal(strided), stride
+        assert resident.is_legal(replace(strided, op="dgrad")) == gradient, stride

@@ -527,6 +527,18 @@ def _large() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]
                 torch.zeros(4, 1, 512, 512, dtype=dtype), torch.zeros(1, 1, 31, 31, dtype=dtype)
             ),
         )
+    yield (
+        "large window, input gradient of channels_last",
+        lambda weight, dy: tricorr.corr2d_input_grad(
+            (32, 128, 56, 56), weight, dy, stride=2, padding=15, groups=128
+        ),
+        lambda: [
+            torch.zeros(128, 1, 31, 31, dtype=torch.bfloat16),
+            torch.zeros(32, 128, 28, 28, dtype=torch.bfloat16).to(
+                memory_format=torch.channels_last
+            ),
+        ],
+    )
 
 
 def _lag_sums() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]]:
