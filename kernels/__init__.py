@@ -32,6 +32,7 @@ from .wgrad_flat import wgrad_flat
 from .wgrad_gemm import wgrad_gemm
 from .wgrad_patch import wgrad_patch
 from .wgrad_rows import wgrad_rows
+from .wgrad_shifted import wgrad_shifted
 from .wgrad_stencil import wgrad_stencil
 from .wgrad_tma import wgrad_tma
 
@@ -80,6 +81,7 @@ __all__ = [
     "wgrad_gemm",
     "wgrad_patch",
     "wgrad_rows",
+    "wgrad_shifted",
     "wgrad_stencil",
     "wgrad_tma",
 ]

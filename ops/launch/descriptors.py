@@ -195,7 +195,7 @@ def _boxes_descriptor(
         if sizes[axis] == 1:
             strides[axis] = -(-sizes[inner] * strides[inner] // piece) * piece
     sizes, strides, block = ([of[i] for i in axes or order] for of in (sizes, strides, block))
-    return _descriptor(image, sizes, strides, block)
+    return described(image, sizes, strides, block)
 
 
 def is_matrix(weight: torch.Tensor) -> bool:
@@ -218,12 +218,10 @@ def _rows_descriptor(weight: torch.Tensor, block: list[int]) -> TensorDescriptor
     """Of a weight (rows, channels, R, S) that is_matrix, as that."""
     rows, channels, R, S = weight.shape
     columns = R * S * channels
-    return _descriptor(
-        weight, [rows, columns], [weight.stride(0) if rows > 1 else columns, 1], block
-    )
+    return described(weight, [rows, columns], [weight.stride(0) if rows > 1 else columns, 1], block)
 
 
-def _descriptor(
+def described(
     base: torch.Tensor, sizes: list[int], strides: list[int], block: list[int]
 ) -> TensorDescriptor:
     """Of float32, which is multiplied as TF32: what is loaded is rounded to nearest on the way.

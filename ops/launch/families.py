@@ -20,6 +20,7 @@ from .kernel_arguments import Tensors, read_of_gradient
 from .layout import as_row, is_read_as_it_is, is_row
 from .patch_launch import patch_arguments
 from .reuse_launch import reuse_arguments
+from .shifted_launch import shifted_arguments
 
 #: What the kernels of a family take besides what every kernel of an operator does.
 ARGUMENTS: dict[str, Callable[[Tensors, Geometry, Plan], dict[str, Any]]] = {
@@ -28,6 +29,7 @@ ARGUMENTS: dict[str, Callable[[Tensors, Geometry, Plan], dict[str, Any]]] = {
     "patch": patch_arguments,
     "tma": tma_arguments,
     "reuse": reuse_arguments,
+    "shifted": shifted_arguments,
     "spread": reuse_arguments,
 }
 

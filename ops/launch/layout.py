@@ -49,6 +49,8 @@ def layout_of(
         int64=largest > NARROW_LIMIT,
         x_boxes=x_boxes if x.dtype == y.dtype else "",
         y_boxes=y_boxes if x.dtype == y.dtype else "",
+        x_row=boxes_of(as_row(x)) if is_row(x) else "",
+        y_row=boxes_of(as_row(y)) if is_row(y) else "",
         epilogue=epilogue_slots(residual is not None, activation, y.dtype),
         as_rows=as_rows,
         converts=x.dtype != y.dtype,

@@ -23,6 +23,7 @@ from . import (
     resident,
     reuse,
     rows,
+    shifted,
     spread,
     stencil,
     tma,
@@ -38,7 +39,9 @@ from .tuned import tuned
 SPLIT = (gemm, tma, patch, spread, flat)
 #: Families that multiply without matrix units.
 DIRECT = (rows, stencil, columns)
-FAMILIES = (rows, banded, resident, stencil, columns, gemm, tma, patch, reuse, spread, flat)
+FAMILIES = (
+    rows, banded, resident, stencil, columns, gemm, tma, patch, reuse, spread, flat, shifted
+)  # fmt: skip
 #: A plan on copies of images is taken if its predicted time is below this share of the best other
 #: one's: the sum of two predictions is less certain.
 EXCHANGE_MARGIN = 0.85
@@ -145,7 +148,7 @@ def plans_with_tile(problem: Problem, tile: Tile) -> list[Plan]:
     if problem.op == "backward":
         numbers = family_of(tile).splits(tile, problem)
     elif problem.op == "wgrad":
-        compared = family_of(tile) in (*SPLIT, reuse)
+        compared = family_of(tile) in (*SPLIT, reuse, shifted)
         numbers = gradient_splits(tile, problem) if compared else [tile.splits(problem)]
     else:
         numbers = image_splits(tile, problem) if splits_images(problem, tile) else [1]

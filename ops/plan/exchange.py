@@ -113,6 +113,8 @@ class Exchange:
                 channels_last=last and (x_copied or y_copied),
                 x_boxes=x_boxes,
                 y_boxes=y_boxes,
+                x_row="NHWC" * last if x_copied else "" if self.sampled else layout.x_row,
+                y_row="NHWC" * last if y_copied else layout.y_row,
                 x_align=x_align,
                 y_align=y_align,
                 as_rows=layout.as_rows and not self.sampled,

@@ -28,6 +28,8 @@ class Layout:
         x_boxes: the format in which a tensor descriptor can describe x: "NHWC", "NCHW", or "" for
             neither and where x and y differ in dtype. See launch/layout.py, boxes_of.
         y_boxes: the same of y.
+        x_row: as x_boxes, of planes as one row of H * W pixels; "" where those have gaps.
+        y_row: the same of y.
         x_align: columns of a piece, of 16 bytes at most, that rows of x begin at, and consist of,
             multiples of; 1 where neighbouring columns are no neighbours in memory.
         y_align: the same of y, and of a residual.
@@ -45,6 +47,8 @@ class Layout:
     int64: bool = False
     x_boxes: str = ""
     y_boxes: str = ""
+    x_row: str = ""
+    y_row: str = ""
     epilogue: int = 0
     as_rows: bool = False
     converts: bool = False

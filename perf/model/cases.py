@@ -410,6 +410,16 @@ CASES: dict[str, dict[str, Case]] = {
         "few_filters": _case(64, 256, 56, 56, 24, 7, 7, ops="wgrad", stride=2, last=True),
         "large": _case(64, 64, 1031, 1033, 256, 3, 3, ops="wgrad"),
     },
+    # Filters that are shifted, channels with a stride that are, and boxes that overhang a plane.
+    "shifted": {
+        "filters": _case(32, 128, 112, 112, 3, 3, 3, ops="wgrad", recorded="bfloat16"),
+        "filters_last": _case(32, 128, 112, 112, 3, 3, 3, ops="wgrad", last=True),
+        "stem": _case(64, 3, 224, 224, 16, 3, 3, ops="wgrad", stride=2, recorded="bfloat16"),
+        "stem_last": _case(64, 3, 224, 224, 128, 7, 7, ops="wgrad", stride=2, last=True),
+        "groups": _case(32, 96, 28, 28, 64, 3, 3, ops="wgrad", groups=8, flip=True),
+        "one": _case(8, 32, 512, 512, 1, 5, 5, ops="wgrad", dilation=(1, 2)),
+        "one_filter": _case(8, 1, 512, 512, 16, 3, 3, ops="wgrad"),
+    },
     "frame": {
         "dense": _case(
             8, 64, 56, 56, 64, 3, 3, ops="dgrad_frame", padding_mode="reflect", last=True,
@@ -613,6 +623,7 @@ def _plans(
         copied = "-copied" if getattr(tile, "copied", False) else ""
         copied += "-in_place" if getattr(tile, "in_place", False) else ""
         copied += f"-unfolded_{unfolded}" if (unfolded := getattr(tile, "unfolded", "")) else ""
+        copied += f"-shifted_{shifts}" if (shifts := getattr(tile, "shifts", "")) else ""
         variants: dict[str, Any] = {copied: tile}
         if getattr(tile, "persistent", 0):  # a loop over boxes is other code than one box
             boxes: Any = tile

@@ -149,6 +149,7 @@ def describe(plan: Plan) -> str:
         + " copied" * getattr(plan.tile, "copied", False)
         + " in place" * getattr(plan.tile, "in_place", False)
         + (f" unfolded {unfolded}" if (unfolded := getattr(plan.tile, "unfolded", "")) else "")
+        + (f" shifted {shifts}" if (shifts := getattr(plan.tile, "shifts", "")) else "")
         + (f" on {plan.exchange}" if plan.exchange else "")
         + f" /{plan.splits}" * (plan.splits > 1)
         + (f" r{plan.max_registers}" if plan.max_registers else "")

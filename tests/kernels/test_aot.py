@@ -199,7 +199,7 @@ def test_every_planned_kernel_is_compiled(name):
     }
     here = {c.plan.tile for c in dealt(TARGETS[name]) if c.plan}
     seen, rows, boxes, patches = 0, [], set(), set()
-    reused, spread, flat = set(), set(), set()
+    reused, spread, flat, shifted = set(), set(), set(), set()
     for call in itertools.islice(random_calls.calls(rng, device), 1000):
         plan = call.plan
         if plan.family == "banded":
@@ -220,6 +220,8 @@ def test_every_planned_kernel_is_compiled(name):
             spread.add(_sums(plan, taps=False))
         elif plan.family == "flat":  # and so are the taps of copies
             flat.add((_sums(plan), plan.int64))
+        elif plan.family == "shifted":  # and so are taps
+            shifted.add(_sums(plan))
         elif plan.family == "patch":  # extents of a patch are constants in the same code
             patches.add((plan.kernel, plan.tile.shape, plan.one_tap, _key(call)[-1]))
         elif plan.op != "dgrad_frame":  # has smaller tiles of the same kernels
@@ -247,6 +249,7 @@ def test_every_planned_kernel_is_compiled(name):
         for c in dealt(target)
         if c.plan and c.plan.family == "flat"
     }
+    assert shifted <= {_sums(c.plan) for c in dealt(TARGETS[name]) if c.family == "shifted"}
     assert patches <= {
         (c.plan.kernel, c.plan.tile.shape, c.plan.one_tap, _key(c.planned)[-1])
         for target in TARGETS.values()

@@ -487,14 +487,18 @@ def _large() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]
 
         call = trained(correlated(precision=_PRECISIONS.get(kind), **options))
         yield f"large {name} {kind} {memory}", call, operands
-    yield (
-        "few channels bf16",
-        trained(correlated(padding=1)),
-        lambda: wanting(
-            torch.zeros(8, 16, 128, 128, dtype=torch.bfloat16),
-            torch.zeros(3, 16, 3, 3, dtype=torch.bfloat16),
-        ),
-    )
+    for name, channels, memory in (
+        ("few channels bf16", 16, "channels_last"),
+        ("few filters bf16", 64, "NCHW"),
+    ):
+        yield (
+            name,
+            trained(correlated(padding=1)),
+            lambda channels=channels, memory=memory: wanting(
+                image((8, channels, 128, 128), torch.bfloat16, memory),
+                torch.zeros(3, channels, 3, 3, dtype=torch.bfloat16),
+            ),
+        )
     yield (
         "narrow bf16",
         trained(correlated(padding=2)),

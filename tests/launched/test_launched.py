@@ -47,6 +47,7 @@ COMPILED = {
     "large odd height, stride 2 bf16 channels_last": {"wgrad_tma"},
     "large dense tf32 channels_last": {"copy_flat", "wgrad_flat"},
     "few channels bf16": {"wgrad_patch"},
+    "few filters bf16": {"wgrad_shifted"},
     "random 10 fprop half channels_last": {"fprop_patch", "build_patch_weight"},
     "large window fp64": {"wgrad_columns"},
     "large window half": {"build_lines", "fprop_resident", "wgrad_banded"},

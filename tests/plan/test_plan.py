@@ -87,7 +87,8 @@ def test_channels_decide_between_gemm_and_rows(op, name):
     }[op]
     for problem, p in plans(op, g):
         if shorter >= GEMM_MIN:
-            products = ("gemm", "patch", *["tma", "spread", "flat"] * (problem.device.arch == "90"))
+            boxed = ["tma", "spread", "flat", "shifted"] * (problem.device.arch == "90")
+            products = ("gemm", "patch", *boxed)
             assert p.family in products
         elif p.family == "gemm":  # a stencil would have to sum many channels
             assert op == "wgrad" or (g.group_C if op == "fprop" else g.group_K) >= p.tile.BLOCK_K
@@ -139,7 +140,7 @@ def test_plans_come_from_the_tables_print_and_hash(op, name):
     tiles |= {tile for table in GEMM_GRADIENT_TILES.values() for tile in table}
     for _, p in plans(op, ALL[name]):
         assert p.tile in tiles or p.family in (
-            "rows", "columns", "banded", "tma", "patch", "spread", "flat"
+            "rows", "columns", "banded", "tma", "patch", "spread", "flat", "shifted"
         )  # fmt: skip
         assert p in {p}
         assert str(p).startswith(f"Plan(op='{op}', tile=")
