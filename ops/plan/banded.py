@@ -382,7 +382,7 @@ BANDED_GRAD_TILES: dict[str, tuple[BandedGradTile, ...]] = {
 def is_legal(problem: Problem) -> bool:
     """Whether a banded kernel can compute this: columns of images are neighbours."""
     g = problem.geometry
-    if problem.layout.channels_last or problem.op == "dgrad_frame":
+    if not problem.in_planes or problem.op == "dgrad_frame":
         return False
     if g.group_C != 1 or g.stride != (1, 1) or g.dilation != (1, 1):
         return False

@@ -228,7 +228,7 @@ def _to_planes(problem: Problem) -> list[Exchange]:
         return []
     if problem.product not in ("half", "tf32", "tf32x3"):
         return []
-    if layout.channels_last:
+    if not problem.in_planes:
         return [Exchange(reads=True, result=op != "wgrad", format="NCHW")]
     align = layout.y_align if op == "dgrad" else layout.x_align
     whole = op == "wgrad" or align * problem.dtype.itemsize == 16

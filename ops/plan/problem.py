@@ -185,6 +185,11 @@ class Problem:
         return min(self.group_channels, self.reduced * window) < GEMM_MIN
 
     @property
+    def in_planes(self) -> bool:
+        """Whether columns of both images are neighbours in memory: any single channel's are."""
+        return self.geometry.C == self.geometry.K == 1 or not self.layout.channels_last
+
+    @property
     def samples(self) -> int:
         """Samples whose pixels are counted through in one independent problem."""
         return 1 if self.geometry.per_sample else self.geometry.N

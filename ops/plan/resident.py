@@ -229,7 +229,7 @@ def is_legal(problem: Problem) -> bool:
     layout = problem.layout
     if problem.op not in ("fprop", "dgrad"):
         return False
-    if layout.int64 or layout.converts or layout.channels_last:
+    if layout.int64 or layout.converts or not problem.in_planes:
         return False
     if problem.device.arch != "90" or not layout.gluon:
         return False

@@ -246,6 +246,8 @@ def test_large_windows_of_few_channels_are_copied_to_planes():
     rows = replace(last, channels_last=False, x_boxes="", y_boxes="", x_align=4, y_align=8)
     assert exchanges(replace(problem, layout=rows)) == [READS_PLANES]
     assert exchanges(replace(problem, layout=rows, op="dgrad")) == []
+    single = geometry_of((1, 1, 28, 28), (1, 1, 9, 9))  # its formats are the same
+    assert exchanges(replace(problem, geometry=single, layout=replace(last, x_align=8))) == []
     small = geometry_of((64, 120, 28, 28), (120, 1, 3, 3), groups=120)
     assert exchanges(replace(problem, geometry=small)) == []
     assert exchanges(replace(problem, dtype=FLOAT)) == []  # exactly
