@@ -8,6 +8,7 @@ from .build_lines import build_lines
 from .build_patch_weight import build_patch_weight
 from .copy_flat import copy_flat
 from .copy_images import copy_images
+from .copy_patches import copy_patches
 from .dgrad_frame_gemm import dgrad_frame_gemm
 from .dgrad_frame_stencil import dgrad_frame_stencil
 from .dgrad_gemm import dgrad_gemm
@@ -58,6 +59,7 @@ __all__ = [
     "build_patch_weight",
     "copy_flat",
     "copy_images",
+    "copy_patches",
     "dgrad_frame_gemm",
     "dgrad_frame_stencil",
     "dgrad_gemm",

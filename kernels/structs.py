@@ -280,6 +280,32 @@ class CopyLayout(NamedTuple):
     COLUMNS: int = 0
 
 
+class PatchCopyLayout(NamedTuple):
+    """How an image and its patches lie in memory; see copy_patches.
+
+    Attributes:
+        R, S: rows and columns of a patch.
+        CHANNELS_LAST: channels of patches are in the order (g,r,s,c), else (g,c,r,s).
+        BACK: patches are copied to the image.
+        X_ALIGN, Z_ALIGN: elements of a piece of each, of 16 bytes at most, that starts at a
+            multiple of it.
+        INT64: offsets are 64-bit.
+        BLOCK_C, BLOCK_R, BLOCK_Q, BLOCK_S: channels, rows, patches and columns of a program.
+    """
+
+    R: int
+    S: int
+    CHANNELS_LAST: bool
+    BACK: bool
+    X_ALIGN: int
+    Z_ALIGN: int
+    INT64: bool
+    BLOCK_C: int
+    BLOCK_R: int
+    BLOCK_Q: int
+    BLOCK_S: int
+
+
 @functools.cache
 def _tile_type(names: tuple[str, ...]) -> type[tuple[int, ...]]:
     return namedtuple("Tile", names)  # type: ignore[misc]  # mypy wants names that it can read

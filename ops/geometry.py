@@ -139,6 +139,42 @@ class Geometry:
         window = (self.R, self.S, self.stride, self.padding)
         return window == (1, 1, (1, 1), ((0, 0), (0, 0)))
 
+    def is_cut(self, axis: int) -> bool:
+        """Whether windows lie side by side along axis 0, rows, or 1, columns: no two share any.
+
+        Behind the last one there may be a rest of the image, which no window meets.
+        """
+        extent, outputs = ((self.R, self.P), (self.S, self.Q))[axis]
+        apart = self.stride[axis] if outputs > 1 else extent
+        return apart == extent and self.padding[axis] == (0, 0) and self.steps(axis)[1] == 1
+
+    @property
+    def merges_columns(self) -> bool:
+        """Whether the columns of a window can be seen as channels, see merged_columns."""
+        one_bank = self.groups == 1 and not self.per_sample
+        return self.S > 1 and one_bank and not self.flip and self.is_cut(1)
+
+    @property
+    def is_patches(self) -> bool:
+        """Whether it is a product of patches of the image, as large as the window, with filters."""
+        window = self.R * self.S > 1 and not self.flip and not self.per_sample
+        return window and self.is_cut(0) and self.is_cut(1)
+
+    def of_patches(self) -> Geometry:
+        """The same with a channel for each (c, r, s) of a patch, and a 1x1 window.
+
+        Only if is_patches.
+        """
+        channels = self.C * self.R * self.S
+        return replace(self, C=channels, H=self.P, W=self.Q, R=1, S=1, stride=(1, 1))
+
+    def merged_columns(self) -> Geometry:
+        """The same with channels (s, c) and a window of one column; only if merges_columns.
+
+        Of x in channels_last and of a weight in that format it is a view.
+        """
+        return replace(self, C=self.S * self.C, W=self.Q, S=1, stride=(self.stride[0], 1))
+
     def as_rows(self) -> Geometry:
         """The same correlation with each plane as one row; only for a 1x1 window."""
         return replace(self, H=1, W=self.H * self.W)

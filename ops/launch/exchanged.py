@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-from ..geometry import Geometry, Pair
+from ..geometry import Geometry
 from ..plan.exchange import Exchange
 from ..plan.integers import cdiv
 from .call import Call
-from .copies import Copy, after_copies, copy_calls, in_boxes
-from .layout import columns_together
+from .copies import Copy, after_copies, channels_innermost, copy_calls, in_boxes
+from .layout import can_merge, columns_together, merged_columns, order_of
+from .patch_copies import patches_call, patches_like
 
 
 def geometry_seen(op: str, geometry: Geometry, exchange: Exchange, image: torch.Tensor) -> Geometry:
@@ -22,13 +22,64 @@ def geometry_seen(op: str, geometry: Geometry, exchange: Exchange, image: torch.
 
 def x_read(
     x: torch.Tensor, geometry: Geometry, seen: Geometry, exchange: Exchange
-) -> tuple[torch.Tensor, Copy | None]:
-    """(x as the kernel reads it; the copy that it is, if it is one)."""
+) -> tuple[torch.Tensor, Copy | Call | None]:
+    """(x as the kernel reads it; the copy that it is, or the launch that makes it, if any)."""
+    if exchange.merged:
+        return merged_columns(x, geometry), None
+    if exchange.patches:
+        patches = patches_like(x, geometry)
+        return patches, patches_call(x, patches, geometry, exchange.patches)
     if exchange.sampled:
         x = x[..., :: geometry.stride[0], :: geometry.stride[1]]
     if exchange.reads:
         return _read(x, seen.W, exchange)
     return _dense_copy(x) if exchange.sampled else (x, None)
+
+
+def weight_read(
+    weight: torch.Tensor, geometry: Geometry, exchange: Exchange
+) -> tuple[torch.Tensor, Call | None]:
+    """(the weight as the kernel reads it; the launch that makes it, if it is a copy)."""
+    if not (exchange.merged or exchange.patches) or _is_view(weight, geometry, exchange):
+        return weight_seen(weight, geometry, exchange), None
+    copy = channels_innermost(weight[None])
+    (call,) = copy_calls(copy)
+    return weight_seen(copy.out, geometry, exchange), call
+
+
+def weight_seen(weight: torch.Tensor, geometry: Geometry, exchange: Exchange) -> torch.Tensor:
+    """The weight, or its gradient, as the kernel meets it: a view."""
+    if not (exchange.merged or exchange.patches):
+        return weight
+    assert _is_view(weight, geometry, exchange), weight.stride()
+    if exchange.merged:
+        return merged_columns(weight, geometry)
+    return weight.as_strided((geometry.K, weight[0].numel(), 1, 1), (weight.stride(0), 1, 1, 1))
+
+
+def _is_view(weight: torch.Tensor, geometry: Geometry, exchange: Exchange) -> bool:
+    if exchange.merged:
+        return can_merge(weight, geometry)
+    return order_of(weight) == exchange.patches
+
+
+def bias_read(
+    bias: torch.Tensor | None, geometry: Geometry, exchange: Exchange
+) -> tuple[torch.Tensor | None, Call | None]:
+    """(the bias of the channels of dx that the kernel stores; the launch that repeats it)."""
+    if bias is None or not (exchange.merged or exchange.patches):
+        return bias, None
+    g = geometry
+    rows = g.R if exchange.patches else 1
+    groups = 1 if exchange.patches == "crs" else g.groups
+    channels, step = g.C // groups, bias.stride(0)
+    repeated = bias.as_strided((groups, 1, channels, rows, g.S), (channels * step, 0, step, 0, 0))
+    if exchange.patches == "crs":
+        out = bias.new_empty((groups, channels, rows, g.S))
+    else:
+        out = bias.new_empty((groups, rows, g.S, channels)).permute(0, 3, 1, 2)
+    (call,) = copy_calls(Copy(repeated, out, out))
+    return out.as_strided((g.C * rows * g.S,), (1,)), call
 
 
 def y_read(
@@ -43,38 +94,53 @@ def y_workspace(y: torch.Tensor, exchange: Exchange) -> torch.Tensor:
     return _workspace(y, y.shape, exchange.format == "NHWC") if exchange.result else y
 
 
-def x_workspace(dx: torch.Tensor, seen: Geometry, exchange: Exchange) -> torch.Tensor:
+def x_workspace(
+    dx: torch.Tensor, geometry: Geometry, seen: Geometry, exchange: Exchange
+) -> torch.Tensor:
     """Where the kernel stores dx."""
+    if exchange.merged:
+        return merged_columns(dx, geometry)
+    if exchange.patches:
+        return patches_like(dx, geometry, dense=True)
     if not (exchange.result or exchange.sampled):
         return dx
     last = exchange.result and exchange.format == "NHWC"
     return _workspace(dx, seen.x_shape, last)
 
 
-def around(
-    call: Call,
-    read: Sequence[Copy | None],
-    workspace: torch.Tensor,
-    result: torch.Tensor,
-    step: Pair = (1, 1),
-    bias: torch.Tensor | None = None,
-) -> Call:
-    """The launches that fill `result`: `call` fills its workspace from what `read` makes.
+def after(call: Call, *made: Copy | Call | None) -> Call:
+    """`call`, with these launches, and that of these copies, before all of its own."""
+    call = after_copies(call, *(one for one in made if isinstance(one, Copy)))
+    first = (one for one in made if isinstance(one, Call))
+    return replace(call, before=(*first, *call.before))
 
-    Args:
-        call: of the kernel.
-        read: the copies before it.
-        workspace: what it fills.
-        result: of the operator; may be the workspace.
-        step: rows and columns of the result from one pixel of the workspace to the next.
-        bias: of the pixels between them; zero if there is none.
-    """
-    call = after_copies(call, *read)
-    if workspace is result:
+
+def y_copied(call: Call, workspace: torch.Tensor, y: torch.Tensor) -> Call:
+    """`call`, which fills the workspace, with the launch that copies it to y, if it is not y."""
+    return call if workspace is y else _copied(call, Copy(workspace[None], y), workspace)
+
+
+def x_copied(
+    call: Call,
+    workspace: torch.Tensor,
+    dx: torch.Tensor,
+    geometry: Geometry,
+    exchange: Exchange,
+    bias: torch.Tensor | None,
+) -> Call:
+    """The same of dx; pixels of dx that no window meets get the bias, or 0."""
+    if workspace is dx or exchange.merged:
         return call
-    has_steps = step != (1, 1)
-    back = Copy(workspace[None], result, step=step, bias=bias if has_steps else None)
-    (last,) = copy_calls(back)
+    if exchange.patches:
+        last = patches_call(dx, workspace, geometry, exchange.patches, back=True, bias=bias)
+        return replace(last, before=(call,))
+    step = geometry.stride if exchange.sampled else (1, 1)
+    bias = bias if step != (1, 1) else None
+    return _copied(call, Copy(workspace[None], dx, step=step, bias=bias), workspace)
+
+
+def _copied(call: Call, copy: Copy, workspace: torch.Tensor) -> Call:
+    (last,) = copy_calls(copy)
     return replace(last, before=(call,), scratch=(*last.scratch, workspace))
 
 

@@ -10,7 +10,15 @@ from ..plan.problem import Plan
 from .banded_launch import fprop_banded_call
 from .call import Call
 from .copies import copy_calls
-from .exchanged import around, geometry_seen, x_read, y_read, y_workspace
+from .exchanged import (
+    after,
+    geometry_seen,
+    weight_read,
+    x_read,
+    y_copied,
+    y_read,
+    y_workspace,
+)
 from .families import as_read, family_arguments, packed, planes_as_rows
 from .kernel_arguments import Tensors, call_of, samples_of, weight_walk
 from .partial_sums import partials_of, sum_partials_call
@@ -36,8 +44,9 @@ def fprop_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
         y, residual, residual_copy = y_workspace(t.y, exchange), t.residual, None
         if residual is not None and exchange.result:
             residual, residual_copy = y_read(residual, seen, exchange)
-        call = fprop_call(replace(t, x=x, y=y, residual=residual), seen, alone)
-        return around(call, (copy, residual_copy), y, t.y)
+        weight, packing = weight_read(t.weight, geometry, exchange)
+        call = fprop_call(replace(t, x=x, weight=weight, y=y, residual=residual), seen, alone)
+        return y_copied(after(call, copy, residual_copy, packing), y, t.y)
     if plan.splits == 1:
         return forward_call(t, geometry, plan)
     partials = partials_of(t.y, plan.splits)

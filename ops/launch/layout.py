@@ -44,6 +44,9 @@ def layout_of(
     images = (x, y) if residual is None else (x, y, residual)
     as_rows = geometry.is_point and all(map(is_row, images))
     x_boxes, y_boxes = (boxes_of(as_row(t) if as_rows else t) for t in (x, y))
+    merged = None
+    if can_merge(x, geometry):
+        merged = boxes_of(merged_columns(x, geometry)) if x.dtype == y.dtype else ""
     return Layout(
         channels_last=suggests_channels_last(x) or suggests_channels_last(y),
         int64=largest > NARROW_LIMIT,
@@ -58,7 +61,39 @@ def layout_of(
         x_align=columns_together(x),
         y_align=math.gcd(*map(columns_together, images[1:])),
         gluon=HAS_GLUON and not (x.is_cpu and backend.interprets()),
+        merged=merged,
+        order=order_of(weight) if geometry.is_patches else "",
     )
+
+
+def order_of(weight: torch.Tensor) -> str:
+    """Layout.order of a weight (K, C/groups, R, S)."""
+    _, channels, R, S = weight.shape
+    dense = {"crs": (R * S, S, 1), "rsc": (1, S * channels, channels)}
+    for order, steps in dense.items():
+        found = zip(weight.shape[1:], weight.stride()[1:], steps, strict=True)
+        if all(a == b for n, a, b in found if n > 1):
+            return order
+    return ""
+
+
+def can_merge(tensor: torch.Tensor, geometry: Geometry) -> bool:
+    """Whether x, or a weight, is in memory as Geometry.merged_columns has it."""
+    channels, columns = tensor.shape[1], tensor.shape[3]
+    return (
+        geometry.merges_columns
+        and (channels == 1 or tensor.stride(1) == 1)
+        and (columns == 1 or tensor.stride(3) == channels)
+    )
+
+
+def merged_columns(tensor: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """x (N, S * C, H, Q), or a weight (K, S * C, R, 1), a view of one that can_merge."""
+    n, channels, h, _ = tensor.shape
+    merged = geometry.S * channels
+    columns = min(tensor.shape[3] // geometry.S, geometry.Q)
+    n_step, _, h_step, _ = tensor.stride()
+    return tensor.as_strided((n, merged, h, columns), (n_step, 1, h_step, merged))
 
 
 def is_read_as_it_is(weight: torch.Tensor) -> bool:

@@ -12,8 +12,8 @@ from ..geometry import Geometry
 from ..plan.cost import is_reordered
 from ..plan.problem import Plan
 from .call import Call
-from .copies import after_copies, copy_calls
-from .exchanged import geometry_seen, x_read, y_read
+from .copies import copy_calls
+from .exchanged import after, geometry_seen, weight_seen, x_read, y_read
 from .families import as_read, family_arguments, planes_as_rows
 from .flat_launch import flat_call
 from .kernel_arguments import Tensors, call_of, samples_of, weight_walk
@@ -29,8 +29,9 @@ def wgrad_calls(
         seen, alone = geometry_seen("wgrad", geometry, exchange, dy), replace(plan, exchange=None)
         x, x_copy = x_read(x, geometry, seen, exchange)
         dy, dy_copy = y_read(dy, seen, exchange)
+        dw = weight_seen(dw, geometry, exchange)
         first, *rest = wgrad_calls(x, dy, dw, seen, alone)
-        yield after_copies(first, x_copy, dy_copy)
+        yield after(first, x_copy, dy_copy)
         yield from rest
         return
     is_whole = plan.partials == 1 and not is_reordered(plan, geometry, not is_read_as_it_is(dw))

@@ -78,7 +78,7 @@ def _exchanged(exchange: Exchange, problem: Problem) -> list[Plan]:
     """The best plan with these copies, none where each has more programs than a launch can have."""
     seen = exchange.seen(problem)
     try:
-        if exchange.is_mixed and problem.op != "wgrad":
+        if exchange.is_mixed(problem.op) and problem.op != "wgrad":
             tiles = gemm.mixed_tiles(seen)
             plans = [plan for tile in tiles for plan in plans_with_tile(seen, tile)]
             if not plans:

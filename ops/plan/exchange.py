@@ -1,9 +1,13 @@
-"""Plans whose kernel runs on copies of the images, made in the format that suits it best.
+"""Plans whose kernel runs on copies of the images, or on views, in the form that suits it best.
 
 A plan of any family can carry an Exchange. Its kernel meets another problem, `Exchange.seen`:
 images in another format, or those pixels alone that a 1x1 window with a stride reads. The launches
 around it copy what is read and, where the result is computed in the other format too, the result.
 kernels/copy_images.py makes the copies; ops/launch/exchanged.py builds the launches.
+
+Where windows lie side by side, a product needs no taps. Images in channels_last are seen with the
+columns of a window as channels: nothing is copied but a contiguous weight. Of contiguous images,
+kernels/copy_patches.py makes patches, one pixel of (c, r, s) for each window.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from typing import TYPE_CHECKING
 from ..geometry import Geometry
 from .device import MAX_COPY_BYTES
 from .integers import cdiv
+from .patch_copies import PatchCopy
 
 if TYPE_CHECKING:
     from .cost import Work
@@ -37,15 +42,21 @@ class Exchange:
         sampled: of a 1x1 window with a stride. Copies of x hold the pixels that the window meets,
             and the kernel's window has no stride. An input gradient's other pixels are zero.
         format: "NHWC", channels_last; or "NCHW", planes whose rows begin at multiples of 16 bytes.
+        merged: x is seen with its columns merged, see Geometry.merged_columns.
+        patches: x is copied to patches, see Geometry.of_patches, in this order of their channels;
+            "" if it is not. An input gradient is computed so.
     """
 
     reads: bool = False
     result: bool = False
     sampled: bool = False
     format: str = "NHWC"
+    merged: bool = False
+    patches: str = ""
 
     def __str__(self) -> str:
-        copied = [name for name in ("reads", "result", "sampled") if getattr(self, name)]
+        names = ("reads", "result", "sampled", "merged", "patches")
+        copied = [name for name in names if getattr(self, name)]
         return "+".join(copied) + (" planes" if self.format == "NCHW" else "")
 
     @property
@@ -56,13 +67,22 @@ class Exchange:
             f"reads {form} copies": self.reads,
             f"result copied from {form}": self.result,
             "copies of every stride-th pixel": self.sampled,
+            "columns of the window seen as channels": self.merged,
+            f"patches ({', '.join(self.patches)}) as pixels": bool(self.patches),
         }
         return " and ".join(text for text, is_so in said.items() if is_so)
 
-    @property
-    def is_mixed(self) -> bool:
+    def copies_x(self, op: str) -> bool:
+        """Whether the kernel reads or stores a copy of x in `format`."""
+        return bool(self.patches) or (self.result if op == "dgrad" else self.reads)
+
+    def copies_y(self, op: str) -> bool:
+        """The same of y."""
+        return self.result if op == "fprop" else self.reads
+
+    def is_mixed(self, op: str) -> bool:
         """Whether the kernel reads one format and stores another: planned for GEMMs alone."""
-        return self.format == "NHWC" and self.reads != self.result
+        return self.format == "NHWC" and self.copies_x(op) != self.copies_y(op)
 
     def geometry(self, op: str, geometry: Geometry, piece: int) -> Geometry:
         """The geometry that the kernel meets.
@@ -76,6 +96,10 @@ class Exchange:
             piece: elements of 16 bytes.
         """
         g = geometry
+        if self.merged:
+            return g.merged_columns()
+        if self.patches:
+            return g.of_patches()
         if self.sampled:
             return replace(g, H=g.P, W=g.Q, stride=(1, 1))
         if self.format == "NHWC":
@@ -94,8 +118,10 @@ class Exchange:
         """The problem that the kernel meets."""
         piece, op, layout = 16 // problem.dtype.itemsize, problem.op, problem.layout
         g = self.geometry(op, problem.geometry, piece)
-        x_copied = self.result if op == "dgrad" else self.reads
-        y_copied = self.result if op == "fprop" else self.reads
+        if self.merged:
+            layout = replace(layout, x_boxes=layout.merged or "", repacks=False)
+            return replace(problem, geometry=g, layout=replace(layout, merged=None, order=""))
+        x_copied, y_copied = self.copies_x(op), self.copies_y(op)
         x_boxes, x_align = layout.x_boxes, layout.x_align
         y_boxes, y_align = layout.y_boxes, layout.y_align
         last = self.format == "NHWC"
@@ -118,6 +144,9 @@ class Exchange:
                 x_align=x_align,
                 y_align=y_align,
                 as_rows=layout.as_rows and not self.sampled,
+                repacks=layout.repacks and not self.patches,
+                merged=None,
+                order="",
             ),
         )
 
@@ -132,20 +161,29 @@ class Exchange:
 
     def with_copies(self, work: Work, problem: Problem) -> Work:
         """The work with the launches that make the copies, given that of the kernel alone."""
+        if self.merged:
+            weight = problem.geometry.weight_numel * problem.dtype.itemsize
+            return work.after_copies([weight] * problem.layout.repacks)
         before, after = self._before(problem), self._after(problem)
         launches = bool(before) + bool(after)
-        if before and work.copy_bytes:  # one launch copies the weight too
+        moved: float = sum(map(sum, (*before, *after)))
+        if self.patches:  # made by a launch of their own
+            launches += len(before) > 1
+            copy = PatchCopy(problem.geometry, self.patches, problem.op == "dgrad")
+            least = copy.seconds(problem.dtype.itemsize, problem.device)
+            own = sum((after if copy.back else before)[0])
+            moved += max(0.0, least * problem.device.copy_rate - own)
+        elif before and work.copy_bytes:  # one launch copies the weight too
             work = replace(work, launches=work.launches - 1)
-        moved = sum(map(sum, (*before, *after)))
         return replace(work, exchanged_bytes=moved, exchange_launches=launches)
 
     def memory(self, problem: Problem) -> int:
-        """Bytes of the copies, and of the result before it is copied."""
+        """Bytes of the copies of images, and of the result before it is copied."""
         written = sum(written for _, written in self._before(problem))
         return written + sum(read for read, _ in self._after(problem))
 
     def _before(self, problem: Problem) -> list[tuple[int, int]]:
-        """(bytes read, bytes written) for each copy of what the kernel reads."""
+        """(bytes read, bytes written) for each copy of an image that the kernel reads."""
         g, layout, itemsize = problem.geometry, problem.layout, problem.dtype.itemsize
         piece, found = 16 // itemsize, []
         seen = self.geometry(problem.op, g, piece)
@@ -167,7 +205,10 @@ class Exchange:
             """Bytes of a copy: channels are filled up to whole pieces of 16 bytes."""
             return g.N * cdiv(channels, piece) * 16 * pixels
 
-        if reads_x and (self.reads or self.sampled):
+        if reads_x and self.patches:
+            written = copied(g.C * g.R * g.S, g.P * g.Q)
+            found.append((g.N * g.C * g.P * g.R * g.W * itemsize, written))
+        elif reads_x and (self.reads or self.sampled):
             rows, columns = (g.P, g.Q) if self.sampled else (g.H, g.W)
             written = (
                 copied(g.C, rows * columns) if self.reads else g.N * g.C * rows * columns * itemsize
@@ -180,6 +221,9 @@ class Exchange:
     def _after(self, problem: Problem) -> list[tuple[int, int]]:
         """The same of the result, [] if the kernel stores it where it belongs."""
         g, itemsize = problem.geometry, problem.dtype.itemsize
+        if problem.op == "dgrad" and self.patches:
+            computed = g.N * g.C * g.P * g.R * g.Q * g.S
+            return [(computed * itemsize, g.x_numel * itemsize)]
         if problem.op == "dgrad" and (self.result or self.sampled):
             computed = g.N * g.C * g.P * g.Q if self.sampled else g.x_numel
             return [(computed * itemsize, g.x_numel * itemsize)]
@@ -194,20 +238,34 @@ def exchanges(problem: Problem) -> list[Exchange]:
     Windows of a stride leave lines of a plane half used: a kernel that reads or stores them as they
     lie moves single elements.
     """
-    g, op, layout = problem.geometry, problem.op, problem.layout
-    if layout.converts or op == "dgrad_frame":
+    g, layout = problem.geometry, problem.layout
+    if problem.op == "dgrad_frame":
         return []
-    found = _to_planes(problem)
-    if found or layout.channels_last:
-        return [one for one in found if 0 < one.memory(problem) <= MAX_COPY_BYTES]
-    if problem.device.arch not in ARCHITECTURES or g.per_sample or g.group_C * g.group_K == 1:
+    views = [Exchange(merged=True)] if _merges(problem) else []
+    found = [] if layout.converts else _to_planes(problem)
+    copied = problem.device.arch in ARCHITECTURES and problem.product in ("half", "tf32")
+    if not (found or layout.channels_last or layout.converts or g.per_sample) and copied:
+        found = [*_to_pixels(problem), *_to_patches(problem)]
+    return views + [one for one in found if 0 < one.memory(problem) <= MAX_COPY_BYTES]
+
+
+def _merges(problem: Problem) -> bool:
+    """Whether x can be seen with its columns merged, and the result can be stored so."""
+    g, op, layout = problem.geometry, problem.op, problem.layout
+    if not layout.channels_last or layout.merged is None or (op == "wgrad" and layout.repacks):
+        return False
+    return op != "dgrad" or g.W == g.Q * g.S  # no view has columns that no window meets
+
+
+def _to_pixels(problem: Problem) -> list[Exchange]:
+    """Those whose kernel reads or stores channels_last images, or sampled ones."""
+    g, op = problem.geometry, problem.op
+    if g.group_C * g.group_K == 1:
         return []
     if problem.has_few_channels and op != "wgrad":
         return []  # patches of few channels are read as they lie
-    if problem.product not in ("half", "tf32"):
-        return []
     formats = [Exchange(), Exchange(reads=True)]
-    if op == "dgrad" or (op == "fprop" and not layout.heavy_epilogue):
+    if op == "dgrad" or (op == "fprop" and not problem.layout.heavy_epilogue):
         formats.append(Exchange(reads=True, result=True))
     strided = (g.steps(0)[0], g.steps(1)[0]) != (1, 1)
     found = formats
@@ -215,7 +273,19 @@ def exchanges(problem: Problem) -> list[Exchange]:
         found = [one for one in formats if one.result]
     if strided and g.R * g.S == 1 and g.padding == ((0, 0), (0, 0)):
         found = [*found, *(replace(one, sampled=True) for one in formats)]
-    return [one for one in found if 0 < one.memory(problem) <= MAX_COPY_BYTES]
+    return found
+
+
+def _to_patches(problem: Problem) -> list[Exchange]:
+    """Those whose kernel multiplies patches."""
+    op, patches = problem.op, Exchange(patches=problem.layout.order)
+    if not patches.patches or patches.seen(problem).has_few_channels:
+        return []
+    if op == "wgrad":
+        return [replace(patches, reads=True)]
+    if op == "dgrad":
+        return [patches, replace(patches, reads=True)]
+    return [patches] if problem.layout.heavy_epilogue else [patches, replace(patches, result=True)]
 
 
 def _to_planes(problem: Problem) -> list[Exchange]:

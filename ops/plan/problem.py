@@ -36,6 +36,10 @@ class Layout:
         epilogue: issue slots of a residual, gelu or silu for each result, see EPILOGUE_SLOTS in
             cost.py; 0 without one of them.
         gluon: the installed Triton has Gluon as kernels/fprop_reuse.py is written in it.
+        merged: x_boxes of x with its columns merged, see Geometry.merged_columns; None where x
+            cannot be seen so.
+        order: of the elements of a filter in memory, "crs" or "rsc" (channels_last), of a geometry
+            that is_patches; "" of others and for neither.
         as_rows: planes are read as one row of H * W pixels, which a 1x1 window allows; x_boxes and
             y_boxes are those of the rows.
         converts: x and y differ in dtype.
@@ -56,6 +60,8 @@ class Layout:
     x_align: int = 1
     y_align: int = 1
     gluon: bool = False
+    merged: str | None = None
+    order: str = ""
 
     @property
     def heavy_epilogue(self) -> bool:

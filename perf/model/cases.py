@@ -737,16 +737,31 @@ def _helpers() -> Iterator[Configuration]:
 
 
 def _on_copies() -> Iterator[Configuration]:
-    """Copies of pixels that a stride reads or reaches, copies in planes, and a kernel between."""
+    """Copies of what a stride reads or reaches, in planes, of patches, and a kernel between."""
     points = _case(32, 256, 56, 56, 512, 1, 1, stride=2, ops="fprop dgrad")
     strided = _case(32, 128, 57, 56, 256, 3, 3, stride=3, ops="fprop")
-    deep = _case(64, 120, 28, 28, 120, 9, 9, groups=120, ops="fprop", last=True)
+    last = _case(64, 120, 28, 28, 120, 9, 9, groups=120, ops="fprop", last=True)
+    cut: dict[str, Any] = {"padding": ((0, 0), (0, 0)), "ops": "fprop dgrad"}
+    pixels = _case(64, 3, 224, 224, 768, 16, 16, stride=16, **cut)
+    narrow = _case(32, 3, 224, 224, 1024, 14, 14, stride=14, **cut)
+    deep = _case(8, 2048, 28, 28, 512, 4, 4, stride=4, **cut)
+    ragged = _case(8, 67, 57, 59, 64, 3, 5, stride=(3, 5), **cut)
     sampled, mixed = Exchange(sampled=True), Exchange(reads=True)
     planes = Exchange(reads=True, result=True, format="NCHW")
+    crs, rsc = Exchange(patches="crs"), Exchange(patches="rsc")
     for kernel, name, case, op, exchange in (
         ("copy_images", "samples", points, "fprop", sampled),
         ("copy_images", "spreads", points, "dgrad", sampled),
-        ("copy_images", "rows", deep, "fprop", planes),
+        ("copy_images", "rows", last, "fprop", planes),
+        ("copy_patches", "pixels", pixels, "fprop", crs),
+        ("copy_patches", "pixels-back", pixels, "dgrad", crs),
+        ("copy_patches", "pixels-rsc", pixels, "fprop", rsc),
+        ("copy_patches", "pixels-rsc-back", pixels, "dgrad", rsc),
+        ("copy_patches", "narrow", narrow, "fprop", crs),
+        ("copy_patches", "deep", deep, "fprop", crs),
+        ("copy_patches", "deep-rsc-back", deep, "dgrad", rsc),
+        ("copy_patches", "ragged", ragged, "fprop", rsc),
+        ("copy_patches", "ragged-back", ragged, "dgrad", crs),
         ("fprop_gemm", "mixed", strided, "fprop", mixed),
     ):
         for dtype in ("bfloat16", "tf32"):

@@ -194,6 +194,11 @@ def _work_of_a_program(configuration: Configuration, target: Target) -> tuple[in
     if configuration.kernel in ("copy_images", "copy_flat"):
         elements = math.prod(COPY_TILE)
         return elements, elements
+    if configuration.kernel == "copy_patches":
+        layout = configuration.call().arguments["LAYOUT"]
+        blocks = (layout.BLOCK_C, layout.BLOCK_R, layout.BLOCK_Q, layout.BLOCK_S)
+        elements = math.prod(int(block) for block in blocks)
+        return elements, elements
     if configuration.kernel == "build_patch_weight":
         return PATCH_WEIGHT_BLOCK, PATCH_WEIGHT_BLOCK
     plan = configuration.plan
