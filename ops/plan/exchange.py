@@ -119,7 +119,7 @@ class Exchange:
         piece, op, layout = 16 // problem.dtype.itemsize, problem.op, problem.layout
         g = self.geometry(op, problem.geometry, piece)
         if self.merged:
-            layout = replace(layout, x_boxes=layout.merged or "", repacks=False)
+            layout = replace(layout, x_boxes=layout.merged or "", x_row="", repacks=False)
             return replace(problem, geometry=g, layout=replace(layout, merged=None, order=""))
         x_copied, y_copied = self.copies_x(op), self.copies_y(op)
         x_boxes, x_align = layout.x_boxes, layout.x_align
@@ -244,8 +244,8 @@ def exchanges(problem: Problem) -> list[Exchange]:
     views = [Exchange(merged=True)] if _merges(problem) else []
     found = [] if layout.converts else _to_planes(problem)
     copied = problem.device.arch in ARCHITECTURES and problem.product in ("half", "tf32")
-    if not (found or layout.channels_last or layout.converts or g.per_sample) and copied:
-        found = [*_to_pixels(problem), *_to_patches(problem)]
+    if copied and not (layout.channels_last or layout.converts or g.per_sample):
+        found = [*(found or _to_pixels(problem)), *_to_patches(problem)]
     return views + [one for one in found if 0 < one.memory(problem) <= MAX_COPY_BYTES]
 
 

@@ -499,6 +499,15 @@ def _large() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]
                 torch.zeros(3, channels, 3, 3, dtype=torch.bfloat16),
             ),
         )
+    for memory in ("NCHW", "channels_last"):
+        yield (
+            f"patches bf16 {memory}",
+            trained(correlated(stride=16)),
+            lambda memory=memory: wanting(
+                image((16, 3, 224, 224), torch.bfloat16, memory),
+                torch.zeros(768, 3, 16, 16, dtype=torch.bfloat16),
+            ),
+        )
     yield (
         "narrow bf16",
         trained(correlated(padding=2)),

@@ -46,6 +46,7 @@ COMPILED = {
     "large stride 2 bf16 channels_last": {"fprop_tma", "dgrad_tma", "wgrad_reuse"},
     "large odd height, stride 2 bf16 channels_last": {"wgrad_tma"},
     "large dense tf32 channels_last": {"copy_flat", "wgrad_flat"},
+    "patches bf16 NCHW": {"copy_patches"},
     "few channels bf16": {"wgrad_patch"},
     "few filters bf16": {"wgrad_shifted"},
     "random 10 fprop half channels_last": {"fprop_patch", "build_patch_weight"},

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 from cases import tensors
 from closeness import check, operands
 
@@ -95,6 +96,51 @@ def test_a_wrong_stride_is_noticed(call, name):
     with simulated(call.arch) as device:
         device.change_arguments = change
         assert run(call, device) != "right"
+
+
+#: (pixels that no window meets, back, change, pattern of the outcome) of copies of patches.
+COPIES = {
+    "mask_of_an_image": (False, False, without("mask", "load", "pixels"), "load .* x_ptr"),
+    "mask_of_patches": (False, False, without("mask", "store", "channels"), "store .* z_ptr"),
+    "mask_of_patches_read": (True, True, without("mask", "load", "channels"), "load .* z_ptr"),
+    "mask_of_an_image_stored": (False, True, without("mask", "store", "pixels"), "store .* x_ptr"),
+    "zero_of_the_rest": (True, True, without("other", "load", "channels"), "wrong"),
+}
+
+
+@pytest.mark.parametrize(("rest", "back", "change", "noticed"), COPIES.values(), ids=COPIES)
+def test_a_fault_in_a_copy_of_patches_is_noticed(rest, back, change, noticed):
+    with simulated(90):
+        with planted("copy_patches", change):
+            assert re.search(noticed, copied_patches(rest, back), re.DOTALL)
+        assert copied_patches(rest, back) == "right"
+
+
+def test_a_barrier_removed_from_a_copy_of_patches_is_noticed():
+    with simulated(90) as device:
+        device.change = lambda ptx: re.sub(r"bar\.sync\s+0;", "", ptx)
+        assert "race" in copied_patches(False, False)
+
+
+def copied_patches(rest, back):
+    """Copies an image to patches, or back, in the order of a channels_last weight; the outcome."""
+    from tricorr.ops.launch.patch_copies import patches_call, patches_like
+
+    geometry = geometry_of((1, 5, 7, 10) if rest else (1, 5, 6, 9), (1, 5, 3, 3), (3, 3))
+    whole = (..., slice(6), slice(9))
+    image, x = torch.randn(geometry.x_shape), torch.empty(geometry.x_shape)
+    cut = image[whole].reshape(1, 5, 2, 3, 3, 3).permute(0, 3, 5, 1, 2, 4).reshape(1, 45, 2, 3)
+    patches = patches_like(image, geometry)
+    if back:
+        patches.copy_(cut)
+    try:
+        patches_call(x if back else image, patches, geometry, "rsc", back).run(x.device)
+    except Fault as fault:
+        return str(fault)
+    filled = torch.zeros_like(image)
+    filled[whole] = image[whole]
+    is_right = torch.equal(x, filled) if back else torch.equal(patches, cut)
+    return "right" if is_right else "wrong"
 
 
 #: (call, pattern in its PTX, pattern of the outcome). Each occurrence is removed alone.
