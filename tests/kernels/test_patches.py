@@ -49,7 +49,7 @@ def plan_of(op, geometry, dtype, exchange, tile=None, splits=1):
 
 
 def computed(op, args, geometry, plan, **options):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     return run(op, args, geometry, launch, plan=plan, precision=plan.precision, **options)
 
@@ -222,7 +222,7 @@ def test_the_epilogue_is_the_kernels(kernel_backend, merged):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("merged", [False, True])
 def test_a_prepared_call_makes_its_own_copies(kernel_backend, op, merged, monkeypatch):
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
     from tricorr.ops.launch.prepared import forget_prepared
 
     geometry, name = GEOMETRIES["whole"], op.removesuffix("_bias")
