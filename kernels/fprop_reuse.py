@@ -82,10 +82,7 @@ def fprop_reuse(
     weights = gl.allocate_shared_memory(
         dtype, [STAGES * WINDOW.R, MATRIX[0], MATRIX[1]], weight_desc.layout
     )
-    loaded = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(STAGES):
-        mbarrier.init(loaded.index(i), count=1)
-    fence_async_shared()
+    loaded = barriers(STAGES)
 
     # At least one, in a form that LLVM sees: ptxas serializes the products of a loop that may be
     # empty (Triton 3.6, TF32 with gelu; an assumption does not help).
@@ -133,6 +130,16 @@ def fprop_reuse(
         acc = add_residual(acc, at(residual_ptr, residual_strides, n, k, p, q), mask)
     y = activate(acc, ACTIVATION, y_ptr.dtype.element_ty)
     gl.store(at(y_ptr, y_strides, n, k, p, q), y, mask=mask)
+
+
+@gluon.jit
+def barriers(STAGES: gl.constexpr):
+    """A barrier for each stage, which one thread arrives at: the one that asks for boxes."""
+    loaded = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(STAGES):
+        mbarrier.init(loaded.index(i), count=1)
+    fence_async_shared()
+    return loaded
 
 
 @gluon.jit

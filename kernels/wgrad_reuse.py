@@ -25,7 +25,6 @@ Sums in float32; split i sums boxes [i * SPLIT_BOXES, (i+1) * SPLIT_BOXES) and s
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
@@ -33,6 +32,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from .fprop_reuse import barriers
 from .schedule import first_pixel, next_digit, widen
 
 
@@ -52,7 +52,6 @@ def wgrad_reuse(
     x_descs = given(x0_desc, x1_desc, x2_desc)
     dy_descs = given(dy0_desc, dy1_desc, dy2_desc)
     RUNS: gl.constexpr = len(dy_descs)
-    dtype: gl.constexpr = dy0_desc.dtype
     # One warpgroup for every 64 filters, and for its share of the channels.
     DOWN: gl.constexpr = BLOCK_F // 16
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(
@@ -73,23 +72,9 @@ def wgrad_reuse(
     q = first_pixel(Q, TILE.BLOCK_Q, s * WINDOW.DIL_W - WINDOW.PAD_W, WINDOW.STRIDE_W)
     corner = (p, h, phase_h, q, w, phase_w * x_strides[3] + c, k)
 
-    xs = gl.allocate_shared_memory(
-        dtype, [STAGES * ROWS, 1, TILE.BLOCK_I, TILE.BLOCK_Q, BLOCK_C], dy0_desc.layout
-    )
-    dys = gl.allocate_shared_memory(
-        dtype, [STAGES * TILE.BLOCK_P, 1, TILE.BLOCK_I, TILE.BLOCK_Q, BLOCK_F], dy0_desc.layout
-    )
-    loaded = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(STAGES):
-        mbarrier.init(loaded.index(i), count=1)
-    fence_async_shared()
-
-    first = split * SPLIT_BOXES
-    columns, rows = gl.cdiv(Q, TILE.BLOCK_Q), gl.cdiv(P, TILE.BLOCK_P)  # of boxes
-    steps = gl.minimum(SPLIT_BOXES, gl.cdiv(N, TILE.BLOCK_I) * rows * columns - first)
-    # Every split has a box. If the loop might be skipped, LLVM zeroes the sums on the path around
-    # it, and ptxas then waits for each product inside (Triton 3.7.1).
-    gl.assume(steps > 0)
+    X_BOX: gl.constexpr = dy0_desc.layout
+    xs, dys, loaded = stages_of(dy0_desc, X_BOX, ROWS, TILE, STAGES)
+    first, steps, columns, rows = boxes_of_split(split, SPLIT_BOXES, N, y_shape, TILE)
     for i in gl.static_range(STAGES - 1):
         load_step(
             x_descs, dy_descs, xs, dys, loaded, i, steps, first, columns, rows, corner,
@@ -115,11 +100,7 @@ def wgrad_reuse(
     for i in gl.static_range(STAGES):
         mbarrier.invalidate(loaded.index(i))
 
-    # Channels of partials are neighbours: pieces of 16 bytes. Those of a gradient in 16 bits have
-    # the window between them.
-    PIECE: gl.constexpr = 4 if dw_ptr.dtype.element_ty.primitive_bitwidth == 32 else 1
-    SIDE: gl.constexpr = min(32, BLOCK_C // PIECE)
-    STORED: gl.constexpr = gl.BlockedLayout([1, PIECE], [32 // SIDE, SIDE], [WARPS, 1], [1, 0])
+    STORED: gl.constexpr = stored_layout(dw_ptr.dtype.element_ty, BLOCK_C, WARPS)
     group_k = tile_k * BLOCK_F + gl.arange(0, BLOCK_F, gl.SliceLayout(1, STORED))[:, None]
     group_c = tile_c * BLOCK_C + gl.arange(0, BLOCK_C, gl.SliceLayout(0, STORED))[None, :]
     place = dw_ptr + widen(split, INT64) * dw_stride_split + s * dw_strides[4]
@@ -140,6 +121,46 @@ def given(first, second, third):
     if third is not None:
         descs += (third,)
     return descs
+
+
+@gluon.jit
+def stages_of(
+    dy_desc, X_BOX: gl.constexpr, ROWS: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr
+):
+    """Shared memory of all stages: (ROWS rows of x, those of dy, barriers)."""
+    dtype: gl.constexpr = dy_desc.dtype
+    xs = gl.allocate_shared_memory(
+        dtype, [STAGES * ROWS, 1, TILE.BLOCK_I, TILE.BLOCK_Q, TILE.BLOCK_C], X_BOX
+    )
+    dys = gl.allocate_shared_memory(
+        dtype, [STAGES * TILE.BLOCK_P, 1, TILE.BLOCK_I, TILE.BLOCK_Q, TILE.BLOCK_F], dy_desc.layout
+    )
+    return xs, dys, barriers(STAGES)
+
+
+@gluon.jit
+def boxes_of_split(split, SPLIT_BOXES, N, y_shape, TILE: gl.constexpr):
+    """(first box of a split, its boxes, columns and rows of boxes of an image)."""
+    P, Q = y_shape
+    first = split * SPLIT_BOXES
+    columns, rows = gl.cdiv(Q, TILE.BLOCK_Q), gl.cdiv(P, TILE.BLOCK_P)
+    steps = gl.minimum(SPLIT_BOXES, gl.cdiv(N, TILE.BLOCK_I) * rows * columns - first)
+    # Every split has a box. If the loop might be skipped, LLVM zeroes the sums on the path around
+    # it, and ptxas then waits for each product inside (Triton 3.7.1).
+    gl.assume(steps > 0)
+    return first, steps, columns, rows
+
+
+@gluon.constexpr_function
+def stored_layout(dtype, COLUMNS, WARPS):
+    """The layout of sums [rows, COLUMNS] as they are stored in a gradient or partials of `dtype`.
+
+    Channels of partials are neighbours: pieces of 16 bytes. Those of a gradient in 16 bits have the
+    window between them.
+    """
+    piece = 4 if dtype.primitive_bitwidth == 32 else 1
+    side = min(32, COLUMNS // piece)
+    return gl.BlockedLayout([1, piece], [32 // side, side], [WARPS, 1], [1, 0])
 
 
 @gluon.jit

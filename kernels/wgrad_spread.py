@@ -12,15 +12,14 @@ too, but not stored. Each row of a patch leaves a gradient of its own, number sp
 the partials for sum_partials.
 
 Boxes, runs of rows, descriptors and the pipeline are those of wgrad_reuse, but boxes also overhang
-planes of dy where x is not zero. Filters and channels of
-a box are a row of the swizzle (32, 64 or 128 bytes), so that the pixels of the next row are the
-next columns of a matrix that is read where it lies. PATCH_P divides BLOCK_P.
+planes of dy where x is not zero. Filters and channels of a box are a row of the swizzle (32, 64 or
+128 bytes), so that the pixels of the next row are the next columns of a matrix that is read where
+it lies. PATCH_P divides BLOCK_P.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
     mbarrier,
     warpgroup_mma,
     warpgroup_mma_init,
@@ -28,7 +27,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .schedule import next_digit, widen
-from .wgrad_reuse import given, load_step, phase_of, wait_for
+from .wgrad_reuse import (
+    boxes_of_split,
+    given,
+    load_step,
+    phase_of,
+    stages_of,
+    stored_layout,
+    wait_for,
+)
 
 
 @gluon.jit(do_not_specialize=["N", "SPLIT_BOXES"])
@@ -38,7 +45,6 @@ def wgrad_spread(
     WINDOW: gl.constexpr, INT64: gl.constexpr, TILE: gl.constexpr,
     STAGES: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
-    P, Q = y_shape
     GROUPS, GROUP_C, GROUP_K = channels
     BLOCK_F: gl.constexpr = TILE.BLOCK_F
     BLOCK_C: gl.constexpr = TILE.BLOCK_C
@@ -71,21 +77,8 @@ def wgrad_spread(
 
     # Of a box, a row of the swizzle is one pixel's channels.
     X_BOX: gl.constexpr = gl.NVMMASharedLayout(2 * BLOCK_C, 16, rank=4)
-    xs = gl.allocate_shared_memory(
-        dtype, [STAGES * ROWS, 1, TILE.BLOCK_I, TILE.BLOCK_Q, BLOCK_C], X_BOX
-    )
-    dys = gl.allocate_shared_memory(
-        dtype, [STAGES * TILE.BLOCK_P, 1, TILE.BLOCK_I, TILE.BLOCK_Q, BLOCK_F], dy0_desc.layout
-    )
-    loaded = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(STAGES):
-        mbarrier.init(loaded.index(i), count=1)
-    fence_async_shared()
-
-    first = split * SPLIT_BOXES
-    columns, rows = gl.cdiv(Q, TILE.BLOCK_Q), gl.cdiv(P, TILE.BLOCK_P)  # of boxes
-    steps = gl.minimum(SPLIT_BOXES, gl.cdiv(N, TILE.BLOCK_I) * rows * columns - first)
-    gl.assume(steps > 0)  # see wgrad_reuse
+    xs, dys, loaded = stages_of(dy0_desc, X_BOX, ROWS, TILE, STAGES)
+    first, steps, columns, rows = boxes_of_split(split, SPLIT_BOXES, N, y_shape, TILE)
     for i in gl.static_range(STAGES - 1):
         load_step(
             x_descs, dy_descs, xs, dys, loaded, i, steps, first, columns, rows, corner,
@@ -113,11 +106,7 @@ def wgrad_spread(
     for i in gl.static_range(STAGES):
         mbarrier.invalidate(loaded.index(i))
 
-    # Channels of partials are neighbours: pieces of 16 bytes. Those of a gradient in 16 bits have
-    # the window between them.
-    PIECE: gl.constexpr = 4 if dw_ptr.dtype.element_ty.primitive_bitwidth == 32 else 1
-    SIDE: gl.constexpr = min(32, COLUMNS // PIECE)
-    STORED: gl.constexpr = gl.BlockedLayout([1, PIECE], [32 // SIDE, SIDE], [WARPS, 1], [1, 0])
+    STORED: gl.constexpr = stored_layout(dw_ptr.dtype.element_ty, COLUMNS, WARPS)
     row = gl.arange(0, M, gl.SliceLayout(1, STORED))[:, None]
     column = gl.arange(0, COLUMNS, gl.SliceLayout(0, STORED))[None, :]
     a, place = row // BLOCK_F, tile_i * PLACES + column // BLOCK_C
