@@ -296,8 +296,6 @@ def _to_planes(problem: Problem) -> list[Exchange]:
     g, op, layout = problem.geometry, problem.op, problem.layout
     if not problem.has_few_channels or g.R * g.S < MIN_TAPS:
         return []
-    if problem.product not in ("half", "tf32", "tf32x3"):
-        return []
     if not problem.in_planes:
         return [Exchange(reads=True, result=op != "wgrad", format="NCHW")]
     align = layout.y_align if op == "dgrad" else layout.x_align

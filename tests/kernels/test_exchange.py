@@ -250,8 +250,8 @@ def test_large_windows_of_few_channels_are_copied_to_planes():
     assert exchanges(replace(problem, geometry=single, layout=replace(last, x_align=8))) == []
     small = geometry_of((64, 120, 28, 28), (120, 1, 3, 3), groups=120)
     assert exchanges(replace(problem, geometry=small)) == []
-    assert exchanges(replace(problem, dtype=FLOAT)) == []  # exactly
-    assert exchanges(replace(problem, dtype=FLOAT, precision="tf32")) == [PLANES]
+    for precision in ("ieee", "tf32", "tf32x3"):
+        assert exchanges(replace(problem, dtype=FLOAT, precision=precision)) == [PLANES]
 
 
 def test_copies_cost_their_bytes_and_their_launches():
