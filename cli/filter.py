@@ -117,13 +117,18 @@ def apply(args: argparse.Namespace) -> Outcome:
     """`tricorr apply`."""
     from ..autograd.functional import convolve2d, corr2d
     from ..learning.learned import LearnedKernel
-    from ..ops import ArgumentError
+    from ..ops import ArgumentError, shown
 
     learned = LearnedKernel.load(args.kernel)
     weight, bias = learned.weight, learned.bias
     if weight.dim() != 2:
         raise ArgumentError(
             f"a kernel to apply is (R, S), got {tuple(weight.shape)} in {args.kernel}"
+        )
+    if learned.stride != (1, 1):
+        raise ArgumentError(
+            f"{args.kernel} was learned with a stride of {shown(learned.stride)}, which apply does "
+            "not have (LearnedKernel.load(...).predict(image) does)"
         )
     operator = convolve2d if args.convolution or learned.flip else corr2d
     crop = args.border == "crop"

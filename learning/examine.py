@@ -156,10 +156,13 @@ def quality_of(
     correlated = not rounded and is_correlated(found.correlation, found.pixels)
     notes = [*known]
     if exact is not None and found.reblur_error > UNEXPLAINED and not rounded:
+        held = ["nonnegative"] * constraints.nonnegative
+        held += ["sum_to"] * (constraints.sum_to is not None)
+        asked = f", does the kernel meet {' and '.join(held)}" if held else ""
         notes.append(
             f"the kernel explains next to nothing: the error is {100 * found.reblur_error:.3g} % "
-            "of the target's own variation (are these images of one scene, and is their shift "
-            "smaller than the window?)"
+            f"of the target's own variation (are these images of one scene{asked}, and is their "
+            "shift smaller than the window?)"
         )
     if not examined:
         notes.append("whether the images determine the kernel was not examined (size)")

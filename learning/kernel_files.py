@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from ..ops import ArgumentError
 
 #: Endings of the names that a kernel may be saved under.
 KERNEL_SUFFIXES = (".npy", ".npz", ".fits")
+#: What NumPy and Astropy raise for files that are damaged, or another kind than their names say.
+_DAMAGED = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile)
 
 
 def check_kernel_name(path: StrPath) -> str:
@@ -40,14 +43,32 @@ def write_kernel(path: StrPath, suffix: str, arrays: dict[str, Any], cards: Card
 
 
 def read_kernel(path: StrPath) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arrays of a kernel's file by name, and its cards.
+    """The arrays of a kernel's file by name, and its cards. The weight is one of floats.
 
     Raises:
-        ArgumentError: another ending.
+        ArgumentError: another ending, a damaged file, or no kernel in it.
         OSError, ModuleNotFoundError: it is missing; .fits without astropy.
     """
     suffix = check_kernel_name(path)
-    return _read_fits(path) if suffix == ".fits" else _read_numpy(path, suffix)
+    with open(path, "rb"):  # raises where it is missing
+        pass
+    try:
+        arrays, cards = _read_fits(path) if suffix == ".fits" else _read_numpy(path, suffix)
+    except _DAMAGED as error:
+        raise ArgumentError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    arrays["weight"] = _checked_weight(arrays.get("weight"), path)
+    return arrays, cards
+
+
+def _checked_weight(weight: Any, path: StrPath) -> Any:
+    """The weight in a float dtype that PyTorch has."""
+    if weight is None or weight.ndim not in (2, 4) or not weight.size:
+        raise ArgumentError(f"cannot read {path}: it holds no kernel (R, S) or (K, C, R, S)")
+    if weight.dtype.kind not in "iuf":
+        raise ArgumentError(f"cannot read {path}: it holds {weight.dtype}, no real numbers")
+    if not np.isfinite(weight).all():
+        raise ArgumentError(f"cannot read {path}: its kernel has elements that are NaN or infinite")
+    return weight if weight.dtype in (np.float16, np.float32, np.float64) else weight.astype(float)
 
 
 def _read_numpy(path: StrPath, suffix: str) -> tuple[dict[str, Any], dict[str, Any]]:

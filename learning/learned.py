@@ -312,13 +312,10 @@ class LearnedKernel:
             path: .npy, .npz or .fits.
 
         Raises:
-            ArgumentError: another ending, or no kernel in the file.
+            ArgumentError: another ending, a damaged file, or no kernel in it.
             OSError, ModuleNotFoundError: a missing file; .fits without astropy.
         """
         arrays, cards = read_kernel(path)
-        weight = arrays.get("weight")
-        if weight is None or weight.ndim not in (2, 4):
-            raise ArgumentError(f"cannot read {path}: it holds no kernel (R, S) or (K, C, R, S)")
         tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
         sides = [int(n) for n in str(cards.get("PADDING", "0,0,0,0")).split(",")]
         down, across = (int(n) for n in str(cards.get("STRIDE", "1,1")).split(","))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tricorr import corr2d, filters
+from tricorr import corr2d, filters, learn_kernel
 from tricorr.images import read_image
 
 Image = pytest.importorskip("PIL.Image")
@@ -124,6 +124,13 @@ def test_kernels_written_by_learn_are_applied(prints_json, succeeds, photo, tmp_
         missing = 0.0 if name.endswith("z") else 0.25  # .npy has only the weight
         off = np.load(tmp_path / "again.npy") + missing - np.load(tmp_path / "y.npy")
         assert np.abs(off).max() < 1e-5
+
+
+def test_kernels_of_a_stride_are_not_applied_without_it(fails, photo, tmp_path):
+    x = torch.rand(20, 20)
+    learn_kernel(x, x[::2, ::2], 1, stride=2).save(tmp_path / "k.npz")
+    message = fails("apply", "k.npz", photo, "-o", "out.npy")
+    assert "k.npz was learned with a stride of (2, 2)" in message
 
 
 def test_options_may_come_before_the_files(prints_json, tmp_path):

@@ -242,6 +242,8 @@ def test_unrelated_images_are_noted(backend):
     found = learn_kernel(x, y, 5, bias=True)
     assert "explains next to nothing" in found.notes[0]
     assert "of the target's own variation" in found.notes[0]
+    negative = learn_kernel(x, -x, 5, nonnegative=True)
+    assert "does the kernel meet nonnegative" in negative.notes[0]
 
 
 @pytest.mark.parametrize("total", [None, 2.0, 0.0])
@@ -291,6 +293,30 @@ def test_a_saved_kernel_with_all_attributes_is_read_back(backend, suffix, channe
     np.save(tmp_path / "cube.npy", np.zeros((2, 3, 4)))
     with pytest.raises(ArgumentError, match="it holds no kernel"):
         LearnedKernel.load(tmp_path / "cube.npy")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        (np.full((3, 3), np.nan), "elements that are NaN or infinite"),
+        (np.ones((3, 3), complex), "it holds complex128, no real numbers"),
+        (b"\x93NUMPY", "EOF"),
+        (b"text", "pickled"),
+    ],
+    ids=["nan", "complex", "cut", "text"],
+)
+def test_files_without_a_kernel_are_refused(backend, tmp_path, kernel, message):
+    path = tmp_path / "kernel.npy"
+    path.write_bytes(kernel) if isinstance(kernel, bytes) else np.save(path, kernel)
+    with pytest.raises(ArgumentError, match=f"cannot read .*kernel.npy: .*{message}"):
+        LearnedKernel.load(path)
+
+
+def test_kernels_of_other_numbers_are_read_as_floats(backend, tmp_path):
+    for kernel in (np.eye(3, dtype=int), np.eye(3).astype(">f8")):
+        np.save(tmp_path / "kernel.npy", kernel)
+        loaded = LearnedKernel.load(tmp_path / "kernel.npy")
+        assert torch.equal(loaded.weight, torch.eye(3, dtype=DOUBLE))
 
 
 def test_rejected_pixels_are_a_map(backend):
