@@ -17,7 +17,7 @@ import triton.language as tl
 
 from .epilogue import activate, add_residual
 from .fprop_tma import add_phase
-from .hints import align_strides, at_least_one, round_down
+from .hints import align_strides, at_least_one, round_down, side_by_side
 from .indexing import is_inside
 from .schedule import next_digit, widen
 from .structs import at
@@ -85,4 +85,8 @@ def fprop_spread(
     if residual_ptr is not None:
         acc = add_residual(acc, at(residual_ptr, residual_strides, n, k, p, q), mask)
     y = activate(acc, ACTIVATION, y_ptr.dtype.element_ty)
-    tl.store(at(y_ptr, y_strides, n, k, p, q), y, mask=mask)
+    if LAYOUT.OUT_AXIS == 0 and RESULTS < 8:  # along pixels, see ops/plan/spread.py: FEW_RESULTS
+        outputs = side_by_side(at(y_ptr, y_strides, n, k, p, 0), q * y_strides[3])
+    else:
+        outputs = at(y_ptr, y_strides, n, k, p, q)
+    tl.store(outputs, y, mask=mask)

@@ -18,13 +18,16 @@ from typing import Any, ClassVar
 from ..geometry import Geometry
 from . import patch, spread_gradient, tma
 from .cost import Code, Work, is_launchable, line_bytes
-from .device import ALL_REGISTERS, MAX_COPY_BYTES
-from .integers import power_of_two
+from .device import ALL_REGISTERS, GEMM_MIN, MAX_COPY_BYTES
+from .integers import filled, power_of_two
 from .patch import Axis
 from .problem import Plan, Problem
 
 #: Rows of results in a patch: x has a descriptor for each of its rows, see tma.MAX_PHASES.
 PATCH_ROWS = (2, 3, 4)
+#: Channels of the result below which lanes of a store to channels_last run along pixels: channels
+#: would fill half of a sector.
+FEW_RESULTS = 8
 #: Channels of the result of calls that the planner compares patches of several pixels for: more
 #: fill the rows of a matrix unit by themselves.
 MOST_CHANNELS = 48
@@ -110,11 +113,16 @@ class SpreadTile(tma.Boxed):
         sums = self.BLOCK_N * self.pixels / problem.threads(self)
         code = Code(100, 450 + 6 * sums, sums + 40)
         more = code.outside - tile.code(spread).outside
-        pitch = axes_of(problem.op, problem.geometry, self.PATCH_P, self.PATCH_Q)[1].pitch
+        # Elements from one lane's to the next where neither channels nor columns are neighbours.
+        step = axes_of(problem.op, problem.geometry, self.PATCH_P, self.PATCH_Q)[1].pitch
+        if problem.layout.channels_last:
+            step = step * problem.channels if problem.group_channels < FEW_RESULTS else 1
+        elif is_power(step):
+            step = 1
         scattered = 0.0
-        if not problem.layout.channels_last and pitch > 1 and not is_power(pitch):
-            each = line_bytes(32, pitch * problem.dtype.itemsize)
-            scattered = self.BLOCK_N * self.pixels * each
+        if step > 1:
+            rows = self.BLOCK_N * filled(spread.geometry.group_K, self.BLOCK_N)
+            scattered = rows * self.pixels * line_bytes(32, step * problem.dtype.itemsize)
         return replace(
             work,
             launches=work.launches + self.copied,
@@ -199,7 +207,7 @@ def tiles(problem: Problem) -> list[Any]:
     """The tiles that the planner may take, of patches with few zeros."""
     if problem.op == "wgrad":
         return list(spread_gradient.tiles(problem))
-    if problem.has_few_channels or problem.op == "dgrad_frame" or not patch.is_legal(problem):
+    if problem.op == "dgrad_frame" or problem.reduced < 16 or not patch.is_legal(problem):
         return []
     found: list[SpreadTile] = []
     last = problem.layout.channels_last
@@ -234,7 +242,9 @@ def _patches(problem: Problem) -> Iterator[tuple[int, int]]:
     # In channels_last, dgrad_tma's programs for each phase are as good for many channels.
     many = problem.layout.channels_last and problem.group_channels > MOST_CHANNELS
     numbers = [1] if phases > 1 and not many else []
-    if problem.group_channels <= MOST_CHANNELS and g.stride == (1, 1):
+    # One pixel's phases of few channels do not fill the rows either.
+    fills = phases > 1 and phases * problem.group_channels >= GEMM_MIN
+    if problem.group_channels <= MOST_CHANNELS and (g.stride == (1, 1) or not fills):
         numbers += PATCH_ROWS
     for rows in numbers:
         axes = axes_of(problem.op, g, rows, 1)

@@ -396,10 +396,10 @@ def channel_block(problem: Problem) -> int:
     """
     g, dtype = problem.geometry, problem.dtype
     most = ROW_BYTES // dtype.itemsize
-    if min(g.group_C, g.group_K) < 16:
-        return 0
     if problem.op == "wgrad":
-        return most
+        return 0 if min(g.group_C, g.group_K) < 16 else most
+    if problem.reduced < 16:
+        return 0
     if g.groups == 1 and not _taps_follow(problem):
         return min(most, power_of_two(problem.reduced))
     blocks = [b for b in (most, most // 2, most // 4) if b >= 16]

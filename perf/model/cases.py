@@ -387,6 +387,14 @@ CASES: dict[str, dict[str, Case]] = {
         "residual_planes": _case(
             32, 128, 55, 57, 24, 7, 7, ops="fprop", bias=True, activation="silu", residual=True,
         ),
+        "three": _case(8, 64, 224, 224, 3, 3, 3, ops="fprop", last=True, bias=True),
+        "three_residual": _case(
+            8, 64, 224, 224, 3, 3, 3, ops="fprop", last=True, bias=True, activation="silu",
+            residual=True,
+        ),
+        "three_planes": _case(8, 64, 224, 224, 3, 3, 3, ops="fprop", bias=True),
+        "three_phases": _case(8, 64, 224, 224, 3, 7, 7, stride=2, ops="dgrad", last=True),
+        "three_phases_planes": _case(8, 64, 224, 224, 3, 7, 7, stride=2, ops="dgrad"),
         "gradient": _case(32, 128, 56, 56, 16, 5, 5, ops="dgrad", last=True),
         "phases": _case(32, 128, 56, 56, 40, 5, 5, ops="dgrad", stride=2, last=True),
         "phases_planes": _case(32, 128, 56, 56, 128, 3, 3, ops="dgrad", stride=2),

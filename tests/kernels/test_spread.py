@@ -55,6 +55,22 @@ IMAGES = {
         "dgrad", geometry_of((2, 20, 7, 9), (16, 20, 4, 3), (3, 2), ((1, 0), (1, 1))),
         SpreadTile(1, 2, 4, 32, 16, 1, 1, 4, 2, copied=True), 2, HALF,
     ),
+    "few_results": (
+        "fprop_bias", geometry_of((2, 16, 7, 5), (3, 16, 3, 3), padding=_SAME),
+        SpreadTile(2, 1, 4, 16, 16, 4, 1, 4, 2), 2, HALF,
+    ),
+    "few_results_of_planes": (
+        "fprop_bias", geometry_of((1, 32, 6, 7), (2, 16, 1, 5), padding=((0, 0), (2, 2)), groups=2),
+        SpreadTile(1, 1, 8, 16, 16, 2, 1, 4, 2, copied=True), 1, HALF,
+    ),
+    "few_phases": (
+        "dgrad", geometry_of((2, 3, 9, 7), (16, 3, 5, 3), (2, 2), ((2, 2), (1, 1))),
+        SpreadTile(1, 1, 4, 32, 16, 2, 1, 4, 2), 1, HALF,
+    ),
+    "few_phases_of_planes": (
+        "dgrad", geometry_of((1, 3, 8, 12), (24, 3, 3, 5), (2, 2), _SAME, flip=True),
+        SpreadTile(1, 2, 4, 64, 32, 4, 1, 4, 2, copied=True), 2, HALF,
+    ),
     "one_pixel_of_dy": (
         "dgrad", geometry_of((5, 16, 4, 3), (40, 16, 4, 3), (4, 4)),
         SpreadTile(4, 1, 4, 32, 32, 1, 1, 4, 2), 1, HALF,

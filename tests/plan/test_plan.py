@@ -109,6 +109,7 @@ def test_few_results_of_many_channels_take_no_stencil(op):
             "gemm",
             "columns",
             "patch",
+            "spread",
         )
 
 
