@@ -9,9 +9,9 @@ The letters are those of CUTLASS and cuDNN: input N C H W, weight K C R S, outpu
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -22,6 +22,26 @@ from .errors import ArgumentError, shown
 
 #: Sizes and offsets are 64-bit integers everywhere below Python.
 INT64_MAX = 2**63 - 1
+
+T = TypeVar("T")
+
+
+class cached(Generic[T]):  # noqa: N801 - used as `property` is
+    """A property that is computed once: functools.cached_property has a lock, Dynamo traces none.
+
+    While Dynamo traces, sizes may be symbols: nothing is kept then.
+    """
+
+    def __init__(self, function: Callable[[Any], T]):
+        self.function, self.__doc__ = function, function.__doc__
+
+    def __get__(self, instance: Any, owner: type | None = None) -> T:
+        if instance is None:  # of the class, for documentation
+            return self  # type: ignore[return-value]
+        value = self.function(instance)
+        if not torch.compiler.is_compiling():
+            instance.__dict__[self.function.__name__] = value
+        return value
 
 
 @dataclass(frozen=True)
@@ -58,22 +78,22 @@ class Geometry:
     per_sample: bool = False
     padding_mode: str = "zeros"
 
-    @property
+    @cached
     def P(self) -> int:
         """Height of the output."""
         return _output_extent(self.H, self.R, self.stride[0], self.padding[0], self.dilation[0])
 
-    @property
+    @cached
     def Q(self) -> int:
         """Width of the output."""
         return _output_extent(self.W, self.S, self.stride[1], self.padding[1], self.dilation[1])
 
-    @property
+    @cached
     def group_C(self) -> int:
         """Input channels of one group."""
         return self.C // self.groups
 
-    @property
+    @cached
     def group_K(self) -> int:
         """Filters of one group."""
         return self.K // self.groups
@@ -94,23 +114,23 @@ class Geometry:
         """(N, K, P, Q)."""
         return (self.N, self.K, self.P, self.Q)
 
-    @property
+    @cached
     def x_numel(self) -> int:
         """Elements of the input."""
         return self.N * self.C * self.H * self.W
 
-    @property
+    @cached
     def weight_numel(self) -> int:
         """Elements of the weight."""
         banks = self.N if self.per_sample else 1
         return banks * self.K * self.group_C * self.R * self.S
 
-    @property
+    @cached
     def y_numel(self) -> int:
         """Elements of the output."""
         return self.N * self.K * self.P * self.Q
 
-    @property
+    @cached
     def macs(self) -> int:
         """Multiply-accumulates of any of the three operators, taps in the padding included."""
         return self.y_numel * self.group_C * self.R * self.S
@@ -206,10 +226,13 @@ class Geometry:
         The stride has none with one output, the dilation none with one tap: huge values must not
         get into the kernels' arithmetic.
         """
-        outputs, window = ((self.P, self.R), (self.Q, self.S))[axis]
+        return self._steps[axis]
+
+    @cached
+    def _steps(self) -> tuple[Pair, Pair]:
         return (
-            self.stride[axis] if outputs > 1 else 1,
-            self.dilation[axis] if window > 1 else 1,
+            (self.stride[0] if self.P > 1 else 1, self.dilation[0] if self.R > 1 else 1),
+            (self.stride[1] if self.Q > 1 else 1, self.dilation[1] if self.S > 1 else 1),
         )
 
     def adjoint(self) -> Geometry:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 from ..errors import ArgumentError
@@ -42,6 +42,7 @@ DIRECT = (rows, stencil, columns)
 FAMILIES = (
     rows, banded, resident, stencil, columns, gemm, tma, patch, reuse, spread, flat, shifted
 )  # fmt: skip
+_FAMILY_OF = {kind: family for family in (*FAMILIES, backward) for kind in family.KINDS}
 #: A plan on copies of images is taken if its predicted time is below this share of the best other
 #: one's: the sum of two predictions is less certain.
 EXCHANGE_MARGIN = 0.85
@@ -125,13 +126,13 @@ def families(problem: Problem) -> tuple[ModuleType, ...]:
 
 def family_of(tile: Tile) -> ModuleType:
     """The module of a tile's family."""
-    return next(family for family in (*FAMILIES, backward) if type(tile) in family.KINDS)
+    return _FAMILY_OF[type(tile)]
 
 
 def tile_of(fields: Mapping[str, int]) -> Tile:
     """The tile with these fields, whose names identify the family; others have their defaults."""
     given = set(fields)
-    for kind in (kind for family in (*FAMILIES, backward) for kind in family.KINDS):
+    for kind in _FAMILY_OF:
         every = dataclasses.fields(kind)
         needed = {field.name for field in every if field.default is dataclasses.MISSING}
         if needed <= given <= {field.name for field in every}:
@@ -152,7 +153,7 @@ def plans_with_tile(problem: Problem, tile: Tile) -> list[Plan]:
         numbers = gradient_splits(tile, problem) if compared else [tile.splits(problem)]
     else:
         numbers = image_splits(tile, problem) if splits_images(problem, tile) else [1]
-    return [plan_with_tile(problem, tile, number) for number in numbers]
+    return _in_parts(problem, tile, numbers)
 
 
 def splits_images(problem: Problem, tile: Tile) -> bool:
@@ -172,26 +173,41 @@ def plan_with_tile(problem: Problem, tile: Tile, splits: int = 1) -> Plan:
     Raises:
         ArgumentError: the grid is larger than a launch can have.
     """
-    grid, split_strips = tile.programs(problem), 0
-    if problem.op in ("wgrad", "backward") or (splits > 1 and splits_images(problem, tile)):
-        strips = tile.strips(problem)
-        split_strips = cdiv(max(1, strips), max(1, splits))
-        splits = max(1, cdiv(strips, split_strips))
-        grid *= splits
-    else:
-        splits = 1
-    if grid > MAX_GRID:
-        raise ArgumentError(f"the call needs {grid} programs, more than the {MAX_GRID} of a launch")
-    return Plan(
-        problem.op,
-        tile,
-        grid,
-        problem.layout.int64,
-        splits=splits,
-        split_strips=split_strips,
-        max_registers=tile.max_registers(problem),
-        **tile.flags(problem),
-    )
+    return _in_parts(problem, tile, [splits])[0]
+
+
+def _in_parts(problem: Problem, tile: Tile, numbers: Sequence[int]) -> list[Plan]:
+    """The plans with `tile` whose reductions are cut into these numbers of parts."""
+    programs, found = tile.programs(problem), []
+    is_gradient = problem.op in ("wgrad", "backward")
+    may_split = is_gradient or splits_images(problem, tile)
+    registers, flags = tile.max_registers(problem), tile.flags(problem)
+    strips = tile.strips(problem) if is_gradient or (may_split and max(numbers) > 1) else 0
+    for splits in numbers:
+        grid, split_strips = programs, 0
+        if is_gradient or (splits > 1 and may_split):
+            split_strips = cdiv(max(1, strips), max(1, splits))
+            splits = max(1, cdiv(strips, split_strips))
+            grid *= splits
+        else:
+            splits = 1
+        if grid > MAX_GRID:
+            raise ArgumentError(
+                f"the call needs {grid} programs, more than the {MAX_GRID} of a launch"
+            )
+        found.append(
+            Plan(
+                problem.op,
+                tile,
+                grid,
+                problem.layout.int64,
+                splits=splits,
+                split_strips=split_strips,
+                max_registers=registers,
+                **flags,
+            )
+        )
+    return found
 
 
 @functools.lru_cache(maxsize=4096)

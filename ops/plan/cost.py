@@ -33,7 +33,7 @@ rates matter.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -85,8 +85,7 @@ MARGIN = 0.75
 EPILOGUE_SLOTS = {"residual": 5, "gelu of 16 bits": 10, "gelu": 13, "silu": 16}
 
 
-@dataclass(frozen=True)
-class Code:
+class Code(NamedTuple):
     """Instructions and registers of a thread of a program.
 
     Attributes:
@@ -100,8 +99,7 @@ class Code:
     registers: float
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What a launch asks of a device.
 
     Attributes:
@@ -171,8 +169,9 @@ class Work:
 
         From as many bytes, unless `copied` says from how many.
         """
-        return replace(
-            self,
+        if not copies and not copied:
+            return self
+        return self._replace(
             launches=self.launches + bool(copies),
             copy_bytes=self.copy_bytes + sum(copies),
             copied_bytes=self.copied_bytes + (sum(copies) if copied is None else copied),
@@ -180,11 +179,14 @@ class Work:
 
     def with_partials(self, partial_bytes: int) -> Work:
         """The work with a kernel after it that adds up partial sums, if there are any."""
-        return replace(self, partial_bytes=partial_bytes)
+        return self._replace(partial_bytes=partial_bytes) if partial_bytes else self
 
 
-@dataclass(frozen=True)
-class Times:
+#: Fields of Times that are units, first of all device memory.
+_UNITS = ("dram", "l2", "shared", "arithmetic", "issue", "latency")
+
+
+class Times(NamedTuple):
     """Seconds of every unit, see the module."""
 
     dram: float
@@ -200,7 +202,7 @@ class Times:
     @property
     def units(self) -> dict[str, float]:
         """Seconds of every unit that works while others do."""
-        return {k: v for k, v in vars(self).items() if k not in ("launch", "exposed", "exchange")}
+        return dict(zip(_UNITS, self[: len(_UNITS)], strict=True))
 
     @property
     def bound(self) -> str:
@@ -211,7 +213,7 @@ class Times:
     @property
     def predicted(self) -> float:
         """Seconds of the launch."""
-        others = [seconds for unit, seconds in self.units.items() if unit != "dram"]
+        others = self[1 : len(_UNITS)]  # but for device memory
         slowest = max(others)
         chip = slowest + self.exposed * (sum(others) - slowest)
         shorter, longer = sorted((self.dram, chip))
@@ -242,9 +244,9 @@ def cheapest(plans: Sequence[Plan], problem: Problem, direct: Sequence[Plan]) ->
     if len(plans) == 1:
         return plans[0]
     seconds = {plan: seconds_of(plan, problem) for plan in plans}
-    fastest = min(plans, key=lambda plan: seconds[plan])
+    fastest = min(plans, key=seconds.__getitem__)
     if problem.has_few_channels and direct:
-        best = min(direct, key=lambda plan: seconds[plan])
+        best = min(direct, key=seconds.__getitem__)
         return fastest if seconds[fastest] < MARGIN * seconds[best] else best
     return fastest
 

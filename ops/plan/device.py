@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -91,12 +92,12 @@ class Device:
     flops_per_second: Mapping[str, float] = field(default_factory=dict, hash=False)
     measured: Measured | None = field(default=None, hash=False)
 
-    @property
+    @functools.cached_property
     def limits(self) -> Limits:
         """Of its architecture; the smallest of all for one that is not in LIMITS."""
         return LIMITS.get(self.arch, SMALLEST)
 
-    @property
+    @functools.cached_property
     def rates(self) -> Rates:
         """Of its architecture; those of "90" for one that is not in RATES."""
         rates = RATES.get(self.arch, RATES["90"])
@@ -104,21 +105,21 @@ class Device:
             return rates
         return replace(rates, l2=self.measured.l2 / rates.clock)
 
-    @property
+    @functools.cached_property
     def copy_rate(self) -> float:
         """Bytes per second of device memory, as a copy reaches them."""
         if self.measured is not None and self.measured.copy is not None:
             return self.measured.copy
         return self.rates.dram if self.bandwidth is None else COPY_SHARE * self.bandwidth
 
-    @property
+    @functools.cached_property
     def latency(self) -> float:
         """Clocks of a load from device memory."""
         if self.measured is None or self.measured.latency is None:
             return LATENCY
         return self.measured.latency * self.rates.clock
 
-    @property
+    @functools.cached_property
     def launch_seconds(self) -> float:
         """Seconds of a kernel's start and end, in which none of its programs run."""
         found = None if self.measured is None else self.measured.launch

@@ -174,8 +174,8 @@ class Exchange:
             own = sum((after if copy.back else before)[0])
             moved += max(0.0, least * problem.device.copy_rate - own)
         elif before and work.copy_bytes:  # one launch copies the weight too
-            work = replace(work, launches=work.launches - 1)
-        return replace(work, exchanged_bytes=moved, exchange_launches=launches)
+            work = work._replace(launches=work.launches - 1)
+        return work._replace(exchanged_bytes=moved, exchange_launches=launches)
 
     def memory(self, problem: Problem) -> int:
         """Bytes of the copies of images, and of the result before it is copied."""

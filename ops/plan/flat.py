@@ -165,8 +165,7 @@ class FlatTile:
         ).with_partials(partial_bytes(plan, problem))
         copied = [part * made.parts * itemsize for part in made.elements(g)]
         work = work.after_copies(copied, sum(problem.read_bytes))
-        return replace(
-            work,
+        return work._replace(
             launches=work.launches + 2 * (made.parts - 1),
             parts=made.parts,
             # The kernel reads copies in place of the images.

@@ -145,23 +145,22 @@ class GemmTile:
         ).with_partials(partial_bytes(plan, problem))
         # A pass computes addresses, then waits for its products: short ones take 1.6 times as long
         # as ones of twice the length (36 and 23 us, one program on a multiprocessor of an H100).
-        work = replace(work, waits=work.waits or plan.op != "wgrad")
+        work = work._replace(waits=work.waits or plan.op != "wgrad")
         if plan.op == "dgrad" and not problem.layout.channels_last and g.steps(1)[0] > 1:
             # Columns of a phase are apart: a warp stores FRAGMENT of them to each line.
             lines = self.BLOCK_M * self.BLOCK_N / FRAGMENT
-            work = replace(work, scattered_bytes=LINE * lines)
+            work = work._replace(scattered_bytes=LINE * lines)
         one_by_one = problem.device.arch == "90" and problem.product == "tf32"
         if one_by_one and plan.op == "wgrad" and problem.layout.channels_last:
             # Lanes write single elements to few banks of shared memory: fitted to the 300 us that
             # an H100 took for 256 channels at 14 x 14.
-            work = replace(work, shared_bytes=work.shared_bytes + 10 * work.loaded_bytes)
+            work = work._replace(shared_bytes=work.shared_bytes + 10 * work.loaded_bytes)
         if not weights:
             return work.after_copies([] if self.in_place else repacked_bytes(problem))
         # L1 reads all taps to find one, and keeps them for the steps through the others. The
         # pipeline has no loads of 16 bits: each that L1 does not find is waited for.
         taps, itemsize = g.R * g.S, problem.dtype.itemsize
-        return replace(
-            work,
+        return work._replace(
             shared_bytes=work.shared_bytes + steps * weights * min(taps * itemsize, SECTOR),
             stalls=steps / taps if itemsize < 4 else 0,
         )

@@ -51,8 +51,12 @@ class Measured:
         """
         if not self.families:
             return 1.0
-        known = dict(self.kernels)
-        return known[kernel] if kernel in known else dict(self.families).get(family, UNKNOWN)
+        families, kernels = self._multipliers
+        return kernels[kernel] if kernel in kernels else families.get(family, UNKNOWN)
+
+    @functools.cached_property
+    def _multipliers(self) -> tuple[dict[str, float], dict[str, float]]:
+        return dict(self.families), dict(self.kernels)
 
 
 def kernel_key(kernel: str, channels_last: bool) -> str:

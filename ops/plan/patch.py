@@ -12,10 +12,11 @@ has one tap for each phase: then it is a plain product without zeros.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..geometry import Geometry
@@ -220,9 +221,9 @@ class PatchTile:
         )
         work = work.with_partials(partial_bytes(plan, problem))
         if self._multiplies_by_warps(problem):
-            work = replace(work, products=2 * work.products)
+            work = work._replace(products=2 * work.products)
         more = max(0, self._line_bytes(problem) - 4)
-        return replace(work, shared_bytes=work.shared_bytes + steps * lone * more)
+        return work._replace(shared_bytes=work.shared_bytes + steps * lone * more)
 
     def _line_bytes(self, problem: Problem) -> float:
         """Bytes that L1 reads for an element that is loaded alone.
@@ -297,6 +298,7 @@ class PatchTile:
         return Code(loop, 600 + 16 * sums, sums + 80)
 
 
+@functools.lru_cache(maxsize=4096)
 def axis_of(
     op: str, inputs: int, outputs: int, taps: int, stride: int, pad: int, patch: int
 ) -> Axis:

@@ -109,12 +109,12 @@ class Problem:
         if self.dtype != torch.float32 or lacks_tf32x3:
             object.__setattr__(self, "precision", "ieee")
 
-    @property
+    @functools.cached_property
     def is_input_gradient(self) -> bool:
         """Whether the result is dx, or its frame."""
         return self.op.startswith("dgrad")
 
-    @property
+    @functools.cached_property
     def is_turned(self) -> bool:
         """Whether rows, columns and banded kernels compute it as a forward correlation of dy."""
         return self.op == "dgrad" and self.geometry.stride == (1, 1)
@@ -129,7 +129,7 @@ class Problem:
         """The geometry, with planes as rows if layout.as_rows."""
         return self.geometry.as_rows() if self.layout.as_rows else self.geometry
 
-    @property
+    @functools.cached_property
     def product(self) -> str:
         """The kind of product: "half", "tf32", "tf32x3", "ieee" or "float64"."""
         if self.dtype == torch.float32:
@@ -141,7 +141,7 @@ class Problem:
         """Products of a matrix unit for each multiply-add."""
         return 3 if self.precision == "tf32x3" else 1
 
-    @property
+    @functools.cached_property
     def unit(self) -> str:
         """The unit of a device that multiplies matrices of this kind, see device.Rates."""
         return {"ieee": "fma", "tf32x3": "tf32"}.get(self.product, self.product)
@@ -156,7 +156,7 @@ class Problem:
         """Channels of the result; filters, of a weight gradient."""
         return self.geometry.C if self.is_input_gradient else self.geometry.K
 
-    @property
+    @functools.cached_property
     def fewest_taps(self) -> tuple[int, int]:
         """(rows, columns) of the taps that read, or reach, one phase: the fewest, but some."""
         g = self.geometry
@@ -165,7 +165,7 @@ class Problem:
         columns = g.S * math.gcd(stride_w, dil_w) // stride_w
         return max(1, rows), max(1, columns)
 
-    @property
+    @functools.cached_property
     def result_numel(self) -> int:
         """Elements of the result."""
         g = self.geometry
@@ -173,18 +173,18 @@ class Problem:
             return g.weight_numel
         return g.x_numel if self.is_input_gradient else g.y_numel
 
-    @property
+    @functools.cached_property
     def group_channels(self) -> int:
         """Channels of the result in one group."""
         return self.channels // self.geometry.groups
 
-    @property
+    @functools.cached_property
     def reduced(self) -> int:
         """Channels of a group that are summed over; of a weight gradient, those of x."""
         g = self.geometry
         return g.group_K if self.is_input_gradient else g.group_C
 
-    @property
+    @functools.cached_property
     def has_few_channels(self) -> bool:
         """Whether a matrix unit would mostly multiply zeros."""
         window = self.geometry.R * self.geometry.S
@@ -205,7 +205,7 @@ class Problem:
         """Independent problems: a filter bank per sample makes each sample one."""
         return self.geometry.N if self.geometry.per_sample else 1
 
-    @property
+    @functools.cached_property
     def pixels(self) -> int:
         """Pixels of one independent problem: of the result, or of dy for a weight gradient."""
         g = self.geometry
@@ -220,7 +220,7 @@ class Problem:
             self.dtype.itemsize if self.is_input_gradient else self.x_bytes or self.dtype.itemsize
         )
 
-    @property
+    @functools.cached_property
     def read_bytes(self) -> tuple[int, int]:
         """Bytes of the two tensors that are read, the image first: (x or dy, weight or dy)."""
         g, itemsize = self.geometry, self.dtype.itemsize
@@ -244,7 +244,7 @@ class Problem:
         """Multiply-adds of the result, of both where there are two."""
         return self.geometry.macs * (2 if self.op == "backward" else 1)
 
-    @property
+    @functools.cached_property
     def compulsory_bytes(self) -> int:
         """Bytes that must be moved: each tensor once."""
         g, itemsize = self.geometry, self.dtype.itemsize

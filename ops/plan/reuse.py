@@ -112,8 +112,7 @@ class ReuseTile:
         )
         loaded = self.strips(problem) * self.step_bytes(problem)
         room = problem.device.limits.shared // self.shared_bytes(problem)
-        work = replace(
-            work,
+        work = work._replace(
             l2_bytes=loaded,
             shared_bytes=work.shared_bytes - work.loaded_bytes + loaded,
             loaded_bytes=loaded,

@@ -7,6 +7,7 @@ divide the image: 8 columns of one image, or 2 of 4 images.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -61,9 +62,18 @@ class BoxedGradient(tma.Boxed):
 
     def shared_bytes(self, problem: Problem) -> int:
         """What a program holds in shared memory: the operands of every stage."""
+        return self.step_bytes(problem) * self.num_stages + BARRIER_BYTES
+
+    def step_bytes(self, problem: Problem) -> int:
+        """Bytes that one step loads."""
         loaded = self.pixels * self.BLOCK_F
         loaded += self.rows(problem) * self.BLOCK_I * self.BLOCK_Q * self.BLOCK_C
-        return loaded * problem.dtype.itemsize * self.num_stages + BARRIER_BYTES
+        return loaded * problem.dtype.itemsize
+
+    def most_stages(self, problem: Problem) -> int:
+        """As many of STAGES as there is room for; the fewest if there is none."""
+        room = (problem.device.limits.shared - BARRIER_BYTES) // self.step_bytes(problem)
+        return max(STAGES[-1], min(STAGES[0], room))
 
     def max_registers(self, problem: Problem) -> int | None:
         """Registers of a thread that the compiler is limited to: it is not."""
@@ -158,8 +168,7 @@ class ReuseGradientTile(BoxedGradient):
             THREADS // threads,
         )
         scattered = problem.layout.repacks and not work.partial_bytes
-        work = replace(
-            work,
+        work = work._replace(
             l2_bytes=steps * itemsize * inside * (k * m * filters + x * channels),
             shared_bytes=loaded + read,
             loaded_bytes=loaded,
@@ -199,9 +208,10 @@ def is_legal(problem: Problem, copied: bool = False) -> bool:
     return not (g.H % g.steps(0)[0] or g.W % g.steps(1)[0]) and tma.has_boxes(problem)
 
 
-def runs_of(rows: int) -> list[int]:
+@functools.cache
+def runs_of(rows: int) -> tuple[int, ...]:
     """Powers of two that sum up to a number of rows, the largest first."""
-    return [1 << i for i in reversed(range(rows.bit_length())) if rows >> i & 1]
+    return tuple(1 << i for i in reversed(range(rows.bit_length())) if rows >> i & 1)
 
 
 def tiles(problem: Problem) -> list[ReuseGradientTile]:
@@ -217,9 +227,10 @@ def tiles(problem: Problem) -> list[ReuseGradientTile]:
         if channels > max(64, power_of_two(g.group_C)):
             continue
         made = [
-            ReuseGradientTile(*box, taps, filters, channels, warps, stages, copied)
-            for box, stages in itertools.product(_boxes(problem, taps), STAGES)
+            ReuseGradientTile(*box, taps, filters, channels, warps, STAGES[0], copied)
+            for box in _boxes(problem, taps)
         ]
+        made = [replace(tile, num_stages=tile.most_stages(problem)) for tile in made]
         made = [tile for tile in made if fits(tile, problem)]
         if made:
             found.append(min(made, key=lambda tile: (_loads(tile, problem), -tile.num_stages)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..geometry import Geometry, Pair
@@ -136,8 +136,7 @@ class ShiftedTile:
         step = itemsize * (g.groups * shifted if last else 1)
         step *= g.steps(1)[0] if self.shifts == "x" else 1
         more = max(0.0, line_bytes(32, step) - 4)
-        return replace(
-            work,
+        return work._replace(
             resident=max(1, resident),
             shared_bytes=work.shared_bytes + steps * n * k * more,
         )

@@ -123,8 +123,7 @@ class SpreadTile(tma.Boxed):
         if step > 1:
             rows = self.BLOCK_N * filled(spread.geometry.group_K, self.BLOCK_N)
             scattered = rows * self.pixels * line_bytes(32, step * problem.dtype.itemsize)
-        return replace(
-            work,
+        return work._replace(
             launches=work.launches + self.copied,
             instructions=work.instructions + more,
             outside=work.outside + more,

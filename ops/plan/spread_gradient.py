@@ -142,8 +142,7 @@ class SpreadGradientTile(reuse_gradient.BoxedGradient):
             THREADS // threads,
         )
         scattered = problem.layout.repacks and not work.partial_bytes
-        work = replace(
-            work,
+        work = work._replace(
             l2_bytes=steps * itemsize * inside * (dy * filters + x * channels),
             shared_bytes=loaded + read,
             loaded_bytes=loaded,
@@ -181,9 +180,10 @@ def tiles(problem: Problem) -> list[SpreadGradientTile]:
         if not _is_worth_it(shape, problem):
             continue
         made = [
-            SpreadGradientTile(*box, *shape, ROWS // 16, stages, copied)
-            for box, stages in itertools.product(boxes, reuse_gradient.STAGES)
+            SpreadGradientTile(*box, *shape, ROWS // 16, reuse_gradient.STAGES[0], copied)
+            for box in boxes
         ]
+        made = [replace(tile, num_stages=tile.most_stages(problem)) for tile in made]
         made = [tile for tile in made if fits(tile, problem)]
         if made:
             found.append(min(made, key=lambda tile: (_loads(tile, problem), -tile.num_stages)))

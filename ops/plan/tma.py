@@ -200,7 +200,7 @@ class TmaTile(Boxed):
         ).with_partials(partial_bytes(plan, problem))
         if self.copied and plan.op == "dgrad" and g.steps(1)[0] > 1:
             # Lanes store single columns to planes: neighbours of a phase are apart.
-            work = replace(work, scattered_bytes=LINE * m * n)
+            work = work._replace(scattered_bytes=LINE * m * n)
         return after_copies(work, problem, self.BLOCK_K, self.copied)
 
     def _filled(self, problem: Problem) -> tuple[float, float, float]:
@@ -259,27 +259,32 @@ TMA_GRADIENT_SHAPES: dict[int, tuple[tuple[int, int, int, int], ...]] = {
 
 
 def copied_problem(problem: Problem) -> Problem:
-    """The problem of a kernel that reads copies of the images, in the format that it takes best.
+    """The problem of a kernel that reads copies of the images."""
+    boxes = copied_boxes(problem)
+    return replace(problem, layout=replace(problem.layout, x_boxes=boxes, y_boxes=boxes))
+
+
+def copied_boxes(problem: Problem) -> str:
+    """The format of copies: the one that kernels take best.
 
     That is NHWC: a box of any shape is one operand, and rows, columns and channels may be of any
     number. A weight gradient in TF32 sums along the rows of planes, see `multiplies_crosswise`.
     """
     planes = problem.op == "wgrad" and not multiplies_crosswise(problem.dtype)
-    boxes = "NCHW" if planes else "NHWC"
-    return replace(problem, layout=replace(problem.layout, x_boxes=boxes, y_boxes=boxes))
+    return "NCHW" if planes else "NHWC"
 
 
 def image_copies(problem: Problem) -> list[int]:
-    """Bytes of every image that has to be copied into the format of `copied_problem`."""
-    layout, wanted = problem.layout, copied_problem(problem).layout
+    """Bytes of every image that has to be copied into the format of `copied_boxes`."""
+    layout, wanted = problem.layout, copied_boxes(problem)
     images = []
-    if problem.op != "dgrad" and layout.x_boxes != wanted.x_boxes:
+    if problem.op != "dgrad" and layout.x_boxes != wanted:
         images.append((problem.boxed.x_numel, problem.boxed.C, problem.boxed.W))
-    if problem.op != "fprop" and layout.y_boxes != wanted.y_boxes:
+    if problem.op != "fprop" and layout.y_boxes != wanted:
         images.append((problem.boxed.y_numel, problem.boxed.K, problem.boxed.Q))
     # Rows of a copy, of channels or of columns, are filled up to whole pieces of 16 bytes.
     piece = 16 // problem.dtype.itemsize
-    axis = 1 if wanted.x_boxes == "NHWC" else 2
+    axis = 1 if wanted == "NHWC" else 2
     return [
         image[0] // image[axis] * cdiv(image[axis], piece) * 16 if image[0] else 0
         for image in images

@@ -15,7 +15,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,18 @@ class Key:
 
     def distance(self, other: Key) -> float:
         """Doublings between the sizes; infinite if one's tile may not do for the other."""
-        if replace(self, sizes=other.sizes) != other:
+        if self._same != other._same:
             return math.inf
         for mine, others in zip(self.sizes[1:3], other.sizes[1:3], strict=True):
             if mine != others and min(mine, others) < GEMM_MIN:
                 return math.inf  # few channels are in the registers or lanes of a kernel
         pairs = zip(self.sizes, other.sizes, strict=True)
         return sum(abs(math.log2(a / b)) for a, b in pairs if a != b)
+
+    @functools.cached_property
+    def _same(self) -> tuple[str | bool, ...]:
+        """All but the sizes."""
+        return self.kind, self.op, self.dtype, self.precision, self.channels_last
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Sample:
         """Measured over predicted, without multipliers, with another share exposed if given."""
         times = times_of(self.plan.work(self.problem), self.problem.device)
         if exposed is not None:
-            times = replace(times, exposed=exposed)
+            times = times._replace(exposed=exposed)
         return self.seconds / times.predicted
 
     def predicted(self, device: Device) -> float:

@@ -36,7 +36,7 @@ def recorded(slow, exposed=None):
         for plan in alternatives(problem):
             times = times_of(plan.tile.work(plan, problem), DEVICE)
             share = times.exposed if exposed is None else exposed
-            ms = slow(plan) * replace(times, exposed=share).predicted * 1e3
+            ms = slow(plan) * times._replace(exposed=share).predicted * 1e3
             rows.append(
                 Row(
                     workload=name, suite="layers", op=op, dtype="bfloat16", format="channels_last",

@@ -53,7 +53,7 @@ def test_the_time_of_every_unit_by_hand():
     # One program more than multiprocessors: two waves for the units of a multiprocessor.
     assert found.dram == pytest.approx(1e-6)
     assert found.l2 == pytest.approx(133 * 6400 / L2 / CLOCK)
-    assert times_of(replace(work, programs=1), H200).l2 == pytest.approx(6400 / 64 / CLOCK)
+    assert times_of(work._replace(programs=1), H200).l2 == pytest.approx(6400 / 64 / CLOCK)
     assert found.shared == pytest.approx(2 * 100 / CLOCK)
     assert found.arithmetic == pytest.approx(2 * 10 / CLOCK)
     assert found.issue == pytest.approx(2 * 100 * 8 / 4 / CLOCK)
@@ -65,22 +65,22 @@ def test_the_time_of_every_unit_by_hand():
     expected = H200.launch_seconds + longer + MEMORY_EXPOSED * shorter
     assert found.predicted == pytest.approx(expected)
     # Bytes that several multiprocessors read are read once; lines of scattered stores are whole.
-    many = replace(work, programs=1320, readers=2, scattered_bytes=128)
+    many = work._replace(programs=1320, readers=2, scattered_bytes=128)
     assert times_of(many, H200).l2 == pytest.approx(1320 * (6400 / 2 + 128) / L2 / CLOCK)
     # Multiply-adds of no matrix unit are instructions.
-    scalar = times_of(replace(work, unit="fma", instructions=100, macs=128 * 300), H200)
+    scalar = times_of(work._replace(unit="fma", instructions=100, macs=128 * 300), H200)
     assert scalar.arithmetic == pytest.approx(2 * 300 / CLOCK)
     assert scalar.issue == 0
-    beside = times_of(replace(work, resident=2), H200)
+    beside = times_of(work._replace(resident=2), H200)
     assert beside.latency == pytest.approx(found.latency / 2)
     assert beside.issue == found.issue
 
 
 def test_what_a_kernel_leaves_is_written_then_read():
     alone = Work(1, 128, 0, 0, 0, 1, "half", 1)
-    small = times_of(replace(alone, launches=2, between_bytes=7_000_525), H200)
+    small = times_of(alone._replace(launches=2, between_bytes=7_000_525), H200)
     assert small.launch == pytest.approx(2 * H200.launch_seconds + 1e-6)  # 7 TB/s, from L2
-    large = times_of(replace(alone, launches=2, between_bytes=43.2e6), H200)
+    large = times_of(alone._replace(launches=2, between_bytes=43.2e6), H200)
     assert large.launch == pytest.approx(2 * H200.launch_seconds + 43.2e6 / (COPY_SHARE * 4.8e12))
     partial = times_of(alone.with_partials(5_000_000), H200)
     assert partial.launch == pytest.approx(H200.launch_seconds + PARTIAL_SECONDS + 4e-6)
