@@ -382,7 +382,7 @@ def test_weight_gradient(kernel_backend, name, splits):
 @pytest.mark.parametrize("name", ["odd_planes", "odd_strided", "overhanging_run"])
 def test_infinities_beside_boxes_that_overhang(kernel_backend, name):
     """Beside a plane of dy, zeros must not be multiplied with infinities of x, nor the reverse."""
-    from tricorr.ops.launch import arguments as launch
+    from tricorr.ops.launch import entry as launch
 
     geometry, box = GRADIENTS[name]
     plan = with_tile("wgrad", geometry, TmaTile(*box, 16, 16, 4, 2))
