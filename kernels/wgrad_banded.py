@@ -1,23 +1,24 @@
 """Weight gradient on the matrix units for one channel per group: every tap from shifted rows.
 
     dw[k,0,r,s] = sum_{n,p,q} dy[n,k,p,q] * x[n,c,h,w]        c = k // GROUP_K
-    h = p - PAD_H + r        w = q - PAD_W + s
+    h = p * STRIDE_H - PAD_H + r        w = q * STRIDE_W - PAD_W + s
 
     GEMM_M = (j,column)    GEMM_N = (i,element)    GEMM_K = (n,row / ROW_GROUP,q / COLUMN_GROUP)
 
     acc[(j,column),(i,element)] +=
-        dy[n,k,row - j,q + column] * x[n,c,row + i - PAD_H,q + FIRST_W + element]
-    dw[r,s] = sum_{i,column} acc[(r - i,column),(i,s + column - SHIFT)]
+        dy[n,k,row - j,q + column] *
+        x[n,c,row * STRIDE_H - PAD_H + i,q * STRIDE_W + FIRST_W + element]
+    dw[r,s] = sum_{i,column} acc[((r - i) / STRIDE_H,column),(i,s - SHIFT + column * STRIDE_W)]
 
-ROW_GROUP rows of the padded image are multiplied by all rows of dy that meet them through a tap
-r = j + i, COLUMN_GROUP columns at a time. These columns are neighbours in memory for both operands,
-so all loads are pieces of 8 or 16 bytes. The price: the sum of a tap is spread over a diagonal of
-COLUMN_GROUP elements for each i, and products beside the band are wasted.
+ROW_GROUP * STRIDE_H rows of the padded image are multiplied by all rows of dy that meet them
+through a tap r = j * STRIDE_H + i, COLUMN_GROUP columns of dy at a time. These columns are
+neighbours in memory for both operands, so loads are pieces of up to 16 bytes, whatever the stride.
+The price: the sum of a tap is spread over a diagonal of COLUMN_GROUP elements for each i, and
+products beside the band are wasted.
 
-Large windows have ROW_GROUP = 1 (i = 0): an element of dy is loaded for each r, and every element
-of a diagonal is stored as a partial, for sum_partials. Small windows have ROW_GROUP = 8: an element
-of dy is loaded (8 + R - 1) / 8 times, with 64 * (8 + R - 1) / 8 * 16 / 8 products per pixel.
-Diagonals are then summed here, and each i stores a partial.
+An element of dy is loaded (ROW_GROUP + J - 1) / ROW_GROUP times, J = R / STRIDE_H rounded up.
+Diagonals are summed here if a program has all columns of the window; it stores ROW_GROUP partials,
+for sum_partials. Of a wider window, ROW_GROUP is 1, and every element of a diagonal is a partial.
 
 On an H200, derived and not measured: per pixel of dy, a 31x31 in 16 bits takes 2048 multiply-adds
 (4.1 ps at the matrix units' rate), 131 lane instructions (4.4 ps) and 80 bytes from L2 (11 ps at
@@ -54,11 +55,13 @@ def wgrad_banded(
     ROW_GROUP: tl.constexpr = TILE.ROW_GROUP
     BLOCK_W: tl.constexpr = TILE.BLOCK_W
     BLOCK_M: tl.constexpr = TILE.BLOCK_R * GROUP
-    BLOCK_N: tl.constexpr = ROW_GROUP * TILE.BLOCK_I
+    IMAGE_ROWS: tl.constexpr = ROW_GROUP * WINDOW.STRIDE_H
+    DY_ROWS: tl.constexpr = (WINDOW.R - 1) // WINDOW.STRIDE_H + 1  # that a row of x meets
+    BLOCK_N: tl.constexpr = IMAGE_ROWS * TILE.BLOCK_I
     BLOCK_K: tl.constexpr = TILE.BLOCK_H * BLOCK_W
     program = widen(tl.program_id(0), INT64)
     tile_i, program = next_digit(program, tl.cdiv(BAND.COLUMNS, TILE.BLOCK_I))
-    tile_r, program = next_digit(program, tl.cdiv(WINDOW.R + ROW_GROUP - 1, TILE.BLOCK_R))
+    tile_r, program = next_digit(program, tl.cdiv(DY_ROWS + ROW_GROUP - 1, TILE.BLOCK_R))
     split, program = next_digit(program, SPLITS)
     k, batch = next_digit(program, GROUPS * GROUP_K)
 
@@ -87,7 +90,7 @@ def wgrad_banded(
         offset = (batch + n) * dy_strides[0] + p * dy_strides[2] + q * dy_strides[3]
         dy = tl.load(
             dy_base + offset,
-            mask=(n < SAMPLES) & (j < WINDOW.R) & (p >= 0) & (p < P) & (column < Q - q),
+            mask=(n < SAMPLES) & (j < DY_ROWS) & (p >= 0) & (p < P) & (column < Q - q),
             other=0.0,
         )  # [BLOCK_M, BLOCK_K]
 
@@ -95,8 +98,10 @@ def wgrad_banded(
         row, n = _rows_of(lane // BLOCK_W, tile_h, ROWS, TILE.BLOCK_H, IN_PIECES)
         q = (tile_w * BLOCK_W + lane % BLOCK_W) * GROUP
         row = FIRST_ROW + row * ROW_GROUP
-        h, h_inside = input_coordinate(row, i, 1, WINDOW.PAD_H, 1, H, WINDOW.MODE)
-        w, w_inside = input_coordinate(q, element, 1, -BAND.FIRST_W, 1, W, WINDOW.MODE)
+        h, h_inside = input_coordinate(row, i, WINDOW.STRIDE_H, WINDOW.PAD_H, 1, H, WINDOW.MODE)
+        w, w_inside = input_coordinate(
+            q, element, WINDOW.STRIDE_W, -BAND.FIRST_W, 1, W, WINDOW.MODE
+        )
         offset = (batch + n) * x_strides[0] + h * x_strides[2] + w * x_strides[3]
         x = tl.load(
             x_base + offset, mask=(n < SAMPLES) & h_inside & w_inside, other=0.0
@@ -107,33 +112,37 @@ def wgrad_banded(
     dw_base = dw_ptr + batch * dw_strides[0] + k * dw_strides[1]
     stride_split, stride_r = widen(dw_stride_split, INT64), widen(dw_strides[3], INT64)
     stride_s = widen(dw_strides[4], INT64)
-    if ROW_GROUP == 1:
-        s = element + BAND.SHIFT - column  # [BLOCK_M, BLOCK_N]
+    if TILE.PARTIALS > ROW_GROUP:
+        r = j * WINDOW.STRIDE_H + i  # [BLOCK_M, BLOCK_N]
+        s = element + BAND.SHIFT - column * WINDOW.STRIDE_W
         partial = split * GROUP + column
         tl.store(
-            dw_base + partial * stride_split + j * stride_r + s * stride_s,
+            dw_base + partial * stride_split + r * stride_r + s * stride_s,
             acc.to(dw_ptr.dtype.element_ty),
-            mask=(j < WINDOW.R) & (s >= 0) & (s < WINDOW.S),
+            mask=(r >= 0) & (r < WINDOW.R) & (s >= 0) & (s < WINDOW.S),
         )
     else:
-        # With (column, element) in one row, the elements of a diagonal are BLOCK_I + 1 apart.
+        # With (column, element) in one row, the elements of a diagonal are BLOCK_I + STRIDE_W
+        # apart.
         TAPS: tl.constexpr = triton.next_power_of_2(WINDOW.S)
-        shape: tl.constexpr = [TILE.BLOCK_R, GROUP, ROW_GROUP, TILE.BLOCK_I]
+        shape: tl.constexpr = [TILE.BLOCK_R, GROUP, IMAGE_ROWS, TILE.BLOCK_I]
         rows = tl.permute(tl.reshape(acc, shape), (0, 2, 1, 3))
-        rows = tl.reshape(rows, [TILE.BLOCK_R * ROW_GROUP, GROUP * TILE.BLOCK_I])
+        rows = tl.reshape(rows, [TILE.BLOCK_R * IMAGE_ROWS, GROUP * TILE.BLOCK_I])
         place = tl.arange(0, GROUP * TAPS)[None, :]  # (column, s)
-        place = place // TAPS * (TILE.BLOCK_I + 1) + place % TAPS - BAND.SHIFT
+        place = place // TAPS * (TILE.BLOCK_I + WINDOW.STRIDE_W) + place % TAPS - BAND.SHIFT
         place = tl.minimum(place, GROUP * TILE.BLOCK_I - 1)  # for s >= S, which are not stored
-        place = tl.broadcast_to(place, [TILE.BLOCK_R * ROW_GROUP, GROUP * TAPS])
+        place = tl.broadcast_to(place, [TILE.BLOCK_R * IMAGE_ROWS, GROUP * TAPS])
         diagonals = tl.reshape(
-            tl.gather(rows, place, axis=1), [TILE.BLOCK_R * ROW_GROUP, GROUP, TAPS]
+            tl.gather(rows, place, axis=1), [TILE.BLOCK_R * IMAGE_ROWS, GROUP, TAPS]
         )
         dw = tl.sum(diagonals, axis=1)  # [(j,i), s]
-        row = tl.arange(0, TILE.BLOCK_R * ROW_GROUP)[:, None]
-        i, s = row % ROW_GROUP, tl.arange(0, TAPS)[None, :]
-        r = tile_r * TILE.BLOCK_R + row // ROW_GROUP - (ROW_GROUP - 1) + i
+        row = tl.arange(0, TILE.BLOCK_R * IMAGE_ROWS)[:, None]
+        i, s = row % IMAGE_ROWS, tl.arange(0, TAPS)[None, :]
+        j = tile_r * TILE.BLOCK_R + row // IMAGE_ROWS - (ROW_GROUP - 1)
+        r = j * WINDOW.STRIDE_H + i
+        partial = split * ROW_GROUP + i // WINDOW.STRIDE_H
         tl.store(
-            dw_base + (split * ROW_GROUP + i) * stride_split + r * stride_r + s * stride_s,
+            dw_base + partial * stride_split + r * stride_r + s * stride_s,
             dw.to(dw_ptr.dtype.element_ty),
             mask=(r >= 0) & (r < WINDOW.R) & (s < WINDOW.S),
         )

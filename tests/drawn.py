@@ -108,7 +108,7 @@ def geometries_of(op, family, dtype):
         return geometries(few, few, **size)
     if family == "banded":
         most = one if op == "dgrad" else st.integers(1, 2)
-        return geometries(one, most, window=12, stride=1, dilation=1, **size)
+        return geometries(one, most, window=12, stride=1 + (op == "wgrad"), dilation=1, **size)
     if family == "columns":
         return geometries(few, few, window=12, stride=3, dilation=1, **size)
     if family == "patch":

@@ -24,12 +24,14 @@ from .cost import (
     pipeline_bytes,
     splits_that_fill,
 )
-from .device import DEVICES, LIMITS, MAX_WORKSPACE, RATES
+from .device import ALL_REGISTERS, DEVICES, LIMITS, MAX_WORKSPACE, RATES
 from .integers import cdiv, power_of_two
 from .problem import Plan, Problem
 
 #: Columns come in steps of 16 bytes of 16-bit numbers: what one load instruction brings.
 COLUMN_STEP = 8
+#: Largest stride of a weight gradient: larger ones leave few products in the band.
+MAX_STRIDE = 2
 #: Strips that a split of a weight gradient sums at least, to make its last reduction worth it.
 MIN_SPLIT_STRIPS = 4
 #: Strips of a weight gradient whose row groups hold several rows that take as long as what is
@@ -52,6 +54,8 @@ LANES_PER_BYTE = (
 #: Most accumulator elements per thread, except of 16-bit products on sm_90: with 128 those take 215
 #: to 232 registers; sm_80 spills 40 bytes, sm_100 248 of TF32 (Triton 3.6.0 and 3.7.1).
 MAX_RESULTS = 64
+#: Most accumulator elements per thread of a weight gradient on sm_90; elsewhere half of them.
+MAX_GRAD_RESULTS = 128
 #: Lane instructions for a number that is loaded alone (sm_90).
 LANES_PER_NUMBER = 25
 #: Lane instructions outside of the loop, for one output (sm_90).
@@ -178,7 +182,9 @@ class BandedGradTile:
     """One program's BLOCK_R rows and BLOCK_I columns of a window's gradient, with their diagonals.
 
     A step of its reduction is BLOCK_H groups of ROW_GROUP rows by BLOCK_W groups of COLUMN_STEP
-    columns of dy. With several rows in a group, BLOCK_R counts those of dy that they reach.
+    columns of dy, and STRIDE_H rows of x for each row. BLOCK_R counts the rows of dy that a group
+    of rows of x reaches. A split leaves PARTIALS results: one for each row of a group, or one for
+    each of its columns where a window has more than BLOCK_I.
     """
 
     BLOCK_R: int
@@ -188,16 +194,22 @@ class BandedGradTile:
     num_warps: int
     num_stages: int
     ROW_GROUP: int = 1
+    STRIDE_H: int = 1
+    PARTIALS: int = COLUMN_STEP
 
     family: ClassVar[str] = "banded"
 
+    def __post_init__(self) -> None:
+        if self.ROW_GROUP > 1:
+            object.__setattr__(self, "PARTIALS", self.ROW_GROUP)
+
     @property
     def partials(self) -> int:
-        """Results of one split: one for each column of a group, or for each row if several."""
-        return COLUMN_STEP if self.ROW_GROUP == 1 else self.ROW_GROUP
+        """Results of one split."""
+        return self.PARTIALS
 
     def band(self, geometry: Geometry) -> Band:
-        """The band of COLUMN_STEP columns."""
+        """The band of COLUMN_STEP columns of dy."""
         if self.ROW_GROUP > 1 and _is_narrow(geometry):
             half = COLUMN_STEP // 2
             return Band(-half, geometry.padding[1][0] - half, 2 * COLUMN_STEP)
@@ -206,7 +218,7 @@ class BandedGradTile:
     def programs(self, problem: Problem) -> int:
         """Programs that cover all results, before they are split."""
         g = problem.geometry
-        rows, columns = g.R + self.ROW_GROUP - 1, self.band(g).columns
+        rows, columns = cdiv(g.R, self.STRIDE_H) + self.ROW_GROUP - 1, self.band(g).columns
         return problem.banks * g.K * cdiv(rows, self.BLOCK_R) * cdiv(columns, self.BLOCK_I)
 
     def strips(self, problem: Problem) -> int:
@@ -217,7 +229,7 @@ class BandedGradTile:
 
     def step(self, op: str) -> tuple[int, int, int]:
         """(M, N, K) of one step: M are rows of dy times places within a group."""
-        n = self.ROW_GROUP * self.BLOCK_I
+        n = self.ROW_GROUP * self.STRIDE_H * self.BLOCK_I
         return self.BLOCK_R * COLUMN_STEP, n, self.BLOCK_H * self.BLOCK_W
 
     def splits(self, problem: Problem) -> int:
@@ -240,23 +252,29 @@ class BandedGradTile:
     def max_registers(self, problem: Problem) -> int | None:
         """Registers of a thread that the compiler is limited to, so that two programs fit.
 
-        With groups of 4 rows it would spill up to 32 bytes, and where warps load operands from
-        shared memory themselves up to 48.
+        Groups of 8 rows in pieces of 8 bytes at least need no more (sm_90); others would spill 8 to
+        48 bytes. Without a limit those with groups, or with smaller pieces, spill 8 to 24 bytes
+        (sm_80, sm_100), see device.py.
         """
-        limited = self.ROW_GROUP == 8 and problem.device.rates.rows
-        return REGISTERS // (2 * problem.threads(self)) if limited else None
+        small = min(pieces(problem)) < COLUMN_STEP // 2
+        if self.ROW_GROUP == 8 and problem.device.arch == "90" and not small:
+            return REGISTERS // (2 * problem.threads(self))
+        return ALL_REGISTERS if small or self.ROW_GROUP > 1 else None
 
     def suits(self, problem: Problem) -> bool:
-        """Whether it can serve a problem without spills.
+        """Whether it can serve a problem without spills, and sums groups of rows over all columns.
 
-        Several rows are summed over all columns at once, with operands in pieces of 8 or 16 bytes.
+        128 results of a thread spill 8 bytes on sm_80 and sm_100.
         """
+        m, n, _ = self.step(problem.op)
+        most = MAX_GRAD_RESULTS // (1 if problem.device.arch == "90" else 2)
+        if self.STRIDE_H != problem.geometry.stride[0] or m * n > most * problem.threads(self):
+            return False
+        whole = self.band(problem.geometry).columns <= self.BLOCK_I
         if self.ROW_GROUP == 1:
-            return True
-        g, layout = problem.geometry, problem.layout
-        aligned = layout.x_boxes == layout.y_boxes == "NCHW" and in_pieces(problem)
-        plain = aligned and g.padding_mode == "zeros"
-        return plain and self.band(g).columns <= self.BLOCK_I
+            return whole or self.PARTIALS > 1
+        plain = problem.geometry.padding_mode == "zeros" and not problem.layout.int64
+        return plain and whole
 
     def flags(self, problem: Problem) -> Mapping[str, Any]:
         """Fields of a Plan that this family decides."""
@@ -267,32 +285,49 @@ class BandedGradTile:
         return 0
 
     def fitted(self, problem: Problem) -> BandedGradTile:
-        """The tile with steps as wide as the image, and so much higher if it is narrow."""
-        step = self.BLOCK_H * self.BLOCK_W
-        width = min(step, power_of_two(cdiv(problem.geometry.Q, COLUMN_STEP)))
-        return replace(self, BLOCK_H=step // width, BLOCK_W=width)
+        """The tile for the call's window, its steps as wide as the image and higher if narrow."""
+        g, step = problem.geometry, self.BLOCK_H * self.BLOCK_W
+        width = min(step, power_of_two(cdiv(g.Q, COLUMN_STEP)))
+        whole = self.ROW_GROUP > 1 or self.band(g).columns <= self.BLOCK_I
+        # Sums of diagonals spill 8 bytes in TF32 (sm_80).
+        whole &= problem.unit == "half" or problem.device.rates.rows is not None
+        return replace(
+            self,
+            BLOCK_H=step // width,
+            BLOCK_W=width,
+            PARTIALS=self.ROW_GROUP if whole else COLUMN_STEP,
+        )
 
     def others(self, problem: Problem) -> Iterator[BandedGradTile]:
         """Tiles of other extents, with steps as wide."""
-        width = self.BLOCK_W
+        width, stride = self.BLOCK_W, self.STRIDE_H
         steps = itertools.product((4, 8, 16, 32), (16, 32, 64, 128), (16, 32, 64), (4, 8), (2, 3))
         for r, i, step, warps, stages in steps:
             if step >= width and r < 2 * problem.geometry.R:
-                yield BandedGradTile(r, i, step // width, width, warps, stages)
+                tile = BandedGradTile(r, i, step // width, width, warps, stages, STRIDE_H=stride)
+                yield tile.fitted(problem)
 
     def work(self, plan: Plan, problem: Problem) -> Work:
         """The work of a launch."""
-        pieces = in_pieces(problem)
         m, n, k = self.step(plan.op)
-        lone = 0 if pieces else LANES_PER_NUMBER * (m + n) * k / problem.threads(self)
+        x_piece, y_piece = pieces(problem)
+        if self.band(problem.geometry).first % x_piece:
+            x_piece //= 2
+        loads = k * (m / y_piece + n / x_piece) / problem.threads(self)
+        # Asynchronous copies bring 4 bytes at least.
+        lone = k * m * (y_piece * problem.dtype.itemsize < 4)
+        lone += k * n * (x_piece * problem.image_bytes < 4)
+        sums = m * n / problem.threads(self)
+        registers = min(self.max_registers(problem) or ALL_REGISTERS, 100 + sums)
         return matrix_work(
             plan,
             problem,
-            Code(300 + lone, 900, 120),
+            Code(100 + LANES_PER_NUMBER * loads, 900, registers),
             plan.split_strips,
             self.BLOCK_R * self.BLOCK_I,
             plan.grid,
             image_first=False,
+            lone=lone,
             operands="registers",
         ).with_partials(partial_bytes(plan, problem))
 
@@ -322,13 +357,14 @@ def _band(geometry: Geometry, block: int) -> Band:
     """
     left = geometry.padding[1][0]
     first = -_round_up(left)
-    return Band(first, first + left, _round_up(max(1, block - 1 + geometry.S - left - first)))
+    read = (block - 1) * geometry.stride[1] + geometry.S
+    return Band(first, first + left, _round_up(max(1, read - left - first)))
 
 
 def _is_narrow(geometry: Geometry) -> bool:
     """Whether what a group of COLUMN_STEP columns reads ends half a group beside it."""
     left, right = geometry.padding[1][0], geometry.S - 1 - geometry.padding[1][0]
-    return max(left, right) <= COLUMN_STEP // 2
+    return geometry.stride[1] == 1 and max(left, right) <= COLUMN_STEP // 2
 
 
 def _round_up(number: int) -> int:
@@ -336,12 +372,16 @@ def _round_up(number: int) -> int:
 
 
 def rows_read(geometry: Geometry) -> tuple[int, int]:
-    """(first, count) of the rows of the padded image that some output reads, without zeros."""
-    top = geometry.padding[0][0]
+    """(first, count) of the rows of the padded image that some output reads, without zeros.
+
+    With a stride, of runs of so many rows, the first of which an output starts from.
+    """
+    top, stride = geometry.padding[0][0], geometry.stride[0]
+    rows = geometry.P + (geometry.R - 1) // stride
     if geometry.padding_mode != "zeros":
-        return 0, geometry.P + geometry.R - 1
-    first = max(0, top)
-    return first, max(0, min(geometry.P + geometry.R - 1, geometry.H + top) - first)
+        return 0, rows
+    first = max(0, top // stride)
+    return first, max(0, min(rows, cdiv(geometry.H + top, stride)) - first)
 
 
 #: For each kind of product, tiles of fprop and dgrad. The one that loads the least is taken.
@@ -377,6 +417,19 @@ BANDED_GRAD_TILES: dict[str, tuple[BandedGradTile, ...]] = {
     ),
     "tf32x3": (BandedGradTile(16, 32, 1, 32, num_warps=4, num_stages=2),),
 }
+#: The same with a stride of rows.
+STRIDED_GRAD_TILES: dict[str, tuple[BandedGradTile, ...]] = {
+    "half": (
+        BandedGradTile(16, 64, 1, 64, num_warps=8, num_stages=3, STRIDE_H=2),
+        BandedGradTile(16, 32, 1, 64, num_warps=8, num_stages=3, ROW_GROUP=4, STRIDE_H=2),
+        BandedGradTile(8, 32, 1, 32, num_warps=8, num_stages=3, ROW_GROUP=4, STRIDE_H=2),
+    ),
+    "tf32": (
+        BandedGradTile(16, 64, 1, 32, num_warps=4, num_stages=3, STRIDE_H=2),
+        BandedGradTile(16, 32, 1, 32, num_warps=4, num_stages=3, STRIDE_H=2),
+    ),
+    "tf32x3": (BandedGradTile(16, 32, 1, 32, num_warps=4, num_stages=2, STRIDE_H=2),),
+}
 
 
 def is_legal(problem: Problem) -> bool:
@@ -384,7 +437,9 @@ def is_legal(problem: Problem) -> bool:
     g = problem.geometry
     if not problem.in_planes or problem.op == "dgrad_frame":
         return False
-    if g.group_C != 1 or g.stride != (1, 1) or g.dilation != (1, 1):
+    if g.group_C != 1 or g.dilation != (1, 1):
+        return False
+    if max(g.stride) > (MAX_STRIDE if problem.op == "wgrad" else 1):
         return False
     if problem.product not in BANDED_TILES:
         return False
@@ -392,16 +447,19 @@ def is_legal(problem: Problem) -> bool:
 
 
 def tiles(problem: Problem) -> list[AnyBandedTile]:
-    """The tile that the planner takes for few channels; none where a stencil costs no more.
+    """The tiles that the planner may take; of an image one, none where a stencil costs no more.
 
     Of two kernels whose arithmetic hides behind what feeds it, the cheaper to feed is taken: a
     stencil issues a dozen instructions for every tap, a banded kernel reads (BLOCK_P + R - 1) *
     columns * (1 / BLOCK_M + 1 / BLOCK_N) numbers from L2 for every output. choose.py compares the
     tile with that of a rows or columns kernel.
     """
-    if not problem.has_few_channels or problem.geometry.y_numel == 0 or not is_legal(problem):
+    few = problem.has_few_channels or problem.op == "wgrad"
+    if not few or problem.geometry.y_numel == 0 or not is_legal(problem):
         return []
-    found = [tile.fitted(problem) for tile in tiles_with_room(problem)]
+    found = tiles_with_room(problem)
+    if problem.op == "wgrad":
+        return found
     costs = {
         tile: lanes_per_output(tile, problem)
         for tile in found
@@ -418,6 +476,8 @@ def takes_over(problem: Problem) -> bool:
     g = problem.geometry
     if problem.op != "wgrad" or g.R * g.S < MIN_GROUPED_TAPS or problem.product != "half":
         return False
+    if g.stride != (1, 1) or min(pieces(problem)) < COLUMN_STEP:
+        return False
     grouped = [tile for tile in BANDED_GRAD_TILES["half"] if tile.ROW_GROUP > 1]
     room = problem.device.limits.shared
     fitting = [t for t in grouped if t.suits(problem) and t.shared_bytes(problem) <= room]
@@ -428,13 +488,18 @@ def tiles_with_room(problem: Problem) -> list[AnyBandedTile]:
     """The tiles of the tables that neither spill nor overflow shared memory."""
     tables: Mapping[str, Sequence[AnyBandedTile]] = BANDED_TILES
     if problem.op == "wgrad":
-        tables = BANDED_GRAD_TILES
+        tables = BANDED_GRAD_TILES if problem.geometry.stride[0] == 1 else STRIDED_GRAD_TILES
     room = problem.device.limits.shared
-    return [
-        tile
-        for tile in tables[problem.product]
-        if tile.suits(problem) and tile.shared_bytes(problem) <= room
-    ]
+    found = (tile.fitted(problem) for tile in tables[problem.product])
+    return [tile for tile in found if tile.suits(problem) and tile.shared_bytes(problem) <= room]
+
+
+def pieces(problem: Problem) -> tuple[int, int]:
+    """Columns of x and of dy that a weight gradient loads at once."""
+    layout = problem.layout
+    if layout.int64:
+        return 1, 1
+    return math.gcd(COLUMN_STEP, layout.x_align), math.gcd(COLUMN_STEP, layout.y_align)
 
 
 def in_pieces(problem: Problem) -> bool:
@@ -443,7 +508,7 @@ def in_pieces(problem: Problem) -> bool:
     return not layout.int64 and g.W % COLUMN_STEP == g.Q % COLUMN_STEP == 0
 
 
-def lanes_per_output(tile: AnyBandedTile, problem: Problem) -> float:
+def lanes_per_output(tile: BandedTile, problem: Problem) -> float:
     """Lane instructions for one output, waiting for L2 counted as instructions.
 
     Those that a multiprocessor without a program could have issued meanwhile are counted, too.
@@ -453,12 +518,8 @@ def lanes_per_output(tile: AnyBandedTile, problem: Problem) -> float:
     banded = pixel = problem.dtype.itemsize * LANES_PER_BYTE
     if g.W % COLUMN_STEP or g.Q % COLUMN_STEP or g.padding_mode != "zeros":
         pixel = max(pixel, LANES_PER_NUMBER)
-    programs = tile.programs(problem)
-    if problem.op == "wgrad":  # is split until the device is full; both operands are images
-        banded = pixel
-    else:
-        sms = problem.device.multiprocessors
-        programs = cdiv(programs, sms) * sms
+    sms = problem.device.multiprocessors
+    programs = cdiv(tile.programs(problem), sms) * sms
     loads = programs * k * tile.strips(problem)
     return loads * (m * pixel + n * banded) / g.y_numel + BANDED_LANES
 

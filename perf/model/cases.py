@@ -253,12 +253,17 @@ CASES: dict[str, dict[str, Case]] = {
             bias=True, activation="gelu", residual=True, **_ODD_SAMPLES,
         ),
     },
-    # Rows in steps of 16 bytes, rows that are not, scattered columns, and no simple address.
+    # Rows in steps of 16 bytes, a window wider than a tile, strides, rows in smaller steps, columns
+    # that are apart, and no simple address.
     "banded": {
         "image31": _case(1, 1, 4096, 4096, 1, 31, 31, recorded="bfloat16 tf32"),
         "image7": _case(1, 1, 4096, 4096, 1, 7, 7, ops="wgrad", recorded="bfloat16"),
         "planes5": _case(64, 96, 56, 56, 96, 5, 5, ops="wgrad", groups=96),
         "image13": _case(1, 1, 4096, 4096, 1, 13, 13, ops="wgrad"),
+        "image63": _case(1, 1, 4096, 4096, 1, 63, 63, ops="wgrad"),
+        "image15s2": _case(1, 1, 4096, 4096, 1, 15, 15, ops="wgrad", stride=2),
+        "planes9s2": _case(64, 120, 28, 28, 120, 9, 9, ops="wgrad", stride=2, groups=120),
+        "planes31s2": _case(32, 128, 56, 56, 128, 31, 31, ops="wgrad", stride=2, groups=128),
         "planes27": _case(32, 512, 14, 14, 512, 27, 27, groups=512, bias=True),
         "gelu27": _case(32, 512, 14, 14, 512, 27, 27, groups=512, activation="gelu"),
         "odd": _case(

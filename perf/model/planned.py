@@ -99,8 +99,7 @@ def tiles_of(family: ModuleType, problem: Problem) -> list[Tile]:
         tile = rows.tile_for(problem)
         return [] if tile is None else [tile]
     if family is banded:
-        legal = banded.is_legal(problem)
-        return [t.fitted(problem) for t in banded.tiles_with_room(problem)] if legal else []
+        return list(banded.tiles_with_room(problem)) if banded.is_legal(problem) else []
     if family is stencil:
         return list(stencil.tiles(problem) or [stencil.tile_for(problem)])
     return list(family.tiles(problem))

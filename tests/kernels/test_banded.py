@@ -1,5 +1,6 @@
 """Banded kernels: every kind of window, block and alignment, and when they are planned."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from tricorr.ops.plan.banded import (
     BANDED_GRAD_TILES,
     BANDED_TILES,
     COLUMN_STEP,
+    STRIDED_GRAD_TILES,
     BandedGradTile,
     BandedTile,
 )
@@ -57,6 +59,21 @@ MORE = {
     "multiplier": geometry_of((2, 2, 3, 13), (4, 1, 3, 5), padding=((1, 1), (2, 2)), groups=2),
     "filters_of_one_image": geometry_of((1, 1, 7, 12), (2, 1, 3, 5)),
 }
+#: Weight gradients alone take strides.
+STRIDED = {
+    "strided": image(13, 31, 5, 9, (2, 4), N=2, stride=(2, 2)),
+    "stride_down": image(12, 20, 7, 5, ((3, 2), (1, 2)), C=2, stride=(2, 1)),
+    "stride_across": image(9, 33, 4, 8, ((1, 2), (5, 4)), stride=(1, 2)),
+    "strided_even_window": image(14, 18, 6, 4, (2, 1), C=2, stride=(2, 2)),
+    "strided_rows_outside": image(7, 15, 3, 5, ((5, 4), (6, 3)), stride=(2, 2)),
+    "strided_and_cropped": image(11, 26, 4, 6, ((-3, 1), (-5, 2)), stride=(2, 2)),
+    "strided_window_of_one_tap": image(9, 17, 1, 1, stride=(2, 2)),
+    "strided_and_reflected": image(9, 19, 5, 4, (2, 2), stride=(2, 2), padding_mode="reflect"),
+    "strided_multiplier": geometry_of(
+        (2, 2, 7, 13), (4, 1, 3, 5), padding=((1, 1), (2, 2)), groups=2, stride=(2, 2)
+    ),
+    "strided_per_sample": image(9, 13, 5, 4, (1, 1), N=3, C=2, per_sample=True, stride=(2, 2)),
+}
 TILES = [BandedTile(16, 2, 8, 128, 4, 1), BandedTile(4, 4, 16, 256, 4, 1)]
 GRAD_TILES = [BandedGradTile(8, 16, 16, 2, 4, 1), BandedGradTile(4, 32, 8, 4, 4, 1)]
 # The input gradient runs the same kernel, so each of its cases gets one of the tiles.
@@ -85,6 +102,13 @@ def holds_all_columns(tile, geometry):
     return tile.ROW_GROUP == 1 or tile.band(geometry).columns <= tile.BLOCK_I
 
 
+def for_call(tile, geometry):
+    """A weight gradient's tile with the call's stride, and sums of diagonals where it can."""
+    whole = tile.band(geometry).columns <= tile.BLOCK_I
+    step = geometry.stride[0]
+    return replace(tile, STRIDE_H=step, PARTIALS=tile.ROW_GROUP if whole else COLUMN_STEP)
+
+
 @pytest.mark.parametrize(("op", "geometry", "tile"), CASES)
 def test_every_window_and_block(kernel_backend, op, geometry, tile):
     args = operands(op, *tensors(geometry, torch.float16, kernel_backend.device))
@@ -92,11 +116,12 @@ def test_every_window_and_block(kernel_backend, op, geometry, tile):
 
 
 @pytest.mark.parametrize("splits", [1, 3])
-@pytest.mark.parametrize("name", GEOMETRIES | MORE)
+@pytest.mark.parametrize("name", GEOMETRIES | MORE | STRIDED)
 def test_weight_gradient_of_every_window_and_block(kernel_backend, name, splits):
-    geometry = (GEOMETRIES | MORE)[name]
+    geometry = (GEOMETRIES | MORE | STRIDED)[name]
     args = operands("wgrad", *tensors(geometry, torch.float16, kernel_backend.device))
-    forced("wgrad", geometry, GRAD_TILES[splits % 2], args, splits=splits, int64=splits == 3)
+    tile = for_call(GRAD_TILES[splits % 2], geometry)
+    forced("wgrad", geometry, tile, args, splits=splits, int64=splits == 3)
 
 
 #: Several rows at a time, over all columns of a window at once.
@@ -122,51 +147,65 @@ SMALL = {
     [
         pytest.param(tile, geometry, id=f"{tile.ROW_GROUP}-{name}")
         for tile in GROUPED
-        for name, geometry in (SMALL | GEOMETRIES | MORE).items()
+        for name, geometry in (SMALL | GEOMETRIES | MORE | STRIDED).items()
         if holds_all_columns(tile, geometry)
     ],
 )
 def test_weight_gradient_by_groups_of_rows(kernel_backend, tile, geometry):
     args = operands("wgrad", *tensors(geometry, torch.float16, kernel_backend.device))
-    forced("wgrad", geometry, tile, args, splits=2, int64=tile is GROUPED[1])
+    tile, wide = for_call(tile, geometry), tile is GROUPED[1]
+    forced("wgrad", geometry, tile, args, splits=2, int64=wide)
 
 
 def test_small_windows_in_16_bits_take_groups_of_rows():
-    boxed = Layout(x_boxes="NCHW", y_boxes="NCHW")
+    aligned = Layout(x_boxes="NCHW", y_boxes="NCHW", x_align=8, y_align=8)
 
-    def tile(S, dtype=torch.bfloat16, layout=boxed, W=56, **more):
+    def tile(S, dtype=torch.bfloat16, layout=aligned, W=56, **more):
         geometry = image(56, W, S, S, (S // 2, S // 2), N=64, C=96, **more)
         return choose.plan(Problem("wgrad", geometry, dtype, layout=layout, device=H200)).tile
 
     assert tile(7) == tile(5) == BandedGradTile(16, 16, 8, 8, 8, 3, ROW_GROUP=8)
     assert tile(13) == BandedGradTile(16, 32, 8, 8, 8, 3, ROW_GROUP=4)
+    halves = replace(aligned, x_align=4, y_align=4)
+    assert tile(9, W=28, layout=halves) == BandedGradTile(16, 16, 16, 4, 8, 3, ROW_GROUP=8)
+    strided = tile(9, stride=(2, 2))
+    assert (strided.family, strided.ROW_GROUP, strided.STRIDE_H) == ("banded", 4, 2)
+    assert tile(31, stride=(2, 2)) == BandedGradTile(16, 64, 16, 4, 8, 3, STRIDE_H=2, PARTIALS=1)
     by_rows = [
         tile(3),
         tile(7, torch.float32),
         tile(7, layout=Layout()),
         tile(7, layout=Layout(channels_last=True)),
-        tile(7, W=57),
+        tile(7, layout=Layout(), W=57),
         tile(7, padding_mode="reflect"),
     ]
     assert {t.family for t in by_rows} <= {"rows", "columns"}
 
 
+def _strided(tile):
+    return "-strided" if getattr(tile, "STRIDE_H", 1) > 1 else ""
+
+
 @pytest.mark.parametrize(
     ("op", "product", "tile"),
     [
-        pytest.param(op, product, tile, id=f"{op}-{product}-{i}")
+        pytest.param(op, product, tile, id=f"{op}-{product}-{i}" + _strided(tile))
         for op, tables in (
             ("fprop_bias", BANDED_TILES),
             ("wgrad", BANDED_GRAD_TILES),
+            ("wgrad", STRIDED_GRAD_TILES),
         )
         for product, tiles in tables.items()
         for i, tile in enumerate(tiles)
     ],
 )
 def test_every_tile_of_the_tables(kernel_backend, op, product, tile):
-    geometry = image(11, 37, 9, 12, ((5, 3), (4, 6)))
-    if op == "wgrad" and not holds_all_columns(tile, geometry):
-        geometry = image(19, 40, 7, 7, ((3, 3), (2, 4)), C=2, N=2)
+    step = getattr(tile, "STRIDE_H", 1)
+    geometry = image(11, 37, 9, 12, ((5, 3), (4, 6)), stride=(step, step))
+    if op == "wgrad":
+        if not holds_all_columns(tile, geometry):
+            geometry = image(19, 40, 7, 7, ((3, 3), (2, 4)), C=2, N=2, stride=(step, step))
+        tile = for_call(tile, geometry)
     dtype = torch.float16 if product == "half" else torch.float32
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
     forced(op, geometry, tile, args, precision="ieee" if product == "half" else product)
@@ -244,25 +283,32 @@ def test_the_alignment_given_to_the_kernel_is_true():
     assert of_rows(torch.empty(1, 1, 1, 14, dtype=torch.float16)) == 2
 
 
-@pytest.mark.parametrize("name", GEOMETRIES)
-@pytest.mark.parametrize("tile", [*TILES, *GRAD_TILES], ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize(
+    ("name", "tile"),
+    [
+        pytest.param(name, tile, id=f"{type(tile).__name__}-{name}-{i}")
+        for i, tile in enumerate([*TILES, *GRAD_TILES])
+        for name in (GEOMETRIES if i < len(TILES) else GEOMETRIES | STRIDED)
+    ],
+)
 def test_a_band_holds_every_tap_of_every_column_inside_the_image(name, tile):
-    g = GEOMETRIES[name]
+    g = (GEOMETRIES | STRIDED)[name]
     band = tile.band(g)
     block = getattr(tile, "BLOCK_Q", COLUMN_STEP)
     assert band.columns % COLUMN_STEP == band.first % COLUMN_STEP == 0
     for q in range(g.Q):
         for s in range(g.S):
-            w = q - g.padding[1][0] + s
-            i = w - (q - q % block) - band.first
-            assert i + band.shift - q % block == s
+            w = q * g.stride[1] - g.padding[1][0] + s
+            i = w - (q - q % block) * g.stride[1] - band.first
+            assert i + band.shift - q % block * g.stride[1] == s
             assert 0 <= i < band.columns or not 0 <= w < g.W
 
 
 def family(op, window, dtype=torch.bfloat16, precision="tf32", size=2048, last=False, **more):
     pads = tuple((n // 2, (n - 1) // 2) for n in window)
     g = replace(image(size, size, 1, 1, **more), R=window[0], S=window[1], padding=pads)
-    layout = Layout(channels_last=last)
+    piece = math.gcd(16 // dtype.itemsize, size)
+    layout = Layout(channels_last=last, x_align=piece, y_align=piece)
     return planned(op, g, dtype, layout, H200, precision).family
 
 
@@ -274,7 +320,8 @@ def test_large_windows_are_banded_where_a_matrix_unit_multiplies_their_numbers(o
             direct = n == 9 and not half
             assert family(op, (n, n), dtype) == ("columns" if direct else "banded")
         for n in (3, 5):
-            assert family(op, (n, n), dtype) == "rows"
+            grouped = op == "wgrad" and half and n == 5
+            assert family(op, (n, n), dtype) == ("banded" if grouped else "rows")
     assert family(op, (31, 31), torch.float32, "tf32x3") == "banded"
     assert family(op, (31, 31), torch.float32, "ieee") == "columns"
     assert family(op, (31, 31), torch.float64) == "columns"
@@ -303,10 +350,12 @@ def test_unaligned_columns_take_tiles_with_few_results_per_thread(size, layout):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_strides_and_dilations_are_not_banded(op):
-    for steps in ({"stride": (2, 1)}, {"dilation": (1, 2)}):
+def test_strides_of_images_and_dilations_are_not_banded(op):
+    for steps in ({"stride": (2, 1)}, {"stride": (3, 3)}, {"dilation": (1, 2)}):
         g = geometry_of((1, 1, 512, 512), (1, 1, 9, 9), **steps)
-        assert planned(op, g, torch.float16, Layout(), H200).family != "banded"
+        banded_too = op == "wgrad" and steps == {"stride": (2, 1)}
+        aligned = Layout(x_align=8, y_align=8)
+        assert (planned(op, g, torch.float16, aligned, H200).family == "banded") == banded_too
     several = geometry_of((1, 1, 512, 512), (3, 1, 9, 9))
     problem = Problem(op, several, torch.float16, layout=Layout(), device=H200)
     assert bool(banded.tiles(problem)) == (op != "dgrad")
