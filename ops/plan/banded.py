@@ -253,13 +253,12 @@ class BandedGradTile:
         """Registers of a thread that the compiler is limited to, so that two programs fit.
 
         Groups of 8 rows in pieces of 8 bytes at least need no more (sm_90); others would spill 8 to
-        48 bytes. Without a limit those with groups, or with smaller pieces, spill 8 to 24 bytes
-        (sm_80, sm_100), see device.py.
+        48 bytes. Without a limit others spill 8 to 24 bytes on sm_80 and sm_100, see device.py.
         """
         small = min(pieces(problem)) < COLUMN_STEP // 2
         if self.ROW_GROUP == 8 and problem.device.arch == "90" and not small:
             return REGISTERS // (2 * problem.threads(self))
-        return ALL_REGISTERS if small or self.ROW_GROUP > 1 else None
+        return ALL_REGISTERS if problem.device.arch != "90" or self.ROW_GROUP > 1 else None
 
     def suits(self, problem: Problem) -> bool:
         """Whether it can serve a problem without spills, and sums groups of rows over all columns.
@@ -425,10 +424,10 @@ STRIDED_GRAD_TILES: dict[str, tuple[BandedGradTile, ...]] = {
         BandedGradTile(8, 32, 1, 32, num_warps=8, num_stages=3, ROW_GROUP=4, STRIDE_H=2),
     ),
     "tf32": (
-        BandedGradTile(16, 64, 1, 32, num_warps=4, num_stages=3, STRIDE_H=2),
-        BandedGradTile(16, 32, 1, 32, num_warps=4, num_stages=3, STRIDE_H=2),
+        BandedGradTile(16, 64, 1, 32, num_warps=8, num_stages=3, STRIDE_H=2),
+        BandedGradTile(16, 32, 1, 32, num_warps=8, num_stages=3, STRIDE_H=2),
     ),
-    "tf32x3": (BandedGradTile(16, 32, 1, 32, num_warps=4, num_stages=2, STRIDE_H=2),),
+    "tf32x3": (BandedGradTile(16, 32, 1, 32, num_warps=8, num_stages=2, STRIDE_H=2),),
 }
 
 
