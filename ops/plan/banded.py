@@ -507,7 +507,7 @@ def in_pieces(problem: Problem) -> bool:
     return not layout.int64 and g.W % COLUMN_STEP == g.Q % COLUMN_STEP == 0
 
 
-def lanes_per_output(tile: BandedTile, problem: Problem) -> float:
+def lanes_per_output(tile: AnyBandedTile, problem: Problem) -> float:
     """Lane instructions for one output, waiting for L2 counted as instructions.
 
     Those that a multiprocessor without a program could have issued meanwhile are counted, too.
