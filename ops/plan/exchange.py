@@ -30,6 +30,8 @@ ARCHITECTURES = ("90", "100")
 #: Fewest taps of a window of few channels that is read from copies in planes: kernels for smaller
 #: ones read any format about as fast as it can be copied.
 MIN_TAPS = 25
+#: Bytes of the pieces in which kernels load patches, and merged columns, at least.
+MIN_PIECE = 8
 
 
 @dataclass(frozen=True)
@@ -252,9 +254,13 @@ def exchanges(problem: Problem) -> list[Exchange]:
 def _merges(problem: Problem) -> bool:
     """Whether x can be seen with its columns merged, and the result can be stored so."""
     g, op, layout = problem.geometry, problem.op, problem.layout
-    if not layout.channels_last or layout.merged is None or (op == "wgrad" and layout.repacks):
+    if not layout.channels_last or layout.merged is None:
         return False
-    return op != "dgrad" or g.W == g.Q * g.S  # no view has columns that no window meets
+    if op == "dgrad":
+        return g.W == g.Q * g.S  # no view has columns that no window meets
+    # Pieces of 4 bytes of x take a weight gradient as long as single elements (sm_90).
+    whole = g.S * g.C * problem.image_bytes % MIN_PIECE == 0
+    return op != "wgrad" or (whole and not layout.repacks)
 
 
 def _to_pixels(problem: Problem) -> list[Exchange]:
@@ -277,15 +283,20 @@ def _to_pixels(problem: Problem) -> list[Exchange]:
 
 
 def _to_patches(problem: Problem) -> list[Exchange]:
-    """Those whose kernel multiplies patches."""
-    op, patches = problem.op, Exchange(patches=problem.layout.order)
+    """Those whose kernel multiplies patches, of pieces that it loads asynchronously.
+
+    dy in planes is loaded so in 16 bits alone, and where all rows of its tiles are whole pieces.
+    """
+    op, layout, patches = problem.op, problem.layout, Exchange(patches=problem.layout.order)
     if not patches.patches or patches.seen(problem).has_few_channels:
         return []
-    if op == "wgrad":
-        return [replace(patches, reads=True)]
-    if op == "dgrad":
-        return [patches, replace(patches, reads=True)]
-    return [patches] if problem.layout.heavy_epilogue else [patches, replace(patches, result=True)]
+    g = problem.geometry
+    if g.group_C * g.R * g.S * problem.dtype.itemsize % MIN_PIECE:
+        return []
+    if op == "fprop":
+        return [patches] if layout.heavy_epilogue else [patches, replace(patches, result=True)]
+    planes = op == "dgrad" and problem.product == "half" and layout.y_row == "NCHW"
+    return [*[patches] * planes, replace(patches, reads=True)]
 
 
 def _to_planes(problem: Problem) -> list[Exchange]:
