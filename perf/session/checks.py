@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 
 
 def _tiny(name: str, *shape: int, epilogue: str = "none", **steps: Any) -> Workload:
-    """From (N, C, H, W, K, R, S), with the padding that keeps the size."""
+    """From (N, C, H, W, K, R, S), with the padding that keeps the size unless another is given."""
     N, C, H, W, K, R, S = shape
     same = (((R - 1) // 2, R // 2), ((S - 1) // 2, S // 2))
-    geometry = Geometry(N, C, H, W, K, R, S, padding=same, **steps)
+    geometry = Geometry(N, C, H, W, K, R, S, **{"padding": same, **steps})
     gradients = ALL_OPS[1:] if takes_both(geometry) else OPS[1:]
     return Workload(
         name,
@@ -81,6 +81,7 @@ TINY: tuple[Workload, ...] = (
     _tiny("window", 1, 1, 48, 80, 1, 13, 13),
     _tiny("windows", 2, 4, 14, 14, 4, 13, 13, groups=4),
     _tiny("multiplier", 2, 8, 9, 11, 12, 3, 3, groups=4),
+    _tiny("patches", 2, 3, 17, 16, 32, 4, 4, stride=(4, 4), padding=((0, 0), (0, 0))),
     _tiny("per_sample", 2, 3, 20, 24, 3, 5, 5, groups=3, per_sample=True),
 )
 
