@@ -41,7 +41,7 @@ def separable(
         (N, C, P, Q) in the memory format of x. Sums are kept in float32 (float64 for float64), the
         sum of a row across the window too, and rounded once.
     """
-    key = ("separable", geometry, dtype, precision, plan, facts_of(x), facts_of(taps))
+    key = ("separable", geometry, dtype, precision, plan, facts_of(x), len(taps), facts_of(taps))
     if ready := prepared(key):
         return ready.run((x, taps), x.device)[0]
     y = empty_in_format(geometry.y_shape, dtype, like=x)
