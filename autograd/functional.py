@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 from torch.overrides import handle_torch_function, has_torch_function_variadic
@@ -36,20 +36,21 @@ from .shortcut import by_pytorch
 if TYPE_CHECKING:
     from ..ops.explain import Explanation
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
-def _overridable(function: _Function) -> _Function:
+def _overridable(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Lets operands whose class has a __torch_function__ take the call, as PyTorch's own do."""
 
     @functools.wraps(function)
-    def checked(*args: Any, **kwargs: Any) -> Any:
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         if has_torch_function_variadic(*args, *kwargs.values()):
             operands = (*args, *kwargs.values())
             return handle_torch_function(checked, operands, *args, **kwargs)
         return function(*args, **kwargs)
 
-    return checked  # type: ignore[return-value]  # wraps() keeps the signature
+    return checked
 
 
 def corr2d(

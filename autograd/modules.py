@@ -228,7 +228,7 @@ class ConvTranspose2D(nn.ConvTranspose2d):
         )
 
 
-# As LazyConv2D.
+# cls_to_become is annotated otherwise, as in LazyConv2D.
 class LazyConvTranspose2D(nn.LazyConvTranspose2d, ConvTranspose2D):  # type: ignore[misc]
     """`torch.nn.LazyConvTranspose2d` on Triton kernels: in_channels as for `LazyConv2D`.
 

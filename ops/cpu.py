@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,8 @@ _PAD_BACKWARD = {
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_tracing = torch._C._is_tracing
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
-_Operator = TypeVar("_Operator", bound=Callable[..., torch.Tensor])
+_P = ParamSpec("_P")
+_Operator: TypeAlias = Callable[Concatenate[torch.Tensor, _P], torch.Tensor]
 
 
 def suffices(
@@ -72,17 +73,17 @@ def _native_dtypes() -> frozenset[torch.dtype]:
     return wide | {torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else wide
 
 
-def _without_autocast(operator: _Operator) -> _Operator:
+def _without_autocast(operator: _Operator[_P]) -> _Operator[_P]:
     """Runs `operator` without autocast, which would cast 16-bit tensors to float32 in F.pad."""
 
     @functools.wraps(operator)
-    def plain(first: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def plain(first: torch.Tensor, /, *rest: _P.args, **named: _P.kwargs) -> torch.Tensor:
         if not torch._C._is_any_autocast_enabled():
-            return operator(first, *rest)
+            return operator(first, *rest, **named)
         with torch.autocast(first.device.type, enabled=False):
-            return operator(first, *rest)
+            return operator(first, *rest, **named)
 
-    return plain  # type: ignore[return-value]  # wraps() keeps the signature
+    return plain
 
 
 @_without_autocast

@@ -11,11 +11,19 @@ Written from the definition, one tap (r, s) of the window at a time: slow, and m
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .geometry import Geometry
+
+#: Names that np.pad has for padding modes.
+NUMPY_MODES: dict[str, Literal["reflect", "edge", "wrap"]] = {
+    "reflect": "reflect",
+    "replicate": "edge",
+    "circular": "wrap",
+}
 
 
 def fprop(
@@ -102,9 +110,7 @@ def _window(g: Geometry, axis: int) -> Iterator[tuple[int, NDArray[np.int64], ND
     for tap in range(taps):
         coordinate = np.arange(outputs) * stride - before + tap * dilation  # (*)
         if g.padding_mode != "zeros":
-            mode = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[g.padding_mode]
-            # NumPy annotates modes as literals; this one is a str.
-            padded = np.pad(np.arange(extent), (before, after), mode=mode)  # type: ignore[call-overload]
+            padded = np.pad(np.arange(extent), (before, after), mode=NUMPY_MODES[g.padding_mode])
             coordinate = padded[coordinate + before]
         yield tap, coordinate, (coordinate >= 0) & (coordinate < extent)
 

@@ -235,7 +235,7 @@ def models() -> Iterator[Line]:
     """Whole networks of our layers beside PyTorch's, evaluated and trained."""
     for name, network in (("resnet18", ResNet18), ("mobilenetv2", MobileNetV2)):
         for form in (torch.contiguous_format, torch.channels_last):
-            # See above.
+            # PyTorch annotates `to` without memory_format alone.
             theirs = network().to(memory_format=form)  # type: ignore[call-overload]
             ours = deepcopy(theirs)
             convert(ours)

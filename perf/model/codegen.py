@@ -272,7 +272,7 @@ def tabulate(jobs: Iterable[Job]) -> tuple[list[Entry], list[str]]:
         start = f"{target.name:7} {configuration.name:50}"
         try:
             built = build(configuration.call(), target)
-        except Exception as error:
+        except Exception as error:  # whatever a compiler raises: the table goes on
             print(f"{start} {cause_of(error)}", flush=True)
             wrong.append(f"{target.name} {configuration.name}: {cause_of(error)}")
             continue
@@ -386,7 +386,7 @@ def serve(requests: Iterable[str]) -> None:
             configuration = pickle.loads(base64.b64decode(request["configuration"]))
             built = build(configuration.call(), target, disassemble=False)
             answer = {"problems": problems(configuration, target, built)}
-        except Exception:
+        except Exception:  # whatever a compiler raises is the answer
             answer = {"error": traceback.format_exc()}
         answers.write(json.dumps(answer) + "\n")
 

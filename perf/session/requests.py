@@ -173,7 +173,7 @@ def serve_builds(connection: Connection, rig: GpuRig, device: Device) -> None:
         try:
             rig.build(call.operands(), call.plan, device)
             connection.send("")
-        except Exception as error:
+        except Exception as error:  # whatever a compiler raises is the answer
             connection.send(cause_of(error))
 
 
@@ -183,5 +183,5 @@ def serve_check(connection: Connection, rig: GpuRig) -> None:
     check = connection.recv()
     try:
         connection.send(checks.run(check, rig))
-    except Exception as error:
+    except Exception as error:  # whatever a check raises is its fault in words
         connection.send(cause_of(error))

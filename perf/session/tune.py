@@ -320,7 +320,7 @@ def measure_by(
             if clocks is not None:
                 clocks.start()
             samples = [[sampler() for sampler in samplers] for _ in range(turns)]
-        except Exception as error:
+        except Exception as error:  # compilers and launches raise anything
             timer.recover()
             return Comparison(problem=cause_of(error))
         ratios = [first / second for first, second in samples]

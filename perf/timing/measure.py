@@ -211,7 +211,7 @@ def _run_job(
             ready[name] = contender
         except PoisonedError:
             raise
-        except Exception as error:
+        except Exception as error:  # a provider may raise anything: it gets a row
             rows.append(session.failed(job, *name, first, error))
             timer.recover()
     for cache in caches:
@@ -229,7 +229,7 @@ def _problem(job: Job, format: str, timer: Timer) -> tuple[Operands, Truth] | Ex
     try:
         problem = make_operands(job.workload, job.op, job.dtype, format, timer.device)
         return problem, truth_of(problem)
-    except Exception as error:
+    except Exception as error:  # running out of memory, most of all
         timer.recover()
         return type(error)(f"the inputs or their check: {one_line(error)}")
 
@@ -280,7 +280,7 @@ def _timed(
             samplers[name] = timer.sampler(
                 contender.call, cache, contender.seconds, contender.host or 0.0
             )
-        except Exception as error:
+        except Exception as error:  # as above
             failed(name, error)
     if session.clocks is not None:
         session.clocks.start()

@@ -238,7 +238,7 @@ def interleave(
         for name in list(samples):
             try:
                 samples[name].append(samplers[name]())
-            except Exception as error:
+            except Exception as error:  # a provider may raise anything
                 if on_error is None:
                     raise
                 on_error(name, error)

@@ -87,7 +87,10 @@ def test_vectorized_jacobian_and_hessian_are_pytorchs(backend, create_graph):
 
     def both(function):
         options = {"vectorize": True, "create_graph": create_graph}
-        cubed = lambda *tensors: function(*tensors).pow(3).sum()  # noqa: E731
+
+        def cubed(*tensors):
+            return function(*tensors).pow(3).sum()
+
         return jacobian(function, inputs, **options), hessian(cubed, inputs, **options)
 
     ours = both(CALLS["bank"][0])

@@ -55,7 +55,7 @@ def main() -> None:
             try:
                 CHECKS[name](stub, driver, observer, compilations)
                 answer = ""
-            except Exception:
+            except Exception:  # the traceback is the answer
                 answer = traceback.format_exc()
             print(json.dumps(answer), file=answers, flush=True)
 

@@ -110,7 +110,7 @@ class Observer:
         self._empty_grids.clear()
         try:
             result = call(*given)
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is reported
             reason = f" ({stub.reason})" if stub.refusals > refused else ""
             report.problems.append(f"call {turn}: {type(error).__name__}: {error}{reason}")
             return None, None

@@ -10,7 +10,6 @@ import importlib.util
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +151,9 @@ def pretend(library: Path) -> tuple[StubDriver, Any]:
     return stub, driver
 
 
-#: Takes the place of torch._C._cuda_getDevice and other functions that return 0.
-_zero: Callable[..., int] = lambda device=None: 0  # noqa: E731
+def _zero(device: Any = None) -> int:
+    """Takes the place of torch._C._cuda_getDevice and other functions that return 0."""
+    return 0
 
 
 class _Properties:

@@ -108,7 +108,7 @@ def every_split(mesh_size, names, splits, dtype):
             shards = [sharded(t, mesh, p) for t, p in zip(whole, operands, strict=True)]
             try:
                 check_operators(geometry, shards, expected, results)
-            except Exception as error:
+            except Exception as error:  # named by the case, whatever it is
                 raise AssertionError(f"{name} by {split}: {geometry}") from error
 
 

@@ -244,11 +244,8 @@ def test_expected_values_are_the_references(per_sample, draws, monkeypatch):
         problem = make_operands(workload, op, "float32", "NCHW", "cpu")
         x, weight, dy = (t.double().numpy() for t in (problem.x, problem.weight, problem.dy))
         bias = problem.bias.double().numpy()
-        expected = {
-            "fprop": lambda: reference.fprop(x, weight, bias, geometry),  # noqa: B023
-            "dgrad": lambda: reference.dgrad(dy, weight, geometry),  # noqa: B023
-            "wgrad": lambda: reference.wgrad(x, dy, geometry),  # noqa: B023
-        }[op]()
+        given = {"fprop": (x, weight, bias), "dgrad": (dy, weight), "wgrad": (x, dy)}[op]
+        expected = getattr(reference, op)(*given, geometry)
         truth = truth_of(problem)
         assert truth.shape == expected.shape
         found = torch.from_numpy(expected)[truth.at]
