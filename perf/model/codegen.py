@@ -49,7 +49,8 @@ from ...ops.launch.patch_launch import PATCH_WEIGHT_BLOCK
 from ...ops.plan.cost import REGISTERS, THREADS
 from ...ops.plan.integers import cdiv
 from ..timing.timers import cause_of
-from .cases import PARKED, TARGETS, Configuration, Target, configurations
+from .choices import configurations
+from .configuration import PARKED, TARGETS, Configuration, Target
 from .machine_code import MARKS, Build, build
 
 #: The recorded table, and that of Triton 3.6.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ...ops.launch.call import Call
 
 if TYPE_CHECKING:
-    from .cases import Target
+    from .configuration import Target
 
 
 @dataclass(frozen=True)

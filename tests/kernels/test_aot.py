@@ -28,7 +28,8 @@ if importlib.util.find_spec("triton") is None:
 from tricorr.ops.plan import columns
 from tricorr.ops.plan.rows import MAX_HELD
 from tricorr.ops.plan.tma import ARCHITECTURES
-from tricorr.perf.model.cases import TARGETS, Configuration, configurations, dealt
+from tricorr.perf.model.choices import configurations, dealt
+from tricorr.perf.model.configuration import TARGETS, Configuration
 
 pytestmark = pytest.mark.aot
 

@@ -22,8 +22,9 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
 from tricorr.perf.model import codegen, machine_code
-from tricorr.perf.model.cases import TARGETS, configurations
+from tricorr.perf.model.choices import configurations
 from tricorr.perf.model.codegen import Entry
+from tricorr.perf.model.configuration import TARGETS
 from tricorr.perf.model.machine_code import MARKS, Build
 
 #: The recorded configurations that the tests build: each family, and every kind of arithmetic.

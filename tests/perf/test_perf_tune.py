@@ -277,7 +277,8 @@ def test_every_tuned_file_that_is_shipped_can_be_read():
 
 def test_tuned_tiles_are_compiled_ahead_of_time_like_the_tables(directory):
     pytest.importorskip("triton")
-    from tricorr.perf.model.cases import TARGETS, dealt
+    from tricorr.perf.model.choices import dealt
+    from tricorr.perf.model.configuration import TARGETS
 
     target = TARGETS["sm_90"]
     names = [c.name for c in dealt(target)]

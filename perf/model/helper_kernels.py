@@ -1,0 +1,147 @@
+"""Configurations of kernels that prepare operands or add up: copies, bands, partial sums, lags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from ...ops.plan import banded, choose, gemm
+from ...ops.plan.exchange import Exchange
+from .cases import CASES, EXACT, PRODUCTS, Case, case_of
+from .configuration import TARGETS, Configuration, variants_of
+from .planned import PlannedCall
+
+#: (kernel, case, dtype) of helpers in the table of machine code.
+RECORDED_HELPERS = (
+    ("copy_flat", "dense", "tf32"),
+    ("fprop_separable", "9x9", "float32"),
+    ("lag_sums", "narrow", "float32"),
+    ("sum_partials", "narrow", "float32"),
+    ("sum_partials", "planes", "bfloat16"),
+)
+
+
+def helper_configurations() -> Iterator[Configuration]:
+    """Kernels that prepare or add up, in every dtype, with offsets of 32 bits and of 64."""
+    wide = case_of(8, 2**15, 56, 56, 2**16, 1, 1, ops="wgrad")
+    epilogue = case_of(8, 64, 56, 56, 64, 3, 3, bias=True, residual=True, activation="gelu")
+    image = case_of(1, 1, 4096, 4096, 1, 7, 7)
+    images = case_of(32, 3, 8192, 8192, 1, 5, 5, last=True)
+    windows = {
+        f"{R}x{S}": case_of(
+            *shape, R, S, ops="fprop", padding_mode=mode, last=last, groups=shape[1]
+        )
+        for shape, R, S, mode, last in (
+            ((1, 1, 4096, 4096, 1), 3, 5, "replicate", False),
+            ((1, 1, 4096, 4096, 1), 9, 9, "reflect", False),
+            ((1, 1, 4096, 4096, 1), 31, 31, "reflect", False),
+            ((1, 1, 4096, 4096, 1), 25, 25, "zeros", False),
+            ((8, 3, 47, 56, 3), 15, 13, "circular", False),
+            ((8, 3, 2161, 3839, 3), 12, 11, "reflect", False),
+            ((8, 64, 56, 56, 64), 7, 7, "zeros", True),
+        )
+    }
+    made: list[tuple[str, str, str, Case, str, Iterable[str]]] = [
+        ("build_bands", "banded", "image31", CASES["banded"]["image31"], "fprop", PRODUCTS["half"]),
+        ("build_bands", "banded", "image31", CASES["banded"]["image31"], "fprop", ("tf32",)),
+        (
+            "build_lines",
+            "resident",
+            "image31",
+            CASES["resident"]["image31"],
+            "fprop",
+            PRODUCTS["half"],
+        ),
+        ("copy_images", "gemm", "weight", CASES["gemm"]["planes"], "fprop", PRODUCTS["half"]),
+        ("copy_images", "gemm", "weight", CASES["gemm"]["planes"], "fprop", ("float32", "float64")),
+        *(
+            ("copy_images", "tma", f"{name}-{op}", CASES["tma"][name], op, dtypes.split())
+            for name, op, dtypes in (
+                ("short_rows", "fprop", "bfloat16 tf32"),
+                ("ragged", "fprop", "bfloat16 tf32"),
+                ("ragged", "wgrad", "bfloat16"),
+                ("ragged_planes", "wgrad", "bfloat16 tf32"),
+            )
+        ),
+        *(
+            ("copy_flat", "flat", name, CASES["flat"][name], "wgrad", ("tf32",))
+            for name in ("dense", "last", "strided")
+        ),
+        ("build_patch_weight", "patch", "head", CASES["patch"]["head"], "fprop", PRODUCTS["half"]),
+        ("build_patch_weight", "patch", "head", CASES["patch"]["head"], "fprop", ("tf32",)),
+        ("sum_partials", "gemm", "narrow", CASES["gemm"]["dense"], "wgrad", EXACT),
+        ("sum_partials", "gemm", "wide", wide, "wgrad", EXACT),
+        (
+            "sum_partials",
+            "gemm",
+            "planes",
+            CASES["gemm"]["planes"],
+            "wgrad",
+            ("bfloat16", "float32"),
+        ),
+        ("sum_partials", "gemm", "image", epilogue, "fprop", ("bfloat16", "float64")),
+        ("lag_sums", "stencil", "narrow", image, "wgrad", EXACT),
+        ("lag_sums", "stencil", "wide", images, "wgrad", EXACT),
+        *(
+            (
+                "fprop_separable",
+                "stencil",
+                name,
+                case,
+                "fprop",
+                EXACT if name == "9x9" else EXACT[:3],
+            )
+            for name, case in windows.items()
+        ),
+    ]
+    for kernel, family, name, case, op, dtypes in made:
+        for dtype in dtypes:
+            if (kernel, dtype) == ("sum_partials", "uint8"):
+                continue
+            if kernel in ("lag_sums", "fprop_separable"):
+                planned = PlannedCall(case.workload, kernel, dtype, case.format)
+            else:
+                variants = next(variants_of(family, case, op, dtype, TARGETS["sm_90"]))
+                planned = next(iter(variants.values()))
+            if kernel == "sum_partials":
+                planned = replace(planned, plan=replace(planned.plan, splits=100))
+            recorded = (kernel, name, dtype) in RECORDED_HELPERS
+            yield Configuration("helper", name, kernel, planned, "", recorded)
+    yield from _on_copies()
+
+
+def _on_copies() -> Iterator[Configuration]:
+    """Copies of what a stride reads or reaches, in planes, of patches, and a kernel between."""
+    points = case_of(32, 256, 56, 56, 512, 1, 1, stride=2, ops="fprop dgrad")
+    strided = case_of(32, 128, 57, 56, 256, 3, 3, stride=3, ops="fprop")
+    last = case_of(64, 120, 28, 28, 120, 9, 9, groups=120, ops="fprop", last=True)
+    cut: dict[str, Any] = {"padding": ((0, 0), (0, 0)), "ops": "fprop dgrad"}
+    pixels = case_of(64, 3, 224, 224, 768, 16, 16, stride=16, **cut)
+    narrow = case_of(32, 3, 224, 224, 1024, 14, 14, stride=14, **cut)
+    deep = case_of(8, 2048, 28, 28, 512, 4, 4, stride=4, **cut)
+    ragged = case_of(8, 67, 57, 59, 64, 3, 5, stride=(3, 5), **cut)
+    sampled, mixed = Exchange(sampled=True), Exchange(reads=True)
+    planes = Exchange(reads=True, result=True, format="NCHW")
+    crs, rsc = Exchange(patches="crs"), Exchange(patches="rsc")
+    for kernel, name, case, op, exchange in (
+        ("copy_images", "samples", points, "fprop", sampled),
+        ("copy_images", "spreads", points, "dgrad", sampled),
+        ("copy_images", "rows", last, "fprop", planes),
+        ("copy_patches", "pixels", pixels, "fprop", crs),
+        ("copy_patches", "pixels-back", pixels, "dgrad", crs),
+        ("copy_patches", "pixels-rsc", pixels, "fprop", rsc),
+        ("copy_patches", "pixels-rsc-back", pixels, "dgrad", rsc),
+        ("copy_patches", "narrow", narrow, "fprop", crs),
+        ("copy_patches", "deep", deep, "fprop", crs),
+        ("copy_patches", "deep-rsc-back", deep, "dgrad", rsc),
+        ("copy_patches", "ragged", ragged, "fprop", rsc),
+        ("copy_patches", "ragged-back", ragged, "dgrad", crs),
+        ("fprop_gemm", "mixed", strided, "fprop", mixed),
+    ):
+        for dtype in ("bfloat16", "tf32"):
+            call = PlannedCall(case.workload, op, dtype, case.format)
+            seen = exchange.seen(call.problem(TARGETS["sm_90"].device))
+            tile = (banded if exchange is planes else gemm).tiles(seen)[0]
+            plan = replace(choose.plan_with_tile(seen, tile), exchange=exchange)
+            yield Configuration("helper", name, kernel, replace(call, plan=plan), "")
