@@ -133,6 +133,7 @@ SHAPES = (
     (128, 128, 8),
     (64, 256, 8),
     (64, 128, 4),
+    (64, 64, 4),
 )
 #: Places for boxes, most first. With two, every load would be waited for: it starts when the
 #: products of the step before its own do.

@@ -405,7 +405,7 @@ def channel_block(problem: Problem) -> int:
         return 0 if min(g.group_C, g.group_K) < 16 else most
     if problem.reduced < 16:
         return 0
-    if g.groups == 1 and not _taps_follow(problem):
+    if g.groups == 1 and g.R * g.S == 1:
         return min(most, power_of_two(problem.reduced))
     blocks = [b for b in (most, most // 2, most // 4) if b >= 16]
     if g.groups > 1:
@@ -430,8 +430,11 @@ def after_copies(work: Work, problem: Problem, block: int, copied: bool) -> Work
 
     That is of the weight, for steps of `block` channels, and of images if they are `copied`.
     """
-    images = image_copies(problem) if copied else []
-    return work.after_copies([*images, *weight_copies(problem, block)])
+    images, weight = image_copies(problem) if copied else [], weight_copies(problem, block)
+    turned = problem.op == "dgrad" and not reads_crosswise(problem.precision)
+    of_weight = bool(weight) and (problem.layout.repacks or turned)
+    work = work.after_copies([*images, *weight])
+    return work._replace(exchanges=not problem.layout.channels_last or of_weight)
 
 
 def tap_columns(problem: Problem, block: int) -> int:

@@ -42,6 +42,10 @@ CALLS = {
         "dgrad", geometry_of((2, 72, 5, 11), (48, 72, 2, 3), padding=((0, 1), (1, 1))),
         ReuseTile(4, 8, 64, 16, 4, 3, copied=True), HALF,
     ),
+    "few_pixels": (
+        "dgrad", geometry_of((2, 72, 9, 7), (96, 72, 3, 3), padding=_SAME),
+        ReuseTile(8, 8, 64, 32, 4, 4), torch.bfloat16,
+    ),
     "tf32_planes_groups_flipped": (
         "fprop_bias", geometry_of((1, 64, 6, 10), (48, 32, 5, 9), (1, 1), ((2, 2), (4, 4)),
                                   groups=2, flip=True),
