@@ -2,16 +2,18 @@
 
     out[g * INNER + n, c, h, w] = x[g, n, c, h / STEP_H, w / STEP_W]
 
-and 0 for the channels c >= C of out, and bias[c], or 0, where a step does not divide h or w. One
-launch makes one copy or two: the first PROGRAMS programs make the first, which may have a bias. A
-tile of channels and pixels is loaded along the axis on which x is contiguous and stored along that
-of out; where these differ, the compiler exchanges the axes in shared memory.
+and 0 for the channels c >= C of out, and bias[c], or 0, where a step does not divide h or w.
+Without a step, column w + FIRST_COLUMN of out has column w of x, and columns that x lacks are 0.
+One launch makes one copy or two: the first PROGRAMS programs make the first, which may have a bias.
+A tile of channels and pixels is loaded along the axis on which x is contiguous and stored along
+that of out; where these differ, the compiler exchanges the axes in shared memory.
 """
 
 import triton
 import triton.language as tl
 
 from .hints import align_extents, align_strides, round_down, side_by_side
+from .indexing import is_inside
 from .schedule import next_digit, widen
 from .structs import at
 
@@ -74,14 +76,18 @@ def copy_tile(
     x_ptr += widen(group, LAYOUT.INT64) * stride_g
     n, sample = widen(n, LAYOUT.INT64), widen(sample, LAYOUT.INT64)
     mask = (c < C) & (pixel < pixels)
-    if LAYOUT.COLUMNS > 0:
+    column = w
+    if LAYOUT.FIRST_COLUMN != 0:
+        column = w - LAYOUT.FIRST_COLUMN
+        mask &= is_inside(column, LAYOUT.COLUMNS)
+    elif LAYOUT.COLUMNS > 0:
         mask &= w < LAYOUT.COLUMNS
     if HAS_STEPS:
         reached = (h % LAYOUT.STEP_H == 0) & (w % LAYOUT.STEP_W == 0)
         mask &= reached
         row, column = h // LAYOUT.STEP_H, w // LAYOUT.STEP_W
     else:
-        row, column = h, w
+        row = h
     SINGLE: tl.constexpr = HAS_STEPS or LAYOUT.X_ALIGN == 1
     if LAYOUT.X_AXIS == 1 and SINGLE and not LAYOUT.ONE_ROW:  # the compiler sees no runs of pixels
         pointers = side_by_side(at(x_ptr, x_strides, n, c, row, 0), column * x_strides[3])

@@ -261,7 +261,8 @@ class CopyLayout(NamedTuple):
         STEP_H, STEP_W: rows, columns of the copy from one pixel of the image to the next; there are
             zeros, or the bias, between them. Not with ONE_ROW.
         OUT_ROW: the copy's pixels are one row in memory. Not with ONE_ROW.
-        COLUMNS: of the image, where rows of the copy are longer: zeros behind them; else 0.
+        COLUMNS: of the image, where rows of the copy are longer: zeros beside them; else 0.
+        FIRST_COLUMN: column of the copy that has the first one of the image. Not with a step.
         INT64: offsets are 64-bit.
         BLOCK_C, BLOCK_P: channels and pixels of a program.
     """
@@ -278,6 +279,7 @@ class CopyLayout(NamedTuple):
     STEP_W: int = 1
     OUT_ROW: bool = False
     COLUMNS: int = 0
+    FIRST_COLUMN: int = 0
 
 
 class PatchCopyLayout(NamedTuple):

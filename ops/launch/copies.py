@@ -30,7 +30,8 @@ class Copy:
     """A copy to be made: of x (G, N, C, H, W), in `out` (G * N, C or more, H, W).
 
     `memory` is what `out` is a view of where it is made for this copy. With a `step`, pixels of x
-    are that many rows and columns of `out` apart, and `bias`, or zero, is between them.
+    are that many rows and columns of `out` apart, and `bias`, or zero, is between them. Otherwise
+    column `first` of `out` has the first column of x, and those that x does not have are zero.
     """
 
     x: torch.Tensor
@@ -38,6 +39,7 @@ class Copy:
     memory: torch.Tensor | None = None
     step: Pair = (1, 1)
     bias: torch.Tensor | None = None
+    first: int = 0
 
 
 def channels_innermost(x: torch.Tensor, channels: int = 0) -> Copy:
@@ -134,7 +136,7 @@ def _copy_arguments(copy: Copy) -> tuple[dict[str, Any], int]:
     x, out = copy.x, copy.out
     outer, image = x.stride(0), x[0]
     has_steps = copy.step != (1, 1)
-    longer = out.shape[3] > image.shape[3] and not has_steps
+    longer = (out.shape[3] != image.shape[3] or copy.first != 0) and not has_steps
     one_row = is_row(image) and is_row(out) and not has_steps and not longer
     out_row = is_row(out) and not one_row
     source = as_row(image) if one_row else image
@@ -147,6 +149,8 @@ def _copy_arguments(copy: Copy) -> tuple[dict[str, Any], int]:
         for t, axis in ((source, x_axis), (target, out_axis))
     )
     block_p = min(TILE[1], power_of_two(H * W))
+    if copy.first:  # few channels
+        block_p = min(math.prod(TILE) // power_of_two(channels), power_of_two(H * W))
     block_c = min(math.prod(TILE) // block_p, 4 * TILE[0], power_of_two(channels))
     layout = CopyLayout(
         X_AXIS=x_axis,
@@ -161,6 +165,7 @@ def _copy_arguments(copy: Copy) -> tuple[dict[str, Any], int]:
         STEP_W=copy.step[1],
         OUT_ROW=out_row,
         COLUMNS=image.shape[3] if longer else 0,
+        FIRST_COLUMN=copy.first,
     )
     arguments = {
         "x_ptr": x,

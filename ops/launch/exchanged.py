@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from ..geometry import Geometry
-from ..plan.exchange import Exchange
+from ..plan.exchange import Exchange, overlap_of
 from ..plan.integers import cdiv
 from .call import Call
 from .copies import Copy, after_copies, channels_innermost, copy_calls, in_boxes
@@ -26,6 +26,8 @@ def x_read(
     """(x as the kernel reads it; the copy that it is, or the launch that makes it, if any)."""
     if exchange.merged:
         return merged_columns(x, geometry), None
+    if exchange.overlapped:
+        return _overlapped(x, geometry)
     if exchange.patches:
         patches = patches_like(x, geometry)
         return patches, patches_call(x, patches, geometry, exchange.patches)
@@ -38,13 +40,35 @@ def x_read(
 
 def weight_read(
     weight: torch.Tensor, geometry: Geometry, exchange: Exchange
-) -> tuple[torch.Tensor, Call | None]:
-    """(the weight as the kernel reads it; the launch that makes it, if it is a copy)."""
+) -> tuple[torch.Tensor, Copy | Call | None]:
+    """(the weight as the kernel reads it; the copy that it is, or the launch that makes it)."""
+    if exchange.overlapped:
+        return _with_taps(weight, geometry)
     if not (exchange.merged or exchange.patches) or _is_view(weight, geometry, exchange):
         return weight_seen(weight, geometry, exchange), None
     copy = channels_innermost(weight[None])
     (call,) = copy_calls(copy)
     return weight_seen(copy.out, geometry, exchange), call
+
+
+def _overlapped(x: torch.Tensor, geometry: Geometry) -> tuple[torch.Tensor, Copy]:
+    """(a copy of x whose pixels are rows of windows, see plan.exchange.overlap_of; that copy)."""
+    g = geometry
+    made = overlap_of(g, 16 // x.itemsize)
+    out = _workspace(x, (g.N, made.channels, g.H, made.columns), channels_last=True)
+    steps = (out.stride(0), 1, out.stride(2), g.steps(1)[0] * made.channels)
+    pixels = out.as_strided((g.N, made.channels * made.taps, g.H, g.Q), steps)
+    return pixels, Copy(x[None], out, out, first=g.padding[1][0])
+
+
+def _with_taps(weight: torch.Tensor, geometry: Geometry) -> tuple[torch.Tensor, Copy]:
+    """(a copy of the weight with channels (s, c), zero where x has none; that copy)."""
+    g = geometry
+    made = overlap_of(g, 16 // weight.itemsize)
+    out = _workspace(weight, (g.K, made.channels, g.R, made.taps), channels_last=True)
+    row = made.channels * made.taps
+    seen = out.as_strided((g.K, row, g.R, 1), (g.R * row, 1, row, row))
+    return seen, Copy(weight[None], out, out)
 
 
 def weight_seen(weight: torch.Tensor, geometry: Geometry, exchange: Exchange) -> torch.Tensor:

@@ -7,7 +7,8 @@ kernels/copy_images.py makes the copies; ops/launch/exchanged.py builds the laun
 
 Where windows lie side by side, a product needs no taps. Images in channels_last are seen with the
 columns of a window as channels: nothing is copied but a contiguous weight. Of contiguous images,
-kernels/copy_patches.py makes patches, one pixel of (c, r, s) for each window.
+kernels/copy_patches.py makes patches, one pixel of (c, r, s) for each window. Where windows of few
+channels overlap, pixels of a copy of x do: one pixel of (s, c) for a row of each window.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..geometry import Geometry
-from .device import MAX_COPY_BYTES
+from .device import GEMM_MIN, MAX_COPY_BYTES
 from .integers import cdiv
 from .patch_copies import PatchCopy
 
@@ -32,6 +33,8 @@ ARCHITECTURES = ("90", "100")
 MIN_TAPS = 25
 #: Bytes of the pieces in which kernels load patches, and merged columns, at least.
 MIN_PIECE = 8
+#: Most channels of x whose windows are rows of a copy: more fill steps of a product.
+MOST_OVERLAPPED = 8
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Exchange:
         merged: x is seen with its columns merged, see Geometry.merged_columns.
         patches: x is copied to patches, see Geometry.of_patches, in this order of their channels;
             "" if it is not. An input gradient is computed so.
+        overlapped: x is copied to channels_last with more channels and columns of zeros, and seen
+            with the columns of each window as channels, see `overlap_of`.
     """
 
     reads: bool = False
@@ -55,9 +60,10 @@ class Exchange:
     format: str = "NHWC"
     merged: bool = False
     patches: str = ""
+    overlapped: bool = False
 
     def __str__(self) -> str:
-        names = ("reads", "result", "sampled", "merged", "patches")
+        names = ("reads", "result", "sampled", "merged", "patches", "overlapped")
         copied = [name for name in names if getattr(self, name)]
         return "+".join(copied) + (" planes" if self.format == "NCHW" else "")
 
@@ -71,6 +77,7 @@ class Exchange:
             "copies of every stride-th pixel": self.sampled,
             "columns of the window seen as channels": self.merged,
             f"patches ({', '.join(self.patches)}) as pixels": bool(self.patches),
+            "rows of windows of a copy as overlapping pixels": self.overlapped,
         }
         return " and ".join(text for text, is_so in said.items() if is_so)
 
@@ -102,6 +109,10 @@ class Exchange:
             return g.merged_columns()
         if self.patches:
             return g.of_patches()
+        if self.overlapped:
+            made, rows = overlap_of(g, piece), g.padding[0]
+            seen = replace(g, C=made.channels * made.taps, W=g.Q, S=1, padding=(rows, (0, 0)))
+            return replace(seen, stride=(g.stride[0], 1), dilation=(g.dilation[0], 1))
         if self.sampled:
             return replace(g, H=g.P, W=g.Q, stride=(1, 1))
         if self.format == "NHWC":
@@ -122,6 +133,9 @@ class Exchange:
         g = self.geometry(op, problem.geometry, piece)
         if self.merged:
             layout = replace(layout, x_boxes=layout.merged or "", x_row="", repacks=False)
+            return replace(problem, geometry=g, layout=replace(layout, merged=None, order=""))
+        if self.overlapped:
+            layout = replace(layout, x_boxes="NHWC", x_row="", x_align=1, repacks=False)
             return replace(problem, geometry=g, layout=replace(layout, merged=None, order=""))
         x_copied, y_copied = self.copies_x(op), self.copies_y(op)
         x_boxes, x_align = layout.x_boxes, layout.x_align
@@ -167,6 +181,10 @@ class Exchange:
             weight = problem.geometry.weight_numel * problem.dtype.itemsize
             return work.after_copies([weight] * problem.layout.repacks)
         before, after = self._before(problem), self._after(problem)
+        if self.overlapped:  # pixels are seen several times, and read once
+            seen = self.seen(problem)
+            again = seen.read_bytes[0] - before[0][1]
+            work = work._replace(dram_bytes=work.dram_bytes - again)
         launches = bool(before) + bool(after)
         moved: float = sum(map(sum, (*before, *after)))
         if self.patches:  # made by a launch of their own
@@ -207,6 +225,10 @@ class Exchange:
             """Bytes of a copy: channels are filled up to whole pieces of 16 bytes."""
             return g.N * cdiv(channels, piece) * 16 * pixels
 
+        if self.overlapped:
+            made = overlap_of(g, piece)
+            written = g.N * g.H * made.columns * made.channels * itemsize
+            return [(g.x_numel * itemsize, written)]
         if reads_x and self.patches:
             written = copied(g.C * g.R * g.S, g.P * g.Q)
             found.append((g.N * g.C * g.P * g.R * g.W * itemsize, written))
@@ -234,6 +256,34 @@ class Exchange:
         return []
 
 
+@dataclass(frozen=True)
+class Overlap:
+    """A copy of x (N, H, columns, channels) whose windows are rows of (s, channel).
+
+    Attributes:
+        channels: those of x, and some of zeros.
+        taps: columns of the window, and some whose weight is zero.
+        columns: the first is that of the first window's first tap.
+    """
+
+    channels: int
+    taps: int
+    columns: int
+
+
+def overlap_of(geometry: Geometry, piece: int) -> Overlap:
+    """The smallest copy whose windows begin at multiples of 16 bytes, `piece` elements.
+
+    A row of a window has a multiple of GEMM_MIN elements, which are the channels of a product.
+    """
+    g, step = geometry, geometry.steps(1)[0]
+    least = piece // math.gcd(piece, step)
+    channels = cdiv(g.C, least) * least
+    more = GEMM_MIN // math.gcd(GEMM_MIN, channels)
+    taps = cdiv(g.S, more) * more
+    return Overlap(channels, taps, step * (g.Q - 1) + taps)
+
+
 def exchanges(problem: Problem) -> list[Exchange]:
     """The exchanges to compare for a problem, [] where copies cannot be made or are never worth it.
 
@@ -246,9 +296,12 @@ def exchanges(problem: Problem) -> list[Exchange]:
     views = [Exchange(merged=True)] if _merges(problem) else []
     found = [] if layout.converts else _to_planes(problem)
     copied = problem.device.arch in ARCHITECTURES and problem.product in ("half", "tf32")
+    if copied and _overlaps(problem):
+        views.append(Exchange(overlapped=True))
     if copied and not (layout.channels_last or layout.converts or g.per_sample):
         found = [*(found or _to_pixels(problem)), *_to_patches(problem)]
-    return views + [one for one in found if 0 < one.memory(problem) <= MAX_COPY_BYTES]
+    most = MAX_COPY_BYTES
+    return [one for one in views + found if one.merged or 0 < one.memory(problem) <= most]
 
 
 def _merges(problem: Problem) -> bool:
@@ -261,6 +314,16 @@ def _merges(problem: Problem) -> bool:
     # Pieces of 4 bytes of x take a weight gradient as long as single elements (sm_90).
     whole = g.S * g.C * problem.image_bytes % MIN_PIECE == 0
     return op != "wgrad" or (whole and not layout.repacks)
+
+
+def _overlaps(problem: Problem) -> bool:
+    """Whether x has few channels and windows that overlap, in a call that is one product."""
+    g = problem.geometry
+    if problem.op != "fprop" or g.C > MOST_OVERLAPPED or problem.layout.converts:
+        return False
+    if g.groups > 1 or g.per_sample or g.flip or g.padding_mode != "zeros":
+        return False
+    return g.S > g.steps(1)[0] and g.steps(1)[1] == 1 and g.K >= GEMM_MIN
 
 
 def _to_pixels(problem: Problem) -> list[Exchange]:

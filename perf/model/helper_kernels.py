@@ -121,6 +121,9 @@ def _on_copies() -> Iterator[Configuration]:
     narrow = case_of(32, 3, 224, 224, 1024, 14, 14, stride=14, **cut)
     deep = case_of(8, 2048, 28, 28, 512, 4, 4, stride=4, **cut)
     ragged = case_of(8, 67, 57, 59, 64, 3, 5, stride=(3, 5), **cut)
+    stem = case_of(32, 3, 224, 224, 64, 7, 7, stride=2, ops="fprop")
+    stem_last = replace(stem, format="channels_last")
+    overlapped = Exchange(overlapped=True)
     sampled, mixed = Exchange(sampled=True), Exchange(reads=True)
     planes = Exchange(reads=True, result=True, format="NCHW")
     crs, rsc = Exchange(patches="crs"), Exchange(patches="rsc")
@@ -128,6 +131,8 @@ def _on_copies() -> Iterator[Configuration]:
         ("copy_images", "samples", points, "fprop", sampled),
         ("copy_images", "spreads", points, "dgrad", sampled),
         ("copy_images", "rows", last, "fprop", planes),
+        ("copy_images", "stem", stem, "fprop", overlapped),
+        ("copy_images", "stem-last", stem_last, "fprop", overlapped),
         ("copy_patches", "pixels", pixels, "fprop", crs),
         ("copy_patches", "pixels-back", pixels, "dgrad", crs),
         ("copy_patches", "pixels-rsc", pixels, "fprop", rsc),

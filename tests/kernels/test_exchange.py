@@ -141,6 +141,55 @@ def test_images_in_planes(kernel_backend, name, op, dtype, last):
     assert gradient or actual.is_contiguous(memory_format=form)
 
 
+OVERLAPPED = Exchange(overlapped=True)
+#: Margins on both sides, columns cut off, columns behind the last window, single channels.
+STEMS = {
+    "stem": geometry_of((2, 3, 9, 12), (20, 3, 7, 7), (2, 2), ((3, 3), (3, 3))),
+    "cropped": geometry_of((1, 3, 9, 17), (16, 3, 3, 5), (2, 2), ((-1, 2), (-2, 1)), (2, 1)),
+    "one_channel": geometry_of((2, 1, 6, 16), (17, 1, 2, 7), (1, 4)),
+    "unstrided": geometry_of((1, 2, 5, 7), (16, 2, 3, 3), padding=_SAME),
+}
+
+
+@pytest.mark.parametrize("name", STEMS)
+def test_windows_as_pixels_that_overlap(kernel_backend, name):
+    """Of both formats, by a GEMM through pointers and through descriptors."""
+    geometry, turn = STEMS[name], list(STEMS).index(name)
+    dtype, splits = ((HALF, 1), (FLOAT, 2))[turn % 2]
+    x, *others = tensors(geometry, dtype, kernel_backend.device, make=whole_numbers)
+    form = (torch.contiguous_format, torch.channels_last)[turn // 2]
+    args = operands("fprop_bias", x.contiguous(memory_format=form), *others)
+    expected = torch.from_numpy(truth("fprop_bias", args, geometry))
+    for tile in (None, TmaTile(1, 2, 8, 16, 16, 4, 2)):
+        plan = plan_of("fprop_bias", geometry, dtype, OVERLAPPED, tile, splits)
+        actual = computed("fprop_bias", args, geometry, plan)
+        assert torch.equal(actual.cpu().double(), expected)
+        assert torch.equal(computed("fprop_bias", args, geometry, plan), actual)
+
+
+def test_a_stem_takes_windows_as_pixels():
+    from tricorr.ops.launch.fprop_launch import fprop_call
+    from tricorr.ops.launch.kernel_arguments import Tensors
+
+    stem = geometry_of((32, 3, 224, 224), (64, 3, 7, 7), (2, 2), ((3, 3), (3, 3)))
+    for last in (False, True):
+        boxes = "NHWC" * last
+        layout = Layout(last, y_boxes=boxes or "NCHW", repacks=True)
+        problem = Problem("fprop", stem, BRAIN, layout=layout, device=DEVICES["h100"])
+        plan = choose.plan(problem)
+        assert (plan.exchange, plan.kernel) == (OVERLAPPED, "fprop_tma")
+        # 4 channels, and 230 columns for windows of 8.
+        assert OVERLAPPED.memory(problem) == 32 * 224 * 230 * 4 * 2
+        assert OVERLAPPED.seen(problem).geometry.x_shape == (32, 32, 224, 112)
+    x, weight, _, y = (t.to("meta") for t in tensors(stem, BRAIN))
+    call = fprop_call(Tensors(x, weight, y), stem, plan)
+    assert [one.kernel.__name__ for one in call.launches()] == ["copy_images", "fprop_tma"]
+    for changes in ({"flip": True}, {"dilation": (1, 2)}, {"C": 64}, {"stride": (2, 7)}):
+        other = replace(problem, geometry=replace(stem, **changes))
+        assert OVERLAPPED not in exchanges(other)
+    assert OVERLAPPED not in exchanges(replace(problem, op="wgrad"))
+
+
 def test_a_residual_is_copied_to_planes(kernel_backend):
     geometry = IN_PLANES["wide"]
     made = tensors(geometry, HALF, kernel_backend.device, make=whole_numbers)
