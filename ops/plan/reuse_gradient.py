@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from ..geometry import Geometry
 from . import tma
+from .boxes import MAX_BOX, Boxed, covered, covers_planes, may_overhang
 from .cost import (
     REGISTERS,
     THREADS,
@@ -49,7 +50,7 @@ BARRIER_BYTES = 1024
 STAGES = (5, 4, 3)
 
 
-class BoxedGradient(tma.Boxed):
+class BoxedGradient(Boxed):
     """A tile of a weight gradient whose boxes of dy and of x lie in shared memory, in stages."""
 
     BLOCK_F: int
@@ -121,7 +122,7 @@ class ReuseGradientTile(BoxedGradient):
     def strips(self, problem: Problem) -> int:
         """Boxes of pixels of dy."""
         g = problem.boxed
-        return tma.covered((g.N, g.P, g.Q), self.box) // self.pixels
+        return covered((g.N, g.P, g.Q), self.box) // self.pixels
 
     def step(self, op: str) -> tuple[int, int, int]:
         """(M, N, K) of one step: filters are the rows."""
@@ -157,7 +158,7 @@ class ReuseGradientTile(BoxedGradient):
             slices=(cdiv(g.group_K, self.BLOCK_F), cdiv(g.group_C, self.BLOCK_C)),
         ).with_partials(partial_bytes(plan, problem))
         # What lies outside of the images is not read.
-        inside = math.prod((g.N, g.P, g.Q)) / tma.covered((g.N, g.P, g.Q), self.box)
+        inside = math.prod((g.N, g.P, g.Q)) / covered((g.N, g.P, g.Q), self.box)
         filters, channels = filled(g.group_K, m), filled(g.group_C, self.BLOCK_C)
         x = self.rows(problem) * self.BLOCK_I * self.BLOCK_Q * self.BLOCK_C
         loaded = steps * itemsize * (k * m + x)
@@ -251,7 +252,7 @@ def _boxes(problem: Problem, taps: int) -> Iterator[tuple[int, int, int]]:
     most = power_of_two(g.N)
     for pixels in ROW_PIXELS:
         widest = min(pixels, power_of_two(g.Q))
-        numbers = [widest] if tma.may_overhang(g, 1) else []
+        numbers = [widest] if may_overhang(g, 1) else []
         if not g.is_point:
             numbers.append(min(g.Q & -g.Q, pixels))
         for columns in dict.fromkeys(numbers):
@@ -259,7 +260,7 @@ def _boxes(problem: Problem, taps: int) -> Iterator[tuple[int, int, int]]:
             if images > max(most, ROW_PIXELS[0] // columns):
                 continue
             for rows in range(1, min(MAX_ROWS, MAX_PIXELS // pixels) + 1):
-                overhangs = tma.may_overhang(g, 0, taps) and rows <= power_of_two(g.P)
+                overhangs = may_overhang(g, 0, taps) and rows <= power_of_two(g.P)
                 if overhangs or g.P % rows == 0:
                     yield images, rows, columns
 
@@ -290,7 +291,7 @@ def fits(tile: ReuseGradientTile, problem: Problem) -> bool:
     sums = m * n / problem.threads(tile)
     return (
         is_launchable(tile, problem)
-        and tma.covers_planes(g, tile.box, (tile.BLOCK_R, 1))
+        and covers_planes(g, tile.box, (tile.BLOCK_R, 1))
         and tile.BLOCK_F in (64, 128)
         and tile.num_warps == tile.BLOCK_F // 16
         and tile.BLOCK_C >= 64
@@ -299,7 +300,7 @@ def fits(tile: ReuseGradientTile, problem: Problem) -> bool:
         and row in ROW_PIXELS
         and row * runs_of(tile.BLOCK_P)[-1] % DEPTH == 0
         and max(len(runs_of(rows)) for rows in (tile.BLOCK_P, tile.rows(problem))) <= MAX_RUNS
-        and max(tile.box) <= tma.MAX_BOX
+        and max(tile.box) <= MAX_BOX
         and tile.num_stages > 1
         and sums <= problem.device.limits.registers // 2 + 1
         and tile.shared_bytes(problem) <= problem.device.limits.shared

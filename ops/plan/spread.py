@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from ..geometry import Geometry
 from . import patch, spread_gradient, tma
+from .boxes import MAX_OVERHANG, Boxed, box_of, covered, pixel_planes
 from .cost import Code, Work, is_launchable, line_bytes
 from .device import ALL_REGISTERS, GEMM_MIN, MAX_COPY_BYTES
 from .integers import filled, power_of_two
@@ -36,7 +37,7 @@ FEWEST_TAPS = 0.4
 
 
 @dataclass(frozen=True)
-class SpreadTile(tma.Boxed):
+class SpreadTile(Boxed):
     """A box of patches of one program, its columns, and what the compiler is told.
 
     Attributes:
@@ -214,7 +215,7 @@ def tiles(problem: Problem) -> list[Any]:
     for rows, columns in _patches(problem):
         spread = spread_problem(problem, rows, columns)
         copied = spread.layout.x_boxes != "NHWC"
-        planes = tma.pixel_planes(spread)
+        planes = pixel_planes(spread)
         for shape in tma.shaped_tiles(tma.copied_problem(spread)):
             if problem.layout.heavy_epilogue and not last and shape.BLOCK_N < 128:
                 continue  # silu spills up to 56 bytes where rows are no pieces of 16 bytes (sm_90)
@@ -225,7 +226,7 @@ def tiles(problem: Problem) -> list[Any]:
                 continue
             if shape.BLOCK_N > max(64, power_of_two(spread.group_channels)) or not shape.BLOCK_K:
                 continue
-            if tma.covered(planes, shape.box) * (1 - tma.MAX_OVERHANG) > math.prod(planes):
+            if covered(planes, shape.box) * (1 - MAX_OVERHANG) > math.prod(planes):
                 continue
             blocks = (*shape.box, shape.BLOCK_N, shape.BLOCK_K, rows, columns)
             tile = SpreadTile(*blocks, shape.num_warps, shape.num_stages, copied)
@@ -261,10 +262,10 @@ def neighbours(tile: Any, problem: Problem) -> Iterator[Any]:
     if problem.op == "wgrad":
         yield from spread_gradient.neighbours(tile, problem)
         return
-    planes = tma.pixel_planes(tile.spread(problem))
+    planes = pixel_planes(tile.spread(problem))
     for pixels, n, warps, stages in itertools.product((64, 128, 256), (64, 128), (4, 8), (2, 3, 4)):
         fields = {"BLOCK_N": n, "num_warps": warps, "num_stages": stages}
-        box = dict(zip(("BLOCK_I", "BLOCK_P", "BLOCK_Q"), tma.box_of(planes, pixels), strict=True))
+        box = dict(zip(("BLOCK_I", "BLOCK_P", "BLOCK_Q"), box_of(planes, pixels), strict=True))
         other = replace(tile, **box, **fields)
         if is_launchable(other, problem) and fits(other, problem):
             yield other

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from . import reuse_gradient, tma
+from .boxes import MAX_BOX, covered
 from .cost import (
     REGISTERS,
     THREADS,
@@ -89,7 +90,7 @@ class SpreadGradientTile(reuse_gradient.BoxedGradient):
     def strips(self, problem: Problem) -> int:
         """Boxes of pixels of dy."""
         g = problem.boxed
-        return tma.covered((g.N, g.P, g.Q), self.box) // self.pixels
+        return covered((g.N, g.P, g.Q), self.box) // self.pixels
 
     def step(self, op: str) -> tuple[int, int, int]:
         """(M, N, K) of one step; K are the pixels of every PATCH_P-th row."""
@@ -130,7 +131,7 @@ class SpreadGradientTile(reuse_gradient.BoxedGradient):
             slices=(cdiv(g.group_K, self.BLOCK_F), cdiv(g.group_C, self.BLOCK_C)),
         ).with_partials(partial_bytes(plan, problem))
         # What lies outside of the images is not read.
-        inside = math.prod((g.N, g.P, g.Q)) / tma.covered((g.N, g.P, g.Q), self.box)
+        inside = math.prod((g.N, g.P, g.Q)) / covered((g.N, g.P, g.Q), self.box)
         filters, channels = filled(g.group_K, self.BLOCK_F), filled(g.group_C, self.BLOCK_C)
         dy = self.pixels * self.BLOCK_F
         x = self.rows(problem) * self.BLOCK_I * self.BLOCK_Q * self.BLOCK_C
@@ -249,7 +250,7 @@ def fits(tile: SpreadGradientTile, problem: Problem) -> bool:
         and m == ROWS == 16 * tile.num_warps
         and tile.BLOCK_I * tile.BLOCK_Q in reuse_gradient.ROW_PIXELS[1:]
         and max(map(len, runs)) <= reuse_gradient.MAX_RUNS
-        and max(tile.box) <= tma.MAX_BOX
+        and max(tile.box) <= MAX_BOX
         and tile.num_stages > 1
         and (tile.PATCH_P == 1 or partial * tile.PATCH_P <= MAX_WORKSPACE)
         and tile.shared_bytes(problem) <= problem.device.limits.shared

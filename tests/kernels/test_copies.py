@@ -10,8 +10,9 @@ from tricorr.ops import geometry_of
 from tricorr.ops.launch.formats import empty_in_format
 from tricorr.ops.launch.layout import boxes_of, layout_of
 from tricorr.ops.plan import choose
+from tricorr.ops.plan.boxes import whole_box
 from tricorr.ops.plan.problem import Problem
-from tricorr.ops.plan.tma import TmaTile, is_legal, may_copy, most_taps, whole_box
+from tricorr.ops.plan.tma import TmaTile, is_legal, may_copy, most_taps
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 

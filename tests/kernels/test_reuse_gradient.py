@@ -12,7 +12,8 @@ from plans import H200, boxed
 from simulator.driver import simulated
 
 from tricorr.ops import geometry_of
-from tricorr.ops.plan import choose, reuse_gradient, tma
+from tricorr.ops.plan import choose, reuse_gradient
+from tricorr.ops.plan.boxes import may_overhang
 from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.problem import Problem
 from tricorr.ops.plan.reuse_gradient import ReuseGradientTile
@@ -169,7 +170,7 @@ def test_where_boxes_may_overhang():
         allowed = all(
             outside[:, first : first + taps].all(1).any() for first in range(0, window, taps)
         )
-        assert tma.may_overhang(geometry, 1, taps) == allowed
+        assert may_overhang(geometry, 1, taps) == allowed
         found.add((window, stride, pads, taps, allowed))
     assert {(3, 1, (1, 1), 1, True), (3, 1, (1, 1), 3, False), (3, 1, (0, 0), 1, False)} <= found
 

@@ -11,16 +11,14 @@ from plans import H200, OPS, boxed, planned, with_tile
 from tricorr.ops import geometry_of
 from tricorr.ops.launch.layout import boxes_of, layout_of
 from tricorr.ops.plan import tma
+from tricorr.ops.plan.boxes import box_of, covered, gradient_box
 from tricorr.ops.plan.choose import plan_with_tile
 from tricorr.ops.plan.cost import cheapest
 from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.tma import (
     TmaTile,
-    box_of,
     channel_block,
-    covered,
-    gradient_box,
     is_legal,
     most_taps,
     phases_with_taps,
