@@ -4,12 +4,14 @@
     r = line * STRIDE_H + phase        s = (j * 16 + i) * UP_W + SHIFT - q * STRIDE_W
 
 q is a column of a block of outputs, j * 16 + i one of the COLUMNS input columns that the block
-reads; place is where q lies. Every element is a copied tap or zero; there is no sum.
+reads; place is where q lies. Every element is a copied tap, float32 rounded to TF32, or zero; there
+is no sum.
 """
 
 import triton
 import triton.language as tl
 
+from .copy_flat import rounded
 from .schedule import next_digit, widen
 from .structs import tap_at
 
@@ -38,4 +40,6 @@ def build_lines(
         mask=(element < ELEMENTS) & (r < R) & (s >= 0) & (s < S),
         other=0.0,
     )  # [BLOCK_E]
+    if tap.dtype == tl.float32:
+        tap = rounded(tap)
     tl.store(lines_ptr + element, tap, mask=element < ELEMENTS)

@@ -30,6 +30,9 @@ is multiplied, the rows of the next STAGES - 1 steps are copied to other slots; 
 stored, those of the next tile are. STACK 2: a program has the sums of two blocks, one above the
 other, which share the rows that both read.
 
+Float32 is multiplied as TF32, rounded to nearest: bands by build_lines, a row of the image in its
+slot, while the products of the row before go on.
+
 Sums in float32. Because zeros are multiplied, an infinity or NaN reaches all outputs of the blocks
 that load it. In Gluon, which has views of shared memory and no interpreter.
 """
@@ -64,8 +67,9 @@ def fprop_resident(
     # Input rows from block to block.
     HEIGHT: gl.constexpr = TILE.BLOCK_P * WINDOW.STRIDE_H // BAND.UP_H
     LINES: gl.constexpr = BAND.CHANNELS * PIECES * WINDOW.STRIDE_H * BAND.LINES
-    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
-    BOX: gl.constexpr = gl.NVMMASharedLayout(32, 16, rank=2)
+    BITS: gl.constexpr = dtype.primitive_bitwidth
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 256 // BITS])
+    BOX: gl.constexpr = gl.NVMMASharedLayout(2 * BITS, BITS, rank=2)
 
     part, program = next_digit(gl.program_id(0), PARTS)
     k, batch = next_digit(program, GROUPS * GROUP_K)
@@ -99,6 +103,8 @@ def fprop_resident(
                 for i in range(at_least_one(stop - start)):
                     row = start + i
                     async_copy.wait_group(STAGES - 2)
+                    if BITS == 32:
+                        round_row(xs, slot * PIECES, PIECES, BOX)
                     fence_async_shared()
                     for j in gl.static_range(PIECES):
                         image = xs.index(slot * PIECES + j)
@@ -142,6 +148,35 @@ def wait_for(PENDING: gl.constexpr, upper, lower, TILE: gl.constexpr):
 
 
 @gluon.jit
+def round_row(xs, first, PIECES: gl.constexpr, BOX: gl.constexpr):
+    """Rounds pieces from the first one on to the nearest TF32.
+
+    As many at a time as can be: the compiler puts barriers between the times.
+    """
+    for i in gl.static_range(PIECES // 4):
+        round_pieces(xs, first + 4 * i, 4, BOX)
+    if PIECES & 2:
+        round_pieces(xs, first + PIECES // 4 * 4, 2, BOX)
+    if PIECES & 1:
+        round_pieces(xs, first + PIECES - 1, 1, BOX)
+
+
+@gluon.jit
+def round_pieces(xs, first, NUMBER: gl.constexpr, BOX: gl.constexpr):
+    ORDER: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [4, 1], [1, 0])
+    pieces = xs.index(first)._reinterpret(xs.dtype, [NUMBER * xs.shape[1], xs.shape[2]], BOX)
+    values = gl.inline_asm_elementwise(
+        "cvt.rna.tf32.f32 $0, $1;",
+        "=r,r",
+        [pieces.load(ORDER)],
+        dtype=gl.float32,
+        is_pure=True,
+        pack=1,
+    )
+    pieces.store(values)
+
+
+@gluon.jit
 def copy_lines(
     lines, lines_ptr,
     WINDOWS: gl.constexpr, SOME: gl.constexpr, MARGIN: gl.constexpr, BOX: gl.constexpr,
@@ -150,7 +185,8 @@ def copy_lines(
 
     WINDOWS runs of SOME lines in memory get MARGIN lines of zeros on both sides.
     """
-    ORDER: gl.constexpr = gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])
+    VECTOR: gl.constexpr = 128 // lines.dtype.primitive_bitwidth
+    ORDER: gl.constexpr = gl.BlockedLayout([1, VECTOR], [2 * VECTOR, 16 // VECTOR], [4, 1], [1, 0])
     LINES: gl.constexpr = SOME + 2 * MARGIN
     place = gl.arange(0, 128, gl.SliceLayout(1, ORDER))[:, None]
     column = gl.arange(0, 16, gl.SliceLayout(0, ORDER))[None, :]

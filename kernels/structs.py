@@ -237,7 +237,8 @@ class ResidentLayout(NamedTuple):
         CHANNELS: of the image that a filter sums over.
         UP_H, UP_W: rows, columns from one pixel of the image to the next one; there are zeros
             between them.
-        X_ALIGN, Y_ALIGN: elements of a piece, of 16 bytes at most, that starts at a multiple of it.
+        X_ALIGN: columns that are copied at once, of 16 bytes at most.
+        Y_ALIGN: columns that are stored at once, 4 at most.
     """
 
     FIRST_W: int

@@ -23,7 +23,7 @@ def resident_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
     """The launches that fill y; of an input gradient, x is dy and the geometry the adjoint."""
     t = tensors
     tile: Any = plan.tile
-    correlation = correlation_of(geometry, (t.x.shape[2], t.x.shape[3]))
+    correlation = correlation_of(geometry, (t.x.shape[2], t.x.shape[3]), 16 // t.x.itemsize)
     up = correlation.up
     lines = t.weight.new_empty(tile.lines_shape(correlation))
     band = tile.band(correlation)
@@ -34,7 +34,7 @@ def resident_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
         CHANNELS=geometry.group_C,
         UP_H=up[0],
         UP_W=up[1],
-        X_ALIGN=math.gcd(8, PIECE // up[1], alignment(t.x, 3, t.x.shape[3])),
+        X_ALIGN=math.gcd(PIECE // up[1], alignment(t.x, 3, t.x.shape[3])),
         Y_ALIGN=math.gcd(4, alignment(t.y, 3, geometry.Q)),
     )
     call = call_of(

@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
-
 from ..geometry import Geometry, Pair
 from .banded import Band
 from .cost import REGISTERS, Work, device_bytes, is_launchable
@@ -42,10 +40,12 @@ class Correlation:
     Attributes:
         geometry: of an input gradient the adjoint, whose image is dy with zeros between its pixels.
         up: rows, columns from one pixel of dy to the next there; 1 of the image itself.
+        vector: elements of 16 bytes.
     """
 
     geometry: Geometry
     up: Pair
+    vector: int
 
     @property
     def image(self) -> Pair:
@@ -53,13 +53,13 @@ class Correlation:
         return (self.geometry.H - 1) // self.up[0] + 1, (self.geometry.W - 1) // self.up[1] + 1
 
 
-def correlation_of(geometry: Geometry, image: Pair) -> Correlation:
+def correlation_of(geometry: Geometry, image: Pair, vector: int) -> Correlation:
     """The correlation of an image of so many rows and columns, which may be the pixels of dy."""
     up_h, up_w = (
         (extent - 1) // max(1, pixels - 1) or 1
         for extent, pixels in zip((geometry.H, geometry.W), image, strict=True)
     )
-    return Correlation(geometry, (up_h, up_w))
+    return Correlation(geometry, (up_h, up_w), vector)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class ResidentTile:
         If one block holds a whole row of the output, they are those of the image, without zeros.
         """
         g, up, columns = correlation.geometry, correlation.up[1], correlation.image[1]
-        step = math.gcd(PIECE // up, columns, 8)  # columns that are copied at once divide it
+        step = math.gcd(PIECE // up, columns, correlation.vector)  # what is copied at once divides
         left, stride = g.padding[1][0], g.steps(1)[0]
         first, outputs = -(left // up) // step * step, PIECE
         if g.Q <= PIECE:
@@ -186,12 +186,15 @@ class ResidentTile:
         # Counted for sm_90: copying lines, beginning a tile, a row.
         once, begun = 100 + 25 * lines / 4096, 400 + self.STACK * epilogue
         code = rows * (33 + (7 + 4.5 * copies) * pieces) + 8 * products
+        moved = rows * row
+        if problem.product == "tf32":  # a row is rounded; a load and two barriers, assumed
+            code, moved = code + rows * (38 * pieces + 80), 3 * moved
         return Work(
             programs=plan.grid,
             threads=problem.threads(self),
             dram_bytes=device_bytes(problem, plan.grid, 1) + self.lines_bytes(problem),
             l2_bytes=each * rows * row + lines,
-            shared_bytes=each * (rows * row + products * (m + n) * k * itemsize) + lines,
+            shared_bytes=each * (moved + products * (m + n) * k * itemsize) + lines,
             macs=each * products * m * n * k,
             unit=problem.unit,
             instructions=once + each * (begun + code),
@@ -208,20 +211,21 @@ class ResidentTile:
 
 
 @functools.lru_cache(maxsize=4096)
-def _gradient(geometry: Geometry) -> Correlation:
-    return correlation_of(geometry.adjoint(), (geometry.P, geometry.Q))
+def _gradient(geometry: Geometry, vector: int) -> Correlation:
+    return correlation_of(geometry.adjoint(), (geometry.P, geometry.Q), vector)
 
 
 def _seen(problem: Problem) -> Correlation:
+    vector = 16 // problem.dtype.itemsize
     if problem.op == "dgrad":
-        return _gradient(problem.geometry)
-    return Correlation(problem.geometry, (1, 1))
+        return _gradient(problem.geometry, vector)
+    return Correlation(problem.geometry, (1, 1), vector)
 
 
 def aligned(problem: Problem) -> int:
-    """Columns that are copied at once, of 16 bytes at most; 1 is less than the kernel can copy."""
+    """Columns that are copied at once, of 16 bytes at most."""
     align = problem.layout.y_align if problem.op == "dgrad" else problem.layout.x_align
-    return math.gcd(8, PIECE // _seen(problem).up[1], align)
+    return math.gcd(PIECE // _seen(problem).up[1], align)
 
 
 def is_legal(problem: Problem) -> bool:
@@ -235,7 +239,7 @@ def is_legal(problem: Problem) -> bool:
         return False
     seen = _seen(problem)
     g = seen.geometry
-    if problem.dtype not in (torch.float16, torch.bfloat16) or g.padding_mode != "zeros":
+    if problem.product not in ("half", "tf32") or g.padding_mode != "zeros":
         return False
     if seen.up[0] not in UPS or seen.up[1] not in UPS:
         return False
@@ -244,7 +248,8 @@ def is_legal(problem: Problem) -> bool:
     if problem.op == "dgrad" and g.groups > 1 and g.group_K > 1:
         return False
     # Of one column of outputs, Triton sees no runs of input columns (3.6, 3.7).
-    return g.Q > 1 and aligned(problem) > 1
+    # The least that cp.async copies is 4 bytes.
+    return g.Q > 1 and aligned(problem) * problem.dtype.itemsize >= 4
 
 
 def tiles(problem: Problem) -> list[ResidentTile]:

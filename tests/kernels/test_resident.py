@@ -84,9 +84,11 @@ CHANNELS = {
 
 def problem_of(op, geometry, dtype=HALF, device=H200):
     """The problem of contiguous planes."""
-    aligned = {"x_align": math.gcd(8, geometry.W), "y_align": math.gcd(8, geometry.Q)}
+    piece = 16 // dtype.itemsize
+    aligned = {"x_align": math.gcd(piece, geometry.W), "y_align": math.gcd(piece, geometry.Q)}
     layout = Layout(x_boxes="NCHW", y_boxes="NCHW", gluon=True, **aligned)
-    return Problem(op.removesuffix("_bias"), geometry, dtype, "ieee", layout, device)
+    precision = "tf32" if dtype == torch.float32 else "ieee"
+    return Problem(op.removesuffix("_bias"), geometry, dtype, precision, layout, device)
 
 
 #: Images that are copied first, as their rows are no whole pieces.
@@ -181,13 +183,38 @@ def test_an_image_is_copied_to_whole_pieces(op, name):
 
 
 @pytest.mark.parametrize("tile", [SINGLE, STACKED], ids=["single", "stacked"])
-def test_random_operands(tile):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_random_operands(tile, dtype):
     geometry = GEOMETRIES["several_tiles"]
-    args = operands("fprop_bias", *tensors(geometry, torch.bfloat16))
-    actual = launched(
-        "fprop_bias", args, geometry, plan_of("fprop", geometry, tile, torch.bfloat16)
-    )
-    check("fprop_bias", args, geometry, actual=actual)
+    args = operands("fprop_bias", *tensors(geometry, dtype))
+    actual = launched("fprop_bias", args, geometry, plan_of("fprop", geometry, tile, dtype))
+    precision = "tf32" if dtype == torch.float32 else "ieee"
+    check("fprop_bias", args, geometry, actual=actual, precision=precision)
+
+
+#: Rows in pieces of 16, 8 and 4 bytes; one to five pieces; several channels; strides.
+FLOATS = {
+    "one_piece": ("dgrad", image(37, 56, 9, 9, (4, 4), N=2, stride=(2, 2))),
+    "two_pieces": ("fprop_bias", image(37, 30, 5, 11, (2, 5), N=2, C=2)),
+    "three_pieces": ("fprop_bias", image(31, 53, 11, 31, (5, 15))),
+    "four_pieces": ("fprop_bias", image(21, 96, 3, 31, (1, 15), stride=(1, 2))),
+    "five_pieces": ("dgrad", image(12, 96, 3, 55, (1, 27))),
+    "colours": ("fprop_bias", CHANNELS["colours"]),
+    "per_sample": ("dgrad", GEOMETRIES["per_sample"]),
+}
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_float32_is_multiplied_as_tf32(name):
+    """Numbers halfway between two of TF32 are rounded away from zero; the sums are exact."""
+    op, geometry = FLOATS[name]
+    args = operands(op, *tensors(geometry, torch.float32, make=whole_numbers))
+    given, which = list(args), list(FLOATS).index(name) % 2  # the image or the weight
+    given[which] = args[which] * (1 + 2**-11)  # becomes 1 + 2**-10
+    args = [t * (1 + 2**-10) if i == which else t for i, t in enumerate(args)]
+    tile = SINGLE if name == "four_pieces" else STACKED
+    actual = launched(op, given, geometry, plan_of(op, geometry, tile, torch.float32))
+    assert torch.equal(actual, torch.from_numpy(truth(op, args, geometry)).float())
 
 
 @pytest.mark.parametrize(("activation", "tile"), [("none", SINGLE), ("gelu", STACKED)])
@@ -231,8 +258,8 @@ def test_an_image_that_starts_off_alignment_is_copied():
         assert resident.tiles(PLANES.seen(problem))
 
 
-def family(geometry, op="fprop", device=H200):
-    problem = problem_of(op, geometry, torch.bfloat16, device)
+def family(geometry, op="fprop", device=H200, dtype=torch.bfloat16):
+    problem = problem_of(op, geometry, dtype, device)
     return choose.plan(problem).family
 
 
@@ -273,6 +300,7 @@ def test_it_is_taken_for_large_windows():
         g = image(size, size, window, window, (window // 2,) * 2, N=n, C=c)
         for op in ("fprop", "dgrad"):
             assert family(g, op) == "resident"
+            assert family(g, op, dtype=torch.float32) == "resident"
             assert family(g, op, DEVICES["a100"]) != "resident"
     pads = ((5, 5), (5, 5))
     assert family(geometry_of((4, 3, 1024, 1024), (8, 3, 11, 11), padding=pads)) == "resident"
@@ -302,6 +330,7 @@ def test_problems_of_other_layouts_and_dtypes_are_left_to_others():
     layout = problem.layout
     for change in (
         {"dtype": torch.float32},
+        {"dtype": torch.float32, "precision": "tf32x3"},
         {"device": DEVICES["b200"]},
         {"op": "wgrad"},
         {"layout": replace(layout, int64=True)},

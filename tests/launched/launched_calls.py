@@ -532,7 +532,7 @@ def _large() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]
         ),
         lambda: [torch.zeros(64, 1, 3, 3), torch.zeros(16, 64, 28, 28)],
     )
-    for kind in ("half", "tf32", "fp64"):
+    for kind in ("half", "tf32", "tf32x3", "fp64"):
         yield (
             f"large window {kind}",
             trained(correlated(padding=15, precision=_PRECISIONS.get(kind))),
