@@ -7,11 +7,6 @@ fitted jointly. The photometric scale, the kernel's sum, may have an order of it
 lower than the kernel's, the higher terms of the kernel sum to zero; if it is higher, the higher
 terms change only the kernel's middle element.
 
-The normal matrix follows from G_m = sum_{p,q} L_m(p,q) x[p+r,q+s] x[p+r',q+s'], because the
-product of two polynomials is a sum of polynomials. With h = p + r and w = q + s, L_m(h - r, w - s)
-is a sum of L_n(h, w) with factors that depend only on r and s. So the sums over lags of the images
-L_n * x with x give all G_m, exactly up to the border, at the cost of a few transforms.
-
 C. Alard and R. H. Lupton, A method for optimal image subtraction, ApJ 503 (1998): the same
 polynomials on a sum of Gaussians. L. Hu et al., Image subtraction in Fourier space, ApJ 936 (2022):
 on free pixels.
@@ -21,21 +16,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from .. import ops
 from ..images.output import StrPath, replacing
 from ..ops import ArgumentError, as_integer, fourier
 from ..ops.arguments import Pair
+from . import polynomials
 from .background import Background, Place
 from .data import as_data, as_variance
 from .examine import is_correlated, rounding_of, statistics_of
-from .gram import ROW_ELEMENTS
-from .lags import window_sums
+from .field_sums import FieldSums
 from .normal import Constraints, Normal
 from .options import Settings
 from .pairs import ImagePair, four_dimensional, padded_image
@@ -48,8 +41,6 @@ FACTS = (
     *("order", "scale_order", "extent", "padding", "pixels", "rms", "reblur_error", "noise"),
     *("unknowns", "rank", "notes"),
 )
-#: Columns of a symmetric product computed at a time, from the diagonal down.
-BLOCK_COLUMNS = 64
 #: Bytes of the normal matrix above which a fit is refused: 16384 unknowns.
 MOST_BYTES = 2**31
 
@@ -148,7 +139,7 @@ class VaryingKernel:
         image = as_data("x", x).values.to(self.coefficients)
         y = self._spread(image, self.coefficients, self._degree, origin, padding)
         if len(self.background):
-            order = _order_of(len(self.background))
+            order = polynomials.order_of(len(self.background))
             place, extent = self._place(origin), (y.shape[0], y.shape[1])
             y = y + Background(order).evaluate(self.background[None], extent, place)[0]
         return y if isinstance(x, torch.Tensor) else y.numpy(force=True)
@@ -172,7 +163,7 @@ class VaryingKernel:
             images = as_data("x", x).values
             given = as_variance("x_variance", x_variance, images).to(self.coefficients)
             T = len(self.coefficients)
-            products = _products(self._degree, self._degree).to(self.coefficients)
+            products = polynomials.products(self._degree, self._degree).to(self.coefficients)
             squares = torch.einsum(
                 "tum,trs,urs->mrs", products, self.coefficients, self.coefficients
             )
@@ -235,7 +226,9 @@ class VaryingKernel:
     def _terms(self, row: float, column: float) -> torch.Tensor:
         """L_t at one position, (T,)."""
         along = [
-            _legendre(self._degree, self.coefficients.double().new_tensor([(2 * at + 1) / n - 1]))
+            polynomials.legendre(
+                self._degree, self.coefficients.double().new_tensor([(2 * at + 1) / n - 1])
+            )
             for at, n in zip((row, column), self.extent, strict=True)
         ]
         terms = Background(self._degree).terms
@@ -309,9 +302,7 @@ def learn_varying(
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     units = Units.of(pairs, Background(None))
     background = settings.background
-    sums = _FieldSums.of(
-        [units.standard(pair, torch.float64) for pair in pairs], background, degree
-    )
+    sums = FieldSums.of([units.standard(pair, torch.float64) for pair in pairs], background, degree)
     basis = _basis(window, order, scale_order, len(background.terms)).to(sums.gram)
     reduced = sums.gram if scale_order == order else basis.T @ sums.gram @ basis
     free = basis.shape[1] - len(background.terms)
@@ -370,118 +361,6 @@ def learn_varying(
     return VaryingKernel(**facts)
 
 
-@dataclass(frozen=True)
-class _FieldSums:
-    """G (D, D) and b (D,) of T * R * S + B unknowns."""
-
-    gram: torch.Tensor
-    moments: torch.Tensor
-
-    @classmethod
-    def of(cls, pairs: list[ImagePair], background: Background, degree: int) -> _FieldSums:
-        parts = [_sums_of(pair, background, degree) for pair in pairs]
-        gram, moments = parts[0]
-        for more_gram, more_moments in parts[1:]:
-            gram, moments = gram + more_gram, moments + more_moments
-        return cls(gram, moments)
-
-
-def _sums_of(
-    pair: ImagePair, background: Background, degree: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    R, S = pair.window
-    x = padded_image(pair.x, pair.padding, "zeros")
-    y = pair.y
-    counts = None if pair.weights is None else pair.weights.double()
-    y = y if counts is None else torch.where(counts > 0, y, y.new_zeros(())) * counts
-    surfaces = Background(degree).images(pair.extent, pair.place, y)  # (T, P, Q)
-    behind = background.images(pair.extent, pair.place, y)  # (B, P, Q)
-    T, B, E = len(surfaces), len(behind), R * S
-    of_kernel = ops.lag_sums(surfaces[None] * y, x, (R, S)).flatten()
-    of_background = (behind * y[0]).sum((1, 2))
-    gram = x.new_zeros(T * E + B, T * E + B)
-    moments_of = _weighted_windows(pair, x, 2 * degree)  # (M, E, E)
-    products = _products(degree, degree).to(x)
-    kernel = torch.einsum("tum,mef->teuf", products, moments_of)
-    gram[: T * E, : T * E] = kernel.reshape(T * E, T * E)
-    if B:
-        weighted = behind if counts is None else behind * counts[0]
-        for b in range(B):
-            cross = ops.lag_sums((weighted[b] * surfaces)[None], x, (R, S)).flatten()
-            gram[T * E + b, : T * E] = cross
-            gram[: T * E, T * E + b] = cross
-        gram[T * E :, T * E :] = weighted.flatten(1) @ behind.flatten(1).T
-    return gram, torch.cat([of_kernel, of_background])
-
-
-def _weighted_windows(pair: ImagePair, x: torch.Tensor, order: int) -> torch.Tensor:
-    """G_m = sum_{p,q} weights * L_m(p,q) * window * window^T, m up to an order: (M, E, E)."""
-    few = pair.weights is not None and bool(((pair.weights == 0) | (pair.weights == 1)).all())
-    P, Q = pair.extent
-    S = pair.window[1]
-    out = (pair.weights == 0).sum() if few and pair.weights is not None else 0
-    if Q < S or (pair.weights is not None and (not few or int(out) * 8 > P * Q)):
-        return _by_rows(pair, x, order)
-    found = _by_lags(pair, x, order)
-    if pair.weights is not None:
-        p, q = (pair.weights[0, 0] == 0).nonzero().T
-        surfaces = Background(order).images(pair.extent, pair.place, x)
-        windows = x[0, 0].unfold(0, pair.window[0], 1).unfold(1, S, 1)
-        step = max(1, ROW_ELEMENTS // found.shape[1])
-        for first in range(0, len(p), step):
-            at = p[first : first + step], q[first : first + step]
-            rows = windows[at].flatten(1)
-            for m, surface in enumerate(surfaces):
-                found[m] -= (rows * surface[at][:, None]).T @ rows
-    return found
-
-
-def _by_lags(pair: ImagePair, x: torch.Tensor, order: int) -> torch.Tensor:
-    R, S = pair.window
-    P, Q = pair.place.size
-    row, column = pair.place.origin
-    H, W = x.shape[-2:]
-    place = Place((row, column), (P, Q))
-    # The polynomials continue beyond the output, over all of x.
-    images = Background(order).images((H, W), place, x)
-    terms = Background(order).terms
-    lags = window_sums(x * images[None], x, R, S)
-    by_row, by_column = _shifts(order, R, P), _shifts(order, S, Q)  # (R, order + 1, order + 1)
-    i, j = ([pair_of[axis] for pair_of in terms] for axis in (0, 1))
-    moved = by_row[:, i][:, :, i][:, None] * by_column[:, j][:, :, j][None]  # (R, S, M, M)
-    moved = moved.to(x)
-    found = x.new_zeros(len(terms), R, S, R, S)
-    for lag, sums in enumerate(lags):
-        part = torch.einsum("rsmn,nstr->mstr", moved[: R - lag], sums[:, :, 0])
-        found.diagonal(lag, 1, 3).copy_(part)
-        found.diagonal(-lag, 1, 3).copy_(part.transpose(1, 2))
-    found = found.view(len(terms), R * S, R * S)
-    return (found + found.mT) / 2
-
-
-def _by_rows(pair: ImagePair, x: torch.Tensor, order: int) -> torch.Tensor:
-    """`_weighted_windows` row by row: within a row, a polynomial in rows is a number."""
-    R, S = pair.window
-    P, Q = pair.extent
-    weights = x.new_ones(P, Q) if pair.weights is None else pair.weights[0, 0].double()
-    in_rows, in_columns = Background(order)._along(pair.extent, pair.place, x)
-    terms = Background(order).terms
-    found = x.new_zeros(len(terms), R * S, R * S)
-    of_row = [[m for m, (_, b) in enumerate(terms) if b == degree] for degree in range(order + 1)]
-    part = x.new_zeros(R * S, R * S)  # only the lower triangle is used
-    for p in range(P):
-        rows = x[0, 0, p : p + R].unfold(1, S, 1).permute(0, 2, 1).reshape(R * S, Q)
-        for degree, members in enumerate(of_row):
-            scaled = rows * (weights[p] * in_columns[degree])
-            for first in range(0, R * S, BLOCK_COLUMNS):
-                columns = slice(first, first + BLOCK_COLUMNS)
-                torch.mm(rows[first:], scaled[columns].T, out=part[first:, columns])
-            for m in members:
-                found[m].add_(part, alpha=float(in_rows[terms[m][0], p]))
-    lower = found.tril()
-    return lower + lower.tril(-1).mT
-
-
 def _basis(window: Pair, order: int, scale_order: int, terms: int) -> torch.Tensor:
     """(T * E + B, free), orthonormal: directions that the orders of kernel and scale allow."""
     E = window[0] * window[1]
@@ -501,60 +380,7 @@ def _basis(window: Pair, order: int, scale_order: int, terms: int) -> torch.Tens
     return torch.block_diag(*blocks, behind)
 
 
-@lru_cache
-def _products(first: int, second: int) -> torch.Tensor:
-    """L_t * L_u = sum_m [t, u, m] * L_m: (T, U, M), m up to total degree first + second."""
-    in_one = _line_products(first, second)
-    terms = Background(first + second).terms
-    rows, columns = Background(first).terms, Background(second).terms
-    table = [
-        [[in_one[i, k, a] * in_one[j, n, b] for a, b in terms] for k, n in columns] for i, j in rows
-    ]
-    return torch.tensor(table, dtype=torch.float64, device="cpu")
-
-
-def _line_products(first: int, second: int) -> torch.Tensor:
-    """P_i * P_k = sum_a [i, k, a] * P_a, by Gauss and Legendre's quadrature, which is exact."""
-    count = first + second + 1
-    nodes, weights = _quadrature(count)
-    values = _legendre(count - 1, nodes)  # (count, nodes)
-    norm = (2 * torch.arange(count, dtype=torch.float64, device="cpu") + 1) / 2
-    return torch.einsum(
-        "ix,kx,ax,x,a->ika", values[: first + 1], values[: second + 1], values, weights, norm
-    )
-
-
-def _shifts(order: int, count: int, extent: int) -> torch.Tensor:
-    """P_i(u - 2 r / extent) = sum_a [r, i, a] * P_a(u): (count, order + 1, order + 1)."""
-    nodes, weights = _quadrature(order + 1)
-    steps = 2 * torch.arange(count, dtype=torch.float64, device="cpu") / extent
-    moved = _legendre(order, (nodes - steps[:, None]).flatten()).view(order + 1, count, -1)
-    values = _legendre(order, nodes)
-    norm = (2 * torch.arange(order + 1, dtype=torch.float64, device="cpu") + 1) / 2
-    return torch.einsum("irx,ax,x,a->ria", moved, values, weights, norm)
-
-
-def _quadrature(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nodes and weights on (-1, 1) that integrate polynomials of degree 2 * count - 1 exactly."""
-    k = torch.arange(1, count, dtype=torch.float64, device="cpu")
-    off = k / (4 * k * k - 1).sqrt()  # Golub and Welsch's matrix
-    nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
-    return nodes, 2 * vectors[0].square()
-
-
-def _legendre(order: int, at: torch.Tensor) -> torch.Tensor:
-    """P_0 to P_order, (order + 1, points), by Bonnet's recursion."""
-    values = [torch.ones_like(at), at]
-    for n in range(1, order):
-        values.append(((2 * n + 1) * at * values[n] - n * values[n - 1]) / (n + 1))
-    return torch.stack(values[: order + 1])
-
-
 def _correlate(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     if image.device.type == "cpu":
         return fourier.correlate(image, kernel[None, None])[0, 0]
     return F.conv2d(image, kernel[None, None])[0, 0]
-
-
-def _order_of(terms: int) -> int:
-    return round((2 * terms + 0.25) ** 0.5 - 1.5)
