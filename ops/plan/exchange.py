@@ -34,7 +34,7 @@ MIN_TAPS = 25
 #: Bytes of the pieces in which kernels load patches, and merged columns, at least.
 MIN_PIECE = 8
 #: Most channels of x whose windows are rows of a copy: more fill steps of a product.
-MOST_OVERLAPPED = 8
+MOST_OVERLAPPED = 16
 
 
 @dataclass(frozen=True)
@@ -323,7 +323,7 @@ def _overlaps(problem: Problem) -> bool:
         return False
     if g.groups > 1 or g.per_sample or g.flip or g.padding_mode != "zeros":
         return False
-    return g.S > g.steps(1)[0] and g.steps(1)[1] == 1 and g.K >= GEMM_MIN
+    return g.S > g.steps(1)[0] and g.steps(1)[1] == 1 and 2 * g.K >= GEMM_MIN
 
 
 def _to_pixels(problem: Problem) -> list[Exchange]:

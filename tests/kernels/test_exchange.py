@@ -18,6 +18,7 @@ from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.exchange import Exchange, exchanges
 from tricorr.ops.plan.gemm import GemmTile
 from tricorr.ops.plan.problem import Layout, Problem
+from tricorr.ops.plan.spread import SpreadTile
 from tricorr.ops.plan.tma import TmaTile
 
 HALF, BRAIN, FLOAT = torch.float16, torch.bfloat16, torch.float32
@@ -147,20 +148,22 @@ STEMS = {
     "stem": geometry_of((2, 3, 9, 12), (20, 3, 7, 7), (2, 2), ((3, 3), (3, 3))),
     "cropped": geometry_of((1, 3, 9, 17), (16, 3, 3, 5), (2, 2), ((-1, 2), (-2, 1)), (2, 1)),
     "one_channel": geometry_of((2, 1, 6, 16), (17, 1, 2, 7), (1, 4)),
-    "unstrided": geometry_of((1, 2, 5, 7), (16, 2, 3, 3), padding=_SAME),
+    "unstrided": geometry_of((1, 12, 5, 7), (7, 12, 3, 3), padding=_SAME),
 }
 
 
 @pytest.mark.parametrize("name", STEMS)
 def test_windows_as_pixels_that_overlap(kernel_backend, name):
-    """Of both formats, by a GEMM through pointers and through descriptors."""
+    """Of both formats, by a GEMM through pointers and through descriptors, or by patches."""
     geometry, turn = STEMS[name], list(STEMS).index(name)
     dtype, splits = ((HALF, 1), (FLOAT, 2))[turn % 2]
     x, *others = tensors(geometry, dtype, kernel_backend.device, make=whole_numbers)
     form = (torch.contiguous_format, torch.channels_last)[turn // 2]
     args = operands("fprop_bias", x.contiguous(memory_format=form), *others)
     expected = torch.from_numpy(truth("fprop_bias", args, geometry))
-    for tile in (None, TmaTile(1, 2, 8, 16, 16, 4, 2)):
+    boxes = TmaTile(1, 2, 8, 16, 16, 4, 2)
+    patches = SpreadTile(1, 1, 8, 32, 16, 3, 1, 4, 2)
+    for tile in (None, patches if name == "unstrided" else boxes):
         plan = plan_of("fprop_bias", geometry, dtype, OVERLAPPED, tile, splits)
         actual = computed("fprop_bias", args, geometry, plan)
         assert torch.equal(actual.cpu().double(), expected)
@@ -184,7 +187,7 @@ def test_a_stem_takes_windows_as_pixels():
     x, weight, _, y = (t.to("meta") for t in tensors(stem, BRAIN))
     call = fprop_call(Tensors(x, weight, y), stem, plan)
     assert [one.kernel.__name__ for one in call.launches()] == ["copy_images", "fprop_tma"]
-    for changes in ({"flip": True}, {"dilation": (1, 2)}, {"C": 64}, {"stride": (2, 7)}):
+    for changes in ({"flip": True}, {"dilation": (1, 2)}, {"C": 17}, {"stride": (2, 7)}):
         other = replace(problem, geometry=replace(stem, **changes))
         assert OVERLAPPED not in exchanges(other)
     assert OVERLAPPED not in exchanges(replace(problem, op="wgrad"))
