@@ -212,7 +212,7 @@ def _load_beside(
     x_base, x_strides, row, q, columns, masks, x_shape, WINDOW: tl.constexpr, TILE: tl.constexpr,
     PIECE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """What a lane reads beside its own columns; all its pixels where it has no vectors."""
+    """Columns beside a lane's own; all columns that it reads where it has no vectors."""
     if TILE.X_ALIGN == 1:
         loaded = load_row(
             x_base, x_strides, row, q, masks[0], x_shape, WINDOW.S, 1, WINDOW.PAD_W, 1,

@@ -1,4 +1,4 @@
-"""What the rows kernels share: which rows meet through which tap, and how an input row is loaded.
+"""Shared by the rows kernels: the rows that meet through a tap, and loads of an input row.
 
 Inputs and outputs are counted from a tile's first: out * STRIDE + tap * DIL = inp, which is the
 index relation without padding. All of it is decided while compiling.
@@ -132,7 +132,7 @@ def widen_strides(strides, INT64: tl.constexpr):
 
 @triton.jit
 def load_of_planes(pointers, planes):
-    """What is the same for all columns of a plane; of a single plane there is always one."""
+    """One value for each plane; a single plane needs no mask."""
     if pointers.type.is_block():
         value = tl.load(pointers, mask=planes, other=0.0)
     else:

@@ -39,9 +39,9 @@ def part_of(steps, part, PARTS):
 def first_pixel(extent, BLOCK: tl.constexpr, last, STRIDE: tl.constexpr):
     """Row or column of dy at which the first box of a weight gradient begins: 0, or before that.
 
-    `last` is what the last of the taps that share a box reads for row or column 0. Beside dy, x has
-    to be zero as well, for zero times infinity is NaN. So boxes overhang before the first pixel if
-    all taps read padding there, and behind the last one otherwise.
+    `last` is the row or column of x that the last of the taps that share a box reads for row or
+    column 0 of dy. Where a box overhangs dy, x has to be zero too: zero times infinity is NaN. So
+    boxes overhang before the first pixel if all taps read padding there, else behind the last one.
     """
     return tl.where(last < STRIDE, extent - tl.cdiv(extent, BLOCK) * BLOCK, 0)
 

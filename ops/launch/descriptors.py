@@ -24,7 +24,7 @@ NHWC, NCHW = (0, 1, 2, 3), (0, 3, 1, 2)
 
 
 def tma_arguments(tensors: Tensors, geometry: Geometry, plan: Plan) -> dict[str, Any]:
-    """Descriptors, and the layout of what is loaded and stored."""
+    """Arguments of the tma kernels alone: descriptors, and a TmaLayout."""
     t, split = tensors, plan.splits > 1
     tile: Any = plan.tile
     if plan.op == "wgrad":
@@ -47,7 +47,7 @@ def fprop_descriptors(
     align: int,
     split: bool = False,
 ) -> dict[str, Any]:
-    """What fprop_tma takes beside what every fprop kernel does; the rest as in TmaLayout."""
+    """Arguments of fprop_tma alone; out_axis, align and split are those of TmaLayout."""
     layout = TmaLayout(
         boxes_of(x) == "NCHW",
         _phases(geometry),
@@ -74,9 +74,9 @@ def dgrad_descriptors(
     precision: str,
     split: bool = False,
 ) -> dict[str, Any]:
-    """What dgrad_tma takes beside what every dgrad kernel does; `weight` as `reads_crosswise` says.
+    """Arguments of dgrad_tma alone; out_axis, align and split are those of TmaLayout.
 
-    That is (K, C/groups, R, S), or a copy of `copies.filters_innermost`.
+    `weight` is (K, C/groups, R, S) where reads_crosswise, else a copy of filters_innermost.
     """
     crosswise = reads_crosswise(precision)
     block = [tile.BLOCK_K, tile.BLOCK_N] if crosswise else [tile.BLOCK_N, tile.BLOCK_K]
@@ -99,7 +99,7 @@ def dgrad_descriptors(
 def wgrad_descriptors(
     x: torch.Tensor, dy: torch.Tensor, geometry: Geometry, tile: TmaTile
 ) -> dict[str, Any]:
-    """What wgrad_tma takes beside what every wgrad kernel does."""
+    """Arguments of wgrad_tma alone."""
     planes = boxes_of(x) == "NCHW"
     axes = _gradient_axes(tile, planes)
     layout = TmaLayout(planes, _phases(geometry), AXES=axes, IN_PLACE=tile.is_run)
@@ -162,7 +162,7 @@ def _boxes_descriptor(
     stride: Pair = (1, 1),
     axes: tuple[int, ...] | None = None,
 ) -> TensorDescriptor:
-    """Of boxes of one phase of (N, C, H, W), with so many channels, as layout.boxes_of says.
+    """A descriptor of boxes of one phase of (N, C, H, W), in the format of layout.boxes_of.
 
     Its axes are those of `axes`, as in TmaLayout; without, in the order of their strides.
 

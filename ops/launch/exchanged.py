@@ -171,9 +171,9 @@ def _copied(call: Call, copy: Copy, workspace: torch.Tensor) -> Call:
 def _read(
     image: torch.Tensor, columns: int, exchange: Exchange
 ) -> tuple[torch.Tensor, Copy | None]:
-    """(the image, or a copy in the format of an exchange with rows of so many columns; the copy).
+    """(the image, or a copy in the format of the exchange; that copy).
 
-    Zeros are in columns of planes that the image does not have.
+    Planes get rows of `columns` columns: zeros behind those of the image.
     """
     if exchange.format == "NHWC":
         return in_boxes(image, "NHWC")

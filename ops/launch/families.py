@@ -22,7 +22,7 @@ from .patch_launch import patch_arguments
 from .reuse_launch import reuse_arguments
 from .shifted_launch import shifted_arguments
 
-#: What the kernels of a family take besides what every kernel of an operator does.
+#: Makes the arguments that only the kernels of a family take.
 ARGUMENTS: dict[str, Callable[[Tensors, Geometry, Plan], dict[str, Any]]] = {
     "banded": band_arguments,
     "gemm": gemm_arguments,
@@ -35,7 +35,7 @@ ARGUMENTS: dict[str, Callable[[Tensors, Geometry, Plan], dict[str, Any]]] = {
 
 
 def family_arguments(tensors: Tensors, geometry: Geometry, plan: Plan) -> dict[str, Any]:
-    """What the plan's kernel takes besides what every kernel of its operator does."""
+    """The arguments of the plan's kernel that not every kernel of its operator takes."""
     if plan.kernel == "dgrad_rows":
         return {"READ": constant(read_of_gradient(geometry))}
     make = ARGUMENTS.get(plan.family)
@@ -75,9 +75,10 @@ def as_read(image: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, Copy | None]
 
 
 def planes_as_rows(tensors: Tensors, geometry: Geometry, plan: Plan) -> tuple[Geometry, Tensors]:
-    """The same with a plane as one row, as it was planned, or where a GEMM cannot tell them apart.
+    """Geometry and tensors with every plane as one row of H * W pixels, if the plan says so.
 
-    A row of so many pixels can be read and written in pieces of 16 bytes more often.
+    Or if the kernel is a GEMM with a 1x1 window and the tensors allow it: longer rows come in
+    pieces of 16 bytes more often.
     """
     t = tensors
     images = [t.x, t.y, *([] if t.residual is None else [t.residual])]

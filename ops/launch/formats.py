@@ -27,7 +27,7 @@ def suggests_channels_last(tensor: torch.Tensor) -> bool:
 
 
 def format_like(image: torch.Tensor, axes: int = 4) -> torch.memory_format:
-    """The memory format of a result of so many axes of a call that reads this image.
+    """The memory format of a result, of `axes` axes, of a call that reads this image.
 
     A bank per sample has five, and is contiguous.
     """

@@ -26,7 +26,7 @@ from .patch_launch import patch_call
 from .resident_launch import resident_call
 from .spread_launch import spread_call
 
-#: Families whose kernels read other operands than those of call_of: what makes their launches.
+#: Makes the launches of families whose kernels do not read x and the weight themselves.
 OWN_CALLS: dict[str, Callable[[Tensors, Geometry, Plan], Call]] = {
     "banded": fprop_banded_call,
     "resident": resident_call,

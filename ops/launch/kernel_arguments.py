@@ -41,7 +41,7 @@ class Tensors:
         return replace(self, x=self.y, y=self.x)
 
     def epilogue(self) -> dict[str, Any]:
-        """What a kernel is told of all that happens to its sums before they are stored."""
+        """Arguments for the steps from the sums to the result: bias, residual, activation."""
         return {
             "bias_ptr": self.bias,
             "bias_stride": 0 if self.bias is None else self.bias.stride(0),
@@ -51,7 +51,7 @@ class Tensors:
 
 
 def call_of(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
-    """A launch of the plan's kernel, which takes what it names of all these."""
+    """A launch of the plan's kernel, which takes those of all these arguments that it names."""
     tile = plan.tile
     extents = {name: value for name, value in vars(tile).items() if name.isupper()}
     arguments |= {
@@ -126,7 +126,7 @@ def samples_of(geometry: Geometry) -> int:
 
 
 def residual_arguments(residual: torch.Tensor | None) -> dict[str, Any]:
-    """What a kernel is told of the tensor that it adds to its sums, (N, K, P, Q), or of none."""
+    """Arguments for the tensor (N, K, P, Q) that is added to the sums, if there is one."""
     strides = (0, 0, 0, 0) if residual is None else residual.stride()
     return {"residual_ptr": residual, "residual_strides": strides}
 

@@ -1,4 +1,4 @@
-"""What kernels of the reuse family take besides what all do: descriptors, in Gluon's classes."""
+"""Arguments of the reuse kernels and wgrad_spread alone: descriptors, in Gluon's classes."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ class BackwardTile:
 
 
 def partial_bytes_of(splits: int, problem: Problem) -> int:
-    """Bytes of so many partial sums of dw; none of one."""
+    """Bytes of `splits` partial sums of dw; 0 for a single one, which is dw itself."""
     if splits == 1:
         return 0
     return splits * problem.geometry.weight_numel * max(4, problem.dtype.itemsize)

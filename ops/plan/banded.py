@@ -64,7 +64,7 @@ BANDED_LANES = 50
 
 @dataclass(frozen=True)
 class BandedTile:
-    """One program's BLOCK_M blocks of BLOCK_P x BLOCK_Q outputs, and what the compiler is told.
+    """One program's BLOCK_M blocks of BLOCK_P x BLOCK_Q outputs, and the launch options.
 
     A step of its reduction is BLOCK_K elements (row, column) of the input that a block reads.
     """
@@ -131,7 +131,7 @@ class BandedTile:
         return 1
 
     def shared_bytes(self, problem: Problem) -> int:
-        """About what a program holds in shared memory: the operands of every pipeline stage."""
+        """Bytes of shared memory of a program, about: the operands of every pipeline stage."""
         return pipeline_bytes(self, problem)
 
     def max_registers(self, problem: Problem) -> int | None:
@@ -162,7 +162,7 @@ class BandedTile:
         return (BandedTile(*extent) for extent in extents)
 
     def work(self, plan: Plan, problem: Problem) -> Work:
-        """What a launch asks of a device, and the launch that builds the bands."""
+        """The work of a launch, and of the one that builds the bands."""
         m, n, _ = self.step(plan.op)
         return matrix_work(
             plan,
@@ -246,7 +246,7 @@ class BandedGradTile:
         )
 
     def shared_bytes(self, problem: Problem) -> int:
-        """About what a program holds in shared memory: the operands of every pipeline stage."""
+        """Bytes of shared memory of a program, about: the operands of every pipeline stage."""
         return pipeline_bytes(self, problem)
 
     def max_registers(self, problem: Problem) -> int | None:
@@ -361,7 +361,7 @@ def _band(geometry: Geometry, block: int) -> Band:
 
 
 def _is_narrow(geometry: Geometry) -> bool:
-    """Whether what a group of COLUMN_STEP columns reads ends half a group beside it."""
+    """Whether a group of COLUMN_STEP columns reads at most half a group on each side of it."""
     left, right = geometry.padding[1][0], geometry.S - 1 - geometry.padding[1][0]
     return geometry.stride[1] == 1 and max(left, right) <= COLUMN_STEP // 2
 
@@ -373,7 +373,7 @@ def _round_up(number: int) -> int:
 def rows_read(geometry: Geometry) -> tuple[int, int]:
     """(first, count) of the rows of the padded image that some output reads, without zeros.
 
-    With a stride, of runs of so many rows, the first of which an output starts from.
+    With a stride, rows are counted in runs of a stride: an output starts at the first row of a run.
     """
     top, stride = geometry.padding[0][0], geometry.stride[0]
     rows = geometry.P + (geometry.R - 1) // stride

@@ -100,7 +100,7 @@ class Code(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What a launch asks of a device.
+    """The work of a launch: bytes, products, instructions, and how they are dealt out.
 
     Attributes:
         programs: of the launch; one for each box of a kernel whose programs have several.
@@ -165,9 +165,9 @@ class Work(NamedTuple):
     parts: int = 1
 
     def after_copies(self, copies: Sequence[float], copied: float | None = None) -> Work:
-        """The work with a launch before it that makes copies of so many bytes, if there are any.
+        """The work with a launch before it that makes copies of these sizes in bytes, if any.
 
-        From as many bytes, unless `copied` says from how many.
+        It reads as many bytes as it writes, or `copied`.
         """
         if not copies and not copied:
             return self
@@ -356,7 +356,7 @@ def matrix_work(
     return Work(
         programs,
         threads,
-        # What is left to the next kernel is written.
+        # Results for the next kernel, between_bytes, are written.
         device_bytes(problem, programs, sharers, slices) + between_bytes,
         steps * elements,
         steps * moved,
@@ -527,7 +527,7 @@ _ANY_NUMBER = (
 
 
 def is_launchable(tile: Tile, problem: Problem) -> bool:
-    """Whether the compiler takes a tile's extents, and a device so many threads."""
+    """Whether the compiler takes the tile's extents, and the device its number of threads."""
     powers = [n for name, n in vars(tile).items() if name not in _ANY_NUMBER]
     if any(n < 1 or n & (n - 1) for n in powers):
         return False

@@ -32,7 +32,7 @@ LAUNCH_SECONDS = 2e-6
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use on an architecture.
+    """Resources that one program may use on an architecture.
 
     Attributes:
         registers: of one thread.
@@ -47,7 +47,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Rates:
-    """What one multiprocessor does in a clock, and how long a clock is.
+    """Throughput of one multiprocessor per clock, and the clock rate.
 
     Attributes:
         clock: Hz.
@@ -73,7 +73,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Device:
-    """What the planner knows of a device.
+    """Facts about a device, for the planner.
 
     Attributes:
         name: as torch calls it.

@@ -39,7 +39,7 @@ MOST_OVERLAPPED = 16
 
 @dataclass(frozen=True)
 class Exchange:
-    """What is copied before and after a plan's kernel.
+    """The copies before and after a plan's kernel.
 
     Attributes:
         reads: images that the kernel reads are copied to `format`.

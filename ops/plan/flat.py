@@ -79,7 +79,7 @@ class Copies:
 
 @dataclass(frozen=True)
 class FlatTile:
-    """The sums of one program, the pixels of one step, and what the compiler is told.
+    """The sums of one program, the pixels of one step, and the launch options.
 
     Attributes:
         BLOCK_F: filters, or (column of the window, filter).
@@ -129,7 +129,7 @@ class FlatTile:
         return splits_that_fill(self, problem, most, side_by_side=2)
 
     def shared_bytes(self, problem: Problem) -> int:
-        """About what a program holds in shared memory: the operands of every pipeline stage."""
+        """Bytes of shared memory of a program, about: the operands of every pipeline stage."""
         rows = self.BLOCK_F + self.BLOCK_C * self.BLOCK_S
         return rows * self.BLOCK_L * problem.dtype.itemsize * self.num_stages
 

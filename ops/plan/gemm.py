@@ -25,7 +25,7 @@ from .device import MAX_REGISTERS
 from .integers import cdiv, filled
 from .problem import Plan, Problem
 
-#: Bytes that L1 reads of memory at least, and what it is assumed to keep of a weight.
+#: Bytes that L1 reads of memory at least, and bytes of a weight that it is assumed to keep.
 SECTOR, KEPT_BYTES = 32, 2**17
 #: Rows that a warp holds of a column of the sums: 8 x 8 blocks of them are one instruction's.
 FRAGMENT = 8
@@ -41,7 +41,7 @@ MAX_SPLIT_RESULTS = 64
 
 @dataclass(frozen=True)
 class GemmTile:
-    """Extents of one program's GEMM, and what the compiler is told.
+    """Extents of one program's GEMM, and the launch options.
 
     Attributes:
         BLOCK_M: pixels; filters, of a weight gradient.
@@ -104,7 +104,7 @@ class GemmTile:
         return splits_that_fill(self, problem, cdiv(problem.pixels, MIN_SPLIT_PIXELS))
 
     def shared_bytes(self, problem: Problem) -> int:
-        """About what a program holds in shared memory: the operands of every pipeline stage."""
+        """Bytes of shared memory of a program, about: the operands of every pipeline stage."""
         return pipeline_bytes(self, problem)
 
     def max_registers(self, problem: Problem) -> int | None:
@@ -209,7 +209,7 @@ class GemmTile:
         return self._steps(problem, g.R / phases[0], g.S / phases[1]) / plan.splits
 
     def _steps(self, problem: Problem, rows: float, columns: float) -> float:
-        """Passes of the whole loop to an image, through so many taps."""
+        """Steps of the loop to an image, through rows x columns taps."""
         if problem.reduced >= self.BLOCK_K:
             return rows * columns * cdiv(problem.reduced, self.BLOCK_K)
         # Whole rows of the window in a step, if they fit.

@@ -47,7 +47,7 @@ class Measured:
     def slowdown(self, family: str, kernel: str = "") -> float:
         """How many times its predicted time a kernel takes: its family where only that is known.
 
-        UNKNOWN where neither is, and 1 where nothing is.
+        UNKNOWN where neither was measured; 1 where no family was.
         """
         if not self.families:
             return 1.0

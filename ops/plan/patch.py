@@ -81,7 +81,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class PatchTile:
-    """One program's GEMM, the patch, and what the compiler is told.
+    """One program's GEMM, the patch, and the launch options.
 
     Attributes:
         BLOCK_M: patches; columns (pixel of a patch, filter), of a weight gradient.
@@ -167,7 +167,7 @@ class PatchTile:
         return splits_that_fill(self, problem, most)
 
     def shared_bytes(self, problem: Problem) -> int:
-        """About what a program holds in shared memory: the operands of every pipeline stage."""
+        """Bytes of shared memory of a program, about: the operands of every pipeline stage."""
         return pipeline_bytes(self, problem)
 
     def max_registers(self, problem: Problem) -> int | None:
@@ -198,7 +198,7 @@ class PatchTile:
         return geometry.groups, self.columns(op, geometry), elements
 
     def work(self, plan: Plan, problem: Problem) -> Work:
-        """What a launch asks of a device, and those that spread the weight and add up."""
+        """The work of a launch, and of those that spread the weight and add partials."""
         g, between = problem.geometry, 0
         steps: float = plan.split_strips
         if plan.op != "wgrad":
@@ -302,7 +302,7 @@ class PatchTile:
 def axis_of(
     op: str, inputs: int, outputs: int, taps: int, stride: int, pad: int, patch: int
 ) -> Axis:
-    """Patches along an axis of so many inputs (of x), outputs (of y) and taps."""
+    """The patches along an axis with these numbers of inputs (of x), outputs (of y) and taps."""
     if op != "dgrad":
         window = stride * (patch - 1) + taps
         return Axis(patch, 0, cdiv(outputs, patch), stride * patch, pad, window, 1, -stride, 0)

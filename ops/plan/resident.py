@@ -20,7 +20,7 @@ from .device import MAX_WORKSPACE
 from .integers import cdiv
 from .problem import Plan, Problem
 
-#: Columns of a block and of a piece: what one product sums over.
+#: Columns of a block and of a piece, over which one product sums.
 PIECE = 16
 #: Fewest taps of a window: rows kernels are as fast with smaller ones. By the model a 4096^2 image
 #: in bfloat16 takes 44 us with 7x7 taps; an H100 took 48 with a rows kernel.
@@ -64,7 +64,7 @@ def correlation_of(geometry: Geometry, image: Pair, vector: int) -> Correlation:
 
 @dataclass(frozen=True)
 class ResidentTile:
-    """BLOCK_M stacks of STACK blocks of BLOCK_P x BLOCK_Q outputs, and what the compiler is told.
+    """BLOCK_M stacks of STACK blocks of BLOCK_P x BLOCK_Q outputs, and the launch options.
 
     Attributes:
         parts: programs that share the tiles of one filter.

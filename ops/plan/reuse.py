@@ -30,7 +30,7 @@ BARRIER_BYTES = 1024
 
 @dataclass(frozen=True)
 class ReuseTile:
-    """A box of pixels of one program, its channels, and what the compiler is told.
+    """A box of pixels of one program, its channels, and the launch options.
 
     Attributes:
         BLOCK_P: rows of the box.
@@ -82,7 +82,7 @@ class ReuseTile:
         return (pixels + rows * self.BLOCK_F) * self.BLOCK_K * problem.dtype.itemsize
 
     def shared_bytes(self, problem: Problem) -> int:
-        """What a program holds in shared memory: the operands of every stage."""
+        """Bytes of shared memory of a program: the operands of every stage."""
         return self.step_bytes(problem) * self.num_stages + BARRIER_BYTES
 
     def max_registers(self, problem: Problem) -> int | None:

@@ -62,7 +62,7 @@ class BoxedGradient(Boxed):
         raise NotImplementedError
 
     def shared_bytes(self, problem: Problem) -> int:
-        """What a program holds in shared memory: the operands of every stage."""
+        """Bytes of shared memory of a program: the operands of every stage."""
         return self.step_bytes(problem) * self.num_stages + BARRIER_BYTES
 
     def step_bytes(self, problem: Problem) -> int:
@@ -87,7 +87,7 @@ class BoxedGradient(Boxed):
 
 @dataclass(frozen=True)
 class ReuseGradientTile(BoxedGradient):
-    """A box of pixels of a step, the results of a program, and what the compiler is told.
+    """A box of pixels of a step, the results of a program, and the launch options.
 
     Attributes:
         BLOCK_I: images of the box.

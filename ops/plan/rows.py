@@ -88,7 +88,7 @@ def vector_tile(problem: Problem) -> RowsTile | None:
     room = (MAX_HELD if not layout.int64 else MAX_HELD * 3 // 4) // problem.words
     lanes = [n for n in (8, 4, 2, 1) if vector_of(problem, n)[0] > 1]
     if is_strided_gradient(problem):
-        # Lanes side by side store what is side by side: a vector each, if vectors are that short.
+        # Neighbouring lanes store neighbouring vectors, if 16 bytes hold the pixels of one.
         stored = problem.geometry.steps(1)[0] * problem.dtype.itemsize
         lanes = [n for n in lanes if n * stored <= 16] or lanes[-1:]
     for lane_q in lanes:

@@ -54,7 +54,7 @@ UNIFORM_TAPS = 49
 
 @dataclass(frozen=True)
 class RowsTile:
-    """Outputs of one program, how its lanes share them, and what the compiler is told.
+    """Outputs of one program, how its lanes share them, and the launch options.
 
     Attributes:
         BLOCK_P, BLOCK_Q: output rows and columns; for an input gradient with a stride, steps of it.
@@ -342,7 +342,7 @@ class RowsTile:
 
 
 class Walk(NamedTuple):
-    """What one program does, rows that only lead into its tile included.
+    """Work of one program, including rows that it reads only for those of its tile.
 
     Attributes:
         outputs: results: pixels, or elements of a weight gradient.

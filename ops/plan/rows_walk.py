@@ -1,4 +1,4 @@
-"""What a rows kernel walks over: extents, vectors of columns, tiles that touch no border."""
+"""The loops of a rows kernel: extents, vectors of columns, tiles that touch no border."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .problem import Problem
 
 
 class Extents(NamedTuple):
-    """What a rows kernel walks over, whichever operator it is.
+    """Extents of the loops of a rows kernel, for any operator.
 
     Attributes:
         planes: that lanes can be.
@@ -87,14 +87,14 @@ def vector_of(problem: Problem, lane_q: int) -> tuple[int, int]:
         return 1, 1
     if y * problem.dtype.itemsize < 4:
         return 1, 1
-    # What a padding mode shows is no vector of the image.
+    # Columns that a padding mode mirrors or wraps do not lie side by side in the image.
     if not strided and g.padding_mode != "zeros" and cdiv(g.Q, lane_q) * x > g.W:
         return 1, 1
     return x, y
 
 
 def columns_beside(problem: Problem, lane_q: int, piece: int) -> int:
-    """Pieces of so many columns that a lane's outputs read beside the lane's own columns."""
+    """Pieces of `piece` columns that a lane's outputs read beside the lane's own columns."""
     g = problem.correlated
     (stride, dilation), pad = g.steps(1), g.padding[1][0]
     if is_strided_gradient(problem):

@@ -40,7 +40,7 @@ LEAST_WARPS = 8
 #: Columns of a lane in channels_last, where lanes are planes, and fewest planes for that.
 LANE_Q, MIN_PLANES = 4, 8
 #: Lane instructions for each product, each load, and each step of rows (sm_90, Triton 3.7.1); tiles
-#: at a border take so many times as many.
+#: at a border take AT_BORDER times as many.
 PER_PRODUCT, PER_LOAD, PER_STEP, AT_BORDER = 1.35, 2, 25, 1.6
 
 

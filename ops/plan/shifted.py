@@ -42,7 +42,7 @@ SHIFTS = ("x", "dy")
 
 @dataclass(frozen=True)
 class ShiftedTile:
-    """The sums of one program, the pixels of one step, and what the compiler is told.
+    """The sums of one program, the pixels of one step, and the launch options.
 
     Attributes:
         BLOCK_M: channels of the image that stays.
@@ -196,7 +196,7 @@ def tiles(problem: Problem) -> list[ShiftedTile]:
 
 
 def _blocks(rows: int) -> list[int]:
-    """The block that so many rows fill at least half of, and half of it."""
+    """The block that `rows` rows fill at least half of, and half of it."""
     most = max(BLOCKS[0], min(BLOCKS[-1], power_of_two(rows)))
     return [most, most // 2] if most > BLOCKS[0] else [most]
 

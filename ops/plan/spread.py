@@ -38,7 +38,7 @@ FEWEST_TAPS = 0.4
 
 @dataclass(frozen=True)
 class SpreadTile(Boxed):
-    """A box of patches of one program, its columns, and what the compiler is told.
+    """A box of patches of one program, its columns, and the launch options.
 
     Attributes:
         BLOCK_I: images of the box.
@@ -92,7 +92,7 @@ class SpreadTile(Boxed):
         return 1
 
     def shared_bytes(self, problem: Problem) -> int:
-        """About what a program holds in shared memory: the operands of every pipeline stage."""
+        """Bytes of shared memory of a program, about: the operands of every pipeline stage."""
         return self.boxes_tile.shared_bytes(self.spread(problem))
 
     def max_registers(self, problem: Problem) -> int | None:
@@ -133,7 +133,7 @@ class SpreadTile(Boxed):
 
 
 def axes_of(op: str, geometry: Geometry, rows: int, columns: int) -> tuple[Axis, Axis]:
-    """Rows and columns of patches of so many pixels of y, or dy.
+    """The axes of patches of rows x columns pixels of y, or dy.
 
     A single row of dy may have any stride: with that of its window, each tap reaches a phase of its
     own, and there are no zeros.
@@ -157,7 +157,7 @@ def is_power(number: int) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def spread_problem(problem: Problem, rows: int, columns: int) -> Problem:
-    """The forward convolution of which each result is a patch of so many rows and columns."""
+    """The forward convolution of which each result is a patch of rows x columns pixels."""
     g, turned = problem.geometry, problem.op == "dgrad"
     axes = axes_of(problem.op, g, rows, columns)
     extents = (g.P, g.Q) if turned else (g.H, g.W)

@@ -44,7 +44,7 @@ MAX_PARTIALS = 512
 
 @dataclass(frozen=True)
 class SpreadGradientTile(reuse_gradient.BoxedGradient):
-    """A box of pixels of a step, the results of a program, and what the compiler is told.
+    """A box of pixels of a step, the results of a program, and the launch options.
 
     Attributes:
         BLOCK_I: images of the box.

@@ -23,7 +23,7 @@ LANES_PER_TAP = {"fprop": 12, "dgrad": 12, "dgrad_frame": 12, "wgrad": 32}
 
 @dataclass(frozen=True)
 class StencilTile:
-    """Pixels and channels of one program, and what the compiler is told.
+    """Pixels and channels of one program, and the launch options.
 
     Attributes:
         BLOCK_M: pixels; of a weight gradient, those of a step of its sum.

@@ -41,7 +41,7 @@ MIN_SPLIT_STRIPS = 4
 
 @dataclass(frozen=True)
 class TmaTile(Boxed):
-    """A box of pixels of one program, its channels, and what the compiler is told.
+    """A box of pixels of one program, its channels, and the launch options.
 
     Attributes:
         BLOCK_I: images of the box.
@@ -126,7 +126,7 @@ class TmaTile(Boxed):
         return splits_that_fill(self, problem, most, side_by_side=2)
 
     def shared_bytes(self, problem: Problem) -> int:
-        """About what a program holds in shared memory: the operands of every pipeline stage."""
+        """Bytes of shared memory of a program, about: the operands of every pipeline stage."""
         m, n, k = self.step(problem.op)
         return (m + n) * k * problem.dtype.itemsize * self.num_stages
 
@@ -147,7 +147,7 @@ class TmaTile(Boxed):
     def suits(self, problem: Problem) -> bool:
         """Whether a tile that was tuned for a problem near this one can serve it.
 
-        The key of a tuned tile says nothing of alignment, nor of what divides a plane.
+        The key of a tuned tile has neither the alignment nor the divisors of a plane.
         """
         return is_legal(problem, self)
 
@@ -306,13 +306,13 @@ def has_boxes(problem: Problem, tile: TmaTile | None = None) -> bool:
     pieces = [channels * dtype.itemsize % 16 for channels in (g.group_C, g.group_K)]
     if wgrad and not planes and g.groups > 1 and any(pieces):
         return False
-    # Rows of planes are pixels of one channel: what a weight gradient sums, and the others do not.
+    # Rows of planes are pixels of one channel: only a weight gradient sums those.
     if planes != wgrad and not multiplies_crosswise(dtype):
         return False
     if planes and op != "dgrad" and g.steps(1)[0] > 1:
         return False  # a descriptor's innermost step is one element
     if planes and wgrad and min(g.padding[1]) < 0:
-        return False  # what is cut off beside a row need not be finite, and would be multiplied
+        return False  # columns that are cut off may not be finite, and would be multiplied
     if g.per_sample or g.padding_mode != "zeros":
         return False
     if problem.product not in ("half", "tf32"):

@@ -74,7 +74,7 @@ class Tuned:
     Attributes:
         tile: the fields of a tile.
         splits: parts that a weight gradient is split into.
-        registers: the limit for a thread, 0 for none; None for what the tile says.
+        registers: the limit for a thread, 0 for none; None for the tile's own.
     """
 
     tile: Mapping[str, int]
