@@ -235,7 +235,8 @@ class BandedGradTile:
     def splits(self, problem: Problem) -> int:
         """Parts that the strips are best dealt out to."""
         strips = self.strips(problem)
-        most = splits_that_fill(self, problem, cdiv(strips, MIN_SPLIT_STRIPS))
+        # Windows that see only padding have no strips.
+        most = max(1, splits_that_fill(self, problem, cdiv(strips, MIN_SPLIT_STRIPS)))
         if self.ROW_GROUP == 1:
             return most
         side_by_side = 2 * problem.device.multiprocessors

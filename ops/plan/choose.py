@@ -180,9 +180,9 @@ def _in_parts(problem: Problem, tile: Tile, numbers: Sequence[int]) -> list[Plan
     """The plans with `tile` whose reductions are cut into these numbers of parts."""
     programs, found = tile.programs(problem), []
     is_gradient = problem.op in ("wgrad", "backward")
-    may_split = is_gradient or splits_images(problem, tile)
+    may_split = is_gradient or (max(numbers) > 1 and splits_images(problem, tile))
     registers, flags = tile.max_registers(problem), tile.flags(problem)
-    strips = tile.strips(problem) if is_gradient or (may_split and max(numbers) > 1) else 0
+    strips = tile.strips(problem) if may_split else 0
     for splits in numbers:
         grid, split_strips = programs, 0
         if is_gradient or (splits > 1 and may_split):
