@@ -89,6 +89,7 @@ def can_merge(tensor: torch.Tensor, geometry: Geometry) -> bool:
 
 def merged_columns(tensor: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """x (N, S * C, H, Q), or a weight (K, S * C, R, 1), a view of one that can_merge."""
+    assert can_merge(tensor, geometry), tensor.stride()
     n, channels, h, _ = tensor.shape
     merged = geometry.S * channels
     columns = min(tensor.shape[3] // geometry.S, geometry.Q)

@@ -132,7 +132,8 @@ class Exchange:
         piece, op, layout = 16 // problem.dtype.itemsize, problem.op, problem.layout
         g = self.geometry(op, problem.geometry, piece)
         if self.merged:
-            layout = replace(layout, x_boxes=layout.merged or "", x_row="", repacks=False)
+            boxes = layout.merged or ""
+            layout = replace(layout, x_boxes=boxes, x_row="", x_align=1, repacks=False)
             return replace(problem, geometry=g, layout=replace(layout, merged=None, order=""))
         if self.overlapped:
             layout = replace(layout, x_boxes="NHWC", x_row="", x_align=1, repacks=False)

@@ -11,7 +11,7 @@ from plans import H200, PLAIN
 from tricorr import explain
 from tricorr.ops import geometry_of
 from tricorr.ops.launch.layout import layout_of, order_of
-from tricorr.ops.plan import choose
+from tricorr.ops.plan import choose, rows
 from tricorr.ops.plan.cost import EXCHANGE_SECONDS, seconds_of, times_of
 from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.exchange import Exchange, exchanges
@@ -155,6 +155,22 @@ def test_columns_of_a_window_are_channels(kernel_backend, name, op, dtype, order
     actual = computed(op, args, geometry, plan)
     assert torch.equal(actual.cpu().double(), torch.from_numpy(truth(op, args, geometry)))
     assert actual.is_contiguous(memory_format=LAST)
+
+
+@pytest.mark.parametrize("op", ["fprop_bias", "wgrad"])
+def test_columns_of_one_channel_are_no_longer_side_by_side(kernel_backend, op):
+    """A row of planes comes in vectors; in a view, its columns are as far apart as windows."""
+    geometry = geometry_of((1, 1, 9, 12), (5, 1, 4, 4), (2, 4), ((1, 0), (0, 0)))
+    args = operands(op, *tensors(geometry, FLOAT, kernel_backend.device, make=whole_numbers))
+    args = [t.contiguous(memory_format=LAST) if t.dim() == 4 else t for t in args]
+    problem = problem_of(op.removesuffix("_bias"), geometry, LAST)
+    assert problem.layout.x_align > 1
+    seen = Exchange(merged=True).seen(problem)
+    assert seen.layout.x_align == 1
+    tile = rows.tile_for(replace(seen, dtype=FLOAT, precision="tf32"))
+    plan = replace(choose.plan_with_tile(seen, tile), exchange=Exchange(merged=True))
+    actual = computed(op, args, geometry, replace(plan, precision="tf32"))
+    assert torch.equal(actual.cpu().double(), torch.from_numpy(truth(op, args, geometry)))
 
 
 @pytest.mark.parametrize("dtype", [BRAIN, FLOAT], ids=str)
