@@ -73,6 +73,7 @@ STRIDED = {
         (2, 2, 7, 13), (4, 1, 3, 5), padding=((1, 1), (2, 2)), groups=2, stride=(2, 2)
     ),
     "strided_per_sample": image(9, 13, 5, 4, (1, 1), N=3, C=2, per_sample=True, stride=(2, 2)),
+    "one_row_of_a_stride": image(2, 13, 5, 7, (2, 3), N=2, stride=(2, 2)),
 }
 TILES = [BandedTile(16, 2, 8, 128, 4, 1), BandedTile(4, 4, 16, 256, 4, 1)]
 GRAD_TILES = [BandedGradTile(8, 16, 16, 2, 4, 1), BandedGradTile(4, 32, 8, 4, 4, 1)]
@@ -105,7 +106,7 @@ def holds_all_columns(tile, geometry):
 def for_call(tile, geometry):
     """A weight gradient's tile with the call's stride, and sums of diagonals where it can."""
     whole = tile.band(geometry).columns <= tile.BLOCK_I
-    step = geometry.stride[0]
+    step = geometry.steps(0)[0]
     return replace(tile, STRIDE_H=step, PARTIALS=tile.ROW_GROUP if whole else COLUMN_STEP)
 
 
