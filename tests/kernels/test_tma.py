@@ -515,7 +515,8 @@ def test_a_tile_of_another_problem_is_refused():
     assert not legal("fprop", TmaTile(2, 8, 8, 64, 32, 4, 4)), "32 of 48 channels, twice"
     assert legal("dgrad", TmaTile(2, 8, 8, 64, 64, 4, 4))
     assert legal("wgrad", TmaTile(8, 1, 8, 64, 64, 4, 4))
-    assert not legal("wgrad", TmaTile(1, 8, 8, 64, 64, 4, 4)), "8 of 9 rows"
+    assert legal("wgrad", TmaTile(1, 8, 16, 64, 64, 4, 4)), "each tap has the overhang on its side"
+    assert not legal("wgrad", TmaTile(1, 1, 16, 64, 64, 4, 4, 3)), "three taps have no common side"
 
 
 def test_descriptors_need_steps_of_sixteen_bytes():
