@@ -31,7 +31,8 @@ class Copy:
 
     `memory` is what `out` is a view of where it is made for this copy. With a `step`, pixels of x
     are that many rows and columns of `out` apart, and `bias`, or zero, is between them. Otherwise
-    column `first` of `out` has the first column of x, and those that x does not have are zero.
+    column `first` of `out` has the first column of x, and those that x does not have are zero;
+    `turned`, columns are read backwards.
     """
 
     x: torch.Tensor
@@ -40,6 +41,7 @@ class Copy:
     step: Pair = (1, 1)
     bias: torch.Tensor | None = None
     first: int = 0
+    turned: bool = False
 
 
 def channels_innermost(x: torch.Tensor, channels: int = 0) -> Copy:
@@ -136,7 +138,7 @@ def _copy_arguments(copy: Copy) -> tuple[dict[str, Any], int]:
     x, out = copy.x, copy.out
     outer, image = x.stride(0), x[0]
     has_steps = copy.step != (1, 1)
-    longer = (out.shape[3] != image.shape[3] or copy.first != 0) and not has_steps
+    longer = (out.shape[3] != image.shape[3] or copy.first != 0 or copy.turned) and not has_steps
     one_row = is_row(image) and is_row(out) and not has_steps and not longer
     out_row = is_row(out) and not one_row
     source = as_row(image) if one_row else image
@@ -155,7 +157,7 @@ def _copy_arguments(copy: Copy) -> tuple[dict[str, Any], int]:
     layout = CopyLayout(
         X_AXIS=x_axis,
         OUT_AXIS=out_axis,
-        X_ALIGN=math.gcd(align, outer) if len(x) > 1 else align,
+        X_ALIGN=1 if copy.turned else math.gcd(align, outer) if len(x) > 1 else align,
         OUT_ALIGN=out_align,
         ONE_ROW=one_row,
         INT64=max(last_offset(x), last_offset(out)) > NARROW_LIMIT,
@@ -168,11 +170,11 @@ def _copy_arguments(copy: Copy) -> tuple[dict[str, Any], int]:
         FIRST_COLUMN=copy.first,
     )
     arguments = {
-        "x_ptr": x,
+        "x_ptr": x[..., -1:] if copy.turned else x,
         "out_ptr": out,
         "INNER": N,
         "sizes": (C, H, W, channels, outer),
-        "x_strides": source.stride(),
+        "x_strides": (*source.stride()[:3], (-1 if copy.turned else 1) * source.stride(3)),
         "out_strides": target.stride(),
         "LAYOUT": constant(layout),
     }

@@ -37,7 +37,7 @@ def dgrad_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
     t = tensors
     if exchange := plan.exchange:
         seen, alone = geometry_seen("dgrad", geometry, exchange, t.y), replace(plan, exchange=None)
-        dy, copy = y_read(t.y, seen, exchange)
+        dy, copy = y_read(t.y, geometry, seen, exchange)
         weight, packing = weight_read(t.weight, geometry, exchange)
         bias, repeated = bias_read(t.bias, geometry, exchange)
         dx = x_workspace(t.x, geometry, seen, exchange)

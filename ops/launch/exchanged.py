@@ -27,7 +27,7 @@ def x_read(
     if exchange.merged:
         return merged_columns(x, geometry), None
     if exchange.overlapped:
-        return _overlapped(x, geometry)
+        return _overlapped(x, geometry, exchange)
     if exchange.patches:
         patches = patches_like(x, geometry)
         return patches, patches_call(x, patches, geometry, exchange.patches)
@@ -43,7 +43,7 @@ def weight_read(
 ) -> tuple[torch.Tensor, Copy | Call | None]:
     """(the weight as the kernel reads it; the copy that it is, or the launch that makes it)."""
     if exchange.overlapped:
-        return _with_taps(weight, geometry)
+        return _with_taps(weight, geometry, exchange)
     if not (exchange.merged or exchange.patches) or _is_view(weight, geometry, exchange):
         return weight_seen(weight, geometry, exchange), None
     copy = channels_innermost(weight[None])
@@ -51,24 +51,34 @@ def weight_read(
     return weight_seen(copy.out, geometry, exchange), call
 
 
-def _overlapped(x: torch.Tensor, geometry: Geometry) -> tuple[torch.Tensor, Copy]:
-    """(a copy of x whose pixels are rows of windows, see plan.exchange.overlap_of; that copy)."""
-    g = geometry
-    made = overlap_of(g, 16 // x.itemsize)
-    out = _workspace(x, (g.N, made.channels, g.H, made.columns), channels_last=True)
-    steps = (out.stride(0), 1, out.stride(2), g.steps(1)[0] * made.channels)
-    pixels = out.as_strided((g.N, made.channels * made.taps, g.H, g.Q), steps)
-    return pixels, Copy(x[None], out, out, first=g.padding[1][0])
+def _overlapped(
+    image: torch.Tensor, geometry: Geometry, exchange: Exchange
+) -> tuple[torch.Tensor, Copy]:
+    """(a copy whose pixels are rows of windows, see plan.exchange.overlap_of; that copy)."""
+    made = overlap_of(exchange.overlapped, geometry, 16 // image.itemsize)
+    N, _, H, _ = image.shape
+    out = _workspace(image, (N, made.channels, H, made.columns), channels_last=True)
+    steps = (out.stride(0), 1, out.stride(2), made.step * made.channels)
+    pixels = out.as_strided((N, made.channels * made.taps, H, made.windows), steps)
+    return pixels, Copy(image[None], out, out, first=made.first)
 
 
-def _with_taps(weight: torch.Tensor, geometry: Geometry) -> tuple[torch.Tensor, Copy]:
-    """(a copy of the weight with channels (s, c), zero where x has none; that copy)."""
-    g = geometry
-    made = overlap_of(g, 16 // weight.itemsize)
-    out = _workspace(weight, (g.K, made.channels, g.R, made.taps), channels_last=True)
+def _with_taps(
+    weight: torch.Tensor, geometry: Geometry, exchange: Exchange
+) -> tuple[torch.Tensor, Copy]:
+    """(a copy of the weight with summed channels (s, c), zero where the image has none; that copy).
+
+    Of dy these are (s, k), the last column of the window first.
+    """
+    made = overlap_of(exchange.overlapped, geometry, 16 // weight.itemsize)
+    turned = exchange.overlapped == "dy"
+    source = weight.transpose(0, 1) if turned else weight
+    results, _, R, _ = source.shape
+    out = _workspace(weight, (results, made.channels, R, made.taps), channels_last=True)
     row = made.channels * made.taps
-    seen = out.as_strided((g.K, row, g.R, 1), (g.R * row, 1, row, row))
-    return seen, Copy(weight[None], out, out)
+    seen = out.as_strided((results, row, R, 1), (R * row, 1, row, row))
+    copy = Copy(source[None], out, out, turned=turned)
+    return (seen.transpose(0, 1) if turned else seen), copy
 
 
 def weight_seen(weight: torch.Tensor, geometry: Geometry, exchange: Exchange) -> torch.Tensor:
@@ -107,9 +117,11 @@ def bias_read(
 
 
 def y_read(
-    dy: torch.Tensor, seen: Geometry, exchange: Exchange
+    dy: torch.Tensor, geometry: Geometry, seen: Geometry, exchange: Exchange
 ) -> tuple[torch.Tensor, Copy | None]:
     """(dy, or a residual, as the kernel reads it; the copy that it is, if it is one)."""
+    if exchange.overlapped == "dy":
+        return _overlapped(dy, geometry, exchange)
     return _read(dy, seen.Q, exchange) if exchange.reads else (dy, None)
 
 

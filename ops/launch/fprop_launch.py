@@ -43,7 +43,7 @@ def fprop_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
         x, copy = x_read(t.x, geometry, seen, exchange)
         y, residual, residual_copy = y_workspace(t.y, exchange), t.residual, None
         if residual is not None and exchange.result:
-            residual, residual_copy = y_read(residual, seen, exchange)
+            residual, residual_copy = y_read(residual, geometry, seen, exchange)
         weight, packing = weight_read(t.weight, geometry, exchange)
         call = fprop_call(replace(t, x=x, weight=weight, y=y, residual=residual), seen, alone)
         return y_copied(after(call, copy, residual_copy, packing), y, t.y)

@@ -28,7 +28,7 @@ def wgrad_calls(
     if exchange := plan.exchange:
         seen, alone = geometry_seen("wgrad", geometry, exchange, dy), replace(plan, exchange=None)
         x, x_copy = x_read(x, geometry, seen, exchange)
-        dy, dy_copy = y_read(dy, seen, exchange)
+        dy, dy_copy = y_read(dy, geometry, seen, exchange)
         dw = weight_seen(dw, geometry, exchange)
         first, *rest = wgrad_calls(x, dy, dw, seen, alone)
         yield after(first, x_copy, dy_copy)

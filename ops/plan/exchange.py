@@ -33,7 +33,7 @@ ARCHITECTURES = ("90", "100")
 MIN_TAPS = 25
 #: Bytes of the pieces in which kernels load patches, and merged columns, at least.
 MIN_PIECE = 8
-#: Most channels of x whose windows are rows of a copy: more fill steps of a product.
+#: Most channels of x, or dy, whose windows are rows of a copy: more fill steps of a product.
 MOST_OVERLAPPED = 16
 
 
@@ -50,8 +50,9 @@ class Exchange:
         merged: x is seen with its columns merged, see Geometry.merged_columns.
         patches: x is copied to patches, see Geometry.of_patches, in this order of their channels;
             "" if it is not. An input gradient is computed so.
-        overlapped: x is copied to channels_last with more channels and columns of zeros, and seen
-            with the columns of each window as channels, see `overlap_of`.
+        overlapped: "x", or "dy" of an input gradient: that image is copied to channels_last with
+            more channels and columns of zeros, and seen with the columns of each window as
+            channels, see `overlap_of`.
     """
 
     reads: bool = False
@@ -60,7 +61,7 @@ class Exchange:
     format: str = "NHWC"
     merged: bool = False
     patches: str = ""
-    overlapped: bool = False
+    overlapped: str = ""
 
     def __str__(self) -> str:
         names = ("reads", "result", "sampled", "merged", "patches", "overlapped")
@@ -77,7 +78,7 @@ class Exchange:
             "copies of every stride-th pixel": self.sampled,
             "columns of the window seen as channels": self.merged,
             f"patches ({', '.join(self.patches)}) as pixels": bool(self.patches),
-            "rows of windows of a copy as overlapping pixels": self.overlapped,
+            "rows of windows of a copy as overlapping pixels": bool(self.overlapped),
         }
         return " and ".join(text for text, is_so in said.items() if is_so)
 
@@ -110,9 +111,11 @@ class Exchange:
         if self.patches:
             return g.of_patches()
         if self.overlapped:
-            made, rows = overlap_of(g, piece), g.padding[0]
-            seen = replace(g, C=made.channels * made.taps, W=g.Q, S=1, padding=(rows, (0, 0)))
-            return replace(seen, stride=(g.stride[0], 1), dilation=(g.dilation[0], 1))
+            made, rows = overlap_of(self.overlapped, g, piece), g.padding[0]
+            seen = replace(g, S=1, padding=(rows, (0, 0)), dilation=(g.dilation[0], 1))
+            if self.overlapped == "dy":
+                return replace(seen, K=made.channels * made.taps)
+            return replace(seen, C=made.channels * made.taps, W=g.Q, stride=(g.stride[0], 1))
         if self.sampled:
             return replace(g, H=g.P, W=g.Q, stride=(1, 1))
         if self.format == "NHWC":
@@ -135,9 +138,14 @@ class Exchange:
             boxes = layout.merged or ""
             layout = replace(layout, x_boxes=boxes, x_row="", x_align=1, repacks=False)
             return replace(problem, geometry=g, layout=replace(layout, merged=None, order=""))
+        if self.overlapped == "x":
+            layout = replace(layout, x_boxes="NHWC", x_row="", x_align=1)
+        elif self.overlapped:
+            layout = replace(layout, y_boxes="NHWC", y_row="", y_align=1)
         if self.overlapped:
-            layout = replace(layout, x_boxes="NHWC", x_row="", x_align=1, repacks=False)
-            return replace(problem, geometry=g, layout=replace(layout, merged=None, order=""))
+            repacks = self.overlapped == "dy" and layout.repacks
+            layout = replace(layout, repacks=repacks, merged=None, order="")
+            return replace(problem, geometry=g, layout=layout)
         x_copied, y_copied = self.copies_x(op), self.copies_y(op)
         x_boxes, x_align = layout.x_boxes, layout.x_align
         y_boxes, y_align = layout.y_boxes, layout.y_align
@@ -227,9 +235,10 @@ class Exchange:
             return g.N * cdiv(channels, piece) * 16 * pixels
 
         if self.overlapped:
-            made = overlap_of(g, piece)
-            written = g.N * g.H * made.columns * made.channels * itemsize
-            return [(g.x_numel * itemsize, written)]
+            made = overlap_of(self.overlapped, g, piece)
+            read, rows = (g.y_numel, g.P) if reads_y else (g.x_numel, g.H)
+            written = g.N * rows * made.columns * made.channels
+            return [(read * itemsize, written * itemsize)]
         if reads_x and self.patches:
             written = copied(g.C * g.R * g.S, g.P * g.Q)
             found.append((g.N * g.C * g.P * g.R * g.W * itemsize, written))
@@ -259,30 +268,44 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Overlap:
-    """A copy of x (N, H, columns, channels) whose windows are rows of (s, channel).
+    """A copy of x, or dy, (N, H, columns, channels) whose windows are rows of (column, channel).
 
     Attributes:
-        channels: those of x, and some of zeros.
-        taps: columns of the window, and some whose weight is zero.
+        channels: those of the image, and some of zeros.
+        taps: columns of the window, backwards through dy, and some whose weight is zero.
         columns: the first is that of the first window's first tap.
+        first: column that has the first one of the image.
+        step: columns from one window to the next.
+        windows: of a row.
     """
 
     channels: int
     taps: int
     columns: int
+    first: int
+    step: int
+    windows: int
 
 
-def overlap_of(geometry: Geometry, piece: int) -> Overlap:
+def overlap_of(image: str, geometry: Geometry, piece: int) -> Overlap:
     """The smallest copy whose windows begin at multiples of 16 bytes, `piece` elements.
 
     A row of a window has a multiple of GEMM_MIN elements, which are the channels of a product.
+
+    Args:
+        image: "x", or "dy" whose window of pixel w are the columns w + PAD_W - s, stride 1.
+        geometry: of the call.
+        piece: see above.
     """
-    g, step = geometry, geometry.steps(1)[0]
+    g, (step, _), pad = geometry, geometry.steps(1), geometry.padding[1][0]
+    read, windows, first = g.C, g.Q, pad
+    if image == "dy":
+        read, windows, first, step = g.K, g.W, g.S - 1 - pad, 1
     least = piece // math.gcd(piece, step)
-    channels = cdiv(g.C, least) * least
+    channels = cdiv(read, least) * least
     more = GEMM_MIN // math.gcd(GEMM_MIN, channels)
     taps = cdiv(g.S, more) * more
-    return Overlap(channels, taps, step * (g.Q - 1) + taps)
+    return Overlap(channels, taps, step * (windows - 1) + taps, first, step, windows)
 
 
 def exchanges(problem: Problem) -> list[Exchange]:
@@ -298,7 +321,7 @@ def exchanges(problem: Problem) -> list[Exchange]:
     found = [] if layout.converts else _to_planes(problem)
     copied = problem.device.arch in ARCHITECTURES and problem.product in ("half", "tf32")
     if copied and _overlaps(problem):
-        views.append(Exchange(overlapped=True))
+        views.append(Exchange(overlapped="x" if problem.op == "fprop" else "dy"))
     if copied and not (layout.channels_last or layout.converts or g.per_sample):
         found = [*(found or _to_pixels(problem)), *_to_patches(problem)]
     most = MAX_COPY_BYTES
@@ -318,13 +341,16 @@ def _merges(problem: Problem) -> bool:
 
 
 def _overlaps(problem: Problem) -> bool:
-    """Whether x has few channels and windows that overlap, in a call that is one product."""
+    """Whether windows of few channels overlap, in a call that is one product."""
     g = problem.geometry
-    if problem.op != "fprop" or g.C > MOST_OVERLAPPED or problem.layout.converts:
+    if problem.op not in ("fprop", "dgrad") or problem.layout.converts:
+        return False
+    if problem.reduced > MOST_OVERLAPPED or 2 * problem.group_channels < GEMM_MIN:
         return False
     if g.groups > 1 or g.per_sample or g.flip or g.padding_mode != "zeros":
         return False
-    return g.S > g.steps(1)[0] and g.steps(1)[1] == 1 and 2 * g.K >= GEMM_MIN
+    (step, dilation), is_fprop = g.steps(1), problem.op == "fprop"
+    return dilation == 1 and g.S > step and (is_fprop or g.stride == (1, 1))
 
 
 def _to_pixels(problem: Problem) -> list[Exchange]:

@@ -123,7 +123,7 @@ def _on_copies() -> Iterator[Configuration]:
     ragged = case_of(8, 67, 57, 59, 64, 3, 5, stride=(3, 5), **cut)
     stem = case_of(32, 3, 224, 224, 64, 7, 7, stride=2, ops="fprop")
     stem_last = replace(stem, format="channels_last")
-    overlapped = Exchange(overlapped=True)
+    overlapped = Exchange(overlapped="x")
     sampled, mixed = Exchange(sampled=True), Exchange(reads=True)
     planes = Exchange(reads=True, result=True, format="NCHW")
     crs, rsc = Exchange(patches="crs"), Exchange(patches="rsc")

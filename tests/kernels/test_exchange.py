@@ -142,7 +142,7 @@ def test_images_in_planes(kernel_backend, name, op, dtype, last):
     assert gradient or actual.is_contiguous(memory_format=form)
 
 
-OVERLAPPED = Exchange(overlapped=True)
+OVERLAPPED, OVERLAPPED_DY = Exchange(overlapped="x"), Exchange(overlapped="dy")
 #: Margins on both sides, columns cut off, columns behind the last window, single channels.
 STEMS = {
     "stem": geometry_of((2, 3, 9, 12), (20, 3, 7, 7), (2, 2), ((3, 3), (3, 3))),
@@ -170,6 +170,30 @@ def test_windows_as_pixels_that_overlap(kernel_backend, name):
         assert torch.equal(computed("fprop_bias", args, geometry, plan), actual)
 
 
+_NARROW = {
+    "same": STEMS["unstrided"],
+    "wide": geometry_of((2, 16, 6, 9), (3, 16, 2, 5), padding=((0, 1), (6, 1)), dilation=(2, 1)),
+    "cropped": geometry_of((1, 17, 5, 11), (8, 17, 3, 4), padding=((1, 1), (-2, 1))),
+}
+
+
+@pytest.mark.parametrize("name", _NARROW)
+def test_gradients_in_pixels_of_dy_that_overlap(kernel_backend, name):
+    """The window of dy is turned, and begins in columns that dy does not have."""
+    geometry, turn = _NARROW[name], list(_NARROW).index(name)
+    dtype, splits = ((HALF, 1), (FLOAT, 2))[turn % 2]
+    *others, dy = tensors(geometry, dtype, kernel_backend.device, make=whole_numbers)
+    form = (torch.contiguous_format, torch.channels_last)[turn // 2]
+    args = operands("dgrad", *others, dy.contiguous(memory_format=form))
+    expected = torch.from_numpy(truth("dgrad", args, geometry))
+    boxes, patches = TmaTile(1, 2, 8, 16, 16, 4, 2), SpreadTile(1, 1, 8, 32, 16, 3, 1, 4, 2)
+    for tile in (None, boxes if name == "wide" else patches):
+        plan = plan_of("dgrad", geometry, dtype, OVERLAPPED_DY, tile, splits)
+        actual = computed("dgrad", args, geometry, plan)
+        assert torch.equal(actual.cpu().double(), expected)
+        assert torch.equal(computed("dgrad", args, geometry, plan), actual)
+
+
 def test_a_stem_takes_windows_as_pixels():
     from tricorr.ops.launch.fprop_launch import fprop_call
     from tricorr.ops.launch.kernel_arguments import Tensors
@@ -191,6 +215,10 @@ def test_a_stem_takes_windows_as_pixels():
         other = replace(problem, geometry=replace(stem, **changes))
         assert OVERLAPPED not in exchanges(other)
     assert OVERLAPPED not in exchanges(replace(problem, op="wgrad"))
+    layer = geometry_of((8, 12, 256, 256), (12, 12, 3, 3), padding=_SAME)
+    narrow = replace(problem, op="dgrad", geometry=layer)
+    assert choose.plan(narrow).exchange == OVERLAPPED_DY
+    assert OVERLAPPED_DY not in exchanges(replace(narrow, geometry=replace(layer, stride=(2, 1))))
 
 
 def test_a_residual_is_copied_to_planes(kernel_backend):
