@@ -414,6 +414,8 @@ BANDED_GRAD_TILES: dict[str, tuple[BandedGradTile, ...]] = {
     "tf32": (
         BandedGradTile(16, 64, 1, 32, num_warps=4, num_stages=3),
         BandedGradTile(16, 32, 1, 32, num_warps=4, num_stages=3),
+        BandedGradTile(16, 16, 1, 32, num_warps=8, num_stages=3, ROW_GROUP=8),
+        BandedGradTile(16, 32, 1, 32, num_warps=8, num_stages=3, ROW_GROUP=4),
     ),
     "tf32x3": (BandedGradTile(16, 32, 1, 32, num_warps=4, num_stages=2),),
 }
@@ -427,6 +429,7 @@ STRIDED_GRAD_TILES: dict[str, tuple[BandedGradTile, ...]] = {
     "tf32": (
         BandedGradTile(16, 64, 1, 32, num_warps=8, num_stages=3, STRIDE_H=2),
         BandedGradTile(16, 32, 1, 32, num_warps=8, num_stages=3, STRIDE_H=2),
+        BandedGradTile(8, 32, 1, 32, num_warps=8, num_stages=3, ROW_GROUP=4, STRIDE_H=2),
     ),
     "tf32x3": (BandedGradTile(16, 32, 1, 32, num_warps=8, num_stages=2, STRIDE_H=2),),
 }

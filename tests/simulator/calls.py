@@ -101,6 +101,7 @@ _FRAMED = geometry_of((2, 24, 6, 8), (32, 24, 3, 3), padding=_SAME, padding_mode
 _POINT = geometry_of((2, 32, 6, 8), (48, 32, 1, 1))
 _WINDOW = geometry_of((1, 2, 20, 21), (2, 1, 13, 13), padding=((6, 6), (6, 6)), groups=2)
 _WIDE_WINDOW = geometry_of((1, 4, 20, 24), (4, 1, 31, 31), padding=((15, 15),) * 2, groups=4)
+_STRIDED_WINDOW = geometry_of((1, 2, 19, 28), (2, 1, 9, 9), (2, 2), ((4, 4), (4, 4)), groups=2)
 _BOXES = geometry_of((2, 16, 8, 8), (16, 16, 1, 1))
 _ROWS_OUT = geometry_of((1, 128, 4, 128), (32, 128, 3, 3), padding=_SAME)
 _ROWS_IN = geometry_of((1, 32, 4, 128), (128, 32, 3, 3), padding=_SAME)
@@ -138,6 +139,7 @@ TABLE = [
     ("framed", _FRAMED, BRAIN, "ieee", "pixels", "frame_gemm", ("dgrad",), _NEWEST),
     ("window", _WINDOW, HALF, "ieee", "planes", "banded", ("fprop_bias",), _MMA),
     ("window", _WINDOW, HALF, "ieee", "planes", "banded", ("wgrad",), _NEWEST),
+    ("strided_window", _STRIDED_WINDOW, HALF, "ieee", "planes", "banded", ("wgrad",), _NEWEST),
     ("wide_window", _WIDE_WINDOW, FLOAT, "tf32", "planes", "banded", ("fprop_bias",), _MMA),
     ("wide_window", _WIDE_WINDOW, FLOAT, "tf32", "planes", "banded", ("wgrad",), _NEWEST),
     ("boxes", _BOXES, BRAIN, "ieee", "pixels", "tma", ALL, _WGMMA),

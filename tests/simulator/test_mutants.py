@@ -23,6 +23,7 @@ DENSE = CALLS["sm_90-fprop_gemm-wgmma-float16-planes-dense"]
 OLDER = CALLS["sm_80-fprop_gemm-mma.sync-tf32-pixels-strided"]
 IMAGE = CALLS["sm_90-fprop_rows-fma-float32-planes-image"]
 BOXES = CALLS["sm_90-fprop_tma-wgmma-float16-planes-rows_out"]
+WINDOW_GRADIENT = CALLS["sm_90-wgrad_banded-wgmma-float16-planes-strided_window"]
 #: The left operand of its products, boxes of 8 x 8 pixels, is in registers.
 BOXES_GRADIENT = replace(
     CALLS["sm_90-wgrad_tma-wgmma-bfloat16-pixels-boxes"],
@@ -66,6 +67,15 @@ PLANTED = {
     "halo_of_a_product": (DENSE, "is_inside", up_to_and_including("EXTENT"), "x_ptr"),
     "mask_of_a_product": (
         DENSE, "fprop_gemm", without("mask", "store", "outputs"), "store .* y_ptr",
+    ),
+    "mask_of_rows_of_a_gradient": (
+        WINDOW_GRADIENT, "wgrad_banded", without("mask", "load", "dy_base"), "load .* dy_ptr",
+    ),
+    "mask_of_rows_of_an_image": (
+        WINDOW_GRADIENT, "wgrad_banded", without("mask", "load", "x_base"), "load .* x_ptr",
+    ),
+    "mask_of_taps": (
+        WINDOW_GRADIENT, "wgrad_banded", without("mask", "store", "dw_base"), "store .* dw_ptr",
     ),
     "registers_of_a_product": (
         BOXES_GRADIENT, "finish_products", without_condition("wgmma"), "a wgmma in flight reads",
