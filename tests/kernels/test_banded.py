@@ -308,7 +308,7 @@ def test_a_band_holds_every_tap_of_every_column_inside_the_image(name, tile):
 def family(op, window, dtype=torch.bfloat16, precision="tf32", size=2048, last=False, **more):
     pads = tuple((n // 2, (n - 1) // 2) for n in window)
     g = replace(image(size, size, 1, 1, **more), R=window[0], S=window[1], padding=pads)
-    piece = math.gcd(16 // dtype.itemsize, size)
+    piece = 1 if last and g.C > 1 else math.gcd(16 // dtype.itemsize, size)
     layout = Layout(channels_last=last, x_align=piece, y_align=piece)
     return planned(op, g, dtype, layout, H200, precision).family
 
@@ -318,7 +318,7 @@ def test_large_windows_are_banded_where_a_matrix_unit_multiplies_their_numbers(o
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         half = dtype != torch.float32
         for n in (9, 15, 31, 63):
-            direct = n == 9 and not half
+            direct = n == 9 and not half and op != "wgrad"
             assert family(op, (n, n), dtype) == ("columns" if direct else "banded")
         for n in (3, 5):
             grouped = op == "wgrad" and half and n == 5
