@@ -214,6 +214,7 @@ TMA_SHAPES = (
     (128, 128, 8, 4),
     (64, 256, 8, 4),
     (64, 128, 4, 4),
+    (64, 64, 4, 4),
 )
 #: (channels, filters, num_warps, num_stages) of a weight gradient, by the taps of a row that share
 #: dy. Three taps side by side read (3 * 64 + 128) rows for what 128 x 128 reads (128 + 128) of
