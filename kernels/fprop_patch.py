@@ -30,7 +30,7 @@ from .structs import at
 @triton.jit(do_not_specialize=["PATCHES", "SPLITS"])
 def fprop_patch(
     x_ptr, spread_ptr, bias_ptr, residual_ptr, y_ptr,
-    x_shape, y_shape, patch_shape, GROUPS, GROUP_C, PATCHES, SPLITS,
+    x_shape, y_shape, patch_shape, GROUP_C, PATCHES, SPLITS,
     x_strides, bias_stride, residual_strides, y_strides, split_stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, MODE: tl.constexpr, LAYOUT: tl.constexpr,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, STEPS: tl.constexpr, INT64: tl.constexpr,

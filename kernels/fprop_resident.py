@@ -119,7 +119,7 @@ def fprop_resident(
                     free = gl.where(slot == 0, STAGES - 1, slot - 1)
                     row_ahead, c_ahead = copy_row(
                         xs, free, pixels, h, w, rows, row_ahead, c_ahead, x_shape, x_strides,
-                        WINDOW, BAND, TILE,
+                        BAND, TILE,
                     )  # fmt: skip
                     slot = gl.where(slot == STAGES - 1, 0, slot + 1)
                 upper, lower = wait_for(0, upper, lower, TILE)
@@ -244,7 +244,7 @@ def begin_tile(
         )
     row, c = rows[0][0], gl.where(tile < tiles, 0, BAND.CHANNELS)
     for i in gl.static_range(STAGES - 1):
-        row, c = copy_row(xs, i, pixels, h, w, rows, row, c, x_shape, x_strides, WINDOW, BAND, TILE)
+        row, c = copy_row(xs, i, pixels, h, w, rows, row, c, x_shape, x_strides, BAND, TILE)
     return pixels, h, w, rows, row, c
 
 
@@ -258,7 +258,7 @@ def some_of(first, end, START: gl.constexpr, STOP: gl.constexpr):
 @gluon.jit
 def copy_row(
     xs, slot, pixels, h, w, rows, row, c, x_shape, x_strides,
-    WINDOW: gl.constexpr, BAND: gl.constexpr, TILE: gl.constexpr,
+    BAND: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
     """Copies a row of the blocks to a slot, if there is one; (row, c) of the next one."""
     PIECES: gl.constexpr = BAND.COLUMNS // TILE.BLOCK_Q

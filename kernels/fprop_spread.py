@@ -26,7 +26,7 @@ from .structs import at
 @triton.jit(do_not_specialize=["N", "SPLITS"])
 def fprop_spread(
     x0_desc, x1_desc, x2_desc, x3_desc, weight_desc, bias_ptr, residual_ptr, y_ptr,
-    N, SPLITS, patch_shape, y_shape, GROUPS, GROUP_C, TAP_COLUMNS,
+    N, SPLITS, patch_shape, y_shape, GROUP_C, TAP_COLUMNS,
     bias_stride, residual_strides, y_strides, split_stride,
     WINDOW: tl.constexpr, LAYOUT: tl.constexpr, ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr, INT64: tl.constexpr, TILE: tl.constexpr,

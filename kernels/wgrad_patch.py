@@ -29,7 +29,7 @@ from .wgrad_gemm import pixels_of, split_column
 @triton.jit(do_not_specialize=["SPLITS"])
 def wgrad_patch(
     x_ptr, dy_ptr, dw_ptr,
-    x_shape, y_shape, patch_shape, GROUPS, GROUP_C, PATCHES, SPLITS, SPLIT_PATCHES,
+    x_shape, y_shape, patch_shape, GROUP_C, PATCHES, SPLITS, SPLIT_PATCHES,
     x_strides, dy_strides, dw_stride_partial, dw_strides,
     R: tl.constexpr, S: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     MODE: tl.constexpr, LAYOUT: tl.constexpr, PRECISION: tl.constexpr, INT64: tl.constexpr,

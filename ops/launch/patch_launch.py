@@ -44,7 +44,6 @@ def patch_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
         "y_ptr": tensors.y,
         "x_shape": tensors.x.shape[2:],
         "y_shape": tensors.y.shape[2:],
-        "GROUPS": geometry.groups,
         "GROUP_C": channels,
         "ELEMENTS": spread.numel(),
         "x_strides": tensors.x.stride(),

@@ -342,7 +342,7 @@ def _takes(tile: TmaTile, problem: Problem) -> bool:
         return False
     if wgrad and not (planes or covers_planes(g, tile.box, (1, tile.BLOCK_S))):
         return False
-    if tile.persistent and not takes_boxes_in_turn(tile, problem):
+    if tile.persistent and not takes_boxes_in_turn(problem):
         return False
     if tile.BLOCK_S > (g.S if wgrad and g.steps(1)[0] == 1 else 1):
         return False
@@ -352,7 +352,7 @@ def _takes(tile: TmaTile, problem: Problem) -> bool:
     return whole and tile.BLOCK_K * problem.dtype.itemsize <= ROW_BYTES
 
 
-def takes_boxes_in_turn(tile: TmaTile, problem: Problem) -> bool:
+def takes_boxes_in_turn(problem: Problem) -> bool:
     """Whether all boxes have one loop of as many steps: a program goes on from one to the next."""
     if problem.op == "fprop":
         return len(phases_with_taps(problem.boxed)) == 1
@@ -516,7 +516,7 @@ def dealt_out(tile: TmaTile, problem: Problem) -> TmaTile:
     """
     if problem.layout.heavy_epilogue or problem.layout.int64:
         return tile
-    if not takes_boxes_in_turn(tile, problem):
+    if not takes_boxes_in_turn(problem):
         return tile
     # Shared memory decides how many run side by side on a multiprocessor.
     device = problem.device
