@@ -1,6 +1,6 @@
-"""Calls drawn at random, and calls with offsets near the limit of 32 bits, are right.
+"""Calls drawn at random, by every family, and calls with offsets near 2^31, are right.
 
-Plans are drawn at random in tests/kernels/test_random_geometries.py.
+Plans that the planner would not take are drawn in tests/kernels/test_random_geometries.py too.
 """
 # mypy: ignore-errors
 
@@ -8,23 +8,30 @@ import random
 
 import pytest
 import torch
-from cases import tensors
+from cases import tensors, whole_numbers
 from closeness import assert_close_to_reference, check, operands, terms, to_numpy, truth
 
 from simulator.calls import ARCHS
 from simulator.driver import simulated
 from tricorr import ArgumentError, ops
-from tricorr.ops import geometry_of
+from tricorr.ops import backend, geometry_of
+from tricorr.ops.launch import entry as launch
+from tricorr.ops.launch.formats import empty_in_format
+from tricorr.ops.launch.layout import layout_of
+from tricorr.ops.plan.problem import Problem
+from tricorr.perf.model.planned import all_plans
 
 pytestmark = pytest.mark.slow
 
 #: Number of calls for each architecture, and the most multiply-adds of a call.
 COUNT, MOST = 60, 4e6
+#: Most programs of a forced plan.
+MOST_PROGRAMS = 200
 DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MODES = (*["zeros"] * 4, "reflect", "replicate", "circular")
 
 
-def draw_geometry(rng):
+def draw_geometry(rng, least=5):
     """Small images of every kind: one, few or many channels, groups, a bank for every sample."""
     kind = rng.choice(["image", "few", "depthwise", "multiplier", "bank", "many", "many", "many"])
     groups = 1
@@ -49,8 +56,14 @@ def draw_geometry(rng):
         padding.append(rng.choice([(same, same), (same, same), (0, 0), (same, 0), (1, 2), (-1, 1)]))
     N = rng.choice([1, 2, 3])
     weight = (K, C // groups, R, S)
+    few = list(range(least, 5))
     return geometry_of(
-        (N, C, rng.choice([5, 7, 8, 11, 14, 16, 19]), rng.choice([5, 7, 8, 13, 14, 16, 24, 31])),
+        (
+            N,
+            C,
+            rng.choice([*few, 5, 7, 8, 11, 14, 16, 19]),
+            rng.choice([*few, 5, 7, 8, 13, 14, 16, 24, 31]),
+        ),
         (N, *weight) if kind == "bank" else weight,
         rng.choice([(1, 1), (1, 1), (1, 1), (2, 2), (2, 1), (1, 2), (3, 3)]),
         tuple(padding),
@@ -117,6 +130,42 @@ def test_drawn_calls_are_right(arch, number):
         expected = expected.clip(0, 6 if activation == "relu6" else None)
     count = terms(op, geometry) + (residual is not None)
     assert_close_to_reference(actual, expected, absolute, count, precision=precision)
+
+
+def plan_of_each_family(op, args, geometry, dtype, precision, rng):
+    """One plan of each family that could run a call, on the images and on copies of them."""
+    read = args[0]
+    shape = {"fprop": geometry.y_shape, "dgrad": geometry.x_shape, "wgrad": geometry.weight_shape}
+    made = empty_in_format(shape[op], dtype, like=read)
+    x, weight, y = {
+        "fprop": (*args[:2], made), "dgrad": (made, args[1], read), "wgrad": (read, made, args[1])
+    }[op]  # fmt: skip
+    layout = layout_of(geometry, x, weight, y)
+    problem = Problem(op, geometry, dtype, precision, layout, backend.CPU_DEVICE)
+    found = {}
+    for plan in all_plans(problem):
+        found.setdefault((plan.family, str(plan.exchange)), []).append(plan)
+    plans = [rng.choice(plans) for plans in found.values()]
+    return [plan for plan in plans if plan.grid <= MOST_PROGRAMS]
+
+
+@pytest.mark.parametrize("number", range(COUNT))
+def test_every_family_computes_a_drawn_call(number):
+    """Also calls of a few pixels: a stride may yield one row, a dilation have one tap."""
+    rng, geometry = random.Random(number), None
+    while geometry is None or not geometry.y_numel or geometry.macs > MOST / 4:
+        try:
+            geometry = draw_geometry(rng, least=1)
+        except ArgumentError:
+            geometry = None
+    op, dtype = rng.choice(["fprop", "dgrad", "wgrad"]), rng.choice(DTYPES)
+    made = tensors(geometry, dtype, make=whole_numbers)
+    args = operands(op, *(in_pixels(made) if rng.random() < 0.5 else made))
+    expected = torch.from_numpy(truth(op, args, geometry)).to(dtype)
+    with simulated(90):
+        for plan in plan_of_each_family(op, args, geometry, dtype, "tf32", rng):
+            actual = getattr(launch, op)(*args, geometry, precision="tf32", plan=plan)
+            assert torch.equal(actual, expected), plan
 
 
 #: Elements from one image to the next, with which the last offset fits in 32 bits or does not.
