@@ -60,7 +60,7 @@ def dgrad_gemm(
 
     POINT: tl.constexpr = WINDOW.R * WINDOW.S == 1
     ONE_PHASE: tl.constexpr = STRIDE_H * STRIDE_W == 1
-    CHECKED: tl.constexpr = not (POINT and ONE_PHASE and WINDOW.PAD_H == 0 and WINDOW.PAD_W == 0)
+    CHECKED: tl.constexpr = not LAYOUT.IS_POINT
     m = tile_m * TILE.BLOCK_M + along(AXIS, TILE.BLOCK_M)
     rows, columns = tl.cdiv(H - phase_h, STRIDE_H), tl.cdiv(W - phase_w, STRIDE_W)
     exists = m < SAMPLES * rows * columns

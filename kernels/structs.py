@@ -69,6 +69,8 @@ class GemmLayout(NamedTuple):
         PREFETCH: the image is loaded a step ahead.
         ONE_TAP: all columns of a tile of a weight gradient belong to one tap.
         SPLIT: programs sum parts of an image's reduction, see fprop_gemm.
+        IS_POINT: see Geometry.is_point. A stride of 1 here is not enough: one that yields a single
+            output counts as 1 too, and leaves pixels of x without one.
         SPREAD: the weight lies in the order of the steps, see build_patch_weight.
         X_RUN, Y_RUN: of a weight gradient. 2 where all pixels of the image are equally far from
             one to the next, 1 where those of each plane are, 0 where those of a row are.
@@ -84,6 +86,7 @@ class GemmLayout(NamedTuple):
     PREFETCH: bool
     ONE_TAP: bool
     SPLIT: bool = False
+    IS_POINT: bool = False
     SPREAD: bool = False
     X_RUN: int = 0
     Y_RUN: int = 0

@@ -42,9 +42,7 @@ def wgrad_gemm(
     )
     # Pixels per load. Taps, padding and strides misalign those of x, and pieces of dy beside single
     # pixels of x would need another block layout with pixel indices of its own.
-    POINT: tl.constexpr = (
-        WINDOW.R * WINDOW.S * WINDOW.STRIDE_H * WINDOW.STRIDE_W == 1 and not PADDED
-    )
+    POINT: tl.constexpr = LAYOUT.IS_POINT
     X_ALIGN: tl.constexpr = LAYOUT.X_ALIGN if AXIS == 1 and POINT else 1
     Y_ALIGN: tl.constexpr = LAYOUT.Y_ALIGN if Y_AXIS == 1 else 1
     X_PIECE: tl.constexpr = min(X_ALIGN, Y_ALIGN) if AXIS == Y_AXIS else X_ALIGN

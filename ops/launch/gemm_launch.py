@@ -55,6 +55,7 @@ def gemm_arguments(tensors: Tensors, geometry: Geometry, plan: Plan) -> dict[str
         PREFETCH=read.itemsize * together < 4 and (plan.op != "wgrad" or one_tap),
         ONE_TAP=one_tap,
         SPLIT=plan.op != "wgrad" and plan.splits > 1,
+        IS_POINT=geometry.is_point,
         X_RUN=x_run,
         Y_RUN=y_run,
     )

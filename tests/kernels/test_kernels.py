@@ -22,7 +22,7 @@ from plans import with_tile
 
 from tricorr import ops
 from tricorr.ops import geometry_of, reference
-from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, GEMM_TILES
+from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, GEMM_TILES, GemmTile
 from tricorr.ops.plan.stencil import STENCIL_TILES
 
 GEMM_DTYPES = {
@@ -334,6 +334,17 @@ def test_the_result_has_the_memory_format_that_pytorch_gives(backend, name, memo
     assert dx.stride() == torch.empty(g.x_shape).to(memory_format=memory_format).stride()
     dw = run("wgrad", (x, dy), g)
     assert dw.stride() == torch.empty(g.weight_shape).to(memory_format=memory_format).stride()
+
+
+@pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
+def test_points_of_a_stride_with_one_row_or_column_of_outputs(kernel_backend, op):
+    """Pixels of x that no output meets are no pixels of dy."""
+    for size, stride in (((2, 16), (2, 1)), ((11, 2), (1, 2)), ((2, 2), (2, 2))):
+        geometry = geometry_of((2, 17, *size), (16, 17, 1, 1), stride)
+        args = operands(op, *tensors(geometry, torch.float16, kernel_backend.device))
+        plan = with_tile(op, geometry, GemmTile(16, 16, 16, num_warps=4, num_stages=2))
+        launch = import_module("tricorr.ops.launch.entry")
+        check(op, args, geometry, actual=run(op, args, geometry, launch, plan=plan))
 
 
 # In the interpreter NumPy warns of NaN, where a GPU does not.
