@@ -67,11 +67,16 @@ class Sample:
         return key_of(self.plan, self.problem)
 
     def ratio(self, exposed: float | None = None) -> float:
-        """Measured over predicted, without multipliers, with another share exposed if given."""
+        """Measured over predicted, without multipliers, with another share exposed if given.
+
+        The copies of an exchange have no multiplier: their predicted time, or nine tenths of the
+        measured time if that is less, is taken from both.
+        """
         times = times_of(self.plan.work(self.problem), self.problem.device)
         if exposed is not None:
             times = times._replace(exposed=exposed)
-        return self.seconds / times.predicted
+        kernel = max(self.seconds - times.exchange, self.seconds / 10)
+        return kernel / (times.predicted - times.exchange)
 
     def predicted(self, device: Device) -> float:
         """Seconds with the multipliers of a device."""

@@ -28,15 +28,16 @@ CALLS = [
 
 
 def recorded(slow, exposed=None):
-    """Rows of every plan, each of which takes `slow(plan)` times what the model predicts."""
+    """Rows of every plan; its kernel takes `slow(plan)` times what the model predicts."""
     rows = []
     for name, op in CALLS:
         call = PlannedCall(find(name), op, "bfloat16", "channels_last")
         problem = call.problem(DEVICE)
         for plan in alternatives(problem):
-            times = times_of(plan.tile.work(plan, problem), DEVICE)
-            share = times.exposed if exposed is None else exposed
-            ms = slow(plan) * times._replace(exposed=share).predicted * 1e3
+            times = times_of(plan.work(problem), DEVICE)
+            times = times._replace(exposed=times.exposed if exposed is None else exposed)
+            kernel = times.predicted - times.exchange
+            ms = (slow(plan) * kernel + times.exchange) * 1e3
             rows.append(
                 Row(
                     workload=name, suite="layers", op=op, dtype="bfloat16", format="channels_last",
