@@ -71,7 +71,6 @@ def test_calls_on_meta_tensors_are_counted():
     assert counted(layer, x)[0] == 2 * (8 * 64 * 512 * 512) * (64 * 3 * 3)
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize(
     "imports",
     [
@@ -80,14 +79,15 @@ def test_calls_on_meta_tensors_are_counted():
     ],
     ids=["tricorr_first", "counter_first"],
 )
-def test_the_counter_works_in_either_order_of_imports(imports, device, tmp_path):
+def test_the_counter_works_in_either_order_of_imports(imports, tmp_path):
     code = (
         f"{imports}"
-        f"image = torch.ones(3, 3, device={device!r}, requires_grad=True)\n"
-        f"kernel = torch.ones(2, 2, device={device!r})\n"
-        "with FlopCounterMode(display=False) as counter:\n"
-        "    tricorr.corr2d(image, kernel).sum().backward()\n"
-        "print(counter.get_total_flops())\n"
+        "for device in ('cpu', 'meta'):\n"
+        "    image = torch.ones(3, 3, device=device, requires_grad=True)\n"
+        "    kernel = torch.ones(2, 2, device=device)\n"
+        "    with FlopCounterMode(display=False) as counter:\n"
+        "        tricorr.corr2d(image, kernel).sum().backward()\n"
+        "    print(counter.get_total_flops())\n"
     )
     run = subprocess.run(
         [sys.executable, "-c", code],
@@ -97,4 +97,4 @@ def test_the_counter_works_in_either_order_of_imports(imports, device, tmp_path)
         text=True,
         check=True,
     )
-    assert run.stdout.strip() == "64"
+    assert run.stdout.split() == ["64", "64"]

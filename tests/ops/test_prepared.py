@@ -119,7 +119,7 @@ def test_the_cases_above_plan_their_kernels():
         ]
     taken = {p.family for plans in families.values() for p in plans}
     taken |= {"reuse", "resident"}  # have no interpreter: tests/kernels/test_reuse.py
-    taken.add("spread")  # of larger images: tests/kernels/test_spread.py
+    taken |= {"spread", "shifted"}  # of larger images: test_spread.py and test_shifted.py there
     taken.add("flat")  # TF32 alone: tests/kernels/test_flat.py
     assert taken == {kind.family for family in FAMILIES for kind in family.KINDS}
     assert any(plans[2].partials > 1 for plans in families.values())

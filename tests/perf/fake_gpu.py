@@ -104,7 +104,7 @@ class FakeGpu(GpuRig):
     """
 
     device: str = "cpu"
-    check_limit: float = 6.0
+    check_limit: float = 10.0
     build_limit: float = 10.0
     job_limit: float = 5.0
     search_seconds: tuple[float, float] = (0.3, 1.2)
