@@ -213,7 +213,7 @@ def block_pixels(pair: ImagePair, background: Background) -> int:
 def _has_lags(pair: ImagePair) -> bool:
     """Whether G is summed by lags, minus the windows of masked pixels if there are any."""
     g = pair.geometry
-    if (g.stride[0], g.stride[1]) != (1, 1) or g.Q < g.S:
+    if g.given_stride != (1, 1) or g.Q < g.S:
         return False
     unknowns, pixels = g.group_C * g.R * g.S, g.groups * g.N * g.P * g.Q
     if takes_dots(g.group_C, g.group_K, g.R, g.S, pair.x.device):
@@ -332,7 +332,8 @@ def _by_rows(pair: ImagePair, background: Background) -> tuple[torch.Tensor, tor
     elements, shared = g.group_C * g.R * g.S, pair.weights is None or pair.weights.shape[1] == 1
     (top, bottom), (left, right) = g.padding
     x = F.pad(pair.x, (left, right, top, bottom)) if any((top, bottom, left, right)) else pair.x
-    windows = x.unfold(2, g.R, g.stride[0]).unfold(3, g.S, g.stride[1])  # (N,C,P,Q,R,S), a view
+    down, across = g.given_stride
+    windows = x.unfold(2, g.R, down).unfold(3, g.S, across)  # (N,C,P,Q,R,S), a view
     windows = windows.permute(1, 4, 5, 0, 2, 3)
     size = elements + T + (g.group_K if shared else 1)
     step = min(g.P, max(1, BAND_ELEMENTS // (size * g.N * g.Q)))

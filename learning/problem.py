@@ -195,7 +195,7 @@ class Problem:
 def _by_fourier(geometry: Geometry, pair: ImagePair) -> bool:
     """Whether Fourier transforms are cheaper than PyTorch's convolution."""
     g = geometry
-    on_cpu = pair.x.device.type == "cpu" and g.stride == (1, 1)
+    on_cpu = pair.x.device.type == "cpu" and g.given_stride == (1, 1)
     return on_cpu and fourier.pays((g.R, g.S), g.C, g.K, g.groups)
 
 

@@ -111,14 +111,14 @@ def fprop(
             sums = sums if term is None else sums.add_(term)
         return in_format(act(sums), like=x)
     image, padding = _symmetric(x.to(weight.dtype), geometry)
-    stride, groups = geometry.stride, geometry.groups
+    stride, groups = geometry.given_stride, geometry.groups
     if geometry.per_sample:
         image, weight = _samples_as_groups(image), weight.flatten(0, 1)
         groups *= geometry.N
         bias = None if bias is None else bias.repeat(geometry.N)
     elif crashes(image, weight, stride):
         image, stride = image[..., :: stride[0], :: stride[1]], (1, 1)
-    y = torch.conv2d(image, weight, bias, stride, padding, geometry.dilation, groups)
+    y = torch.conv2d(image, weight, bias, stride, padding, geometry.given_dilation, groups)
     if geometry.per_sample:  # not a view, so that the caller may write to it in place
         y = torch.ops.aten._unsafe_view(y, geometry.y_shape)
     return in_format(act(y if residual is None else y + residual), like=x)
@@ -187,7 +187,7 @@ def _gradients(
     stand_in = dy.new_empty(1)
     image = stand_in.expand(x_shape) if x is None else x
     filters = stand_in.expand(geometry.weight_shape) if weight is None else weight
-    stride, groups = geometry.stride, geometry.groups
+    stride, groups = geometry.given_stride, geometry.groups
     if geometry.per_sample:
         image, dy = _samples_as_groups(image), _samples_as_groups(dy)
         filters, groups = filters.flatten(0, 1), groups * geometry.N
@@ -200,7 +200,7 @@ def _gradients(
         None,
         stride,
         padding,
-        geometry.dilation,
+        geometry.given_dilation,
         False,
         (0, 0),
         groups,

@@ -51,10 +51,11 @@ class Geometry:
     Attributes:
         N, C, H, W: batch, channels, height and width of the input.
         K, R, S: filters, height and width of the window.
-        stride: (h, w) step between windows, in input elements.
+        given_stride: (h, w) step between windows, in input elements, that was asked for.
+            `stride` is the one to compute with.
         padding: ((top, bottom), (left, right)) around the input, in elements. Negative padding
             crops; transposed convolutions express output_padding by it.
-        dilation: (h, w) step between taps of a window, in input elements.
+        given_dilation: (h, w) step between taps of a window that was asked for; see `dilation`.
         groups: channel groups; filter k sees the C/groups channels of group k // (K/groups).
         flip: True for strict convolution, whose window is turned by 180 degrees.
         per_sample: True when sample n has a filter bank of its own, weight (N, K, C/groups, R, S).
@@ -70,9 +71,9 @@ class Geometry:
     K: int
     R: int
     S: int
-    stride: Pair = (1, 1)
+    given_stride: Pair = (1, 1)
     padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
-    dilation: Pair = (1, 1)
+    given_dilation: Pair = (1, 1)
     groups: int = 1
     flip: bool = False
     per_sample: bool = False
@@ -81,12 +82,29 @@ class Geometry:
     @cached
     def P(self) -> int:
         """Height of the output."""
-        return _output_extent(self.H, self.R, self.stride[0], self.padding[0], self.dilation[0])
+        stride, dilation = self.given_stride[0], self.given_dilation[0]
+        return _output_extent(self.H, self.R, stride, self.padding[0], dilation)
 
     @cached
     def Q(self) -> int:
         """Width of the output."""
-        return _output_extent(self.W, self.S, self.stride[1], self.padding[1], self.dilation[1])
+        stride, dilation = self.given_stride[1], self.given_dilation[1]
+        return _output_extent(self.W, self.S, stride, self.padding[1], dilation)
+
+    @cached
+    def stride(self) -> Pair:
+        """given_stride, but 1 along an axis with one output, where it has no effect.
+
+        Huge values must not get into the kernels' arithmetic.
+        """
+        down, across = self.given_stride
+        return down if self.P > 1 else 1, across if self.Q > 1 else 1
+
+    @cached
+    def dilation(self) -> Pair:
+        """given_dilation, but 1 along an axis with one tap, where it has no effect."""
+        down, across = self.given_dilation
+        return down if self.R > 1 else 1, across if self.S > 1 else 1
 
     @cached
     def group_C(self) -> int:
@@ -146,17 +164,17 @@ class Geometry:
 
         All pixels of one phase are reached by outputs through the same taps.
         """
-        return min(self.steps(0)[0], self.H), min(self.steps(1)[0], self.W)
+        return min(self.stride[0], self.H), min(self.stride[1], self.W)
 
     @property
     def phase_shape(self) -> tuple[int, int, int]:
         """(N, rows, columns) of the largest phase of the input."""
-        return self.N, -(-self.H // self.steps(0)[0]), -(-self.W // self.steps(1)[0])
+        return self.N, -(-self.H // self.stride[0]), -(-self.W // self.stride[1])
 
     @property
     def is_point(self) -> bool:
         """Whether each output depends on the one input pixel at the same place."""
-        window = (self.R, self.S, self.stride, self.padding)
+        window = (self.R, self.S, self.given_stride, self.padding)
         return window == (1, 1, (1, 1), ((0, 0), (0, 0)))
 
     def is_cut(self, axis: int) -> bool:
@@ -166,7 +184,7 @@ class Geometry:
         """
         extent, outputs = ((self.R, self.P), (self.S, self.Q))[axis]
         apart = self.stride[axis] if outputs > 1 else extent
-        return apart == extent and self.padding[axis] == (0, 0) and self.steps(axis)[1] == 1
+        return apart == extent and self.padding[axis] == (0, 0) and self.dilation[axis] == 1
 
     @property
     def merges_columns(self) -> bool:
@@ -186,14 +204,15 @@ class Geometry:
         Only if is_patches.
         """
         channels = self.C * self.R * self.S
-        return replace(self, C=channels, H=self.P, W=self.Q, R=1, S=1, stride=(1, 1))
+        return replace(self, C=channels, H=self.P, W=self.Q, R=1, S=1, given_stride=(1, 1))
 
     def merged_columns(self) -> Geometry:
         """The same with channels (s, c) and a window of one column; only if merges_columns.
 
         Of x in channels_last and of a weight in that format it is a view.
         """
-        return replace(self, C=self.S * self.C, W=self.Q, S=1, stride=(self.stride[0], 1))
+        stride = self.given_stride[0], 1
+        return replace(self, C=self.S * self.C, W=self.Q, S=1, given_stride=stride)
 
     def as_rows(self) -> Geometry:
         """The same correlation with each plane as one row; only for a 1x1 window."""
@@ -220,21 +239,6 @@ class Geometry:
         (top, bottom), (left, right) = self.hole
         return self.H * self.W - (bottom - top) * (right - left)
 
-    def steps(self, axis: int) -> Pair:
-        """(stride, dilation) along axis 0, rows, or 1, columns; 1 where they have no effect.
-
-        The stride has none with one output, the dilation none with one tap: huge values must not
-        get into the kernels' arithmetic.
-        """
-        return self._steps[axis]
-
-    @cached
-    def _steps(self) -> tuple[Pair, Pair]:
-        return (
-            (self.stride[0] if self.P > 1 else 1, self.dilation[0] if self.R > 1 else 1),
-            (self.stride[1] if self.Q > 1 else 1, self.dilation[1] if self.S > 1 else 1),
-        )
-
     def adjoint(self) -> Geometry:
         """The correlation of dy, with stride - 1 zeros between its pixels, that is the gradient.
 
@@ -247,12 +251,12 @@ class Geometry:
         for axis, (extent, outputs, window) in enumerate(
             ((self.H, self.P, self.R), (self.W, self.Q, self.S))
         ):
-            before, spread = self.padding[axis][0], (outputs - 1) * self.steps(axis)[0] + 1
+            before, spread = self.padding[axis][0], (outputs - 1) * self.stride[axis] + 1
             over = self.dilation[axis] * (window - 1)
             axes.append((spread, (over - before, extent + before - spread)))
         (H, rows), (W, columns) = axes
         return replace(
-            self, C=self.K, H=H, W=W, K=self.C, padding=(rows, columns), stride=(1, 1),
+            self, C=self.K, H=H, W=W, K=self.C, padding=(rows, columns), given_stride=(1, 1),
             flip=not self.flip,
         )  # fmt: skip
 
@@ -262,7 +266,7 @@ class Geometry:
         Those after it are a stride apart. There must be no dilation, and as many taps as a stride.
         """
         first_r, first_s = (
-            (at + self.padding[axis][0]) % self.steps(axis)[0] for axis, at in enumerate(phase)
+            (at + self.padding[axis][0]) % self.stride[axis] for axis, at in enumerate(phase)
         )
         return first_r, first_s
 
@@ -278,14 +282,12 @@ class Geometry:
         for axis, (extent, outputs, window) in enumerate(
             ((self.H, self.P, self.R), (self.W, self.Q, self.S))
         ):
-            (stride, _), first = self.steps(axis), self.first_taps(phase)[axis]
+            stride, first = self.stride[axis], self.first_taps(phase)[axis]
             pixels, taps = -((phase[axis] - extent) // stride), -((first - window) // stride)
             before = (phase[axis] + self.padding[axis][0] - first) // stride
             axes.append((pixels, taps, (before, outputs + taps - 1 - pixels - before)))
         (H, R, rows), (W, S, columns) = axes
-        return replace(
-            self, H=H, W=W, R=R, S=S, stride=(1, 1), dilation=(1, 1), padding=(rows, columns)
-        )
+        return replace(self, H=H, W=W, R=R, S=S, given_stride=(1, 1), padding=(rows, columns))
 
     def compulsory_bytes(self, x_bytes: int, weight_bytes: int, y_bytes: int) -> int:
         """Bytes that any of the three operators must move: each tensor once.
@@ -303,9 +305,9 @@ class Geometry:
             f"x {'x'.join(map(str, self.x_shape))}",
             f"weight {'x'.join(map(str, self.weight_shape))}",
             f"y {'x'.join(map(str, self.y_shape))}",
-            f"stride {self.stride[0]}x{self.stride[1]}",
+            f"stride {self.given_stride[0]}x{self.given_stride[1]}",
             f"padding top {top} bottom {bottom} left {left} right {right}",
-            f"dilation {self.dilation[0]}x{self.dilation[1]}",
+            f"dilation {self.given_dilation[0]}x{self.given_dilation[1]}",
             f"groups {self.groups}",
         ]
         if self.padding_mode != "zeros":

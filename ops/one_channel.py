@@ -54,7 +54,7 @@ def takes(geometry: Geometry, dtype: torch.dtype) -> bool:
         return False
     if not is_large(g.P * g.Q, g.R * g.S, dtype):
         return False
-    if g.stride != (1, 1) or g.dilation != (1, 1) or g.W <= 2 * (g.S + LANES):
+    if g.given_stride != (1, 1) or g.dilation != (1, 1) or g.W <= 2 * (g.S + LANES):
         return False
     # The right padding is widened to whole blocks: padding modes need as many pixels to copy.
     if g.padding_mode != "zeros" and g.padding[1][1] + COLUMN_LANES > g.W:

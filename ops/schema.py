@@ -14,7 +14,7 @@ def steps_of(
     """The geometry as an operator's registered arguments; `geometry_of_call` reads them back."""
     (top, bottom), (left, right) = geometry.padding
     padding = (top, bottom, left, right)
-    steps = (geometry.stride, padding, geometry.dilation)
+    steps = (geometry.given_stride, padding, geometry.given_dilation)
     return (*steps, geometry.groups, geometry.flip, geometry.padding_mode)
 
 

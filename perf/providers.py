@@ -146,7 +146,7 @@ def configure(dtype: str, device: str) -> None:
 def _ours(problem: Operands) -> Call:
     g, op = problem.geometry, problem.op
     x, weight, bias, dy = problem.x, problem.weight, problem.bias, problem.dy
-    steps = (g.stride, g.padding, g.dilation, g.groups)
+    steps = (g.given_stride, g.padding, g.given_dilation, g.groups)
     precision: Any = problem.precision
     if op == "fprop" and problem.workload.shared:
         plane = weight[0, 0]
@@ -206,7 +206,7 @@ def _torch_function(problem: Operands) -> tuple[Callable[..., Result], tuple[Any
     # PyTorch's convolution pads evenly with zeros; all else is a padded copy.
     copied = top != bottom or left != right or g.padding_mode != "zeros"
     padding = (0, 0) if copied else (top, left)
-    stride, dilation, groups = g.stride, g.dilation, g.groups
+    stride, dilation, groups = g.given_stride, g.given_dilation, g.groups
     if problem.op == "fprop":
         dtype = problem.weight.dtype
         weight = problem.weight.contiguous() if problem.workload.shared else problem.weight
@@ -247,8 +247,8 @@ def _torch_function(problem: Operands) -> tuple[Callable[..., Result], tuple[Any
 def _output_padding(g: Geometry) -> tuple[int, int]:
     """Rows and columns that a stride leaves over, as conv_transpose2d's output_padding."""
     (top, bottom), (left, right) = g.padding
-    rows = (g.H + top + bottom - g.dilation[0] * (g.R - 1) - 1) % g.stride[0]
-    columns = (g.W + left + right - g.dilation[1] * (g.S - 1) - 1) % g.stride[1]
+    rows = (g.H + top + bottom - g.given_dilation[0] * (g.R - 1) - 1) % g.given_stride[0]
+    columns = (g.W + left + right - g.given_dilation[1] * (g.S - 1) - 1) % g.given_stride[1]
     return rows, columns
 
 
@@ -314,7 +314,13 @@ def _flaggems(problem: Operands) -> Call:
     x, weight, bias = problem.x, problem.weight, problem.bias
     padding = (g.padding[0][0], g.padding[1][0])
     return lambda: flag_gems.conv2d(
-        x, weight, bias=bias, stride=g.stride, padding=padding, dilation=g.dilation, groups=g.groups
+        x,
+        weight,
+        bias=bias,
+        stride=g.given_stride,
+        padding=padding,
+        dilation=g.given_dilation,
+        groups=g.groups,
     )
 
 
@@ -341,7 +347,7 @@ def _one_filter(workload: Workload, op: str, dtype: str, device: str) -> str | N
     """One filter on every plane, as an image filter is, at the size of the image."""
     g = workload.geometry
     single = g.C == g.K == 1 or workload.shared
-    plain = g.stride == g.dilation == (1, 1) and not g.per_sample
+    plain = g.given_stride == g.given_dilation == (1, 1) and not g.per_sample
     same = sum(map(sum, g.padding)) == g.R + g.S - 2
     return None if op == "fprop" and single and plain and same else "one filter of an image only"
 

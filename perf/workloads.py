@@ -100,8 +100,8 @@ def _halved(g: Geometry) -> Geometry:
 def _least(g: Geometry, axis: int) -> int:
     """The least extent that a side is halved to: four pixels, two outputs."""
     window = (g.R, g.S)[axis]
-    reach = g.dilation[axis] * (window - 1) + 1
-    return max(4, reach + g.stride[axis] - sum(g.padding[axis]))
+    reach = g.given_dilation[axis] * (window - 1) + 1
+    return max(4, reach + g.given_stride[axis] - sum(g.padding[axis]))
 
 
 def _conv(
@@ -117,9 +117,9 @@ def _conv(
         K,
         R,
         S,
-        stride=(stride, stride),
+        given_stride=(stride, stride),
         padding=((pad, pad), (pad, pad)),
-        dilation=(dilation, dilation),
+        given_dilation=(dilation, dilation),
         groups=groups,
     )
     name = f"{suite}-{C}x{H}x{W}-{K}-{R}x{S}"
@@ -177,9 +177,9 @@ def _kernelbench(
         W,
         filters,
         *window,
-        stride=(stride, stride),
+        given_stride=(stride, stride),
         padding=((padding[0],) * 2, (padding[1],) * 2),
-        dilation=dilation,
+        given_dilation=dilation,
         groups=C if depthwise else 1,
     )
     name = f"kernelbench-{number}"
@@ -350,7 +350,7 @@ def regime(workload: Workload) -> str:
     taps = max(g.R, g.S)
     window = "point" if taps == 1 else "small" if taps <= 7 else "large"
     channels = "few" if min(g.group_C, g.group_K) < 16 < max(g.group_C, g.group_K) else ""
-    strided = "strided" if max(g.stride) > 1 else ""
+    strided = "strided" if max(g.given_stride) > 1 else ""
     base = "kernelbench" if workload.suite == "kernelbench" else workload.tags[0]
     return " ".join(filter(None, ([*special, base][0], window, channels, strided)))
 

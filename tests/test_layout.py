@@ -155,6 +155,22 @@ def test_floors_inside_ops_import_what_is_below_them(folder):
             assert name.startswith((f"{folder}/", *FLOORS[folder])), f"{path} imports {name}"
 
 
+#: Files of planners and launches that ask for the given steps, and why.
+ASK_FOR_GIVEN = {"separable.py": "a filter has none, also where a stride yields a single row"}
+
+
+@pytest.mark.parametrize("folder", ["plan", "launch"])
+def test_planners_and_launches_compute_with_steps_that_have_an_effect(folder):
+    """Kernels get `Geometry.stride` and `.dilation`; those given may only be passed on."""
+    for path in (ROOT / "ops" / folder).glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        given = [n for n in nodes if isinstance(n, ast.Attribute) and n.attr.startswith("given_")]
+        keywords = [n for n in nodes if isinstance(n, ast.keyword) and "given_" in (n.arg or "")]
+        passed_on = {id(part) for keyword in keywords for part in ast.walk(keyword.value)}
+        read = any(id(node) not in passed_on for node in given)
+        assert read == (path.name in ASK_FOR_GIVEN), path
+
+
 def circles():
     """Groups of files of the package that import each other, directly or through others."""
     files = [

@@ -74,8 +74,8 @@ def axes(geometry: Geometry) -> tuple[Axis, Axis]:
     """Rows and columns."""
     g = geometry
     return (
-        Axis(g.H, g.P, g.R, g.stride[0], g.padding[0], g.dilation[0]),
-        Axis(g.W, g.Q, g.S, g.stride[1], g.padding[1], g.dilation[1]),
+        Axis(g.H, g.P, g.R, g.given_stride[0], g.padding[0], g.given_dilation[0]),
+        Axis(g.W, g.Q, g.S, g.given_stride[1], g.padding[1], g.given_dilation[1]),
     )
 
 

@@ -133,7 +133,7 @@ def stored(channels: int, columns: int, tensors: Tensors) -> tuple[int, int]:
 
 def _phases(geometry: Geometry) -> tuple[int, ...]:
     """PHASES of a TmaLayout."""
-    found = [a * geometry.steps(1)[0] + b for a, b in phases_with_taps(geometry)]
+    found = [a * geometry.stride[1] + b for a, b in phases_with_taps(geometry)]
     return (*found, *[-1] * (MAX_PHASES - len(found)))
 
 
@@ -145,7 +145,7 @@ def _phase_descriptors(
     axes: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
     """A descriptor for each phase of x that a tap reads, None for the others a kernel takes."""
-    (stride_h, _), (stride_w, _) = geometry.steps(0), geometry.steps(1)
+    stride_h, stride_w = geometry.stride
     arguments: dict[str, Any] = dict.fromkeys(f"x{i}_desc" for i in range(MAX_PHASES))
     for i, (a, b) in enumerate(phases_with_taps(geometry)):
         arguments[f"x{i}_desc"] = _boxes_descriptor(

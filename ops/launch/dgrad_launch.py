@@ -88,7 +88,7 @@ def _dgrad_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
 
 def _phases_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
     """The launches that fill dx, one for each phase of its pixels: see Geometry.phase_gradient."""
-    (stride_h, _), (stride_w, _) = geometry.steps(0), geometry.steps(1)
+    stride_h, stride_w = geometry.stride
     calls: list[Call] = []
     for a, b in itertools.product(*map(range, geometry.phases)):
         part = geometry.phase_gradient((a, b))

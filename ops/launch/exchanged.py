@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from ..geometry import Geometry
+from ..geometry import Geometry, Pair
 from ..plan.exchange import Exchange, overlap_of
 from ..plan.integers import cdiv
 from .call import Call
@@ -32,7 +32,8 @@ def x_read(
         patches = patches_like(x, geometry)
         return patches, patches_call(x, patches, geometry, exchange.patches)
     if exchange.sampled:
-        x = x[..., :: geometry.stride[0], :: geometry.stride[1]]
+        down, across = _sampling(geometry)
+        x = x[..., ::down, ::across]
     if exchange.reads:
         return _read(x, seen.W, exchange)
     return _dense_copy(x) if exchange.sampled else (x, None)
@@ -170,9 +171,15 @@ def x_copied(
     if exchange.patches:
         last = patches_call(dx, workspace, geometry, exchange.patches, back=True, bias=bias)
         return replace(last, before=(call,))
-    step = geometry.stride if exchange.sampled else (1, 1)
+    step = _sampling(geometry) if exchange.sampled else (1, 1)
     bias = bias if step != (1, 1) else None
     return _copied(call, Copy(workspace[None], dx, step=step, bias=bias), workspace)
+
+
+def _sampling(geometry: Geometry) -> Pair:
+    """Rows and columns from one sampled pixel to the next; all there are where one is sampled."""
+    g, (down, across) = geometry, geometry.stride
+    return down if g.P > 1 else g.H, across if g.Q > 1 else g.W
 
 
 def _copied(call: Call, copy: Copy, workspace: torch.Tensor) -> Call:

@@ -86,7 +86,7 @@ def call_of(plan: Plan, geometry: Geometry, **arguments: Any) -> Call:
 def window_of(geometry: Geometry) -> Window:
     """The window as kernels take it."""
     (pad_h, pad_bottom), (pad_w, pad_right) = geometry.padding
-    (stride_h, dil_h), (stride_w, dil_w) = geometry.steps(0), geometry.steps(1)
+    (stride_h, stride_w), (dil_h, dil_w) = geometry.stride, geometry.dilation
     return Window(
         R=geometry.R,
         S=geometry.S,

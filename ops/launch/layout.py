@@ -30,8 +30,8 @@ def layout_of(
     """The layout of the tensors of one call, or of their gradients."""
     (top, bottom), (left, right) = geometry.padding
     # Kernels also compute offsets of pixels in the padding and of outputs beyond the end.
-    beyond_h = max(0, top) + max(0, bottom) + (geometry.R - 1) * geometry.steps(0)[1]
-    beyond_w = max(0, left) + max(0, right) + (geometry.S - 1) * geometry.steps(1)[1]
+    beyond_h = max(0, top) + max(0, bottom) + (geometry.R - 1) * geometry.dilation[0]
+    beyond_w = max(0, left) + max(0, right) + (geometry.S - 1) * geometry.dilation[1]
     largest = max(
         last_offset(weight),
         *(last_offset(t) + beyond_h * t.stride(2) + beyond_w * t.stride(3) for t in (x, y)),

@@ -57,9 +57,9 @@ def _gradient_arguments(
 ) -> dict[str, Any]:
     """Descriptors of boxes whose rows vary slowest, then images, columns and channels."""
     tile: Any = plan.tile
-    x_rows = tile.BLOCK_P + (tile.BLOCK_R - 1) * geometry.steps(0)[1]
+    x_rows = tile.BLOCK_P + (tile.BLOCK_R - 1) * geometry.dilation[0]
     arguments: dict[str, Any] = {}
-    stride = (geometry.steps(0)[0], geometry.steps(1)[0])
+    stride = geometry.stride
     for name, image, rows, channels, steps in (
         ("x", x, x_rows, tile.BLOCK_C, stride),
         ("dy", dy, tile.BLOCK_P, tile.BLOCK_F, (1, 1)),

@@ -113,7 +113,7 @@ class BackwardTile:
         """Values that a thread holds for its lanes."""
         g = problem.geometry
         (_, rows), (_, columns) = (gradient_reads(g, axis) for axis in (0, 1))
-        stride_h, stride_w = g.steps(0)[0], g.steps(1)[0]
+        stride_h, stride_w = g.stride[0], g.stride[1]
         taps, across = g.R * g.S, self.LANE_Q + columns - 1
         word = max(1, 4 // problem.dtype.itemsize) if self.X_ALIGN > 1 else 1
         pixels = self.STEP_P * stride_h * self.LANE_Q * stride_w
@@ -155,7 +155,7 @@ class BackwardTile:
         """The work of a launch."""
         g, itemsize = problem.geometry, problem.dtype.itemsize
         (_, rows), (_, columns) = (gradient_reads(g, axis) for axis in (0, 1))
-        stride_h, stride_w = g.steps(0)[0], g.steps(1)[0]
+        stride_h, stride_w = g.stride[0], g.stride[1]
         strips, threads, lanes = plan.split_strips, problem.threads(self), self.lanes()
         word = max(1, 4 // itemsize) if self.X_ALIGN > 1 else 1
         beside = (cdiv(columns - 1, word) + (columns > 1)) * word if word > 1 else columns - 1
@@ -196,7 +196,7 @@ class BackwardTile:
 
     def _line_bytes(self, problem: Problem) -> float:
         """Bytes that L1 reads for an element of one lane: of neighbouring groups, or columns."""
-        itemsize, stride = problem.dtype.itemsize, problem.geometry.steps(1)[0]
+        itemsize, stride = problem.dtype.itemsize, problem.geometry.stride[1]
         if problem.layout.channels_last:
             return line_bytes(self.BLOCK_C, itemsize)
         return line_bytes(self.BLOCK_Q // self.LANE_Q, stride * itemsize)
@@ -212,7 +212,7 @@ def partial_bytes_of(splits: int, problem: Problem) -> int:
 def _steps_of(problem: Problem) -> tuple[int, int]:
     """Rows and columns of x, in steps of the stride."""
     g = problem.geometry
-    return cdiv(g.H, g.steps(0)[0]), cdiv(g.W, g.steps(1)[0])
+    return cdiv(g.H, g.stride[0]), cdiv(g.W, g.stride[1])
 
 
 @functools.lru_cache(maxsize=4096)
@@ -222,7 +222,7 @@ def takes_both(geometry: Geometry) -> bool:
     if g.group_C != 1 or g.group_K != 1 or g.padding_mode != "zeros" or g.macs == 0:
         return False
     reads = [gradient_reads(g, axis)[1] for axis in (0, 1)]
-    strides = g.steps(0)[0], g.steps(1)[0]
+    strides = g.stride[0], g.stride[1]
     return g.R * g.S <= MAX_TAPS and max(reads) <= MAX_READ and max(strides) <= MAX_STRIDE
 
 
@@ -251,7 +251,7 @@ def _widths(problem: Problem) -> Iterator[BackwardTile]:
     """Tiles of one row: the ways to deal out lanes to columns, samples and groups."""
     g, layout = problem.geometry, problem.layout
     _, columns = _steps_of(problem)
-    warp, stride = problem.device.limits.lanes, g.steps(1)[0]
+    warp, stride = problem.device.limits.lanes, g.stride[1]
     if layout.channels_last and g.groups > 1:
         for lane_q, vector in itertools.product((4, 2, 1), (1, 2)):
             groups = min(power_of_two(g.groups), THREADS * vector)
@@ -282,7 +282,7 @@ def _widths(problem: Problem) -> Iterator[BackwardTile]:
 def is_vector(problem: Problem, lane_q: int) -> bool:
     """Whether lanes of LANE_Q columns of dy load, and store, vectors of at most 16 bytes."""
     layout, itemsize = problem.layout, problem.dtype.itemsize
-    of_x = lane_q * problem.geometry.steps(1)[0]
+    of_x = lane_q * problem.geometry.stride[1]
     aligned = layout.y_align % lane_q == 0 and layout.x_align % of_x == 0
     power = of_x & (of_x - 1) == 0
     return aligned and power and lane_q > 1 and lane_q * itemsize >= 4 and of_x * itemsize <= 16
@@ -298,7 +298,7 @@ def _interior(tile: BackwardTile, problem: Problem) -> str:
     inside = total = 1
     for axis, block in enumerate((tile.BLOCK_P, tile.BLOCK_Q)):
         first, count = gradient_reads(g, axis)
-        stride, extent, outputs = g.steps(axis)[0], (g.H, g.W)[axis], (g.P, g.Q)[axis]
+        stride, extent, outputs = g.stride[axis], (g.H, g.W)[axis], (g.P, g.Q)[axis]
         starts = range(0, cdiv(extent, stride), block)
         total *= len(starts)
         inside *= sum(

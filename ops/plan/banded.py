@@ -268,7 +268,7 @@ class BandedGradTile:
         """
         m, n, _ = self.step(problem.op)
         most = MAX_GRAD_RESULTS // (1 if problem.device.arch == "90" else 2)
-        if self.STRIDE_H != problem.geometry.steps(0)[0] or m * n > most * problem.threads(self):
+        if self.STRIDE_H != problem.geometry.stride[0] or m * n > most * problem.threads(self):
             return False
         whole = self.band(problem.geometry).columns <= self.BLOCK_I
         if self.ROW_GROUP == 1:
@@ -357,14 +357,14 @@ def _band(geometry: Geometry, block: int) -> Band:
     """
     left = geometry.padding[1][0]
     first = -_round_up(left)
-    read = (block - 1) * geometry.steps(1)[0] + geometry.S
+    read = (block - 1) * geometry.stride[1] + geometry.S
     return Band(first, first + left, _round_up(max(1, read - left - first)))
 
 
 def _is_narrow(geometry: Geometry) -> bool:
     """Whether a group of COLUMN_STEP columns reads at most half a group on each side of it."""
     left, right = geometry.padding[1][0], geometry.S - 1 - geometry.padding[1][0]
-    return geometry.steps(1)[0] == 1 and max(left, right) <= COLUMN_STEP // 2
+    return geometry.stride[1] == 1 and max(left, right) <= COLUMN_STEP // 2
 
 
 def _round_up(number: int) -> int:
@@ -376,7 +376,7 @@ def rows_read(geometry: Geometry) -> tuple[int, int]:
 
     With a stride, rows are counted in runs of a stride: an output starts at the first row of a run.
     """
-    top, stride = geometry.padding[0][0], geometry.steps(0)[0]
+    top, stride = geometry.padding[0][0], geometry.stride[0]
     rows = geometry.P + (geometry.R - 1) // stride
     if geometry.padding_mode != "zeros":
         return 0, rows
@@ -491,7 +491,7 @@ def tiles_with_room(problem: Problem) -> list[AnyBandedTile]:
     """The tiles of the tables that neither spill nor overflow shared memory."""
     tables: Mapping[str, Sequence[AnyBandedTile]] = BANDED_TILES
     if problem.op == "wgrad":
-        tables = BANDED_GRAD_TILES if problem.geometry.steps(0)[0] == 1 else STRIDED_GRAD_TILES
+        tables = BANDED_GRAD_TILES if problem.geometry.stride[0] == 1 else STRIDED_GRAD_TILES
     room = problem.device.limits.shared
     found = (tile.fitted(problem) for tile in tables[problem.product])
     return [tile for tile in found if tile.suits(problem) and tile.shared_bytes(problem) <= room]

@@ -126,7 +126,7 @@ def may_overhang(geometry: Geometry, axis: int, taps: int = 1) -> bool:
     those with positive ones behind the last, if the window is padded by half of it.
     """
     g = geometry
-    (stride, dilation), pad = g.steps(axis), g.padding[axis][0]
+    stride, dilation, pad = g.stride[axis], g.dilation[axis], g.padding[axis][0]
     window, extent, outputs = ((g.R, g.H, g.P), (g.S, g.W, g.Q))[axis]
     offsets = [tap * dilation - pad for tap in range(window)]
     blocks = (offsets[first : first + taps] for first in range(0, window, taps))

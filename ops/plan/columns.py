@@ -90,7 +90,7 @@ class ColumnsTile:
     def rows(self, problem: Problem) -> int:
         """Input rows that a tile reads."""
         g = walked(problem)
-        return (self.BLOCK_P - 1) * g.steps(0)[0] + g.R
+        return (self.BLOCK_P - 1) * g.stride[0] + g.R
 
     def step(self, op: str) -> tuple[int, int, int]:
         """(M, N, K) of one step: a tap of all outputs."""
@@ -148,7 +148,7 @@ class ColumnsTile:
         """Bytes that L1 reads for a pixel of one lane: of neighbouring channels, or columns."""
         if problem.layout.channels_last:
             return line_bytes(self.planes, problem.image_bytes)
-        return line_bytes(self.BLOCK_Q, walked(problem).steps(1)[0] * problem.image_bytes)
+        return line_bytes(self.BLOCK_Q, walked(problem).stride[1] * problem.image_bytes)
 
     def work(self, plan: Plan, problem: Problem) -> Work:
         """The work of a launch, whose code has three loops."""
@@ -157,16 +157,16 @@ class ColumnsTile:
         outputs = self.BLOCK_P * self.BLOCK_Q * self.planes
         macs = outputs * g.R * g.S * g.group_C
         convert = CONVERT if itemsize == 2 else 0
-        inside = g.W >= 2 * self.BLOCK_Q * g.steps(1)[0]  # half of the tiles have no masks
+        inside = g.W >= 2 * self.BLOCK_Q * g.stride[1]  # half of the tiles have no masks
         instructions = pixels * (PIXEL + convert + MASK / (2 if inside else 1))
         instructions += taps * (TAP + convert) + self.strips(problem) / g.group_C * COLUMN
-        columns = (self.BLOCK_Q - 1) * g.steps(1)[0] + (g.S - 1) * g.steps(1)[1] + 1
+        columns = (self.BLOCK_Q - 1) * g.stride[1] + (g.S - 1) * g.dilation[1] + 1
         planes = self.BLOCK_N * cdiv(self.BLOCK_K, g.group_K)
         launches = len(parts(problem))
         # Each phase of an input gradient reads dy, and writes to every row of sectors of dx.
         again = (launches - 1) * problem.read_bytes[0]
         if launches > 1 and not problem.layout.channels_last:
-            strided = problem.geometry.steps(1)[0] - 1
+            strided = problem.geometry.stride[1] - 1
             again += strided * problem.geometry.x_numel * itemsize
         return Work(
             plan.grid,
@@ -265,8 +265,8 @@ class ColumnsGradTile:
 
     def rows(self, problem: Problem) -> int:
         """Rows of x from the first to the last that a strip reads."""
-        stride, dilation = problem.geometry.steps(0)
-        return (self.BLOCK_P - 1) * stride + (self.TAPS_R - 1) * dilation + 1
+        g = problem.geometry
+        return (self.BLOCK_P - 1) * g.stride[0] + (self.TAPS_R - 1) * g.dilation[0] + 1
 
     def work(self, plan: Plan, problem: Problem) -> Work:
         """The work of a launch, whose code has two loops."""
@@ -275,9 +275,9 @@ class ColumnsGradTile:
         taps, strips = self.TAPS_R * self.TAPS_S, plan.split_strips
         macs = strips * taps * self.BLOCK_P * lanes
         dy, x = strips * self.BLOCK_P * lanes, strips * self.rows(problem) * self.TAPS_S * lanes
-        columns = (self.BLOCK_Q - 1) * g.steps(1)[0] + (self.TAPS_S - 1) * g.steps(1)[1] + 1
+        columns = (self.BLOCK_Q - 1) * g.stride[1] + (self.TAPS_S - 1) * g.dilation[1] + 1
         # Rows that the strip before has read are in L1.
-        rows = min(self.rows(problem), self.BLOCK_P * g.steps(0)[0])
+        rows = min(self.rows(problem), self.BLOCK_P * g.stride[0])
         fresh = strips * rows * columns * self.BLOCK_N * cdiv(self.BLOCK_K, g.group_K)
         convert = CONVERT if itemsize == 2 else 0
         inside = g.Q >= 4 * self.BLOCK_Q and g.padding_mode == "zeros"
@@ -332,7 +332,7 @@ def is_legal(problem: Problem) -> bool:
     g = problem.correlated
     if problem.op == "dgrad_frame" or min(g.y_numel, g.group_C) == 0:
         return False
-    (stride, dilation), (stride_w, dilation_w) = g.steps(0), g.steps(1)
+    (stride, stride_w), (dilation, dilation_w) = g.stride, g.dilation
     if problem.op == "dgrad" and not problem.is_turned:  # every phase has taps
         most = min(g.R, MAX_STRIDE), min(g.S, MAX_STRIDE)
         return dilation == dilation_w == 1 and stride <= most[0] and stride_w <= most[1]

@@ -112,12 +112,12 @@ class Exchange:
             return g.of_patches()
         if self.overlapped:
             made, rows = overlap_of(self.overlapped, g, piece), g.padding[0]
-            seen = replace(g, S=1, padding=(rows, (0, 0)), dilation=(g.dilation[0], 1))
+            seen = replace(g, S=1, padding=(rows, (0, 0)), given_stride=(g.given_stride[0], 1))
             if self.overlapped == "dy":
                 return replace(seen, K=made.channels * made.taps)
-            return replace(seen, C=made.channels * made.taps, W=g.Q, stride=(g.stride[0], 1))
+            return replace(seen, C=made.channels * made.taps, W=g.Q)
         if self.sampled:
-            return replace(g, H=g.P, W=g.Q, stride=(1, 1))
+            return replace(g, H=g.P, W=g.Q, given_stride=(1, 1))
         if self.format == "NHWC":
             return g
         rows, (left, right) = g.padding
@@ -297,7 +297,7 @@ def overlap_of(image: str, geometry: Geometry, piece: int) -> Overlap:
         geometry: of the call.
         piece: see above.
     """
-    g, (step, _), pad = geometry, geometry.steps(1), geometry.padding[1][0]
+    g, step, pad = geometry, geometry.stride[1], geometry.padding[1][0]
     read, windows, first = g.C, g.Q, pad
     if image == "dy":
         read, windows, first, step = g.K, g.W, g.S - 1 - pad, 1
@@ -349,8 +349,8 @@ def _overlaps(problem: Problem) -> bool:
         return False
     if g.groups > 1 or g.per_sample or g.flip or g.padding_mode != "zeros":
         return False
-    (step, dilation), is_fprop = g.steps(1), problem.op == "fprop"
-    return dilation == 1 and g.S > step and (is_fprop or g.stride == (1, 1))
+    is_single = problem.op == "fprop" or g.stride == (1, 1)
+    return is_single and g.dilation[1] == 1 and g.S > g.stride[1]
 
 
 def _to_pixels(problem: Problem) -> list[Exchange]:
@@ -363,7 +363,7 @@ def _to_pixels(problem: Problem) -> list[Exchange]:
     formats = [Exchange(), Exchange(reads=True)]
     if op == "dgrad" or (op == "fprop" and not problem.layout.heavy_epilogue):
         formats.append(Exchange(reads=True, result=True))
-    strided = (g.steps(0)[0], g.steps(1)[0]) != (1, 1)
+    strided = g.stride != (1, 1)
     found = formats
     if op == "dgrad" and strided:  # pixels of a phase would be stored one by one
         found = [one for one in formats if one.result]

@@ -205,7 +205,7 @@ MAX_UNFOLDED_CHANNELS = 128
 def copies_of(geometry: Geometry, unfolded: str = "") -> Copies:
     """How copies lie, in the fewest parts that are not too large, if there are such."""
     g = geometry
-    (step, dilation), (before, _) = g.steps(1), g.padding[1]
+    step, dilation, before = g.stride[1], g.dilation[1], g.padding[1][0]
     period = step // math.gcd(step, dilation)
     phases = min(g.S, period)
     left = cdiv(before, step)
@@ -221,7 +221,7 @@ def copies_of(geometry: Geometry, unfolded: str = "") -> Copies:
         pitch, dy_taps = columns, cdiv(g.S, period)
         planes = (phases, phases * dy_taps)
 
-    (step, dilation), (before, _) = g.steps(0), g.padding[0]
+    step, dilation, before = g.stride[0], g.dilation[0], g.padding[0][0]
     below = max(0, ((g.R - 1) * dilation - before) // step)
     lanes, most = PIECE // math.gcd(PIECE, g.N) * g.N, 0
     while True:
@@ -274,7 +274,7 @@ def is_legal(problem: Problem, unfolded: str = "") -> bool:
     made = copies_of(g, unfolded)
     if 4 * sum(made.elements(g)) > MAX_PART_BYTES:
         return False
-    rows = g.H + sum(g.padding[0]) + g.R * g.steps(0)[1]
+    rows = g.H + sum(g.padding[0]) + g.R * g.dilation[0]
     return rows * made.pitch * made.lanes <= tma.MAX_COORDINATE
 
 

@@ -146,7 +146,7 @@ class GemmTile:
         # A pass computes addresses, then waits for its products: short ones take 1.6 times as long
         # as ones of twice the length (36 and 23 us, one program on a multiprocessor of an H100).
         work = work._replace(waits=work.waits or plan.op != "wgrad")
-        if plan.op == "dgrad" and not problem.layout.channels_last and g.steps(1)[0] > 1:
+        if plan.op == "dgrad" and not problem.layout.channels_last and g.stride[1] > 1:
             # Columns of a phase are apart: a warp stores FRAGMENT of them to each line.
             lines = self.BLOCK_M * self.BLOCK_N / FRAGMENT
             work = work._replace(scattered_bytes=LINE * lines)

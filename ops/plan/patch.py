@@ -115,8 +115,8 @@ class PatchTile:
     def axes(self, op: str, geometry: Geometry) -> tuple[Axis, Axis]:
         """Rows and columns."""
         g = geometry
-        rows = (g.H, g.P, g.R, g.steps(0)[0], g.padding[0][0], self.PATCH_P)
-        columns = (g.W, g.Q, g.S, g.steps(1)[0], g.padding[1][0], self.PATCH_Q)
+        rows = (g.H, g.P, g.R, g.stride[0], g.padding[0][0], self.PATCH_P)
+        columns = (g.W, g.Q, g.S, g.stride[1], g.padding[1][0], self.PATCH_Q)
         return axis_of(op, *rows), axis_of(op, *columns)
 
     def columns(self, op: str, geometry: Geometry) -> int:
@@ -364,7 +364,7 @@ def is_legal(problem: Problem) -> bool:
     g = problem.geometry
     if problem.op == "dgrad_frame" or g.per_sample or problem.layout.int64:
         return False
-    return g.steps(0)[1] == g.steps(1)[1] == 1 and problem.reduced > 0
+    return g.dilation[0] == g.dilation[1] == 1 and problem.reduced > 0
 
 
 def tiles(problem: Problem) -> list[PatchTile]:

@@ -160,7 +160,7 @@ class Problem:
     def fewest_taps(self) -> tuple[int, int]:
         """(rows, columns) of the taps that read, or reach, one phase: the fewest, but some."""
         g = self.geometry
-        (stride_h, dil_h), (stride_w, dil_w) = g.steps(0), g.steps(1)
+        (stride_h, stride_w), (dil_h, dil_w) = g.stride, g.dilation
         rows = g.R * math.gcd(stride_h, dil_h) // stride_h
         columns = g.S * math.gcd(stride_w, dil_w) // stride_w
         return max(1, rows), max(1, columns)

@@ -89,7 +89,7 @@ class ResidentTile:
         """
         g, up, columns = correlation.geometry, correlation.up[1], correlation.image[1]
         step = math.gcd(PIECE // up, columns, correlation.vector)  # what is copied at once divides
-        left, stride = g.padding[1][0], g.steps(1)[0]
+        left, stride = g.padding[1][0], g.stride[1]
         first, outputs = -(left // up) // step * step, PIECE
         if g.Q <= PIECE:
             first, outputs = max(first, 0), g.Q
@@ -102,19 +102,19 @@ class ResidentTile:
     def rows(self, correlation: Correlation, blocks: int = 1) -> int:
         """Input rows that blocks on top of each other read."""
         g, up = correlation.geometry, correlation.up[0]
-        last = (blocks * self.BLOCK_P - 1) * g.steps(0)[0] + g.R - 1
+        last = (blocks * self.BLOCK_P - 1) * g.stride[0] + g.R - 1
         return (last - g.padding[0][0] % up) // up + 1
 
     def phase_lines(self, geometry: Geometry) -> int:
         """Lines of one phase of the stride in shared memory, with zeros around the window."""
-        return (geometry.R - 1) // geometry.steps(0)[0] + 1 + 2 * (self.BLOCK_P - 1)
+        return (geometry.R - 1) // geometry.stride[0] + 1 + 2 * (self.BLOCK_P - 1)
 
     def lines_shape(self, correlation: Correlation) -> tuple[int, ...]:
         """Shape of the workspace of build_lines."""
         g, pieces = correlation.geometry, self.band(correlation).columns // PIECE
         banks = g.N if g.per_sample else 1
         lines = self.phase_lines(g) - 2 * (self.BLOCK_P - 1)
-        return (banks, g.K, g.group_C, pieces, g.steps(0)[0], lines, PIECE, PIECE)
+        return (banks, g.K, g.group_C, pieces, g.stride[0], lines, PIECE, PIECE)
 
     def lines_bytes(self, problem: Problem) -> int:
         """Bytes of the bands of all filters."""
@@ -301,7 +301,7 @@ def neighbours(tile: ResidentTile, problem: Problem) -> Iterator[ResidentTile]:
 def fits(tile: ResidentTile, problem: Problem) -> bool:
     """Whether the kernel has this tile, and a program room for the bands and the slots."""
     extents, seen = (tile.BLOCK_M, tile.BLOCK_P, tile.BLOCK_Q, tile.num_warps), _seen(problem)
-    between = tile.BLOCK_P * seen.geometry.steps(0)[0] // seen.up[0]
+    between = tile.BLOCK_P * seen.geometry.stride[0] // seen.up[0]
     shares = tile.rows(seen, 2) > 2 * between  # stacked blocks read some row both
     return (
         extents == (64, 8, PIECE, 4)

@@ -153,7 +153,7 @@ def is_legal(problem: Problem, copied: bool = False) -> bool:
         return False
     if layout.as_rows or layout.int64 or layout.boxes(problem.op) != "NHWC":
         return False
-    if any(g.steps(axis) != (1, 1) for axis in (0, 1)) or g.R == 1:
+    if {g.stride, g.dilation} != {(1, 1)} or g.R == 1:
         return False
     pieces = 16 // problem.dtype.itemsize
     return bool(_blocks(problem) and problem.group_channels % pieces == 0 and tma.is_legal(problem))

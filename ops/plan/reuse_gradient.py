@@ -135,7 +135,7 @@ class ReuseGradientTile(BoxedGradient):
 
     def rows(self, problem: Problem) -> int:
         """Rows of x that a step loads."""
-        return self.BLOCK_P + (self.BLOCK_R - 1) * problem.boxed.steps(0)[1]
+        return self.BLOCK_P + (self.BLOCK_R - 1) * problem.boxed.dilation[0]
 
     def suits(self, problem: Problem) -> bool:
         """Whether a tile that was tuned for a problem near this one can serve it."""
@@ -206,7 +206,7 @@ def is_legal(problem: Problem, copied: bool = False) -> bool:
     if problem.dtype.itemsize != 2 or layout.boxes(problem.op) != "NHWC":
         return False
     # Phases of a stride are axes of x: each has as many rows and columns.
-    return not (g.H % g.steps(0)[0] or g.W % g.steps(1)[0]) and tma.has_boxes(problem)
+    return not (g.H % g.stride[0] or g.W % g.stride[1]) and tma.has_boxes(problem)
 
 
 @functools.cache
@@ -240,7 +240,7 @@ def tiles(problem: Problem) -> list[ReuseGradientTile]:
 
 def _shapes(geometry: Geometry) -> Iterator[tuple[int, tuple[int, int, int]]]:
     """(taps, shape) for a window: one tap, or as many of its rows as waste the fewest."""
-    rows, stride = geometry.R, geometry.steps(0)[0]
+    rows, stride = geometry.R, geometry.stride[0]
     several = [taps for taps in SHAPES if 1 < taps <= rows and stride == 1]
     best = sorted(several, key=lambda taps: (cdiv(rows, taps) * taps, -taps))[:1]
     return ((taps, shape) for taps in (*best, 1) for shape in SHAPES[taps])
@@ -296,7 +296,7 @@ def fits(tile: ReuseGradientTile, problem: Problem) -> bool:
         and tile.num_warps == tile.BLOCK_F // 16
         and tile.BLOCK_C >= 64
         and (tile.BLOCK_R == 1 or tile.BLOCK_C == 64)
-        and tile.BLOCK_R <= (g.R if g.steps(0)[0] == 1 else 1)
+        and tile.BLOCK_R <= (g.R if g.stride[0] == 1 else 1)
         and row in ROW_PIXELS
         and row * runs_of(tile.BLOCK_P)[-1] % DEPTH == 0
         and max(len(runs_of(rows)) for rows in (tile.BLOCK_P, tile.rows(problem))) <= MAX_RUNS

@@ -64,7 +64,7 @@ def is_legal(problem: Problem) -> bool:
     g = problem.geometry
     if problem.op == "dgrad_frame" or max(g.R, g.S) > MAX_WINDOW:
         return False
-    if min(g.y_numel, g.group_C) == 0 or max(*g.steps(0), *g.steps(1)) > MAX_STEP:
+    if min(g.y_numel, g.group_C) == 0 or max(*g.stride, *g.dilation) > MAX_STEP:
         return False
     e = extents(problem)
     if e.reduced > MAX_REDUCED or e.open > MAX_OPEN:
@@ -89,7 +89,7 @@ def vector_tile(problem: Problem) -> RowsTile | None:
     lanes = [n for n in (8, 4, 2, 1) if vector_of(problem, n)[0] > 1]
     if is_strided_gradient(problem):
         # Neighbouring lanes store neighbouring vectors, if 16 bytes hold the pixels of one.
-        stored = problem.geometry.steps(1)[0] * problem.dtype.itemsize
+        stored = problem.geometry.stride[1] * problem.dtype.itemsize
         lanes = [n for n in lanes if n * stored <= 16] or lanes[-1:]
     for lane_q in lanes:
         x_align, y_align = vector_of(problem, lane_q)
@@ -169,7 +169,7 @@ def _with_steps(tile: RowsTile, problem: Problem, room: int) -> RowsTile:
     than two. One row where several planes have many taps: their padding, which is passed by in
     whole steps, is a good part of all rows.
     """
-    e, stride = extents(problem), problem.geometry.steps(0)[0]
+    e, stride = extents(problem), problem.geometry.stride[0]
     bytes_of_row = tile.X_ALIGN * problem.image_bytes * stride * e.reduced
     macs = tile.LANE_Q * tile.BLOCK_K * row_macs(problem)
     if is_strided_gradient(problem):
@@ -253,7 +253,7 @@ def tile_for(problem: Problem) -> RowsTile | None:
             return None
         lane_q //= 2
     step = next((n for most, n in STEPS.items() if row_macs(problem) * block_k <= most), 1)
-    step = max(1, min(step // g.steps(0)[0], e.rows))
+    step = max(1, min(step // g.stride[0], e.rows))
     step = 1 if is_strided_gradient(problem) else step
     tile = RowsTile(e.rows, 0, 0, block_k, step, lane_q)
     # Vectors of neighbours, 16 bytes at most.

@@ -144,7 +144,7 @@ class RowsTile:
         Three programs of a 7x7 window then fit where two did, and do not spill (sm_90).
         """
         g = problem.geometry
-        ahead = self.STEP_P == 1 and {g.steps(0), g.steps(1)} == {(1, 1)}
+        ahead = self.STEP_P == 1 and {g.stride, g.dilation} == {(1, 1)}
         plain = not problem.layout.int64 and g.padding_mode == "zeros" and problem.words == 1
         return ahead and plain and self.BLOCK_K == 1 and self.held(problem) <= HELD_AHEAD
 
@@ -158,7 +158,7 @@ class RowsTile:
         if self.BLOCK_C > 1:
             loads, folded = self._rows(problem) * (1 + beside), g.padding_mode != "zeros"
             return max(0, loads - 8) + 2 * beside * folded + 5 * (e.reduced - 1)
-        if {g.steps(0), g.steps(1)} == {(1, 1)} and e.reduced * self.BLOCK_K == 1:
+        if {g.stride, g.dilation} == {(1, 1)} and e.reduced * self.BLOCK_K == 1:
             across = columns_beside(problem, self.LANE_Q, 1)
             return 8 * (self.STEP_P * across >= 16) + 16 * (self.LANE_Q == 2 <= across)
         # Masked loads of the next step come before all arithmetic of this one, and taps leave the
@@ -174,13 +174,13 @@ class RowsTile:
         """
         g, e = problem.correlated, extents(problem)
         beside = columns_beside(problem, self.LANE_Q, 1)
-        if beside or g.steps(0)[1] == 1 or e.reduced == 1 or self.BLOCK_C > 1:
+        if beside or g.dilation[0] == 1 or e.reduced == 1 or self.BLOCK_C > 1:
             return 0
         return row_macs(problem) * self.BLOCK_K + e.open // 2 * self.BLOCK_K * self.LANE_Q
 
     def _rows(self, problem: Problem) -> int:
         """Input rows of a step of a tile of vectors, of all channels."""
-        stride = 1 if is_strided_gradient(problem) else problem.geometry.steps(0)[0]
+        stride = 1 if is_strided_gradient(problem) else problem.geometry.stride[0]
         return self.STEP_P * stride * extents(problem).reduced
 
     def _loaded(self, problem: Problem) -> int:
@@ -229,8 +229,8 @@ class RowsTile:
         g, gradient = problem.geometry, problem.op == "wgrad"
         in_flight = problem.layout.heavy_epilogue or gradient
         vector = max(1, self.BLOCK_Q // self.LANE_Q * self.BLOCK_C // THREADS)
-        stride, dilation = g.steps(1)
-        loaded = min(g.steps(0)[0], g.R)  # input rows for one output row
+        stride, dilation = g.stride[1], g.dilation[1]
+        loaded = min(g.stride[0], g.R)  # input rows for one output row
         columns = {q * stride + s * dilation for q in range(self.LANE_Q) for s in range(g.S)}
         rows = (e.open + self.STEP_P + in_flight) * self.BLOCK_K * self.LANE_Q * e.row
         own_weights = gradient or self.BLOCK_C > 1
@@ -258,7 +258,7 @@ class RowsTile:
         pixel, itemsize = problem.image_bytes, problem.dtype.itemsize
         wgrad, strided = plan.op == "wgrad", is_strided_gradient(problem)
         strips = plan.split_strips if wgrad else 1
-        stride, dilation = g.steps(1)
+        stride, dilation = g.stride[1], g.dilation[1]
         window = min(g.S, (g.S - 1) * dilation + 1)
         # Shifts of a row are loads from L1 of what L2 delivers once.
         shifts = window if self.LANE_Q == 1 or strided else (self.LANE_Q - 1) * stride + window
@@ -303,7 +303,7 @@ class RowsTile:
 
     def _line_bytes(self, problem: Problem) -> float:
         """Bytes that L1 reads for a load of one lane: of neighbouring channels, or columns."""
-        pixel, stride = problem.image_bytes, problem.geometry.steps(1)[0]
+        pixel, stride = problem.image_bytes, problem.geometry.stride[1]
         if problem.layout.channels_last:
             return line_bytes(self.BLOCK_C, pixel)
         return line_bytes(self.BLOCK_Q // self.LANE_Q, stride * pixel)
@@ -360,7 +360,7 @@ class Walk(NamedTuple):
 def walk_of(tile: RowsTile, problem: Problem) -> Walk:
     """The walk of one program; of a weight gradient's, for one strip."""
     g, e = problem.geometry, extents(problem)
-    (stride_h, _), (stride_w, dil_w) = g.steps(0), g.steps(1)
+    (stride_h, stride_w), dil_w = g.stride, g.dilation[1]
     lanes = tile.BLOCK_Q // tile.LANE_Q * tile.BLOCK_C
     steps = cdiv(tile.BLOCK_P + e.open, tile.STEP_P)
     rows = steps * tile.STEP_P

@@ -37,15 +37,15 @@ def is_strided_gradient(problem: Problem) -> bool:
 
 def gradient_reads(geometry: Geometry, axis: int) -> tuple[int, int]:
     """(first, number) of dy's rows or columns that dx's from 0 to one step of the stride read."""
-    (stride, dilation), pad = geometry.steps(axis), geometry.padding[axis][0]
-    first = -((((geometry.R, geometry.S)[axis] - 1) * dilation - pad) // stride)
+    g, stride, pad = geometry, geometry.stride[axis], geometry.padding[axis][0]
+    first = -((((g.R, g.S)[axis] - 1) * g.dilation[axis] - pad) // stride)
     return first, cdiv(pad, stride) - first + 1
 
 
 def extents(problem: Problem) -> Extents:
     """The extents of a problem's walk."""
     g = problem.geometry
-    (stride_h, dil_h), (stride_w, _) = g.steps(0), g.steps(1)
+    (stride_h, stride_w), (dil_h, _) = g.stride, g.dilation
     if is_strided_gradient(problem):
         row = stride_h * stride_w * g.group_C  # a program has all channels
         return Extents(
@@ -82,7 +82,7 @@ def vector_of(problem: Problem, lane_q: int) -> tuple[int, int]:
     if problem.op == "wgrad" and written % lane_q:
         return 1, 1
     if strided:
-        x, y = lane_q, math.gcd(lane_q * g.steps(1)[0], written)
+        x, y = lane_q, math.gcd(lane_q * g.stride[1], written)
     if x < 2 or read % x or not 4 <= x * problem.image_bytes <= 16:
         return 1, 1
     if y * problem.dtype.itemsize < 4:
@@ -96,7 +96,7 @@ def vector_of(problem: Problem, lane_q: int) -> tuple[int, int]:
 def columns_beside(problem: Problem, lane_q: int, piece: int) -> int:
     """Pieces of `piece` columns that a lane's outputs read beside the lane's own columns."""
     g = problem.correlated
-    (stride, dilation), pad = g.steps(1), g.padding[1][0]
+    stride, dilation, pad = g.stride[1], g.dilation[1], g.padding[1][0]
     if is_strided_gradient(problem):
         first, count = gradient_reads(g, 1)
         columns = range(first, first + count + lane_q - 1)
@@ -118,7 +118,7 @@ def pieces_beside(problem: Problem, lane_q: int) -> tuple[int, int]:
 def clear_tiles(problem: Problem, axis: int, block: int, step: int) -> tuple[int, int]:
     """(tiles along an axis, how many of them load and store inside the image only)."""
     g = problem.correlated
-    (stride, dilation), pad = g.steps(axis), g.padding[axis][0]
+    stride, dilation, pad = g.stride[axis], g.dilation[axis], g.padding[axis][0]
     inputs, outputs, window = ((g.H, g.P, g.R), (g.W, g.Q, g.S))[axis]
     reach = (window - 1) * dilation
     if is_strided_gradient(problem):

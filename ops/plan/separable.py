@@ -198,7 +198,7 @@ class SeparableTile:
 def is_legal(problem: Problem) -> bool:
     """Whether the kernel can compute this, in some dtype and layout: as a filter does."""
     g = problem.geometry
-    plain = problem.op == "fprop" and g.y_numel > 0 and {g.stride, g.dilation} == {(1, 1)}
+    plain = problem.op == "fprop" and g.y_numel > 0 and {g.given_stride, g.dilation} == {(1, 1)}
     pads = [pad for sides in g.padding for pad in sides]
     inside = g.padding[0][0] < g.R and g.padding[1][0] < g.S and min(pads) >= 0
     return plain and inside and g.groups == g.C and not g.flip

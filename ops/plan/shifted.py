@@ -134,7 +134,7 @@ class ShiftedTile:
         # lie between them.
         last = problem.layout.channels_last
         step = itemsize * (g.groups * shifted if last else 1)
-        step *= g.steps(1)[0] if self.shifts == "x" else 1
+        step *= g.stride[1] if self.shifts == "x" else 1
         more = max(0.0, line_bytes(32, step) - 4)
         return work._replace(
             resident=max(1, resident),
@@ -170,7 +170,7 @@ def is_legal(problem: Problem, shifts: str) -> bool:
         return False
     if g.per_sample or g.padding_mode != "zeros":
         return False
-    if shifts == "dy" and (g.steps(0)[0], g.steps(1)[0]) != (1, 1):
+    if shifts == "dy" and g.stride != (1, 1):
         return False
     row = layout.y_row if shifts == "x" else layout.x_row
     if row == "NHWC":  # boxes of a group start at a multiple of 16 bytes

@@ -138,15 +138,12 @@ def axes_of(op: str, geometry: Geometry, rows: int, columns: int) -> tuple[Axis,
     A single row of dy may have any stride: with that of its window, each tap reaches a phase of its
     own, and there are no zeros.
     """
-    g, strides = geometry, [geometry.steps(axis)[0] for axis in (0, 1)]
+    g, (down, across) = geometry, geometry.stride
     if op == "dgrad":
-        strides = [
-            taps if outputs == 1 else stride
-            for taps, outputs, stride in zip((g.R, g.S), (g.P, g.Q), strides, strict=True)
-        ]
+        down, across = g.R if g.P == 1 else down, g.S if g.Q == 1 else across
     return (
-        patch.axis_of(op, g.H, g.P, g.R, strides[0], g.padding[0][0], rows),
-        patch.axis_of(op, g.W, g.Q, g.S, strides[1], g.padding[1][0], columns),
+        patch.axis_of(op, g.H, g.P, g.R, down, g.padding[0][0], rows),
+        patch.axis_of(op, g.W, g.Q, g.S, across, g.padding[1][0], columns),
     )
 
 
@@ -174,9 +171,9 @@ def spread_problem(problem: Problem, rows: int, columns: int) -> Problem:
         K=results * axes[0].pitch * axes[1].pitch,
         R=axes[0].window,
         S=axes[1].window,
-        stride=(axes[0].step, axes[1].step),
+        given_stride=(axes[0].step, axes[1].step),
         padding=((axes[0].pad, below), (axes[1].pad, right)),
-        dilation=(1, 1),  # of one tap, which may have a dilation, places are neighbours
+        given_dilation=(1, 1),  # of one tap, which may have one, places are neighbours
         flip=False,
     )
     boxes = problem.layout.boxes(problem.op)

@@ -79,13 +79,13 @@ class SpreadGradientTile(reuse_gradient.BoxedGradient):
     def tiles_of_places(self, problem: Problem) -> int:
         """Tiles of the places that taps of one phase reach from all rows of a patch."""
         g = problem.boxed
-        return cdiv(cdiv(g.R, g.steps(0)[0]) + self.PATCH_P - 1, self.BLOCK_R)
+        return cdiv(cdiv(g.R, g.stride[0]) + self.PATCH_P - 1, self.BLOCK_R)
 
     def programs(self, problem: Problem) -> int:
         """Programs that cover all results, before the reduction is split."""
         g = problem.boxed
         blocks = cdiv(g.group_K, self.BLOCK_F) * cdiv(g.group_C, self.BLOCK_C)
-        return g.groups * g.S * g.steps(0)[0] * self.tiles_of_places(problem) * blocks
+        return g.groups * g.S * g.stride[0] * self.tiles_of_places(problem) * blocks
 
     def strips(self, problem: Problem) -> int:
         """Boxes of pixels of dy."""
@@ -164,7 +164,7 @@ def is_legal(problem: Problem, copied: bool = False) -> bool:
     """Whether the kernel can compute this: from the images as they lie, or from copies of them."""
     if copied:
         return tma.may_copy(problem) and is_legal(tma.copied_problem(problem))
-    return reuse_gradient.is_legal(problem) and problem.boxed.steps(0)[1] == 1
+    return reuse_gradient.is_legal(problem) and problem.boxed.dilation[0] == 1
 
 
 def tiles(problem: Problem) -> list[SpreadGradientTile]:
@@ -195,7 +195,7 @@ def _is_worth_it(shape: tuple[int, int, int, int], problem: Problem) -> bool:
     """Whether filters, channels and places (tap and row of a patch) fill half of their blocks."""
     places, filters, channels, patch = shape
     g = problem.boxed
-    reached = cdiv(g.R, g.steps(0)[0]) + patch - 1
+    reached = cdiv(g.R, g.stride[0]) + patch - 1
     if places > 16 or places >= 2 * reached or patch >= 2 * g.P:
         return False
     return filters < 2 * max(16, g.group_K) and channels < 2 * max(16, g.group_C)

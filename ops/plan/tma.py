@@ -177,7 +177,7 @@ class TmaTile(Boxed):
             filled=self._filled(problem),
             slices=(cdiv(g.group_K, self.BLOCK_K), cdiv(g.group_C, self.BLOCK_N)),
         ).with_partials(partial_bytes(plan, problem))
-        if self.copied and plan.op == "dgrad" and g.steps(1)[0] > 1:
+        if self.copied and plan.op == "dgrad" and g.stride[1] > 1:
             # Lanes store single columns to planes: neighbours of a phase are apart.
             work = work._replace(scattered_bytes=LINE * m * n)
         return after_copies(work, problem, self.BLOCK_K, self.copied)
@@ -310,9 +310,9 @@ def has_boxes(problem: Problem, tile: TmaTile | None = None) -> bool:
     # Rows of planes are pixels of one channel: only a weight gradient sums those.
     if planes != wgrad and not multiplies_crosswise(dtype):
         return False
-    if planes and op != "dgrad" and g.steps(1)[0] > 1:
+    if planes and op != "dgrad" and g.stride[1] > 1:
         return False  # a descriptor's innermost step is one element
-    if planes and wgrad and min(g.padding[1]) < 0:
+    if planes and wgrad and g.Q < g.W:
         return False  # columns that are cut off may not be finite, and would be multiplied
     if g.per_sample or g.padding_mode != "zeros":
         return False
@@ -322,7 +322,7 @@ def has_boxes(problem: Problem, tile: TmaTile | None = None) -> bool:
         return False
     if tile is not None and not _takes(tile, problem):
         return False
-    stride, dilation = zip(g.steps(0), g.steps(1), strict=True)
+    stride, dilation = g.stride, g.dilation
     reach = (
         extent + max(map(abs, pad)) + dil * window + step
         for extent, pad, dil, window, step in zip(
@@ -344,7 +344,7 @@ def _takes(tile: TmaTile, problem: Problem) -> bool:
         return False
     if tile.persistent and not takes_boxes_in_turn(problem):
         return False
-    if tile.BLOCK_S > (g.S if wgrad and g.steps(1)[0] == 1 else 1):
+    if tile.BLOCK_S > (g.S if wgrad and g.stride[1] == 1 else 1):
         return False
     if wgrad:
         return True
@@ -447,7 +447,7 @@ def weight_copies(problem: Problem, block: int) -> list[int]:
 @functools.lru_cache(maxsize=4096)
 def phases_with_taps(geometry: Geometry) -> tuple[Pair, ...]:
     """The phases (h % stride, w % stride) of the input that any tap reads."""
-    stride, dilation = zip(geometry.steps(0), geometry.steps(1), strict=True)
+    stride, dilation = geometry.stride, geometry.dilation
     rows, columns = (
         sorted({(tap * dil - pad[0]) % step for tap in range(min(window, step))})
         for window, step, dil, pad in zip(
@@ -554,7 +554,7 @@ def shaped_tile(problem: Problem, shape: tuple[int, int, int, int], taps: int = 
 
 def most_taps(geometry: Geometry) -> int:
     """Taps of a row that can share dy: neighbours of strided columns read other phases of x."""
-    return 1 if geometry.steps(1)[0] > 1 else geometry.S
+    return 1 if geometry.stride[1] > 1 else geometry.S
 
 
 #: The types of this family's tiles.

@@ -39,6 +39,7 @@ class Case:
 def case_of(
     *shape: int,
     stride: int | tuple[int, int] = 1,
+    dilation: tuple[int, int] = (1, 1),
     last: bool = False,
     ops: str = "fprop dgrad wgrad",
     bias: bool = False,
@@ -51,9 +52,10 @@ def case_of(
     R, S = shape[5:]
     same = ((R // 2, R // 2), (S // 2, S // 2))
     strides = (stride, stride) if isinstance(stride, int) else stride
-    steps: dict[str, Any] = {"stride": strides, "padding": same, **geometry}
     extents: dict[str, Any] = dict(zip("NCHWKRS", shape, strict=True))
-    g = Geometry(**extents, **steps)
+    g = Geometry(
+        **extents, given_stride=strides, given_dilation=dilation, **{"padding": same, **geometry}
+    )
     workload = Workload("", "case", g, (), tuple(ops.split()), bias, activation, residual)
     form = "channels_last" if last else "NCHW"
     return Case(workload, form, tuple(recorded.split()))

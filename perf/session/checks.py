@@ -66,10 +66,10 @@ DTYPES = ("bfloat16", "float16", "float32", "tf32", "uint8", "tf32x3", "float64"
 #: Each takes a path through the kernels that no other one takes.
 TINY: tuple[Workload, ...] = (
     _tiny("dense", 2, 32, 24, 20, 48, 3, 3),
-    _tiny("phases", 2, 32, 13, 14, 48, 3, 3, stride=(2, 2)),
+    _tiny("phases", 2, 32, 13, 14, 48, 3, 3, given_stride=(2, 2)),
     _tiny("ragged", 2, 19, 11, 13, 21, 3, 3),
     _tiny("point", 2, 32, 8, 8, 48, 1, 1),
-    _tiny("flattened", 2, 3, 20, 22, 32, 5, 5, stride=(2, 2)),
+    _tiny("flattened", 2, 3, 20, 22, 32, 5, 5, given_stride=(2, 2)),
     _tiny("epilogue", 2, 32, 12, 16, 48, 3, 3, epilogue="gelu"),
     _tiny("frame", 2, 16, 10, 12, 16, 3, 3, padding_mode="reflect"),
     _tiny("image", 1, 1, 40, 300, 1, 3, 3),
@@ -77,12 +77,12 @@ TINY: tuple[Workload, ...] = (
     _tiny("image_epilogue", 1, 1, 40, 70, 2, 3, 3, epilogue="silu"),
     _tiny("depthwise", 2, 24, 18, 20, 24, 3, 3, groups=24),
     _tiny("depthwise7", 2, 24, 18, 20, 24, 7, 7, groups=24, padding_mode="circular"),
-    _tiny("depthwise_phases", 2, 24, 18, 20, 24, 3, 3, groups=24, stride=(2, 2)),
+    _tiny("depthwise_phases", 2, 24, 18, 20, 24, 3, 3, groups=24, given_stride=(2, 2)),
     _tiny("window", 1, 1, 48, 80, 1, 13, 13),
     _tiny("windows", 2, 4, 14, 14, 4, 13, 13, groups=4),
-    _tiny("windows_apart", 2, 4, 29, 28, 4, 13, 13, groups=4, stride=(2, 2)),
+    _tiny("windows_apart", 2, 4, 29, 28, 4, 13, 13, groups=4, given_stride=(2, 2)),
     _tiny("multiplier", 2, 8, 9, 11, 12, 3, 3, groups=4),
-    _tiny("patches", 2, 3, 17, 16, 32, 4, 4, stride=(4, 4), padding=((0, 0), (0, 0))),
+    _tiny("patches", 2, 3, 17, 16, 32, 4, 4, given_stride=(4, 4), padding=((0, 0), (0, 0))),
     _tiny("per_sample", 2, 3, 20, 24, 3, 5, 5, groups=3, per_sample=True),
 )
 

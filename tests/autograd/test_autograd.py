@@ -299,7 +299,8 @@ def test_opcheck(tensors, name, per_sample):
     g = geometry_of((2, 2, 4, 3), weight, (2, 1), ((1, 0), (0, 1)), groups=2, padding_mode=mode)
     given = tensors(g.x_shape, g.weight_shape, (g.K,), g.y_shape)
     (top, bottom), (left, right) = g.padding
-    steps = (g.stride, (top, bottom, left, right), g.dilation, g.groups, g.flip, mode, "ieee")
+    sides = (top, bottom, left, right)
+    steps = (g.given_stride, sides, g.given_dilation, g.groups, g.flip, mode, "ieee")
     operator = getattr(torch.ops.tricorr, name.split("_")[0]).default
     torch.library.opcheck(operator, (*OPERATORS[name](given, g), *steps))
 

@@ -68,7 +68,7 @@ def forced(x, dy, weight, geometry, tile, splits=1, **changes):
 
     problem = problem_of(x, dy, geometry)
     if backward.is_vector(problem, tile.LANE_Q):
-        columns = tile.LANE_Q * geometry.steps(1)[0]
+        columns = tile.LANE_Q * geometry.stride[1]
         tile = replace(tile, X_ALIGN=tile.LANE_Q, Y_ALIGN=columns)
     plan = choose.plan_with_tile(problem, tile, splits)
     return launch.backward(x, dy, weight, geometry, plan=replace(plan, **changes))

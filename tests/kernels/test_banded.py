@@ -106,7 +106,7 @@ def holds_all_columns(tile, geometry):
 def for_call(tile, geometry):
     """A weight gradient's tile with the call's stride, and sums of diagonals where it can."""
     whole = tile.band(geometry).columns <= tile.BLOCK_I
-    step = geometry.steps(0)[0]
+    step = geometry.stride[0]
     return replace(tile, STRIDE_H=step, PARTIALS=tile.ROW_GROUP if whole else COLUMN_STEP)
 
 

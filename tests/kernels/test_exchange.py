@@ -35,6 +35,7 @@ GEOMETRIES = {
     "points": geometry_of((2, 18, 7, 9), (19, 18, 1, 1), (2, 3)),
     "points_whole": geometry_of((1, 16, 8, 8), (16, 16, 1, 1), (2, 2)),
     "points_one_axis": geometry_of((3, 16, 5, 8), (32, 16, 1, 1), (1, 2)),
+    "points_of_one_row": geometry_of((3, 16, 5, 8), (32, 16, 1, 1), (2**31, 2)),
 }
 READS, BOTH = Exchange(reads=True), Exchange(reads=True, result=True)
 READS_PLANES = Exchange(reads=True, format="NCHW")
@@ -110,7 +111,7 @@ IN_PLANES = {
     "wide": _WIDE,
     "flipped": replace(_WIDE, flip=True),
     "per_sample": replace(_WIDE, per_sample=True),
-    "strided": replace(_WIDE, W=23, stride=(2, 2)),
+    "strided": replace(_WIDE, W=23, given_stride=(2, 2)),
     "one_column": replace(_WIDE, W=6, padding=((2, 2), (0, 0))),
     "reflected": replace(_WIDE, padding=((2, 2), (3, 2)), padding_mode="reflect"),
     "filters_of_colours": geometry_of((1, 3, 9, 14), (5, 3, 5, 5), padding=((2, 2), (2, 2))),
@@ -174,6 +175,7 @@ _NARROW = {
     "same": STEMS["unstrided"],
     "wide": geometry_of((2, 16, 6, 9), (3, 16, 2, 5), padding=((0, 1), (6, 1)), dilation=(2, 1)),
     "cropped": geometry_of((1, 17, 5, 11), (8, 17, 3, 4), padding=((1, 1), (-2, 1))),
+    "one_column": geometry_of((1, 16, 3, 19), (5, 16, 2, 4), (1, 17)),
 }
 
 
@@ -211,14 +213,20 @@ def test_a_stem_takes_windows_as_pixels():
     x, weight, _, y = (t.to("meta") for t in tensors(stem, BRAIN))
     call = fprop_call(Tensors(x, weight, y), stem, plan)
     assert [one.kernel.__name__ for one in call.launches()] == ["copy_images", "fprop_tma"]
-    for changes in ({"flip": True}, {"dilation": (1, 2)}, {"C": 17}, {"stride": (2, 7)}):
+    for changes in (
+        {"flip": True},
+        {"given_dilation": (1, 2)},
+        {"C": 17},
+        {"given_stride": (2, 7)},
+    ):
         other = replace(problem, geometry=replace(stem, **changes))
         assert OVERLAPPED not in exchanges(other)
     assert OVERLAPPED not in exchanges(replace(problem, op="wgrad"))
     layer = geometry_of((8, 12, 256, 256), (12, 12, 3, 3), padding=_SAME)
     narrow = replace(problem, op="dgrad", geometry=layer)
     assert choose.plan(narrow).exchange == OVERLAPPED_DY
-    assert OVERLAPPED_DY not in exchanges(replace(narrow, geometry=replace(layer, stride=(2, 1))))
+    strided = replace(layer, given_stride=(2, 1))
+    assert OVERLAPPED_DY not in exchanges(replace(narrow, geometry=strided))
 
 
 def test_a_residual_is_copied_to_planes(kernel_backend):

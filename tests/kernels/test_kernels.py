@@ -328,7 +328,7 @@ def test_the_result_has_the_memory_format_that_pytorch_gives(backend, name, memo
     x = x.contiguous(memory_format=memory_format)
     dy = dy.contiguous(memory_format=memory_format)
     padding = tuple(pad for pad, _ in g.padding)
-    theirs = F.conv2d(x, weight, None, g.stride, padding)
+    theirs = F.conv2d(x, weight, None, g.given_stride, padding)
     assert run("fprop", (x, weight, None), g).stride() == theirs.stride()
     dx = run("dgrad", (dy, weight), g)
     assert dx.stride() == torch.empty(g.x_shape).to(memory_format=memory_format).stride()

@@ -153,7 +153,7 @@ def test_patches_cover_every_result_and_reach_every_tap_once(op, name, sides):
     g = GEOMETRIES[name]
     extents = {"fprop": (g.P, g.H), "dgrad": (g.H, g.P), "wgrad": (g.P, g.H)}[op]
     axis = PatchTile(16, 16, 16, *sides, 4, 2).axes(op, g)[0]
-    stride, pad = g.steps(0)[0], g.padding[0][0]
+    stride, pad = g.stride[0], g.padding[0][0]
     found = []
     for u in range(axis.count):
         for b in range(axis.pitch):

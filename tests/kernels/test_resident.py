@@ -312,7 +312,7 @@ def test_it_is_taken_for_large_windows():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"dilation": (2, 1)},
+        {"given_dilation": (2, 1)},
         {"padding_mode": "reflect"},
         {"W": 2, "S": 2, "padding": ((4, 4), (0, 0))},  # one column of outputs
     ],
@@ -339,6 +339,6 @@ def test_problems_of_other_layouts_and_dtypes_are_left_to_others():
     ):
         assert resident.tiles(replace(problem, **change)) == []
     for stride, gradient in (((2, 8), True), ((3, 1), False), ((1, 6), False)):
-        strided = replace(problem, geometry=replace(geometry, stride=stride))
+        strided = replace(problem, geometry=replace(geometry, given_stride=stride))
         assert resident.is_legal(strided), stride
         assert resident.is_legal(replace(strided, op="dgrad")) == gradient, stride

@@ -173,8 +173,8 @@ def test_it_is_taken_where_the_model_says_that_it_saves_much(op, dtype):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"stride": (2, 2)},
-        {"dilation": (2, 1)},
+        {"given_stride": (2, 2)},
+        {"given_dilation": (2, 1)},
         {"R": 1, "padding": ((0, 0), (1, 1))},
         {"C": 72, "K": 72},
         {"N": 2, "per_sample": True},

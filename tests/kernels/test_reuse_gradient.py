@@ -142,7 +142,7 @@ def test_values_that_are_not_finite_stay_with_taps_that_read_them(name):
 def test_boxes_divide_planes_or_may_overhang_them(N, H, W, stride):
     for pad in (0, 1):  # without padding, the middle tap reads pixels beside both ends of dy
         sizes = {"H": H // stride * stride, "W": W // stride * stride}
-        changes = {**sizes, "N": N, "stride": (stride,) * 2, "padding": ((pad, pad),) * 2}
+        changes = {**sizes, "N": N, "given_stride": (stride,) * 2, "padding": ((pad, pad),) * 2}
         geometry = replace(LAYER, **changes)
         tiles = reuse_gradient.tiles(problem_of(geometry))
         assert tiles or pad == 0
@@ -159,7 +159,7 @@ def test_where_boxes_may_overhang():
     for window, extent, stride, dilation, pads, taps in itertools.product(
         (1, 2, 3, 5), (11, 12), (1, 2, 3), (1, 2), ((0, 0), (1, 1), (2, 1), (0, 2), (-1, 1)), (1, 3)
     ):
-        changes = {"S": window, "stride": (1, stride), "dilation": (1, dilation)}
+        changes = {"S": window, "given_stride": (1, stride), "given_dilation": (1, dilation)}
         geometry = replace(LAYER, W=extent, padding=((0, 0), pads), **changes)
         outside = np.array(  # (side, tap) of every pixel beside dy
             [
@@ -192,7 +192,7 @@ def test_it_is_taken_where_the_model_says_that_it_saves_much():
     ("dtype", "changes"),
     [
         (torch.float32, {}),
-        (HALF, {"H": 57, "stride": (2, 1)}),
+        (HALF, {"H": 57, "given_stride": (2, 1)}),
         (HALF, {"N": 2, "per_sample": True}),
         (HALF, {"padding_mode": "reflect"}),
         (HALF, {"C": 72, "K": 72, "groups": 6}),

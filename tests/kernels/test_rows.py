@@ -200,6 +200,6 @@ def test_windows_too_large_for_a_thread_have_no_rows_kernel(op):
 
 def test_the_adjoint_of_the_adjoint_is_the_geometry():
     for geometry in GEOMETRIES.values():
-        if geometry.stride == (1, 1):
+        if geometry.given_stride == (1, 1):
             assert geometry.adjoint().adjoint() == geometry
             assert geometry.adjoint().y_shape == geometry.x_shape

@@ -207,7 +207,7 @@ def test_large_windows_take_one_pass_and_small_ones_all_taps_at_once(dtype):
 
 
 def test_other_correlations_have_no_plan_of_one_pass():
-    strided = dataclasses.replace(problem(64, 5).geometry, stride=(2, 1))
+    strided = dataclasses.replace(problem(64, 5).geometry, given_stride=(2, 1))
     dense = geometry_of((1, 4, 64, 64), (8, 4, 5, 5), padding=((2, 2), (2, 2)))
     for geometry in (strided, dense):
         assert planned.plan(dataclasses.replace(problem(64, 5), geometry=geometry)) is None

@@ -162,7 +162,7 @@ def test_planes_with_gaps_are_no_rows():
         {"dtype": torch.float32},
         {"geometry": replace(LAYER, padding_mode="reflect")},
         {"geometry": replace(LAYER, per_sample=True)},
-        {"geometry": replace(LAYER, stride=(2, 1))},
+        {"geometry": replace(LAYER, given_stride=(2, 1))},
         {"geometry": replace(LAYER, C=128, K=128)},
         {"layout": replace(PLANES, x_row="")},
         {"layout": replace(PLANES, converts=True)},

@@ -231,7 +231,7 @@ def test_multiply_adds_include_places_without_a_tap():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"dilation": (2, 1)},
+        {"given_dilation": (2, 1)},
         {"N": 2, "per_sample": True},
         {"padding_mode": "reflect"},
         {"C": 8, "K": 8},

@@ -19,7 +19,7 @@ def torch_fprop(x, weight, bias, geometry):
         weight = weight.flip(-2, -1)
     mode = "constant" if g.padding_mode == "zeros" else g.padding_mode
     x = F.pad(x, (*g.padding[1], *g.padding[0]), mode=mode)
-    steps = (g.stride, 0, g.dilation)
+    steps = (g.given_stride, 0, g.given_dilation)
     if not g.per_sample:
         return F.conv2d(x, weight, bias, *steps, g.groups)
     samples = x.reshape(1, g.N * g.C, *x.shape[-2:])

@@ -233,9 +233,9 @@ def test_expected_values_are_the_references(per_sample, draws, monkeypatch):
         6,
         3,
         2,
-        stride=(2, 1),
+        given_stride=(2, 1),
         padding=((2, 1), (0, 3)),
-        dilation=(1, 2),
+        given_dilation=(1, 2),
         groups=2,
         per_sample=per_sample,
     )

@@ -156,7 +156,7 @@ def test_the_planner_takes_what_was_written_and_only_for_its_key(directory):
     tables = DENSE.table_plan(DEVICE).tile
     assert planned(replace(geometry, N=8 * geometry.N)).tile != target.tile, "too far"
     assert planned(replace(geometry, padding=((0, 0), (0, 0)))).tile == target.tile
-    assert planned(replace(geometry, stride=(2, 2))).tile != target.tile
+    assert planned(replace(geometry, given_stride=(2, 2))).tile != target.tile
     assert planned(dtype=torch.float16).tile == tables
     assert planned(layout=Layout()).tile != target.tile, "planes are copied or read by pointers"
     assert planned(layout=replace(last, int64=True)).tile != target.tile

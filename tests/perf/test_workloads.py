@@ -37,20 +37,19 @@ def test_names_are_unique():
 @ALL
 def test_output_is_pytorchs(workload):
     g = workload.geometry
-    shapes, steps = (g.x_shape, g.weight_shape), (g.stride, g.padding, g.dilation, g.groups)
+    shapes, stride, dilation = (g.x_shape, g.weight_shape), g.given_stride, g.given_dilation
+    steps = stride, g.padding, dilation, g.groups
     assert ops.geometry_of(*shapes, *steps, padding_mode=g.padding_mode) == g
     (top, bottom), (left, right) = g.padding
     if "transposed" in workload.tags:
         shape = (g.K, g.group_C, g.R, g.S)
         x = F.conv_transpose2d(
-            meta(g.y_shape), meta(shape), None, g.stride, (top, left), 0, g.groups, g.dilation
+            meta(g.y_shape), meta(shape), None, stride, (top, left), 0, g.groups, dilation
         )
         assert tuple(x.shape) == g.x_shape
         return
     x, weight = meta(g.x_shape), meta(g.weight_shape[-4:])
-    y = F.conv2d(
-        F.pad(x, (left, right, top, bottom)), weight, None, g.stride, 0, g.dilation, g.groups
-    )
+    y = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, None, stride, 0, dilation, g.groups)
     assert tuple(y.shape) == g.y_shape
 
 

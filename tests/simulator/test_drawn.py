@@ -57,6 +57,7 @@ def draw_geometry(rng, least=5):
     N = rng.choice([1, 2, 3])
     weight = (K, C // groups, R, S)
     few = list(range(least, 5))
+    far = [(1, 16), (16, 1), (16, 2)] if few else []  # one row, or column, of outputs
     return geometry_of(
         (
             N,
@@ -65,7 +66,7 @@ def draw_geometry(rng, least=5):
             rng.choice([*few, 5, 7, 8, 13, 14, 16, 24, 31]),
         ),
         (N, *weight) if kind == "bank" else weight,
-        rng.choice([(1, 1), (1, 1), (1, 1), (2, 2), (2, 1), (1, 2), (3, 3)]),
+        rng.choice([(1, 1), (1, 1), (1, 1), (2, 2), (2, 1), (1, 2), (3, 3), *far]),
         tuple(padding),
         dilation,
         groups,
