@@ -366,6 +366,11 @@ def tiles(problem: Problem) -> list[GemmTile]:
         return [many, few, *(tile for tile in narrow if filters <= tile.BLOCK_M < 2 * filters)]
     if not problem.reduced:  # nothing to sum
         return []
+    g = problem.geometry
+    if problem.product == "tf32" and problem.reduced * g.R * g.S == 1:
+        # Nothing to sum but one product, for which others are faster. Triton can keep such an
+        # image in registers, and write them while a wgmma reads them (dgrad of one column).
+        return []
     found = _pixel_tiles(problem)
     if problem.layout.heavy_epilogue:  # 128 x 256 sums would spill, and 128 x 128 of NCHW images
         columns = 256 if problem.layout.channels_last else 128

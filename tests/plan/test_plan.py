@@ -8,7 +8,7 @@ from cases import CASES, DTYPES
 from plans import H200, OPS, planned
 
 from tricorr.ops import ArgumentError, geometry_of
-from tricorr.ops.plan import choose, rows
+from tricorr.ops.plan import choose, gemm, rows
 from tricorr.ops.plan.cost import partial_bytes
 from tricorr.ops.plan.device import DEVICES as KNOWN
 from tricorr.ops.plan.device import GEMM_MIN, INTERPRETER, MAX_WORKSPACE, Device
@@ -175,3 +175,12 @@ def test_a_grid_too_large_to_launch_is_refused():
     layout = Layout(channels_last=True, int64=True)
     with pytest.raises(ArgumentError, match=r"\d programs, more than the 2147483647"):
         planned("fprop", too_large, torch.float16, layout, INTERPRETER)
+
+
+def test_one_product_in_tf32_is_no_gemm():
+    """Triton may write registers of such an image while a wgmma reads them."""
+    for op, C, K in (("fprop", 1, 64), ("dgrad", 64, 1)):
+        for R in (1, 3):
+            g = geometry_of((2, C, 7, 7), (K, C, R, R))
+            problem = Problem(op, g, torch.float32, "tf32", device=H200)
+            assert bool(gemm.tiles(problem)) == (R > 1)
