@@ -320,9 +320,12 @@ def fits(tile: FlatTile, problem: Problem) -> bool:
     g, made = problem.geometry, tile.copies(problem)
     sums, limits = m * n / problem.threads(tile), problem.device.limits
     alone = tile.unfolded == "dy" and made.phases > 1 and g.R % tile.BLOCK_S
+    # 8 bytes (128 x 64 sums for each of 3 taps, sm_100, Triton 3.7.1)
+    spills = problem.device.arch == "100" and tile.unfolded == "dy" and tile.BLOCK_S > 1
     return (
         is_launchable(tile, problem)
         and not alone
+        and not spills
         and tile.BLOCK_S <= made.taps
         and 1 <= sums <= limits.registers // 2 + 1
         and tile.shared_bytes(problem) <= limits.shared

@@ -114,6 +114,7 @@ class GemmTile:
         blackwell = problem.op == "wgrad" and problem.device.arch == "100"
         parks |= blackwell and problem.product == "tf32"
         # A limit makes ptxas spill 16 or 32 bytes of float64 there.
+        blackwell |= problem.op == "dgrad_frame" and problem.device.arch == "100"
         parks |= problem.dtype == torch.float64 and not blackwell
         return MAX_REGISTERS if parks else None
 
