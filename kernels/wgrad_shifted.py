@@ -12,9 +12,9 @@ which (i,j) reads it: that of the call for x, (*) solved for dy where the stride
 outside of the image are zero, so where the other image is not finite, all results of its channel
 may be so.
 
-Boxes are counted through (n, pixels of a plane); beyond the plane both operands are zero. With NHWC
-the image that stays is (N, H, W, C) in memory, else (N, C, H, W). Sums in float32; split i sums
-boxes [i * SPLIT_BOXES, (i+1) * SPLIT_BOXES) and stores at `i * dw_stride_split`, as in wgrad_gemm.
+Boxes are counted through (n, pixels of a plane); beyond the plane the image that stays is zero.
+With NHWC it is (N, H, W, C) in memory, else (N, C, H, W). Sums in float32; split i sums boxes
+[i * SPLIT_BOXES, (i+1) * SPLIT_BOXES) and stores at `i * dw_stride_split`, as in wgrad_gemm.
 """
 
 import triton
@@ -62,7 +62,7 @@ def wgrad_shifted(
         READ, PRECISION, TILE.BLOCK_K,
     )  # fmt: skip
     for box in range(first, last):
-        # A step ahead; after the last box that one again, which is not multiplied.
+        # Load a step ahead. The last step loads its own box again, and that is not multiplied.
         following = load_shifted(
             shifted_ptr, corner, down, across, tl.minimum(box + 1, last - 1), boxes, W,
             shifted_shape, shifted_strides, READ, PRECISION, TILE.BLOCK_K,
@@ -110,9 +110,9 @@ def load_shifted(
     shifted_ptr, corner, down, across, box, boxes, W, shape, strides,
     READ: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The block [BLOCK_N, BLOCK_K] of a box: what its pixels read through each column's tap.
+    """The elements [BLOCK_N, BLOCK_K] that the pixels of a box read through each column's tap.
 
-    Of pixels beyond the plane, some number that is multiplied by zero.
+    Those of pixels beyond the plane are not masked: the other operand is zero there.
     """
     tile, n = next_digit(box, boxes)
     pixel = tile * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]  # [1, BLOCK_K]

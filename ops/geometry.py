@@ -37,7 +37,7 @@ class cached(Generic[T]):  # noqa: N801 - used as `property` is
 
     def __get__(self, instance: Any, owner: type | None = None) -> T:
         if instance is None:  # of the class, for documentation
-            return self  # type: ignore[return-value]
+            return self  # type: ignore[return-value]  # readers of an instance get a T
         value = self.function(instance)
         if not torch.compiler.is_compiling():
             instance.__dict__[self.function.__name__] = value

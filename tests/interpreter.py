@@ -1,4 +1,4 @@
-"""Patches of Triton's interpreter for the tests: all but the last for speed, a sixth of the time.
+"""Patches of Triton's interpreter for the tests, for speed alone.
 
 - The interpreter computes every integer sum again in 64 bits to check for overflow, even without
   `debug`, where it ignores the result. The patch skips that.
@@ -8,9 +8,6 @@
   once. Each operation makes a table of all types: the patch keeps what was looked up.
 - Each result makes its type, and the type's shape three times as objects of the compiler: the patch
   makes a shape once. The compiler itself stays as it is: these changes last as long as a launch.
-- The interpreter requires the innermost coordinate of a box to be a multiple of 16 bytes. The
-  hardware requires that only of addresses and strides (CUDA C++ Programming Guide, alignment of
-  bulk tensor copies). The patch drops the check.
 """
 
 import functools
@@ -51,21 +48,6 @@ def _call(function, *args, **kwargs):
     if not function.fn.__module__.startswith("tricorr."):
         return _call_any(function, *args, **kwargs)
     return function.rewrite()(*args, **kwargs)
-
-
-def _materialize_pointers(descriptor, offsets):
-    """(pointers, masks) of the box whose corner is at `offsets`, of any alignment."""
-    itemsize = descriptor.base.dtype.element_ty.primitive_bitwidth // 8
-    pointers = np.broadcast_to(descriptor.base.data, descriptor.block_shape)
-    masks = np.ones(descriptor.block_shape, dtype=bool)
-    for axis, extent in enumerate(descriptor.block_shape):
-        shape = [1] * descriptor.ndim
-        shape[axis] = extent
-        index = (offsets[axis].data + np.arange(extent)).reshape(shape)
-        step = itemsize * descriptor.strides[axis].data
-        pointers = pointers + (index * step).astype(np.uint64)
-        masks = masks & (index >= 0) & (index < descriptor.shape[axis].data)
-    return interpreter.TensorHandle(pointers, descriptor.base.dtype.scalar), masks
 
 
 def _patch_builtin(package, builder, scope):
@@ -140,4 +122,3 @@ def install() -> None:
     builder = interpreter.interpreter_builder
     builder.options = replace(builder.options, sanitize_overflow=False)
     interpreter.InterpretedFunction.__call__ = _call
-    interpreter.TensorDescHandle.materialize_pointers = _materialize_pointers
