@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import tensors
 from closeness import check, operands
+from plans import with_tile
 
 from simulator import Fault
 from simulator.calls import FORMATS, calls, planned_as_listed
@@ -15,6 +16,7 @@ from simulator.driver import simulated
 from simulator.mutants import planted, up_to_and_including, without, without_condition
 from tricorr import ops
 from tricorr.ops import geometry_of
+from tricorr.ops.plan.shifted import ShiftedTile
 
 CALLS = {str(call): call for call in calls()}
 FEW = CALLS["sm_90-fprop_stencil-fma-float32-planes-gaps"]
@@ -151,6 +153,42 @@ def copied_patches(rest, back):
     filled[whole] = image[whole]
     is_right = torch.equal(x, filled) if back else torch.equal(patches, cut)
     return "right" if is_right else "wrong"
+
+
+#: (function, change, pattern of the outcome) of weight gradients of few filters.
+SHIFTED = {
+    "mask_of_the_shifted_image": (
+        "load_shifted", without("mask", "load", "side_by_side"), "wrong|load .* dy_ptr|shifted_ptr",
+    ),
+    "halo_of_the_shifted_image": ("is_inside", up_to_and_including("EXTENT"), "wrong|shifted_ptr"),
+    "mask_of_its_sums": (
+        "wgrad_shifted", without("mask", "store", "side_by_side_singly"), "store .* dw_ptr",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "change", "noticed"), SHIFTED.values(), ids=SHIFTED)
+def test_a_fault_in_a_shifted_gradient_is_noticed(name, change, noticed):
+    with simulated(90):
+        with planted(name, change):
+            assert re.search(noticed, shifted_gradient(), re.DOTALL)
+        assert shifted_gradient() == "right"
+
+
+def shifted_gradient():
+    """A weight gradient of three filters, whose dy is shifted by nine taps; the outcome."""
+    from tricorr.ops.launch import entry
+
+    geometry = geometry_of((2, 24, 6, 8), (3, 24, 3, 3), padding=((1, 1), (1, 1)))
+    args = operands("wgrad", *tensors(geometry, torch.bfloat16))
+    plan = with_tile("wgrad", geometry, ShiftedTile(64, 64, 64, "dy", 4, 4))
+    try:
+        check("wgrad", args, geometry, actual=entry.wgrad(*args, geometry, plan=plan))
+    except Fault as fault:
+        return str(fault)
+    except AssertionError as wrong:
+        return f"wrong: {wrong}"
+    return "right"
 
 
 #: (call, pattern in its PTX, pattern of the outcome). Each occurrence is removed alone.
