@@ -16,14 +16,14 @@ import tricorr
 from tricorr.hub import publish as hub
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("hub")
     hub.write(directory)
     return directory
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def kernel(directory):
     """The CPU variant, beside tricorr itself in this process, under the name in its metadata."""
     variant = directory / "build" / "torch-cpu"
