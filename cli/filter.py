@@ -117,7 +117,7 @@ def apply(args: argparse.Namespace) -> Outcome:
     """`tricorr apply`."""
     from ..autograd.functional import convolve2d, corr2d
     from ..learning.learned import LearnedKernel
-    from ..ops import ArgumentError, shown
+    from ..ops import ArgumentError, as_padding, shown
 
     learned = LearnedKernel.load(args.kernel)
     weight, bias = learned.weight, learned.bias
@@ -132,15 +132,26 @@ def apply(args: argparse.Namespace) -> Outcome:
         )
     operator = convolve2d if args.convolution or learned.flip else corr2d
     crop = args.border == "crop"
+    window = tuple(weight.shape)
+    padding = as_padding("valid" if crop else "same", window)
+    sides = zip(learned.padding, padding, strict=True)
+    # Row and column of the first output pixel in the output of the fit's padding.
+    top, left = (of_fit[0] - of_this[0] for of_fit, of_this in sides)
 
     def run(image: torch.Tensor) -> torch.Tensor:
         y = operator(
             image,
             weight.to(image),
-            padding="valid" if crop else "same",
+            padding=padding,
             padding_mode="zeros" if crop else args.border,
         )
-        return y if bias is None else y + bias.to(image)
+        y = y if bias is None else y + bias.to(image)
+        rows, columns = (
+            extent + sum(of_fit) - taps + 1
+            for extent, of_fit, taps in zip(image.shape[-2:], learned.padding, window, strict=True)
+        )
+        surface = learned.surface((y.shape[-2], y.shape[-1]), (top, left), (rows, columns))
+        return y if surface is None else y + surface[0].to(image)
 
     return _each_image(args, args.kernel, Filter("apply", "image"), run)
 

@@ -167,14 +167,29 @@ class LearnedKernel:
             return self.predict(x, padding=padding, origin=origin, size=size).numpy(force=True)
         x = x.to(self.weight)
         y = self._output(x, self.padding if padding is None else padding)
-        if self.background is None:
-            return y
-        coefficients = self.background.clone()
-        coefficients[:, 0] = 0  # the bias, which y includes
         extent = (y.shape[-2], y.shape[-1])
-        order = round((2 * coefficients.shape[1] + 0.25) ** 0.5 - 1.5)
-        surface = Background(order).evaluate(coefficients, extent, Place(origin, size or extent))
+        surface = self.surface(extent, origin, size or extent)
+        if surface is None:
+            return y
         return y + (surface if y.dim() > 2 else surface[0])
+
+    def surface(self, extent: Pair, origin: Pair, size: Pair) -> torch.Tensor | None:
+        """The polynomial background without its constant, which is the bias: (K, rows, columns).
+
+        Args:
+            extent: (rows, columns) of the result.
+            origin: (row, column) of its first pixel in the image that the polynomials span.
+            size: (rows, columns) of that image.
+
+        Returns:
+            The sum of the polynomials; None for a kernel without any.
+        """
+        if self.background is None:
+            return None
+        coefficients = self.background.clone()
+        coefficients[:, 0] = 0
+        order = round((2 * coefficients.shape[1] + 0.25) ** 0.5 - 1.5)
+        return Background(order).evaluate(coefficients, extent, Place(origin, size))
 
     def _output(self, x: torch.Tensor, padding: Any) -> torch.Tensor:
         """The kernel's output, with its bias."""

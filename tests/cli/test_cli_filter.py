@@ -126,6 +126,18 @@ def test_kernels_written_by_learn_are_applied(prints_json, succeeds, photo, tmp_
         assert np.abs(off).max() < 1e-5
 
 
+def test_a_polynomial_background_is_applied_whole(succeeds, photo, tmp_path):
+    """In the fit's coordinates, also where the result has the border that the fit left out."""
+    x = read_image(photo, grey=True).pixels
+    slopes = torch.linspace(0, 1, x.shape[0] - 1)[:, None] - torch.linspace(0, 2, x.shape[1] - 2)
+    y = corr2d(x, torch.tensor([[0.1, 0.2, 0.0], [0.3, 0.5, -0.1]])) + slopes
+    learn_kernel(x, y, (2, 3), background=1).save(tmp_path / "k.npz")
+    np.save(tmp_path / "x.npy", x)
+    for border, part in (("crop", np.s_[:, :]), ("replicate", np.s_[:-1, 1:-1])):
+        succeeds("apply", "k.npz", "x.npy", "-o", "again.npy", "--border", border)
+        assert np.abs(np.load(tmp_path / "again.npy")[part] - y.numpy()).max() < 1e-5
+
+
 def test_kernels_of_a_stride_are_not_applied_without_it(fails, photo, tmp_path):
     x = torch.rand(20, 20)
     learn_kernel(x, x[::2, ::2], 1, stride=2).save(tmp_path / "k.npz")
