@@ -117,7 +117,7 @@ def fprop(
         groups *= geometry.N
         bias = None if bias is None else bias.repeat(geometry.N)
     elif crashes(image, weight, stride):
-        image, stride = image[..., :: stride[0], :: stride[1]], (1, 1)
+        image, stride, padding = _sampled(image, stride, padding), (1, 1), (0, 0)
     y = torch.conv2d(image, weight, bias, stride, padding, geometry.given_dilation, groups)
     if geometry.per_sample:  # not a view, so that the caller may write to it in place
         y = torch.ops.aten._unsafe_view(y, geometry.y_shape)
@@ -192,7 +192,7 @@ def _gradients(
         image, dy = _samples_as_groups(image), _samples_as_groups(dy)
         filters, groups = filters.flatten(0, 1), groups * geometry.N
     elif weight is None and crashes(image, filters, stride):
-        image, stride = image[..., :: stride[0], :: stride[1]], (1, 1)
+        image, stride, padding = _sampled(image, stride, padding), (1, 1), (0, 0)
     dx, dw, _ = torch.ops.aten.convolution_backward(
         dy,
         image,
@@ -224,13 +224,19 @@ def crashes(x: torch.Tensor, weight: torch.Tensor, stride: Any) -> bool:
     """Whether PyTorch 2.13's weight gradient may crash the process (seen on one thread).
 
     It may for strided 1x1 windows if channels are not multiples of 16 and image or weight is
-    channels_last. The caller slices the image by the stride first, which gives the same result.
+    channels_last. The caller takes the pixels that the windows meet, see _sampled.
     """
     if weight.shape[-2:] != (1, 1) or x.dtype != torch.float32 or stride in (1, (1, 1)):
         return False
     if x.shape[-3] % 16 == 0 and weight.shape[0] % 16 == 0:
         return False
     return x.dim() == 4 and (suggests_channels_last(x) or suggests_channels_last(weight))
+
+
+def _sampled(x: torch.Tensor, stride: Pair, padding: Pair) -> torch.Tensor:
+    """The pixels of padded x that 1x1 windows with a stride meet."""
+    h, w = padding
+    return F.pad(x, (w, w, h, h))[..., :: stride[0], :: stride[1]]
 
 
 def _add_images(dx_padded: torch.Tensor, geometry: Geometry) -> torch.Tensor:

@@ -107,6 +107,16 @@ def test_strided_pointwise_weight_gradient_of_channels_last_does_not_crash(backe
 
 
 @ALL_OPS
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_padded_strided_pointwise_windows_of_channels_last(backend, op):
+    """PyTorch's crash is avoided by taking pixels of the image: of the padded one."""
+    g = geometry_of((2, 6, 8, 7), (4, 6, 1, 1), (1, 2), ((2, 2), (2, 2)))
+    made = (t.to(memory_format=torch.channels_last) if t.dim() == 4 else t
+            for t in tensors(g, torch.float32, backend.device))  # fmt: skip
+    check(op, operands(op, *made), g)
+
+
+@ALL_OPS
 @pytest.mark.parametrize("name", ["leftover_rows", "many_pixels", "per_sample_groups"])
 def test_the_same_call_gives_the_same_bits(backend, op, name):
     args = operands(op, *tensors(CASES[name], torch.float32, backend.device))
