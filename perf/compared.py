@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from .providers import OURS
 from .rows import Row, latest
-from .workloads import ALL_OPS, BY_NAME, Workload
+from .workloads import ALL_OPS, Workload, known
 
 #: Cases compare in the first of these cache states that was measured.
 CACHES = ("cold", "graph", "warm")
@@ -53,9 +53,7 @@ class Case:
     @property
     def workload(self) -> Workload | None:
         """From the table; None if the row's is not in it any more."""
-        small = self.ours.workload.removesuffix("-small")
-        known = BY_NAME.get(small)
-        return known.scaled() if known and small != self.ours.workload else known
+        return known(self.ours.workload)
 
 
 @dataclass(frozen=True)

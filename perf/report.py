@@ -6,39 +6,24 @@ python -m tricorr.perf report [DIR ...] [--out DIR] [--readme [FILE]]
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..images.extras import needs
-from ..ops.plan.tuned import DIRECTORY as TUNED
 from .compared import Case, Processor, geomean, median_of, processors
 from .providers import OURS
 from .rows import Row, read
 from .targets import verdicts
-from .workloads import ALL_OPS, BY_NAME, OPS
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .workloads import ALL_OPS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-TABLE = RESULTS / "codegen.json"
 START, END = "<!-- performance -->", "<!-- /performance -->"
-#: Okabe and Ito's colour-blind safe colours; markers tell the operators apart too.
-MARKS = {"fprop": ("o", "#0072B2"), "dgrad": ("s", "#E69F00"), "wgrad": ("^", "#009E73")}
 
 
-def page(rows: list[Row], pictures: dict[tuple[str, str], list[tuple[str, str]]]) -> str:
-    """The whole page.
-
-    Args:
-        rows: all of them.
-        pictures: (title, file) of every picture, by (kind, device).
-    """
+def page(rows: list[Row]) -> str:
+    """The whole page."""
     lines = [
         "# Measurements",
         "",
@@ -53,11 +38,11 @@ def page(rows: list[Row], pictures: dict[tuple[str, str], list[tuple[str, str]]]
     if not any(processor.kind == "gpu" for processor in found):
         lines += ["**Nothing here was measured on a GPU.**", ""]
     for processor in found:
-        lines += _processor(processor, pictures.get((processor.kind, processor.device), []))
+        lines += _processor(processor)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _processor(processor: Processor, pictures: list[tuple[str, str]]) -> Iterator[str]:
+def _processor(processor: Processor) -> Iterator[str]:
     if processor.kind == "cpu":
         yield f"## CPU: {processor.device}"
         yield ""
@@ -72,8 +57,6 @@ def _processor(processor: Processor, pictures: list[tuple[str, str]]) -> Iterato
     if processor.kind == "gpu":
         yield from ["### Targets", "", *_targets(processor)]
     yield from _cases(processor.cases())
-    for title, file in pictures:
-        yield from [f"![{title}]({file})", ""]
     yield from _others(processor)
 
 
@@ -159,11 +142,10 @@ def _cases(cases: list[Case]) -> Iterator[str]:
 
 
 def _others(processor: Processor) -> Iterator[str]:
-    """Learning and start-up, which are no single operator."""
+    """Learning and host time, which are no single operator."""
     for op, title in (
         ("learn", "Learning a kernel"),
         ("host", "Host time of a call without its kernels"),
-        ("startup", "Start-up"),
     ):
         rows = [row for row in processor.rows if row.op == op and row.status == "ok"]
         if not rows:
@@ -234,9 +216,7 @@ def readme_section(results: Path = RESULTS) -> str:
     if not gpus:
         lines += [
             "**Nothing has been measured on a GPU yet**, so nothing is claimed about speed: no row",
-            "taken on one is in `perf/results/`. What is known without a GPU:",
-            "",
-            *_known(),
+            "taken on one is in `perf/results/`.",
         ]
     for processor in gpus:
         lines += [*_summary(processor), ""]
@@ -254,32 +234,6 @@ def readme_section(results: Path = RESULTS) -> str:
         END,
     ]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
-
-
-def _known() -> Iterator[str]:
-    """What is known without a GPU, as a list."""
-    yield (
-        "- kernels of every family build for sm_80, sm_90, sm_100 and gfx942 (those that load\n"
-        "  through tensor descriptors for sm_90 and sm_100), with tiles, dtypes and cases dealt\n"
-        "  out among the targets; on sm_90 no register is spilled, on the others none in the loop\n"
-        "  that does the arithmetic (`tests/kernels/test_aot.py`);"
-    )
-    if TABLE.exists():
-        table = json.loads(TABLE.read_text(encoding="utf-8"))
-        entries = table["entries"]
-        mma = sum(bool(entry["loop"]["mma"]) for entry in entries)
-        yield (
-            f"- the machine code of {len(entries)} representative ones, {mma} of them on matrix\n"
-            f"  units: `perf/results/codegen.json` has registers, shared memory and instructions\n"
-            f"  per output, built with Triton {table['triton']}; tests fail when one gets worse;"
-        )
-    yield (
-        "- bounds by arithmetic: `python -m tricorr.perf predict` gives bytes, waste and the\n"
-        "  slowest unit of every workload at datasheet rates: predictions, and optimistic ones."
-    )
-    if not list(TUNED.glob("*.json")):
-        yield ""
-        yield "No tile has been tuned on a device."
 
 
 def _summary(processor: Processor) -> Iterator[str]:
@@ -316,71 +270,12 @@ def with_section(text: str, section: str) -> str:
     return head + section + rest.split(END, 1)[1]
 
 
-def draw(processor: Processor, out: Path) -> list[tuple[str, str]]:
-    """Draws the ratios, if there are any; returns (title, file name) of each picture."""
-    points = [(case, case.ratio) for case in processor.cases() if case.ratio is not None]
-    if not points:
-        return []
-    slug = re.sub(r"[^a-z0-9]+", "-", processor.device.lower()).strip("-")[:40]
-    fallback = "CPU fallback: " * (processor.kind == "cpu")
-    title, file = "Time of the best peer over ours", f"ratio-{processor.kind}-{slug}.png"
-    label = f"{title}, a mark for each dtype\n{fallback}{processor.device}, {processor.cache} cache"
-    _dots(points, label).savefig(out / file)
-    return [(title, file)]
-
-
-def _dots(points: list[tuple[Case, float]], title: str) -> Figure:
-    """Workloads as lines, in the table's order; operators side by side in a line."""
-    with needs("plots"):
-        from matplotlib.figure import Figure
-    present = {case.ours.workload for case, _ in points}
-    known = [name for full in BY_NAME for name in (full, f"{full}-small") if name in present]
-    names = [*known, *sorted(present - set(known))]
-    figure = Figure(figsize=(9.5, 1.6 + 0.27 * len(names)), layout="constrained", dpi=100)
-    panel = figure.subplots()
-    panel.set_title(title, fontsize=11)
-    panel.set_xlabel("time of the best peer / ours (log scale): right of 1 ours is faster")
-    panel.set_xscale("log")
-    low = min(0.8, *(ratio for _, ratio in points)) / 1.15
-    panel.set_xlim(low, max(1.25, *(ratio for _, ratio in points)) * 1.15)
-    panel.axvspan(low, 1, color="#F3E3DC", zorder=0)
-    panel.axvline(1, color="black", linewidth=1.2, zorder=2)
-    panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    panel.xaxis.set_minor_formatter("")
-    for op in OPS:
-        marker, colour = MARKS[op]
-        for memory_format, face in (("NCHW", colour), ("channels_last", "white")):
-            mine = [
-                (value, names.index(case.ours.workload) + 0.24 * (OPS.index(op) - 1))
-                for case, value in points
-                if (case.ours.op, case.ours.format) == (op, memory_format)
-            ]
-            if mine:
-                panel.plot(
-                    *zip(*mine, strict=True),
-                    marker=marker,
-                    color=colour,
-                    markerfacecolor=face,
-                    markersize=5.5,
-                    linestyle="none",
-                    zorder=3,
-                    label=f"{op}, {memory_format}",
-                )
-    panel.set_yticks(range(len(names)), names, fontsize=8.5)
-    panel.set_ylim(len(names) - 0.4, -0.6)
-    panel.grid(color="#D8D8D8", linewidth=0.6, zorder=1)
-    panel.spines[["top", "right", "left"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return figure
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `python -m tricorr.perf report`."""
     parser.add_argument(
         "results", nargs="*", type=Path, metavar="DIR", help="with rows (perf/results)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="for the page (the first DIR)")
-    parser.add_argument("--no-plots", action="store_true", help="only the text")
     parser.add_argument(
         "--readme",
         nargs="?",
@@ -392,7 +287,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Writes the page and its pictures, and the README's section if asked to."""
+    """Writes the page, and the README's section if asked to."""
     sources: list[Path] = options.results or [RESULTS]
     missing = [source for source in sources if not source.exists()]
     if missing and options.results:
@@ -407,24 +302,14 @@ def main(options: argparse.Namespace) -> int:
         print(f"no rows in {', '.join(map(str, sources))}: `python -m tricorr.perf all` takes some")
         return 0
     out: Path = options.out or (sources[0] if sources[0].is_dir() else sources[0].parent)
-    path, pictures = write(rows, out, plots=not options.no_plots)
-    drawn = f", with {', '.join(pictures)}" if pictures else ""
-    print(f"{path} from {len(rows)} rows{drawn}")
+    print(f"{write(rows, out)} from {len(rows)} rows")
     return 0
 
 
-def write(rows: list[Row], out: Path, plots: bool = True, head: str = "") -> tuple[Path, list[str]]:
-    """Writes report.md and its pictures into a directory; returns their names.
-
-    Args:
-        rows: all of them.
-        out: the directory.
-        plots: whether to draw.
-        head: what a run has to say, before the tables.
-    """
+def write(rows: list[Row], out: Path, head: str = "") -> Path:
+    """Writes report.md into a directory; `head` stands before the tables."""
     out.mkdir(parents=True, exist_ok=True)
-    pictures = {(p.kind, p.device): draw(p, out) for p in processors(rows)} if plots else {}
     path = out / "report.md"
     text = f"```\n{head}\n```\n\n" if head else ""
-    path.write_text(text + page(rows, pictures), encoding="utf-8")
-    return path, [file for found in pictures.values() for _, file in found]
+    path.write_text(text + page(rows), encoding="utf-8")
+    return path

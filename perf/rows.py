@@ -28,7 +28,6 @@ CHOICES = {
         "wgrad",
         "backward",
         "learn",
-        "startup",
         "host",
         "call",
         "train",
@@ -56,9 +55,8 @@ class Row:
         workload: a name in the table of workloads; "-small" marks one scaled down.
         suite: where the workload comes from.
         op: "fprop", "dgrad" or "wgrad", one of them alone; "backward", the last two in one call;
-            "learn"; "startup"; "host", a call
-            without its kernels; of `cpu`, a "call", one with its gradients ("train"), or a
-            "filter".
+            "learn"; "host", a call without its kernels; of `cpu`, a "call", one with its gradients
+            ("train"), or a "filter".
         dtype: of the tensors; "tf32" is float32 multiplied in TF32, "float32" is not; "uint8" is
             an image of bytes under float32 filters.
         format: memory format that all tensors of the call already have.

@@ -365,6 +365,11 @@ def find(name: str) -> Workload:
     return BY_NAME[base].scaled() if base != name else BY_NAME[name]
 
 
+def known(name: str) -> Workload | None:
+    """The same, or None if there is none."""
+    return find(name) if name.removesuffix("-small") in BY_NAME else None
+
+
 def select(suites: Iterable[str] = ()) -> list[Workload]:
     """The workloads of these suites, of all if none is named."""
     chosen = set(suites) or set(SUITES)

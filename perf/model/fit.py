@@ -16,21 +16,18 @@ import math
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ...ops.explain import device_named
 from ...ops.plan import choose
-from ...ops.plan.cost import EXPOSED, key_of, seconds_of, times_of
+from ...ops.plan.cost import EXPOSED
 from ...ops.plan.device import DEVICES, Device
 from ...ops.plan.measured import FEWEST_CALLS, parse
-from ...ops.plan.problem import Plan, Problem
-from ..providers import OURS
 from ..rows import Row, read
-from ..session.calibrate import Calibration, Timed, grouped, plan_of
-from ..workloads import ALL_OPS, BY_NAME, find
+from .calibration import Sample, calibration_of, samples, with_constants
 from .planned import describe
 
 #: Shares of EXPOSED that are tried.
@@ -41,81 +38,6 @@ CONSTANTS = ["copy", "l2", "latency"]
 MULTIPLIERS = ("families", "kernels")
 #: A plan within this factor of the fastest counts as right.
 RIGHT = 1.1
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A measured launch, and what the planner knows of it."""
-
-    row: Row
-    plan: Plan
-    problem: Problem
-
-    @property
-    def call(self) -> tuple[str, str, str, str]:
-        """What was computed."""
-        return self.row.workload, self.row.op, self.row.dtype, self.row.format
-
-    @property
-    def seconds(self) -> float:
-        """Measured."""
-        return (self.row.ms or 0.0) / 1e3
-
-    @property
-    def kernel(self) -> str:
-        """The key of its multiplier."""
-        return key_of(self.plan, self.problem)
-
-    def ratio(self, exposed: float | None = None) -> float:
-        """Measured over predicted, without multipliers, with another share exposed if given.
-
-        The copies of an exchange have no multiplier: their predicted time, or nine tenths of the
-        measured time if that is less, is taken from both.
-        """
-        times = times_of(self.plan.work(self.problem), self.problem.device)
-        if exposed is not None:
-            times = times._replace(exposed=exposed)
-        kernel = max(self.seconds - times.exchange, self.seconds / 10)
-        return kernel / (times.predicted - times.exchange)
-
-    def predicted(self, device: Device) -> float:
-        """Seconds with the multipliers of a device."""
-        return seconds_of(self.plan, replace(self.problem, device=device))
-
-    def error(self, device: Device) -> float:
-        """|log(measured / predicted)| with the multipliers of a device."""
-        return abs(math.log(self.seconds / self.predicted(device)))
-
-
-def samples(rows: Iterable[Row], device: Device) -> list[Sample]:
-    """The fastest row of every plan of ours that can be made again, caches cold."""
-    fastest: dict[tuple[object, ...], Row] = {}
-    for row in rows:
-        ours = row.provider.partition("@")[0] == OURS and row.op in ALL_OPS and row.plan
-        if not ours or row.status != "ok" or row.cache != "cold" or row.ms is None:
-            continue
-        if row.workload.removesuffix("-small") in BY_NAME:
-            key = (row.workload, row.op, row.dtype, row.format, row.plan)
-            if key not in fastest or row.ms < (fastest[key].ms or math.inf):
-                fastest[key] = row
-    found = []
-    for row in fastest.values():
-        if (planned := plan_of(row, find(row.workload), device)) is not None:
-            found.append(Sample(row, *planned))
-    return found
-
-
-def calibration_of(found: Sequence[Sample], rates: dict[str, float]) -> Calibration:
-    """The multipliers that samples give."""
-    timed = [
-        (s, Timed(s.plan.family, s.kernel, s.seconds, s.seconds / s.ratio(), s.row.host_us))
-        for s in found
-    ]
-    last = max((s.row for s in found), key=lambda row: row.time)
-    versions = {name: getattr(last, name) for name in ("driver", "torch", "triton", "revision")}
-    families = grouped((sample.plan.family, entry) for sample, entry in timed)
-    kernels = grouped((sample.kernel, entry) for sample, entry in timed)
-    return Calibration(last.device, last.time, versions, rates, families, kernels)
 
 
 def shares(found: Sequence[Sample]) -> dict[str, tuple[int, float]]:
@@ -186,11 +108,11 @@ def main(options: argparse.Namespace) -> int:
     if options.rates is not None:
         known = json.loads(options.rates.read_text(encoding="utf-8"))["rates"]
     rates = {name: known[name] for name in options.constants if known.get(name) is not None}
-    constants = parse({"measured": "now", "rates": rates, "families": {}})
+    constants = with_constants(device, rates)
     rows = [row for path in options.rows for row in read(path)]
     if options.without:
         rows = [row for row in rows if not re.search(options.without, name_of(row))]
-    found = samples(rows, replace(device, measured=constants))
+    found = samples(rows, constants, constants)
     if not found:
         print("no row is of a plan that the planner still offers")
         return 1

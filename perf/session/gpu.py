@@ -23,7 +23,7 @@ from .stages import carry_out
 from .tasks import tasks_of
 
 #: Suites and operators that are no convolutions.
-OTHERS = ("learn", "host", "startup")
+OTHERS = ("learn", "host")
 PEERS = tuple(provider.name for provider in PROVIDERS if provider.name != OURS)
 
 
@@ -49,7 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--peer", nargs="*", choices=PEERS, metavar="PEER",
         help=f"only these peers, of {', '.join(PEERS)}; none if none is named",
     )  # fmt: skip
-    parser.add_argument("--ncu", action="store_true", help="profile six launches at the end")
     parser.add_argument("--list", action="store_true", help="print the rows in order and stop")
 
 
@@ -88,7 +87,6 @@ def main(options: argparse.Namespace) -> int:
         stages if rig.kind == "gpu" else ["rows"],
         tasks,
         PEERS if options.peer is None else tuple(options.peer),
-        ncu=options.ncu,
     )
     try:
         carry_out(run)

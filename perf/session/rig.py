@@ -14,7 +14,7 @@ from ..providers import PROVIDERS, Call, Operands, Provider
 from ..timing.ceilings import Ceilings, measure_ceilings
 from ..timing.machine import Clocks, Machine, machine
 from ..timing.timers import BUDGET, CpuTimer, GpuTimer, Timer
-from ..workloads import Workload, find
+from ..workloads import Workload, known
 
 if TYPE_CHECKING:
     from ...ops.plan.device import Device
@@ -73,10 +73,7 @@ class GpuRig:
 
     def workload(self, name: str) -> Workload | None:
         """A workload of the table, by name; None if there is none."""
-        try:
-            return find(name)
-        except KeyError:
-            return None
+        return known(name)
 
     def is_checked(self, kernel: str, dtype: str) -> bool:
         """Whether tiny calls of a kernel are made: of all."""

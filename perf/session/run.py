@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,25 +29,19 @@ from .tasks import Task
 
 if TYPE_CHECKING:
     from ...ops.plan.problem import Plan
-    from .calibrate import Calibration
+    from ..model.calibration import Calibration
     from .tune import Outcome
 
-STAGES = ("check", "families", "rows", "tune", "feedback", "sanitize")
+STAGES = ("check", "families", "rows", "tune", "feedback")
 #: Share of the budget after which a stage begins nothing new.
-UNTIL = {"check": 0.35, "families": 0.55, "rows": 0.83, "tune": 0.95, "sanitize": 0.95}
+UNTIL = {"check": 0.35, "families": 0.55, "rows": 0.83, "tune": 0.95}
 #: Seconds that are kept for the report.
 RESERVE = 4.0
 #: First guesses of a job's seconds, by group; what was measured replaces them.
 GUESSES = {
-    "gpu": {
-        "core": 4.0, "compile": 15.0, "max-autotune": 40.0, "learn": 10.0, "host": 6.0,
-        "startup": 60.0,
-    },
-    "cpu": {
-        "core": 1.0, "compile": 1.0, "max-autotune": 1.0, "learn": 5.0, "host": 6.0,
-        "startup": 40.0,
-    },
-}  # fmt: skip
+    "gpu": {"core": 4.0, "compile": 15.0, "max-autotune": 40.0, "learn": 10.0, "host": 6.0},
+    "cpu": {"core": 1.0, "compile": 1.0, "max-autotune": 1.0, "learn": 5.0, "host": 6.0},
+}
 #: Times that one job may end the measuring process.
 MOST_RESTARTS = 4
 #: Losses, wins and plans that change with the calibration, that the last lines show at most.
@@ -67,7 +60,6 @@ class Run:
         tasks: the rows that are wanted, in order.
         peers: names of the peers that take part.
         say: prints a line.
-        ncu: whether Nsight Compute profiles some launches at the end.
         left: tasks for which there was no time.
         off: why a kernel is left out in a dtype, by (kernel, dtype).
     """
@@ -79,7 +71,6 @@ class Run:
     tasks: Sequence[Task] = ()
     peers: tuple[str, ...] = tuple(p.name for p in PROVIDERS if p.name != OURS)
     say: Callable[[str], None] = print
-    ncu: bool = False
     left: list[Task] = field(default_factory=list)
     off: dict[tuple[str, str], str] = field(default_factory=dict)
 
@@ -296,8 +287,7 @@ class Run:
     def finish(self) -> None:
         """Writes the report and prints its summary."""
         text = "\n".join(self.summary())
-        plots = self.remaining > -RESERVE and find_spec("matplotlib") is not None
-        report.write(self.recorded, self.out, head=text, plots=plots)
+        report.write(self.recorded, self.out, head=text)
         self.say(text)
 
     def summary(self) -> Iterator[str]:

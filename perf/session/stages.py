@@ -6,7 +6,6 @@ families: families, formats, programs and register limits where the model has th
 rows: the table of workloads, one of every regime in all passes before a second of any.
 tune: a search of tiles where another family won.
 feedback: constants and a multiplier for each family, as data for the planner.
-sanitize: Nsight Compute if asked for, then compute-sanitizer.
 """
 
 from __future__ import annotations
@@ -15,18 +14,17 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 from ...ops.plan.tuned import file_of
+from ..model.calibration import calibration_of, changed_plans, samples, with_constants, write
 from ..model.planned import PlannedCall, describe
 from ..providers import OURS
 from ..rows import Row
 from ..timing.measure import Job, contenders_of
-from ..workloads import ALL_OPS
-from . import calibrate, checks, tools
+from . import checks
 from . import tune as tuning
 from .processes import ProcessError
-from .requests import HostCost, Learn, Measure, Search, Start, serve_check
+from .requests import HostCost, Learn, Measure, Search, serve_check
 from .rig import Entrant
 from .run import RESERVE, STAGES, Run, now
 from .shootouts import shootouts
@@ -44,7 +42,6 @@ def carry_out(run: Run) -> None:
         "rows": rows,
         "tune": tune,
         "feedback": feedback,
-        "sanitize": sanitize,
     }
     try:
         run.begin()
@@ -181,12 +178,12 @@ def _job(run: Run, task: Task, job: Job) -> bool:
 
 
 def _no_job(run: Run, task: Task) -> bool:
-    """Measures learning, host cost or the start-up. False if the time ran out."""
-    requests: dict[str, Any] = {"learn": Learn(task.name), "host": HostCost(), "startup": Start()}
+    """Measures learning or host cost. False if the time ran out."""
+    request = Learn(task.name) if task.op == "learn" else HostCost()
     limit = 2 * run.rig.job_limit
     timeout = max(1.0, min(limit, run.remaining + RESERVE / 2))
     try:
-        for answer in run.ask(requests[task.op], timeout):
+        for answer in run.ask(request, timeout):
             if isinstance(answer, Row):
                 run.write(answer)
     except ProcessError as error:
@@ -282,26 +279,16 @@ def _undecided(run: Run) -> list[tuning.Job]:
 
 def feedback(run: Run) -> None:
     """Writes calibration.json: how the measured times differ from the model."""
-    device = calibrate.with_constants(run.device, run.ceilings)
-    timed = [
-        timed
-        for row in run.has(status="ok", cache=run.rig.cold[0])
-        if row.provider.partition("@")[0] == OURS and row.op in ALL_OPS
-        if (workload := run.rig.workload(row.workload))
-        for timed in calibrate.timed_by(row, workload, run.device, device)
-    ]
+    rates = {} if run.ceilings is None else run.ceilings.constants()
+    constants = with_constants(run.device, rates)
+    found = samples(run.has(), run.device, constants, run.rig.workload)
+    if not found:
+        run.say("no row is of a plan: nothing to calibrate")
+        return
     calls = _calls(run)
-    run.calibration = calibrate.calibration(run.device, run.machine, run.ceilings, timed)
-    run.changed = calibrate.changed_plans(run.calibration, run.device, calls)
-    calibrate.write(run.out / "calibration.json", run.calibration, run.changed)
+    run.calibration = calibration_of(found, rates)
+    run.changed = changed_plans(run.calibration, run.device, calls)
+    write(run.out / "calibration.json", run.calibration, run.changed)
     for line in run.calibration.lines():
         run.say(line)
     run.say(f"{len(run.changed)} of {len(calls)} plans change with it")
-
-
-def sanitize(run: Run) -> None:
-    """Nsight Compute if it is asked for, then memcheck and racecheck on tiny calls."""
-    if run.rig.kind == "gpu":
-        if run.ncu:
-            tools.profile(run.out, run.say, lambda: run.left_of("sanitize"))
-        tools.sanitize(run.say, lambda: run.left_of("sanitize"))

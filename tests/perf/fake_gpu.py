@@ -16,9 +16,9 @@ import torch
 from tricorr.ops import reference
 from tricorr.ops.plan import choose
 from tricorr.ops.plan.device import DEVICES
+from tricorr.perf.model.calibration import with_constants
 from tricorr.perf.model.planned import problem_of, seconds_of
 from tricorr.perf.providers import OURS, PROVIDERS, PYTORCH, Provider
-from tricorr.perf.session.calibrate import with_constants
 from tricorr.perf.session.rig import Entrant, GpuRig
 from tricorr.perf.timing.ceilings import Ceilings
 from tricorr.perf.timing.machine import Machine
@@ -29,7 +29,7 @@ NAME = "NVIDIA H200, rehearsed"
 DEVICE = replace(DEVICES["h200"], name=NAME)
 #: Its measured ceilings: L2 is slower than the planner assumes.
 CEILINGS = Ceilings(4.3e12, {"bfloat16": 8e14, "float32": 6e13, "tf32": 4e14}, 5e12, 2e-6, 5e-7)
-TRUE = with_constants(DEVICE, CEILINGS)
+TRUE = with_constants(DEVICE, CEILINGS.constants())
 
 
 class Clock:

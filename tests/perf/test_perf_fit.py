@@ -13,6 +13,7 @@ from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.measured import FEWEST_CALLS, parse
 from tricorr.perf import __main__ as command
 from tricorr.perf.model import fit
+from tricorr.perf.model.calibration import calibration_of, samples
 from tricorr.perf.model.planned import PlannedCall, alternatives, describe
 from tricorr.perf.rows import Row, to_json
 from tricorr.perf.workloads import find
@@ -53,8 +54,8 @@ def test_multipliers_are_recovered_and_the_planner_follows_them():
     name, op = CALLS[1]
     call = PlannedCall(find(name), op, "bfloat16", "channels_last")
     own = choose.plan(call.problem(DEVICE)).family
-    found = fit.samples(recorded(lambda plan: 4.0 if plan.family == own else 2.0), DEVICE)
-    calibration = fit.calibration_of(found, {"copy": 3e12})
+    found = samples(recorded(lambda plan: 4.0 if plan.family == own else 2.0), DEVICE, DEVICE)
+    calibration = calibration_of(found, {"copy": 3e12})
     assert calibration.families[own].multiplier == pytest.approx(4)
     assert calibration.families["banded"].multiplier == pytest.approx(2)
     assert calibration.rates == {"copy": 3e12}
@@ -78,7 +79,7 @@ def test_multipliers_of_kernels_that_were_timed_too_seldom_are_kept():
 
 
 def test_every_so_manieth_call_is_held_out_whole():
-    found = fit.samples(recorded(lambda plan: 1.0), DEVICE)
+    found = samples(recorded(lambda plan: 1.0), DEVICE, DEVICE)
     kept, out = fit.split(found, 3)
     assert {sample.row.workload for sample in out} == {CALLS[2][0]}
     assert len(kept) + len(out) == len(found)
@@ -88,7 +89,7 @@ def test_every_so_manieth_call_is_held_out_whole():
 
 @pytest.mark.parametrize("share", [0.0, 0.7])
 def test_the_share_of_units_that_do_not_overlap_is_recovered(share):
-    found = fit.samples(recorded(lambda plan: 1.0, share), DEVICE)
+    found = samples(recorded(lambda plan: 1.0, share), DEVICE, DEVICE)
     shares = fit.shares(found)
     assert set(shares) == set(EXPOSED)
     for count, fitted in shares.values():
