@@ -72,7 +72,12 @@ def _gradient_arguments(
 
 
 def _rows_descriptor(image: torch.Tensor, tile: Any, rows: int, channels: int, stride: Pair) -> Any:
-    """Of (rows, images, columns, channels); wgrad_reuse says of what where there are strides."""
+    """Of (rows, images, columns, channels); wgrad_reuse says of what where there are strides.
+
+    The channels of all phases are one axis then. Of a view of larger images, a box that overhangs
+    the view's channels reads others between them, whose sums are not stored. The axis ends with the
+    view's last channel, so no box reads behind the view.
+    """
     n, c, h, w = image.shape
     stride_n, _, stride_h, stride_w = image.stride()
     sizes, strides = [h, n, w, c], [stride_h, stride_n, stride_w, 1]

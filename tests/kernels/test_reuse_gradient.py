@@ -116,6 +116,26 @@ def test_random_operands():
     check("wgrad", args, geometry, actual=launched(args, geometry, tile, parts, dtype))
 
 
+@pytest.mark.parametrize("name", ["strides", "patches_of_sixteen_phases"])
+def test_boxes_of_a_view_end_with_its_last_element(name):
+    """Of strides, boxes may read between the channels of a view, but not behind its last one."""
+    from tricorr.ops.launch.wgrad_launch import wgrad_calls
+
+    geometry, tile, parts, dtype = CALLS[name]
+    _, weight, _, dy = tensors(geometry, dtype)
+    n, c, h, w = geometry.x_shape
+    whole = torch.empty(n, c + 32, h, w, dtype=dtype, memory_format=torch.channels_last)
+    x = whole[:, 32:]
+    plan = choose.plan_with_tile(problem_of(geometry), tile, parts)
+    dy = dy.contiguous(memory_format=torch.channels_last)
+    [call, *_] = wgrad_calls(x, dy, torch.empty_like(weight), geometry, plan)
+    described = [a for name, a in call.arguments.items() if name.startswith("x") and "desc" in name]
+    assert described[0].base.data_ptr() == x.data_ptr()
+    for one in filter(None, described):
+        last = sum((n - 1) * step for n, step in zip(one.shape, one.strides, strict=True))
+        assert last == sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+
+
 LAYER = geometry_of((32, 64, 56, 56), (64, 64, 3, 3), padding=_SAME)
 
 
