@@ -194,21 +194,43 @@ def _unfenced(ptx: str) -> int:
     return unfenced
 
 
-_FROM_REGISTERS_IN_PTX = re.compile(r"wgmma\.mma_async[^{;]*\{[^}]*\},\s*\{")
+_LEFT_IN_REGISTERS = re.compile(r"wgmma\.mma_async[^{]*\{[^}]*\},\s*\{([^}]*)\}")
+_WAIT_FOR_GROUPS = re.compile(r"wgmma\.wait_group\S*\s+(\d+)")
+#: The registers that a PTX instruction writes: its first operand, one register or a vector.
+_WRITTEN = re.compile(r"^\s*(?:@\S+\s+)?[a-z]\S*\s+(\{[^}]*\}|%\w+)", re.MULTILINE)
 
 
 def _overwritten(ptx: str) -> int:
-    """Loops whose last products from registers have no `wgmma.wait_group 0` before the next pass.
+    """Loops that write registers of a wgmma's left operand while it may still read them.
 
-    The next pass writes the registers, which a product in flight still reads (triton issue 9433).
+    A product that one pass leaves in flight may read what the next one writes (triton issue 9433),
+    so two passes are read. Products end where `wgmma.wait_group` leaves fewer groups in flight.
     """
     starts = {found[1]: found.end() for found in re.finditer(r"^(\$L__BB\w+):", ptx, re.MULTILINE)}
     overwritten = 0
     for jump in re.finditer(r"\bbra(?:\.uni)?\s+(\$L__BB\w+)", ptx):
         loop = ptx[starts.get(jump[1], jump.start()) : jump.start()]
-        *_, rest = _FROM_REGISTERS_IN_PTX.split(loop)
-        overwritten += rest != loop and "wgmma.wait_group.sync.aligned 0;" not in rest
+        if _LEFT_IN_REGISTERS.search(loop):
+            overwritten += _writes_operands(2 * loop.split(";"))
     return overwritten
+
+
+def _writes_operands(statements: list[str]) -> bool:
+    """Whether one of the statements writes a register that a product in flight reads."""
+    found = False
+    begun: set[str] = set()  # registers of products of the group that is not committed
+    groups: list[set[str]] = []  # of those in flight, the oldest first
+    for statement in statements:
+        if product := _LEFT_IN_REGISTERS.search(statement):
+            begun.update(re.findall(r"%\w+", product[1]))
+        elif "wgmma.commit_group" in statement:
+            groups, begun = [*groups, begun], set()
+        elif wait := _WAIT_FOR_GROUPS.search(statement):
+            groups = groups[max(0, len(groups) - int(wait[1])) :]
+        elif "wgmma" not in statement and (written := _WRITTEN.search(statement)):
+            busy = begun.union(*groups)
+            found |= not busy.isdisjoint(re.findall(r"%\w+", written[1]))
+    return found
 
 
 class Instruction(NamedTuple):

@@ -322,17 +322,29 @@ def test_a_product_of_copies_needs_a_proxy_fence_after_the_wait():
     assert machine_code._unfenced("\n".join((wait, fence, product, product))) == 0
 
 
-def test_a_product_from_registers_needs_a_wait_before_the_next_pass():
-    load, left = "ldmatrix.x4 {%r9}, [%r1];", "wgmma.mma_async.f32 {%f1, %f2}, {%r9}, %rd1, 1;"
-    shared, jump = "wgmma.mma_async.f32 {%f1, %f2}, %rd2, %rd1, 1;", "@%p1 bra $L__BB0_1;"
-    wait = "wgmma.wait_group.sync.aligned 0;"
+def test_registers_of_a_product_in_flight_are_not_written():
+    load, other = "ldmatrix.x4 {%r8, %r9}, [%r1];", "@%p1 ld.shared.b32 %r7, [%r9];"
+    left = "wgmma.mma_async.f32 {%f1, %f2}, {%r8,%r9}, %rd1, 1;"
+    right = "wgmma.mma_async.f32 {%f1, %f2}, {%r7}, %rd1, 1;"
+    shared = "wgmma.mma_async.f32 {%f1, %f2}, %rd2, %rd1, 1;"
+    commit, jump = "wgmma.commit_group.sync.aligned;", "@%p1 bra $L__BB0_1;"
+
+    def wait(groups):
+        return f"wgmma.wait_group.sync.aligned {groups};"
 
     def count(*lines):
-        return machine_code._overwritten("\n".join(("$L__BB0_1:", *lines)))
+        return machine_code._overwritten("\n".join(("$L__BB0_1:", *lines, jump)))
 
-    assert count(load, left, jump) == count(wait, load, left, jump) == 1
-    assert count(load, left, wait.replace("0", "1"), jump) == 1
-    assert count(load, left, wait, jump) == count(shared, jump) == count(load, left, wait) == 0
+    assert count(load, left, commit) == count(load, wait(0), left, commit) == 1
+    assert count(load, left, commit, wait(1)) == count(load, left, wait(0)) == 1
+    assert count(load, left, commit, wait(0)) == count(wait(0), load, left, commit) == 0
+    assert count(load, shared, commit) == 0
+    # Two sets of registers: each is loaded while products of the other run.
+    load = "// begin inline asm\n" + load
+    turns = (load, left, commit, wait(1), other, right, commit)
+    assert count(*turns, wait(1)) == count(*turns, shared, commit, wait(2)) == 0
+    assert count(*turns, wait(2)) == count(load, left, commit, other, right, commit, load) == 1
+    assert machine_code._overwritten("\n".join((load, left, commit, load))) == 0  # no loop
 
 
 @pytest.mark.parametrize(
