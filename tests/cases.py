@@ -92,6 +92,41 @@ RICH_CASES = (
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+#: One pixel of padding on all sides.
+SAME = ((1, 1), (1, 1))
+FORMATS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
+
+
+def in_format(tensors, format="NHWC"):
+    """The tensors, with images and filters in a memory format, of one pixel too."""
+    return [
+        t.to(memory_format=FORMATS[format]) if t is not None and t.dim() == 4 else t
+        for t in tensors
+    ]
+
+
+def moved(images, layout):
+    """The images in channels_last, or in rows with gaps, or one that begins off alignment."""
+    if layout == "channels_last":
+        return images.to(memory_format=torch.channels_last)
+    *planes, W = images.shape
+    wide = images.new_full((*planes, W + (7 if layout == "rows_apart" else 3)), torch.nan)
+    return (wide[..., :W] if layout == "rows_apart" else wide[..., 3:]).copy_(images)
+
+
+def image(H, W, R, S, padding=(0, 0), N=1, C=1, K=None, groups=1, **more):
+    """Planes with a window each, or filters of all channels of a group where K is given.
+
+    Padding is (rows, columns), each a number or (before, after).
+    """
+    if K is None:
+        K = groups = C
+    sides = tuple(p if isinstance(p, tuple) else (p, p) for p in padding)
+    bank = (N,) if more.pop("per_sample", False) else ()
+    weight = (*bank, K, C // groups, R, S)
+    return geometry_of((N, C, H, W), weight, padding=sides, groups=groups, **more)
+
+
 def tensors(geometry, dtype, device="cpu", make=torch.randn):
     """x, weight, bias and dy of a geometry."""
     shapes = (geometry.x_shape, geometry.weight_shape, (geometry.K,), geometry.y_shape)

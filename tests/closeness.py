@@ -99,6 +99,17 @@ def truth(op, args, geometry):
     return run(op, [to_numpy(t) for t in args], geometry, reference)
 
 
+def exact(op, args, geometry):
+    """The result for whole numbers, whose sums have no error, on CPU in float64."""
+    return torch.from_numpy(truth(op, args, geometry))
+
+
+def check_exact(op, args, geometry, actual):
+    """Compares the result for whole numbers: equal but for the one rounding to its dtype."""
+    expected = exact(op, args, geometry).to(actual.dtype)
+    torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=0, equal_nan=True)
+
+
 def terms(op, geometry):
     """Number of products per element of the result: GEMM_K, plus one for a bias."""
     g = geometry

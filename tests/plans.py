@@ -1,8 +1,9 @@
-"""Plans of the planner, and plans with a tile that a test chooses."""
+"""Plans of the planner, plans with a tile that a test chooses, and calls by such a plan."""
 
 from dataclasses import replace
 
 import torch
+from closeness import run
 
 from tricorr.ops.plan import choose
 from tricorr.ops.plan.device import DEVICES, INTERPRETER
@@ -19,6 +20,19 @@ def boxed(boxes, as_rows=False):
     return Layout(boxes == "NHWC", x_boxes=boxes, y_boxes=boxes, as_rows=as_rows)
 
 
+#: Layouts of images in descriptors' formats, for kernels in Gluon.
+PIXELS = replace(boxed("NHWC"), gluon=True)
+PLANES = replace(boxed("NCHW"), channels_last=False, gluon=True)
+
+
+def problem_of(op, geometry, dtype=torch.float16, copied=False, **changes):
+    """The problem of an H200 for kernels in Gluon; of planes, for tiles that copy the images."""
+    precision = "tf32" if dtype == torch.float32 else "ieee"
+    layout = PLANES if copied else PIXELS
+    problem = Problem(op.removesuffix("_bias"), geometry, dtype, precision, layout, H200)
+    return replace(problem, **changes)
+
+
 def planned(op, geometry, dtype, layout=PLAIN, device=INTERPRETER, precision="ieee"):
     """The planner's plan."""
     return choose.plan(Problem(op, geometry, dtype, precision, layout, device))
@@ -26,5 +40,12 @@ def planned(op, geometry, dtype, layout=PLAIN, device=INTERPRETER, precision="ie
 
 def with_tile(op, geometry, tile, splits=1, precision="ieee", layout=PLAIN, **changes):
     """A plan with the given tile and changed fields."""
-    problem = Problem(op, geometry, torch.float32, precision, layout)
+    problem = Problem(op.removesuffix("_bias"), geometry, torch.float32, precision, layout)
     return replace(choose.plan_with_tile(problem, tile, splits), **changes)
+
+
+def launched(op, args, geometry, plan, **options):
+    """The result of an operator by kernels with this plan."""
+    from tricorr.ops.launch import entry
+
+    return run(op, args, geometry, entry, precision=plan.precision, plan=plan, **options)

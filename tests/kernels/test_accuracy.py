@@ -19,9 +19,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cases import tensors
+from cases import in_format, tensors
 from closeness import operands, run, to_numpy, truth
-from plans import H200, planned, with_tile
+from plans import H200, launched, planned, with_tile
 
 from tricorr.ops import cpu
 from tricorr.ops.plan.banded import BANDED_GRAD_TILES
@@ -88,28 +88,18 @@ def root_mean_square(arrays):
     return float(np.sqrt(np.mean(np.square(arrays))))
 
 
-def draw_operands(op, g, dtype, last):
-    made = tensors(g, dtype)
-    if last:
-        made = [
-            t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in made
-        ]
-    return operands(op, *made)
-
-
 @pytest.mark.parametrize("backend", ["interpreter"], indirect=True)
 @pytest.mark.parametrize(("op", "g", "dtype", "last"), list(_cases()))
 def test_error_is_at_most_twice_that_of_pytorch(backend, op, g, dtype, last):
-    from tricorr.ops.launch import entry as launch
-
     aligned = last and all(channels * dtype.itemsize % 16 == 0 for channels in (g.C, g.K))
     boxes = "NHWC" if aligned else ""
     plan = planned(op, g, dtype, Layout(last, x_boxes=boxes, y_boxes=boxes), H200)
     exact, our_errors, their_errors = [], [], []
     while len(exact) < MOST_DRAWS and np.size(exact) < ELEMENTS:
-        args = draw_operands(op, g, dtype, last)
+        made = tensors(g, dtype)
+        args = operands(op, *(in_format(made) if last else made))
         exact.append(truth(op, args, g))
-        our_errors.append(to_numpy(run(op, args, g, launch, plan=plan)) - exact[-1])
+        our_errors.append(to_numpy(launched(op, args, g, plan)) - exact[-1])
         their_errors.append(to_numpy(run(op, args, g, cpu)) - exact[-1])
     ours, theirs = root_mean_square(our_errors), root_mean_square(their_errors)
     scale = root_mean_square(exact)
@@ -138,10 +128,7 @@ def test_partial_sums_have_32_bits(family, dtype):
     plan = with_tile("wgrad", g, tile, splits=2)
     assert plan.family == family
     assert plan.splits == 2
-    x, weight, _, dy = (
-        t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
-        for t in tensors(g, dtype)
-    )
+    x, weight, _, dy = in_format(tensors(g, dtype))
     first, second = launch.wgrad_calls(x, dy, torch.empty_like(weight), g, plan)
     assert first.arguments["dw_ptr"].dtype == torch.float32
     assert second.arguments["partials_ptr"].dtype == torch.float32

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import DTYPES, tensors, whole_numbers
-from closeness import check, operands, run, to_numpy, truth
-from plans import H200, OPS, planned, with_tile
+from cases import DTYPES, image, moved, tensors, whole_numbers
+from closeness import check, check_exact, operands
+from plans import H200, OPS, launched, planned, with_tile
 
 from tricorr.ops import geometry_of
 from tricorr.ops.plan import banded, choose
@@ -21,14 +21,6 @@ from tricorr.ops.plan.banded import (
 )
 from tricorr.ops.plan.device import DEVICES, INTERPRETER
 from tricorr.ops.plan.problem import Layout, Problem
-
-
-def image(H, W, R, S, padding=(0, 0), N=1, C=1, **more):
-    """C planes, each with a window of its own; padding (rows, columns), the same on both sides."""
-    sides = tuple(p if isinstance(p, tuple) else (p, p) for p in padding)
-    weight = (N, C, 1, R, S) if more.pop("per_sample", False) else (C, 1, R, S)
-    return geometry_of((N, C, H, W), weight, padding=sides, groups=C, **more)
-
 
 GEOMETRIES = {
     # Several blocks along every axis; the last is partly filled.
@@ -88,14 +80,10 @@ CASES = [
 ]
 
 
-def forced(op, geometry, tile, args, *, splits=1, int64=False, **options):
-    from tricorr.ops.launch import entry as launch
-
-    name = op.removesuffix("_bias")
-    precision = options.get("precision", "ieee")
-    chosen = with_tile(name, geometry, tile, splits, precision, int64=int64)
-    actual = run(op, args, geometry, launch, plan=chosen)
-    return check(op, args, geometry, actual=actual, **options)
+def forced(op, geometry, tile, args, *, splits=1, precision="ieee", int64=False):
+    plan = with_tile(op, geometry, tile, splits, precision, int64=int64)
+    actual = launched(op, args, geometry, plan)
+    return check(op, args, geometry, actual=actual, precision=precision)
 
 
 def holds_all_columns(tile, geometry):
@@ -236,35 +224,21 @@ def test_uint8_images_are_read(kernel_backend, op):
 def test_every_alignment(kernel_backend, op, layout):
     geometry = image(4, 24, 3, 9, (1, 4), C=2)
     x, weight, bias, dy = tensors(geometry, torch.float16, kernel_backend.device, whole_numbers)
-    x, dy = (_laid_out(t, layout) for t in (x, dy))
-    args = operands(op, x, weight, bias, dy)
-    actual = forced(op, geometry, GRAD_TILES[1] if op == "wgrad" else TILES[0], args)
-    expected = torch.from_numpy(truth(op, args, geometry))  # whole numbers: no error at all
-    assert to_numpy(actual).tolist() == expected.to(actual.dtype).double().tolist()
+    args = operands(op, moved(x, layout), weight, bias, moved(dy, layout))
+    plan = with_tile(op, geometry, GRAD_TILES[1] if op == "wgrad" else TILES[0])
+    check_exact(op, args, geometry, launched(op, args, geometry, plan))
 
 
 def test_a_nan_stays_in_the_blocks_that_load_it(kernel_backend):
-    from tricorr.ops.launch import entry as launch
-
     geometry = image(12, 64, 3, 5, (1, 2))
     x, weight, bias, _ = tensors(geometry, torch.float16, kernel_backend.device)
     x[0, 0, 6, 40] = torch.nan
-    chosen = with_tile("fprop", geometry, BandedTile(16, 4, 8, 64, 4, 1))
-    y = launch.fprop(x, weight, bias, geometry, plan=chosen)[0, 0]
+    plan = with_tile("fprop", geometry, BandedTile(16, 4, 8, 64, 4, 1))
+    y = launched("fprop", (x, weight, bias), geometry, plan)[0, 0]
     wrong = ~y.isfinite().cpu()
     assert wrong[5:8, 38:43].all()  # the outputs that use it
     wrong[4:8, 32:56] = False  # rows of blocks that read its row, and their columns aligned
     assert not wrong.any()
-
-
-def _laid_out(tensor, layout):
-    if layout == "channels_last":
-        return tensor.to(memory_format=torch.channels_last)
-    N, C, H, W = tensor.shape
-    width = W + 4 if layout == "rows_apart" else W
-    storage = tensor.new_full((N, C, H, width + 3), torch.nan)
-    seen = storage[..., :W] if layout == "rows_apart" else storage[..., 3:]
-    return seen.copy_(tensor)
 
 
 def test_the_alignment_given_to_the_kernel_is_true():

@@ -2,21 +2,11 @@
 
 import pytest
 import torch
-from cases import DTYPES, tensors
-from closeness import check, operands, run
-from plans import with_tile
+from cases import DTYPES, image, moved, tensors
+from closeness import check, operands
+from plans import launched, with_tile
 
-from tricorr.ops import geometry_of
 from tricorr.ops.plan.columns import MAX_STRIDE, ROWS, ColumnsGradTile, ColumnsTile
-
-
-def image(H, W, R, S, padding=(0, 0), N=1, C=1, K=1, groups=1, **more):
-    """An image and filters of its channels; padding (rows, columns), the same on both sides."""
-    sides = tuple(p if isinstance(p, tuple) else (p, p) for p in padding)
-    bank = (N,) if more.pop("per_sample", False) else ()
-    weight = (*bank, K, C // groups, R, S)
-    return geometry_of((N, C, H, W), weight, padding=sides, groups=groups, **more)
-
 
 GEOMETRIES = {
     # With BLOCK_P 4: rows before the loop, none, one or two steps of it, a remainder, rows after.
@@ -48,22 +38,12 @@ STRIDED = {
     "stride_without_full_rows": image(17, 13, 4, 3, (1, 1), stride=(3, 1)),
     "largest_stride": image(37, 9, 21, 2, (3, 1), stride=(MAX_STRIDE, 3)),
     "stride_flipped_and_cropped": image(
-        11,
-        14,
-        5,
-        4,
-        ((1, -1), (2, 0)),
-        N=2,
-        C=2,
-        K=4,
-        groups=2,
-        stride=(2, 3),
-        flip=True,
+        11, 14, 5, 4, ((1, -1), (2, 0)), N=2, C=2, K=4, groups=2, stride=(2, 3), flip=True,
         per_sample=True,
     ),
     "stride_of_which_phases_are_empty": image(2, 9, 5, 3, (4, 1), stride=(3, 3)),
     "stride_mirrored": image(19, 9, 5, 3, (2, 1), stride=(2, 1), padding_mode="reflect"),
-}
+}  # fmt: skip
 # All lanes along one row; lanes across filters, across samples, across channels.
 ROW, FILTERS, SAMPLES, ACROSS = (
     ColumnsTile(4, 32, num_warps=1),
@@ -94,15 +74,12 @@ CASES += [
 ]
 
 
-def forced(op, geometry, tile, args, *, int64=False, **options):
-    from tricorr.ops.launch import entry as launch
-
+def forced(op, geometry, tile, args, *, int64=False):
     splits = 1
     if op == "wgrad":
         tile, splits = GRADIENTS[tile], 2 if int64 else 1
-    chosen = with_tile(op.removesuffix("_bias"), geometry, tile, splits, int64=int64)
-    actual = run(op, args, geometry, launch, plan=chosen)
-    return check(op, args, geometry, actual=actual, **options)
+    plan = with_tile(op, geometry, tile, splits, int64=int64)
+    return check(op, args, geometry, actual=launched(op, args, geometry, plan))
 
 
 @pytest.mark.parametrize(("op", "geometry"), CASES)
@@ -128,12 +105,7 @@ def test_every_dtype(kernel_backend, op, dtype):
 def test_every_layout(kernel_backend, layout, op):
     geometry = image(5, 9, 6, 3, (2, 1), N=2, C=33, K=33, groups=33)
     x, weight, bias, dy = tensors(geometry, torch.float16, kernel_backend.device)
-    if layout == "channels_last":
-        x = x.to(memory_format=torch.channels_last)
-    else:
-        storage = x.new_full((*x.shape[:3], x.shape[3] + 3), torch.nan)
-        x = (storage[..., :-3] if layout == "rows_apart" else storage[..., 3:]).copy_(x)
-    forced(op, geometry, ACROSS, operands(op, x, weight, bias, dy))
+    forced(op, geometry, ACROSS, operands(op, moved(x, layout), weight, bias, dy))
 
 
 def test_an_infinity_reaches_only_outputs_that_use_it(kernel_backend):

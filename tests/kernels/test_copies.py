@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cases import tensors
-from closeness import check, operands, run
-from plans import H200
+from cases import FORMATS, SAME, in_format, tensors
+from closeness import check, operands
+from plans import H200, launched
 
 from tricorr.ops import geometry_of
 from tricorr.ops.launch.formats import empty_in_format
@@ -13,8 +13,6 @@ from tricorr.ops.plan import choose
 from tricorr.ops.plan.boxes import whole_box
 from tricorr.ops.plan.problem import Problem
 from tricorr.ops.plan.tma import TmaTile, is_legal, may_copy, most_taps
-
-FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 def _views(image):
@@ -95,15 +93,14 @@ def test_no_copy_of_a_weight_outlives_its_call(kernel_backend):
         assert torch.equal(launch.fprop(x, weight, None, geometry), 2 * y)
 
 
-_SAME = ((1, 1), (1, 1))
 #: Images that no descriptor can describe as NHWC: planes, or an odd number of channels. Boxes of 16
 #: pixels divide the planes of y, as a weight gradient requires.
 GEOMETRIES = {
-    "rows_of_28_bytes": geometry_of((2, 32, 8, 14), (24, 32, 3, 3), padding=_SAME),
-    "odd_channels": geometry_of((2, 19, 8, 10), (35, 19, 3, 3), padding=_SAME),
-    "step_overhangs": geometry_of((2, 40, 7, 6), (24, 40, 2, 3), padding=_SAME, flip=True),
-    "strided": geometry_of((2, 18, 15, 10), (33, 18, 3, 2), (2, 2), _SAME),
-    "groups": geometry_of((2, 32, 5, 7), (48, 16, 2, 2), padding=_SAME, groups=2),
+    "rows_of_28_bytes": geometry_of((2, 32, 8, 14), (24, 32, 3, 3), padding=SAME),
+    "odd_channels": geometry_of((2, 19, 8, 10), (35, 19, 3, 3), padding=SAME),
+    "step_overhangs": geometry_of((2, 40, 7, 6), (24, 40, 2, 3), padding=SAME, flip=True),
+    "strided": geometry_of((2, 18, 15, 10), (33, 18, 3, 2), (2, 2), SAME),
+    "groups": geometry_of((2, 32, 5, 7), (48, 16, 2, 2), padding=SAME, groups=2),
     "one_column": geometry_of((2, 20, 8, 10), (24, 20, 3, 1), padding=((1, 1), (0, 0))),
     "pointwise": geometry_of((3, 17, 5, 7), (21, 17, 1, 1)),
 }
@@ -126,20 +123,15 @@ def _calls():
                     continue  # boxes of planes start at multiples of 16 bytes of a row
                 if kind == "brain" and name != "odd_channels":
                     continue  # its elements are as wide as those of half
-                yield op, name, kind, ("NCHW", "channels_last")[(turn + i) % 2]
+                yield op, name, kind, ("NCHW", "NHWC")[(turn + i) % 2]
 
 
 @pytest.mark.parametrize(("op", "name", "kind", "format"), list(_calls()))
 def test_kernels_read_copies_through_descriptors(kernel_backend, op, name, kind, format):
-    from tricorr.ops.launch import entry as launch
-
     geometry, (dtype, precision) = GEOMETRIES[name], KINDS[kind]
-    args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
-    given = [
-        t.to(memory_format=FORMATS[format]) if t is not None and t.dim() == 4 else t for t in args
-    ]
-    read = given[:2] if op == "wgrad" else given[:1]
-    layout = layout_of(geometry, *_as_called(op, given, geometry))
+    args = in_format(operands(op, *tensors(geometry, dtype, kernel_backend.device)), format)
+    read = args[:2] if op == "wgrad" else args[:1]
+    layout = layout_of(geometry, *_as_called(op, args, geometry))
     problem = Problem(op.removesuffix("_bias"), geometry, dtype, precision, layout, H200)
     block = 32 if dtype.itemsize == 2 else 16
     if geometry.groups > 1:
@@ -157,32 +149,11 @@ def test_kernels_read_copies_through_descriptors(kernel_backend, op, name, kind,
         assert all(boxes_of(image) for image in read)
         return
     plan = choose.plan_with_tile(problem, tile, splits=3)
-    actual = run(op, given, geometry, launch, plan=plan)
+    actual = launched(op, args, geometry, plan)
     check(op, args, geometry, actual=actual, precision=precision)
-    assert torch.equal(run(op, given, geometry, launch, plan=plan), actual)
+    assert torch.equal(launched(op, args, geometry, plan), actual)
     if op != "wgrad":
         assert actual.is_contiguous(memory_format=FORMATS[format])
-
-
-@pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
-def test_a_prepared_call_copies_its_own_images(kernel_backend, op, monkeypatch):
-    from tricorr.ops.launch import entry as launch
-    from tricorr.ops.launch.prepared import forget_prepared
-
-    geometry = GEOMETRIES["odd_channels"]
-    tile = TmaTile(2, 2, 8, 16, 32, 4, 2, copied=True)
-    if op == "wgrad":
-        tile = TmaTile(2, 8, 2, 16, 32, 4, 2, 3, copied=True)
-    name = op.removesuffix("_bias")
-    plan = choose.plan_with_tile(Problem(name, geometry, torch.float16), tile, splits=2)
-    monkeypatch.setattr(choose, "plan", lambda problem: plan)
-    forget_prepared()
-    for _ in range(2):
-        args = operands(op, *tensors(geometry, torch.float16, kernel_backend.device))
-        check(op, args, geometry, actual=run(op, args, geometry, launch))
-        monkeypatch.delattr(launch, f"{name}_call", raising=False)  # the second call builds nothing
-        monkeypatch.delattr(launch, f"{name}_calls", raising=False)
-    forget_prepared()
 
 
 def _as_called(op, args, geometry):

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import tensors, whole_numbers
-from closeness import check, operands, run, truth
-from plans import H200, PLAIN
+from cases import FORMATS, SAME, in_format, tensors, whole_numbers
+from closeness import check, check_exact, exact, operands
+from plans import H200, PLAIN, launched
 
 from tricorr import explain
 from tricorr.ops import geometry_of
@@ -23,15 +23,14 @@ from tricorr.ops.plan.tma import TmaTile
 
 HALF, BRAIN, FLOAT = torch.float16, torch.bfloat16, torch.float32
 PRECISION = {HALF: "ieee", BRAIN: "ieee", FLOAT: "tf32"}
-_SAME = ((1, 1), (1, 1))
 GEOMETRIES = {
-    "three_apart": geometry_of((2, 20, 7, 8), (24, 20, 3, 3), (3, 3), _SAME),
+    "three_apart": geometry_of((2, 20, 7, 8), (24, 20, 3, 3), (3, 3), SAME),
     "patches": geometry_of((2, 16, 8, 6), (24, 16, 4, 2), (4, 2)),
     "odd_channels": geometry_of((1, 19, 5, 6), (21, 19, 2, 3), (2, 1), ((1, 0), (1, 2)), flip=True),
-    "few_channels": geometry_of((2, 3, 6, 8), (5, 3, 3, 3), padding=_SAME),
+    "few_channels": geometry_of((2, 3, 6, 8), (5, 3, 3, 3), padding=SAME),
     "groups": geometry_of((2, 32, 5, 4), (34, 16, 2, 2), (2, 2), groups=2),
     "unstrided": geometry_of((2, 18, 5, 7), (17, 18, 3, 2), padding=((1, 1), (0, 1))),
-    "reflected": geometry_of((1, 16, 6, 5), (16, 16, 3, 3), (2, 2), _SAME, padding_mode="reflect"),
+    "reflected": geometry_of((1, 16, 6, 5), (16, 16, 3, 3), (2, 2), SAME, padding_mode="reflect"),
     "points": geometry_of((2, 18, 7, 9), (19, 18, 1, 1), (2, 3)),
     "points_whole": geometry_of((1, 16, 8, 8), (16, 16, 1, 1), (2, 2)),
     "points_one_axis": geometry_of((3, 16, 5, 8), (32, 16, 1, 1), (1, 2)),
@@ -63,22 +62,16 @@ def plan_of(op, geometry, dtype, exchange, tile=None, splits=1):
     return replace(choose.plan_with_tile(seen, tile, splits), exchange=exchange)
 
 
-def computed(op, args, geometry, plan, **options):
-    from tricorr.ops.launch import entry as launch
-
-    return run(op, args, geometry, launch, plan=plan, precision=plan.precision, **options)
-
-
 @pytest.mark.parametrize(("name", "op", "exchange", "dtype", "splits"), list(_cases()), ids=str)
 def test_every_operator(kernel_backend, name, op, exchange, dtype, splits):
     """Whole numbers are exact, and the same bits again."""
     geometry = GEOMETRIES[name]
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device, make=whole_numbers))
     plan = plan_of(op, geometry, dtype, exchange, splits=splits)
-    actual = computed(op, args, geometry, plan)
-    assert torch.equal(actual.cpu().double(), torch.from_numpy(truth(op, args, geometry)))
+    actual = launched(op, args, geometry, plan)
+    check_exact(op, args, geometry, actual)
     assert actual.is_contiguous()
-    assert torch.equal(computed(op, args, geometry, plan), actual)
+    assert torch.equal(launched(op, args, geometry, plan), actual)
 
 
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
@@ -88,7 +81,7 @@ def test_boxes_of_copies(kernel_backend, op, dtype):
     geometry = GEOMETRIES["unstrided"]
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
     plan = plan_of(op, geometry, dtype, BOTH, TmaTile(2, 2, 8, 16, 16, 4, 2), splits=2)
-    actual = computed(op, args, geometry, plan)
+    actual = launched(op, args, geometry, plan)
     check(op, args, geometry, actual=actual, precision=PRECISION[dtype])
 
 
@@ -99,8 +92,8 @@ def test_pixels_that_no_window_reaches_have_the_bias(kernel_backend, sampled):
     dy, weight = operands("dgrad", *made)
     bias = torch.arange(geometry.C, device=dy.device, dtype=FLOAT)
     plan = plan_of("dgrad", geometry, FLOAT, replace(BOTH, sampled=sampled))
-    actual = computed("dgrad", (dy, weight), geometry, plan, bias=bias)
-    expected = torch.from_numpy(truth("dgrad", (dy, weight), geometry))
+    actual = launched("dgrad", (dy, weight), geometry, plan, bias=bias)
+    expected = exact("dgrad", (dy, weight), geometry)
     expected += bias.cpu().double()[:, None, None]
     assert torch.equal(actual.cpu().double(), expected)
 
@@ -130,17 +123,17 @@ def test_images_in_planes(kernel_backend, name, op, dtype, last):
     """Zeros fill their rows; what was channels_last is so again."""
     geometry, gradient = IN_PLANES[name], op == "wgrad"
     x, weight, bias, dy = tensors(geometry, dtype, kernel_backend.device, make=whole_numbers)
-    form = torch.channels_last if last else torch.contiguous_format
-    x, dy = (t.contiguous(memory_format=form) for t in (x, dy))
+    form = "NHWC" if last else "NCHW"
+    x, dy = in_format((x, dy), form)
     args = operands(op, x, weight, bias, dy)
     exchange = PLANES if last and not gradient else READS_PLANES
     tile = ColumnsTile(8, 8) if name == "strided" and op == "fprop_bias" else None
     problem = Problem(op.removesuffix("_bias"), geometry, dtype, PRECISION[dtype], device=H200)
     if banded.is_legal(problem):
         tile = BandedGradTile(8, 16, 16, 2, 4, 1) if gradient else BandedTile(16, 2, 8, 128, 4, 1)
-    actual = computed(op, args, geometry, plan_of(op, geometry, dtype, exchange, tile))
-    assert torch.equal(actual.cpu().double(), torch.from_numpy(truth(op, args, geometry)))
-    assert gradient or actual.is_contiguous(memory_format=form)
+    actual = launched(op, args, geometry, plan_of(op, geometry, dtype, exchange, tile))
+    check_exact(op, args, geometry, actual)
+    assert gradient or actual.is_contiguous(memory_format=FORMATS[form])
 
 
 OVERLAPPED, OVERLAPPED_DY = Exchange(overlapped="x"), Exchange(overlapped="dy")
@@ -149,7 +142,7 @@ STEMS = {
     "stem": geometry_of((2, 3, 9, 12), (20, 3, 7, 7), (2, 2), ((3, 3), (3, 3))),
     "cropped": geometry_of((1, 3, 9, 17), (16, 3, 3, 5), (2, 2), ((-1, 2), (-2, 1)), (2, 1)),
     "one_channel": geometry_of((2, 1, 6, 16), (17, 1, 2, 7), (1, 4)),
-    "unstrided": geometry_of((1, 12, 5, 7), (7, 12, 3, 3), padding=_SAME),
+    "unstrided": geometry_of((1, 12, 5, 7), (7, 12, 3, 3), padding=SAME),
 }
 
 
@@ -159,16 +152,14 @@ def test_windows_as_pixels_that_overlap(kernel_backend, name):
     geometry, turn = STEMS[name], list(STEMS).index(name)
     dtype, splits = ((HALF, 1), (FLOAT, 2))[turn % 2]
     x, *others = tensors(geometry, dtype, kernel_backend.device, make=whole_numbers)
-    form = (torch.contiguous_format, torch.channels_last)[turn // 2]
-    args = operands("fprop_bias", x.contiguous(memory_format=form), *others)
-    expected = torch.from_numpy(truth("fprop_bias", args, geometry))
+    args = operands("fprop_bias", *in_format([x], ("NCHW", "NHWC")[turn // 2]), *others)
     boxes = TmaTile(1, 2, 8, 16, 16, 4, 2)
     patches = SpreadTile(1, 1, 8, 32, 16, 3, 1, 4, 2)
     for tile in (None, patches if name == "unstrided" else boxes):
         plan = plan_of("fprop_bias", geometry, dtype, OVERLAPPED, tile, splits)
-        actual = computed("fprop_bias", args, geometry, plan)
-        assert torch.equal(actual.cpu().double(), expected)
-        assert torch.equal(computed("fprop_bias", args, geometry, plan), actual)
+        actual = launched("fprop_bias", args, geometry, plan)
+        check_exact("fprop_bias", args, geometry, actual)
+        assert torch.equal(launched("fprop_bias", args, geometry, plan), actual)
 
 
 _NARROW = {
@@ -185,15 +176,13 @@ def test_gradients_in_pixels_of_dy_that_overlap(kernel_backend, name):
     geometry, turn = _NARROW[name], list(_NARROW).index(name)
     dtype, splits = ((HALF, 1), (FLOAT, 2))[turn % 2]
     *others, dy = tensors(geometry, dtype, kernel_backend.device, make=whole_numbers)
-    form = (torch.contiguous_format, torch.channels_last)[turn // 2]
-    args = operands("dgrad", *others, dy.contiguous(memory_format=form))
-    expected = torch.from_numpy(truth("dgrad", args, geometry))
+    args = operands("dgrad", *others, *in_format([dy], ("NCHW", "NHWC")[turn // 2]))
     boxes, patches = TmaTile(1, 2, 8, 16, 16, 4, 2), SpreadTile(1, 1, 8, 32, 16, 3, 1, 4, 2)
     for tile in (None, boxes if name == "wide" else patches):
         plan = plan_of("dgrad", geometry, dtype, OVERLAPPED_DY, tile, splits)
-        actual = computed("dgrad", args, geometry, plan)
-        assert torch.equal(actual.cpu().double(), expected)
-        assert torch.equal(computed("dgrad", args, geometry, plan), actual)
+        actual = launched("dgrad", args, geometry, plan)
+        check_exact("dgrad", args, geometry, actual)
+        assert torch.equal(launched("dgrad", args, geometry, plan), actual)
 
 
 def test_a_stem_takes_windows_as_pixels():
@@ -222,7 +211,7 @@ def test_a_stem_takes_windows_as_pixels():
         other = replace(problem, geometry=replace(stem, **changes))
         assert OVERLAPPED not in exchanges(other)
     assert OVERLAPPED not in exchanges(replace(problem, op="wgrad"))
-    layer = geometry_of((8, 12, 256, 256), (12, 12, 3, 3), padding=_SAME)
+    layer = geometry_of((8, 12, 256, 256), (12, 12, 3, 3), padding=SAME)
     narrow = replace(problem, op="dgrad", geometry=layer)
     assert choose.plan(narrow).exchange == OVERLAPPED_DY
     strided = replace(layer, given_stride=(2, 1))
@@ -232,13 +221,11 @@ def test_a_stem_takes_windows_as_pixels():
 def test_a_residual_is_copied_to_planes(kernel_backend):
     geometry = IN_PLANES["wide"]
     made = tensors(geometry, HALF, kernel_backend.device, make=whole_numbers)
-    x, weight, bias, residual = (
-        t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in made
-    )
+    x, weight, bias, residual = in_format(made)
     tile = BandedTile(16, 2, 8, 128, 4, 1)
     plan = plan_of("fprop", geometry, HALF, PLANES, tile)
     actual, direct = (
-        computed("fprop", (x, weight, bias), geometry, one, residual=residual)
+        launched("fprop", (x, weight, bias), geometry, one, residual=residual)
         for one in (plan, replace(plan, exchange=None))
     )
     assert torch.equal(actual, direct)
@@ -251,26 +238,9 @@ def test_the_epilogue_is_the_kernels(kernel_backend, activation):
     x, weight, bias, residual = made
     more = {"activation": activation, "residual": residual if activation == "gelu" else None}
     plan = plan_of("fprop", geometry, FLOAT, READS if activation == "gelu" else BOTH)
-    actual = computed("fprop", (x, weight, bias), geometry, plan, **more)
-    direct = computed("fprop", (x, weight, bias), geometry, replace(plan, exchange=None), **more)
+    actual = launched("fprop", (x, weight, bias), geometry, plan, **more)
+    direct = launched("fprop", (x, weight, bias), geometry, replace(plan, exchange=None), **more)
     assert torch.equal(actual, direct)
-
-
-@pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
-def test_a_prepared_call_makes_its_own_copies(kernel_backend, op, monkeypatch):
-    from tricorr.ops.launch import entry as launch
-    from tricorr.ops.launch.prepared import forget_prepared
-
-    geometry, name = GEOMETRIES["points"], op.removesuffix("_bias")
-    plan = plan_of(op, geometry, HALF, Exchange(True, op == "dgrad", True), splits=2)
-    monkeypatch.setattr(choose, "plan", lambda problem: plan)
-    forget_prepared()
-    for _ in range(2):
-        args = operands(op, *tensors(geometry, HALF, kernel_backend.device))
-        check(op, args, geometry, actual=run(op, args, geometry, launch))
-        monkeypatch.delattr(launch, f"{name}_call", raising=False)  # the second call builds nothing
-        monkeypatch.delattr(launch, f"{name}_calls", raising=False)
-    forget_prepared()
 
 
 def test_one_launch_copies_the_image_and_the_weight():
@@ -305,7 +275,7 @@ def test_strided_planes_are_copied_where_that_is_predicted_to_be_faster(op):
 
 
 def test_copies_that_cannot_be_made_are_not_compared():
-    strided = geometry_of((8, 64, 28, 28), (64, 64, 3, 3), (2, 2), _SAME)
+    strided = geometry_of((8, 64, 28, 28), (64, 64, 3, 3), (2, 2), SAME)
     problem = Problem("fprop", strided, BRAIN, device=H200)
     assert exchanges(problem) == [READS, BOTH]
     assert exchanges(replace(problem, op="dgrad")) == [BOTH]

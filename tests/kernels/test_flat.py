@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import tensors, whole_numbers
-from closeness import check, operands, run, truth
-from plans import H200, PLAIN, boxed, planned, with_tile
+from cases import FORMATS, SAME, in_format, tensors, whole_numbers
+from closeness import check, check_exact, operands, truth
+from plans import H200, PLAIN, boxed, launched, planned, with_tile
 from simulator.driver import simulated
 
 from tricorr.ops import geometry_of
@@ -15,29 +15,27 @@ from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.flat import FlatTile
 from tricorr.ops.plan.problem import Problem
 
-_SAME = ((1, 1), (1, 1))
-FORMATS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
 #: Lanes that are images, bands of rows or both; every phase of a stride; columns of the window as
 #: rows of an operand; planes of which the last box is partly filled.
 GEOMETRIES = {
-    "odd_channels": geometry_of((2, 19, 5, 7), (37, 19, 3, 3), padding=_SAME),
+    "odd_channels": geometry_of((2, 19, 5, 7), (37, 19, 3, 3), padding=SAME),
     "seven_columns": geometry_of((1, 16, 4, 9), (16, 16, 2, 7), padding=((0, 1), (3, 3))),
     "asymmetric_padding": geometry_of((2, 16, 6, 5), (16, 16, 2, 3), padding=((0, 3), (5, 1))),
     "dilated": geometry_of((1, 16, 9, 8), (24, 16, 3, 3), (1, 1), ((2, 2), (3, 3)), (2, 3)),
     "groups_flipped": geometry_of(
-        (2, 34, 6, 6), (40, 17, 2, 3), padding=_SAME, groups=2, flip=True
+        (2, 34, 6, 6), (40, 17, 2, 3), padding=SAME, groups=2, flip=True
     ),
     "one_column_padded": geometry_of((3, 16, 3, 4), (16, 16, 2, 1), padding=((0, 1), (2, 1))),
     "four_images": geometry_of((4, 16, 3, 7), (16, 16, 2, 5)),
-    "fewer_rows_than_bands": geometry_of((1, 16, 2, 9), (16, 16, 1, 3), padding=_SAME),
-    "stride": geometry_of((4, 16, 7, 9), (24, 16, 3, 3), (2, 2), _SAME),
-    "stride_of_groups": geometry_of((1, 34, 9, 8), (40, 17, 3, 3), (2, 2), _SAME, groups=2),
+    "fewer_rows_than_bands": geometry_of((1, 16, 2, 9), (16, 16, 1, 3), padding=SAME),
+    "stride": geometry_of((4, 16, 7, 9), (24, 16, 3, 3), (2, 2), SAME),
+    "stride_of_groups": geometry_of((1, 34, 9, 8), (40, 17, 3, 3), (2, 2), SAME, groups=2),
     "stride_and_dilation": geometry_of(
         (1, 16, 12, 16), (16, 16, 3, 4), (4, 3), ((3, 1), (4, 2)), (2, 2), flip=True
     ),
     "strided_point": geometry_of((2, 16, 7, 16), (16, 16, 1, 1), (2, 3)),
     "patches": geometry_of((1, 16, 9, 12), (16, 16, 2, 2), (2, 2)),
-    "window_below_stride": geometry_of((3, 16, 9, 16), (16, 16, 2, 3), (3, 5), _SAME),
+    "window_below_stride": geometry_of((3, 16, 9, 16), (16, 16, 2, 3), (3, 5), SAME),
 }  # fmt: skip
 #: (operand with copies for every column of the window, taps that share dy, splits): what each test
 #: takes in turn.
@@ -45,19 +43,10 @@ WAYS = (("", 1, 1), ("x", 1, 2), ("dy", 1, 1), ("", 3, 2))
 
 
 def computed(geometry, args, boxes, tile, splits=1, **changes):
-    from tricorr.ops.launch import entry as launch
-
-    given = [t.contiguous(memory_format=FORMATS[boxes]) for t in args]
     plan = with_tile("wgrad", geometry, tile, splits, "tf32", **changes)
     assert plan.kernel == "wgrad_flat"
     assert plan.splits == splits  # there are enough boxes
-    return run("wgrad", given, geometry, launch, plan=plan)
-
-
-def exact(geometry, args, boxes, tile, **changes):
-    """Whether sums of whole numbers are right to the last bit."""
-    actual = computed(geometry, args, boxes, tile, **changes)
-    return torch.equal(actual.cpu().double(), torch.from_numpy(truth("wgrad", args, geometry)))
+    return launched("wgrad", in_format(args, boxes), geometry, plan)
 
 
 @pytest.mark.parametrize("boxes", FORMATS)
@@ -73,7 +62,8 @@ def test_every_window(kernel_backend, name, boxes):
     assert flat.is_legal(Problem("wgrad", geometry, precision="tf32", device=H200), unfolded)
     taps = min(taps, flat.copies_of(geometry, unfolded).taps)
     tile = FlatTile(16, 16, 16, 4, 2, taps, unfolded)
-    assert exact(geometry, args, boxes, tile, splits=splits, int64=boxes == "NHWC")
+    actual = computed(geometry, args, boxes, tile, splits, int64=boxes == "NHWC")
+    check_exact("wgrad", args, geometry, actual)
 
 
 @pytest.fixture
@@ -99,21 +89,22 @@ def part_bytes(monkeypatch):
 def test_copies_in_parts(kernel_backend, part_bytes, shape, unfolded, most, parts, bands):
     """The launch of every part but the first adds to what is there."""
     part_bytes(most)
-    geometry = geometry_of(shape, (20, 16, 3, 3), (1, 2), padding=_SAME)
+    geometry = geometry_of(shape, (20, 16, 3, 3), (1, 2), padding=SAME)
     made = flat.copies_of(geometry, unfolded)
     assert (made.parts, made.bands) == (parts, bands)
     args = operands(
         "wgrad", *tensors(geometry, torch.float32, kernel_backend.device, make=whole_numbers)
     )
     for boxes, splits in (("NHWC", 1), ("NCHW", 2)):
-        assert exact(geometry, args, boxes, FlatTile(16, 16, 16, 4, 2, 1, unfolded), splits=splits)
+        tile = FlatTile(16, 16, 16, 4, 2, 1, unfolded)
+        check_exact("wgrad", args, geometry, computed(geometry, args, boxes, tile, splits))
 
 
 #: More boxes than stages.
-BOXES = geometry_of((3, 19, 12, 11), (37, 19, 3, 3), padding=_SAME)
-STRIDED = geometry_of((4, 19, 19, 18), (37, 19, 3, 3), (2, 2), _SAME)
+BOXES = geometry_of((3, 19, 12, 11), (37, 19, 3, 3), padding=SAME)
+STRIDED = geometry_of((4, 19, 19, 18), (37, 19, 3, 3), (2, 2), SAME)
 #: 16 channels, with those of the other columns of the window, fill more than one tile.
-FEW = geometry_of((4, 16, 9, 9), (80, 16, 3, 5), padding=_SAME)
+FEW = geometry_of((4, 16, 9, 9), (80, 16, 3, 5), padding=SAME)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +126,8 @@ def test_compiled_code(geometry, boxes, shape, unfolded):
     filters, channels, *more = shape
     args = operands("wgrad", *tensors(geometry, torch.float32, make=whole_numbers))
     with simulated(90) as device:
-        assert exact(geometry, args, boxes, FlatTile(filters, channels, 32, *more, unfolded))
+        actual = computed(geometry, args, boxes, FlatTile(filters, channels, 32, *more, unfolded))
+    check_exact("wgrad", args, geometry, actual)
     assert [(done.kernel, done.unit) for done in device.launches][-1] == ("wgrad_flat", "wgmma")
 
 
@@ -143,7 +135,8 @@ def test_compiled_code_of_parts(part_bytes):
     part_bytes(80_000)
     args = operands("wgrad", *tensors(BOXES, torch.float32, make=whole_numbers))
     with simulated(90) as device:
-        assert exact(BOXES, args, "NCHW", FlatTile(64, 64, 32, 4, 4), splits=2)
+        actual = computed(BOXES, args, "NCHW", FlatTile(64, 64, 32, 4, 4), splits=2)
+    check_exact("wgrad", args, BOXES, actual)
     launched = [done.kernel for done in device.launches]
     assert launched == ["copy_flat", "wgrad_flat"] * 2 + ["sum_partials"]
 
@@ -182,25 +175,7 @@ def test_values_that_are_not_finite_stay_so(kernel_backend):
     assert actual[:, [0, 1, 2, 4, *range(6, 16)]].isfinite().all()
 
 
-def test_calls_with_other_tensors_are_prepared(monkeypatch):
-    from tricorr.ops.launch import entry as launch
-    from tricorr.ops.launch.prepared import forget_prepared
-
-    geometry = GEOMETRIES["odd_channels"]
-    plan = with_tile("wgrad", geometry, FlatTile(64, 64, 32, 4, 4), 2, "tf32")
-    monkeypatch.setattr(launch.choose, "plan", lambda problem: plan)
-    forget_prepared()
-    with simulated(90):
-        for turn in range(2):
-            if turn:
-                monkeypatch.setattr(launch, "wgrad_calls", None)  # built once
-            args = operands("wgrad", *tensors(geometry, torch.float32, make=whole_numbers))
-            actual = launch.wgrad(*args, geometry)
-            assert torch.equal(actual.double(), torch.from_numpy(truth("wgrad", args, geometry)))
-    forget_prepared()
-
-
-LAYER = geometry_of((32, 256, 14, 14), (256, 256, 3, 3), padding=_SAME)
+LAYER = geometry_of((32, 256, 14, 14), (256, 256, 3, 3), padding=SAME)
 
 
 @pytest.mark.parametrize("layout", [PLAIN, boxed("NHWC")])

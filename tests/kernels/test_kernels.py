@@ -7,18 +7,19 @@ from importlib import import_module
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, DTYPES, RICH_CASES, tensors, whole_numbers
+from cases import CASES, DTYPES, RICH_CASES, in_format, tensors, whole_numbers
 from closeness import (
     OPS,
     assert_close_to_reference,
     check,
+    check_exact,
     operands,
     run,
     terms,
     to_numpy,
     truth,
 )
-from plans import with_tile
+from plans import launched, with_tile
 
 from tricorr import ops
 from tricorr.ops import geometry_of, reference
@@ -93,16 +94,13 @@ def test_input_gradient_adds_a_bias_before_it_rounds(backend, name, dtype):
 @pytest.mark.parametrize("name", ["asymmetric_padding", "leftover_rows", "per_sample_groups"])
 def test_whole_numbers_are_exact(backend, op, name, dtype):
     args = operands(op, *tensors(CASES[name], dtype, backend.device, whole_numbers))
-    actual = run(op, args, CASES[name])
-    expected = torch.from_numpy(truth(op, args, CASES[name])).to(dtype)
-    assert torch.equal(actual.cpu(), expected)
+    check_exact(op, args, CASES[name], run(op, args, CASES[name]))
 
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 def test_strided_pointwise_weight_gradient_of_channels_last_does_not_crash(backend):
     g = geometry_of((2, 8, 56, 56), (16, 8, 1, 1), (2, 2))
-    x, _, _, dy = (t.to(memory_format=torch.channels_last) if t.dim() == 4 else t
-                   for t in tensors(g, torch.float32, backend.device))  # fmt: skip
+    x, _, _, dy = in_format(tensors(g, torch.float32, backend.device))
     check("wgrad", (x, dy), g)
 
 
@@ -145,15 +143,12 @@ def leftover_geometry(op, tile, per_sample=False):
 
 def check_forced(op, tile, dtype, device, precision="ieee", per_sample=False, choices=()):
     """The operator with `tile` and each of the choices, against one reference."""
-    from tricorr.ops.launch import entry as launch
-
     geometry = leftover_geometry(op, tile, per_sample)
     args = operands(op, *tensors(geometry, dtype, device))
     for choice in choices:
-        name = op.removesuffix("_bias")
-        plan = with_tile(name, geometry, tile, precision=precision, **choice)
+        plan = with_tile(op, geometry, tile, precision=precision, **choice)
         assert plan.splits >= choice.get("splits", 1)
-        actual = run(op, args, geometry, launch, precision=precision, plan=plan)
+        actual = launched(op, args, geometry, plan)
         check(op, args, geometry, actual=actual, precision=precision)
 
 
@@ -353,8 +348,7 @@ def test_points_of_a_stride_with_one_row_or_column_of_outputs(kernel_backend, op
         geometry = geometry_of((2, 17, *size), (16, 17, 1, 1), stride)
         args = operands(op, *tensors(geometry, torch.float16, kernel_backend.device))
         plan = with_tile(op, geometry, GemmTile(16, 16, 16, num_warps=4, num_stages=2))
-        launch = import_module("tricorr.ops.launch.entry")
-        check(op, args, geometry, actual=run(op, args, geometry, launch, plan=plan))
+        check(op, args, geometry, actual=launched(op, args, geometry, plan))
 
 
 # In the interpreter NumPy warns of NaN, where a GPU does not.

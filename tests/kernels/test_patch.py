@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import DTYPES, tensors, whole_numbers
-from closeness import check, operands, run, truth
-from plans import H200, OPS, planned, with_tile
+from cases import DTYPES, in_format, tensors, whole_numbers
+from closeness import check, check_exact, exact, operands
+from plans import H200, OPS, launched, planned, with_tile
 
 from tricorr.ops import geometry_of
 from tricorr.ops.plan import patch
@@ -49,21 +49,12 @@ CASES = [
 ]
 
 
-def formatted(made, last):
-    if not last:
-        return made
-    return [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in made]
-
-
 def forced(op, g, tile, made, last=False, splits=1, precision="ieee", **more):
     """(operands, result) of the operator with this tile."""
-    from tricorr.ops.launch import entry as launch
-
-    name = op.removesuffix("_bias")
-    plan = with_tile(name, g, tile, splits, precision, Layout(channels_last=last))
+    plan = with_tile(op, g, tile, splits, precision, Layout(channels_last=last))
     assert plan.splits >= splits
-    args = operands(op, *formatted(made, last))
-    return args, run(op, args, g, launch, precision=precision, plan=plan, **more)
+    args = operands(op, *(in_format(made) if last else made))
+    return args, launched(op, args, g, plan, **more)
 
 
 @pytest.mark.parametrize(("op", "name", "sides", "last"), CASES)
@@ -73,8 +64,7 @@ def test_every_window_step_and_patch(kernel_backend, op, name, sides, last):
     splits = 1 + ((tile.patches("wgrad", g) > 16) if op == "wgrad" else last)
     made = tensors(g, torch.float16, kernel_backend.device, whole_numbers)
     args, actual = forced(op, g, tile, made, last, splits)
-    expected = torch.from_numpy(truth(op, args, g)).to(actual.dtype)
-    assert torch.equal(actual.cpu(), expected)
+    check_exact(op, args, g, actual)
     if op == "wgrad":
         assert torch.equal(forced(op, g, tile, made, last, splits)[1], actual)
 
@@ -122,8 +112,8 @@ def test_every_dtype_with_an_epilogue(kernel_backend, dtype):
     args, actual = forced(
         "fprop_bias", g, tile, made, dtype == torch.float16, residual=residual, activation="relu"
     )
-    plain = torch.from_numpy(truth("fprop_bias", args, g)) + residual.cpu().double()
-    absolute = torch.from_numpy(truth("fprop_bias", [t.abs() for t in args], g))
+    plain = exact("fprop_bias", args, g) + residual.cpu().double()
+    absolute = exact("fprop_bias", [t.abs() for t in args], g)
     bound = 40 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     error = (actual.cpu().double() - plain.relu()).abs()
     limit = bound * (absolute + residual.cpu().double().abs())
@@ -134,16 +124,13 @@ def test_input_gradients_take_a_bias_and_images_may_be_uint8(kernel_backend):
     g = GEOMETRIES["stem"]
     tile = PatchTile(32, 32, 16, 1, 1, 4, 2)
     x, weight, bias, dy = tensors(g, torch.float32, kernel_backend.device, whole_numbers)
-    plan = with_tile("dgrad", g, tile)
-    from tricorr.ops.launch import entry as launch
-
     added = torch.arange(g.C, dtype=torch.float32, device=kernel_backend.device)
-    actual = launch.dgrad(dy, weight, g, bias=added, plan=plan)
-    expected = torch.from_numpy(truth("dgrad", (dy, weight), g)).float()
+    args, actual = forced("dgrad", g, tile, (x, weight, bias, dy), bias=added)
+    expected = exact("dgrad", args, g).float()
     assert torch.equal(actual.cpu(), expected + added.cpu()[:, None, None])
     x = torch.randint(0, 9, g.x_shape, dtype=torch.uint8).to(kernel_backend.device)
     args, actual = forced("fprop_bias", g, PatchTile(32, 64, 16, 2, 1, 4, 2), (x, weight, bias, dy))
-    assert torch.equal(actual.cpu(), torch.from_numpy(truth("fprop_bias", args, g)).float())
+    check_exact("fprop_bias", args, g, actual)
 
 
 @pytest.mark.parametrize("op", OPS)

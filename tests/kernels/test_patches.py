@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import tensors, whole_numbers
-from closeness import check, operands, run, truth
-from plans import H200, PLAIN
+from cases import in_format, tensors, whole_numbers
+from closeness import check, check_exact, exact, operands
+from plans import H200, PLAIN, launched
 
 from tricorr import explain
 from tricorr.ops import geometry_of
@@ -46,12 +46,6 @@ def plan_of(op, geometry, dtype, exchange, tile=None, splits=1):
     tile = tile or GemmTile(32, 16, 16, num_warps=4, num_stages=2)
     problem = Problem(name, geometry, dtype, PRECISION[dtype], PLAIN, H200)
     return replace(choose.plan_with_tile(exchange.seen(problem), tile, splits), exchange=exchange)
-
-
-def computed(op, args, geometry, plan, **options):
-    from tricorr.ops.launch import entry as launch
-
-    return run(op, args, geometry, launch, plan=plan, precision=plan.precision, **options)
 
 
 def in_patches(x, g, order):
@@ -128,10 +122,10 @@ def test_products_of_patches(kernel_backend, name, op, exchange, dtype, splits):
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device, make=whole_numbers))
     args = weights_in(op, args, exchange.patches)
     plan = plan_of(op, geometry, dtype, exchange, splits=splits)
-    actual = computed(op, args, geometry, plan)
-    assert torch.equal(actual.cpu().double(), torch.from_numpy(truth(op, args, geometry)))
+    actual = launched(op, args, geometry, plan)
+    check_exact(op, args, geometry, actual)
     assert actual.is_contiguous()
-    assert torch.equal(computed(op, args, geometry, plan), actual)
+    assert torch.equal(launched(op, args, geometry, plan), actual)
 
 
 def _merged_cases():
@@ -148,12 +142,10 @@ def _merged_cases():
 def test_columns_of_a_window_are_channels(kernel_backend, name, op, dtype, order):
     geometry = MERGED[name]
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device, make=whole_numbers))
-    args = weights_in(
-        op, [t.contiguous(memory_format=LAST) if t.dim() == 4 else t for t in args], order
-    )
+    args = weights_in(op, in_format(args), order)
     plan = plan_of(op, geometry, dtype, Exchange(merged=True))
-    actual = computed(op, args, geometry, plan)
-    assert torch.equal(actual.cpu().double(), torch.from_numpy(truth(op, args, geometry)))
+    actual = launched(op, args, geometry, plan)
+    check_exact(op, args, geometry, actual)
     assert actual.is_contiguous(memory_format=LAST)
 
 
@@ -162,15 +154,15 @@ def test_columns_of_one_channel_are_no_longer_side_by_side(kernel_backend, op):
     """A row of planes comes in vectors; in a view, its columns are as far apart as windows."""
     geometry = geometry_of((1, 1, 9, 12), (5, 1, 4, 4), (2, 4), ((1, 0), (0, 0)))
     args = operands(op, *tensors(geometry, FLOAT, kernel_backend.device, make=whole_numbers))
-    args = [t.contiguous(memory_format=LAST) if t.dim() == 4 else t for t in args]
+    args = in_format(args)
     problem = problem_of(op.removesuffix("_bias"), geometry, LAST)
     assert problem.layout.x_align > 1
     seen = Exchange(merged=True).seen(problem)
     assert seen.layout.x_align == 1
     tile = rows.tile_for(replace(seen, dtype=FLOAT, precision="tf32"))
     plan = replace(choose.plan_with_tile(seen, tile), exchange=Exchange(merged=True))
-    actual = computed(op, args, geometry, replace(plan, precision="tf32"))
-    assert torch.equal(actual.cpu().double(), torch.from_numpy(truth(op, args, geometry)))
+    actual = launched(op, args, geometry, replace(plan, precision="tf32"))
+    check_exact(op, args, geometry, actual)
 
 
 @pytest.mark.parametrize("dtype", [BRAIN, FLOAT], ids=str)
@@ -182,12 +174,9 @@ def test_boxes(kernel_backend, op, dtype, form):
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
     exchange = Exchange(reads=op == "dgrad", result=op != "dgrad", patches="crs")
     if form == "merged":
-        args, exchange = (
-            [t.contiguous(memory_format=LAST) for t in args[:2]] + [*args[2:]],
-            Exchange(merged=True),
-        )
+        args, exchange = in_format(args), Exchange(merged=True)
     plan = plan_of(op, geometry, dtype, exchange, TmaTile(2, 2, 4, 16, 16, 4, 2), splits=2)
-    actual = computed(op, args, geometry, plan)
+    actual = launched(op, args, geometry, plan)
     check(op, args, geometry, actual=actual, precision=PRECISION[dtype])
 
 
@@ -213,8 +202,8 @@ def test_the_bias_of_an_input_gradient_is_added_before_the_one_rounding(
     dy, weight = weights_in("dgrad", (dy, weight), exchange.patches or "rsc")
     bias = torch.arange(2 * geometry.C, device=dy.device, dtype=FLOAT)[::2]
     plan = plan_of("dgrad", geometry, FLOAT, exchange)
-    actual = computed("dgrad", (dy, weight), geometry, plan, bias=bias)
-    expected = torch.from_numpy(truth("dgrad", (dy, weight), geometry))
+    actual = launched("dgrad", (dy, weight), geometry, plan, bias=bias)
+    expected = exact("dgrad", (dy, weight), geometry)
     expected += bias.cpu().double()[:, None, None]
     assert torch.equal(actual.cpu().double(), expected)
 
@@ -226,43 +215,13 @@ def test_the_epilogue_is_the_kernels(kernel_backend, merged):
     x, weight, bias, residual = given
     exchange = Exchange(patches="crs")
     if merged:
-        x, weight = (t.contiguous(memory_format=LAST) for t in (x, weight))
+        x, weight = in_format((x, weight))
         exchange = Exchange(merged=True)
     plan = plan_of("fprop", geometry, FLOAT, exchange)
     more = {"activation": "gelu", "residual": residual}
-    actual = computed("fprop", (x, weight, bias), geometry, plan, **more)
-    direct = computed("fprop", (x, weight, bias), geometry, replace(plan, exchange=None), **more)
+    actual = launched("fprop", (x, weight, bias), geometry, plan, **more)
+    direct = launched("fprop", (x, weight, bias), geometry, replace(plan, exchange=None), **more)
     assert torch.equal(actual, direct)
-
-
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("merged", [False, True])
-def test_a_prepared_call_makes_its_own_copies(kernel_backend, op, merged, monkeypatch):
-    from tricorr.ops.launch import entry as launch
-    from tricorr.ops.launch.prepared import forget_prepared
-
-    geometry, name = GEOMETRIES["whole"], op.removesuffix("_bias")
-    exchange = (
-        Exchange(merged=True) if merged else Exchange(reads=op != "fprop_bias", patches="crs")
-    )
-    plan = plan_of(op, geometry, HALF, exchange)
-    monkeypatch.setattr(choose, "plan", lambda problem: plan)
-    forget_prepared()
-    for _ in range(2):
-        args = operands(op, *tensors(geometry, HALF, kernel_backend.device))
-        if merged:  # a contiguous weight is copied
-            args = [
-                t
-                if t.shape == geometry.weight_shape
-                else t.contiguous(memory_format=LAST)
-                if t.dim() == 4
-                else t
-                for t in args
-            ]
-        check(op, args, geometry, actual=run(op, args, geometry, launch))
-        monkeypatch.delattr(launch, f"{name}_call", raising=False)  # the second call builds nothing
-        monkeypatch.delattr(launch, f"{name}_calls", raising=False)
-    forget_prepared()
 
 
 #: 16 x 16 patches of images.

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from cases import tensors, whole_numbers
-from closeness import OPS, operands, run, truth
+from cases import in_format, tensors, whole_numbers
+from closeness import OPS, check_exact, operands, run
+from plans import launched
 
 from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.tma import ARCHITECTURES
@@ -22,8 +23,7 @@ PROFILE = hypothesis.settings.get_profile("tricorr")
 def test_random_geometries_are_right(backend, op, geometry):
     # Whole numbers: results are exact.
     args = operands(op, *tensors(geometry, torch.float32, backend.device, whole_numbers))
-    expected = torch.from_numpy(truth(op, args, geometry)).float()
-    assert torch.equal(run(op, args, geometry).cpu(), expected)
+    check_exact(op, args, geometry, run(op, args, geometry))
 
 
 @hypothesis.settings(PROFILE, max_examples=5)
@@ -31,7 +31,6 @@ def test_random_geometries_are_right(backend, op, geometry):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_plans_are_right(kernel_backend, family, op, data):
-    from tricorr.ops.launch import entry as launch
     from tricorr.ops.launch.layout import device_of
 
     interpreted = kernel_backend.name == "interpreter"
@@ -43,11 +42,5 @@ def test_random_plans_are_right(kernel_backend, family, op, data):
     call = data.draw(calls(op.removesuffix("_bias"), family, device, search=interpreted))
     g = call.geometry
     made = tensors(g, call.dtype, kernel_backend.device, whole_numbers)
-    if call.channels_last:
-        made = [
-            t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in made
-        ]
-    args = operands(op, *made)
-    actual = run(op, args, g, launch, precision=call.precision, plan=call.plan)
-    expected = torch.from_numpy(truth(op, args, g)).to(call.dtype)
-    assert torch.equal(actual.cpu(), expected)
+    args = operands(op, *(in_format(made) if call.channels_last else made))
+    check_exact(op, args, g, launched(op, args, g, call.plan))

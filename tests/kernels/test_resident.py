@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import tensors, whole_numbers
-from closeness import check, operands, run, truth
-from plans import H200, with_tile
+from cases import FORMATS, image, in_format, tensors, whole_numbers
+from closeness import check, check_exact, operands
+from plans import H200, launched, with_tile
 from simulator import Fault
 from simulator.driver import simulated
 
@@ -25,13 +25,6 @@ pytest.importorskip("tricorr.kernels.fprop_resident", reason="Gluon is for Trito
 HALF = torch.float16
 PLANES = Exchange(reads=True, format="NCHW")
 SINGLE, STACKED = (ResidentTile(64, 8, 16, stack, 4, 3) for stack in (1, 2))
-
-
-def image(H, W, R, S, padding=(0, 0), N=1, C=1, **more):
-    """C planes, each with a window of its own; padding (rows, columns), the same on both sides."""
-    sides = tuple(p if isinstance(p, tuple) else (p, p) for p in padding)
-    weight = (N, C, 1, R, S) if more.pop("per_sample", False) else (C, 1, R, S)
-    return geometry_of((N, C, H, W), weight, padding=sides, groups=C, **more)
 
 
 #: Most have more than one block along every axis, the last with some left over.
@@ -127,12 +120,10 @@ def plan_of(op, geometry, tile, dtype=HALF):
     return plan
 
 
-def launched(op, args, geometry, plan, before=("build_lines",), **options):
+def computed(op, args, geometry, plan, before=("build_lines",), **options):
     """The result of the kernel and the launches that prepare it."""
-    from tricorr.ops.launch import entry as launch
-
     with simulated(90) as device:
-        actual = run(op, args, geometry, launch, plan=plan, **options)
+        actual = launched(op, args, geometry, plan, **options)
     assert [found.kernel for found in device.launches] == [*before, "fprop_resident"]
     assert device.launches[-1].unit == "wgmma"
     return actual
@@ -146,8 +137,8 @@ def test_every_window_and_tile(op, name, tile):
     geometry = (GEOMETRIES | STRIDED | CHANNELS)[name]
     args = operands(op, *tensors(geometry, HALF, make=whole_numbers))
     parts = min(2, tile.tiles(problem_of(op, geometry)))
-    actual = launched(op, args, geometry, plan_of(op, geometry, replace(tile, parts=parts)))
-    assert torch.equal(actual, torch.from_numpy(truth(op, args, geometry)).to(HALF))
+    actual = computed(op, args, geometry, plan_of(op, geometry, replace(tile, parts=parts)))
+    check_exact(op, args, geometry, actual)
 
 
 @pytest.mark.parametrize(
@@ -165,8 +156,7 @@ def test_input_gradients_of_strides(name, tile):
     assert resident.is_legal(seen)
     args = operands("dgrad", *tensors(geometry, HALF, make=whole_numbers))
     before = ("build_lines",) if exchange is None else ("copy_images", "build_lines")
-    actual = launched("dgrad", args, geometry, plan, before=before)
-    assert torch.equal(actual, torch.from_numpy(truth("dgrad", args, geometry)).to(HALF))
+    check_exact("dgrad", args, geometry, computed("dgrad", args, geometry, plan, before))
 
 
 @pytest.mark.parametrize("name", COPIED)
@@ -178,8 +168,8 @@ def test_an_image_is_copied_to_whole_pieces(op, name):
     assert not resident.is_legal(problem)
     args = operands(op, *tensors(geometry, HALF, make=whole_numbers))
     plan = replace(choose.plan_with_tile(seen, tile), exchange=PLANES)
-    actual = launched(op, args, geometry, plan, before=("copy_images", "build_lines"))
-    assert torch.equal(actual, torch.from_numpy(truth(op, args, geometry)).to(HALF))
+    actual = computed(op, args, geometry, plan, before=("copy_images", "build_lines"))
+    check_exact(op, args, geometry, actual)
 
 
 @pytest.mark.parametrize("tile", [SINGLE, STACKED], ids=["single", "stacked"])
@@ -187,7 +177,7 @@ def test_an_image_is_copied_to_whole_pieces(op, name):
 def test_random_operands(tile, dtype):
     geometry = GEOMETRIES["several_tiles"]
     args = operands("fprop_bias", *tensors(geometry, dtype))
-    actual = launched("fprop_bias", args, geometry, plan_of("fprop", geometry, tile, dtype))
+    actual = computed("fprop_bias", args, geometry, plan_of("fprop", geometry, tile, dtype))
     precision = "tf32" if dtype == torch.float32 else "ieee"
     check("fprop_bias", args, geometry, actual=actual, precision=precision)
 
@@ -213,34 +203,32 @@ def test_float32_is_multiplied_as_tf32(name):
     given[which] = args[which] * (1 + 2**-11)  # becomes 1 + 2**-10
     args = [t * (1 + 2**-10) if i == which else t for i, t in enumerate(args)]
     tile = SINGLE if name == "four_pieces" else STACKED
-    actual = launched(op, given, geometry, plan_of(op, geometry, tile, torch.float32))
-    assert torch.equal(actual, torch.from_numpy(truth(op, args, geometry)).float())
+    actual = computed(op, given, geometry, plan_of(op, geometry, tile, torch.float32))
+    check_exact(op, args, geometry, actual)
 
 
 @pytest.mark.parametrize(("activation", "tile"), [("none", SINGLE), ("gelu", STACKED)])
 @pytest.mark.parametrize("last", [False, True], ids=["planes", "through_copies"])
 def test_the_epilogue(activation, tile, last):
     """Sums of whole numbers are exact: what follows them has the same bits in any kernel."""
-    from tricorr.ops.launch import entry as launch
-
     geometry = image(19, 40, 3, 9, (1, 4), N=2, C=3)
     x, weight, bias, dy = tensors(geometry, HALF, make=whole_numbers)
-    form = torch.channels_last if last else torch.contiguous_format
-    x, residual = (t.contiguous(memory_format=form) for t in (x / 8, torch.randn_like(dy)))
+    form = "NHWC" if last else "NCHW"
+    x, residual = in_format((x / 8, torch.randn_like(dy)), form)
     options = {"activation": activation, "residual": residual}
     exchange = replace(PLANES, result=True)
     problem = problem_of("fprop", geometry)
     plan = choose.plan_with_tile(exchange.seen(problem) if last else problem, tile)
     with simulated(90):
         actual, expected = (
-            launch.fprop(x, weight, bias, geometry, plan=plan, **options)
+            launched("fprop", (x, weight, bias), geometry, plan, **options)
             for plan in (
                 replace(plan, exchange=exchange if last else None),
                 with_tile("fprop", geometry, StencilTile(128, 1, 4, 2)),
             )
         )
     assert torch.equal(actual, expected)
-    assert actual.is_contiguous(memory_format=form)
+    assert actual.is_contiguous(memory_format=FORMATS[form])
 
 
 def test_an_image_that_starts_off_alignment_is_copied():
@@ -273,14 +261,12 @@ def family(geometry, op="fprop", device=H200, dtype=torch.bfloat16):
     ids=["fence", "wait_for_copies", "wait_for_products"],
 )
 def test_damage_to_it_is_noticed(op, pattern, noticed):
-    from tricorr.ops.launch import entry as launch
-
     geometry = image(30, 40, 5, 9, (2, 4), stride=(2, 2) if op == "dgrad" else (1, 1))
     args = operands(op, *tensors(geometry, HALF))
     with simulated(90) as device:
         device.change = lambda ptx: re.sub(pattern, "", ptx)
         with pytest.raises(Fault, match=noticed):
-            run(op, args, geometry, launch, plan=plan_of(op, geometry, SINGLE))
+            launched(op, args, geometry, plan_of(op, geometry, SINGLE))
 
 
 def test_stacked_blocks_share_a_row():

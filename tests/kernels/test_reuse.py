@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import tensors, whole_numbers
-from closeness import check, operands, run, truth
-from plans import H200, OPS, boxed, planned, with_tile
+from cases import SAME, in_format, tensors, whole_numbers
+from closeness import check, check_exact, operands
+from plans import H200, OPS, PIXELS, PLANES, boxed, launched, planned, problem_of, with_tile
 from simulator.driver import simulated
 
 from tricorr.ops import geometry_of
@@ -19,14 +19,11 @@ from tricorr.ops.plan.reuse import ReuseTile
 
 pytest.importorskip("tricorr.kernels.fprop_reuse", reason="Gluon is written for Triton 3.6 and 3.7")
 
-_SAME = ((1, 1), (1, 1))
-PIXELS = replace(boxed("NHWC"), gluon=True)
-PLANES = replace(boxed("NCHW"), channels_last=False, gluon=True)
 HALF, FLOAT = torch.float16, torch.float32
 #: (op, geometry, tile, dtype): more than one box along every axis, the last with some left over.
 CALLS = {
     "leftovers": (
-        "fprop_bias", geometry_of((2, 64, 5, 11), (72, 64, 3, 3), padding=_SAME),
+        "fprop_bias", geometry_of((2, 64, 5, 11), (72, 64, 3, 3), padding=SAME),
         ReuseTile(4, 8, 64, 64, 4, 2), HALF,
     ),
     "two_warpgroups_of_filters": (
@@ -43,7 +40,7 @@ CALLS = {
         ReuseTile(4, 8, 64, 16, 4, 3, copied=True), HALF,
     ),
     "few_pixels": (
-        "dgrad", geometry_of((2, 72, 9, 7), (96, 72, 3, 3), padding=_SAME),
+        "dgrad", geometry_of((2, 72, 9, 7), (96, 72, 3, 3), padding=SAME),
         ReuseTile(8, 8, 64, 32, 4, 4), torch.bfloat16,
     ),
     "tf32_planes_groups_flipped": (
@@ -62,32 +59,16 @@ CALLS = {
 }  # fmt: skip
 
 
-def laid(args, tile):
-    """The operands, channels_last unless the tile has the image copied."""
-    if tile.copied:
-        return args
-    return [
-        t.contiguous(memory_format=torch.channels_last) if t is not None and t.dim() == 4 else t
-        for t in args
-    ]
-
-
-def plan_of(op, geometry, tile, dtype):
-    precision = "tf32" if dtype == FLOAT else "ieee"
-    layout = PLANES if tile.copied else PIXELS
-    problem = Problem(op.removesuffix("_bias"), geometry, dtype, precision, layout, H200)
+def computed(op, args, geometry, tile, dtype, **options):
+    """The result, and that nothing but the kernel and copies of its operands ran for it."""
+    problem = problem_of(op, geometry, dtype, tile.copied)
     assert reuse.is_legal(problem, tile.copied)
     plan = choose.plan_with_tile(problem, tile)
     assert plan.kernel == "fprop_reuse"
-    return plan
-
-
-def launched(op, args, geometry, plan, **options):
-    """The result, and that nothing but the kernel and copies of its operands ran for it."""
-    from tricorr.ops.launch import entry as launch
-
+    assert plan.grid > 1
+    args = in_format(args, "NCHW" if tile.copied else "NHWC")
     with simulated(90) as device:
-        actual = run(op, laid(args, plan.tile), geometry, launch, plan=plan, **options)
+        actual = launched(op, args, geometry, plan, **options)
     assert {found.kernel for found in device.launches} <= {"fprop_reuse", "copy_images"}
     assert [found.unit for found in device.launches][-1] == "wgmma"
     return actual
@@ -96,11 +77,9 @@ def launched(op, args, geometry, plan, **options):
 @pytest.mark.parametrize("name", CALLS)
 def test_every_window_and_tile(name):
     op, geometry, tile, dtype = CALLS[name]
-    plan = plan_of(op, geometry, tile, dtype)
-    assert plan.grid > 1
     args = operands(op, *tensors(geometry, dtype, make=whole_numbers))
-    actual = launched(op, args, geometry, plan)
-    assert torch.equal(actual, torch.from_numpy(truth(op, args, geometry)).to(dtype))
+    actual = computed(op, args, geometry, tile, dtype)
+    check_exact(op, args, geometry, actual)
     assert actual.is_contiguous(memory_format=torch.channels_last) != tile.copied
 
 
@@ -108,46 +87,28 @@ def test_every_window_and_tile(name):
 def test_random_operands(name):
     op, geometry, tile, dtype = CALLS[name]
     args = operands(op, *tensors(geometry, dtype))
-    actual = launched(op, args, geometry, plan_of(op, geometry, tile, dtype))
+    actual = computed(op, args, geometry, tile, dtype)
     check(op, args, geometry, actual=actual, precision="tf32" if dtype == FLOAT else "ieee")
 
 
 @pytest.mark.parametrize(("activation", "copied"), [("none", False), ("gelu", True)])
 def test_the_epilogue(activation, copied):
     """Sums of whole numbers are exact: what follows them has the same bits in any kernel."""
-    from tricorr.ops.launch import entry as launch
-
     _, geometry, tile, dtype = CALLS["leftovers"]
     tile = replace(tile, copied=copied)
     x, weight, bias, dy = tensors(geometry, dtype, make=whole_numbers)
-    args, residual = (x / 8, weight, bias), torch.randn_like(dy)
-    options = {"activation": activation, "residual": laid([residual], tile)[0]}
-    actual = launched("fprop", args, geometry, plan_of("fprop", geometry, tile, dtype), **options)
+    *args, residual = in_format(
+        (x / 8, weight, bias, torch.randn_like(dy)), "NCHW" if copied else "NHWC"
+    )
+    options = {"activation": activation, "residual": residual}
+    actual = computed("fprop", args, geometry, tile, dtype, **options)
     plan = with_tile("fprop", geometry, GemmTile(64, 64, 32, 4, 3))
     with simulated(90):
-        expected = launch.fprop(*laid(args, tile), geometry, plan=plan, **options)
+        expected = launched("fprop", args, geometry, plan, **options)
     assert torch.equal(actual, expected)
 
 
-def test_calls_with_other_tensors_are_prepared(monkeypatch):
-    from tricorr.ops.launch import entry as launch
-    from tricorr.ops.launch.prepared import forget_prepared
-
-    op, geometry, tile, dtype = CALLS["gradient_of_planes"]
-    plan = plan_of(op, geometry, tile, dtype)
-    monkeypatch.setattr(launch.choose, "plan", lambda problem: plan)
-    forget_prepared()
-    with simulated(90):
-        for turn in range(2):
-            if turn:
-                monkeypatch.setattr(launch, "dgrad_call", None)  # built once
-            args = operands(op, *tensors(geometry, dtype, make=whole_numbers))
-            actual = launch.dgrad(*laid(args, tile), geometry)
-            assert torch.equal(actual, torch.from_numpy(truth(op, args, geometry)).to(dtype))
-    forget_prepared()
-
-
-LAYER = geometry_of((32, 64, 64, 64), (64, 64, 3, 3), padding=_SAME)
+LAYER = geometry_of((32, 64, 64, 64), (64, 64, 3, 3), padding=SAME)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, FLOAT], ids=str)
@@ -166,7 +127,7 @@ def test_it_is_taken_where_the_model_says_that_it_saves_much(op, dtype):
         work = plans[0].tile.work(plans[0], replace(problem, layout=layout))
         copied = LAYER.weight_numel * dtype.itemsize if turned or layout.repacks else 0
         assert work.copy_bytes == copied
-    few = geometry_of((1, 512, 7, 7), (512, 512, 3, 3), padding=_SAME)
+    few = geometry_of((1, 512, 7, 7), (512, 512, 3, 3), padding=SAME)
     assert planned(op, few, dtype, PIXELS, H200, "tf32").family != "reuse"
 
 

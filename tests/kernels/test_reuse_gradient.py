@@ -6,32 +6,29 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cases import tensors, whole_numbers
-from closeness import check, operands, run, truth
-from plans import H200, boxed
+from cases import SAME, in_format, tensors, whole_numbers
+from closeness import check, check_exact, operands
+from plans import H200, boxed, launched
+from plans import problem_of as problem_of_op
 from simulator.driver import simulated
 
 from tricorr.ops import geometry_of
 from tricorr.ops.plan import choose, reuse_gradient
 from tricorr.ops.plan.boxes import may_overhang
 from tricorr.ops.plan.device import DEVICES
-from tricorr.ops.plan.problem import Problem
 from tricorr.ops.plan.reuse_gradient import ReuseGradientTile
 
 pytest.importorskip("tricorr.kernels.wgrad_reuse", reason="Gluon is written for Triton 3.6 and 3.7")
 
-_SAME = ((1, 1), (1, 1))
-PIXELS = replace(boxed("NHWC"), gluon=True)
-PLANES = replace(boxed("NCHW"), channels_last=False, gluon=True)
 HALF, BFLOAT = torch.float16, torch.bfloat16
 #: (geometry, tile, parts, dtype)
 CALLS = {
     "channels_left_over": (
-        geometry_of((3, 72, 8, 12), (72, 72, 3, 3), padding=_SAME),
+        geometry_of((3, 72, 8, 12), (72, 72, 3, 3), padding=SAME),
         ReuseGradientTile(2, 4, 4, 3, 64, 64, 4, 3), 2, HALF,
     ),
     "rows_in_three_runs": (
-        geometry_of((5, 96, 14, 6), (160, 48, 3, 3), padding=_SAME, groups=2, flip=True),
+        geometry_of((5, 96, 14, 6), (160, 48, 3, 3), padding=SAME, groups=2, flip=True),
         ReuseGradientTile(4, 14, 2, 3, 128, 64, 8, 3), 2, BFLOAT,
     ),
     "rows_apart": (
@@ -39,7 +36,7 @@ CALLS = {
         ReuseGradientTile(1, 4, 8, 3, 64, 64, 4, 3), 2, HALF,
     ),
     "single_columns_of_planes": (
-        geometry_of((18, 40, 7, 7), (72, 40, 3, 3), padding=_SAME),
+        geometry_of((18, 40, 7, 7), (72, 40, 3, 3), padding=SAME),
         ReuseGradientTile(16, 7, 1, 3, 64, 64, 4, 3, copied=True), 1, BFLOAT,
     ),
     "one_tap": (
@@ -47,7 +44,7 @@ CALLS = {
         ReuseGradientTile(2, 4, 4, 1, 128, 128, 8, 4), 2, HALF,
     ),
     "strides": (
-        geometry_of((3, 96, 8, 12), (80, 48, 3, 3), (2, 2), _SAME, groups=2),
+        geometry_of((3, 96, 8, 12), (80, 48, 3, 3), (2, 2), SAME, groups=2),
         ReuseGradientTile(4, 4, 2, 1, 64, 64, 4, 3), 2, BFLOAT,
     ),
     "strided_columns_of_planes": (
@@ -63,7 +60,7 @@ CALLS = {
         ReuseGradientTile(1, 2, 16, 1, 128, 256, 8, 3), 2, BFLOAT,
     ),
     "odd_planes": (
-        geometry_of((3, 67, 5, 11), (71, 67, 3, 3), padding=_SAME),
+        geometry_of((3, 67, 5, 11), (71, 67, 3, 3), padding=SAME),
         ReuseGradientTile(2, 2, 4, 1, 128, 128, 8, 3, copied=True), 2, BFLOAT,
     ),
     "taps_before_and_behind": (
@@ -71,30 +68,26 @@ CALLS = {
         ReuseGradientTile(1, 4, 8, 3, 64, 64, 4, 3), 1, HALF,
     ),
     "strides_that_overhang": (
-        geometry_of((2, 64, 10, 10), (72, 64, 3, 3), (2, 2), _SAME),
+        geometry_of((2, 64, 10, 10), (72, 64, 3, 3), (2, 2), SAME),
         ReuseGradientTile(1, 2, 8, 1, 64, 64, 4, 3), 2, HALF,
     ),
 }  # fmt: skip
 
 
-def problem_of(geometry, dtype=HALF, copied=False, **more):
-    given = {"layout": PLANES if copied else PIXELS, "device": H200, **more}
-    return Problem("wgrad", geometry, dtype, "tf32", **given)
+def problem_of(geometry, *more, **changes):
+    return problem_of_op("wgrad", geometry, *more, **changes)
 
 
-def launched(args, geometry, tile, parts, dtype):
+def computed(args, geometry, tile, parts, dtype):
     """The gradient by one launch of the kernel, with copies of the images or a sum of its parts."""
-    from tricorr.ops.launch import entry as launch
-
     problem = problem_of(geometry, dtype, tile.copied)
     assert reuse_gradient.is_legal(problem, tile.copied)
     assert reuse_gradient.fits(tile, problem)
     plan = choose.plan_with_tile(problem, tile, parts)
     assert (plan.kernel, plan.splits) == ("wgrad_reuse", parts)
-    if not tile.copied:
-        args = [t.contiguous(memory_format=torch.channels_last) for t in args]
+    args = in_format(args, "NCHW" if tile.copied else "NHWC")
     with simulated(90) as device:
-        actual = run("wgrad", args, geometry, launch, plan=plan)
+        actual = launched("wgrad", args, geometry, plan)
     own = [found.unit for found in device.launches if found.kernel == "wgrad_reuse"]
     assert own == ["wgmma"]
     others = {found.kernel for found in device.launches} - {"wgrad_reuse"}
@@ -106,14 +99,13 @@ def launched(args, geometry, tile, parts, dtype):
 def test_every_window_and_tile(name):
     geometry, tile, parts, dtype = CALLS[name]
     args = operands("wgrad", *tensors(geometry, dtype, make=whole_numbers))
-    actual = launched(args, geometry, tile, parts, dtype)
-    assert torch.equal(actual, torch.from_numpy(truth("wgrad", args, geometry)).to(dtype))
+    check_exact("wgrad", args, geometry, computed(args, geometry, tile, parts, dtype))
 
 
 def test_random_operands():
     geometry, tile, parts, dtype = CALLS["channels_left_over"]
     args = operands("wgrad", *tensors(geometry, dtype))
-    check("wgrad", args, geometry, actual=launched(args, geometry, tile, parts, dtype))
+    check("wgrad", args, geometry, actual=computed(args, geometry, tile, parts, dtype))
 
 
 @pytest.mark.parametrize("name", ["strides", "patches_of_sixteen_phases"])
@@ -136,7 +128,7 @@ def test_boxes_of_a_view_end_with_its_last_element(name):
         assert last == sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
 
 
-LAYER = geometry_of((32, 64, 56, 56), (64, 64, 3, 3), padding=_SAME)
+LAYER = geometry_of((32, 64, 56, 56), (64, 64, 3, 3), padding=SAME)
 
 
 @pytest.mark.parametrize("name", ["odd_planes", "taps_before_and_behind", "strides_that_overhang"])
@@ -145,16 +137,13 @@ def test_values_that_are_not_finite_stay_with_taps_that_read_them(name):
     geometry, tile, parts, dtype = CALLS[name]
     x, dy = operands("wgrad", *tensors(geometry, dtype, make=whole_numbers))
     x[0, 1, 0, 0], x[0, 2, -1, -1], x[0, 3, -1, 0] = torch.inf, torch.nan, -torch.inf
-    actual = launched((x, dy), geometry, tile, parts, dtype)
-    expected = torch.from_numpy(truth("wgrad", (x, dy), geometry)).to(dtype)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+    actual = computed((x, dy), geometry, tile, parts, dtype)
+    check_exact("wgrad", (x, dy), geometry, actual)
     for channel in (1, 2, 3):
         assert 0 < actual[:, channel].isfinite().sum() < actual[:, channel].numel()
     x.nan_to_num_(0, 0, 0)
     dy[0, 1, 0, 0] = dy[0, 2, -1, -1] = torch.inf
-    actual = launched((x, dy), geometry, tile, parts, dtype)
-    expected = torch.from_numpy(truth("wgrad", (x, dy), geometry)).to(dtype)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+    check_exact("wgrad", (x, dy), geometry, computed((x, dy), geometry, tile, parts, dtype))
 
 
 @pytest.mark.parametrize("stride", [1, 2])

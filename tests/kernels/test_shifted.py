@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import tensors, whole_numbers
-from closeness import check, operands, run, truth
-from plans import H200, with_tile
+from cases import SAME, in_format, tensors, whole_numbers
+from closeness import check, check_exact, operands
+from plans import H200, launched, with_tile
 from simulator.driver import simulated
 
 from tricorr.ops import geometry_of
@@ -16,13 +16,11 @@ from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.shifted import ShiftedTile
 
-_SAME = ((1, 1), (1, 1))
-FORMATS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
 HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
 #: Planes of several boxes, the last partly filled, and of one; blocks of channels and of columns
 #: with some left over.
 GEOMETRIES = {
-    "filters": (geometry_of((2, 24, 6, 8), (3, 24, 3, 3), padding=_SAME), "dy"),
+    "filters": (geometry_of((2, 24, 6, 8), (3, 24, 3, 3), padding=SAME), "dy"),
     "one_filter_dilated": (
         geometry_of((1, 40, 7, 8), (1, 40, 2, 5), (1, 1), ((2, 1), (2, 5)), (2, 3)), "dy",
     ),
@@ -30,7 +28,7 @@ GEOMETRIES = {
         geometry_of((3, 16, 9, 8), (2, 16, 3, 2), padding=((-1, 2), (1, -2)), flip=True), "dy",
     ),
     "groups": (
-        geometry_of((2, 48, 4, 6), (10, 24, 3, 3), padding=_SAME, groups=2, flip=True), "dy",
+        geometry_of((2, 48, 4, 6), (10, 24, 3, 3), padding=SAME, groups=2, flip=True), "dy",
     ),
     "stem": (geometry_of((2, 3, 9, 15), (24, 3, 3, 3), (2, 2), ((1, 2), (1, 2))), "x"),
     "stem_of_groups": (
@@ -41,19 +39,10 @@ GEOMETRIES = {
 
 
 def computed(geometry, args, boxes, tile, splits=1, precision="ieee"):
-    from tricorr.ops.launch import entry as launch
-
-    given = [t.contiguous(memory_format=FORMATS[boxes]) for t in args]
     plan = with_tile("wgrad", geometry, tile, splits, precision)
     assert plan.kernel == "wgrad_shifted"
     assert plan.splits == splits  # there are enough boxes
-    return run("wgrad", given, geometry, launch, plan=plan)
-
-
-def exact(geometry, args, boxes, tile, **changes):
-    """Whether sums of whole numbers are right to the last bit."""
-    actual = computed(geometry, args, boxes, tile, **changes)
-    return torch.equal(actual.cpu().double(), torch.from_numpy(truth("wgrad", args, geometry)))
+    return launched("wgrad", in_format(args, boxes), geometry, plan)
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -64,15 +53,16 @@ def test_every_window(kernel_backend, name):
     boxes, dtype = (("NHWC", BFLOAT), ("NCHW", FLOAT), ("NCHW", HALF))[turn]
     precision = "tf32" if dtype == FLOAT else "ieee"
     args = operands("wgrad", *tensors(geometry, dtype, kernel_backend.device, make=whole_numbers))
-    x, dy = (t.contiguous(memory_format=FORMATS[boxes]) for t in args)
+    x, dy = in_format(args, boxes)
     layout = layout_of(geometry, x, x.new_empty(geometry.weight_shape), dy)
     assert shifted.is_legal(Problem("wgrad", geometry, dtype, precision, layout, H200), shifts)
     tile = ShiftedTile(16, (16, 32)[turn > 0], 16, shifts, 4, 2)
-    assert exact(geometry, args, boxes, tile, splits=1 + turn % 2, precision=precision)
+    actual = computed(geometry, args, boxes, tile, 1 + turn % 2, precision)
+    check_exact("wgrad", args, geometry, actual)
 
 
 #: More boxes than stages.
-FILTERS = geometry_of((3, 72, 14, 16), (5, 72, 3, 3), padding=_SAME)
+FILTERS = geometry_of((3, 72, 14, 16), (5, 72, 3, 3), padding=SAME)
 STEM = geometry_of((5, 3, 15, 31), (72, 3, 5, 3), (2, 2), ((2, 2), (1, 1)))
 
 
@@ -96,7 +86,8 @@ def test_compiled_code(geometry, boxes, dtype, blocks, unit):
     args = operands("wgrad", *tensors(geometry, dtype, make=whole_numbers))
     precision = "tf32" if dtype == FLOAT else "ieee"
     with simulated(90) as device:
-        assert exact(geometry, args, boxes, tile, splits=2, precision=precision)
+        actual = computed(geometry, args, boxes, tile, 2, precision)
+    check_exact("wgrad", args, geometry, actual)
     first = device.launches[0]
     assert (first.kernel, first.unit) == ("wgrad_shifted", unit)
 
@@ -121,7 +112,7 @@ def test_values_that_are_not_finite_stay_in_their_channel(kernel_backend):
     assert actual[[0, 2]][:, [*range(5), *range(6, 24)]].isfinite().all()
 
 
-LAYER = geometry_of((8, 64, 224, 224), (3, 64, 3, 3), padding=_SAME)
+LAYER = geometry_of((8, 64, 224, 224), (3, 64, 3, 3), padding=SAME)
 PLANES, PIXELS = (
     Layout(boxes == "NHWC", x_boxes=boxes, y_boxes=boxes, x_row=boxes, y_row=boxes)
     for boxes in ("NCHW", "NHWC")

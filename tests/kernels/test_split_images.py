@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import tensors, whole_numbers
-from closeness import check, operands, run, truth
-from plans import H200, boxed, planned, with_tile
+from cases import FORMATS, SAME, in_format, tensors, whole_numbers
+from closeness import check, check_exact, operands
+from plans import H200, boxed, launched, planned, with_tile
 
 import tricorr
 from tricorr.ops import geometry_of
@@ -17,22 +17,18 @@ from tricorr.ops.plan.gemm import GEMM_TILES, GemmTile
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.tma import TmaTile, is_legal
 
-_SAME = ((1, 1), (1, 1))
-FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 #: More channels than a step has, and indivisible numbers of pixels, channels and steps.
 GEOMETRIES = {
-    "leftovers": geometry_of((1, 20, 5, 7), (35, 20, 2, 3), padding=_SAME),
+    "leftovers": geometry_of((1, 20, 5, 7), (35, 20, 2, 3), padding=SAME),
     "point": geometry_of((2, 100, 5, 3), (19, 100, 1, 1)),
-    "few_channels": geometry_of((1, 5, 5, 6), (18, 5, 3, 3), padding=_SAME),
-    "groups_flipped": geometry_of(
-        (1, 68, 5, 6), (36, 34, 2, 3), padding=_SAME, groups=2, flip=True
-    ),
-    "phases": geometry_of((1, 33, 7, 8), (34, 33, 3, 3), (2, 2), _SAME),
+    "few_channels": geometry_of((1, 5, 5, 6), (18, 5, 3, 3), padding=SAME),
+    "groups_flipped": geometry_of((1, 68, 5, 6), (36, 34, 2, 3), padding=SAME, groups=2, flip=True),
+    "phases": geometry_of((1, 33, 7, 8), (34, 33, 3, 3), (2, 2), SAME),
     "phases_without_taps": geometry_of((1, 33, 7, 9), (40, 33, 2, 1), (3, 2)),
-    "dilated": geometry_of((1, 33, 9, 8), (17, 33, 2, 3), (2, 1), _SAME, (2, 2)),
+    "dilated": geometry_of((1, 33, 9, 8), (17, 33, 2, 3), (2, 1), SAME, (2, 2)),
 }
 FORWARD = {
-    "reflected": geometry_of((1, 33, 5, 6), (17, 33, 3, 3), padding=_SAME, padding_mode="reflect"),
+    "reflected": geometry_of((1, 33, 5, 6), (17, 33, 3, 3), padding=SAME, padding_mode="reflect"),
     "per_sample": geometry_of((2, 33, 4, 5), (2, 17, 33, 2, 2)),
 }
 GEMM_CASES = [
@@ -41,11 +37,9 @@ GEMM_CASES = [
 ]
 SMALL = GemmTile(32, 32, 16, num_warps=4, num_stages=2)
 BOXES = {
-    "leftovers": geometry_of((1, 80, 5, 6), (48, 80, 2, 3), padding=_SAME),
-    "groups_flipped": geometry_of(
-        (1, 96, 5, 8), (96, 48, 2, 3), padding=_SAME, groups=2, flip=True
-    ),
-    "phases": geometry_of((1, 48, 9, 8), (64, 48, 3, 3), (2, 2), _SAME),
+    "leftovers": geometry_of((1, 80, 5, 6), (48, 80, 2, 3), padding=SAME),
+    "groups_flipped": geometry_of((1, 96, 5, 8), (96, 48, 2, 3), padding=SAME, groups=2, flip=True),
+    "phases": geometry_of((1, 48, 9, 8), (64, 48, 3, 3), (2, 2), SAME),
     "phases_without_taps": geometry_of((1, 48, 9, 10), (32, 48, 1, 1), (3, 2)),
 }
 #: Boxes of planes: of a window of one column.
@@ -61,19 +55,10 @@ BOX_CASES = [
 ]
 
 
-def given(args, format):
-    return [
-        t.contiguous(memory_format=FORMATS[format]) if t is not None and t.dim() == 4 else t
-        for t in args
-    ]
-
-
 def in_parts(op, args, geometry, plan, **more):
     """The result of a split plan."""
-    from tricorr.ops.launch import entry as launch
-
     assert plan.splits > 1
-    return run(op, args, geometry, launch, plan=plan, **more)
+    return launched(op, args, geometry, plan, **more)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -84,15 +69,12 @@ def test_parts_are_right_through_pointers(kernel_backend, op, name, geometry, fo
     """Three parts, the last a shorter one, and parts of one step each."""
     dtype = [torch.float16, torch.float64][format == "NCHW"]
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device, whole_numbers))
-    expected = torch.from_numpy(truth(op, args, geometry)).to(dtype)
     few = name == "few_channels"
     for parts in (3, 1000):
         tile = replace(SMALL, in_place=parts == 3)  # reads what weight there is
-        plan = with_tile(
-            op.removesuffix("_bias"), geometry, tile, parts, int64=parts == 3, one_tap=not few
-        )
-        actual = in_parts(op, given(args, format), geometry, plan)
-        assert torch.equal(actual.cpu(), expected)
+        plan = with_tile(op, geometry, tile, parts, int64=parts == 3, one_tap=not few)
+        actual = in_parts(op, in_format(args, format), geometry, plan)
+        check_exact(op, args, geometry, actual)
         if not geometry.per_sample:
             assert actual.is_contiguous(memory_format=FORMATS[format])
 
@@ -105,13 +87,13 @@ def test_parts_are_right_through_descriptors(kernel_backend, op, boxes, name, ge
     if kernel_backend.device == "cuda" and torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("this GPU has no such descriptors")
     tile = TmaTile(1, 4, 8, 32, 16, 4, 2) if boxes == "NHWC" else TmaTile(1, 1, 16, 32, 16, 4, 2)
-    op_name = op.removesuffix("_bias")
     args = operands(op, *tensors(geometry, torch.float16, kernel_backend.device, whole_numbers))
-    assert is_legal(Problem(op_name, geometry, torch.float16, "ieee", boxed(boxes), H200), tile)
-    expected = torch.from_numpy(truth(op, args, geometry)).half()
-    plan = with_tile(op_name, geometry, tile, 3, layout=boxed(boxes), int64=name == "leftovers")
-    actual = in_parts(op, given(args, boxes), geometry, plan)
-    assert torch.equal(actual.cpu(), expected)
+    problem = Problem(
+        op.removesuffix("_bias"), geometry, torch.float16, layout=boxed(boxes), device=H200
+    )
+    assert is_legal(problem, tile)
+    plan = with_tile(op, geometry, tile, 3, layout=boxed(boxes), int64=name == "leftovers")
+    check_exact(op, args, geometry, in_parts(op, in_format(args, boxes), geometry, plan))
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32", "tf32x3"])
@@ -121,7 +103,7 @@ def test_parts_of_float32(kernel_backend, op, precision):
     geometry = GEOMETRIES["leftovers"]
     args = operands(op, *tensors(geometry, torch.float32, kernel_backend.device))
     tile = GEMM_TILES[precision][-1]
-    plan = with_tile(op.removesuffix("_bias"), geometry, tile, 4, precision)
+    plan = with_tile(op, geometry, tile, 4, precision)
     actual = in_parts(op, args, geometry, plan)
     check(op, args, geometry, actual=actual, precision=precision)
     assert torch.equal(actual, in_parts(op, args, geometry, plan))
@@ -131,20 +113,19 @@ def test_parts_of_float32(kernel_backend, op, precision):
 @pytest.mark.parametrize("activation", ["none", "gelu"])
 def test_the_epilogue_follows_the_last_part(kernel_backend, activation, format):
     """Sums of whole numbers are exact, so the result has the same bits as without parts."""
-    from tricorr.ops.launch import entry as launch
-
     geometry = geometry_of((2, 40, 3, 5), (5, 40, 1, 1))
     x, weight, bias, dy = tensors(geometry, torch.float16, kernel_backend.device, whole_numbers)
-    x, residual = given([x / 8, torch.randn_like(dy)], format)
+    x, residual = in_format([x / 8, torch.randn_like(dy)], format)
     plans = [with_tile("fprop", geometry, SMALL, parts) for parts in (1, 3)]
     for bias_given, added in (
         (bias, residual),
-        (None, given([residual], "NCHW")[0]),
+        (None, residual.contiguous()),
         (bias[:1].expand(geometry.K), residual[:1].expand(residual.shape)),
     ):
         options = {"activation": activation, "residual": added}
-        whole = launch.fprop(x, weight, bias_given, geometry, plan=plans[0], **options)
-        parts = in_parts("fprop", (x, weight, bias_given), geometry, plans[1], **options)
+        args = x, weight, bias_given
+        whole = launched("fprop", args, geometry, plans[0], **options)
+        parts = in_parts("fprop", args, geometry, plans[1], **options)
         assert torch.equal(parts, whole)
 
 
@@ -153,7 +134,7 @@ def test_the_epilogue_follows_the_last_part(kernel_backend, activation, format):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_few_programs_with_long_sums_are_split_on_a_large_device(op, layout, dtype):
     for size, channels in ((7, 512), (14, 256), (16, 1280)):
-        layer = geometry_of((1, channels, size, size), (channels, channels, 3, 3), padding=_SAME)
+        layer = geometry_of((1, channels, size, size), (channels, channels, 3, 3), padding=SAME)
         plan = planned(op, layer, dtype, layout, H200, "tf32")
         assert plan.splits > 1
         assert plan.grid > H200.multiprocessors // 2
@@ -163,7 +144,7 @@ def test_few_programs_with_long_sums_are_split_on_a_large_device(op, layout, dty
 
 def test_many_programs_or_short_sums_are_not_split():
     for layer in (
-        geometry_of((64, 256, 56, 56), (256, 256, 3, 3), padding=_SAME),
+        geometry_of((64, 256, 56, 56), (256, 256, 3, 3), padding=SAME),
         geometry_of((1, 64, 14, 14), (64, 64, 1, 1)),
     ):
         for op in ("fprop", "dgrad"):
@@ -171,12 +152,12 @@ def test_many_programs_or_short_sums_are_not_split():
 
 
 def test_memory_of_parts_is_bounded():
-    layer = geometry_of((2, 4096, 56, 56), (64, 4096, 3, 3), padding=_SAME)
+    layer = geometry_of((2, 4096, 56, 56), (64, 4096, 3, 3), padding=SAME)
     problem = Problem("fprop", layer, torch.float32, "tf32", Layout(), H200)
     plans = plans_with_tile(problem, GEMM_TILES["tf32"][0])
     assert any(plan.splits > 1 for plan in plans)
     assert all(partial_bytes(plan, problem) <= MAX_WORKSPACE for plan in plans)
-    dense = geometry_of((512, 512, 56, 56), (512, 512, 3, 3), padding=_SAME)  # 3.3 GB of results
+    dense = geometry_of((512, 512, 56, 56), (512, 512, 3, 3), padding=SAME)  # 3.3 GB of results
     problem = Problem("fprop", dense, torch.float32, "tf32", Layout(int64=True), H200)
     assert [p.splits for p in plans_with_tile(problem, GEMM_TILES["tf32"][0])] == [1]
 

@@ -4,30 +4,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import tensors, whole_numbers
-from closeness import check, operands, run, truth
-from plans import H200, boxed
+from cases import SAME, in_format, tensors, whole_numbers
+from closeness import check, check_exact, exact, operands
+from plans import launched, problem_of
 from simulator.driver import simulated
 
 from tricorr.kernels.versions import HAS_GLUON
 from tricorr.ops import geometry_of
 from tricorr.ops.plan import choose, reuse_gradient, spread, spread_gradient
 from tricorr.ops.plan.device import DEVICES
-from tricorr.ops.plan.problem import Problem
 from tricorr.ops.plan.reuse_gradient import ReuseGradientTile
 from tricorr.ops.plan.spread import SpreadTile
 from tricorr.ops.plan.spread_gradient import SpreadGradientTile
 
 needs_gluon = pytest.mark.skipif(not HAS_GLUON, reason="Gluon is written for Triton 3.6 and 3.7")
 
-_SAME = ((1, 1), (1, 1))
-PIXELS = replace(boxed("NHWC"), gluon=True)
-PLANES = replace(boxed("NCHW"), channels_last=False, gluon=True)
 HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
 #: (op, geometry, tile, parts, dtype): more than one box along every axis, the last with some left.
 IMAGES = {
     "rows_left_over": (
-        "fprop_bias", geometry_of((3, 16, 7, 5), (16, 16, 3, 3), padding=_SAME),
+        "fprop_bias", geometry_of((3, 16, 7, 5), (16, 16, 3, 3), padding=SAME),
         SpreadTile(2, 1, 4, 32, 16, 4, 1, 4, 2), 1, HALF,
     ),
     "tf32_three_rows_of_groups": (
@@ -56,7 +52,7 @@ IMAGES = {
         SpreadTile(1, 2, 4, 32, 16, 1, 1, 4, 2, copied=True), 2, HALF,
     ),
     "few_results": (
-        "fprop_bias", geometry_of((2, 16, 7, 5), (3, 16, 3, 3), padding=_SAME),
+        "fprop_bias", geometry_of((2, 16, 7, 5), (3, 16, 3, 3), padding=SAME),
         SpreadTile(2, 1, 4, 16, 16, 4, 1, 4, 2), 2, HALF,
     ),
     "few_results_of_planes": (
@@ -68,7 +64,7 @@ IMAGES = {
         SpreadTile(1, 1, 4, 32, 16, 2, 1, 4, 2), 1, HALF,
     ),
     "few_phases_of_planes": (
-        "dgrad", geometry_of((1, 3, 8, 12), (24, 3, 3, 5), (2, 2), _SAME, flip=True),
+        "dgrad", geometry_of((1, 3, 8, 12), (24, 3, 3, 5), (2, 2), SAME, flip=True),
         SpreadTile(1, 2, 4, 64, 32, 4, 1, 4, 2, copied=True), 2, HALF,
     ),
     "one_pixel_of_dy": (
@@ -78,32 +74,15 @@ IMAGES = {
 }  # fmt: skip
 
 
-def laid(args, tile):
-    """The operands, channels_last unless the tile has images copied."""
-    if tile.copied:
-        return args
-    return [
-        t.contiguous(memory_format=torch.channels_last) if t is not None and t.dim() == 4 else t
-        for t in args
-    ]
-
-
-def problem_of(op, geometry, dtype=HALF, copied=False, **more):
-    given = {"layout": PLANES if copied else PIXELS, "device": H200, **more}
-    return Problem(op.removesuffix("_bias"), geometry, dtype, "tf32", **given)
-
-
 def forced(op, args, geometry, tile, parts, dtype, **more):
     """The result by this tile."""
-    from tricorr.ops.launch import entry as launch
-
     problem = problem_of(op, geometry, dtype, tile.copied)
     assert tile.suits(problem)
     plan = choose.plan_with_tile(problem, tile, parts)
     assert (plan.family, plan.splits) == (tile.family, parts)
     assert plan.grid > 1
-    precision = {} if op == "wgrad" else {"precision": problem.precision}
-    return run(op, laid(args, tile), geometry, launch, plan=plan, **precision, **more)
+    args = in_format(args, "NCHW" if tile.copied else "NHWC")
+    return launched(op, args, geometry, plan, **more)
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -113,7 +92,7 @@ def test_every_patch_window_and_step(kernel_backend, name):
     made = tensors(geometry, dtype, kernel_backend.device, whole_numbers)
     args = operands(op, *made)
     actual = forced(op, args, geometry, tile, parts, dtype)
-    assert torch.equal(actual.cpu(), torch.from_numpy(truth(op, args, geometry)).to(dtype))
+    check_exact(op, args, geometry, actual)
     if geometry.P * geometry.Q > 1:  # else dy has either format
         assert actual.is_contiguous(memory_format=torch.channels_last) != tile.copied
     if name == "rows_left_over":
@@ -133,17 +112,16 @@ def test_the_epilogue(kernel_backend, copied):
     tile = replace(tile, copied=copied)
     made = tensors(geometry, dtype, kernel_backend.device, whole_numbers)
     args = operands(op, *made)
-    residual = laid([torch.ones_like(made[3])], tile)[0]
-    more = {"residual": residual, "activation": "relu"}
-    actual = forced(op, args, geometry, tile, 1, dtype, **more)
-    expected = (torch.from_numpy(truth(op, args, geometry)) + 1).relu().to(dtype)
+    residual = in_format([torch.ones_like(made[3])], "NCHW" if copied else "NHWC")[0]
+    actual = forced(op, args, geometry, tile, 1, dtype, residual=residual, activation="relu")
+    expected = (exact(op, args, geometry) + 1).relu().to(dtype)
     assert torch.equal(actual.cpu(), expected)
 
 
 #: (geometry, tile, parts, dtype)
 GRADIENTS = {
     "patches_of_four_rows": (
-        geometry_of((3, 16, 8, 12), (16, 16, 3, 3), padding=_SAME),
+        geometry_of((3, 16, 8, 12), (16, 16, 3, 3), padding=SAME),
         SpreadGradientTile(2, 4, 8, 4, 16, 16, 4, 4, 3), 2, HALF,
     ),
     "boxes_that_overhang": (
@@ -180,7 +158,7 @@ def test_every_gradient(name):
     args = operands("wgrad", *tensors(geometry, dtype, make=whole_numbers))
     with simulated(90) as device:
         actual = forced("wgrad", args, geometry, tile, parts, dtype)
-    assert torch.equal(actual, torch.from_numpy(truth("wgrad", args, geometry)).to(dtype))
+    check_exact("wgrad", args, geometry, actual)
     own = [done.unit for done in device.launches if done.kernel == f"wgrad_{tile.family}"]
     assert own == ["wgmma"]
 

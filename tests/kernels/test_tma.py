@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import tensors
-from closeness import check, operands, run, truth
-from plans import H200, OPS, boxed, planned, with_tile
+from cases import FORMATS, SAME, in_format, tensors
+from closeness import check, operands, truth
+from plans import H200, OPS, boxed, launched, planned, with_tile
 
 from tricorr.ops import geometry_of
 from tricorr.ops.launch.layout import boxes_of, layout_of
@@ -32,30 +32,28 @@ def _case(x, k, window, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1)
     return geometry_of(x, (k, x[1] // groups, *window), stride, padding, dilation, groups, **more)
 
 
-_SAME = ((1, 1), (1, 1))
 PIXELS = boxed("NHWC")
 #: Several boxes along every axis; the last is partly filled.
 GEOMETRIES = {
-    "leftovers": _case((3, 32, 9, 5), 48, (3, 3), padding=_SAME),
+    "leftovers": _case((3, 32, 9, 5), 48, (3, 3), padding=SAME),
     "pointwise_overhanging_channels": _case((2, 24, 5, 6), 40, (1, 1)),
     "asymmetric_padding": _case((1, 16, 6, 9), 16, (2, 3), padding=((0, 3), (2, 1))),
     "negative_padding": _case((1, 16, 8, 7), 16, (3, 2), padding=((-1, 2), (1, -2))),
-    "dilated": _case((1, 16, 9, 8), 16, (3, 2), padding=_SAME, dilation=(2, 3)),
+    "dilated": _case((1, 16, 9, 8), 16, (3, 2), padding=SAME, dilation=(2, 3)),
     "flipped": _case((2, 16, 5, 6), 32, (2, 3), padding=((0, 1), (2, 0)), flip=True),
-    "groups": _case((2, 32, 5, 4), 64, (2, 2), padding=_SAME, groups=2),
-    "stride_2": _case((2, 16, 9, 8), 16, (3, 3), (2, 2), _SAME),
-    "stride_2_groups_flipped": _case((1, 32, 9, 8), 96, (3, 2), (2, 2), _SAME, groups=2, flip=True),
+    "groups": _case((2, 32, 5, 4), 64, (2, 2), padding=SAME, groups=2),
+    "stride_2": _case((2, 16, 9, 8), 16, (3, 3), (2, 2), SAME),
+    "stride_2_groups_flipped": _case((1, 32, 9, 8), 96, (3, 2), (2, 2), SAME, groups=2, flip=True),
     "stride_2_pixels_left_over": _case((1, 16, 8, 9), 16, (2, 2), (2, 2)),
-    "one_axis_strided": _case((1, 16, 9, 8), 16, (3, 3), (1, 3), _SAME),
+    "one_axis_strided": _case((1, 16, 9, 8), 16, (3, 3), (1, 3), SAME),
     "phases_without_taps": _case((2, 16, 9, 10), 32, (1, 1), (3, 2)),
     "stride_gt_window_padded": _case((1, 16, 10, 11), 16, (1, 2), (4, 3), ((1, 0), (2, 1))),
-    "dilation_shares_a_phase": _case((1, 16, 12, 11), 16, (3, 2), (2, 2), _SAME, (2, 4)),
-    "dilation_and_stride_prime": _case((1, 16, 13, 12), 16, (3, 2), (2, 2), _SAME, (3, 1)),
+    "dilation_shares_a_phase": _case((1, 16, 12, 11), 16, (3, 2), (2, 2), SAME, (2, 4)),
+    "dilation_and_stride_prime": _case((1, 16, 13, 12), 16, (3, 2), (2, 2), SAME, (3, 1)),
     "one_output": _case((3, 16, 4, 3), 16, (4, 3), (2, 2)),
 }
 #: Only for the input gradient: the forward kernel has descriptors for four phases.
-NINE_PHASES = {"stride_3": _case((1, 16, 8, 7), 16, (4, 3), (3, 3), _SAME)}
-FORMATS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
+NINE_PHASES = {"stride_3": _case((1, 16, 8, 7), 16, (4, 3), (3, 3), SAME)}
 TILES = [TmaTile(1, 8, 4, 32, 16, 4, 2), TmaTile(2, 4, 8, 16, 16, 4, 2)]
 CASES = [
     pytest.param(op, geometry, turn % 2, id=f"{op}-{name}")
@@ -66,28 +64,24 @@ CASES = [
 ]
 
 
-def in_channels_last(args):
-    return [t.to(memory_format=torch.channels_last) if t is not None and t.dim() == 4 else t
-            for t in args]  # fmt: skip
-
-
 def forced(
-    op, geometry, tile, device, dtype=torch.float32, precision="tf32", boxes="NHWC", **changes
-):
-    from tricorr.ops.launch import entry as launch
-
-    args = operands(op, *tensors(geometry, dtype, device))
-    given = in_channels_last(args) if boxes == "NHWC" else args
-    name = op.removesuffix("_bias")
-    read = given[:2] if op == "wgrad" else given[:1]
-    assert all(boxes_of(image) == boxes for image in read)
-    assert is_legal(Problem(name, geometry, dtype, precision, boxed(boxes), H200), tile)
-    plan = with_tile(name, geometry, tile, precision=precision, **changes)
-    actual = run(op, given, geometry, launch, plan=plan)
+    op, geometry, tile, device, dtype=torch.float32, boxes="NHWC", as_rows=False, splits=1,
+    **changes,
+):  # fmt: skip
+    """(result, plan, operands) with a legal tile; the result is right and in the format."""
+    precision = "tf32" if dtype == torch.float32 else "ieee"
+    args = in_format(operands(op, *tensors(geometry, dtype, device)), boxes)
+    read = args[:2] if op == "wgrad" else args[:1]
+    assert as_rows or all(boxes_of(image) == boxes for image in read)
+    layout = boxed(boxes, as_rows)
+    problem = Problem(op.removesuffix("_bias"), geometry, dtype, precision, layout, H200)
+    assert is_legal(problem, tile)
+    plan = with_tile(op, geometry, tile, splits, precision, layout, **changes)
+    actual = launched(op, args, geometry, plan)
     check(op, args, geometry, actual=actual, precision=precision)
     if op != "wgrad":
         assert actual.is_contiguous(memory_format=FORMATS[boxes])
-    return actual, plan, given
+    return actual, plan, args
 
 
 @pytest.mark.parametrize(("op", "geometry", "turn"), CASES)
@@ -98,14 +92,12 @@ def test_every_window_and_step(kernel_backend, op, geometry, turn):
 @pytest.mark.parametrize("name", ["leftovers", "groups"])
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
 def test_few_programs_compute_all_boxes(kernel_backend, op, name):
-    from tricorr.ops.launch import entry as launch
-
     geometry, tile = GEOMETRIES[name], TILES[1]
     one_each, plan, args = forced(op, geometry, tile, kernel_backend.device)
     assert plan.grid > 3
     few = with_tile(plan.op, geometry, replace(tile, persistent=3), precision="tf32")
     assert few.grid == 3
-    assert torch.equal(run(op, args, geometry, launch, plan=few), one_each)
+    assert torch.equal(launched(op, args, geometry, few), one_each)
 
 
 def _plans(problem):
@@ -116,7 +108,7 @@ def _plans(problem):
 @pytest.mark.parametrize("device", [H200, DEVICES["b200"]], ids=lambda d: d.arch)
 def test_more_boxes_than_multiprocessors_take_persistent_programs(device):
     def plans(n, window, stride, layout=PIXELS):
-        geometry = _case((n, 256, 56, 56), 256, window, stride, padding=_SAME)
+        geometry = _case((n, 256, 56, 56), 256, window, stride, padding=SAME)
         problems = [Problem(op, geometry, torch.bfloat16, "ieee", layout, device) for op in OPS]
         return [cheapest(_plans(problem), problem, []) for problem in problems]
 
@@ -134,12 +126,10 @@ def test_more_boxes_than_multiprocessors_take_persistent_programs(device):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
 def test_sixteen_bits_and_any_weight(kernel_backend, op, dtype):
-    from tricorr.ops.launch import entry as launch
-
     geometry = GEOMETRIES["stride_2_groups_flipped"]
-    actual, plan, args = forced(op, geometry, TILES[0], kernel_backend.device, dtype, "ieee")
+    actual, plan, args = forced(op, geometry, TILES[0], kernel_backend.device, dtype)
     copied = [args[0], args[1].contiguous(), *args[2:]]  # a weight that no descriptor can describe
-    assert torch.equal(run(op, copied, geometry, launch, plan=plan), actual)
+    assert torch.equal(launched(op, copied, geometry, plan), actual)
 
 
 @pytest.mark.parametrize(("dtype", "rounds"), [(torch.float32, True), (torch.float16, False)])
@@ -150,7 +140,7 @@ def test_descriptors_round_tf32_operands(dtype, rounds):
     from tricorr.ops.launch.kernel_arguments import Tensors
 
     geometry = GEOMETRIES["leftovers"]
-    x, weight, y = in_channels_last(
+    x, weight, y = in_format(
         torch.empty(shape, dtype=dtype, device="meta")
         for shape in (geometry.x_shape, geometry.weight_shape, geometry.y_shape)
     )
@@ -169,7 +159,7 @@ def test_descriptors_round_tf32_operands(dtype, rounds):
 @pytest.mark.parametrize(
     ("op", "boxes", "tile"),
     [
-        ("fprop", "NHWC", TmaTile(1, 4, 16, 64, 32, 4, 3)),
+        ("fprop_bias", "NHWC", TmaTile(1, 4, 16, 64, 32, 4, 3)),
         ("dgrad", "NHWC", TmaTile(1, 4, 16, 64, 32, 4, 3)),
         ("wgrad", "NCHW", TmaTile(1, 1, 16, 64, 64, 4, 3)),
     ],
@@ -179,18 +169,14 @@ def test_rounded_operands_leave_no_bias(op, boxes, tile):
     pytest.importorskip("triton", "3.7", reason="descriptors round from Triton 3.7 on")
     from simulator.driver import simulated
 
-    from tricorr.ops.launch import entry as launch
-
-    window, pad = ((3, 1), _ROWS) if boxes == "NCHW" else ((3, 3), _SAME)
+    window, pad = ((3, 1), _ROWS) if boxes == "NCHW" else ((3, 3), SAME)
     geometry = _case((2, 64, 4, 16), 64, window, padding=pad)
     positive = [t.abs() + 0.5 for t in tensors(geometry, torch.float32)]
-    args = operands("fprop_bias" if op == "fprop" else op, *positive)
+    args = in_format(operands(op, *positive), boxes)
     plan = with_tile(op, geometry, tile, precision="tf32")
     with simulated():
-        given = in_channels_last(args) if boxes == "NHWC" else args
-        actual = run(op, given, geometry, launch, plan=plan).double().numpy()
-    expected = truth("fprop_bias" if op == "fprop" else op, args, geometry)
-    assert abs((actual / expected - 1).mean()) < 1e-5
+        actual = launched(op, args, geometry, plan).double().numpy()
+    assert abs((actual / truth(op, args, geometry) - 1).mean()) < 1e-5
 
 
 #: Of one column, for 16-bit images: rows of x and of dy are multiples of 16 bytes.
@@ -230,8 +216,7 @@ def test_planes_need_no_transposed_copy(kernel_backend, op, name, turn):
     else:
         block = channel_block(Problem(op.removesuffix("_bias"), geometry, dtype))
         tile = TmaTile(1, 1, [16, 32][turn % 2], 32, min(block, 16), 4, 2)
-    changes = {"int64": turn % 3 == 0}
-    forced(op, geometry, tile, kernel_backend.device, dtype, "ieee", "NCHW", **changes)
+    forced(op, geometry, tile, kernel_backend.device, dtype, "NCHW", int64=turn % 3 == 0)
 
 
 def test_planes_give_a_weight_gradient_in_tf32(kernel_backend):
@@ -251,21 +236,10 @@ POINTS = {
 @pytest.mark.parametrize("name", POINTS)
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad", "wgrad"])
 def test_a_window_of_one_pixel_reads_planes_as_rows(kernel_backend, op, name, boxes):
-    from tricorr.ops.launch import entry as launch
-
-    geometry, dtype = POINTS[name], torch.float16
-    args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
-    given = in_channels_last(args) if boxes == "NHWC" else args
-    op_name = op.removesuffix("_bias")
-    taken = TmaTile(1, 1, 16, 16, 32 if op == "wgrad" else 16, 4, 2)
-    layout = boxed(boxes, as_rows=True)
-    assert is_legal(Problem(op_name, geometry, dtype, "ieee", layout, H200), taken)
-    plan = with_tile(op_name, geometry, taken, splits=2, layout=layout)
-    actual = run(op, given, geometry, launch, plan=plan)
-    check(op, args, geometry, actual=actual)
-    if op != "wgrad":
-        assert actual.shape[2:] == (geometry.H, geometry.W)
-        assert actual.is_contiguous(memory_format=FORMATS[boxes])
+    tile = TmaTile(1, 1, 16, 16, 32 if op == "wgrad" else 16, 4, 2)
+    forced(
+        op, POINTS[name], tile, kernel_backend.device, torch.float16, boxes, as_rows=True, splits=2
+    )
 
 
 @pytest.mark.parametrize("boxes", FORMATS)
@@ -274,7 +248,7 @@ def test_the_planner_reads_planes_as_rows_where_the_tensors_allow_it(boxes):
     x, y = (torch.empty(128, 256, 28, 28, dtype=torch.bfloat16, device="meta") for _ in range(2))
     weight = torch.empty(256, 256, 1, 1, dtype=torch.bfloat16, device="meta")
     if boxes == "NHWC":
-        x, y = in_channels_last([x, y])
+        x, y = in_format([x, y])
     assert (boxes_of(x) == "NHWC") == (boxes == "NHWC"), "28 columns are 56 bytes"
     layout = layout_of(geometry, x, weight, y)
     for op in OPS:
@@ -293,24 +267,17 @@ def test_the_planner_reads_planes_as_rows_where_the_tensors_allow_it(boxes):
 
 def test_boxes_of_one_pixel_windows_may_overhang_in_a_weight_gradient(kernel_backend):
     """Outside the image x and dy are both zero, so a box need not divide planes of 7 x 5."""
-    from tricorr.ops.launch import entry as launch
-
-    geometry = _case((3, 16, 7, 5), 24, (1, 1))
-    taken = TmaTile(1, 4, 4, 16, 32, 4, 2)
-    assert is_legal(Problem("wgrad", geometry, torch.float16, "ieee", PIXELS, H200), taken)
-    args = operands("wgrad", *tensors(geometry, torch.float16, kernel_backend.device))
-    plan = with_tile("wgrad", geometry, taken, splits=3)
-    actual = run("wgrad", in_channels_last(args), geometry, launch, plan=plan)
-    check("wgrad", args, geometry, actual=actual)
+    geometry, tile = _case((3, 16, 7, 5), 24, (1, 1)), TmaTile(1, 4, 4, 16, 32, 4, 2)
+    forced("wgrad", geometry, tile, kernel_backend.device, torch.float16, splits=3)
 
 
 def test_heavy_epilogues_take_smaller_tiles():
-    geometry = _case((64, 320, 64, 64), 256, (3, 3), padding=_SAME)
+    geometry = _case((64, 320, 64, 64), 256, (3, 3), padding=SAME)
     x, weight, y = (
         torch.empty(shape, dtype=torch.bfloat16, device="meta")
         for shape in (geometry.x_shape, geometry.weight_shape, geometry.y_shape)
     )
-    x, y = in_channels_last([x, y])
+    x, y = in_format([x, y])
     sums = {}
     for name in ("none", "relu", "relu6", "gelu", "silu", "residual"):
         added = (y, "none") if name == "residual" else (None, name)
@@ -330,29 +297,28 @@ def test_a_residual_is_added_in_both_formats(kernel_backend, boxes):
     geometry = POINTS["leftovers"]
     x, weight, bias, dy = tensors(geometry, torch.float16, kernel_backend.device)
     residual = torch.randn_like(dy)
-    if boxes == "NHWC":
-        x, residual = in_channels_last([x, residual])
+    x, residual = in_format([x, residual], boxes)
     tile = TmaTile(1, 1, 16, 16, 16, 4, 2)
     plan = with_tile("fprop", geometry, tile, layout=boxed(boxes, as_rows=True))
     linear = launch.fprop(x.float(), weight.float(), bias.float(), geometry)
-    for added in (residual, residual.contiguous(), in_channels_last([residual])[0]):
-        y = launch.fprop(x, weight, bias, geometry, plan=plan, residual=added)
+    for added in (residual, residual.contiguous(), *in_format([residual])):
+        y = launched("fprop", (x, weight, bias), geometry, plan, residual=added)
         assert torch.allclose(y.float(), linear + residual.float(), rtol=1e-3, atol=1e-2)
 
 
 #: Boxes that divide the planes of y, may overhang the last image, and the last three planes too.
 GRADIENTS = {
-    "leftovers": (_case((3, 24, 6, 8), 40, (3, 3), padding=_SAME), (2, 2, 4)),
+    "leftovers": (_case((3, 24, 6, 8), 40, (3, 3), padding=SAME), (2, 2, 4)),
     "one_pixel_boxes": (_case((9, 16, 3, 5), 16, (2, 1), padding=((1, 0), (0, 0))), (16, 1, 1)),
     "dilated_flipped": (
-        _case((2, 16, 8, 6), 16, (2, 3), padding=_SAME, dilation=(3, 2), flip=True),
+        _case((2, 16, 8, 6), 16, (2, 3), padding=SAME, dilation=(3, 2), flip=True),
         (4, 1, 4),
     ),
     "groups": (_case((2, 48, 4, 4), 32, (2, 2), padding=((0, 1), (1, 0)), groups=2), (1, 4, 4)),
     "strided": (_case((3, 16, 8, 9), 16, (3, 3), (2, 2), ((1, 1), (1, 0))), (2, 2, 4)),
     "phases_without_taps": (_case((2, 16, 8, 12), 16, (1, 1), (2, 3)), (1, 4, 4)),
     "unread_pixels": (_case((2, 16, 7, 7), 16, (2, 2), (3, 3)), (4, 2, 2)),
-    "run_of_images": (_case((19, 16, 5, 4), 24, (2, 3), (2, 1), _SAME), (16, 1, 1)),
+    "run_of_images": (_case((19, 16, 5, 4), 24, (2, 3), (2, 1), SAME), (16, 1, 1)),
     "run_of_rows": (_case((2, 24, 17, 5), 16, (2, 3), (1, 2), ((0, 0), (1, 1))), (1, 16, 1)),
     "odd_planes": (_case((2, 24, 5, 7), 16, (3, 1), padding=((1, 1), (0, 0))), (1, 4, 4)),
     "odd_strided": (_case((3, 16, 9, 10), 16, (3, 3), (2, 2), ((1, 1), (1, 0))), (2, 2, 4)),
@@ -363,32 +329,24 @@ GRADIENTS = {
 @pytest.mark.parametrize("splits", [1, 2, 100])
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_weight_gradient(kernel_backend, name, splits):
-    from tricorr.ops.launch import entry as launch
-
     geometry, box = GRADIENTS[name]
     dtype = [torch.float16, torch.bfloat16][splits % 2]
     taps = min({1: 3, 2: 1, 100: 2}[splits], most_taps(geometry))  # also one that leaves taps over
-    tile = TmaTile(*box, 16, 32, 4, 2, taps)
-    assert is_legal(Problem("wgrad", geometry, dtype, "ieee", PIXELS, H200), tile)
-    args = operands("wgrad", *tensors(geometry, dtype, kernel_backend.device))
-    plan = with_tile("wgrad", geometry, tile, splits, int64=splits == 2)
-    actual = run("wgrad", in_channels_last(args), geometry, launch, plan=plan)
-    check("wgrad", args, geometry, actual=actual)
+    tile, wide = TmaTile(*box, 16, 32, 4, 2, taps), splits == 2
+    forced("wgrad", geometry, tile, kernel_backend.device, dtype, splits=splits, int64=wide)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.parametrize("name", ["odd_planes", "odd_strided", "overhanging_run"])
 def test_infinities_beside_boxes_that_overhang(kernel_backend, name):
     """Beside a plane of dy, zeros must not be multiplied with infinities of x, nor the reverse."""
-    from tricorr.ops.launch import entry as launch
-
     geometry, box = GRADIENTS[name]
     plan = with_tile("wgrad", geometry, TmaTile(*box, 16, 16, 4, 2))
     x, _, _, dy = tensors(geometry, torch.float16, kernel_backend.device)
     for image in (x, dy):
         clean = image.clone()
         image[0, 1, 0, 0], image[0, 2, -1, -1], image[1, 3, -1, 0] = torch.inf, torch.nan, torch.inf
-        dw = launch.wgrad(*in_channels_last([x, dy]), geometry, plan=plan)
+        dw = launched("wgrad", in_format([x, dy]), geometry, plan)
         expected = torch.from_numpy(truth("wgrad", [x, dy], geometry))
         assert torch.equal(dw.isfinite().cpu(), expected.isfinite())
         assert 0 < dw.isfinite().sum() < dw.numel()
@@ -396,13 +354,11 @@ def test_infinities_beside_boxes_that_overhang(kernel_backend, name):
 
 
 def test_pixels_that_no_window_reads_do_not_reach_the_result(kernel_backend):
-    from tricorr.ops.launch import entry as launch
-
     geometry, box = GRADIENTS["unread_pixels"]
     x, _, _, dy = tensors(geometry, torch.float16, kernel_backend.device)
     x[:, :, 2::3], x[:, :, -1] = float("nan"), float("nan")
     plan = with_tile("wgrad", geometry, TmaTile(*box, 16, 16, 4, 2))
-    assert launch.wgrad(*in_channels_last([x, dy]), geometry, plan=plan).isfinite().all()
+    assert launched("wgrad", in_format([x, dy]), geometry, plan).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -410,7 +366,7 @@ def test_sums_of_filters_may_overhang_although_taps_follow(kernel_backend, dtype
     """The weight is multiplied crosswise: its rows are filters, and zeros follow the last one."""
     geometry = _case((2, 16, 5, 6), 24, (2, 3), padding=((1, 0), (1, 1)))
     assert channel_block(Problem("dgrad", geometry, dtype)) == 32
-    forced("dgrad", geometry, TmaTile(1, 4, 4, 16, 32, 4, 2), kernel_backend.device, dtype, "ieee")
+    forced("dgrad", geometry, TmaTile(1, 4, 4, 16, 32, 4, 2), kernel_backend.device, dtype)
 
 
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
@@ -422,19 +378,16 @@ def test_a_sum_of_channels_may_overhang_with_a_single_tap(kernel_backend, op):
 
 
 def test_activations_come_before_the_rounding(kernel_backend):
-    from tricorr.ops.launch import entry as launch
-
     geometry = GEOMETRIES["pointwise_overhanging_channels"]
-    x, weight, bias, _ = tensors(geometry, torch.float16, kernel_backend.device)
-    x, weight = in_channels_last([x, weight])
+    args = in_format(tensors(geometry, torch.float16, kernel_backend.device)[:3])
     plan = with_tile("fprop", geometry, TmaTile(1, 4, 8, 32, 32, 4, 2))
-    linear = launch.fprop(x, weight, bias, geometry, plan=plan)
-    actual = launch.fprop(x, weight, bias, geometry, activation="relu", plan=plan)
+    linear = launched("fprop", args, geometry, plan)
+    actual = launched("fprop", args, geometry, plan, activation="relu")
     assert torch.equal(actual, linear.relu())
 
 
 def test_the_planner_takes_descriptors_where_it_can():
-    geometry = _case((32, 256, 14, 14), 256, (3, 3), padding=_SAME)
+    geometry = _case((32, 256, 14, 14), 256, (3, 3), padding=SAME)
     layout = PIXELS
     for op in OPS:
         for name, family in {
@@ -465,23 +418,21 @@ def test_boxes_start_at_multiples_of_16_bytes_of_a_row():
     assert legal("NCHW", stride=(2, 1)) == [True] * 3
     assert legal("NCHW", stride=(1, 2)) == [False, True, False], "no descriptor steps over pixels"
     assert legal("NCHW", stride=(1, 64)) == [True, True, False], "columns are cut off"
-    assert legal("NCHW", (1, 3)) == legal("NCHW", padding=_SAME) == [False] * 3
+    assert legal("NCHW", (1, 3)) == legal("NCHW", padding=SAME) == [False] * 3
     assert legal("NCHW", dtype=torch.float32) == [False, False, True]
-    assert legal("NHWC", (3, 3), _SAME, groups=2) == [True] * 3
-    geometry = _case((32, 60, 16, 16), 60, (3, 3), padding=_SAME, groups=3)
+    assert legal("NHWC", (3, 3), SAME, groups=2) == [True] * 3
+    geometry = _case((32, 60, 16, 16), 60, (3, 3), padding=SAME, groups=3)
     for op in OPS:  # the second group starts at channel 20
         assert not is_legal(Problem(op, geometry, torch.bfloat16, "ieee", PIXELS, H200))
 
 
 def test_a_nan_stays_in_its_channel(kernel_backend):
     """Boxes of planes overhang rows: taps multiply pixels there by 0, and NaN stays NaN."""
-    from tricorr.ops.launch import entry as launch
-
     geometry = PLANES["leftovers"]
     x, _, _, dy = tensors(geometry, torch.float16, kernel_backend.device)
     x[0, 3, :, -1] = float("nan")
     plan = with_tile("wgrad", geometry, TmaTile(1, 1, 16, 16, 32, 4, 2))
-    dw = launch.wgrad(x, dy, geometry, plan=plan)
+    dw = launched("wgrad", (x, dy), geometry, plan)
     assert dw[:, 3].isnan().all()
     assert dw[:, :3].isfinite().all()
     assert dw[:, 4:].isfinite().all()
@@ -504,13 +455,13 @@ def test_a_nan_stays_in_its_channel(kernel_backend):
     ids=lambda item: item[0],
 )
 def test_tma_tiles_are_not_legal_for_these_calls(changes):
-    geometry = replace(_case((2, 64, 8, 8), 64, (3, 3), padding=_SAME), **changes[1])
+    geometry = replace(_case((2, 64, 8, 8), 64, (3, 3), padding=SAME), **changes[1])
     assert geometry.P > 0
     assert not is_legal(Problem("fprop", geometry, torch.bfloat16, "ieee", PIXELS, H200))
 
 
 def test_a_tile_of_another_problem_is_refused():
-    geometry = _case((2, 96, 9, 8), 128, (3, 3), padding=_SAME, groups=2)
+    geometry = _case((2, 96, 9, 8), 128, (3, 3), padding=SAME, groups=2)
 
     def legal(op, tile):
         return is_legal(Problem(op, geometry, torch.bfloat16, "ieee", PIXELS, H200), tile)
@@ -524,7 +475,7 @@ def test_a_tile_of_another_problem_is_refused():
 
 
 def test_descriptors_need_steps_of_sixteen_bytes():
-    geometry = _case((2, 64, 8, 8), 64, (3, 3), padding=_SAME)
+    geometry = _case((2, 64, 8, 8), 64, (3, 3), padding=SAME)
     x, weight, _, y = tensors(geometry, torch.float16)
 
     def kinds(x, y=y):
@@ -532,7 +483,7 @@ def test_descriptors_need_steps_of_sixteen_bytes():
         return layout.x_boxes, layout.y_boxes
 
     assert kinds(x) == ("NCHW", "NCHW")
-    last, y = in_channels_last([x, y])
+    last, y = in_format([x, y])
     assert kinds(last, y) == ("NHWC", "NHWC")
     assert kinds(x, y) == ("NCHW", "NHWC")
     assert kinds(x.byte(), y) == ("", "")
@@ -571,7 +522,7 @@ def test_boxes_of_a_weight_gradient_divide_the_planes():
 def test_a_smaller_tile_is_taken_where_the_device_has_less_to_do():
     layout = PIXELS
     many, few = (
-        _case((n, 128, size, size), 256, (3, 3), padding=_SAME) for n, size in ((64, 64), (2, 32))
+        _case((n, 128, size, size), 256, (3, 3), padding=SAME) for n, size in ((64, 64), (2, 32))
     )
     large, small = (planned("fprop", g, torch.bfloat16, layout, H200) for g in (many, few))
     assert (large.tile.BLOCK_N, large.tile.pixels, large.splits) == (128, 256, 1)

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import DTYPES, tensors, whole_numbers
-from closeness import check, operands, run, to_numpy, truth
-from plans import H200
+from cases import DTYPES, SAME, tensors, whole_numbers
+from closeness import check, check_exact, exact, operands
+from plans import H200, launched
 
-from tricorr.ops import geometry_of, reference
+from tricorr.ops import geometry_of
 from tricorr.ops.launch import layout
 from tricorr.ops.plan import choose, rows
 from tricorr.ops.plan.integers import power_of_two
@@ -16,7 +16,6 @@ from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.rows import RowsTile, vector_of, vector_tile
 from tricorr.ops.plan.rows_walk import extents, pieces_beside
 
-SAME = ((1, 1), (1, 1))
 #: Rows of whole vectors; each case could make a lane read or write the wrong column.
 GEOMETRIES = {
     "image": geometry_of((1, 1, 9, 24), (1, 1, 3, 3), padding=SAME),
@@ -98,14 +97,11 @@ def planned(op, geometry, args, result, lane_q, tile, splits=1, **changes):
 
 def forced(op, geometry, lane_q, tile, device, dtype, make=torch.randn, **changes):
     """The operator with a vector tile: (operands, result)."""
-    from tricorr.ops.launch import entry as launch
-
     args = operands(op, *tensors(geometry, dtype, device, make))
-    op = op.removesuffix("_bias")
     like = _result(op, geometry, args)
-    plan = planned(op, geometry, args, like, lane_q, tile, **changes)
+    plan = planned(op.removesuffix("_bias"), geometry, args, like, lane_q, tile, **changes)
     assert plan is not None, "rows have no vectors"
-    return args, run(op, args, geometry, launch, plan=plan)
+    return args, launched(op, args, geometry, plan)
 
 
 def _cases():
@@ -206,8 +202,6 @@ def test_every_dtype(kernel_backend, op, dtype):
 
 @pytest.mark.parametrize(("padding_mode", "lane_q"), [("zeros", 8), ("reflect", 4)])
 def test_uint8_pixels_are_converted(kernel_backend, padding_mode, lane_q):
-    from tricorr.ops.launch import entry as launch
-
     geometry = geometry_of((1, 1, 4, 16), (1, 1, 2, 3), padding=SAME, padding_mode=padding_mode)
     if padding_mode == "reflect":  # reads pixels right of the last vector
         geometry = replace(geometry, padding=((1, 1), (1, 1)))
@@ -217,9 +211,8 @@ def test_uint8_pixels_are_converted(kernel_backend, padding_mode, lane_q):
     y = torch.empty(geometry.y_shape, device="meta")
     plan = planned("fprop", geometry, (x, weight, None), y, lane_q, TILES["rows_of_tiles"])
     assert plan.tile.X_ALIGN == lane_q
-    actual = launch.fprop(x, weight, None, geometry, plan=plan)
-    expected = reference.fprop(to_numpy(x), to_numpy(weight), None, geometry)
-    assert torch.equal(actual.cpu().double(), torch.from_numpy(expected))
+    args = x, weight, None
+    check_exact("fprop", args, geometry, launched("fprop", args, geometry, plan))
 
 
 def test_code_without_masks_gives_the_same_bits(kernel_backend):
@@ -229,13 +222,10 @@ def test_code_without_masks_gives_the_same_bits(kernel_backend):
             "fprop_bias", geometry, 4, tile, device, torch.float16, whole_numbers,
             interior=interior,
         )  # fmt: skip
-        expected = torch.from_numpy(truth("fprop_bias", args, geometry)).to(actual.dtype)
-        assert torch.equal(actual.cpu(), expected)
+        check_exact("fprop_bias", args, geometry, actual)
 
 
 def test_the_epilogue_is_applied(kernel_backend):
-    from tricorr.ops.launch import entry as launch
-
     geometry = GEOMETRIES["prime_planes"]
     x, weight, bias, residual = tensors(
         geometry, torch.float16, kernel_backend.device, whole_numbers
@@ -243,9 +233,9 @@ def test_the_epilogue_is_applied(kernel_backend):
     y = torch.empty(geometry.y_shape, dtype=torch.float16, device="meta")
     tile = TILES["planes_share_lanes"]
     plan = planned("fprop", geometry, (x, weight, bias), y, 4, tile)
-    actual = launch.fprop(x, weight, bias, geometry, "ieee", "relu", residual, plan)
-    sums = truth("fprop_bias", (x, weight, bias), geometry) + to_numpy(residual)
-    expected = torch.from_numpy(sums).relu()
+    args = x, weight, bias
+    actual = launched("fprop", args, geometry, plan, activation="relu", residual=residual)
+    expected = (exact("fprop_bias", args, geometry) + residual.cpu().double()).relu()
     assert torch.equal(actual.cpu().double(), expected)
 
 
@@ -253,8 +243,6 @@ def test_the_epilogue_is_applied(kernel_backend):
     ("first", "together"), [(0, 8), (8, 8), (4, 4), (2, 2), (1, 1)], ids=lambda n: str(n)
 )
 def test_unaligned_rows_take_shorter_vectors(kernel_backend, first, together):
-    from tricorr.ops.launch import entry as launch
-
     geometry = geometry_of((1, 1, 5, 16), (1, 1, 3, 3), padding=SAME)
     whole = torch.randn(1, 1, 5, 32).to(kernel_backend.device, torch.float16)
     x = whole[..., first : first + 16]
@@ -267,8 +255,8 @@ def test_unaligned_rows_take_shorter_vectors(kernel_backend, first, together):
     assert tile is not None
     assert tile.X_ALIGN == together
     plan = choose.plan_with_tile(problem, tile)
-    check("fprop", (x, weight, None), geometry, actual=launch.fprop(x, weight, None, geometry,
-          plan=plan))  # fmt: skip
+    args = x, weight, None
+    check("fprop", args, geometry, actual=launched("fprop", args, geometry, plan))
 
 
 def test_rows_of_odd_length_have_no_vectors():

@@ -7,21 +7,27 @@ import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 import tricorr
 
+#: (name, function, function that makes its operands)
+Named: TypeAlias = tuple[str, Callable[..., Any], Callable[[], list[Any]]]
+
+HALF, BRAIN, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 DTYPES = {
-    "half": torch.float16,
-    "bf16": torch.bfloat16,
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "tf32x3": torch.float32,
-    "fp64": torch.float64,
+    "half": HALF,
+    "bf16": BRAIN,
+    "fp32": FLOAT,
+    "tf32": FLOAT,
+    "tf32x3": FLOAT,
+    "fp64": DOUBLE,
 }
 _PRECISIONS = {"fp32": "ieee", "tf32": "tf32", "tf32x3": "tf32x3"}
+FORMATS = ("NCHW", "channels_last")
+#: (C, K, groups)
 _BANKS = {"one": (1, 1, 1), "few": (3, 16, 1), "many": (16, 32, 1), "depthwise": (8, 8, 8)}
 
 
@@ -57,6 +63,30 @@ def wanting(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return [t.requires_grad_(t.is_floating_point()) for t in tensors]
 
 
+def layer(
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    dtype: torch.dtype = FLOAT,
+    *where: Any,
+    bias: bool = False,
+    residual: tuple[int, ...] = (),
+) -> Callable[[], list[Any]]:
+    """Makes x, weight, bias and residual, all wanting gradients; `where` lays x out, see image."""
+
+    def operands() -> list[Any]:
+        other = FLOAT if dtype == torch.uint8 else dtype
+        made = [image(x, dtype, *where), torch.zeros(weight, dtype=other)]
+        made += [torch.zeros(weight[0], dtype=other)] if bias else []
+        return wanting(*made, *([image(residual, other)] if residual else []))
+
+    return operands
+
+
+def zeros(*shapes: tuple[int, ...]) -> Callable[[], list[Any]]:
+    """Makes float32 tensors that want no gradient."""
+    return lambda: [torch.zeros(shape) for shape in shapes]
+
+
 def trained(function: Callable[..., torch.Tensor]) -> Callable[..., tuple[torch.Tensor, ...]]:
     """The function and all gradients of its result."""
 
@@ -82,89 +112,51 @@ def correlated(**options: Any) -> Callable[..., torch.Tensor]:
     return call
 
 
-def _options() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]]:
+def trains(kind: str = "half", **options: Any) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """corr2d and all gradients, in the precision of a kind of DTYPES."""
+    return trained(correlated(precision=_PRECISIONS.get(kind), **options))
+
+
+def _options() -> Iterator[Named]:
     """Every option of the public functions."""
     for (kind, dtype), (bank, (C, K, groups)), memory in itertools.product(
-        DTYPES.items(), _BANKS.items(), ("NCHW", "channels_last")
+        DTYPES.items(), _BANKS.items(), FORMATS
     ):
-        call = trained(correlated(padding=1, groups=groups, precision=_PRECISIONS.get(kind)))
-
-        def operands(
-            C: int = C,
-            K: int = K,
-            groups: int = groups,
-            dtype: torch.dtype = dtype,
-            memory: str = memory,
-        ) -> list[Any]:
-            weight = torch.zeros(K, C // groups, 3, 3, dtype=dtype)
-            x = image((2, C, 16, 16), dtype, memory)
-            return wanting(x, weight, torch.zeros(K, dtype=dtype))
-
-        yield f"plain {kind} {bank} {memory}", call, operands
-    dtype = torch.float32
+        operands = layer((2, C, 16, 16), (K, C // groups, 3, 3), dtype, memory, bias=True)
+        yield f"plain {kind} {bank} {memory}", trains(kind, padding=1, groups=groups), operands
     for mode, (bank, (C, K, groups)) in itertools.product(
         ("reflect", "replicate", "circular"), _BANKS.items()
     ):
-        call = trained(correlated(padding=(1, 2), padding_mode=mode, groups=groups))
-        yield (
-            f"padding mode {mode} {bank}",
-            call,
-            lambda C=C, K=K, groups=groups: wanting(
-                image((2, C, 16, 24), dtype), torch.zeros(K, C // groups, 3, 5)
-            ),
-        )
+        call = trains(padding=(1, 2), padding_mode=mode, groups=groups)
+        operands = layer((2, C, 16, 24), (K, C // groups, 3, 5))
+        yield f"padding mode {mode} {bank}", call, operands
     for activation, C in itertools.product(("relu", "relu6", "gelu", "silu"), (1, 16)):
-        yield (
-            f"activation {activation} {C}",
-            trained(correlated(activation=activation)),
-            lambda C=C: wanting(
-                image((2, C, 16, 16), dtype),
-                torch.zeros(16, C, 3, 3),
-                torch.zeros(16),
-                image((2, 16, 14, 14), dtype),
-            ),
-        )
+        operands = layer((2, C, 16, 16), (16, C, 3, 3), bias=True, residual=(2, 16, 14, 14))
+        yield f"activation {activation} {C}", trains(activation=activation), operands
     for C in (1, 3, 16):
-        yield (
-            f"bank per sample {C}",
-            trained(correlated(padding=1)),
-            lambda C=C: wanting(image((3, C, 16, 16), dtype), torch.zeros(3, C, C, 3, 3)),
-        )
-    for memory in ("NCHW", "channels_last"):
-        yield (
-            f"parts {memory}",
-            trained(correlated(padding=1, activation="gelu")),
-            lambda memory=memory: wanting(
-                image((1, 512, 8, 8), torch.float16, memory),
-                torch.zeros(512, 512, 3, 3, dtype=torch.float16),
-                torch.zeros(512, dtype=torch.float16),
-                image((1, 512, 8, 8), torch.float16),
-            ),
-        )
-    steps = {
+        operands = layer((3, C, 16, 16), (3, C, C, 3, 3))
+        yield f"bank per sample {C}", trains(padding=1), operands
+    for memory in FORMATS:
+        shape = (1, 512, 8, 8)
+        operands = layer(shape, (512, 512, 3, 3), HALF, memory, bias=True, residual=shape)
+        yield f"parts {memory}", trains(padding=1, activation="gelu"), operands
+    steps: dict[str, dict[str, Any]] = {
         "stride 2": {"stride": 2, "padding": 1},
         "uneven": {"stride": (2, 1), "dilation": (1, 2), "padding": ((0, 1), (2, 1))},
         "stride 3": {"stride": 3, "dilation": 2, "padding": "valid"},
         "same": {"padding": "same"},
     }
     for (name, options), C in itertools.product(steps.items(), (1, 16)):
-        yield (
-            f"{name} {C}",
-            trained(correlated(**options)),
-            lambda C=C: wanting(image((2, C, 17, 19), dtype), torch.zeros(C, C, 3, 3)),
-        )
+        yield f"{name} {C}", trains(**options), layer((2, C, 17, 19), (C, C, 3, 3))
     forms = {
         "plane": ((9, 11), (2, 3)),
         "stack of planes": ((2, 3, 9, 11), (2, 3)),
         "no batch": ((3, 9, 11), (4, 3, 2, 3)),
     }
-    for name, (x, weight) in forms.items():
-        for function in (tricorr.corr2d, tricorr.convolve2d):
-            yield (
-                f"{function.__name__} {name}",
-                function,
-                lambda x=x, weight=weight: [torch.zeros(x), torch.zeros(weight)],
-            )
+    for (name, shapes), function in itertools.product(
+        forms.items(), (tricorr.corr2d, tricorr.convolve2d)
+    ):
+        yield f"{function.__name__} {name}", function, zeros(*shapes)
     for s, (C, K, groups) in itertools.product((1, 2), _BANKS.values()):
         function = correlated_transposed(stride=s, output_padding=s - 1, groups=groups)
         yield (
@@ -177,108 +169,82 @@ def _options() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]
     yield (
         "corr2d_input_grad",
         lambda weight, dy: tricorr.corr2d_input_grad((2, 16, 9, 9), weight, dy),
-        lambda: [torch.zeros(16, 16, 3, 3), torch.zeros(2, 16, 7, 7)],
+        zeros((16, 16, 3, 3), (2, 16, 7, 7)),
     )
     yield (
         "corr2d_weight_grad",
         lambda x, dy: tricorr.corr2d_weight_grad(x, (16, 16, 3, 3), dy),
-        lambda: [torch.zeros(2, 16, 9, 9), torch.zeros(2, 16, 7, 7)],
+        zeros((2, 16, 9, 9), (2, 16, 7, 7)),
     )
     for K in (8, 32):
-        yield (
-            f"uint8 {K}",
-            trained(correlated()),
-            lambda K=K: wanting(
-                torch.zeros(2, 3, 16, 16, dtype=torch.uint8), torch.zeros(K, 3, 3, 3)
-            ),
-        )
+        yield f"uint8 {K}", trains(), layer((2, 3, 16, 16), (K, 3, 3, 3), torch.uint8)
 
 
 def correlated_transposed(**options: Any) -> Callable[..., torch.Tensor]:
     return lambda x, weight, bias: tricorr.corr_transpose2d(x, weight, bias, **options)
 
 
-def _alignments() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]]:
+def _alignments() -> Iterator[Named]:
     """Tensors that do not start at 16 bytes or have gaps; expanded and transposed tensors."""
     images = [
-        ("NCHW", 1, 0),
-        ("NCHW", 4, 0),
-        ("NCHW", 0, 1),
-        ("NCHW", 0, 8),
-        ("channels_last", 1, 0),
-        ("channels_last", 4, 0),
-        ("channels_last", 0, 8),
-        ("channels_last", 0, 1),
+        *(("NCHW", offset, gap) for offset, gap in ((1, 0), (4, 0), (0, 1), (0, 8))),
+        *(("channels_last", offset, gap) for offset, gap in ((1, 0), (4, 0), (0, 8), (0, 1))),
         ("transposed", 0, 0),
     ]
     for kind, (C, K, groups), where in itertools.product(
         ("bf16", "tf32", "fp32"), ((1, 1, 1), (64, 64, 1), (8, 8, 8)), images
     ):
-        dtype, options = DTYPES[kind], {"groups": groups, "precision": _PRECISIONS.get(kind)}
         memory, offset, gap = where
         yield (
             f"image {kind} {C} {memory} from {offset} gap {gap}",
-            trained(correlated(padding=1, **options)),
-            lambda C=C, K=K, groups=groups, dtype=dtype, where=where: wanting(
-                image((2, C, 16, 24), dtype, *where), torch.zeros(K, C // groups, 3, 3, dtype=dtype)
-            ),
+            trains(kind, padding=1, groups=groups),
+            layer((2, C, 16, 24), (K, C // groups, 3, 3), DTYPES[kind], *where),
         )
+    shape, bank = (2, 64, 16, 24), (64, 64, 3, 3)
     weights = {
-        "from 1": lambda: torch.zeros(64 * 64 * 9 + 1)[1:].view(64, 64, 3, 3),
-        "channels_last": lambda: torch.zeros(64, 64, 3, 3).to(memory_format=torch.channels_last),
-        "transposed": lambda: torch.zeros(64, 64, 3, 3).transpose(0, 1),
-        "expanded": lambda: torch.zeros(1, 64, 3, 3).expand(64, -1, -1, -1),
+        "from 1": lambda: torch.zeros(64 * 64 * 9 + 1)[1:].view(bank),
+        "channels_last": lambda: torch.zeros(bank).to(memory_format=torch.channels_last),
+        "transposed": lambda: torch.zeros(bank).transpose(0, 1),
+        "expanded": lambda: torch.zeros(1, 64, 3, 3).expand(bank),
     }
     for (name, weight), precision, memory in itertools.product(
-        weights.items(), ("ieee", "tf32"), ("NCHW", "channels_last")
+        weights.items(), ("ieee", "tf32"), FORMATS
     ):
         yield (
             f"weight {name} {precision} {memory}",
             correlated(padding=1, precision=precision),
-            lambda weight=weight, memory=memory: [
-                image((2, 64, 16, 24), torch.float32, memory),
-                weight(),
-            ],
+            lambda weight=weight, memory=memory: [image(shape, FLOAT, memory), weight()],
         )
-    others = {
-        "bias expanded": lambda: {"bias": torch.zeros(1).expand(64)},
-        "bias strided": lambda: {"bias": torch.zeros(129)[1::2]},
-        "residual from 1": lambda: {"residual": image((2, 64, 16, 24), torch.float32, offset=1)},
-        "residual expanded": lambda: {"residual": torch.zeros(1, 64, 1, 1).expand(2, 64, 16, 24)},
+    others: dict[str, Callable[[], list[Any]]] = {
+        "bias expanded": lambda: [torch.zeros(1).expand(64), None],
+        "bias strided": lambda: [torch.zeros(129)[1::2], None],
+        "residual from 1": lambda: [None, image(shape, FLOAT, offset=1)],
+        "residual expanded": lambda: [None, torch.zeros(1, 64, 1, 1).expand(shape)],
     }
     for name, other in others.items():
         yield (
             name,
             correlated(padding=1),
-            lambda other=other: [
-                image((2, 64, 16, 24), torch.float32),
-                torch.zeros(64, 64, 3, 3),
-                other().get("bias"),
-                other().get("residual"),
-            ],
+            lambda other=other: [image(shape, FLOAT), torch.zeros(bank), *other()],
         )
-    for kind, (memory, offset, gap) in itertools.product(
+    for kind, where in itertools.product(
         ("bf16", "tf32"),
         (("NCHW", 0, 0), ("NCHW", 1, 0), ("NCHW", 0, 8), ("channels_last", 8, 0)),
     ):
-        dtype = DTYPES[kind]
+        memory, offset, gap = where
         yield (
             f"1x1 {kind} {memory} from {offset} gap {gap}",
-            trained(correlated(precision=_PRECISIONS.get(kind))),
-            lambda dtype=dtype, where=(memory, offset, gap): wanting(
-                image((4, 64, 14, 14), dtype, *where), torch.zeros(128, 64, 1, 1, dtype=dtype)
-            ),
+            trains(kind),
+            layer((4, 64, 14, 14), (128, 64, 1, 1), DTYPES[kind], *where),
         )
     for g, op in itertools.product((1, 64), ("input", "weight")):
         yield (
             f"gradient of a sum, {op}, {g} groups",
             _of_expanded(op, g),
             lambda g=g: [
-                torch.zeros(64, 64 // g, 3, 3),
-                torch.zeros(1).expand(2, 64, 16, 24),
-                torch.zeros(2, 64, 16, 24),
+                torch.zeros(64, 64 // g, 3, 3), torch.zeros(1).expand(shape), torch.zeros(shape)
             ],
-        )
+        )  # fmt: skip
 
 
 def _of_expanded(op: str, groups: int) -> Callable[..., torch.Tensor]:
@@ -290,9 +256,9 @@ def _of_expanded(op: str, groups: int) -> Callable[..., torch.Tensor]:
     return call
 
 
-def _wide() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]]:
+def _wide() -> Iterator[Named]:
     """Offsets beyond 2**31, in memory that is reserved but not used."""
-    for kind, memory in itertools.product(("bf16", "fp32"), ("NCHW", "channels_last")):
+    for kind, memory in itertools.product(("bf16", "fp32"), FORMATS):
         inner = (16 * 24, 24, 1) if memory == "NCHW" else (1, 24 * 16, 16)
         dtype = DTYPES[kind]
 
@@ -304,7 +270,7 @@ def _wide() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]]
         yield f"wide {kind} {memory}", correlated(padding=1), operands
 
 
-def _transforms() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]]:
+def _transforms() -> Iterator[Named]:
     """Modules, autocast, compilers and the transforms of torch.func."""
     from torch.func import grad, jvp, vmap
 
@@ -316,18 +282,13 @@ def _transforms() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[A
         "ConvTranspose2D": lambda: tricorr.ConvTranspose2D(3, 8, 4, stride=2, padding=1),
         "converted": _converted,
     }
-    for name, make in modules.items():
-        for autocast in (False, True):
-            yield (
-                f"module {name}{' autocast' if autocast else ''}",
-                _training_step(autocast),
-                lambda make=make: [torch.randn(2, 3, 16, 16), make()],
-            )
-    yield (
-        "torch.compile",
-        _compiled_step,
-        lambda: [torch.randn(2, 3, 16, 16), _converted()],
-    )
+    for (name, make), autocast in itertools.product(modules.items(), (False, True)):
+        yield (
+            f"module {name}{' autocast' if autocast else ''}",
+            _training_step(autocast),
+            lambda make=make: [torch.randn(2, 3, 16, 16), make()],
+        )
+    yield "torch.compile", _compiled_step, lambda: [torch.randn(2, 3, 16, 16), _converted()]
     w = torch.randn(4, 3, 3, 3)
     yield (
         "vmap",
@@ -345,12 +306,8 @@ def _transforms() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[A
         lambda: [torch.randn(5, 3, 8, 8)],
     )
     for C in (3, 16):
-        yield (
-            f"double backward {C}",
-            _twice,
-            lambda C=C: wanting(torch.randn(2, C, 8, 8), torch.randn(16, C, 3, 3)),
-        )
-    for dtype in (torch.float32, torch.uint8):
+        yield f"double backward {C}", _twice, layer((2, C, 8, 8), (16, C, 3, 3))
+    for dtype in (FLOAT, torch.uint8):
         for name in ("sobel", "gaussian_blur", "box_blur", "spatial_gradient"):
             yield (
                 f"filter {name} {dtype}",
@@ -404,7 +361,7 @@ def _twice(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return torch.autograd.grad(dx.square().sum(), (x, weight))
 
 
-def drawn(count: int, seed: int) -> Iterator[tuple[str, Callable[..., Any], Any]]:
+def drawn(count: int, seed: int) -> Iterator[Named]:
     """Random geometries, dtypes, formats and offsets."""
     from tricorr.ops import geometry_of
     from tricorr.ops.errors import ArgumentError
@@ -430,7 +387,7 @@ def drawn(count: int, seed: int) -> Iterator[tuple[str, Callable[..., Any], Any]
             continue
         if geometry.y_numel == 0:
             continue
-        memory, where = rng.choice(["NCHW", "channels_last"]), rng.choice([0, 0, 0, 1, 4, 8])
+        memory, where = rng.choice(FORMATS), rng.choice([0, 0, 0, 1, 4, 8])
         layout = memory, where, rng.choice([0, 0, 0, 8, 1])
         precision = _PRECISIONS.get(kind, "ieee")
 
@@ -459,7 +416,7 @@ def drawn(count: int, seed: int) -> Iterator[tuple[str, Callable[..., Any], Any]
         yield f"random {done} {op} {kind} {memory}", call, operands
 
 
-def _large() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]]:
+def _large() -> Iterator[Named]:
     """Images that are read through tensor maps, and windows that become bands."""
     steps: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
         "dense": ((64, 64, 64), 3, {"padding": 1}),
@@ -469,7 +426,7 @@ def _large() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]
         "groups": ((128, 28, 28), 3, {"groups": 2, "padding": 1}),
     }
     for kind, (name, (shape, R, options)), memory in itertools.product(
-        ("bf16", "tf32"), steps.items(), ("NCHW", "channels_last")
+        ("bf16", "tf32"), steps.items(), FORMATS
     ):
         groups = options.get("groups", 1)
 
@@ -485,119 +442,56 @@ def _large() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]
                 weight = weight.to(memory_format=torch.channels_last)
             return wanting(image((16, *shape), dtype, memory), weight)
 
-        call = trained(correlated(precision=_PRECISIONS.get(kind), **options))
-        yield f"large {name} {kind} {memory}", call, operands
-    for name, channels, memory in (
-        ("few channels bf16", 16, "channels_last"),
-        ("few filters bf16", 64, "NCHW"),
+        yield f"large {name} {kind} {memory}", trains(kind, **options), operands
+    for name, x, weight, memory, options in (
+        ("few channels", (8, 16, 128, 128), (3, 16, 3, 3), "channels_last", {"padding": 1}),
+        ("few filters", (8, 64, 128, 128), (3, 64, 3, 3), "NCHW", {"padding": 1}),
+        ("narrow", (32, 64, 56, 56), (16, 64, 5, 5), "channels_last", {"padding": 2}),
     ):
-        yield (
-            name,
-            trained(correlated(padding=1)),
-            lambda channels=channels, memory=memory: wanting(
-                image((8, channels, 128, 128), torch.bfloat16, memory),
-                torch.zeros(3, channels, 3, 3, dtype=torch.bfloat16),
-            ),
-        )
-    for memory in ("NCHW", "channels_last"):
-        yield (
-            f"patches bf16 {memory}",
-            trained(correlated(stride=16)),
-            lambda memory=memory: wanting(
-                image((16, 3, 224, 224), torch.bfloat16, memory),
-                torch.zeros(768, 3, 16, 16, dtype=torch.bfloat16),
-            ),
-        )
-    yield (
-        "narrow bf16",
-        trained(correlated(padding=2)),
-        lambda: wanting(
-            image((32, 64, 56, 56), torch.bfloat16, "channels_last"),
-            torch.zeros(16, 64, 5, 5, dtype=torch.bfloat16),
-        ),
-    )
+        yield f"{name} bf16", trains(**options), layer(x, weight, BRAIN, memory)
+    for memory in FORMATS:
+        operands = layer((16, 3, 224, 224), (768, 3, 16, 16), BRAIN, memory)
+        yield f"patches bf16 {memory}", trains(stride=16), operands
     for mode in ("zeros", "reflect"):
-        yield (
-            f"large depthwise {mode}",
-            trained(correlated(padding=1, padding_mode=mode, groups=64)),
-            lambda: wanting(
-                torch.zeros(16, 64, 56, 56, dtype=torch.bfloat16),
-                torch.zeros(64, 1, 3, 3, dtype=torch.bfloat16),
-            ),
-        )
+        call = trains(padding=1, padding_mode=mode, groups=64)
+        yield f"large depthwise {mode}", call, layer((16, 64, 56, 56), (64, 1, 3, 3), BRAIN)
     yield (
         "large depthwise input gradient",
         lambda weight, dy: tricorr.corr2d_input_grad(
             (16, 64, 56, 56), weight, dy, stride=2, padding=1, groups=64
         ),
-        lambda: [torch.zeros(64, 1, 3, 3), torch.zeros(16, 64, 28, 28)],
+        zeros((64, 1, 3, 3), (16, 64, 28, 28)),
     )
     for kind in ("half", "tf32", "tf32x3", "fp64"):
-        yield (
-            f"large window {kind}",
-            trained(correlated(padding=15, precision=_PRECISIONS.get(kind))),
-            lambda dtype=DTYPES[kind]: wanting(
-                torch.zeros(4, 1, 512, 512, dtype=dtype), torch.zeros(1, 1, 31, 31, dtype=dtype)
-            ),
-        )
+        operands = layer((4, 1, 512, 512), (1, 1, 31, 31), DTYPES[kind])
+        yield f"large window {kind}", trains(kind, padding=15), operands
     yield (
         "large window, input gradient of channels_last",
         lambda weight, dy: tricorr.corr2d_input_grad(
             (32, 128, 56, 56), weight, dy, stride=2, padding=15, groups=128
         ),
         lambda: [
-            torch.zeros(128, 1, 31, 31, dtype=torch.bfloat16),
-            torch.zeros(32, 128, 28, 28, dtype=torch.bfloat16).to(
-                memory_format=torch.channels_last
-            ),
+            torch.zeros(128, 1, 31, 31, dtype=BRAIN),
+            image((32, 128, 28, 28), BRAIN, "channels_last"),
         ],
     )
 
 
-def _lag_sums() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]]:
+def _others() -> Iterator[Named]:
     from tricorr.ops.lag_sums import lag_sums
 
-    yield (
-        "lag sums",
-        lambda a, b: lag_sums(a, b, (5, 5)),
-        lambda: [torch.zeros(1, 1, 60, 60), torch.zeros(1, 1, 64, 64)],
-    )
-
-
-def _separable() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]]:
+    yield "lag sums", lambda a, b: lag_sums(a, b, (5, 5)), zeros((1, 1, 60, 60), (1, 1, 64, 64))
     yield (
         "separable window",
         lambda x: (tricorr.filters.gaussian_blur(x, 2.0, kernel_size=15),),
-        lambda: [torch.zeros(512, 512)],
+        zeros((512, 512)),
     )
+    yield "empty batch", correlated(), zeros((0, 3, 9, 9), (4, 3, 3, 3))
 
 
-def _empty() -> Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]]:
-    yield "empty batch", correlated(), lambda: [torch.zeros(0, 3, 9, 9), torch.zeros(4, 3, 3, 3)]
-
-
-def _named(
-    *groups: Iterator[tuple[str, Callable[..., Any], Callable[[], list[Any]]]],
-) -> dict[str, LaunchedCall]:
-    return {
-        name: LaunchedCall(
-            call,
-            operands,
-            launches=not name.startswith("empty"),
-        )
-        for group in groups
-        for name, call, operands in group
-    }
-
-
-CALLS = _named(
-    _options(),
-    _alignments(),
-    _large(),
-    _wide(),
-    _transforms(),
-    drawn(100, 0),
-    _lag_sums(),
-    _separable(),
-    _empty(),
-)
+CALLS = {
+    name: LaunchedCall(call, operands, launches=name != "empty batch")
+    for name, call, operands in itertools.chain(
+        _options(), _alignments(), _large(), _wide(), _transforms(), drawn(100, 0), _others()
+    )
+}

@@ -5,20 +5,27 @@ They give the same results as calls that are built anew, and keep no tensor aliv
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
-from cases import tensors
-from closeness import OPS, check, operands, run
-from plans import planned
+from cases import SAME, in_format, tensors, whole_numbers
+from closeness import OPS, check, check_exact, operands, run
+from plans import H200, PLAIN, launched, planned, problem_of
+from simulator.driver import simulated
 
+from tricorr.kernels.versions import HAS_GLUON
 from tricorr.ops import geometry_of
-from tricorr.ops.plan.choose import FAMILIES
+from tricorr.ops.plan.choose import FAMILIES, plan_with_tile
 from tricorr.ops.plan.device import DEVICES, INTERPRETER
-from tricorr.ops.plan.problem import Layout
+from tricorr.ops.plan.exchange import Exchange
+from tricorr.ops.plan.flat import FlatTile
+from tricorr.ops.plan.gemm import GemmTile
+from tricorr.ops.plan.problem import Layout, Problem
+from tricorr.ops.plan.reuse import ReuseTile
+from tricorr.ops.plan.tma import TmaTile
 
-_SAME = ((1, 1), (1, 1))
-DEPTHWISE = geometry_of((2, 4, 9, 7), (4, 1, 3, 3), padding=_SAME, groups=4)
+DEPTHWISE = geometry_of((2, 4, 9, 7), (4, 1, 3, 3), padding=SAME, groups=4)
 # Geometries for which the planner takes each family, on the device beside them. INTERPRETER has
 # four multiprocessors, so that weight gradients are split into partial sums.
 CALLS = {
@@ -28,12 +35,12 @@ CALLS = {
     "columns": (geometry_of((2, 2, 19, 9), (2, 2, 9, 3)), INTERPRETER),
     "banded": (geometry_of((1, 1, 34, 34), (1, 1, 31, 31)), INTERPRETER),
     "patch": (geometry_of((1, 3, 128, 128), (24, 3, 4, 4), (4, 4)), INTERPRETER),
-    "flipped": (geometry_of((2, 3, 9, 7), (4, 3, 2, 3), padding=_SAME, flip=True), INTERPRETER),
+    "flipped": (geometry_of((2, 3, 9, 7), (4, 3, 2, 3), padding=SAME, flip=True), INTERPRETER),
     "framed": (
-        geometry_of((1, 2, 7, 7), (2, 2, 3, 3), padding=_SAME, padding_mode="reflect"),
+        geometry_of((1, 2, 7, 7), (2, 2, 3, 3), padding=SAME, padding_mode="reflect"),
         INTERPRETER,
     ),
-    "tma": (geometry_of((1, 16, 8, 8), (16, 16, 3, 3), padding=_SAME), DEVICES["h200"]),
+    "tma": (geometry_of((1, 16, 8, 8), (16, 16, 3, 3), padding=SAME), DEVICES["h200"]),
     "strided_tma": (geometry_of((1, 16, 16, 16), (16, 16, 2, 2), (2, 2)), DEVICES["h200"]),
     "per_sample": (geometry_of((2, 3, 6, 6), (2, 4, 3, 2, 2)), INTERPRETER),
     "split": (geometry_of((1, 32, 3, 3), (32, 32, 5, 5), padding=((2, 2), (2, 2))), INTERPRETER),
@@ -81,9 +88,7 @@ def launch(kernel_backend, monkeypatch):
 def drawn(op, geometry, on, half=False):
     """New operands of `op`; if `half`, in float16 and channels_last, as tensor maps require."""
     made = tensors(geometry, torch.float16 if half else torch.float32, on)
-    if half:
-        made = [t.to(memory_format=torch.channels_last) if t.dim() == 4 else t for t in made]
-    return operands(op, *made)
+    return operands(op, *(in_format(made) if half else made))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -107,6 +112,64 @@ def test_a_prepared_call_reads_its_own_tensors(name, op, launch, built, kernel_b
     assert torch.equal(again, plain)
 
 
+ODD = geometry_of((2, 19, 8, 10), (35, 19, 3, 3), padding=SAME)
+POINTS = geometry_of((2, 18, 7, 9), (19, 18, 1, 1), (2, 3))
+PATCHES = geometry_of((2, 16, 8, 16), (24, 16, 4, 4), (4, 4))
+
+
+def plan_on_copies(way, op):
+    """(geometry, plan) that copies images or the weight before its kernel, in float16 or TF32."""
+    if way == "flat":
+        problem = Problem("wgrad", ODD, torch.float32, "tf32", PLAIN, H200)
+        return ODD, plan_with_tile(problem, FlatTile(16, 16, 16, 4, 2), 2)
+    exchange, geometry = {
+        "images": (None, ODD),
+        "samples": (Exchange(reads=True, result=op == "dgrad", sampled=True), POINTS),
+        "patches": (Exchange(reads=op != "fprop_bias", patches="crs"), PATCHES),
+        "merged": (Exchange(merged=True), PATCHES),
+    }[way]
+    problem = Problem(op.removesuffix("_bias"), geometry, torch.float16, "ieee", PLAIN, H200)
+    if exchange is None:
+        blocks = (2, 8, 2, 16, 32, 4, 2, 3) if op == "wgrad" else (2, 2, 8, 16, 32, 4, 2)
+        return geometry, plan_with_tile(problem, TmaTile(*blocks, copied=True), 2)
+    plan = plan_with_tile(exchange.seen(problem), GemmTile(32, 16, 16, num_warps=4, num_stages=2))
+    return geometry, replace(plan, exchange=exchange)
+
+
+def check_prepared(op, geometry, plan, built, device="cpu", format="NCHW"):
+    """A second call, of other tensors, builds nothing and makes its own copies."""
+    dtype = torch.float32 if plan.precision == "tf32" else torch.float16
+    for turn in range(2):
+        built.clear()
+        x, weight, bias, dy = tensors(geometry, dtype, device, whole_numbers)
+        x, dy = in_format((x, dy), format)
+        args = operands(op, x, weight, bias, dy)
+        check_exact(op, args, geometry, launched(op, args, geometry, plan))
+        assert bool(built) == (turn == 0)
+
+
+@pytest.mark.parametrize(
+    ("way", "op"),
+    [
+        *((way, op) for way in ("images", "samples", "patches", "merged") for op in OPS),
+        ("flat", "wgrad"),
+    ],
+)
+def test_a_prepared_call_makes_its_own_copies(kernel_backend, built, way, op):
+    geometry, plan = plan_on_copies(way, op)
+    format = "NHWC" if way == "merged" else "NCHW"
+    check_prepared(op, geometry, plan, built, kernel_backend.device, format)
+
+
+@pytest.mark.skipif(not HAS_GLUON, reason="Gluon is written for Triton 3.6 and 3.7")
+def test_a_kernel_in_gluon_is_prepared(built):
+    geometry = geometry_of((2, 72, 5, 11), (48, 72, 2, 3), padding=((0, 1), (1, 1)))
+    tile = ReuseTile(4, 8, 64, 16, 4, 3, copied=True)
+    plan = plan_with_tile(problem_of("dgrad", geometry, copied=True), tile)
+    with simulated(90):
+        check_prepared("dgrad", geometry, plan, built)
+
+
 def test_the_cases_above_plan_their_kernels():
     """Every family, with and without partial sums, turned views and padded images."""
     families = {}
@@ -128,7 +191,7 @@ def test_the_cases_above_plan_their_kernels():
 
 
 def test_a_call_with_one_tensor_as_two_operands_serves_two_tensors(launch, built, kernel_backend):
-    geometry = geometry_of((2, 2, 3, 3), (2, 2, 3, 3), padding=_SAME)
+    geometry = geometry_of((2, 2, 3, 3), (2, 2, 3, 3), padding=SAME)
     one = torch.randn(2, 2, 3, 3, device=kernel_backend.device)
     other, another = torch.randn_like(one), torch.randn_like(one)
     for args in ((one, one, None), (other, another, None)):
@@ -195,9 +258,9 @@ def test_the_number_of_prepared_calls_is_bounded(launch, built, kernel_backend, 
 
 def test_a_different_call_is_not_taken_for_a_prepared_one(launch, built, kernel_backend):
     """Each call differs from the first in one thing that a launch depends on."""
-    geometry = geometry_of((2, 2, 4, 4), (2, 2, 3, 3), padding=_SAME)
+    geometry = geometry_of((2, 2, 4, 4), (2, 2, 3, 3), padding=SAME)
     x, weight, bias = tensors(geometry, torch.float32, kernel_backend.device)[:3]
-    flipped = geometry_of((2, 2, 4, 4), (2, 2, 3, 3), padding=_SAME, flip=True)
+    flipped = geometry_of((2, 2, 4, 4), (2, 2, 3, 3), padding=SAME, flip=True)
     several = [
         ((x, weight, bias), geometry),
         ((x, weight, None), geometry),
