@@ -44,8 +44,8 @@ from ..providers import configure
 from ..rows import Row, Writer
 from ..timing.machine import child_environment
 from ..timing.measure import Session, local_session
-from ..timing.timers import interleave, quantile, ratio_fields
 from . import learning_peers
+from .learning_peers import Contest, rows_of
 
 #: (side of the image, side of the window) of `learn` on a GPU, and on a CPU.
 SIZES = {
@@ -182,45 +182,21 @@ def names(kind: str) -> list[str]:
     return [f"learn-{size}x{size}-{window}x{window}" for size, window in SIZES[kind]]
 
 
-def run(name: str, session: Session) -> list[Row]:
-    """One size of `learn`: the loops and the normal equations, warm, in turns."""
+def run(name: str, session: Session) -> Iterator[Row]:
+    """One size of `learn`, warm: descent beside the loop, the normal equations beside a peer."""
     _, image, sides = name.split("-")
     size, window = (int(part.partition("x")[0]) for part in (image, sides))
     x, y, true = images(size, window, session.timer.device)
     configure("float32", session.timer.device)
-    ways = [*LOOPS, "tricorr-normal"]
-    if session.machine.kind == "cpu":
-        ways.append(next(peer for side, peer in PEERS.items() if window <= side))
-    calls = {way: partial(WAYS[way], x, y, window) for way in ways}
-    samplers, seconds, errors = {}, {}, {}
-    for way, call in calls.items():
-        session.announce(way, "NCHW")
-        errors[way] = error_of(call(), true)
-        seconds[way] = session.timer.seconds(call)
-        samplers[way] = session.timer.sampler(call, "warm", seconds[way], 0.0)
-    rows = []
-    samples = interleave(samplers, seconds, 3 * session.budget)
-    for way, taken in samples.items():
-        middle = 1e3 * quantile(taken, 0.5)
-        values: dict[str, Any] = {"error": errors[way], "samples": len(taken)}
-        if way in LOOPS:
-            values |= {"steps": STEPS, "note": f"{STEPS / middle * 1e3:.4g} steps per second"}
-        else:
-            exact = way != "fft-toeplitz"
-            values |= {"error_bound": TOLERANCE} if exact else {}
-            values["note"] = "exact" if exact else "as if without a border"
-        if way not in (*LOOPS, "fft-toeplitz") and not errors[way] <= TOLERANCE:
-            values["note"] = f"off by {errors[way]:.2g} after {middle:.4g} ms"
-            rows.append(session.row_of(name, "learn", "learn", way, status="wrong", **values))
-            continue
-        low, high = (1e3 * quantile(taken, fraction) for fraction in (0.2, 0.8))
-        values |= {"ms": middle, "ms_low": low, "ms_high": high}
-        if way == "pytorch-loop":  # of ours, tricorr-gd does the same
-            values |= ratio_fields(taken, samples["tricorr-gd"])
-        elif way in PEERS.values():
-            values |= ratio_fields(taken, samples["tricorr-normal"])
-        rows.append(session.row_of(name, "learn", "learn", way, status="ok", **values))
-    return rows
+    peer = next(peer for side, peer in PEERS.items() if window <= side)
+    for ours, peers, bound, steps in (
+        ("tricorr-gd", ["pytorch-loop"], None, STEPS),
+        ("tricorr-normal", [peer] if session.machine.kind == "cpu" else [], TOLERANCE, None),
+    ):
+        calls = {way: partial(WAYS[way], x, y, window) for way in (ours, *peers)}
+        first = ours, calls.pop(ours)
+        contest = Contest(name, true, first, calls, bound, "float32", steps)
+        yield from rows_of(contest, session)
 
 
 def run_way(

@@ -191,8 +191,7 @@ def changed_plans(
     for call in calls:
         was, now = (choose.plan(call.problem(d)) for d in (device, calibrated))
         if was != now:
-            name = f"{call.workload.name} {call.op} {call.dtype} {call.format}"
-            changed.append({"call": name, "was": describe(was), "now": describe(now)})
+            changed.append({"call": call.name, "was": describe(was), "now": describe(now)})
     return changed
 
 

@@ -50,6 +50,11 @@ class PlannedCall:
         """The kernel that the plan names."""
         return self.op if self.plan is None else self.plan.kernel
 
+    @property
+    def name(self) -> str:
+        """The call without its plan."""
+        return f"{self.workload.name} {self.op} {self.dtype} {self.format}"
+
     def __str__(self) -> str:
         plan = self.op if self.plan is None else describe(self.plan)
         return f"{plan} {self.op} {self.dtype} {self.format} {self.workload.name}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..benchmarks import host, learning
+from ..model.planned import PlannedCall
 from ..providers import OURS, Operands, Provider
 from ..timing.ceilings import Ceilings
 from ..timing.machine import Machine
@@ -116,7 +117,7 @@ class HostCost:
 class Search:
     """The outcome of a search for a better plan."""
 
-    job: tune.Job
+    job: PlannedCall
     device: Device
     seconds: float
     off: frozenset[tuple[str, str]] = field(default=frozenset())

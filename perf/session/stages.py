@@ -243,7 +243,8 @@ def tune(run: Run) -> None:
     jobs = [
         job
         for job in _undecided(run)
-        if str(job) not in searched and not run.is_off(job.table_plan(run.device), job.dtype)
+        if job.name not in searched
+        if not run.is_off(tuning.table_plan(job, run.device), job.dtype)
     ]
     for i, job in enumerate(jobs):
         least, most = run.rig.search_seconds
@@ -260,19 +261,18 @@ def tune(run: Run) -> None:
                     facts = asdict(run.machine) | {"time": now()}
                     tuning.update(path, run.device, [outcome], facts)
         except ProcessError as error:
-            run.say(f"search of {job}: {error}")
+            run.say(f"search of {job.name}: {error}")
 
 
-def _undecided(run: Run) -> list[tuning.Job]:
+def _undecided(run: Run) -> list[PlannedCall]:
     """Searches: where the shoot-out was lost by most first, or without one all that are wanted."""
     if "families" not in run.stages:
-        calls = dict.fromkeys(_calls(run))
-        return [tuning.Job(c.workload, c.op, c.dtype, c.format == "channels_last") for c in calls]
-    lost: dict[tuning.Job, float] = {}
+        return list(dict.fromkeys(_calls(run)))
+    lost: dict[PlannedCall, float] = {}
     for row in run.has(status="ok", cache=run.rig.cold[0]):
         workload = run.rig.workload(row.workload)
         if row.provider.startswith(f"{OURS}@") and row.ratio_to and workload:
-            job = tuning.Job(workload, row.op, row.dtype, row.format == "channels_last")
+            job = PlannedCall(workload, row.op, row.dtype, row.format)
             lost[job] = min(lost.get(job, math.inf), row.ratio_to)
     return sorted((job for job, ratio in lost.items() if ratio < 1.05), key=lost.__getitem__)
 

@@ -24,12 +24,11 @@ from ...ops.plan import choose
 from ...ops.plan.device import Device
 from ...ops.plan.problem import Plan, Problem
 from ...ops.plan.tuned import key_of
-from ..model.planned import alternatives, describe, problem_of, seconds_of
-from ..providers import Operands, Result, make_operands
+from ..model.planned import PlannedCall, alternatives, describe, seconds_of
+from ..providers import Operands, Result
 from ..timing.correctness import Truth, first_of, truth_of
 from ..timing.machine import Clocks
 from ..timing.timers import Timer, cause_of, quantile
-from ..workloads import Workload
 
 #: A smaller gain is not worth an entry, however well it is measured.
 MIN_GAIN = 0.02
@@ -43,30 +42,9 @@ REGISTERS = (64, 80, 96, None)
 LIMITED = ("rows", "columns")
 
 
-@dataclass(frozen=True)
-class Job:
-    """The unit of a search: an operator of a workload in a dtype and memory format."""
-
-    workload: Workload
-    op: str
-    dtype: str
-    channels_last: bool
-
-    def __str__(self) -> str:
-        return f"{self.workload.name} {self.op} {self.dtype} {self.format}"
-
-    @property
-    def format(self) -> str:
-        return "channels_last" if self.channels_last else "NCHW"
-
-    def problem(self, device: Device) -> Problem:
-        """The problem to plan."""
-        operands = make_operands(self.workload, self.op, self.dtype, self.format, "meta")
-        return problem_of(operands, device)
-
-    def table_plan(self, device: Device) -> Plan:
-        """The plan of the tables, whatever was tuned before."""
-        return choose.plan(self.problem(replace(device, name="")))
+def table_plan(call: PlannedCall, device: Device) -> Plan:
+    """The plan of the tables, whatever was tuned before."""
+    return choose.plan(call.problem(replace(device, name="")))
 
 
 @dataclass(frozen=True)
@@ -89,7 +67,7 @@ class Comparison:
 
 
 #: measure(job, base, candidate, turns): checks the candidate's result, then times both in turns.
-Measure: TypeAlias = Callable[[Job, Plan, Plan, int], Comparison]
+Measure: TypeAlias = Callable[[PlannedCall, Plan, Plan, int], Comparison]
 
 
 @dataclass(frozen=True)
@@ -106,7 +84,7 @@ class Outcome:
         problems: plans that did not run or were wrong, in words.
     """
 
-    job: Job
+    job: PlannedCall
     base: Plan
     best: Plan | None
     comparison: Comparison
@@ -117,7 +95,7 @@ class Outcome:
 
     def __str__(self) -> str:
         found = self.comparison
-        said = f"{self.job}: tried {self.tried} of {self.candidates}, noise {self.noise:.1%}; "
+        said = f"{self.job.name}: tried {self.tried} of {self.candidates}, noise {self.noise:.1%}; "
         if self.best is not None:
             said += (
                 f"{describe(self.best)} wins: {found.ratio:.3f} ({found.ratio_low:.3f} to "
@@ -129,9 +107,9 @@ class Outcome:
         return said + "".join(f"; {problem}" for problem in self.problems[:3])
 
 
-def candidates(job: Job, device: Device) -> list[Plan]:
+def candidates(job: PlannedCall, device: Device) -> list[Plan]:
     """The legal plans of every family but the table's own plan, the most likely first."""
-    base, problem = job.table_plan(device), job.problem(replace(device, name=""))
+    base, problem = table_plan(job, device), job.problem(replace(device, name=""))
     plans: dict[Plan, float] = {}
     for origin in alternatives(problem):
         for plan in _around(origin, problem):
@@ -167,7 +145,7 @@ def _cost(plan: Plan, origin: Plan, problem: Problem) -> float:
 
 
 def search(
-    job: Job,
+    job: PlannedCall,
     device: Device,
     measure: Measure,
     seconds: float,
@@ -185,7 +163,7 @@ def search(
         off: (kernel, dtype) of those that are left out.
     """
     start = clock()
-    base = job.table_plan(device)
+    base = table_plan(job, device)
     plans = [p for p in candidates(job, device) if (p.kernel, job.dtype) not in off]
     itself = measure(job, base, base, DECIDE_TURNS)
     if itself.problem:
@@ -225,7 +203,7 @@ def entry_of(outcome: Outcome, device: Device, facts: dict[str, Any]) -> dict[st
     """The entry of a device's file for a plan that won."""
     job, plan = outcome.job, outcome.best
     if plan is None:
-        raise ValueError(f"nothing won for {job}")
+        raise ValueError(f"nothing won for {job.name}")
     entry: dict[str, Any] = {
         "key": _key(job, device),
         "tile": dict(vars(plan.tile)),
@@ -246,7 +224,7 @@ def entry_of(outcome: Outcome, device: Device, facts: dict[str, Any]) -> dict[st
     }
 
 
-def _key(job: Job, device: Device) -> dict[str, Any]:
+def _key(job: PlannedCall, device: Device) -> dict[str, Any]:
     key = key_of(job.problem(device))
     return asdict(key) | {"sizes": list(key.sizes)}  # as they are read back
 
@@ -268,7 +246,7 @@ def update(path: Path, device: Device, outcomes: Iterable[Outcome], facts: dict[
     if path.exists():
         entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
     for outcome in outcomes:
-        jobs = [*(job for job in jobs if job != str(outcome.job)), str(outcome.job)]
+        jobs = [*(job for job in jobs if job != outcome.job.name), outcome.job.name]
         key = _key(outcome.job, device)
         entries = [entry for entry in entries if entry["key"] != key]
         if outcome.best is not None:
@@ -295,11 +273,11 @@ def measure_by(
     """
 
     @functools.lru_cache(maxsize=1)
-    def prepared(job: Job) -> tuple[Operands, Truth]:
-        operands = make_operands(job.workload, job.op, job.dtype, job.format, timer.device)
+    def prepared(job: PlannedCall) -> tuple[Operands, Truth]:
+        operands = job.operands(timer.device)
         return operands, truth_of(operands)
 
-    def measure(job: Job, base: Plan, plan: Plan, turns: int) -> Comparison:
+    def measure(job: PlannedCall, base: Plan, plan: Plan, turns: int) -> Comparison:
         try:
             operands, truth = prepared(job)
             calls = [call_of(operands, base), call_of(operands, plan)]

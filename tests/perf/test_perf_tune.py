@@ -18,16 +18,16 @@ from tricorr.ops.plan.device import DEVICES, Device
 from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, WIDE_GEMM_TILES, GemmTile, tiles_with_room
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.stencil import STENCIL_TILES, StencilTile
-from tricorr.perf.model.planned import alternatives, describe
+from tricorr.perf.model.planned import PlannedCall, alternatives, describe
 from tricorr.perf.session import tune
 from tricorr.perf.session.rig import Entrant, GpuRig
-from tricorr.perf.session.tune import Comparison, Job
+from tricorr.perf.session.tune import Comparison, table_plan
 from tricorr.perf.timing.timers import CpuTimer
 from tricorr.perf.workloads import find
 
 DEVICE = replace(DEVICES["h200"], name="A Test Device, 8 GB", measured=None)
 DTYPES = {"half": torch.bfloat16, "float64": torch.float64}
-DENSE = Job(find("resnet50-64x56x56-64-3x3"), "fprop", "bfloat16", True)
+DENSE = PlannedCall(find("resnet50-64x56x56-64-3x3"), "fprop", "bfloat16", "channels_last")
 
 
 @pytest.fixture
@@ -87,14 +87,14 @@ def test_the_fastest_plan_outside_the_noise_wins():
 
 @pytest.mark.parametrize(("gain", "noise"), [(1.10, 0.12), (1.015, 0.001)])
 def test_a_gain_within_the_noise_or_too_small_is_not_kept(gain, noise):
-    base = DENSE.table_plan(DEVICE)
+    base = table_plan(DENSE, DEVICE)
     found = search(Bench(lambda p: 1.0 if p == base else 1 / gain, noise))
     assert found.best is None
     assert found.comparison.ratio == pytest.approx(gain)
 
 
 def test_a_wrong_or_failing_plan_never_wins():
-    base = DENSE.table_plan(DEVICE)
+    base = table_plan(DENSE, DEVICE)
     bench = Bench(
         lambda p: 1.0 if p == base else 0.1,
         problem=lambda p: "" if p == base else "error 0.5 is above 0.01",
@@ -121,8 +121,8 @@ def test_a_search_ends_inside_its_budget_and_decides_with_more_turns():
 
 
 def test_candidates_are_legal_and_in_the_order_of_the_model():
-    for job in (DENSE, Job(find("images-4096-3x3"), "wgrad", "float32", False)):
-        base, found = job.table_plan(DEVICE), tune.candidates(job, DEVICE)
+    for job in (DENSE, PlannedCall(find("images-4096-3x3"), "wgrad", "float32", "NCHW")):
+        base, found = table_plan(job, DEVICE), tune.candidates(job, DEVICE)
         assert base not in found
         assert len(set(found)) == len(found) > 10
         assert {p.family for p in found} > {base.family}
@@ -153,7 +153,7 @@ def test_the_planner_takes_what_was_written_and_only_for_its_key(directory):
     assert planned(replace(geometry, H=geometry.H - 9)) != planned(), "another grid"
     assert planned(replace(geometry, H=geometry.H - 1)).tile == target.tile, "near"
     assert planned(replace(geometry, H=2 * geometry.H)).tile == target.tile, "near"
-    tables = DENSE.table_plan(DEVICE).tile
+    tables = table_plan(DENSE, DEVICE).tile
     assert planned(replace(geometry, N=8 * geometry.N)).tile != target.tile, "too far"
     assert planned(replace(geometry, padding=((0, 0), (0, 0)))).tile == target.tile
     assert planned(replace(geometry, given_stride=(2, 2))).tile != target.tile
@@ -163,12 +163,12 @@ def test_the_planner_takes_what_was_written_and_only_for_its_key(directory):
     assert planned(layout=replace(last, epilogue=10)).tile != target.tile
     assert planned(device=replace(DEVICE, name="Another")).tile == tables
     assert plans.planned("dgrad", geometry, torch.bfloat16, last, DEVICE).tile == tables
-    assert DENSE.table_plan(DEVICE).tile == tables, "a search starts from the tables"
+    assert table_plan(DENSE, DEVICE).tile == tables, "a search starts from the tables"
 
 
 def test_the_planner_takes_a_register_limit_that_won(directory):
-    job = Job(find("images-4096-7x7"), "fprop", "float32", False)
-    base = job.table_plan(DEVICE)
+    job = PlannedCall(find("images-4096-7x7"), "fprop", "float32", "NCHW")
+    base = table_plan(job, DEVICE)
     found = [p for p in tune.candidates(job, DEVICE) if p.tile == base.tile]
     assert {p.max_registers for p in found} == set(tune.REGISTERS) - {base.max_registers}
     for target in found:
@@ -179,7 +179,7 @@ def test_the_planner_takes_a_register_limit_that_won(directory):
 
 
 def test_a_tile_for_aligned_columns_does_not_serve_unaligned_ones(directory):
-    job = Job(find("replknet-128x56x56-128-31x31"), "fprop", "bfloat16", False)
+    job = PlannedCall(find("replknet-128x56x56-128-31x31"), "fprop", "bfloat16", "NCHW")
     target = next(p for p in tune.candidates(job, DEVICE) if results(p.tile) > MAX_LONE_RESULTS)
     outcome = search(Bench(lambda p: 0.5 if p == target else 1.0), job)
     tune.update(tuned.file_of(DEVICE.name), DEVICE, [outcome], {})
@@ -194,9 +194,9 @@ def test_a_tile_for_aligned_columns_does_not_serve_unaligned_ones(directory):
 
 def test_the_file_justifies_its_entries_and_a_new_search_replaces_them(directory):
     path = tuned.file_of(DEVICE.name)
-    base = DENSE.table_plan(DEVICE)
+    base = table_plan(DENSE, DEVICE)
     won = search(Bench(lambda p: 1.0 if p == base else 0.5))
-    other = replace(won, job=replace(DENSE, channels_last=False))
+    other = replace(won, job=replace(DENSE, format="NCHW"))
     assert tune.update(path, DEVICE, [won, other], {"driver": "1.2", "time": "now"}) == 2
     file = json.loads(path.read_text(encoding="utf-8"))
     assert file["device"] == DEVICE.name
@@ -212,7 +212,7 @@ def test_the_file_justifies_its_entries_and_a_new_search_replaces_them(directory
 
 def tuned_to_more_splits(job):
     """The plan that a search found for a weight gradient, now in the device's file."""
-    base = job.table_plan(DEVICE)
+    base = table_plan(job, DEVICE)
     target = next(p for p in tune.candidates(job, DEVICE) if p.splits > base.splits)
     outcome = search(Bench(lambda p: 0.5 if p == target else 1.0), job)
     tune.update(tuned.file_of(DEVICE.name), DEVICE, [outcome], {})
@@ -221,13 +221,13 @@ def tuned_to_more_splits(job):
 
 
 def test_splits_of_a_weight_gradient_are_tuned_too(directory):
-    job = Job(find("images-4096-3x3"), "wgrad", "float32", False)
+    job = PlannedCall(find("images-4096-3x3"), "wgrad", "float32", "NCHW")
     target = tuned_to_more_splits(job)
     assert choose.plan(job.problem(DEVICE)) == target
 
 
 def test_a_problem_near_a_tuned_one_takes_its_tile_and_splits_of_its_own(directory):
-    job = Job(find("images-4096-3x3"), "wgrad", "float32", False)
+    job = PlannedCall(find("images-4096-3x3"), "wgrad", "float32", "NCHW")
     target = tuned_to_more_splits(job)
     quarter = replace(job.workload.geometry, H=job.workload.geometry.H // 4)
     problem = replace(job.problem(DEVICE), geometry=quarter)
@@ -282,7 +282,7 @@ def test_tuned_tiles_are_compiled_ahead_of_time_like_the_tables(directory):
 
     target = TARGETS["sm_90"]
     names = [c.name for c in dealt(target)]
-    job = Job(find("images-4096-3x3"), "fprop", "float32", False)
+    job = PlannedCall(find("images-4096-3x3"), "fprop", "float32", "NCHW")
     outcomes = [
         search(Bench(lambda p, t=t: 0.5 if p == t else 1.0), j)
         for j, t in (
@@ -304,7 +304,7 @@ def test_plans_are_checked_and_timed_in_turns(op, kernel_backend):
         pytest.skip("times plans in the interpreter, by a clock that counts")
     ticks = iter(range(10**6))
     timer = CpuTimer(clock=lambda: float(next(ticks)))
-    job = Job(find("images-6x8-1x2"), op, "float32", False)
+    job = PlannedCall(find("images-6x8-1x2"), op, "float32", "NCHW")
     base, *others = (p for p in tune.candidates(job, DEVICE) if p.family == "rows")
     other = next(p for p in others if p.tile != base.tile)
     rig = GpuRig(device="cpu")
