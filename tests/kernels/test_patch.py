@@ -59,14 +59,11 @@ def forced(op, g, tile, made, last=False, splits=1, precision="ieee", **more):
 
 @pytest.mark.parametrize(("op", "name", "sides", "last"), CASES)
 def test_every_window_step_and_patch(kernel_backend, op, name, sides, last):
-    """Whole numbers, so that the result is exact; a second call gives the same bits."""
     g, tile = GEOMETRIES[name], PatchTile(32, 32, 16, *sides, 4, 2)
     splits = 1 + ((tile.patches("wgrad", g) > 16) if op == "wgrad" else last)
     made = tensors(g, torch.float16, kernel_backend.device, whole_numbers)
     args, actual = forced(op, g, tile, made, last, splits)
     check_exact(op, args, g, actual)
-    if op == "wgrad":
-        assert torch.equal(forced(op, g, tile, made, last, splits)[1], actual)
 
 
 KINDS = {

@@ -117,7 +117,6 @@ def weights_in(op, args, order):
 
 @pytest.mark.parametrize(("name", "op", "exchange", "dtype", "splits"), list(_cases()), ids=str)
 def test_products_of_patches(kernel_backend, name, op, exchange, dtype, splits):
-    """Whole numbers are exact, and the same bits again."""
     geometry = GEOMETRIES[name]
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device, make=whole_numbers))
     args = weights_in(op, args, exchange.patches)
@@ -125,7 +124,6 @@ def test_products_of_patches(kernel_backend, name, op, exchange, dtype, splits):
     actual = launched(op, args, geometry, plan)
     check_exact(op, args, geometry, actual)
     assert actual.is_contiguous()
-    assert torch.equal(launched(op, args, geometry, plan), actual)
 
 
 def _merged_cases():

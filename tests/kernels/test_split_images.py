@@ -61,9 +61,12 @@ def in_parts(op, args, geometry, plan, **more):
     return launched(op, args, geometry, plan, **more)
 
 
-@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(
-    ("op", "name", "geometry"), [pytest.param(*case, id="-".join(case[:2])) for case in GEMM_CASES]
+    ("op", "name", "geometry", "format"),
+    [
+        pytest.param(*case, list(FORMATS)[turn % 2], id="-".join(case[:2]))
+        for turn, case in enumerate(GEMM_CASES)
+    ],
 )
 def test_parts_are_right_through_pointers(kernel_backend, op, name, geometry, format):
     """Three parts, the last a shorter one, and parts of one step each."""
@@ -99,14 +102,13 @@ def test_parts_are_right_through_descriptors(kernel_backend, op, boxes, name, ge
 @pytest.mark.parametrize("precision", ["ieee", "tf32", "tf32x3"])
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
 def test_parts_of_float32(kernel_backend, op, precision):
-    """The bound of an unsplit sum holds, and a second call gives the same bits."""
+    """The bound of an unsplit sum holds."""
     geometry = GEOMETRIES["leftovers"]
     args = operands(op, *tensors(geometry, torch.float32, kernel_backend.device))
     tile = GEMM_TILES[precision][-1]
     plan = with_tile(op, geometry, tile, 4, precision)
     actual = in_parts(op, args, geometry, plan)
     check(op, args, geometry, actual=actual, precision=precision)
-    assert torch.equal(actual, in_parts(op, args, geometry, plan))
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -87,7 +87,6 @@ def forced(op, args, geometry, tile, parts, dtype, **more):
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_every_patch_window_and_step(kernel_backend, name):
-    """Whole numbers, so that the result is exact; a second call gives the same bits."""
     op, geometry, tile, parts, dtype = IMAGES[name]
     made = tensors(geometry, dtype, kernel_backend.device, whole_numbers)
     args = operands(op, *made)
@@ -95,8 +94,6 @@ def test_every_patch_window_and_step(kernel_backend, name):
     check_exact(op, args, geometry, actual)
     if geometry.P * geometry.Q > 1:  # else dy has either format
         assert actual.is_contiguous(memory_format=torch.channels_last) != tile.copied
-    if name == "rows_left_over":
-        assert torch.equal(forced(op, args, geometry, tile, parts, dtype), actual)
 
 
 def test_random_operands(kernel_backend):
