@@ -45,7 +45,7 @@ TENSOR_DTYPES = {
 
 @dataclass(frozen=True)
 class Operands:
-    """One operator of one workload, with its tensors. All are there, also the result's stand-in."""
+    """One operator of one workload, with its tensors; dy is a stand-in where it is not read."""
 
     workload: Workload
     op: str

@@ -1,4 +1,4 @@
-"""Rows into a page that a person can act on, and into the README's section.
+"""Makes report.md, and the README's section on performance, from rows.
 
 python -m tricorr.perf report [DIR ...] [--out DIR] [--readme [FILE]]
 """

@@ -1,8 +1,8 @@
 """One measurement, one line of JSON: the schema, and reading, writing and checking it.
 
-A row is one provider's time for one operator of one workload. Row documents the fields;
-docs/benchmarks.md says how to read them. A file only grows: each line is flushed to
-the disk before the next measurement begins, so a run that is cut off loses nothing.
+A row is one provider's time for one operator of one workload; docs/benchmarks.md describes its
+fields. A file only grows: each line is flushed to the disk before the next measurement begins, so a
+run that is cut off loses nothing.
 """
 
 from __future__ import annotations
@@ -49,51 +49,9 @@ class RowError(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. A number that was not or cannot be measured is None.
+    """One measurement; docs/benchmarks.md describes the fields.
 
-    Attributes:
-        workload: a name in the table of workloads; "-small" marks one scaled down.
-        suite: where the workload comes from.
-        op: "fprop", "dgrad" or "wgrad", one of them alone; "backward", the last two in one call;
-            "learn"; "host", a call without its kernels; of `cpu`, a "call", one with its gradients
-            ("train"), or a "filter".
-        dtype: of the tensors; "tf32" is float32 multiplied in TF32, "float32" is not; "uint8" is
-            an image of bytes under float32 filters.
-        format: memory format that all tensors of the call already have.
-        provider: name of the implementation.
-        cache: "cold" caches are flushed before every call; "warm" calls follow each other as fast
-            as the host can issue them; "graph" is the replay of a CUDA graph of such calls.
-        status: "ok"; "wrong", the error is above its bound and there is no time; "failed", it did
-            not run; "unavailable", it is not installed.
-        note: the reason, or a remark.
-        kind: "gpu", or "cpu" for times of PyTorch's CPU fallback, which say nothing of a kernel.
-        device: name of the processor.
-        time: when, UTC, ISO 8601.
-        revision: git revision, "+" and a hash of the sources that decide a time.
-        torch, tricorr: versions.
-        triton, cudnn, driver: versions, None where there is none.
-        precision: how float32 products are made, "ieee" or "tf32".
-        ms: median time of a call.
-        ms_low, ms_high: 20th and 80th percentile.
-        samples: how many times the call was timed.
-        ratio_to: this provider's time over ours, both taken in turn (A B A B): the median over the
-            turns. Above 1 ours is faster. None for ours.
-        ratio_low, ratio_high: 20th and 80th percentile of the same.
-        tflops, gbps: floating-point operations and compulsory bytes over `ms`.
-        roofline_fraction: the least time by this machine's ceilings, over `ms`.
-        copy_gbps, matmul_tflops: those ceilings, measured in the same run: a copy, bytes read and
-            written; a matrix product in the row's dtype and precision.
-        host_us: host time to issue a call.
-        peak_bytes: memory of the device (for "cpu", of the process) that a call needs besides its
-            inputs.
-        error: largest deviation from float64, over the root mean square of the truth.
-        error_bound: largest error that rounding explains.
-        error_to: root mean square of the deviation from float64 over that of PyTorch's own
-            convolution in the same dtype and format; None where that did not run in the same job.
-        steps: of a learning loop.
-        plan: of ours: kernel, tile, warps, stages, splits.
-        sm_clock: MHz, while this was measured.
-        throttle: reasons for a lower clock, as the driver's bit mask; "0x...0" for none.
+    A number that was not or cannot be measured is None.
     """
 
     workload: str

@@ -16,7 +16,7 @@ from tricorr.ops.plan import banded, choose, columns, gemm, patch, rows, stencil
 from tricorr.ops.plan.problem import Layout, Plan, Problem
 
 FAMILIES = ("gemm", "patch", "stencil", "rows", "columns", "banded", "tma")
-#: Those whose forward kernels compute input gradients with stride 1; those that compute all.
+#: Families whose forward kernels compute input gradients with stride 1; those that compute all.
 TURNED, TURNED_ALWAYS = ("rows", "banded"), ("columns", "patch")
 #: (product, dtype, precision) that kernels are planned for.
 PRODUCTS = (

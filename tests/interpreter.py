@@ -30,7 +30,7 @@ _builtins: dict[object, list[tuple[str, Any, Any]]] = {}
 
 @dataclass(frozen=True)
 class _Shape:
-    """What blocks of one shape share: fields of their type, and of a tensor."""
+    """Fields of a block's type and tensor that depend on the shape alone."""
 
     of_type: Any
     numel: int

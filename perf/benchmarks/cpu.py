@@ -1,4 +1,4 @@
-"""What CPU tensors cost, beside PyTorch and the image libraries, in one thread.
+"""CPU tensors timed beside PyTorch and the image libraries, in one thread.
 
     calls    tricorr's calls, layers and their training beside PyTorch's own
     models   whole networks, all their layers converted, beside the same as they were
@@ -283,7 +283,7 @@ Peers: TypeAlias = dict[str, Callable[[Any], object]]
 
 
 def _filters(image: torch.Tensor) -> dict[str, tuple[Call, Peers]]:
-    """By name: our filter of an image, and the peers'."""
+    """Our filter and the peers' filters of an image, by name."""
     a, x, bank = image.numpy(), image[None, None], filters.gabor_kernels(0.25)[0, 0]
     table: dict[str, tuple[Call, Peers]] = {
         "sobel": (

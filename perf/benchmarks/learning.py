@@ -91,7 +91,7 @@ def pytorch_loop(x: torch.Tensor, y: torch.Tensor, window: int) -> torch.Tensor:
 
 
 def lstsq_on_patches(x: torch.Tensor, y: torch.Tensor, window: int) -> torch.Tensor:
-    """One row of R * S pixels for each pixel of the target, and LAPACK."""
+    """LAPACK on an explicit matrix: a row of R * S pixels for each pixel of the target."""
     from scipy.linalg import lstsq
 
     image = x.double().numpy(force=True)
@@ -236,7 +236,7 @@ def run_way(
 
 
 def _fresh(way: str, size: int, window: int, limit: float) -> dict[str, Any]:
-    """What `measure_way` finds in a new process."""
+    """The result of `measure_way` in a new process."""
     module = "tricorr.perf.benchmarks.learning"
     command = [sys.executable, "-m", module, way, str(size), str(window)]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What astronomers and restorers do with a kernel, beside who else does it; `learn peers`.
+"""Tasks of astronomers and image restorers, timed beside other libraries; `learn peers`.
 
     textbook     ten steps of gradient descent on the textbook's edge, beside the plain loop
     predict      a large kernel's output, beside SciPy's oaconvolve
@@ -33,13 +33,13 @@ from ..timing.timers import interleave, one_line, quantile, ratio_fields
 
 Call: TypeAlias = Callable[[], torch.Tensor]
 
-#: Of the textbook's loop.
+#: Steps and step size of the textbook's loop.
 STEPS, STEP_SIZE = 10, 3e-2
 
 
 @dataclass(frozen=True)
 class Contest:
-    """One question and who answers it.
+    """A task, our answer and the peers' answers.
 
     Attributes:
         name: of the workload.

@@ -1,1 +1,1 @@
-"""What is known without measuring: predictions, sweeps, machine code."""
+"""Predictions, sweeps and machine code: nothing is run."""

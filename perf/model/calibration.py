@@ -123,7 +123,7 @@ def plan_of(row: Row, workload: Workload, device: Device) -> tuple[Plan, Problem
 
 @dataclass(frozen=True)
 class Multiplier:
-    """Of a family or kernel: the median of measured over predicted, quartiles, and their number."""
+    """Measured over predicted time of a family or kernel: median, quartiles, number of calls."""
 
     multiplier: float
     low: float

@@ -73,7 +73,7 @@ _ODD: dict[str, Any] = {
 }
 _ODD_SAMPLES = {**_ODD, "per_sample": True}
 
-#: By family; "frame" is the part of an input gradient that a padding mode adds.
+#: Cases by family; "frame" is the part of an input gradient that a padding mode adds.
 CASES: dict[str, dict[str, Case]] = {
     "gemm": {
         "dense": _case(

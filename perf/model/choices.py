@@ -51,7 +51,7 @@ def _untuned(target: Target) -> dict[str, Configuration]:
 
 
 def dealt(target: Target) -> list[Configuration]:
-    """One configuration for each choice that a planner has on a target, see above."""
+    """One configuration for each choice of the planner on a target, see the module."""
     choices: dict[Any, list[Configuration]] = {}
     for made in _untuned(target).values():
         choices.setdefault(made.choice, []).append(made)

@@ -15,10 +15,10 @@ one of them: its "loop" is the shorter one, its "total" has both; a case "-inter
 the latter alone.
 
 "flight" is the KB of global loads to registers that a multiprocessor has under way at once in that
-loop, as far as L1 does not have them: bytes of a thread (machine_code.bytes_in_flight) times the
-share of loaded bytes that L2 delivers, times the threads of all programs that are side by side. By
-Little's law, three terabytes a second at a microsecond of latency are 12 KB of each of an H100's
-multiprocessors for a kernel that stores as much as it loads, 23 KB for one that stores little.
+loop, without those that L1 serves: bytes of a thread (machine_code.bytes_in_flight) times the share
+of loaded bytes that L2 delivers, times the threads of all programs on a multiprocessor. By Little's
+law an H100 (3 TB/s, a microsecond of latency) needs 12 KB on each multiprocessor for a kernel that
+stores as much as it loads, 23 KB for one that stores little.
 
 "bound" is the unit that takes longest for the whole launch at the rates of ops/plan/device.py:
 "dram" where moving each tensor once takes longest, else "issue" (all instructions) or "arithmetic"
@@ -61,8 +61,8 @@ TABLE_3_6 = TABLE.with_name("codegen-triton-3.6.json")
 ELSEWHERE = r"^(fprop_gemm-half-128x128x32-bfloat16-dense|fprop_stencil-512x1-float32-image)$"
 #: Kinds of instructions that the table counts.
 COUNTED = ("all", "load", "fma", "mma")
-#: What may be worse than recorded: registers (the allocator works in steps of 8), and instructions,
-#: as a factor.
+#: Margins over the recorded counts: registers (allocated in steps of 8), and a factor for
+#: instructions.
 MORE_REGISTERS = 8
 MORE_INSTRUCTIONS = 1.05
 

@@ -152,7 +152,7 @@ def _blocks(plan: Plan) -> str:
 def variants_of(
     family: str, case: Case, op: str, dtype: str, target: Target
 ) -> Iterator[dict[str, PlannedCall]]:
-    """For every tile that a launch can have: the calls, by suffix of the case's name."""
+    """The calls of each tile that a launch can have, by suffix of the case's name."""
     g = case.workload.geometry
     if op == "dgrad":
         g = replace(g, C=g.K, K=g.C)

@@ -41,7 +41,7 @@ RIGHT = 1.1
 
 
 def shares(found: Sequence[Sample]) -> dict[str, tuple[int, float]]:
-    """By entry of EXPOSED: samples, and the share with which their median ratio is nearest 1."""
+    """(samples, the share that brings their median ratio nearest 1), by entry of EXPOSED."""
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in found:
         groups[sample.plan.work(sample.problem).operands].append(sample)
@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--without", default="", help="pattern of `call: plan` of rows to leave out"
     )
-    parser.add_argument("--hold-out", type=int, default=0, help="fit without every so manieth call")
+    parser.add_argument("--hold-out", type=int, default=0, help="fit without every N-th call")
     parser.add_argument("--write", type=Path, help="file for the multipliers and constants")
     parser.add_argument(
         "--keep",
@@ -154,7 +154,7 @@ def name_of(row: Row) -> str:
 
 
 def split(found: Sequence[Sample], every: int) -> tuple[list[Sample], list[Sample]]:
-    """(those of most calls, those of every so manieth call; none where that is 0)."""
+    """(samples to fit, samples of every N-th call, held out; none of these if `every` is 0)."""
     calls = list(dict.fromkeys(sample.call for sample in found))
     out = set(calls[every - 1 :: every]) if every else set()
     return [s for s in found if s.call not in out], [s for s in found if s.call in out]

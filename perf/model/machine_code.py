@@ -249,7 +249,7 @@ class Instruction(NamedTuple):
     operands: str = ""
 
 
-#: In the order of the code.
+#: A listing, in the order of the code.
 Instructions = list[Instruction]
 
 _SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@\S+\s+)?([A-Z]\w*)([^;]*);")
@@ -322,7 +322,7 @@ def bytes_in_flight(loop: Instructions) -> int:
 
 
 def _mark(opcode: str, operands: str) -> str:
-    """One of MARKS as the end of an opcode, or nothing."""
+    """The suffix of an opcode that one of MARKS applies to, or ""."""
     if opcode == "HGMMA" and _FROM_REGISTERS.search(operands):
         return "_register"
     if opcode in ("LDG", "STG") and re.search(r"\.[US](8|16)\b", operands):

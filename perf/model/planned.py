@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ...ops.launch.call import Call
 
 
-#: Of a call that is not planned yet.
+#: The plan of a call that is not planned yet.
 NO_PLAN: Any = None
 
 

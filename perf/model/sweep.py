@@ -57,7 +57,7 @@ WINDOWS = (
     *((2, 2, 2), (4, 4, 4), (7, 7, 1), (7, 7, 2), (5, 9, 1), (9, 9, 1), (11, 11, 4), (15, 15, 1)),
     *((31, 31, 1), (31, 31, 2)),
 )
-#: Images of a call: one, or so many that x and y have at most MOST_ELEMENTS.
+#: Batch sizes, and the most elements of x or y: larger calls are left out.
 BATCHES = (1, 8, 64)
 MOST_ELEMENTS = 2**28
 DTYPES = ("bfloat16", "tf32")

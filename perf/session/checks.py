@@ -1,4 +1,4 @@
-"""Right before fast: tiny calls, one for each kernel, dtype, format and way through its code.
+"""Correctness before timing: tiny calls for each kernel, dtype, format and branch of its code.
 
 Each runs twice on memory that is filled with NaN; both results must be equal in every bit and as
 near to float64 as rounding explains. The whole result is compared, with `ops/reference.py`.

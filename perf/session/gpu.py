@@ -1,4 +1,4 @@
-"""One command for the first minutes on a GPU: right before fast, and nothing left to chance.
+"""The commands that check, measure and tune on a GPU within a time budget.
 
 python -m tricorr.perf gpu --minutes 9 --out DIR     all stages (stages.py); again: goes on
 python -m tricorr.perf all --minutes 8 --out DIR     rows only, also on a CPU

@@ -53,7 +53,7 @@ class Ceilings:
         return ", ".join(parts)
 
     def constants(self) -> dict[str, float]:
-        """What was measured, by name, but matrix products."""
+        """The measured constants except matrix products, by name."""
         found = {name: value for name, value in asdict(self).items() if name != "matmul"}
         return {name: value for name, value in found.items() if value is not None}
 

@@ -57,7 +57,7 @@ class Truth:
     dw: Truth | None = None
 
     def bound(self, dtype: torch.dtype, precision: str) -> float:
-        """What `error` may be.
+        """The largest `error` that rounding explains.
 
         A rounding of the result (two where an activation follows, which most libraries apply to a
         rounded sum), the loss of TF32's short operands, and float32 sums whose errors

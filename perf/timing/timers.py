@@ -247,7 +247,7 @@ def interleave(
 
 
 def quantile(samples: Sequence[float], fraction: float) -> float:
-    """By linear interpolation between the two nearest."""
+    """A quantile, by linear interpolation between the two nearest samples."""
     ordered = sorted(samples)
     at = fraction * (len(ordered) - 1)
     low = math.floor(at)

@@ -146,7 +146,7 @@ STEMS = {
 
 @pytest.mark.parametrize("name", STEMS)
 def test_windows_as_pixels_that_overlap(kernel_backend, name):
-    """Of both formats, by a GEMM through pointers and through descriptors, or by patches."""
+    """Both formats, by a GEMM through pointers and through descriptors, or by patches."""
     geometry, turn = STEMS[name], list(STEMS).index(name)
     dtype, splits = ((HALF, 1), (FLOAT, 2))[turn % 2]
     x, *others = tensors(geometry, dtype, kernel_backend.device, make=whole_numbers)

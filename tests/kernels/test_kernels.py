@@ -232,7 +232,7 @@ def test_partials_are_put_in_the_order_of_the_gradient(
 @pytest.mark.parametrize("flip", [False, True], ids=["correlation", "convolution"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=dtype_id)
 def test_large_contiguous_gradients_are_put_in_order(kernel_backend, monkeypatch, dtype, flip):
-    """One part, stored with channels innermost, whose axes a second launch exchanges."""
+    """A single part is stored with channels innermost; a second launch exchanges its axes."""
     from tricorr.ops.launch import entry as launch
     from tricorr.ops.launch.prepared import forget_prepared
     from tricorr.ops.plan import cost

@@ -71,7 +71,7 @@ def _copies():
 @pytest.mark.parametrize(("geometry", "dtype"), list(_copies()), ids=str)
 @pytest.mark.parametrize("order", FORMATS)
 def test_every_element_has_its_place(kernel_backend, geometry, dtype, order):
-    """Of images in any format; pixels that no window meets get the bias, or zero."""
+    """Images have any format; pixels that no window meets get the bias, or zero."""
     from tricorr.ops.launch.patch_copies import patches_call, patches_like
 
     device = kernel_backend.device

@@ -158,7 +158,7 @@ def test_infinity_and_nan_stay_in_their_windows(kernel_backend, in_one_pass):
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
 def test_gradients(kernel_backend, in_one_pass, mode):
-    """Of first and second order: the map is linear, so they are its adjoint and itself."""
+    """First and second order: the map is linear, so they are its adjoint and itself."""
     x = image((1, 2, 5, 8), torch.float64, kernel_backend.device).requires_grad_()
     y = blurred(x, *WINDOWS, mode, x.dtype)
     dy = torch.randn_like(y).requires_grad_()

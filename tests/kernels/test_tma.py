@@ -101,7 +101,7 @@ def test_few_programs_compute_all_boxes(kernel_backend, op, name):
 
 
 def _plans(problem):
-    """Those of every tile of this family."""
+    """The plans of all tiles of this family."""
     return [plan_with_tile(problem, tile) for tile in tma.tiles(problem)]
 
 
@@ -179,7 +179,7 @@ def test_rounded_operands_leave_no_bias(op, boxes, tile):
     assert abs((actual / truth(op, args, geometry) - 1).mean()) < 1e-5
 
 
-#: Of one column, for 16-bit images: rows of x and of dy are multiples of 16 bytes.
+#: Padding of windows of one column: rows of x and dy stay multiples of 16 bytes.
 _ROWS = ((1, 1), (0, 0))
 PLANES = {
     "leftovers": _case((2, 32, 5, 24), 48, (3, 1), padding=_ROWS),

@@ -179,7 +179,7 @@ def test_pieces_of_several_words(kernel_backend, dtype, lane_q, S, interior):
 @pytest.mark.parametrize("S", [3, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_weight_gradients_of_images_load_16_kb_ahead(dtype, S):
-    """Of x and dy, by all programs that fit on a multiprocessor; none waits for a second wave."""
+    """Bytes of x and dy, over all programs on a multiprocessor; none waits for a second wave."""
     geometry = geometry_of((1, 1, 8192, 8192), (1, 1, S, S), padding=2 * ((S // 2, S // 2),))
     x = torch.empty(geometry.x_shape, dtype=dtype, device="meta")
     found = layout.layout_of(geometry, x, x[:1, :1, :S, :S], x)

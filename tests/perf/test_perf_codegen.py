@@ -116,7 +116,7 @@ def test_an_output_inside_an_image_stays_within_the_time_of_its_memory(case):
 
 @pytest.mark.parametrize("op", ["fprop", "wgrad"])
 def test_rows_of_images_have_16_kb_of_loads_in_flight(op):
-    """What memory delivers to a multiprocessor of an H100 in a microsecond is 12 KB of them."""
+    """Memory delivers 12 KB to a multiprocessor of an H100 in a microsecond."""
     found = [
         e
         for e in RECORDED

@@ -78,7 +78,7 @@ def test_multipliers_of_kernels_that_were_timed_too_seldom_are_kept():
     assert fit.kept_of(new, old) == {"a": new["a"], "b": old["b"], "c": new["c"]}
 
 
-def test_every_so_manieth_call_is_held_out_whole():
+def test_every_third_call_is_held_out_whole():
     found = samples(recorded(lambda plan: 1.0), DEVICE, DEVICE)
     kept, out = fit.split(found, 3)
     assert {sample.row.workload for sample in out} == {CALLS[2][0]}

@@ -122,4 +122,3 @@ def test_every_field_is_documented():
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     for field in dataclasses.fields(Row):
         assert f"`{field.name}`" in page
-        assert field.name in (Row.__doc__ or "")

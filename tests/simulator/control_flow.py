@@ -115,7 +115,7 @@ class Blocks:
         return live_out
 
     def _post_dominators(self) -> list[int]:
-        """By the algorithm of Cooper, Harvey and Kennedy (2001), on the reversed graph."""
+        """Post-dominators, by Cooper, Harvey and Kennedy (2001) on the reversed graph."""
         end = len(self.code)
         after = [self.successors(block) or [end] for block in range(end)] + [[]]
         before: list[list[int]] = [[] for _ in range(end + 1)]

@@ -23,7 +23,7 @@ from .ptx import without_lines
 from .tensor_maps import TensorMap
 from .tensors import Storages, tracked_allocations
 
-#: By architecture: (name that PyTorch gives the device, kilobytes of shared memory, processors).
+#: (PyTorch's name of the device, kilobytes of shared memory, multiprocessors), by architecture.
 DEVICES = {
     80: ("NVIDIA A100 80GB", 163, 108),
     90: ("NVIDIA H100 80GB HBM3", 227, 132),

@@ -108,7 +108,7 @@ def without_lines(ptx: str) -> str:
 
 
 def _locations(ptx: str) -> list[str]:
-    """For each line of PTX the Python line it came from, "kernel.py:12", and the lines it calls.
+    """The Python line that each line of PTX came from, "kernel.py:12", and the lines it calls.
 
     A comment behind .loc has the whole chain of inlined calls, innermost first:
     "indexing.py:40:12 @[ fprop_gemm.py:112:20 ]".

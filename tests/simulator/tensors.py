@@ -24,7 +24,7 @@ from .dtypes import Array, u1
 from .faults import Unsupported
 from .global_memory import Memory
 
-#: By bytes: a pattern that is a NaN in every floating-point type of this size.
+#: A pattern that is a NaN in every floating-point type, by size in bytes.
 POISON: dict[int, Any] = {
     2: np.uint16(0xFFF5),
     4: np.uint32(0xFFF5A5F5),
@@ -85,7 +85,7 @@ def tracked_allocations() -> Iterator[None]:
 
 
 def _reach(tensor: torch.Tensor, storage: torch.UntypedStorage) -> Array:
-    """Which bytes of its storage are elements of a tensor."""
+    """A mask of the bytes of a storage that are elements of the tensor."""
     mask = np.zeros((storage.nbytes() // tensor.itemsize, tensor.itemsize), bool)
     if tensor.numel():
         axes = [(n, s) for n, s in zip(tensor.shape, tensor.stride(), strict=True) if s]
