@@ -167,10 +167,15 @@ def learn(
     plain = all(rank == 2 for rank in ranks)
     start = _start(options, problem, plain, units, constraints)
     fit = _Fit(options, chosen, constraints, units, start)
-    reason = chosen.reason
+    reason, notes = chosen.reason, [note for pair in pairs for note in pair.notes]
     if options.loss in LOSSES:
-        problem, fits = reweighted(problem, str(options.loss), lambda p: fit.by(p).point)
+        problem, fits, change = reweighted(problem, str(options.loss), lambda p: fit.by(p).point)
         reason = f"{reason}; {fits} weighted fits for loss={options.loss!r}"
+        if change:
+            notes.append(
+                f"the {fits} weighted fits for loss={options.loss!r} did not converge: the last "
+                f"one still changed the kernel by {change:.2g} of its largest element"
+            )
     found = fit.by(problem)
     if found.constraints is not None:
         constraints = found.constraints
@@ -187,7 +192,6 @@ def learn(
         loss = found.loss
         if loss is None:
             loss = error + penalty_of(constraints, theta)
-        notes = [note for pair in pairs for note in pair.notes]
         history = [loss * units.loss for loss in found.history]
         notes += _risen(history, loss * units.loss, found)
         mostly_noise = sums.noiseless(constraints.elements)[1] if noisy else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tricorr import ArgumentError, ArgumentTypeError, convolve2d, corr2d, learn_kernel
+from tricorr.learning import robust
 
 pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 
@@ -294,6 +297,25 @@ def test_blocks_of_rows_change_nothing(backend, monkeypatch):
         torch.testing.assert_close(found.residual, expected.residual, rtol=1e-9, atol=1e-10)
 
 
+def score(found, x, y, kind):
+    """sum psi(residual / scale) * window, which is 0, for each root of the number of pixels.
+
+    The scale is that of the median absolute residual.
+    """
+    residual = found.predict(x) - y
+    u = residual / (1.4826 * residual.abs().median())
+    psi = {
+        "huber": u.clamp(-1.345, 1.345),
+        "tukey": u * (1 - (u / 4.685).clamp(-1, 1).square()).square(),
+    }[kind]
+    sums = design_matrix(x[None, None], tuple(found.weight.shape)).T @ psi.flatten()
+    return float(sums.abs().max()) / psi.numel() ** 0.5
+
+
+def fits_of(found):
+    return int(re.search(r"(\d+) weighted fits", found.reason)[1])
+
+
 @pytest.mark.parametrize("kind", ["huber", "tukey"])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_robust_fits_meet_their_own_equations(backend, kind, solver):
@@ -305,16 +327,39 @@ def test_robust_fits_meet_their_own_equations(backend, kind, solver):
     plain = learn_kernel(x, y, 3, solver=solver)
     error, plain_error = (float((f.weight - weight).abs().max()) for f in (found, plain))
     assert error < 0.06 < plain_error
-    # sum psi(residual / scale) * window = 0, with the scale from the median absolute residual.
-    residual = found.predict(x) - y
-    u = residual / (1.4826 * residual.abs().median())
-    psi = {
-        "huber": u.clamp(-1.345, 1.345),
-        "tukey": u * (1 - (u / 4.685).clamp(-1, 1).square()).square(),
-    }[kind]
-    score = design_matrix(x[None, None], (3, 3)).T @ psi.flatten()
-    assert float(score.abs().max()) < 1e-4 * psi.numel() ** 0.5
+    assert score(found, x, y, kind) < 1e-4
     assert "weighted fits" in found.reason
+
+
+def test_robust_fits_of_many_outliers_converge(backend):
+    """To one side, so that the scale falls slowly: 50 fits were too few."""
+    x, weight = torch.rand(24, 28, dtype=DOUBLE), torch.randn(5, 1, dtype=DOUBLE)
+    y = corr2d(x, weight)
+    outliers = 10 * torch.randn_like(y).abs() * (torch.rand_like(y) < 0.3)
+    y += 0.01 * torch.randn_like(y) + outliers
+    found = learn_kernel(x, y, (5, 1), loss="huber")
+    assert score(found, x, y, "huber") < 1e-4
+    assert fits_of(found) > 51
+    assert not any("converge" in note for note in found.notes)
+
+
+def test_a_scale_that_alternates_ends(backend, monkeypatch):
+    """A median between two values would change the weights, and those the median, for ever."""
+    medians = iter([1.0, 1.1] * 60)
+    given = robust._scale
+    monkeypatch.setattr(robust, "_scale", lambda *images: given(*images) * next(medians))
+    x, y = images()
+    found = learn_kernel(x, y, (3, 2), loss="huber")
+    assert fits_of(found) < 2 * robust.FREE_SCALES
+    assert not any("converge" in note for note in found.notes)
+
+
+def test_weighted_fits_that_do_not_converge_are_noted(backend, monkeypatch):
+    monkeypatch.setattr(robust, "MOST_FITS", 1)
+    x, y = images()
+    y[0, 0, :3, :3] += 100
+    [note] = [n for n in learn_kernel(x, y, (3, 2), loss="huber").notes if "converge" in n]
+    assert note.startswith("the 2 weighted fits for loss='huber' did not converge: the last one")
 
 
 def test_a_robust_fit_ignores_outliers_in_exact_data(backend):
