@@ -1,36 +1,28 @@
-"""Ways to the kernel between two images: time, peak memory and error.
+"""Learning the kernel between two images: time, error, and memory of images on disk.
 
     tricorr-normal   learn_kernel, normal equations: exact
-    tricorr-cg       learn_kernel, conjugate gradients until they stand still: exact
     tricorr-gd       learn_kernel, ten steps of gradient descent, its step size found on the way
     pytorch-loop     ten steps of the textbook's loop in eager PyTorch, the step size given
-    scipy-lstsq      scipy.linalg.lstsq on the explicit patches, as people answer the question
-    fft-division     spectrum over spectrum, regularised, on images continued by zeros
+    scipy-lstsq      scipy.linalg.lstsq on the explicit patches, the usual answer: exact
     fft-toeplitz     normal equations from the autocorrelation by transforms, as if without a border
     numpy-shifts     normal equations from products of shifted images, in NumPy: exact
 
-`learn` times the first and the loops in turns; `ways` runs every way in a process of its own, which
-gives its peak of memory; `peers` has what else is done with a kernel (`learning_peers.py`);
+`turns` times these in turns, `peers` other tasks beside other libraries (`learning_peers.py`), and
 `stream` learns from two images on disk that are read a few rows at a time. Images are random
-float32 and the target is exact, so that an exact way finds the kernel to rounding. FFT division is
-wrong at the border, where the target is neither periodic nor zero.
+float32 and the target is exact, so that an exact method finds the kernel to rounding.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +34,6 @@ from ...learning.learn import learn_kernel
 from ...learning.streaming import accumulate
 from ..providers import configure
 from ..rows import Row, Writer
-from ..timing.machine import child_environment
 from ..timing.measure import Session, local_session
 from . import learning_peers
 from .learning_peers import Contest, rows_of
@@ -56,8 +47,6 @@ SIZES = {
 STEPS = 10
 #: Largest error of an exact way, relative to the kernel's largest element.
 TOLERANCE = 1e-3
-#: scipy-lstsq: bytes for a pixel of a patch, in float64, with the copy that LAPACK makes.
-LSTSQ_BYTES = 16
 #: Rows of an image that are made and written at a time.
 BAND = 128
 
@@ -102,15 +91,6 @@ def lstsq_on_patches(x: torch.Tensor, y: torch.Tensor, window: int) -> torch.Ten
     return torch.tensor(found).reshape(window, window)
 
 
-def fft_division(x: torch.Tensor, y: torch.Tensor, window: int) -> torch.Tensor:
-    """conj(Y / X), regularised, y continued by zeros to the size of x."""
-    spectrum = torch.fft.rfft2(x.double())
-    target = torch.fft.rfft2(y.double(), s=x.shape)
-    power = spectrum.abs().square()
-    ratio = target.conj() * spectrum / (power + 1e-3 * power.median())
-    return torch.fft.irfft2(ratio, s=x.shape)[:window, :window]
-
-
 def fft_toeplitz(x: torch.Tensor, y: torch.Tensor, window: int) -> torch.Tensor:
     """Sums over lags of all of x, by SciPy, as the normal matrix; prediction and residual too."""
     import scipy.fft
@@ -149,17 +129,19 @@ def numpy_shifts(x: torch.Tensor, y: torch.Tensor, window: int) -> torch.Tensor:
 
 WAYS: dict[str, Callable[..., torch.Tensor]] = {
     "tricorr-normal": learned("normal"),
-    "tricorr-cg": learned("cg"),
     "tricorr-gd": learned("gd", STEPS),
     "pytorch-loop": pytorch_loop,
     "scipy-lstsq": lstsq_on_patches,
-    "fft-division": fft_division,
     "fft-toeplitz": fft_toeplitz,
     "numpy-shifts": numpy_shifts,
 }
-#: Peers of the normal equations on a CPU, by the side of the window: the first that is larger.
-PEERS = {3: "numpy-shifts", 31: "fft-toeplitz"}
-LOOPS = ("tricorr-gd", "pytorch-loop")
+#: Peers of the normal equations on a CPU, by the largest window that they have; explicit patches of
+#: larger images take gigabytes.
+PEERS = {
+    3: ("numpy-shifts", "scipy-lstsq"),
+    7: ("fft-toeplitz", "scipy-lstsq"),
+    31: ("fft-toeplitz",),
+}
 
 
 def images(size: int, window: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -188,85 +170,15 @@ def run(name: str, session: Session) -> Iterator[Row]:
     size, window = (int(part.partition("x")[0]) for part in (image, sides))
     x, y, true = images(size, window, session.timer.device)
     configure("float32", session.timer.device)
-    peer = next(peer for side, peer in PEERS.items() if window <= side)
+    exact = next(peers for side, peers in PEERS.items() if window <= side)
     for ours, peers, bound, steps in (
-        ("tricorr-gd", ["pytorch-loop"], None, STEPS),
-        ("tricorr-normal", [peer] if session.machine.kind == "cpu" else [], TOLERANCE, None),
+        ("tricorr-gd", ("pytorch-loop",), None, STEPS),
+        ("tricorr-normal", exact if session.machine.kind == "cpu" else (), TOLERANCE, None),
     ):
         calls = {way: partial(WAYS[way], x, y, window) for way in (ours, *peers)}
         first = ours, calls.pop(ours)
         contest = Contest(name, true, first, calls, bound, "float32", steps)
         yield from rows_of(contest, session)
-
-
-def run_way(
-    session: Session, way: str, size: int, window: int, limit: float, repeats: int = 1
-) -> Row:
-    """The row of one way, each time in a fresh process."""
-    name = f"ways-{size}x{size}-{window}x{window}"
-
-    def row(status: str, note: str, **values: Any) -> Row:
-        values |= {"status": status, "note": f"{note}; {_load()}"}
-        return session.row_of(name, "learn", "learn", way, **values)
-
-    needed = (size - window + 1) ** 2 * window**2 * LSTSQ_BYTES
-    if way == "scipy-lstsq" and needed > 0.8 * _available():
-        return row("failed", f"not run: patches of {needed / 2e9:.0f} GB, and as much again")
-    taken = []
-    for _ in range(repeats):
-        try:
-            taken.append(_fresh(way, size, window, limit))
-        except subprocess.TimeoutExpired:
-            return row("failed", f"stopped after {limit:g} s")
-        except RuntimeError as error:
-            return row("failed", str(error))
-    times = sorted(1e3 * t["seconds"] for t in taken)
-    facts: dict[str, Any] = {
-        "peak_bytes": max(t["peak"] for t in taken),
-        "error": taken[0]["error"],
-        "steps": STEPS if way in LOOPS else None,
-        "samples": len(times),
-        "error_bound": None if way in LOOPS else TOLERANCE,
-    }
-    if way not in LOOPS and not taken[0]["error"] <= TOLERANCE:
-        note = f"off by {taken[0]['error']:.2g} after {median(times):.4g} ms"
-        return row("wrong", note, **facts)
-    note = f"one thread, {taken[0]['device']}"
-    return row("ok", note, ms=median(times), ms_low=times[0], ms_high=times[-1], **facts)
-
-
-def _fresh(way: str, size: int, window: int, limit: float) -> dict[str, Any]:
-    """The result of `measure_way` in a new process."""
-    module = "tricorr.perf.benchmarks.learning"
-    command = [sys.executable, "-m", module, way, str(size), str(window)]
-    done = subprocess.run(
-        command, env=child_environment(), capture_output=True, text=True, timeout=limit, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def measure_way(way: str, size: int, window: int) -> dict[str, Any]:
-    """Seconds, peak bytes beside the images, and error of one call in this process."""
-    torch.set_num_threads(1)
-    on_gpu = torch.cuda.is_available() and way != "scipy-lstsq"
-    device = "cuda" if on_gpu else "cpu"
-    small = images(4 * window + 32, window, device)
-    WAYS[way](small[0], small[1], window)  # loads and builds what is loaded and built once
-    x, y, true = images(size, window, device)
-    if on_gpu:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() if on_gpu else resident()
-    started = time.perf_counter()
-    found = WAYS[way](x, y, window)
-    if on_gpu:
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
-    peak = torch.cuda.max_memory_allocated() - before if on_gpu else peak_since(before)
-    return {"seconds": seconds, "peak": peak, "error": error_of(found, true), "device": device}
 
 
 def stream(session: Session, size: int, window: int, directory: Path, progress: bool) -> Row:
@@ -351,24 +263,11 @@ def _load() -> str:
     return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 
 
-def _available() -> float:
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError):
-        return float("inf")
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m tricorr.perf learn`."""
     kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     kinds.add_parser("turns", help="learn_kernel beside the loop, warm, in turns")
     kinds.add_parser("peers", help="fields, constraints, masks, predictions and stars beside peers")
-    ways = kinds.add_parser("ways", help="every way, each in a process of its own")
-    ways.add_argument("--size", type=int, nargs="+", default=(512, 4096), help="sides of images")
-    ways.add_argument("--window", type=int, nargs="+", default=(3, 7, 15, 31), help="sides")
-    ways.add_argument("--way", nargs="+", default=list(WAYS), choices=WAYS, help="default: all")
-    ways.add_argument("--limit", type=float, default=300.0, help="seconds for one call")
-    ways.add_argument("--repeats", type=int, default=3, help="processes for each number")
     disk = kinds.add_parser("stream", help="from two images on disk, by default 1 GiB each")
     disk.add_argument("--size", type=int, default=16384, help="side of the images (16384)")
     disk.add_argument("--window", type=int, default=5, help="side of the window (5)")
@@ -409,14 +308,5 @@ def _rows(options: argparse.Namespace, session: Session) -> Iterator[Row]:
             yield from run(name, session)
     elif options.what == "peers":
         yield from learning_peers.run(session)
-    elif options.what == "stream":
-        yield stream(session, options.size, options.window, options.dir, progress=True)
     else:
-        for size in options.size:
-            for window in options.window:
-                for way in options.way:
-                    yield run_way(session, way, size, window, options.limit, options.repeats)
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure_way(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
+        yield stream(session, options.size, options.window, options.dir, progress=True)

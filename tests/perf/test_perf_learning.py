@@ -32,31 +32,14 @@ def test_every_method_finds_the_kernel(backend, way):
     found = learning.WAYS[way](x, y, 3)
     assert found.shape == (3, 3)
     error = float((found - true).abs().max() / true.abs().max())
-    if way in ("tricorr-normal", "tricorr-cg", "scipy-lstsq", "numpy-shifts"):
+    if way in ("tricorr-normal", "scipy-lstsq", "numpy-shifts"):
         assert error < 1e-5
-    elif way in ("fft-division", "fft-toeplitz"):
+    elif way == "fft-toeplitz":
         assert 1e-4 < error < 0.5  # the images have neither a periodic nor a zero border
     else:
         loop = learning.WAYS["pytorch-loop"](x, y, 3)
         torch.testing.assert_close(found, loop, rtol=0.15, atol=0.15)
         assert error < 1
-
-
-@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-def test_a_method_makes_a_row(backend, monkeypatch):
-    row = rows.validate(learning.run_way(SESSION, "tricorr-normal", 64, 3, 120.0))
-    assert (row.status, row.workload, row.kind) == ("ok", "ways-64x64-3x3", "cpu")
-    assert row.error < 1e-5
-    assert row.peak_bytes is not None
-    slow = rows.validate(learning.run_way(SESSION, "tricorr-cg", 64, 3, 0.01))
-    assert (slow.status, slow.note.split(";")[0]) == ("failed", "stopped after 0.01 s")
-    monkeypatch.setattr(learning, "_available", lambda: 1e6)
-    large = rows.validate(learning.run_way(SESSION, "scipy-lstsq", 512, 31, 120.0))
-    assert (large.status, large.note.split(":")[0]) == ("failed", "not run")
-    found = {"seconds": 1.0, "peak": 5, "error": 0.5, "device": "cpu"}
-    monkeypatch.setattr(learning, "_fresh", lambda *_: found)
-    wrong = rows.validate(learning.run_way(SESSION, "fft-division", 64, 3, 120.0))
-    assert (wrong.status, wrong.ms, wrong.peak_bytes) == ("wrong", None, 5)
 
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
@@ -94,7 +77,7 @@ def test_resident_memory_is_measured():
 def test_learning_is_timed_beside_the_loop(backend):
     session = Session(CpuTimer(sample_seconds=1e-4), FACTS, PROVIDERS, budget=0.001)
     found = {row.provider: rows.validate(row) for row in learning.run("learn-32x32-3x3", session)}
-    assert set(found) == {"tricorr-gd", "tricorr-normal", "pytorch-loop", "numpy-shifts"}
+    assert set(found) == {"tricorr-gd", "tricorr-normal", "pytorch-loop", *learning.PEERS[3]}
     assert {row.status for row in found.values()} == {"ok"}
     assert found["pytorch-loop"].ratio_to > 0
     assert found["tricorr-normal"].error < learning.TOLERANCE < found["tricorr-gd"].error
