@@ -73,17 +73,18 @@ def test_a_residual_may_have_any_strides(kernel_backend, family, order):
 
 
 @FORWARD_MODE
-@pytest.mark.parametrize("activation", ["none", "relu", "silu"])
+@pytest.mark.parametrize("activation", THEIRS)
 def test_derivatives_equal_numerical_ones(backend, activation):
-    g = geometry_of((1, 2, 2, 3), (2, 1, 2, 2), groups=2)
+    g = geometry_of((1, 2, 3, 4), (2, 1, 2, 2), groups=2)
     leaves = [t.requires_grad_() for t in tensors(g, torch.float64, backend.device)]
 
-    def function(x, weight, bias, residual):
+    def function(x, weight, bias, residual=None):
         return tricorr.corr2d(x, weight, bias, groups=2, activation=activation, residual=residual)
 
     forward_mode = backend.name == "cpu"
-    assert gradcheck(function, leaves, fast_mode=True, check_forward_ad=forward_mode)
-    assert gradgradcheck(function, leaves, fast_mode=True)
+    for given in (leaves, leaves[:3]):
+        assert gradcheck(function, given, fast_mode=True, check_forward_ad=forward_mode)
+        assert gradgradcheck(function, given, fast_mode=True)
     alone = leaves[3]
     x, weight, bias = (t.detach() for t in leaves[:3])
     assert gradcheck(lambda r: function(x, weight, bias, r), alone, check_forward_ad=forward_mode)
@@ -120,12 +121,13 @@ def test_a_residual_of_planes_is_added_to_channels(backend, form):
 
 
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-def test_compiled_calls_equal_eager_ones(backend):
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+def test_compiled_calls_equal_eager_ones(backend, activation):
     torch._dynamo.reset()
     leaves = [t.requires_grad_() for t in tensors(GEOMETRIES["stencil"], torch.float32)]
 
     def function(x, weight, bias, residual):
-        return tricorr.corr2d(x, weight, bias, padding=1, activation="silu", residual=residual)
+        return tricorr.corr2d(x, weight, bias, padding=1, activation=activation, residual=residual)
 
     y = torch.compile(function, fullgraph=True, backend="aot_eager")(*leaves)
     expected = function(*leaves)
