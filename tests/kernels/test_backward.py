@@ -5,47 +5,26 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import tensors, whole_numbers
+from cases import SAME, in_format, tensors, whole_numbers
 from closeness import check
 from plans import H200
+from test_rows import GEOMETRIES as ROWS
+from test_vectors import GEOMETRIES as VECTORS
 
 from tricorr import corr2d, explain, ops
 from tricorr.ops import geometry_of
 from tricorr.ops.launch.call import Call
 from tricorr.ops.launch.prepared import forget_prepared
 from tricorr.ops.plan import backward, choose
-from tricorr.ops.plan.backward import BackwardTile
+from tricorr.ops.plan.backward import BackwardTile, takes_both
 from tricorr.ops.plan.cost import seconds_of
 from tricorr.ops.plan.problem import Layout, Problem
 
-SAME = ((1, 1), (1, 1))
-GEOMETRIES = {
-    "image": geometry_of((1, 1, 9, 17), (1, 1, 3, 3), padding=SAME),
-    "planes": geometry_of((3, 3, 7, 8), (3, 1, 3, 3), padding=SAME, groups=3),
-    "valid": geometry_of((2, 2, 10, 12), (2, 1, 3, 5), groups=2),
-    "five": geometry_of((2, 2, 9, 8), (2, 1, 5, 5), padding=((2, 2), (2, 2)), groups=2),
-    "seven": geometry_of((1, 1, 5, 12), (1, 1, 7, 7), padding=((3, 3), (3, 3))),
-    "even_window": geometry_of((1, 2, 9, 20), (2, 1, 2, 4), padding=((0, 1), (1, 2)), groups=2),
-    "one_row": geometry_of((2, 2, 1, 17), (2, 1, 1, 3), padding=((0, 0), (1, 1)), groups=2),
-    "one_column": geometry_of((2, 2, 11, 1), (2, 1, 3, 1), padding=((1, 1), (0, 0)), groups=2),
-    "one_pixel": geometry_of((1, 1, 1, 1), (1, 1, 1, 1)),
-    "prime_sizes": geometry_of((3, 2, 5, 7), (2, 1, 3, 2), padding=((1, 0), (0, 1)), groups=2),
-    "window_exceeds_image": geometry_of((1, 2, 2, 4), (2, 1, 5, 7), padding=((2, 3), (3, 3)),
-                                        groups=2),
-    "pad_exceeds_window": geometry_of((1, 2, 4, 8), (2, 1, 2, 2), padding=((3, 4), (3, 2)),
-                                      groups=2),
-    "cropped": geometry_of((1, 2, 9, 12), (2, 1, 3, 3), padding=((-1, 0), (-2, 1)), groups=2),
-    "dilated": geometry_of((1, 2, 11, 16), (2, 1, 3, 2), padding=((2, 1), (0, 3)), dilation=(2, 3),
-                           groups=2),
-    "flipped": geometry_of((1, 2, 7, 8), (2, 1, 3, 2), groups=2, flip=True),
-    "per_sample": geometry_of((2, 2, 5, 8), (2, 2, 1, 3, 2), padding=((1, 0), (0, 1)), groups=2),
-    "strided": geometry_of((2, 2, 12, 16), (2, 1, 3, 3), (2, 2), SAME, groups=2),
-    "strides_differ": geometry_of((1, 2, 11, 17), (2, 1, 3, 2), (3, 1), ((2, 0), (0, 1)), groups=2),
-    "stride_gt_window": geometry_of((1, 2, 13, 24), (2, 1, 2, 1), (3, 2), groups=2),
-    "strided_dilated_flipped": geometry_of(
-        (2, 2, 11, 13), (2, 1, 3, 2), (2, 3), ((3, 1), (1, 2)), (3, 2), groups=2, flip=True
-    ),
-}  # fmt: skip
+#: Every window and stride in whole vectors, and some in rows of any length.
+GEOMETRIES = {name: g for name, g in VECTORS.items() if takes_both(g)} | {
+    f"{name}_of_any_length": ROWS[name]
+    for name in ("image", "one_column", "per_sample", "stride_gt_window", "strided_dilated_flipped")
+}
 #: The first has vectors where the rows of a geometry allow them.
 TILES = {
     "lanes_are_columns": BackwardTile(4, 8, STEP_P=2, LANE_Q=4, num_warps=1),
@@ -137,11 +116,8 @@ def launched(monkeypatch):
 
 def layer(device, geometry=DEPTHWISE, dtype=torch.float32, last=False):
     """x, weight and bias that want gradients, and dy."""
-    memory_format = torch.channels_last if last else torch.contiguous_format
-    x, weight, bias, dy = (
-        t.contiguous(memory_format=memory_format) if t.dim() == 4 else t
-        for t in tensors(geometry, dtype, device)
-    )
+    made = tensors(geometry, dtype, device)
+    x, weight, bias, dy = in_format(made) if last else made
     return x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), dy
 
 
