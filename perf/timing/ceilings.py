@@ -28,9 +28,6 @@ class Ceilings:
         l2: bytes per second that all multiprocessors read from L2.
         launch: device seconds of a kernel that does nothing, between others in a graph.
         latency: seconds of a load from device memory on which the next one depends.
-        descriptor: device seconds that a tensor descriptor adds to such a launch.
-        host_launch, host_descriptor: host seconds of a launch by Triton's JIT, and what encoding a
-            tensor descriptor adds to it.
     """
 
     copy: float
@@ -38,18 +35,13 @@ class Ceilings:
     l2: float | None = None
     launch: float | None = None
     latency: float | None = None
-    descriptor: float | None = None
-    host_launch: float | None = None
-    host_descriptor: float | None = None
 
     def __str__(self) -> str:
         parts = [f"copy {self.copy / 1e12:.2f} TB/s"]
         parts += [f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in self.matmul.items()]
         parts += [f"L2 {self.l2 / 1e12:.2f} TB/s"] if self.l2 else []
         parts += [f"latency {self.latency * 1e9:.0f} ns"] if self.latency else []
-        for name in ("launch", "descriptor", "host_launch", "host_descriptor"):
-            if (seconds := getattr(self, name)) is not None:
-                parts.append(f"{name.replace('_', ' ')} {seconds * 1e6:.1f} us")
+        parts += [f"launch {self.launch * 1e6:.1f} us"] if self.launch else []
         return ", ".join(parts)
 
     def constants(self) -> dict[str, float]:
@@ -90,9 +82,6 @@ def measure_ceilings(timer: Timer, device: Device) -> Ceilings:
             latency=probes.load_seconds(timer),
             launch=probes.launch_seconds(timer),
         )
-        if device.arch in ("90", "100"):
-            added, without, by_host = probes.descriptor_seconds(timer)
-            found = replace(found, descriptor=added, host_launch=without, host_descriptor=by_host)
     except Exception as error:  # a run goes on with the constants that are assumed
         print(f"some constants of the device are not measured: {error}", file=sys.stderr)
     return found

@@ -5,14 +5,12 @@ Importing this imports triton.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 
-from ...kernels import TensorDescriptor
 from .timers import median_seconds
 
 if TYPE_CHECKING:
@@ -25,8 +23,6 @@ L2_ELEMENTS = 2**21
 L2_TOGETHER, L2_PASSES, L2_BLOCK = 4, 16, 2048
 #: Elements of the buffer whose loads depend on each other (256 MiB), and how many those are.
 CHAIN_ELEMENTS, CHAIN_LOADS = 2**26, 512
-#: Rows and columns of the box that a descriptor describes.
-BOX = 32
 
 
 @triton.jit
@@ -56,20 +52,6 @@ def follow(next_ptr, out_ptr, LOADS):
     tl.store(out_ptr, place)
 
 
-@triton.jit
-def copy_tile(x_ptr, out_ptr, BLOCK: tl.constexpr):
-    """One program copies a tile through pointers."""
-    at = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    tl.store(out_ptr + at, tl.load(x_ptr + at))
-
-
-@triton.jit
-def copy_box(x_desc, out_ptr, BLOCK: tl.constexpr):
-    """The same, read through a tensor descriptor."""
-    at = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    tl.store(out_ptr + at, x_desc.load([0, 0]))
-
-
 def l2_rate(timer: Timer, multiprocessors: int) -> float:
     """Bytes per second that are read of a buffer which fits into L2."""
     programs = 8 * multiprocessors
@@ -97,24 +79,3 @@ def load_seconds(timer: Timer) -> float:
 def launch_seconds(timer: Timer) -> float:
     """Device seconds of a kernel that hardly does anything, between others in a graph."""
     return median_seconds(timer, torch.zeros(1, device="cuda").zero_, "graph")
-
-
-def descriptor_seconds(timer: Timer) -> tuple[float, float, float]:
-    """(descriptor, host_launch, host_descriptor) of Ceilings."""
-    x, out = torch.rand(BOX, BOX, device="cuda"), torch.empty(BOX, BOX, device="cuda")
-
-    def by_pointers() -> Any:
-        return copy_tile[(1,)](x, out, BLOCK=BOX)
-
-    def by_descriptor() -> Any:
-        box = TensorDescriptor(x, [BOX, BOX], [BOX, 1], [BOX, BOX])
-        return copy_box[(1,)](box, out, BLOCK=BOX)
-
-    def host(call: Callable[[], Any]) -> float:
-        return min(timer.host_seconds(call, timer.seconds(call)) or 0.0 for _ in range(5))
-
-    device = median_seconds(timer, by_descriptor, "graph")
-    without, by_host = median_seconds(timer, by_pointers, "graph"), host(by_pointers)
-    if not torch.equal(out, x):
-        raise RuntimeError("a box read through a descriptor is not the one that is described")
-    return max(0.0, device - without), by_host, max(0.0, host(by_descriptor) - by_host)
