@@ -109,19 +109,8 @@ def _conv(
 ) -> Workload:
     """From (N, C, H, W, K, R, S, stride, pad, groups)."""
     N, C, H, W, K, R, S, stride, pad, groups = shape
-    g = Geometry(
-        N,
-        C,
-        H,
-        W,
-        K,
-        R,
-        S,
-        given_stride=(stride, stride),
-        padding=((pad, pad), (pad, pad)),
-        given_dilation=(dilation, dilation),
-        groups=groups,
-    )
+    sides = ((pad, pad), (pad, pad))
+    g = Geometry(N, C, H, W, K, R, S, (stride, stride), sides, (dilation, dilation), groups)
     name = f"{suite}-{C}x{H}x{W}-{K}-{R}x{S}"
     name += f"-s{stride}" * (stride > 1) + f"-d{dilation}" * (dilation > 1)
     return Workload(name, suite, g, dtypes, tags=(_kind(g),), priority=priority)
@@ -145,15 +134,9 @@ def _image(
     tags = ["image"]
     tags += ["per_sample"] * geometry.per_sample
     tags += ["padding_mode"] * (geometry.padding_mode != "zeros")
+    name, labels = f"images-{name}", tuple(tags)
     return Workload(
-        f"images-{name}",
-        "images",
-        geometry,
-        dtypes,
-        ops,
-        shared=shared,
-        tags=tuple(tags),
-        priority=priority,
+        name, "images", geometry, dtypes, ops, shared=shared, tags=labels, priority=priority
     )
 
 
@@ -170,18 +153,9 @@ def _kernelbench(
     bias: bool = False,
 ) -> Workload:
     N, C, H, W = x
-    g = Geometry(
-        N,
-        C,
-        H,
-        W,
-        filters,
-        *window,
-        given_stride=(stride, stride),
-        padding=((padding[0],) * 2, (padding[1],) * 2),
-        given_dilation=dilation,
-        groups=C if depthwise else 1,
-    )
+    sides = ((padding[0],) * 2, (padding[1],) * 2)
+    groups = C if depthwise else 1
+    g = Geometry(N, C, H, W, filters, *window, (stride, stride), sides, dilation, groups)
     name = f"kernelbench-{number}"
     tags = (_kind(g),)
     return Workload(name, "kernelbench", g, ("tf32",), ("fprop",), bias, tags=tags, priority=0)

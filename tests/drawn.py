@@ -46,13 +46,7 @@ def axes(draw, window=3, stride=4, dilation=3, more=(0, 5)):
     taps, gap = draw(st.integers(1, window)), draw(st.integers(1, dilation))
     padding = draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))
     least = max(1, gap * (taps - 1) + 1 - sum(padding))
-    return (
-        least + draw(st.integers(*more)),
-        taps,
-        draw(st.integers(1, stride)),
-        padding,
-        gap,
-    )
+    return (least + draw(st.integers(*more)), taps, draw(st.integers(1, stride)), padding, gap)
 
 
 #: Either a few channels, for a stencil, or just enough for a matrix unit.

@@ -21,14 +21,7 @@ from ...ops.lag_sums import lag_sums
 from ...ops.launch.layout import device_of
 from ...ops.plan import choose
 from ...ops.plan.backward import takes_both
-from ..model.planned import (
-    NO_PLAN,
-    PlannedCall,
-    alternatives,
-    lagged,
-    launches_of,
-    problem_of,
-)
+from ..model.planned import NO_PLAN, PlannedCall, alternatives, lagged, launches_of, problem_of
 from ..providers import Operands, Result, make_operands
 from ..timing.correctness import ACTIVATIONS, Truth, first_of
 from ..timing.machine import Machine

@@ -50,10 +50,7 @@ OPERATORS = {
         lambda dy, weight, bias: input_gradient(dy, weight, g, "ieee", bias),
         (g.y_shape, g.weight_shape, (g.C,)),
     ),
-    "wgrad": lambda g: (
-        lambda x, dy: weight_gradient(x, dy, g, "ieee"),
-        (g.x_shape, g.y_shape),
-    ),
+    "wgrad": lambda g: (lambda x, dy: weight_gradient(x, dy, g, "ieee"), (g.x_shape, g.y_shape)),
 }
 
 

@@ -29,10 +29,7 @@ CALLS = {
     "gradient-x": ((), lambda x: filters.spatial_gradient(x).select(-3, 0)),
     "gradient-y": ((), lambda x: filters.spatial_gradient(x).select(-3, 1)),
     "laplacian": ((), filters.laplacian),
-    "gabor": (
-        ("--frequency", 0.3, "--angle", 90),
-        lambda x: filters.gabor(x, 0.3, torch.pi / 2),
-    ),
+    "gabor": (("--frequency", 0.3, "--angle", 90), lambda x: filters.gabor(x, 0.3, torch.pi / 2)),
     "log-gabor": (("--size", 9, "--grey"), lambda x: filters.log_gabor(x, 9)),
 }
 

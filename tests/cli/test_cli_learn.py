@@ -10,13 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tricorr import (
-    KernelAccumulator,
-    VaryingKernel,
-    corr2d,
-    learn_kernel,
-    learn_kernel_field,
-)
+from tricorr import KernelAccumulator, VaryingKernel, corr2d, learn_kernel, learn_kernel_field
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("matplotlib")

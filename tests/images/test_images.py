@@ -331,10 +331,7 @@ def test_too_many_pixels_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert "more than 2000 pixels" in refused(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
-    assert read_image(path).pixels.shape == (
-        50,
-        50,
-    )  # Pillow's warning is not passed on
+    assert read_image(path).pixels.shape == (50, 50)  # Pillow's warning is not passed on
 
 
 def test_grey_of_other_channels_is_refused(tmp_path):

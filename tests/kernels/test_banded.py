@@ -308,11 +308,7 @@ def test_large_windows_are_banded_where_a_matrix_unit_multiplies_their_numbers(o
 
 @pytest.mark.parametrize(
     ("size", "layout"),
-    [
-        (512, Layout()),
-        (508, Layout()),
-        (512, Layout(int64=True)),
-    ],
+    [(512, Layout()), (508, Layout()), (512, Layout(int64=True))],
     ids=["in_pieces", "between_pieces", "wide"],
 )
 def test_unaligned_columns_take_tiles_with_few_results_per_thread(size, layout):

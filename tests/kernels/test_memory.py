@@ -211,13 +211,7 @@ def far_apart(tensor):
     return storage.as_strided(tensor.shape, (1, 1, 2**30, 1)).copy_(tensor)
 
 
-FAMILIES = {
-    "gemm": gemm,
-    "rows": rows,
-    "stencil": stencil,
-    "banded": banded,
-    "columns": columns,
-}
+FAMILIES = {"gemm": gemm, "rows": rows, "stencil": stencil, "banded": banded, "columns": columns}
 
 
 # The channel counts, the window and its gaps suit the family.

@@ -16,16 +16,8 @@ from tricorr.ops.plan.choose import plan_with_tile
 from tricorr.ops.plan.cost import cheapest
 from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.problem import Layout, Problem
-from tricorr.ops.plan.tma import (
-    TmaTile,
-    channel_block,
-    is_legal,
-    most_taps,
-    phases_with_taps,
-)
-from tricorr.ops.plan.tma import (
-    tiles as tma_tiles,
-)
+from tricorr.ops.plan.tma import TmaTile, channel_block, is_legal, most_taps, phases_with_taps
+from tricorr.ops.plan.tma import tiles as tma_tiles
 
 
 def _case(x, k, window, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1, **more):

@@ -253,11 +253,7 @@ def test_padding_larger_than_the_image_is_refused(backend):
 
 @pytest.mark.parametrize(
     ("library", "start"),
-    [
-        ("numpy", b"\x93NUMPY\1\0"),
-        ("tifffile", b"II*\0\0\0\0\0"),
-        ("astropy", b"SIMPLE  "),
-    ],
+    [("numpy", b"\x93NUMPY\1\0"), ("tifffile", b"II*\0\0\0\0\0"), ("astropy", b"SIMPLE  ")],
 )
 def test_damaged_files_are_refused(backend, tmp_path, library, start):
     pytest.importorskip(library)

@@ -62,11 +62,7 @@ class Memory:
         self.regions: list[list[Allocation]] = []
 
     def add(
-        self,
-        name: str,
-        data: Array,
-        readable: Array | None = None,
-        writable: Array | None = None,
+        self, name: str, data: Array, readable: Array | None = None, writable: Array | None = None
     ) -> int:
         """Registers bytes (uint8) and returns their address. Masks are per byte, None for none."""
         return self.add_windows(name, [(0, data, readable, writable)])
