@@ -41,6 +41,7 @@ if HAS_GLUON:
     from triton.experimental.gluon.language import NVMMASharedLayout as NVMMASharedLayout
     from triton.experimental.gluon.nvidia import hopper
 
+    from .fprop_planes import fprop_planes
     from .fprop_resident import fprop_resident
     from .fprop_reuse import fprop_reuse
     from .wgrad_reuse import wgrad_reuse
@@ -87,4 +88,5 @@ __all__ = [
     "wgrad_stencil",
     "wgrad_tma",
 ]
-__all__ += ["fprop_resident", "fprop_reuse", "wgrad_reuse", "wgrad_spread"] * HAS_GLUON
+__all__ += ["fprop_planes", "fprop_resident", "fprop_reuse"] * HAS_GLUON
+__all__ += ["wgrad_reuse", "wgrad_spread"] * HAS_GLUON

@@ -19,6 +19,7 @@ from .gemm_launch import gemm_arguments
 from .kernel_arguments import Tensors, read_of_gradient
 from .layout import as_row, is_read_as_it_is, is_row
 from .patch_launch import patch_arguments
+from .planes_launch import planes_arguments
 from .reuse_launch import reuse_arguments
 from .shifted_launch import shifted_arguments
 
@@ -28,6 +29,7 @@ ARGUMENTS: dict[str, Callable[[Tensors, Geometry, Plan], dict[str, Any]]] = {
     "gemm": gemm_arguments,
     "patch": patch_arguments,
     "tma": tma_arguments,
+    "planes": planes_arguments,
     "reuse": reuse_arguments,
     "shifted": shifted_arguments,
     "spread": reuse_arguments,
@@ -50,7 +52,7 @@ def packed(
     The copy is never kept for another call: an update of the weight in place must not be missed.
     """
     tile: Any = plan.tile
-    if plan.family in ("tma", "reuse"):
+    if plan.family in ("tma", "reuse", "planes"):
         problem = Problem(plan.op, geometry, weight.dtype, plan.precision)
         columns = tap_columns(problem, tile.BLOCK_K)
         turned = plan.op == "dgrad" and not reads_crosswise(plan.precision)

@@ -38,18 +38,23 @@ def reuse_arguments(tensors: Tensors, geometry: Geometry, plan: Plan) -> dict[st
         if sizes[axis] == 1:
             strides[axis] = sizes[axis + 1] * strides[axis + 1]
     row, rest = [tile.BLOCK_Q, tile.BLOCK_K], geometry.R - 1
-    rows, channels, R, S = weight.shape
-    matrix = [rows, R * S * channels]
-    step = weight.stride(0) if rows > 1 else matrix[1]
-    block = [tile.BLOCK_K, tile.BLOCK_F] if crosswise else [tile.BLOCK_F, tile.BLOCK_K]
     return {
         "LAYOUT": constant(layout),
-        "TAP_COLUMNS": channels,
-        "x_desc": _descriptor(x, sizes, strides, [1, tile.BLOCK_P, *row]),
+        "TAP_COLUMNS": weight.shape[1],
+        "x_desc": gluon_descriptor(x, sizes, strides, [1, tile.BLOCK_P, *row]),
         # The rows of a column of taps beyond those of a box, in boxes of powers of two.
-        "x_rest_desc": _descriptor(x, sizes, strides, [1, rest & -rest, *row]),
-        "weight_desc": _descriptor(weight, matrix, [step, 1], block),
+        "x_rest_desc": gluon_descriptor(x, sizes, strides, [1, rest & -rest, *row]),
+        "weight_desc": weight_descriptor(weight, tile.BLOCK_F, tile.BLOCK_K, crosswise),
     }
+
+
+def weight_descriptor(weight: torch.Tensor, filters: int, channels: int, crosswise: bool) -> Any:
+    """Of a weight that is_matrix, (rows, (R, S, channels)); crosswise, rows are summed."""
+    rows, columns, R, S = weight.shape
+    matrix = [rows, R * S * columns]
+    step = weight.stride(0) if rows > 1 else matrix[1]
+    block = [channels, filters] if crosswise else [filters, channels]
+    return gluon_descriptor(weight, matrix, [step, 1], block)
 
 
 def _gradient_arguments(
@@ -91,10 +96,12 @@ def _rows_descriptor(image: torch.Tensor, tile: Any, rows: int, channels: int, s
     for axis, size in enumerate(sizes[:-1]):
         if size == 1:  # a step along one element may be anything but a descriptor's
             strides[axis] = -(-c // piece) * piece
-    return _descriptor(image, sizes, strides, block)
+    return gluon_descriptor(image, sizes, strides, block)
 
 
-def _descriptor(base: torch.Tensor, sizes: list[int], strides: list[int], block: list[int]) -> Any:
+def gluon_descriptor(
+    base: torch.Tensor, sizes: list[int], strides: list[int], block: list[int]
+) -> Any:
     """One of boxes whose rows are swizzled in shared memory: by 128 bytes, or by theirs.
 
     float32 is rounded to TF32 on the way, see descriptors.py.

@@ -20,6 +20,7 @@ from . import (
     flat,
     gemm,
     patch,
+    planes,
     resident,
     reuse,
     rows,
@@ -40,7 +41,8 @@ SPLIT = (gemm, tma, patch, spread, flat)
 #: Families that multiply without matrix units.
 DIRECT = (rows, stencil, columns)
 FAMILIES = (
-    rows, banded, resident, stencil, columns, gemm, tma, patch, reuse, spread, flat, shifted
+    rows, banded, resident, stencil, columns, gemm, tma, patch, reuse, planes, spread, flat,
+    shifted,
 )  # fmt: skip
 _FAMILY_OF = {kind: family for family in (*FAMILIES, backward) for kind in family.KINDS}
 #: A plan on copies of images is taken if its predicted time is below this share of the best other

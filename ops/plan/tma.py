@@ -322,6 +322,12 @@ def has_boxes(problem: Problem, tile: TmaTile | None = None) -> bool:
         return False
     if tile is not None and not _takes(tile, problem):
         return False
+    return has_coordinates(problem)
+
+
+def has_coordinates(problem: Problem) -> bool:
+    """Whether the coordinates of all boxes, and of what is beside an image, are small enough."""
+    g = problem.boxed
     stride, dilation = g.stride, g.dilation
     reach = (
         extent + max(map(abs, pad)) + dil * window + step

@@ -1,0 +1,41 @@
+"""Arguments of fprop_planes alone: descriptors, in Gluon's classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...kernels.structs import TmaLayout, constant
+from ..geometry import Geometry
+from ..plan.problem import Plan
+from ..plan.tma import ROW_BYTES, reads_crosswise
+from .descriptors import stored
+from .kernel_arguments import Tensors
+from .reuse_launch import gluon_descriptor, weight_descriptor
+
+
+def planes_arguments(tensors: Tensors, geometry: Geometry, plan: Plan) -> dict[str, Any]:
+    """LAYOUT and descriptors; `weight` is a matrix as fprop_planes says.
+
+    Of an input gradient, x is dy, y is dx, and the geometry is the adjoint.
+    """
+    x = tensors.x
+    tile: Any = plan.tile
+    crosswise = plan.turned and reads_crosswise(plan.precision)
+    out_axis, align = stored(geometry.group_K, geometry.Q, tensors)
+    layout = TmaLayout(
+        True, FLIP=geometry.flip, CROSSWISE=crosswise, OUT_AXIS=out_axis, ALIGN=align
+    )
+    n, c, h, w = x.shape
+    stride_n, stride_c, stride_h, _ = x.stride()
+    row = -(-w * x.itemsize // 16) * 16 // x.itemsize
+    strides = [
+        stride if size > 1 else row  # a step along one element may be anything but a descriptor's
+        for size, stride in ((n, stride_n), (h, stride_h), (c, stride_c))
+    ]
+    block = [1, tile.run(geometry), tile.BLOCK_K, min(tile.BLOCK_W, ROW_BYTES // x.itemsize)]
+    return {
+        "LAYOUT": constant(layout),
+        "TAP_COLUMNS": tensors.weight.shape[1],
+        "x_desc": gluon_descriptor(x, [n, h, c, w], [*strides, 1], block),
+        "weight_desc": weight_descriptor(tensors.weight, tile.BLOCK_F, tile.BLOCK_K, crosswise),
+    }

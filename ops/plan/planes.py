@@ -1,0 +1,254 @@
+"""Dense windows over images in planes, which are read as they lie: results are shifted, not boxes.
+
+kernels/fprop_planes.py says how. Other kernels through descriptors read such images from a copy in
+channels_last, unless the window has one column: a box must begin at a multiple of 16 bytes of a
+row. Tiles are those that build without spills for sm_90, and whose products ptxas overlaps.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from ..geometry import Geometry
+from . import tma
+from .cost import Code, Work, is_launchable, matrix_work
+from .integers import cdiv, power_of_two
+from .problem import Plan, Problem
+from .reuse import BARRIER_BYTES
+
+#: Columns of a box. Fewer would be less than half of a row of the widest swizzle.
+COLUMNS = (32, 64, 128, 256)
+#: Most sums of a thread, of all columns of taps: ptxas needs up to 60 registers beside them.
+MOST_SUMS = 192
+#: (filters, pixels, num_warps), largest first: those read each input the fewest times.
+SHAPES = (
+    (128, 128, 8),
+    (64, 256, 8),
+    (64, 128, 8),
+    (128, 64, 4),
+    (64, 128, 4),
+    (64, 64, 4),
+)
+#: Channels of one step, and places for them, best first: both where there is room for.
+BLOCKS, STAGES = (64, 32, 16), (4, 3, 2)
+
+
+@dataclass(frozen=True)
+class PlanesTile:
+    """A box of pixels of one program, its channels, and the launch options.
+
+    Attributes:
+        BLOCK_P: rows of results.
+        BLOCK_W: columns of the box.
+        BLOCK_F: channels of the result.
+        BLOCK_K: reduced channels of one step.
+        num_warps, num_stages: of the launch; stages are the places for boxes.
+    """
+
+    BLOCK_P: int
+    BLOCK_W: int
+    BLOCK_F: int
+    BLOCK_K: int
+    num_warps: int
+    num_stages: int
+
+    family: ClassVar[str] = "planes"
+    partials: ClassVar[int] = 1
+
+    @property
+    def pixels(self) -> int:
+        """Pixels whose products are summed: rows of results, columns of the box."""
+        return self.BLOCK_P * self.BLOCK_W
+
+    def rows(self, geometry: Geometry) -> int:
+        """Rows of the image that a program reads."""
+        return self.BLOCK_P + (geometry.R - 1) * geometry.dilation[0]
+
+    def run(self, geometry: Geometry) -> int:
+        """Rows of one load, which follow each other in shared memory: a power of two."""
+        return 1
+
+    def programs(self, problem: Problem) -> int:
+        """Programs that cover all results."""
+        g = problem.correlated
+        boxes = g.N * cdiv(g.P, self.BLOCK_P) * boxes_of_row(g, self.BLOCK_W, piece_of(problem))
+        return boxes * g.groups * cdiv(g.group_K, self.BLOCK_F)
+
+    def strips(self, problem: Problem) -> int:
+        """Steps of the reduction: blocks of channels."""
+        return cdiv(problem.reduced, self.BLOCK_K)
+
+    def step(self, op: str) -> tuple[int, int, int]:
+        """(M, N, K) of one product: pixels are the rows."""
+        return self.pixels, self.BLOCK_F, self.BLOCK_K
+
+    def splits(self, problem: Problem) -> int:
+        """Parts of the reduction: one."""
+        return 1
+
+    def step_bytes(self, problem: Problem) -> int:
+        """Bytes that one step loads: rows of pixels, and the weights of all taps."""
+        g = problem.correlated
+        elements = self.rows(g) * self.BLOCK_W + g.R * g.S * self.BLOCK_F
+        return elements * self.BLOCK_K * problem.dtype.itemsize
+
+    def exchanged_bytes(self, problem: Problem) -> int:
+        """Bytes of the sums of all columns of taps, which meet in shared memory."""
+        return 4 * problem.correlated.S * (self.pixels + 4) * self.BLOCK_F
+
+    def shared_bytes(self, problem: Problem) -> int:
+        """Bytes of shared memory of a program: the operands of every stage, then the sums."""
+        operands = self.step_bytes(problem) * self.num_stages
+        return max(operands, self.exchanged_bytes(problem)) + BARRIER_BYTES
+
+    def max_registers(self, problem: Problem) -> int | None:
+        """Registers of a thread that the compiler is limited to: it is not."""
+        return None
+
+    def suits(self, problem: Problem) -> bool:
+        """Whether a tile that was tuned for a problem near this one can serve it."""
+        return is_legal(problem) and fits(self, problem)
+
+    def flags(self, problem: Problem) -> Mapping[str, Any]:
+        """Fields of a Plan that this family decides."""
+        return {"precision": problem.precision, "turned": problem.is_turned}
+
+    def work(self, plan: Plan, problem: Problem) -> Work:
+        """The work of a launch."""
+        g = problem.correlated
+        work = matrix_work(
+            plan,
+            problem,
+            self.code(problem),
+            self.strips(problem) * g.R * g.S,
+            self.BLOCK_F * self.pixels,
+            plan.grid,
+            image_first=True,
+            descriptors=True,
+        )
+        loaded = self.strips(problem) * self.step_bytes(problem)
+        exchanged = 2 * self.exchanged_bytes(problem)
+        room = problem.device.limits.shared // self.shared_bytes(problem)
+        # While sums meet, nothing else of the program goes on: as long as its warps could issue.
+        rates, warps = problem.device.rates, self.num_warps
+        waiting = exchanged / rates.shared * rates.issue / warps
+        work = work._replace(
+            l2_bytes=loaded,
+            shared_bytes=work.shared_bytes - work.loaded_bytes + loaded + exchanged,
+            loaded_bytes=loaded,
+            resident=max(1, min(work.resident, room)),
+            outside=work.outside + waiting,
+        )
+        return tma.after_copies(work, problem, self.BLOCK_K, copied=False)
+
+    def code(self, problem: Problem) -> Code:
+        """The code of a program: of one product, and outside of the loop. Counted for sm_90."""
+        sums = self.BLOCK_F * self.pixels / problem.threads(self)
+        columns = problem.correlated.S
+        return Code(60, 450 + (6 + 4 * columns) * sums, sums * columns + 48)
+
+
+def piece_of(problem: Problem) -> int:
+    """Columns of 16 bytes."""
+    return 16 // problem.dtype.itemsize
+
+
+def outputs_of(geometry: Geometry, columns: int, piece: int) -> int:
+    """Columns from one box to the next, see outputs_of in kernels/fprop_planes.py."""
+    pad = geometry.padding[1][0]
+    return (columns - geometry.S + 1 + pad - cdiv(pad, piece) * piece) // piece * piece
+
+
+def boxes_of_row(geometry: Geometry, columns: int, piece: int) -> int:
+    """Boxes that a row of results is computed from."""
+    g = geometry
+    needed = max(g.Q, min(g.W, g.Q + g.S - 1 - g.padding[1][0]))
+    return 1 + cdiv(max(needed - columns, 0), outputs_of(g, columns, piece))
+
+
+def is_legal(problem: Problem) -> bool:
+    """Whether the kernel can compute this: from the image as it lies.
+
+    Weights of channels past the last of a group are another tap's, or zeros in a copy; the image's
+    are another group's.
+    """
+    g, layout = problem.correlated, problem.layout
+    if problem.op not in ("fprop", "dgrad") or problem.device.arch != "90" or not layout.gluon:
+        return False
+    if layout.as_rows or layout.int64 or layout.boxes(problem.op) != "NCHW":
+        return False
+    if g.stride != (1, 1) or g.dilation[1] != 1 or problem.product != "half":
+        return False
+    if g.per_sample or g.padding_mode != "zeros":
+        return False
+    return bool(_blocks(problem)) and tma.has_coordinates(problem)
+
+
+def _blocks(problem: Problem) -> list[int]:
+    """Channels that steps may have: in groups, those that divide the reduced ones."""
+    most = max(16, power_of_two(problem.reduced))
+    divides = problem.correlated.groups > 1
+    return [n for n in BLOCKS if n <= most and not (divides and problem.reduced % n)]
+
+
+def tiles(problem: Problem) -> list[PlanesTile]:
+    """The tiles that the planner may take: of each shape, the boxes that hold the most outputs."""
+    if problem.has_few_channels or not is_legal(problem):
+        return []
+    g, found = problem.correlated, []
+    for filters, pixels, warps in SHAPES:
+        if filters > 64 and filters >= 2 * g.group_K:
+            continue
+        boxes = [(pixels // columns, columns) for columns in COLUMNS if columns <= pixels]
+        for rows, columns in boxes:
+            tile = PlanesTile(rows, columns, filters, 0, warps, 0)
+            found += itertools.islice(_with_stages(tile, problem), 1)
+    most = min((_multiplied(tile, problem) for tile in found), default=0)
+    return [tile for tile in found if _multiplied(tile, problem) <= 2 * most]
+
+
+def _multiplied(tile: PlanesTile, problem: Problem) -> int:
+    """Results that programs compute, those of no use included."""
+    return tile.programs(problem) * tile.pixels * tile.BLOCK_F
+
+
+def _with_stages(tile: PlanesTile, problem: Problem) -> Iterator[PlanesTile]:
+    """The tile with every block of channels and number of stages that there is room for."""
+    for stages, block in itertools.product(STAGES, _blocks(problem)):
+        staged = replace(tile, BLOCK_K=block, num_stages=stages)
+        if fits(staged, problem):
+            yield staged
+
+
+#: The types of this family's tiles.
+KINDS: tuple[type[Any], ...] = (PlanesTile,)
+
+
+def neighbours(tile: PlanesTile, problem: Problem) -> Iterator[PlanesTile]:
+    """The tiles that a tuner tries: other boxes, channels and stages."""
+    for filters, pixels, columns, warps, block, stages in itertools.product(
+        (64, 128), (64, 128, 256), COLUMNS, (4, 8), _blocks(problem), STAGES
+    ):
+        if columns <= pixels:
+            other = PlanesTile(pixels // columns, columns, filters, block, warps, stages)
+            if fits(other, problem):
+                yield other
+
+
+def fits(tile: PlanesTile, problem: Problem) -> bool:
+    """Whether warps share the sums evenly and have room for them, and boxes in shared memory."""
+    g = problem.correlated
+    sums = g.S * tile.BLOCK_F * tile.pixels / problem.threads(tile)
+    return (
+        is_launchable(tile, problem)
+        and tile.pixels % 64 == 0
+        and tile.num_warps % 4 == 0
+        and tile.BLOCK_K in _blocks(problem)
+        and tile.num_stages > 1
+        and outputs_of(g, tile.BLOCK_W, piece_of(problem)) > 0
+        and sums <= MOST_SUMS
+        and tile.shared_bytes(problem) <= problem.device.limits.shared
+    )
