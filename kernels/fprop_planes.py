@@ -18,8 +18,8 @@ Boxes begin at column 0, then every OUTPUTS columns; see outputs_of. Columns bes
 beyond the image, else they belong to outputs that another box has.
 
 x is (N, C, H, W) in memory, with rows that begin at multiples of 16 bytes. y has any strides. The
-weight is a matrix (k, (r,s,c)) with TAP_COLUMNS columns for each tap. CROSSWISE: it is (c,
-(r,s,k)), in 16 bits. FLIP: the window is turned. Sums in float32.
+weight is described as ((r,s), k, c). CROSSWISE: as ((r,s), c, k), in 16 bits, and multiplied with
+its axes exchanged; that of an input gradient is. FLIP: the window is turned. Sums in float32.
 
 In Gluon, which has views of shared memory and no interpreter.
 """
@@ -45,7 +45,7 @@ from .wgrad_reuse import wait_for
 @gluon.jit(do_not_specialize=["N"])
 def fprop_planes(
     x_desc, weight_desc, bias_ptr, residual_ptr, y_ptr,
-    N, x_shape, y_shape, channels, TAP_COLUMNS, bias_stride, residual_strides, y_strides,
+    N, x_shape, y_shape, channels, bias_stride, residual_strides, y_strides,
     WINDOW: gl.constexpr, LAYOUT: gl.constexpr, ACTIVATION: gl.constexpr, TILE: gl.constexpr,
     STAGES: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
@@ -84,13 +84,12 @@ def fprop_planes(
         weight_corner = (group * GROUP_C, tile_n * BLOCK_F)
     else:
         weight_corner = (group * GROUP_K + tile_n * BLOCK_F, 0)
-
+    MATRIX: gl.constexpr = weight_desc.block_type.shape
     xs = gl.allocate_shared_memory(
         dtype, [STAGES * ROWS * PARTS, 1, 1, BLOCK_K, TILE.BLOCK_W // PARTS], x_desc.layout
     )
-    MATRIX: gl.constexpr = weight_desc.block_type.shape
     weights = gl.allocate_shared_memory(
-        dtype, [STAGES * TAPS, MATRIX[0], MATRIX[1]], weight_desc.layout
+        dtype, [STAGES * TAPS, 1, MATRIX[1], MATRIX[2]], weight_desc.layout
     )
     loaded = barriers(STAGES)
 
@@ -99,7 +98,7 @@ def fprop_planes(
     for i in gl.static_range(STAGES - 1):
         load_step(
             x_desc, weight_desc, xs, weights, loaded, i, steps, corner, weight_corner,
-            TAP_COLUMNS, WINDOW, LAYOUT, TILE, STAGES,
+            WINDOW, LAYOUT, TILE, STAGES,
         )  # fmt: skip
     sums = ()
     for _ in gl.static_range(WINDOW.S):
@@ -119,7 +118,7 @@ def fprop_planes(
                 sums = wait_for(min(AHEAD * WINDOW.S, 7), sums)
                 load_step(
                     x_desc, weight_desc, xs, weights, loaded, step + STAGES - 1, steps, corner,
-                    weight_corner, TAP_COLUMNS, WINDOW, LAYOUT, TILE, STAGES,
+                    weight_corner, WINDOW, LAYOUT, TILE, STAGES,
                 )  # fmt: skip
     done = ()
     for s in gl.static_range(WINDOW.S):
@@ -162,14 +161,18 @@ def outputs_of(BLOCK_W, S, PAD_W, PIECE):
 
 @gluon.jit
 def add_row(sums, image, weights, first, CROSSWISE: gl.constexpr):
-    """Starts to add the products of BLOCK_P rows with a row of taps, whose weights begin at `first`.
+    """Starts to add the products of rows of pixels with a row of taps, from weight `first` on.
 
     `image` is [channels, pixels]. In 16 bits, either axis of an operand may be innermost in shared
     memory: its transposed view is the left one.
     """
+    WEIGHT: gl.constexpr = [weights.shape[2], weights.shape[3]]
+    MATRIX: gl.constexpr = gl.NVMMASharedLayout(
+        weights.layout.swizzle_byte_width, weights.dtype.primitive_bitwidth, rank=2
+    )
     added = ()
     for s in gl.static_range(len(sums)):
-        weight = weights.index(first + s)
+        weight = weights.index(first + s)._reinterpret(weights.dtype, WEIGHT, MATRIX)
         if not CROSSWISE:
             weight = weight.permute([1, 0])
         added += (warpgroup_mma(image.permute([1, 0]), weight, sums[s], is_async=True),)
@@ -196,11 +199,11 @@ def shifted_sums(sums, BLOCK_W: gl.constexpr, PAD_W: gl.constexpr, STORED: gl.co
     ONE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[0])
     buffer = gl.allocate_shared_memory(gl.float32, [COUNT * SIZE, 1], ONE)
     # Pixels at an end of the box that nothing is stored for, in fours: read, though not used.
-    END: gl.constexpr = gl.PaddedSharedLayout.with_identity_for(
-        [[4, PIXELS]], [4, BLOCK_F], [0, 1]
-    )
+    END: gl.constexpr = gl.PaddedSharedLayout.with_identity_for([[4, PIXELS]], [4, BLOCK_F], [0, 1])
     WARPS: gl.constexpr = STORED.warps_per_cta[0]
-    zeros = gl.zeros([4, BLOCK_F], gl.float32, gl.BlockedLayout([4, 1], [1, 32], [1, WARPS], [0, 1]))
+    zeros = gl.zeros(
+        [4, BLOCK_F], gl.float32, gl.BlockedLayout([4, 1], [1, 32], [1, WARPS], [0, 1])
+    )
     for s in gl.static_range(COUNT):
         for i in gl.static_range((max(PAD_W - s, s - PAD_W) + 3) // 4):
             end = 4 * i if s < PAD_W else PIXELS - 4 - 4 * i
@@ -221,7 +224,7 @@ def shifted_sums(sums, BLOCK_W: gl.constexpr, PAD_W: gl.constexpr, STORED: gl.co
 
 @gluon.jit
 def load_step(
-    x_desc, weight_desc, xs, weights, loaded, step, steps, corner, weight_corner, TAP_COLUMNS,
+    x_desc, weight_desc, xs, weights, loaded, step, steps, corner, weight_corner,
     WINDOW: gl.constexpr, LAYOUT: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Asks for the rows and the weights of a step, if there is such a step."""
@@ -250,11 +253,10 @@ def load_step(
         tap = i
         if LAYOUT.FLIP:
             tap = TAPS - 1 - i
-        column = weight_column + tap * TAP_COLUMNS
         if LAYOUT.CROSSWISE:
-            place = [weight_row + summed, column]
+            place = [tap, weight_row + summed, weight_column]
         else:
-            place = [weight_row, column + summed]
+            place = [tap, weight_row, weight_column + summed]
         tma.async_copy_global_to_shared(
             weight_desc, place, ready, weights.index(slot * TAPS + i), exists
         )

@@ -10,6 +10,7 @@ import torch
 
 from ...kernels.structs import constant
 from ..geometry import Geometry
+from ..plan.planes import piece_of
 from ..plan.problem import Plan, Problem
 from ..plan.tma import reads_crosswise, tap_columns
 from .banded_launch import band_arguments
@@ -54,7 +55,8 @@ def packed(
     tile: Any = plan.tile
     if plan.family in ("tma", "reuse", "planes"):
         problem = Problem(plan.op, geometry, weight.dtype, plan.precision)
-        columns = tap_columns(problem, tile.BLOCK_K)
+        block = piece_of(problem) if plan.family == "planes" else tile.BLOCK_K
+        columns = tap_columns(problem, block)
         turned = plan.op == "dgrad" and not reads_crosswise(plan.precision)
         is_read = not turned and is_matrix(weight) and weight.shape[1] == columns
     else:

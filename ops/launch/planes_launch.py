@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ...kernels.structs import TmaLayout, constant
 from ..geometry import Geometry
 from ..plan.problem import Plan
 from ..plan.tma import ROW_BYTES, reads_crosswise
 from .descriptors import stored
 from .kernel_arguments import Tensors
-from .reuse_launch import gluon_descriptor, weight_descriptor
+from .reuse_launch import gluon_descriptor
 
 
 def planes_arguments(tensors: Tensors, geometry: Geometry, plan: Plan) -> dict[str, Any]:
-    """LAYOUT and descriptors; `weight` is a matrix as fprop_planes says.
+    """LAYOUT and descriptors; `weight` is as descriptors.is_matrix says.
 
     Of an input gradient, x is dy, y is dx, and the geometry is the adjoint.
     """
@@ -32,10 +34,18 @@ def planes_arguments(tensors: Tensors, geometry: Geometry, plan: Plan) -> dict[s
         stride if size > 1 else row  # a step along one element may be anything but a descriptor's
         for size, stride in ((n, stride_n), (h, stride_h), (c, stride_c))
     ]
-    block = [1, tile.run(geometry), tile.BLOCK_K, min(tile.BLOCK_W, ROW_BYTES // x.itemsize)]
+    span = min(tile.BLOCK_W, ROW_BYTES // x.itemsize)
+    block = [1, tile.run(geometry, x.itemsize), tile.BLOCK_K, span]
     return {
         "LAYOUT": constant(layout),
-        "TAP_COLUMNS": tensors.weight.shape[1],
         "x_desc": gluon_descriptor(x, [n, h, c, w], [*strides, 1], block),
-        "weight_desc": weight_descriptor(tensors.weight, tile.BLOCK_F, tile.BLOCK_K, crosswise),
+        "weight_desc": _weight_descriptor(tensors.weight, tile, crosswise),
     }
+
+
+def _weight_descriptor(weight: torch.Tensor, tile: Any, crosswise: bool) -> Any:
+    """Of (rows, channels, R, S) as (taps, rows, channels); crosswise, rows are summed."""
+    rows, channels, R, S = weight.shape
+    step = weight.stride(0) if rows > 1 else R * S * channels
+    block = [tile.BLOCK_K, tile.BLOCK_F] if crosswise else [tile.BLOCK_F, tile.BLOCK_K]
+    return gluon_descriptor(weight, [R * S, rows, channels], [channels, step, 1], [1, *block])

@@ -38,23 +38,18 @@ def reuse_arguments(tensors: Tensors, geometry: Geometry, plan: Plan) -> dict[st
         if sizes[axis] == 1:
             strides[axis] = sizes[axis + 1] * strides[axis + 1]
     row, rest = [tile.BLOCK_Q, tile.BLOCK_K], geometry.R - 1
+    rows, channels, R, S = weight.shape
+    matrix = [rows, R * S * channels]
+    step = weight.stride(0) if rows > 1 else matrix[1]
+    block = [tile.BLOCK_K, tile.BLOCK_F] if crosswise else [tile.BLOCK_F, tile.BLOCK_K]
     return {
         "LAYOUT": constant(layout),
-        "TAP_COLUMNS": weight.shape[1],
+        "TAP_COLUMNS": channels,
         "x_desc": gluon_descriptor(x, sizes, strides, [1, tile.BLOCK_P, *row]),
         # The rows of a column of taps beyond those of a box, in boxes of powers of two.
         "x_rest_desc": gluon_descriptor(x, sizes, strides, [1, rest & -rest, *row]),
-        "weight_desc": weight_descriptor(weight, tile.BLOCK_F, tile.BLOCK_K, crosswise),
+        "weight_desc": gluon_descriptor(weight, matrix, [step, 1], block),
     }
-
-
-def weight_descriptor(weight: torch.Tensor, filters: int, channels: int, crosswise: bool) -> Any:
-    """Of a weight that is_matrix, (rows, (R, S, channels)); crosswise, rows are summed."""
-    rows, columns, R, S = weight.shape
-    matrix = [rows, R * S * columns]
-    step = weight.stride(0) if rows > 1 else matrix[1]
-    block = [channels, filters] if crosswise else [filters, channels]
-    return gluon_descriptor(weight, matrix, [step, 1], block)
 
 
 def _gradient_arguments(

@@ -67,9 +67,10 @@ class PlanesTile:
         """Rows of the image that a program reads."""
         return self.BLOCK_P + (geometry.R - 1) * geometry.dilation[0]
 
-    def run(self, geometry: Geometry) -> int:
-        """Rows of one load, which follow each other in shared memory: a power of two."""
-        return 1
+    def run(self, geometry: Geometry, itemsize: int) -> int:
+        """Rows of one load: of boxes in several parts one, else as many as divide all rows."""
+        rows = self.rows(geometry)
+        return rows & -rows if self.BLOCK_W * itemsize <= tma.ROW_BYTES else 1
 
     def programs(self, problem: Problem) -> int:
         """Programs that cover all results."""
@@ -132,23 +133,23 @@ class PlanesTile:
         loaded = self.strips(problem) * self.step_bytes(problem)
         exchanged = 2 * self.exchanged_bytes(problem)
         room = problem.device.limits.shared // self.shared_bytes(problem)
-        # While sums meet, nothing else of the program goes on: as long as its warps could issue.
-        rates, warps = problem.device.rates, self.num_warps
-        waiting = exchanged / rates.shared * rates.issue / warps
+        # Instructions that its warps could issue while its sums pass shared memory.
+        rates = problem.device.rates
+        waiting = exchanged / rates.shared * rates.issue / self.num_warps
         work = work._replace(
             l2_bytes=loaded,
             shared_bytes=work.shared_bytes - work.loaded_bytes + loaded + exchanged,
             loaded_bytes=loaded,
             resident=max(1, min(work.resident, room)),
-            outside=work.outside + waiting,
+            outside=max(work.outside, waiting),
         )
-        return tma.after_copies(work, problem, self.BLOCK_K, copied=False)
+        return tma.after_copies(work, problem, piece_of(problem), copied=False)
 
     def code(self, problem: Problem) -> Code:
         """The code of a program: of one product, and outside of the loop. Counted for sm_90."""
         sums = self.BLOCK_F * self.pixels / problem.threads(self)
         columns = problem.correlated.S
-        return Code(60, 450 + (6 + 4 * columns) * sums, sums * columns + 48)
+        return Code(45, 450 + (6 + 4 * columns) * sums, sums * columns + 35)
 
 
 def piece_of(problem: Problem) -> int:
@@ -170,11 +171,7 @@ def boxes_of_row(geometry: Geometry, columns: int, piece: int) -> int:
 
 
 def is_legal(problem: Problem) -> bool:
-    """Whether the kernel can compute this: from the image as it lies.
-
-    Weights of channels past the last of a group are another tap's, or zeros in a copy; the image's
-    are another group's.
-    """
+    """Whether the kernel can compute this: from the image as it lies."""
     g, layout = problem.correlated, problem.layout
     if problem.op not in ("fprop", "dgrad") or problem.device.arch != "90" or not layout.gluon:
         return False
@@ -188,7 +185,7 @@ def is_legal(problem: Problem) -> bool:
 
 
 def _blocks(problem: Problem) -> list[int]:
-    """Channels that steps may have: in groups, those that divide the reduced ones."""
+    """Channels that steps may have: behind the last one are zeros, or another group's."""
     most = max(16, power_of_two(problem.reduced))
     divides = problem.correlated.groups > 1
     return [n for n in BLOCKS if n <= most and not (divides and problem.reduced % n)]
@@ -205,9 +202,13 @@ def tiles(problem: Problem) -> list[PlanesTile]:
         boxes = [(pixels // columns, columns) for columns in COLUMNS if columns <= pixels]
         for rows, columns in boxes:
             tile = PlanesTile(rows, columns, filters, 0, warps, 0)
-            found += itertools.islice(_with_stages(tile, problem), 1)
-    most = min((_multiplied(tile, problem) for tile in found), default=0)
-    return [tile for tile in found if _multiplied(tile, problem) <= 2 * most]
+            # One program to a multiprocessor, or two, one of which multiplies as the other stores.
+            for programs in (1, 2) if warps == 4 else (1,):
+                room = problem.device.limits.shared // programs
+                found += itertools.islice(_with_stages(tile, problem, room), 1)
+    least = min((_multiplied(tile, problem) for tile in found), default=0)
+    found = [tile for tile in found if _multiplied(tile, problem) <= 2 * least]
+    return list(dict.fromkeys(found))
 
 
 def _multiplied(tile: PlanesTile, problem: Problem) -> int:
@@ -215,11 +216,11 @@ def _multiplied(tile: PlanesTile, problem: Problem) -> int:
     return tile.programs(problem) * tile.pixels * tile.BLOCK_F
 
 
-def _with_stages(tile: PlanesTile, problem: Problem) -> Iterator[PlanesTile]:
+def _with_stages(tile: PlanesTile, problem: Problem, room: int) -> Iterator[PlanesTile]:
     """The tile with every block of channels and number of stages that there is room for."""
     for stages, block in itertools.product(STAGES, _blocks(problem)):
         staged = replace(tile, BLOCK_K=block, num_stages=stages)
-        if fits(staged, problem):
+        if fits(staged, problem) and staged.shared_bytes(problem) <= room:
             yield staged
 
 

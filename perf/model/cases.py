@@ -311,6 +311,17 @@ CASES: dict[str, dict[str, Case]] = {
         "taps_strided": _case(32, 256, 56, 56, 256, 3, 3, ops="wgrad", stride=2, last=True),
         "taps_point": _case(32, 256, 56, 56, 512, 1, 1, ops="wgrad", last=True),
     },
+    # Windows of a few rows and columns over images in planes, and rows of several sizes.
+    "planes": {
+        "dense": _case(32, 256, 56, 56, 256, 3, 3, ops="fprop", bias=True, recorded="bfloat16"),
+        "gradient": _case(32, 256, 56, 56, 256, 3, 3, ops="dgrad"),
+        "row": _case(32, 256, 112, 112, 256, 1, 2, ops="fprop", bias=True),
+        "column": _case(32, 256, 32, 32, 256, 3, 1, ops="fprop", bias=True),
+        "five": _case(32, 256, 56, 56, 256, 5, 5, ops="fprop", bias=True),
+        "residual": _case(
+            32, 256, 56, 56, 256, 3, 3, ops="fprop", bias=True, activation="silu", residual=True
+        ),
+    },
     # Few results as patches of rows, phases of a stride, and weight gradients of few channels.
     "spread": {
         "few": _case(32, 128, 56, 56, 16, 5, 5, ops="fprop", last=True, bias=True),

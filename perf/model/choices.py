@@ -23,6 +23,8 @@ from .configuration import MODULES, TARGETS, Configuration, Target, variants_of
 from .helper_kernels import helper_configurations
 from .planned import PlannedCall
 
+#: Families whose input gradients are forward calls that read the weight in another way.
+FORWARD_TOO = ("patch", "resident", "reuse", "planes", "spread")
 #: Families whose products are of the kinds above.
 PRODUCTS_OF = (
     *(name for name, f in MODULES.items() if f not in (*choose.DIRECT, backward)),
@@ -102,9 +104,7 @@ def _of_case(
             if op == "wgrad":  # of tiles that share dy among taps, those that share it most
                 recorded &= getattr(planned.plan.tile, "BLOCK_S", 3) in (3, g.S)
             made = Configuration(family, name + variant, planned.kernel, planned, kind, recorded)
-            # What turns into a forward call is a configuration of that, unless it reads the weight
-            # in another way.
-            if family in ("patch", "resident", "reuse", "spread") or not planned.plan.turned:
+            if family in FORWARD_TOO or not planned.plan.turned:
                 yield made
 
 

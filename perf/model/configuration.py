@@ -105,7 +105,7 @@ class Configuration:
         plan, tile = self.plan, self.plan.tile
         if self.family in ("rows", "backward", "columns"):  # the tile follows from the geometry
             return self.kernel, self.planned.workload.geometry.weight_shape[-2:]
-        if self.family in ("reuse", "spread"):
+        if self.family in ("reuse", "spread", "planes"):
             # The rest are counts in the same code, and the store's axis.
             kinds = plan.op, getattr(tile, "BLOCK_R", 0), self.case.endswith("-split")
             return self.kernel, self.product, *tile.step(plan.op)[:2], tile.num_warps, *kinds

@@ -200,7 +200,7 @@ def test_every_planned_kernel_is_compiled(name):
     }
     here = {c.plan.tile for c in dealt(TARGETS[name]) if c.plan}
     seen, rows, boxes, patches = 0, [], set(), set()
-    reused, spread, flat, shifted = set(), set(), set(), set()
+    reused, in_planes, spread, flat, shifted = set(), set(), set(), set(), set()
     for call in itertools.islice(random_calls.calls(rng, device), 1000):
         plan = call.plan
         if plan.family == "banded":
@@ -214,6 +214,8 @@ def test_every_planned_kernel_is_compiled(name):
             boxes.add(_shape(plan))
         elif plan.family == "reuse":  # rows, taps and stages are counts in the same code
             reused.add(_sums(plan))
+        elif plan.family == "planes":  # and so are parts of rows
+            in_planes.add(_sums(plan))
         elif plan.family == "resident":  # lines, pieces and slots are counts in the same code
             op = "dgrad" if call.workload.geometry.stride != (1, 1) else "fprop"
             assert (op, plan.tile.STACK) in resident, plan
@@ -241,6 +243,7 @@ def test_every_planned_kernel_is_compiled(name):
     assert bool(boxes) == (device.arch in ARCHITECTURES)
     assert reused <= {_sums(c.plan) for c in dealt(TARGETS[name]) if c.family == "reuse"}
     assert bool(reused) == (name == "sm_90")
+    assert in_planes <= {_sums(c.plan) for c in dealt(TARGETS[name]) if c.family == "planes"}
     assert spread <= {
         _sums(c.plan, taps=False) for c in dealt(TARGETS[name]) if c.family == "spread"
     }

@@ -446,6 +446,7 @@ def _large() -> Iterator[Named]:
     for name, x, weight, memory, options in (
         ("few channels", (8, 16, 128, 128), (3, 16, 3, 3), "channels_last", {"padding": 1}),
         ("few filters", (8, 64, 128, 128), (3, 64, 3, 3), "NCHW", {"padding": 1}),
+        ("planes", (8, 64, 128, 128), (80, 64, 3, 3), "NCHW", {"padding": 1}),
         ("narrow", (32, 64, 56, 56), (16, 64, 5, 5), "channels_last", {"padding": 2}),
     ):
         yield f"{name} bf16", trains(**options), layer(x, weight, BRAIN, memory)

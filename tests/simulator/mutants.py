@@ -90,7 +90,7 @@ def planted(name: str, change: Change) -> Iterator[None]:
 
     before = list(_functions())
     # All functions are made anew, as each keeps compiled code of itself and of its callees.
-    fresh = {id(f): JITFunction(f.fn) for _, _, f in before}
+    fresh = {id(f): type(f)(f.fn) for _, _, f in before}
     found = {id(f) for _, _, f in before if f.fn.__name__ == name}
     changed = [_change(fresh[key], change) for key in found]
     if not any(changed):
