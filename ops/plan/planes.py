@@ -195,7 +195,8 @@ def tiles(problem: Problem) -> list[PlanesTile]:
     """The tiles that the planner may take: of each shape, the boxes that hold the most outputs."""
     if problem.has_few_channels or not is_legal(problem):
         return []
-    g, found = problem.correlated, []
+    g = problem.correlated
+    found: list[PlanesTile] = []
     for filters, pixels, warps in SHAPES:
         if filters > 64 and filters >= 2 * g.group_K:
             continue

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import tensors, whole_numbers
-from closeness import check, operands, run, truth
-from plans import H200, OPS, boxed, planned, with_tile
+from cases import SAME, tensors, whole_numbers
+from closeness import check, check_exact, operands, truth
+from plans import H200, OPS, PLANES, boxed, planned, with_tile
+from plans import launched as result_of
 from simulator import Fault
 from simulator.driver import simulated
 from simulator.mutants import planted
@@ -22,17 +23,15 @@ from tricorr.ops.plan.problem import Problem
 
 pytest.importorskip("tricorr.kernels.fprop_planes", reason="Gluon is written for Triton 3.6, 3.7")
 
-_SAME = ((1, 1), (1, 1))
-PLANES = replace(boxed("NCHW"), channels_last=False, gluon=True)
 HALF, BFLOAT = torch.float16, torch.bfloat16
 #: (op, geometry, tile, dtype): more than one box along every axis, the last with some left over.
 CALLS = {
     "leftovers": (
-        "fprop_bias", geometry_of((2, 40, 5, 72), (72, 40, 3, 3), padding=_SAME),
+        "fprop_bias", geometry_of((2, 40, 5, 72), (72, 40, 3, 3), padding=SAME),
         PlanesTile(2, 64, 64, 32, 4, 2), HALF,
     ),
     "two_boxes_of_a_whole_row": (
-        "fprop_bias", geometry_of((1, 32, 5, 112), (136, 32, 3, 3), padding=_SAME),
+        "fprop_bias", geometry_of((1, 32, 5, 112), (136, 32, 3, 3), padding=SAME),
         PlanesTile(1, 64, 128, 16, 4, 3), BFLOAT,
     ),
     "parts_of_rows": (
@@ -44,7 +43,7 @@ CALLS = {
         PlanesTile(1, 64, 64, 16, 8, 2), BFLOAT,
     ),
     "narrow_images": (
-        "dgrad", geometry_of((2, 72, 9, 24), (40, 72, 3, 3), padding=_SAME),
+        "dgrad", geometry_of((2, 72, 9, 24), (40, 72, 3, 3), padding=SAME),
         PlanesTile(4, 32, 64, 32, 8, 2), BFLOAT,
     ),
     "gradient_flipped": (
@@ -85,10 +84,8 @@ def plan_of(op, geometry, tile, dtype=HALF):
 
 def launched(op, args, geometry, plan, **options):
     """The result, and that nothing but the kernel and a copy of the weight ran for it."""
-    from tricorr.ops.launch import entry as launch
-
     with simulated(90) as device:
-        actual = run(op, args, geometry, launch, plan=plan, **options)
+        actual = result_of(op, args, geometry, plan, **options)
     *before, last = ((found.kernel, found.unit) for found in device.launches)
     assert last == ("fprop_planes", "wgmma")
     assert len(before) <= 1
@@ -102,7 +99,7 @@ def test_every_window_and_tile(name):
     assert plan.grid > 1
     args = operands(op, *tensors(geometry, dtype, make=whole_numbers))
     actual = launched(op, args, geometry, plan)
-    assert torch.equal(actual, torch.from_numpy(truth(op, args, geometry)).to(dtype))
+    check_exact(op, args, geometry, actual)
     assert actual.is_contiguous()
 
 
@@ -134,8 +131,6 @@ def test_infinities_reach_the_outputs_whose_windows_hold_them_alone():
 @pytest.mark.parametrize("activation", ["none", "gelu"])
 def test_the_epilogue(activation):
     """Sums of whole numbers are exact: what follows them has the same bits in any kernel."""
-    from tricorr.ops.launch import entry as launch
-
     _, geometry, tile, dtype = CALLS["leftovers"]
     x, weight, bias, dy = tensors(geometry, dtype, make=whole_numbers)
     args = (x / 8, weight, bias)
@@ -143,14 +138,12 @@ def test_the_epilogue(activation):
     actual = launched("fprop", args, geometry, plan_of("fprop", geometry, tile), **options)
     plan = with_tile("fprop", geometry, GemmTile(64, 64, 32, 4, 3))
     with simulated(90):
-        expected = launch.fprop(*args, geometry, plan=plan, **options)
+        expected = result_of("fprop", args, geometry, plan, **options)
     assert torch.equal(actual, expected)
 
 
 def test_rows_with_gaps_and_a_result_in_channels_last():
     """What is beside a row of x is not read, and y has any strides."""
-    from tricorr.ops.launch import entry as launch
-
     _, geometry, tile, dtype = CALLS["gradient_flipped"]
     geometry = replace(geometry, flip=False)
     x, weight, bias, dy = tensors(geometry, dtype, make=whole_numbers)
@@ -158,29 +151,9 @@ def test_rows_with_gaps_and_a_result_in_channels_last():
     wide[..., : x.shape[3]] = x
     residual = torch.ones_like(dy).contiguous(memory_format=torch.channels_last)
     args, options = (wide[..., : x.shape[3]], weight, bias), {"residual": residual}
-    with simulated(90):
-        plan = plan_of("fprop", geometry, tile)
-        actual = launch.fprop(*args, geometry, plan=plan, **options)
+    actual = launched("fprop", args, geometry, plan_of("fprop", geometry, tile), **options)
     expected = torch.from_numpy(truth("fprop_bias", (x, weight, bias), geometry)) + 1
     assert torch.equal(actual, expected.to(dtype))
-
-
-def test_calls_with_other_tensors_are_prepared(monkeypatch):
-    from tricorr.ops.launch import entry as launch
-    from tricorr.ops.launch.prepared import forget_prepared
-
-    op, geometry, tile, dtype = CALLS["narrow_images"]
-    plan = plan_of(op, geometry, tile, dtype)
-    monkeypatch.setattr(launch.choose, "plan", lambda problem: plan)
-    forget_prepared()
-    with simulated(90):
-        for turn in range(2):
-            if turn:
-                monkeypatch.setattr(launch, "dgrad_call", None)  # built once
-            args = operands(op, *tensors(geometry, dtype, make=whole_numbers))
-            actual = launch.dgrad(*args, geometry)
-            assert torch.equal(actual, torch.from_numpy(truth(op, args, geometry)).to(dtype))
-    forget_prepared()
 
 
 def _without_zeros_beside_a_box(tree):
@@ -224,14 +197,12 @@ def test_a_barrier_removed_between_sums_is_noticed():
 
 def outcome(damage=None):
     """Runs a call, whose code may be damaged, and compares it with the reference: a text."""
-    from tricorr.ops.launch import entry as launch
-
     op, geometry, tile, dtype = CALLS["leftovers"]
     args = operands(op, *tensors(geometry, dtype))
     try:
         with simulated(90) as device:
             device.change = damage
-            actual = run(op, args, geometry, launch, plan=plan_of(op, geometry, tile, dtype))
+            actual = result_of(op, args, geometry, plan_of(op, geometry, tile, dtype))
         check(op, args, geometry, actual=actual)
     except Fault as fault:
         return str(fault)
@@ -242,7 +213,7 @@ def outcome(damage=None):
 
 def test_boxes_of_a_row():
     """A box beside others has fewer outputs than columns; a row that fits has one box."""
-    same = geometry_of((1, 16, 8, 64), (16, 16, 3, 3), padding=_SAME)
+    same = geometry_of((1, 16, 8, 64), (16, 16, 3, 3), padding=SAME)
     assert [planes.boxes_of_row(same, columns, 8) for columns in (32, 64)] == [3, 1]
     wide = replace(same, W=112)
     assert planes.outputs_of(wide, 64, 8) == 48
@@ -251,7 +222,7 @@ def test_boxes_of_a_row():
     assert planes.outputs_of(replace(wide, padding=((0, 0), (0, 0))), 64, 8) == 56
 
 
-LAYER = geometry_of((8, 64, 56, 56), (80, 64, 3, 3), padding=_SAME)
+LAYER = geometry_of((8, 64, 56, 56), (80, 64, 3, 3), padding=SAME)
 
 
 @pytest.mark.parametrize("op", ["fprop", "dgrad"])
