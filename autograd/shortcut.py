@@ -42,10 +42,13 @@ def by_pytorch(
         return None
     if not 0 < input.numel() < one_channel.LEAST_PIXELS and _is_ours(input, weight):
         return None
-    if type(stride) not in (int, tuple, list):  # arrays and tensors do not compare to one bool
-        return None
+    for steps in (stride, dilation):
+        if type(steps) not in (int, tuple, list):  # arrays and tensors do not compare to one bool
+            return None
     if stride != 1 and stride != (1, 1) and cpu.crashes(input, weight, stride):
         return None
+    if dilation != 1 and dilation != (1, 1) and 1 in weight.shape[-2:]:
+        return None  # PyTorch may crash, see cpu.fprop
     try:
         if type(padding) is not int:
             h, w = padding  # fails on "same" and "valid"

@@ -111,6 +111,7 @@ def fprop(
             sums = sums if term is None else sums.add_(term)
         return in_format(act(sums), like=x)
     image, padding = _symmetric(x.to(weight.dtype), geometry)
+    # geometry.dilation: PyTorch 2.13 may crash where a single tap is dilated (channels_last).
     stride, groups = geometry.given_stride, geometry.groups
     if geometry.per_sample:
         image, weight = _samples_as_groups(image), weight.flatten(0, 1)
@@ -118,7 +119,7 @@ def fprop(
         bias = None if bias is None else bias.repeat(geometry.N)
     elif crashes(image, weight, stride):
         image, stride, padding = _sampled(image, stride, padding), (1, 1), (0, 0)
-    y = torch.conv2d(image, weight, bias, stride, padding, geometry.given_dilation, groups)
+    y = torch.conv2d(image, weight, bias, stride, padding, geometry.dilation, groups)
     if geometry.per_sample:  # not a view, so that the caller may write to it in place
         y = torch.ops.aten._unsafe_view(y, geometry.y_shape)
     return in_format(act(y if residual is None else y + residual), like=x)
@@ -200,7 +201,7 @@ def _gradients(
         None,
         stride,
         padding,
-        geometry.given_dilation,
+        geometry.dilation,
         False,
         (0, 0),
         groups,

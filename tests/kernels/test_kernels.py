@@ -21,6 +21,7 @@ from closeness import (
 )
 from plans import launched, with_tile
 
+import tricorr
 from tricorr import ops
 from tricorr.ops import geometry_of, reference
 from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, GEMM_TILES, GemmTile
@@ -112,6 +113,15 @@ def test_padded_strided_pointwise_windows_of_channels_last(backend, op):
     made = (t.to(memory_format=torch.channels_last) if t.dim() == 4 else t
             for t in tensors(g, torch.float32, backend.device))  # fmt: skip
     check(op, operands(op, *made), g)
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_a_dilated_tap_that_reads_only_padding_does_not_crash(backend):
+    """PyTorch 2.13 crashes in channels_last."""
+    x = torch.randn(1, 4, 13, 1).to(memory_format=torch.channels_last)
+    weight, bias, steps = torch.randn(2, 2, 3, 1), torch.randn(2), (3, 2, (1, 2), 2)
+    plain = torch.conv2d(x, weight, bias, 3, 2, 1, 2)
+    assert torch.equal(tricorr.corr2d(x, weight, bias, *steps), plain)
 
 
 @ALL_OPS
