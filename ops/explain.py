@@ -66,6 +66,8 @@ class Explanation:
             if cost.plan is not None:
                 entry["plan"]["family"] = cost.plan.family
                 entry["plan"]["kernel"] = cost.plan.kernel
+                if cost.plan.exchange is not None:
+                    entry["plan"]["exchange"]["name"] = cost.plan.exchange.name
             passes[op] = entry
         return {
             "geometry": asdict(self.geometry) | {"P": self.geometry.P, "Q": self.geometry.Q},

@@ -19,6 +19,7 @@ PACKAGES = (
     "ops/distributed",
     "ops/launch",
     "ops/plan",
+    "ops/plan/exchange",
     "autograd",
     "filters",
     "images",

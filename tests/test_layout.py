@@ -147,7 +147,7 @@ FLOORS = {
 
 @pytest.mark.parametrize("folder", FLOORS)
 def test_floors_inside_ops_import_what_is_below_them(folder):
-    files = [path.relative_to(ROOT) for path in (ROOT / folder).glob("*.py")]
+    files = [path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.py")]
     assert len(files) > 5
     for path in files:
         for found in imported_files(path):
@@ -162,7 +162,7 @@ ASK_FOR_GIVEN = {"separable.py": "a filter has none, also where a stride yields 
 @pytest.mark.parametrize("folder", ["plan", "launch"])
 def test_planners_and_launches_compute_with_steps_that_have_an_effect(folder):
     """Kernels get `Geometry.stride` and `.dilation`; those given may only be passed on."""
-    for path in (ROOT / "ops" / folder).glob("*.py"):
+    for path in (ROOT / "ops" / folder).rglob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
         given = [n for n in nodes if isinstance(n, ast.Attribute) and n.attr.startswith("given_")]
         keywords = [n for n in nodes if isinstance(n, ast.keyword) and "given_" in (n.arg or "")]

@@ -9,15 +9,7 @@ from ..geometry import Geometry
 from ..plan.problem import Plan, Problem
 from .call import Call
 from .copies import copy_calls
-from .exchanged import (
-    after,
-    bias_read,
-    geometry_seen,
-    weight_read,
-    x_copied,
-    x_workspace,
-    y_read,
-)
+from .exchanged import exchanged
 from .families import as_read, family_arguments, packed, planes_as_rows
 from .fprop_launch import OWN_CALLS, forward_call
 from .kernel_arguments import Tensors, call_of, samples_of, weight_walk
@@ -35,15 +27,12 @@ def dgrad_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
         plan: of the input gradient.
     """
     t = tensors
-    if exchange := plan.exchange:
-        seen, alone = geometry_seen("dgrad", geometry, exchange, t.y), replace(plan, exchange=None)
-        dy, copy = y_read(t.y, geometry, seen, exchange)
-        weight, packing = weight_read(t.weight, geometry, exchange)
-        bias, repeated = bias_read(t.bias, geometry, exchange)
-        dx = x_workspace(t.x, geometry, seen, exchange)
-        call = dgrad_call(replace(t, x=dx, weight=weight, y=dy, bias=bias), seen, alone)
-        call = after(call, copy, packing, repeated)
-        return x_copied(call, dx, t.x, geometry, exchange, t.bias)
+    if plan.exchange:
+        met, alone = exchanged(plan, geometry, t.y.itemsize)
+        dx, dy, weight = met.workspace(t.x), met.y(t.y), met.weight(t.weight)
+        bias = None if t.bias is None else met.bias(t.bias)
+        seen = replace(t, x=dx, weight=weight, y=dy, bias=bias)
+        return met.stored(met.after(dgrad_call(seen, met.seen, alone)), dx, t.x, t.bias)
     if plan.splits == 1:
         return _dgrad_call(t, geometry, plan)
     partials = partials_of(t.x, plan.splits)

@@ -3,213 +3,265 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from ..geometry import Geometry, Pair
-from ..plan.exchange import Exchange, overlap_of
+from ..plan.exchange.format_copies import ChannelsLast, Planes, Sampled
+from ..plan.exchange.image_patches import Patches
+from ..plan.exchange.way import RESULT, Exchange
+from ..plan.exchange.windows import Merged, Overlapping, overlap_of
 from ..plan.integers import cdiv
+from ..plan.problem import Plan
 from .call import Call
 from .copies import Copy, after_copies, channels_innermost, copy_calls, in_boxes
 from .layout import can_merge, columns_together, merged_columns, order_of
 from .patch_copies import patches_call, patches_like
 
-
-def geometry_seen(op: str, geometry: Geometry, exchange: Exchange, image: torch.Tensor) -> Geometry:
-    """The geometry that the kernel meets, given any of the images."""
-    return exchange.geometry(op, geometry, 16 // image.itemsize)
+Way = TypeVar("Way", bound=Exchange)
 
 
-def x_read(
-    x: torch.Tensor, geometry: Geometry, seen: Geometry, exchange: Exchange
-) -> tuple[torch.Tensor, Copy | Call | None]:
-    """(x as the kernel reads it; the copy that it is, or the launch that makes it, if any)."""
-    if exchange.merged:
-        return merged_columns(x, geometry), None
-    if exchange.overlapped:
-        return _overlapped(x, geometry, exchange)
-    if exchange.patches:
-        patches = patches_like(x, geometry)
-        return patches, patches_call(x, patches, geometry, exchange.patches)
-    if exchange.sampled:
-        down, across = _sampling(geometry)
-        x = x[..., ::down, ::across]
-    if exchange.reads:
-        return _read(x, seen.W, exchange)
-    return _dense_copy(x) if exchange.sampled else (x, None)
+class Exchanged(Generic[Way]):
+    """The tensors of one call as its kernel meets them: copies in `way.forms`, others as they lie.
 
+    Ways that exchange more replace the methods of the tensors that differ.
 
-def weight_read(
-    weight: torch.Tensor, geometry: Geometry, exchange: Exchange
-) -> tuple[torch.Tensor, Copy | Call | None]:
-    """(the weight as the kernel reads it; the copy that it is, or the launch that makes it)."""
-    if exchange.overlapped:
-        return _with_taps(weight, geometry, exchange)
-    if not (exchange.merged or exchange.patches) or _is_view(weight, geometry, exchange):
-        return weight_seen(weight, geometry, exchange), None
-    copy = channels_innermost(weight[None])
-    (call,) = copy_calls(copy)
-    return weight_seen(copy.out, geometry, exchange), call
-
-
-def _overlapped(
-    image: torch.Tensor, geometry: Geometry, exchange: Exchange
-) -> tuple[torch.Tensor, Copy]:
-    """(a copy whose pixels are rows of windows, see plan.exchange.overlap_of; that copy)."""
-    made = overlap_of(exchange.overlapped, geometry, 16 // image.itemsize)
-    N, _, H, _ = image.shape
-    out = _workspace(image, (N, made.channels, H, made.columns), channels_last=True)
-    steps = (out.stride(0), 1, out.stride(2), made.step * made.channels)
-    pixels = out.as_strided((N, made.channels * made.taps, H, made.windows), steps)
-    return pixels, Copy(image[None], out, out, first=made.first)
-
-
-def _with_taps(
-    weight: torch.Tensor, geometry: Geometry, exchange: Exchange
-) -> tuple[torch.Tensor, Copy]:
-    """(a copy of the weight with summed channels (s, c), zero where the image has none; that copy).
-
-    Of dy these are (s, k), the last column of the window first.
+    Attributes:
+        way: the exchange.
+        op, geometry: of the call.
+        piece: elements of 16 bytes.
+        seen: the geometry that the kernel meets.
+        copies, launches: that make what the methods returned.
     """
-    made = overlap_of(exchange.overlapped, geometry, 16 // weight.itemsize)
-    turned = exchange.overlapped == "dy"
-    source = weight.transpose(0, 1) if turned else weight
-    results, _, R, _ = source.shape
-    out = _workspace(weight, (results, made.channels, R, made.taps), channels_last=True)
-    row = made.channels * made.taps
-    seen = out.as_strided((results, row, R, 1), (R * row, 1, row, row))
-    copy = Copy(source[None], out, out, turned=turned)
-    return (seen.transpose(0, 1) if turned else seen), copy
 
+    def __init__(self, way: Way, op: str, geometry: Geometry, itemsize: int) -> None:
+        self.way, self.op, self.geometry, self.piece = way, op, geometry, 16 // itemsize
+        self.forms, self.seen = way.forms(op), way.geometry(op, geometry, self.piece)
+        self.copies: list[Copy] = []
+        self.launches: list[Call] = []
 
-def weight_seen(weight: torch.Tensor, geometry: Geometry, exchange: Exchange) -> torch.Tensor:
-    """The weight, or its gradient, as the kernel meets it: a view."""
-    if not (exchange.merged or exchange.patches):
+    def x(self, x: Tensor) -> Tensor:
+        """x as the kernel reads it."""
+        return self.kept(*in_boxes(x, "NHWC")) if "x" in self.forms else x
+
+    def y(self, y: Tensor) -> Tensor:
+        """dy, or a residual, as the kernel reads it."""
+        return self.kept(*in_boxes(y, "NHWC")) if "y" in self.forms else y
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """The weight as the kernel reads it."""
         return weight
-    if exchange.merged:
-        return merged_columns(weight, geometry)
-    assert order_of(weight) == exchange.patches, weight.stride()
-    return weight.as_strided((geometry.K, weight[0].numel(), 1, 1), (weight.stride(0), 1, 1, 1))
+
+    def weight_gradient(self, dw: Tensor) -> Tensor:
+        """A view of dw as the kernel stores it."""
+        return dw
+
+    def bias(self, bias: Tensor) -> Tensor:
+        """The bias of the channels of dx that the kernel stores."""
+        return bias
+
+    def workspace(self, result: Tensor) -> Tensor:
+        """Where the kernel stores y, or dx."""
+        form = self.forms.get(RESULT[self.op])
+        shape = self.seen.x_shape if self.op == "dgrad" else result.shape
+        return result if form is None else _memory_like(result, shape, form == "NHWC")
+
+    def after(self, call: Call) -> Call:
+        """`call`, with the launches that make the copies before all of its own."""
+        call = after_copies(call, *self.copies)
+        return replace(call, before=(*self.launches, *call.before))
+
+    def stored(self, call: Call, workspace: Tensor, result: Tensor, bias: Tensor | None) -> Call:
+        """`call`, which fills the workspace, with the launch that copies it to the result."""
+        return call if workspace is result else _copied(call, workspace, result)
+
+    def kept(self, image: Tensor, copy: Copy | None) -> Tensor:
+        """The image, which this copy makes, if it is one."""
+        self.copies += [] if copy is None else [copy]
+        return image
 
 
-def _is_view(weight: torch.Tensor, geometry: Geometry, exchange: Exchange) -> bool:
-    if exchange.merged:
-        return can_merge(weight, geometry)
-    return order_of(weight) == exchange.patches
+class InPlanes(Exchanged[Planes]):
+    """Images in planes whose rows begin at multiples of 16 bytes."""
+
+    def x(self, x: Tensor) -> Tensor:
+        return self.in_pieces(x, self.seen.W)
+
+    def y(self, y: Tensor) -> Tensor:
+        return self.in_pieces(y, self.seen.Q) if "y" in self.forms else y
+
+    def in_pieces(self, image: Tensor, columns: int) -> Tensor:
+        """The image, or a copy whose rows have these columns: zeros behind those of the image."""
+        N, C, H, W = image.shape
+        if columns == W and columns_together(image) == self.piece:
+            return image
+        memory = image.new_empty(N, C, H, cdiv(columns, self.piece) * self.piece)
+        planes = memory[..., :columns]
+        return self.kept(planes, Copy(image[None], planes, memory))
 
 
-def bias_read(
-    bias: torch.Tensor | None, geometry: Geometry, exchange: Exchange
-) -> tuple[torch.Tensor | None, Call | None]:
-    """(the bias of the channels of dx that the kernel stores; the launch that repeats it)."""
-    if bias is None or not (exchange.merged or exchange.patches):
-        return bias, None
-    g = geometry
-    rows = g.R if exchange.patches else 1
-    groups = 1 if exchange.patches == "crs" else g.groups
-    channels, step = g.C // groups, bias.stride(0)
-    repeated = bias.as_strided((groups, 1, channels, rows, g.S), (channels * step, 0, step, 0, 0))
-    if exchange.patches == "crs":
-        out = bias.new_empty((groups, channels, rows, g.S))
-    else:
-        out = bias.new_empty((groups, rows, g.S, channels)).permute(0, 3, 1, 2)
-    (call,) = copy_calls(Copy(repeated, out, out))
-    return out.as_strided((g.C * rows * g.S,), (1,)), call
+class OfSamples(Exchanged[Sampled]):
+    """The pixels of x, or dx, that a 1x1 window with a stride meets."""
+
+    @property
+    def step(self) -> Pair:
+        """Rows and columns from one of them to the next; all there are where there is one."""
+        g, (down, across) = self.geometry, self.geometry.stride
+        return down if g.P > 1 else g.H, across if g.Q > 1 else g.W
+
+    def x(self, x: Tensor) -> Tensor:
+        down, across = self.step
+        sampled = x[..., ::down, ::across]
+        if self.forms["x"] == "NHWC":
+            return super().x(sampled)
+        out = _memory_like(x, sampled.shape, last=False)
+        return self.kept(out, Copy(sampled[None], out, out))
+
+    def stored(self, call: Call, workspace: Tensor, result: Tensor, bias: Tensor | None) -> Call:
+        """Pixels of dx that no window meets get the bias, or 0."""
+        if self.op != "dgrad":
+            return super().stored(call, workspace, result, bias)
+        bias = bias if self.step != (1, 1) else None
+        return _copied(call, workspace, result, step=self.step, bias=bias)
 
 
-def y_read(
-    dy: torch.Tensor, geometry: Geometry, seen: Geometry, exchange: Exchange
-) -> tuple[torch.Tensor, Copy | None]:
-    """(dy, or a residual, as the kernel reads it; the copy that it is, if it is one)."""
-    if exchange.overlapped == "dy":
-        return _overlapped(dy, geometry, exchange)
-    return _read(dy, seen.Q, exchange) if exchange.reads else (dy, None)
+class OfWindows(Exchanged[Way]):
+    """Windows whose elements are channels of the weight and of dx."""
+
+    def in_channels_last(self, weight: Tensor) -> Tensor:
+        """A copy of the weight."""
+        copy = channels_innermost(weight[None])
+        self.launches += copy_calls(copy)
+        return copy.out
+
+    def repeated(self, bias: Tensor, rows: int, order: str) -> Tensor:
+        """The bias of each channel of dx for each row and column, in an order of Layout.order."""
+        g, step = self.geometry, bias.stride(0)
+        groups = 1 if order == "crs" else g.groups
+        channels = g.C // groups
+        shape, steps = (groups, 1, channels, rows, g.S), (channels * step, 0, step, 0, 0)
+        if order == "crs":
+            out = bias.new_empty((groups, channels, rows, g.S))
+        else:
+            out = bias.new_empty((groups, rows, g.S, channels)).permute(0, 3, 1, 2)
+        self.launches += copy_calls(Copy(bias.as_strided(shape, steps), out, out))
+        return out.as_strided((g.C * rows * g.S,), (1,))
 
 
-def y_workspace(y: torch.Tensor, exchange: Exchange) -> torch.Tensor:
-    """Where the kernel stores y."""
-    return _workspace(y, y.shape, exchange.format == "NHWC") if exchange.result else y
+class AsMerged(OfWindows[Merged]):
+    """x, dx and the weight as views whose channels are columns of the window too."""
 
+    def x(self, x: Tensor) -> Tensor:
+        return merged_columns(x, self.geometry)
 
-def x_workspace(
-    dx: torch.Tensor, geometry: Geometry, seen: Geometry, exchange: Exchange
-) -> torch.Tensor:
-    """Where the kernel stores dx."""
-    if exchange.merged:
-        return merged_columns(dx, geometry)
-    if exchange.patches:
-        return patches_like(dx, geometry, dense=True)
-    if not (exchange.result or exchange.sampled):
-        return dx
-    last = exchange.result and exchange.format == "NHWC"
-    return _workspace(dx, seen.x_shape, last)
+    def weight(self, weight: Tensor) -> Tensor:
+        is_view = can_merge(weight, self.geometry)
+        return self.weight_gradient(weight if is_view else self.in_channels_last(weight))
 
+    def weight_gradient(self, dw: Tensor) -> Tensor:
+        return merged_columns(dw, self.geometry)
 
-def after(call: Call, *made: Copy | Call | None) -> Call:
-    """`call`, with these launches, and that of these copies, before all of its own."""
-    call = after_copies(call, *(one for one in made if isinstance(one, Copy)))
-    first = (one for one in made if isinstance(one, Call))
-    return replace(call, before=(*first, *call.before))
+    def bias(self, bias: Tensor) -> Tensor:
+        return self.repeated(bias, 1, "rsc")
 
+    def workspace(self, result: Tensor) -> Tensor:
+        return merged_columns(result, self.geometry) if self.op == "dgrad" else result
 
-def y_copied(call: Call, workspace: torch.Tensor, y: torch.Tensor) -> Call:
-    """`call`, which fills the workspace, with the launch that copies it to y, if it is not y."""
-    return call if workspace is y else _copied(call, Copy(workspace[None], y), workspace)
-
-
-def x_copied(
-    call: Call,
-    workspace: torch.Tensor,
-    dx: torch.Tensor,
-    geometry: Geometry,
-    exchange: Exchange,
-    bias: torch.Tensor | None,
-) -> Call:
-    """The same of dx; pixels of dx that no window meets get the bias, or 0."""
-    if workspace is dx or exchange.merged:
+    def stored(self, call: Call, workspace: Tensor, result: Tensor, bias: Tensor | None) -> Call:
+        """The workspace is a view of the result."""
         return call
-    if exchange.patches:
-        last = patches_call(dx, workspace, geometry, exchange.patches, back=True, bias=bias)
-        return replace(last, before=(call,))
-    step = _sampling(geometry) if exchange.sampled else (1, 1)
-    bias = bias if step != (1, 1) else None
-    return _copied(call, Copy(workspace[None], dx, step=step, bias=bias), workspace)
 
 
-def _sampling(geometry: Geometry) -> Pair:
-    """Rows and columns from one sampled pixel to the next; all there are where one is sampled."""
-    g, (down, across) = geometry, geometry.stride
-    return down if g.P > 1 else g.H, across if g.Q > 1 else g.W
+class AsPatches(OfWindows[Patches]):
+    """x and dx as patches; y and dy in channels_last, or as they lie."""
+
+    def x(self, x: Tensor) -> Tensor:
+        patches = patches_like(x, self.geometry)
+        self.launches.append(patches_call(x, patches, self.geometry, self.way.order))
+        return patches
+
+    def weight(self, weight: Tensor) -> Tensor:
+        is_view = order_of(weight) == self.way.order
+        return self.weight_gradient(weight if is_view else self.in_channels_last(weight))
+
+    def weight_gradient(self, dw: Tensor) -> Tensor:
+        assert order_of(dw) == self.way.order, dw.stride()
+        return dw.as_strided((self.geometry.K, dw[0].numel(), 1, 1), (dw.stride(0), 1, 1, 1))
+
+    def bias(self, bias: Tensor) -> Tensor:
+        return self.repeated(bias, self.geometry.R, self.way.order)
+
+    def workspace(self, result: Tensor) -> Tensor:
+        if self.op == "dgrad":
+            return patches_like(result, self.geometry, dense=True)
+        return super().workspace(result)
+
+    def stored(self, call: Call, workspace: Tensor, result: Tensor, bias: Tensor | None) -> Call:
+        """Pixels of dx that no window meets get the bias, or 0."""
+        if self.op != "dgrad":
+            return super().stored(call, workspace, result, bias)
+        g, order = self.geometry, self.way.order
+        back = patches_call(result, workspace, g, order, back=True, bias=bias)
+        return replace(back, before=(call,))
 
 
-def _copied(call: Call, copy: Copy, workspace: torch.Tensor) -> Call:
-    (last,) = copy_calls(copy)
+class AsOverlapping(Exchanged[Overlapping]):
+    """x, or dy, and the weight with a channel for each column of a window, see overlap_of."""
+
+    def x(self, image: Tensor) -> Tensor:
+        """A copy whose pixels are rows of windows."""
+        made, (N, _, H, _) = overlap_of(self.op, self.geometry, self.piece), image.shape
+        out = _memory_like(image, (N, made.channels, H, made.columns))
+        steps = (out.stride(0), 1, out.stride(2), made.step * made.channels)
+        pixels = out.as_strided((N, made.channels * made.taps, H, made.windows), steps)
+        return self.kept(pixels, Copy(image[None], out, out, first=made.first))
+
+    def y(self, y: Tensor) -> Tensor:
+        return self.x(y) if self.op == "dgrad" else y
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """A copy with summed channels (s, c), zero where the image has none.
+
+        Of dy these are (s, k), the last column of the window first.
+        """
+        made, turned = overlap_of(self.op, self.geometry, self.piece), self.op == "dgrad"
+        source = weight.transpose(0, 1) if turned else weight
+        results, _, R, _ = source.shape
+        out = _memory_like(weight, (results, made.channels, R, made.taps))
+        row = made.channels * made.taps
+        seen = out.as_strided((results, row, R, 1), (R * row, 1, row, row))
+        return self.kept(
+            seen.transpose(0, 1) if turned else seen, Copy(source[None], out, out, turned=turned)
+        )
+
+
+#: Makes the tensors of a call with an Exchange.
+WAYS: dict[type[Exchange], type[Exchanged[Any]]] = {
+    ChannelsLast: Exchanged,
+    Planes: InPlanes,
+    Sampled: OfSamples,
+    Merged: AsMerged,
+    Patches: AsPatches,
+    Overlapping: AsOverlapping,
+}
+
+
+def exchanged(plan: Plan, geometry: Geometry, itemsize: int) -> tuple[Exchanged[Any], Plan]:
+    """(the tensors of a call whose plan has an Exchange; the plan of the kernel alone)."""
+    way = plan.exchange
+    assert way is not None
+    return WAYS[type(way)](way, plan.op, geometry, itemsize), replace(plan, exchange=None)
+
+
+def _copied(call: Call, workspace: Tensor, result: Tensor, **options: Any) -> Call:
+    """`call`, which fills the workspace, with the launch that copies it to the result."""
+    (last,) = copy_calls(Copy(workspace[None], result, **options))
     return replace(last, before=(call,), scratch=(*last.scratch, workspace))
 
 
-def _read(
-    image: torch.Tensor, columns: int, exchange: Exchange
-) -> tuple[torch.Tensor, Copy | None]:
-    """(the image, or a copy in the format of the exchange; that copy).
-
-    Planes get rows of `columns` columns: zeros behind those of the image.
-    """
-    if exchange.format == "NHWC":
-        return in_boxes(image, "NHWC")
-    N, C, H, W = image.shape
-    piece = 16 // image.itemsize
-    if columns == W and columns_together(image) == piece:
-        return image, None
-    memory = image.new_empty(N, C, H, cdiv(columns, piece) * piece)
-    planes = memory[..., :columns]
-    return planes, Copy(image[None], planes, memory)
-
-
-def _workspace(like: torch.Tensor, shape: tuple[int, ...], channels_last: bool) -> torch.Tensor:
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+def _memory_like(like: Tensor, shape: tuple[int, ...], last: bool = True) -> Tensor:
+    """Memory for a copy, in channels_last or contiguous."""
+    memory_format = torch.channels_last if last else torch.contiguous_format
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
-
-
-def _dense_copy(image: torch.Tensor) -> tuple[torch.Tensor, Copy]:
-    out = _workspace(image, image.shape, channels_last=False)
-    return out, Copy(image[None], out, out)

@@ -10,15 +10,7 @@ from ..plan.problem import Plan
 from .banded_launch import fprop_banded_call
 from .call import Call
 from .copies import copy_calls
-from .exchanged import (
-    after,
-    geometry_seen,
-    weight_read,
-    x_read,
-    y_copied,
-    y_read,
-    y_workspace,
-)
+from .exchanged import exchanged
 from .families import as_read, family_arguments, packed, planes_as_rows
 from .kernel_arguments import Tensors, call_of, samples_of, weight_walk
 from .partial_sums import partials_of, sum_partials_call
@@ -38,15 +30,12 @@ OWN_CALLS: dict[str, Callable[[Tensors, Geometry, Plan], Call]] = {
 def fprop_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
     """The launch that fills y, after those of partial sums and of copies, if there are any."""
     t = tensors
-    if exchange := plan.exchange:
-        seen, alone = geometry_seen("fprop", geometry, exchange, t.x), replace(plan, exchange=None)
-        x, copy = x_read(t.x, geometry, seen, exchange)
-        y, residual, residual_copy = y_workspace(t.y, exchange), t.residual, None
-        if residual is not None and exchange.result:
-            residual, residual_copy = y_read(residual, geometry, seen, exchange)
-        weight, packing = weight_read(t.weight, geometry, exchange)
-        call = fprop_call(replace(t, x=x, weight=weight, y=y, residual=residual), seen, alone)
-        return y_copied(after(call, copy, residual_copy, packing), y, t.y)
+    if plan.exchange:
+        met, alone = exchanged(plan, geometry, t.x.itemsize)
+        x, y = met.x(t.x), met.workspace(t.y)
+        residual = None if t.residual is None else met.y(t.residual)
+        seen = replace(t, x=x, weight=met.weight(t.weight), y=y, residual=residual)
+        return met.stored(met.after(fprop_call(seen, met.seen, alone)), y, t.y, None)
     if plan.splits == 1:
         return forward_call(t, geometry, plan)
     partials = partials_of(t.y, plan.splits)

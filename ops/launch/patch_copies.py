@@ -9,8 +9,8 @@ import torch
 from ... import kernels
 from ...kernels.structs import PatchCopyLayout, constant
 from ..geometry import Geometry
+from ..plan.exchange.image_patches import WARPS, PatchCopy
 from ..plan.integers import cdiv
-from ..plan.patch_copies import WARPS, PatchCopy
 from .call import Call
 from .layout import NARROW_LIMIT, last_offset
 

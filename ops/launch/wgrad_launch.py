@@ -13,7 +13,7 @@ from ..plan.cost import is_reordered
 from ..plan.problem import Plan
 from .call import Call
 from .copies import copy_calls
-from .exchanged import after, geometry_seen, weight_seen, x_read, y_read
+from .exchanged import exchanged
 from .families import as_read, family_arguments, planes_as_rows
 from .flat_launch import flat_call
 from .kernel_arguments import Tensors, call_of, samples_of, weight_walk
@@ -25,13 +25,11 @@ def wgrad_calls(
     x: torch.Tensor, dy: torch.Tensor, dw: torch.Tensor, geometry: Geometry, plan: Plan
 ) -> Iterator[Call]:
     """The launches that fill dense dw: one, or partials and then their sum, see is_reordered."""
-    if exchange := plan.exchange:
-        seen, alone = geometry_seen("wgrad", geometry, exchange, dy), replace(plan, exchange=None)
-        x, x_copy = x_read(x, geometry, seen, exchange)
-        dy, dy_copy = y_read(dy, geometry, seen, exchange)
-        dw = weight_seen(dw, geometry, exchange)
-        first, *rest = wgrad_calls(x, dy, dw, seen, alone)
-        yield after(first, x_copy, dy_copy)
+    if plan.exchange:
+        met, alone = exchanged(plan, geometry, dy.itemsize)
+        x, dy = met.x(x), met.y(dy)
+        first, *rest = wgrad_calls(x, dy, met.weight_gradient(dw), met.seen, alone)
+        yield met.after(first)
         yield from rest
         return
     is_whole = plan.partials == 1 and not is_reordered(plan, geometry, not is_read_as_it_is(dw))

@@ -30,7 +30,8 @@ from . import (
     tma,
 )
 from .cost import cheapest, gradient_splits, image_splits, seconds_of
-from .exchange import Exchange, exchanges
+from .exchange.offered import exchanges
+from .exchange.way import Exchange
 from .integers import cdiv
 from .problem import Plan, Problem, Tile
 from .tuned import tuned
@@ -81,7 +82,7 @@ def _exchanged(exchange: Exchange, problem: Problem) -> list[Plan]:
     """The best plan with these copies, none where each has more programs than a launch can have."""
     seen = exchange.seen(problem)
     try:
-        if exchange.is_mixed(problem.op) and problem.op != "wgrad":
+        if exchange.is_mixed(problem.op):
             tiles = gemm.mixed_tiles(seen)
             plans = [plan for tile in tiles for plan in plans_with_tile(seen, tile)]
             if not plans:

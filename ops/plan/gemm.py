@@ -383,7 +383,7 @@ def tiles(problem: Problem) -> list[GemmTile]:
 
 
 def mixed_tiles(problem: Problem) -> list[GemmTile]:
-    """The tiles for images that are read in one format and stored in another, see Exchange."""
+    """The tiles for images that are read in one format and stored in another: Exchange.is_mixed."""
     found = tiles(problem)
     if problem.layout.heavy_epilogue:  # 64 results of a thread spill 456 bytes (Triton 3.6)
         found = [tile for tile in found if tile.results <= MAX_SPLIT_RESULTS // 2]

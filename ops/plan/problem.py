@@ -12,7 +12,7 @@ import torch
 
 from ..geometry import Geometry
 from .device import GEMM_MIN, INTERPRETER, Device
-from .exchange import Exchange
+from .exchange.way import Exchange
 
 if TYPE_CHECKING:
     from .cost import Work

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ...ops.plan import banded, choose, gemm
-from ...ops.plan.exchange import Exchange
+from ...ops.plan.exchange.format_copies import ChannelsLast, Planes, Sampled
+from ...ops.plan.exchange.image_patches import Patches
+from ...ops.plan.exchange.windows import Overlapping
 from .cases import CASES, EXACT, PRODUCTS, Case, case_of
 from .configuration import TARGETS, Configuration, variants_of
 from .planned import PlannedCall
@@ -123,16 +125,13 @@ def _on_copies() -> Iterator[Configuration]:
     ragged = case_of(8, 67, 57, 59, 64, 3, 5, stride=(3, 5), **cut)
     stem = case_of(32, 3, 224, 224, 64, 7, 7, stride=2, ops="fprop")
     stem_last = replace(stem, format="channels_last")
-    overlapped = Exchange(overlapped="x")
-    sampled, mixed = Exchange(sampled=True), Exchange(reads=True)
-    planes = Exchange(reads=True, result=True, format="NCHW")
-    crs, rsc = Exchange(patches="crs"), Exchange(patches="rsc")
+    planes, crs, rsc = Planes(result=True), Patches("crs"), Patches("rsc")
     for kernel, name, case, op, exchange in (
-        ("copy_images", "samples", points, "fprop", sampled),
-        ("copy_images", "spreads", points, "dgrad", sampled),
+        ("copy_images", "samples", points, "fprop", Sampled()),
+        ("copy_images", "spreads", points, "dgrad", Sampled()),
         ("copy_images", "rows", last, "fprop", planes),
-        ("copy_images", "stem", stem, "fprop", overlapped),
-        ("copy_images", "stem-last", stem_last, "fprop", overlapped),
+        ("copy_images", "stem", stem, "fprop", Overlapping()),
+        ("copy_images", "stem-last", stem_last, "fprop", Overlapping()),
         ("copy_patches", "pixels", pixels, "fprop", crs),
         ("copy_patches", "pixels-back", pixels, "dgrad", crs),
         ("copy_patches", "pixels-rsc", pixels, "fprop", rsc),
@@ -142,7 +141,7 @@ def _on_copies() -> Iterator[Configuration]:
         ("copy_patches", "deep-rsc-back", deep, "dgrad", rsc),
         ("copy_patches", "ragged", ragged, "fprop", rsc),
         ("copy_patches", "ragged-back", ragged, "dgrad", crs),
-        ("fprop_gemm", "mixed", strided, "fprop", mixed),
+        ("fprop_gemm", "mixed", strided, "fprop", ChannelsLast()),
     ):
         for dtype in ("bfloat16", "tf32"):
             call = PlannedCall(case.workload, op, dtype, case.format)

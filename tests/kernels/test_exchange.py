@@ -15,7 +15,9 @@ from tricorr.ops.plan.banded import BandedGradTile, BandedTile
 from tricorr.ops.plan.columns import ColumnsTile
 from tricorr.ops.plan.cost import EXCHANGE_SECONDS, seconds_of, times_of
 from tricorr.ops.plan.device import DEVICES
-from tricorr.ops.plan.exchange import Exchange, exchanges
+from tricorr.ops.plan.exchange.format_copies import ChannelsLast, Planes, Sampled
+from tricorr.ops.plan.exchange.offered import exchanges
+from tricorr.ops.plan.exchange.windows import Overlapping
 from tricorr.ops.plan.gemm import GemmTile
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.spread import SpreadTile
@@ -36,9 +38,9 @@ GEOMETRIES = {
     "points_one_axis": geometry_of((3, 16, 5, 8), (32, 16, 1, 1), (1, 2)),
     "points_of_one_row": geometry_of((3, 16, 5, 8), (32, 16, 1, 1), (2**31, 2)),
 }
-READS, BOTH = Exchange(reads=True), Exchange(reads=True, result=True)
-READS_PLANES = Exchange(reads=True, format="NCHW")
-PLANES = replace(READS_PLANES, result=True)
+READS, BOTH = ChannelsLast(), ChannelsLast(result=True)
+READS_PLANES, PLANES = Planes(), Planes(result=True)
+OF_SAMPLES = (Sampled(), Sampled(True), Sampled(True, True))
 
 
 def _cases():
@@ -48,8 +50,8 @@ def _cases():
         for j, op in enumerate(("fprop_bias", "dgrad", "wgrad")):
             found = [READS if op == "wgrad" else (READS, BOTH)[(i + j) % 2]]
             if name.startswith("points"):
-                found = [replace(form, sampled=True) for form in (Exchange(), READS, BOTH)]
-            for exchange in found[: 2 if op == "wgrad" else 3]:
+                found = OF_SAMPLES[: 2 if op == "wgrad" else 3]
+            for exchange in found:
                 turn += 1
                 yield name, op, exchange, *((HALF, 1), (FLOAT, 2))[turn % 2]
 
@@ -83,13 +85,13 @@ def test_boxes_of_copies(kernel_backend, op, dtype):
     check(op, args, geometry, actual=actual, precision=PRECISION[dtype])
 
 
-@pytest.mark.parametrize("sampled", [True, False])
-def test_pixels_that_no_window_reaches_have_the_bias(kernel_backend, sampled):
+@pytest.mark.parametrize("exchange", [OF_SAMPLES[-1], BOTH], ids=str)
+def test_pixels_that_no_window_reaches_have_the_bias(kernel_backend, exchange):
     geometry = GEOMETRIES["points"]
     made = tensors(geometry, FLOAT, kernel_backend.device, make=whole_numbers)
     dy, weight = operands("dgrad", *made)
     bias = torch.arange(geometry.C, device=dy.device, dtype=FLOAT)
-    plan = plan_of("dgrad", geometry, FLOAT, replace(BOTH, sampled=sampled))
+    plan = plan_of("dgrad", geometry, FLOAT, exchange)
     actual = launched("dgrad", (dy, weight), geometry, plan, bias=bias)
     expected = exact("dgrad", (dy, weight), geometry)
     expected += bias.cpu().double()[:, None, None]
@@ -134,7 +136,7 @@ def test_images_in_planes(kernel_backend, name, op, dtype, last):
     assert gradient or actual.is_contiguous(memory_format=FORMATS[form])
 
 
-OVERLAPPED, OVERLAPPED_DY = Exchange(overlapped="x"), Exchange(overlapped="dy")
+OVERLAPPING = Overlapping()
 #: Margins on both sides, columns cut off, columns behind the last window, single channels.
 STEMS = {
     "stem": geometry_of((2, 3, 9, 12), (20, 3, 7, 7), (2, 2), ((3, 3), (3, 3))),
@@ -154,7 +156,7 @@ def test_windows_as_pixels_that_overlap(kernel_backend, name):
     boxes = TmaTile(1, 2, 8, 16, 16, 4, 2)
     patches = SpreadTile(1, 1, 8, 32, 16, 3, 1, 4, 2)
     for tile in (None, patches if name == "unstrided" else boxes):
-        plan = plan_of("fprop_bias", geometry, dtype, OVERLAPPED, tile, splits)
+        plan = plan_of("fprop_bias", geometry, dtype, OVERLAPPING, tile, splits)
         actual = launched("fprop_bias", args, geometry, plan)
         check_exact("fprop_bias", args, geometry, actual)
 
@@ -176,7 +178,7 @@ def test_gradients_in_pixels_of_dy_that_overlap(kernel_backend, name):
     args = operands("dgrad", *others, *in_format([dy], ("NCHW", "NHWC")[turn // 2]))
     boxes, patches = TmaTile(1, 2, 8, 16, 16, 4, 2), SpreadTile(1, 1, 8, 32, 16, 3, 1, 4, 2)
     for tile in (None, boxes if name == "wide" else patches):
-        plan = plan_of("dgrad", geometry, dtype, OVERLAPPED_DY, tile, splits)
+        plan = plan_of("dgrad", geometry, dtype, OVERLAPPING, tile, splits)
         actual = launched("dgrad", args, geometry, plan)
         check_exact("dgrad", args, geometry, actual)
 
@@ -191,10 +193,10 @@ def test_a_stem_takes_windows_as_pixels():
         layout = Layout(last, y_boxes=boxes or "NCHW", repacks=True)
         problem = Problem("fprop", stem, BRAIN, layout=layout, device=DEVICES["h100"])
         plan = choose.plan(problem)
-        assert (plan.exchange, plan.kernel) == (OVERLAPPED, "fprop_tma")
+        assert (plan.exchange, plan.kernel) == (OVERLAPPING, "fprop_tma")
         # 4 channels, and 230 columns for windows of 8.
-        assert OVERLAPPED.memory(problem) == 32 * 224 * 230 * 4 * 2
-        assert OVERLAPPED.seen(problem).geometry.x_shape == (32, 32, 224, 112)
+        assert OVERLAPPING.memory(problem) == 32 * 224 * 230 * 4 * 2
+        assert OVERLAPPING.seen(problem).geometry.x_shape == (32, 32, 224, 112)
     x, weight, _, y = (t.to("meta") for t in tensors(stem, BRAIN))
     call = fprop_call(Tensors(x, weight, y), stem, plan)
     assert [one.kernel.__name__ for one in call.launches()] == ["copy_images", "fprop_tma"]
@@ -205,13 +207,13 @@ def test_a_stem_takes_windows_as_pixels():
         {"given_stride": (2, 7)},
     ):
         other = replace(problem, geometry=replace(stem, **changes))
-        assert OVERLAPPED not in exchanges(other)
-    assert OVERLAPPED not in exchanges(replace(problem, op="wgrad"))
+        assert OVERLAPPING not in exchanges(other)
+    assert OVERLAPPING not in exchanges(replace(problem, op="wgrad"))
     layer = geometry_of((8, 12, 256, 256), (12, 12, 3, 3), padding=SAME)
     narrow = replace(problem, op="dgrad", geometry=layer)
-    assert choose.plan(narrow).exchange == OVERLAPPED_DY
+    assert choose.plan(narrow).exchange == OVERLAPPING
     strided = replace(layer, given_stride=(2, 1))
-    assert OVERLAPPED_DY not in exchanges(replace(narrow, geometry=strided))
+    assert OVERLAPPING not in exchanges(replace(narrow, geometry=strided))
 
 
 def test_a_residual_is_copied_to_planes(kernel_backend):
@@ -262,7 +264,7 @@ def test_strided_planes_are_copied_where_that_is_predicted_to_be_faster(op):
     layout = Layout(repacks=op == "wgrad")
     problem = Problem(op, LAYER, BRAIN, layout=layout, device=DEVICES["h100"])
     plan, direct = choose.plan(problem), choose.direct_plan(problem)
-    assert plan.exchange.sampled
+    assert isinstance(plan.exchange, Sampled)
     assert direct.exchange is None
     assert seconds_of(plan, problem) < choose.EXCHANGE_MARGIN * seconds_of(direct, problem)
     last = replace(layout, channels_last=True, x_boxes="NHWC", y_boxes="NHWC")
@@ -311,7 +313,7 @@ def test_large_windows_of_few_channels_are_copied_to_planes():
 def test_copies_cost_their_bytes_and_their_launches():
     """The multiplier of a kernel is not of its copies."""
     problem = Problem("wgrad", LAYER, BRAIN, device=DEVICES["h100"])
-    exchange = Exchange(reads=True, sampled=True)
+    exchange = Sampled(reads=True)
     (plan,) = (one for one in choose.plans_on_copies(problem) if one.exchange == exchange)
     read = 32 * 256 * 28 * 56 * 2 + LAYER.y_numel * 2  # whole rows of x
     copies = (32 * 256 * 28 * 28 + LAYER.y_numel) * 2
@@ -327,7 +329,7 @@ def test_explain_says_what_is_copied():
     x, weight = (torch.empty(shape, dtype=BRAIN, device="meta") for shape in shapes)
     call = explain(x, weight, stride=2, device="h100")
     for op, entry in call.passes.items():
-        assert entry.plan.exchange.sampled, op
+        assert isinstance(entry.plan.exchange, Sampled), op
         assert entry.copy_bytes >= 32 * 256 * 28 * 28 * 2
     assert "copies of every stride-th pixel" in str(call)
-    assert call.as_dict()["passes"]["dgrad"]["plan"]["exchange"]["sampled"]
+    assert call.as_dict()["passes"]["dgrad"]["plan"]["exchange"]["name"] == "sampled"

@@ -14,9 +14,10 @@ from tricorr.ops.launch.layout import layout_of, order_of
 from tricorr.ops.plan import choose, rows
 from tricorr.ops.plan.cost import EXCHANGE_SECONDS, seconds_of, times_of
 from tricorr.ops.plan.device import DEVICES
-from tricorr.ops.plan.exchange import Exchange, exchanges
+from tricorr.ops.plan.exchange.image_patches import PatchCopy, Patches
+from tricorr.ops.plan.exchange.offered import exchanges
+from tricorr.ops.plan.exchange.windows import Merged
 from tricorr.ops.plan.gemm import GemmTile
-from tricorr.ops.plan.patch_copies import PatchCopy
 from tricorr.ops.plan.problem import Problem
 from tricorr.ops.plan.tma import TmaTile
 
@@ -103,8 +104,8 @@ def _cases():
         for op in OPS:
             for order in FORMATS if op != "wgrad" else ("crs",):
                 turn += 1
-                other = {"reads" if op != "fprop_bias" else "result": turn % 2 == 0}
-                yield name, op, Exchange(patches=order, **other), *((HALF, 1), (FLOAT, 2))[turn % 2]
+                exchange = Patches(order, y_last=turn % 2 == 0)
+                yield name, op, exchange, *((HALF, 1), (FLOAT, 2))[turn % 2]
 
 
 def weights_in(op, args, order):
@@ -119,7 +120,7 @@ def weights_in(op, args, order):
 def test_products_of_patches(kernel_backend, name, op, exchange, dtype, splits):
     geometry = GEOMETRIES[name]
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device, make=whole_numbers))
-    args = weights_in(op, args, exchange.patches)
+    args = weights_in(op, args, exchange.order)
     plan = plan_of(op, geometry, dtype, exchange, splits=splits)
     actual = launched(op, args, geometry, plan)
     check_exact(op, args, geometry, actual)
@@ -141,7 +142,7 @@ def test_columns_of_a_window_are_channels(kernel_backend, name, op, dtype, order
     geometry = MERGED[name]
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device, make=whole_numbers))
     args = weights_in(op, in_format(args), order)
-    plan = plan_of(op, geometry, dtype, Exchange(merged=True))
+    plan = plan_of(op, geometry, dtype, Merged())
     actual = launched(op, args, geometry, plan)
     check_exact(op, args, geometry, actual)
     assert actual.is_contiguous(memory_format=LAST)
@@ -155,10 +156,10 @@ def test_columns_of_one_channel_are_no_longer_side_by_side(kernel_backend, op):
     args = in_format(args)
     problem = problem_of(op.removesuffix("_bias"), geometry, LAST)
     assert problem.layout.x_align > 1
-    seen = Exchange(merged=True).seen(problem)
+    seen = Merged().seen(problem)
     assert seen.layout.x_align == 1
     tile = rows.tile_for(replace(seen, dtype=FLOAT, precision="tf32"))
-    plan = replace(choose.plan_with_tile(seen, tile), exchange=Exchange(merged=True))
+    plan = replace(choose.plan_with_tile(seen, tile), exchange=Merged())
     actual = launched(op, args, geometry, replace(plan, precision="tf32"))
     check_exact(op, args, geometry, actual)
 
@@ -170,9 +171,9 @@ def test_boxes(kernel_backend, op, dtype, form):
     """A kernel that loads through tensor descriptors, in parts."""
     geometry = GEOMETRIES["whole"]
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
-    exchange = Exchange(reads=op == "dgrad", result=op != "dgrad", patches="crs")
+    exchange = Patches("crs", y_last=True)
     if form == "merged":
-        args, exchange = in_format(args), Exchange(merged=True)
+        args, exchange = in_format(args), Merged()
     plan = plan_of(op, geometry, dtype, exchange, TmaTile(2, 2, 4, 16, 16, 4, 2), splits=2)
     actual = launched(op, args, geometry, plan)
     check(op, args, geometry, actual=actual, precision=PRECISION[dtype])
@@ -181,10 +182,10 @@ def test_boxes(kernel_backend, op, dtype, form):
 @pytest.mark.parametrize(
     ("name", "exchange"),
     [
-        ("rest", Exchange(patches="crs")),
-        ("rest", Exchange(patches="rsc", reads=True)),
-        ("groups", Exchange(patches="rsc")),
-        ("whole", Exchange(merged=True)),
+        ("rest", Patches("crs")),
+        ("rest", Patches("rsc", y_last=True)),
+        ("groups", Patches("rsc")),
+        ("whole", Merged()),
     ],
     ids=str,
 )
@@ -195,9 +196,9 @@ def test_the_bias_of_an_input_gradient_is_added_before_the_one_rounding(
     dy, weight = operands(
         "dgrad", *tensors(geometry, FLOAT, kernel_backend.device, make=whole_numbers)
     )
-    if exchange.merged:
+    if exchange == Merged():
         dy = dy.contiguous(memory_format=LAST)
-    dy, weight = weights_in("dgrad", (dy, weight), exchange.patches or "rsc")
+    dy, weight = weights_in("dgrad", (dy, weight), getattr(exchange, "order", "rsc"))
     bias = torch.arange(2 * geometry.C, device=dy.device, dtype=FLOAT)[::2]
     plan = plan_of("dgrad", geometry, FLOAT, exchange)
     actual = launched("dgrad", (dy, weight), geometry, plan, bias=bias)
@@ -211,10 +212,10 @@ def test_the_epilogue_is_the_kernels(kernel_backend, merged):
     geometry = GEOMETRIES["rest"]
     given = tensors(geometry, FLOAT, kernel_backend.device, make=whole_numbers)
     x, weight, bias, residual = given
-    exchange = Exchange(patches="crs")
+    exchange = Patches("crs")
     if merged:
         x, weight = in_format((x, weight))
-        exchange = Exchange(merged=True)
+        exchange = Merged()
     plan = plan_of("fprop", geometry, FLOAT, exchange)
     more = {"activation": "gelu", "residual": residual}
     actual = launched("fprop", (x, weight, bias), geometry, plan, **more)
@@ -246,7 +247,7 @@ def problem_of(op, geometry, form=torch.contiguous_format, order="crs"):
 def test_patches_are_planned_where_that_is_predicted_to_be_faster(op, form):
     problem = problem_of(op, PIXELS, form)
     plan, direct = choose.plan(problem), choose.direct_plan(problem)
-    assert (plan.exchange.merged, plan.exchange.patches) == (form == LAST, "crs" * (form != LAST))
+    assert plan.exchange in ([Merged()] if form == LAST else [Patches("crs"), Patches("crs", True)])
     assert direct.exchange is None
     assert seconds_of(plan, problem) < choose.EXCHANGE_MARGIN * seconds_of(direct, problem)
 
@@ -256,19 +257,17 @@ def test_patches_have_the_order_of_the_weight(order):
     """So that it is not copied."""
     problem = problem_of("fprop", PIXELS, order=order)
     plan = choose.plan(problem)
-    assert plan.exchange.patches == order
+    assert plan.exchange.order == order
     assert plan.work(problem).copy_bytes == 0
 
 
 def test_which_calls_are_patches():
-    only, read, result = (
-        Exchange(patches="crs", **more) for more in ({}, {"reads": True}, {"result": True})
-    )
-    wanted = {"fprop": [only, result], "dgrad": [read], "wgrad": [read]}
+    only, last = Patches("crs"), Patches("crs", y_last=True)
+    wanted = {"fprop": [only, last], "dgrad": [last], "wgrad": [last]}
     for op, found in wanted.items():
         assert _of_patches(problem_of(op, PIXELS)) == found
     whole = geometry_of((64, 3, 256, 256), (768, 3, 16, 16), (16, 16))
-    assert _of_patches(problem_of("dgrad", whole)) == [only, read]  # rows of dy are whole pieces
+    assert _of_patches(problem_of("dgrad", whole)) == [only, last]  # rows of dy are whole pieces
     odd = geometry_of((64, 5, 60, 60), (16, 5, 5, 5), (5, 5))
     assert not any(_of_patches(problem_of(op, odd)) for op in wanted)
     heavy = problem_of("fprop", PIXELS)
@@ -298,11 +297,11 @@ def test_views_reach_all_that_they_store():
 
 
 def _is_merged(problem):
-    return Exchange(merged=True) in exchanges(problem)
+    return Merged() in exchanges(problem)
 
 
 def _of_patches(problem):
-    return [one for one in exchanges(problem) if one.patches]
+    return [one for one in exchanges(problem) if isinstance(one, Patches)]
 
 
 def test_orders_of_a_weight():
@@ -314,7 +313,7 @@ def test_orders_of_a_weight():
 
 def test_patches_cost_their_bytes_and_their_launches():
     problem = problem_of("wgrad", PIXELS)
-    exchange = Exchange(patches="crs", reads=True)
+    exchange = Patches("crs", y_last=True)
     (plan,) = (one for one in choose.plans_on_copies(problem) if one.exchange == exchange)
     copies = (PIXELS.x_numel + PIXELS.y_numel) * 2
     times = times_of(plan.work(problem), problem.device)
@@ -326,7 +325,8 @@ def test_patches_cost_their_bytes_and_their_launches():
 def test_copies_of_single_elements_cost_their_instructions():
     """5 x 5 windows of 12 channels fill less than half of a program."""
     problem = problem_of("fprop", geometry_of((64, 12, 60, 60), (16, 12, 5, 5), (5, 5)))
-    plan = next(plan for plan in choose.plans_on_copies(problem) if plan.exchange.patches)
+    plans = choose.plans_on_copies(problem)
+    plan = next(plan for plan in plans if isinstance(plan.exchange, Patches))
     moved = plan.work(problem).exchanged_bytes
     least = PatchCopy(problem.geometry, "crs").seconds(2, problem.device)
     assert moved == pytest.approx(least * problem.device.copy_rate)
@@ -336,7 +336,7 @@ def test_copies_of_single_elements_cost_their_instructions():
 def test_a_view_costs_nothing_but_the_copy_of_a_contiguous_weight():
     for order, copied in (("rsc", 0), ("crs", PIXELS.weight_numel * 2)):
         problem = problem_of("fprop", PIXELS, LAST, order)
-        plan = next(plan for plan in choose.plans_on_copies(problem) if plan.exchange.merged)
+        plan = next(plan for plan in choose.plans_on_copies(problem) if plan.exchange == Merged())
         work = plan.work(problem)
         assert (work.copy_bytes, work.exchange_launches, work.launches) == (
             copied,

@@ -15,7 +15,8 @@ from simulator.driver import simulated
 from tricorr.ops import geometry_of
 from tricorr.ops.plan import choose, resident
 from tricorr.ops.plan.device import DEVICES
-from tricorr.ops.plan.exchange import Exchange, exchanges
+from tricorr.ops.plan.exchange.format_copies import Planes
+from tricorr.ops.plan.exchange.offered import exchanges
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.resident import ResidentTile
 from tricorr.ops.plan.stencil import StencilTile
@@ -23,7 +24,7 @@ from tricorr.ops.plan.stencil import StencilTile
 pytest.importorskip("tricorr.kernels.fprop_resident", reason="Gluon is for Triton 3.6 and 3.7")
 
 HALF = torch.float16
-PLANES = Exchange(reads=True, format="NCHW")
+PLANES = Planes()
 SINGLE, STACKED = (ResidentTile(64, 8, 16, stack, 4, 3) for stack in (1, 2))
 
 
@@ -216,7 +217,7 @@ def test_the_epilogue(activation, tile, last):
     form = "NHWC" if last else "NCHW"
     x, residual = in_format((x / 8, torch.randn_like(dy)), form)
     options = {"activation": activation, "residual": residual}
-    exchange = replace(PLANES, result=True)
+    exchange = Planes(result=True)
     problem = problem_of("fprop", geometry)
     plan = choose.plan_with_tile(exchange.seen(problem) if last else problem, tile)
     with simulated(90):

@@ -18,7 +18,9 @@ from tricorr.kernels.versions import HAS_GLUON
 from tricorr.ops import geometry_of
 from tricorr.ops.plan.choose import FAMILIES, plan_with_tile
 from tricorr.ops.plan.device import DEVICES, INTERPRETER
-from tricorr.ops.plan.exchange import Exchange
+from tricorr.ops.plan.exchange.format_copies import Sampled
+from tricorr.ops.plan.exchange.image_patches import Patches
+from tricorr.ops.plan.exchange.windows import Merged
 from tricorr.ops.plan.flat import FlatTile
 from tricorr.ops.plan.gemm import GemmTile
 from tricorr.ops.plan.problem import Layout, Problem
@@ -124,9 +126,9 @@ def plan_on_copies(way, op):
         return ODD, plan_with_tile(problem, FlatTile(16, 16, 16, 4, 2), 2)
     exchange, geometry = {
         "images": (None, ODD),
-        "samples": (Exchange(reads=True, result=op == "dgrad", sampled=True), POINTS),
-        "patches": (Exchange(reads=op != "fprop_bias", patches="crs"), PATCHES),
-        "merged": (Exchange(merged=True), PATCHES),
+        "samples": (Sampled(True, op == "dgrad"), POINTS),
+        "patches": (Patches("crs", y_last=op != "fprop_bias"), PATCHES),
+        "merged": (Merged(), PATCHES),
     }[way]
     problem = Problem(op.removesuffix("_bias"), geometry, torch.float16, "ieee", PLAIN, H200)
     if exchange is None:

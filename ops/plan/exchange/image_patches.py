@@ -1,4 +1,8 @@
-"""Copies of images to patches, and back: how programs of kernels/copy_patches.py are cut."""
+"""Images as patches: one pixel with a channel for each (c, r, s) where windows lie side by side.
+
+A product of patches needs no taps, as in the first layer of a vision transformer.
+kernels/copy_patches.py copies contiguous images to patches, and back.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,19 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..geometry import Geometry
-from .device import Device
-from .integers import cdiv, power_of_two
+from ...geometry import Geometry
+from ..device import Device
+from ..integers import cdiv, power_of_two
+from .way import Exchange
 
+if TYPE_CHECKING:
+    from ..cost import Work
+    from ..problem import Problem
+
+#: Bytes of the pieces in which kernels load patches, and merged columns, at least.
+MIN_PIECE = 8
 #: Elements of a program, and of its runs in memory: a line of L1 in 16 bits.
 TILE, RUN = 4096, 64
 #: Warps of a program.
@@ -18,6 +30,45 @@ WARPS = 4
 #: Instructions of a thread, and those for each of its loads and stores: 250 to 800 with 8 to 56 of
 #: them (sm_90, Triton 3.6.0 and 3.7.1).
 CODE, ACCESS = 220, 7.5
+
+
+@dataclass(frozen=True)
+class Patches(Exchange):
+    """x is copied to patches, see Geometry.of_patches; an input gradient is computed in them.
+
+    Attributes:
+        order: of the channels of a patch, see Layout.order.
+        y_last: y is computed in channels_last, then copied; dy is copied to channels_last.
+    """
+
+    order: str
+    y_last: bool = False
+    name: ClassVar[str] = "patches"
+
+    @property
+    def in_words(self) -> str:
+        last = " and y in channels_last" * self.y_last
+        return f"patches ({', '.join(self.order)}) as pixels{last}"
+
+    def forms(self, op: str) -> dict[str, str]:
+        return dict.fromkeys("xy" if self.y_last else "x", "NHWC")
+
+    def geometry(self, op: str, geometry: Geometry, piece: int) -> Geometry:
+        return geometry.of_patches()
+
+    def layout(self, problem: Problem, geometry: Geometry) -> dict[str, Any]:
+        return super().layout(problem, geometry) | {"repacks": False}
+
+    def with_copies(self, work: Work, problem: Problem) -> Work:
+        """As Exchange.with_copies; a launch makes the patches, which instructions may bound."""
+        before, after = self.before(problem), self.after(problem)
+        copy = PatchCopy(problem.geometry, self.order, problem.op == "dgrad")
+        least = copy.seconds(problem.dtype.itemsize, problem.device) * problem.device.copy_rate
+        slower = max(0.0, least - sum((after if copy.back else before)[0]))
+        return work._replace(
+            exchanged_bytes=sum(map(sum, (*before, *after))) + slower,
+            exchange_launches=len(before) + len(after),
+        )
 
 
 @dataclass(frozen=True)
@@ -100,3 +151,21 @@ class PatchCopy:
             of_z = math.gcd(of_z, g.S)
         accesses = math.prod(blocks) / (32 * WARPS) * (1 / of_x + 1 / of_z)
         return self._programs(blocks) * WARPS * (CODE + ACCESS * accesses)
+
+
+def offered(problem: Problem) -> list[Exchange]:
+    """Patches to compare, of pieces that the kernel loads asynchronously.
+
+    dy in planes is loaded so in 16 bits alone, and where all rows of its tiles are whole pieces.
+    """
+    g, op, layout = problem.geometry, problem.op, problem.layout
+    patches = Patches(layout.order)
+    if not layout.order or patches.seen(problem).has_few_channels:
+        return []
+    if g.group_C * g.R * g.S * problem.dtype.itemsize % MIN_PIECE:
+        return []
+    last = Patches(layout.order, y_last=True)
+    if op == "fprop":
+        return [patches] if layout.heavy_epilogue else [patches, last]
+    planes = op == "dgrad" and problem.product == "half" and layout.y_row == "NCHW"
+    return [*[patches] * planes, last]
