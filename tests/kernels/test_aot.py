@@ -200,7 +200,7 @@ def test_every_planned_kernel_is_compiled(name):
     }
     here = {c.plan.tile for c in dealt(TARGETS[name]) if c.plan}
     seen, rows, boxes, patches = 0, [], set(), set()
-    reused, in_planes, spread, flat, shifted = set(), set(), set(), set(), set()
+    reused, in_planes, spread, flat, shifted, strips = (set() for _ in range(6))
     for call in itertools.islice(random_calls.calls(rng, device), 1000):
         plan = call.plan
         if plan.family == "banded":
@@ -225,6 +225,8 @@ def test_every_planned_kernel_is_compiled(name):
             flat.add((_sums(plan), plan.int64))
         elif plan.family == "shifted":  # and so are taps
             shifted.add(_sums(plan))
+        elif plan.family == "strip":  # so are rows, channels and stages
+            strips.add(_sums(plan))
         elif plan.family == "patch":  # extents of a patch are constants in the same code
             patches.add((plan.kernel, plan.tile.shape, plan.one_tap, _key(call)[-1]))
         elif plan.op != "dgrad_frame":  # has smaller tiles of the same kernels
@@ -254,6 +256,7 @@ def test_every_planned_kernel_is_compiled(name):
         if c.plan and c.plan.family == "flat"
     }
     assert shifted <= {_sums(c.plan) for c in dealt(TARGETS[name]) if c.family == "shifted"}
+    assert strips <= {_sums(c.plan) for c in dealt(TARGETS[name]) if c.family == "strip"}
     assert patches <= {
         (c.plan.kernel, c.plan.tile.shape, c.plan.one_tap, _key(c.planned)[-1])
         for target in TARGETS.values()
