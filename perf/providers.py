@@ -292,10 +292,72 @@ def _no_compiler() -> str | None:
     return None if importlib.util.find_spec("triton") else "triton is not installed"
 
 
+def _missing(module: str) -> Callable[[], str | None]:
+    def available() -> str | None:
+        try:
+            found = importlib.util.find_spec(module)
+        except (ImportError, ValueError) as error:
+            return f"{module} cannot be imported: {error}"
+        return None if found else f"{module} is not installed"
+
+    return available
+
+
+def _flaggems_missing() -> str | None:
+    return _missing("flag_gems")() or (None if torch.cuda.is_available() else "needs a GPU")
+
+
+def _flaggems(problem: Operands) -> Call:
+    flag_gems = importlib.import_module("flag_gems")  # optional, and not typed
+
+    g = problem.geometry
+    x, weight, bias = problem.x, problem.weight, problem.bias
+    padding = (g.padding[0][0], g.padding[1][0])
+    return lambda: flag_gems.conv2d(
+        x,
+        weight,
+        bias=bias,
+        stride=g.given_stride,
+        padding=padding,
+        dilation=g.given_dilation,
+        groups=g.groups,
+    )
+
+
+def _flaggems_supports(workload: Workload, op: str, dtype: str, device: str) -> str | None:
+    g = workload.geometry
+    if op != "fprop":
+        return "its backward computes both gradients in one call"
+    if dtype == "uint8" or g.per_sample or not _plainly_padded(g):
+        return "no bytes, no filter per sample, no padding but zeros on both sides"
+    if workload.activation != "none":
+        return "no activation"
+    return None
+
+
+def _kornia(problem: Operands) -> Call:
+    from kornia.filters import filter2d
+
+    x, dtype = problem.x, problem.weight.dtype
+    kernel, border = problem.weight[0], _TORCH_MODES[problem.geometry.padding_mode]
+    return lambda: filter2d(x.to(dtype), kernel, border_type=border, padding="same")
+
+
+def _one_filter(workload: Workload, op: str, dtype: str, device: str) -> str | None:
+    """One filter on every plane, as an image filter is, at the size of the image."""
+    g = workload.geometry
+    single = g.C == g.K == 1 or workload.shared
+    plain = g.given_stride == g.given_dilation == (1, 1) and not g.per_sample
+    same = sum(map(sum, g.padding)) == g.R + g.S - 2
+    return None if op == "fprop" and single and plain and same else "one filter of an image only"
+
+
 #: All of them, ours first. A peer's reason to be unavailable becomes a row.
 PROVIDERS: tuple[Provider, ...] = (
     Provider(OURS, "core", _ours),
     Provider(PYTORCH, "core", _pytorch, supports=_torch_supports),
+    Provider("kornia", "core", _kornia, _missing("kornia"), _one_filter, ("NCHW",)),
+    Provider("flaggems", "core", _flaggems, _flaggems_missing, _flaggems_supports, ("NCHW",)),
     Provider("torch.compile", "compile", _compiled("default"), _no_compiler, _compile_supports),
     # Without its own CUDA graphs: replaying one is measured for every provider alike.
     Provider(
