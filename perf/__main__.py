@@ -19,6 +19,7 @@ COMMANDS = {
     "workloads": ("workloads", "list what is measured"),
     "cpu": ("benchmarks.cpu", "time calls and filters on CPU tensors beside other libraries"),
     "learn": ("benchmarks.learning", "time and memory of the ways to a kernel between two images"),
+    "startup": ("benchmarks.startup", "time the import and the first call, in fresh processes"),
     "host": ("benchmarks.host", "time what a call costs the host, layer by layer"),
     "report": ("report", "turn rows into tables and plots"),
     "tune": ("session.gpu", "search the tiles of given workloads"),

@@ -22,7 +22,18 @@ from typing import Any, TypeAlias
 FILE = "rows.jsonl"
 
 CHOICES = {
-    "op": ("fprop", "dgrad", "wgrad", "backward", "learn", "host", "call", "train", "filter"),
+    "op": (
+        "fprop",
+        "dgrad",
+        "wgrad",
+        "backward",
+        "learn",
+        "startup",
+        "host",
+        "call",
+        "train",
+        "filter",
+    ),
     "dtype": ("bfloat16", "float16", "float32", "tf32", "uint8", "float64"),
     "format": ("NCHW", "channels_last"),
     "cache": ("cold", "warm", "graph"),

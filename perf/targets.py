@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from .compared import Case, Processor, geomean, median_of
+from .providers import OURS
 from .rows import Row
 from .workloads import Workload
 
@@ -135,7 +136,18 @@ def verdicts(processor: Processor) -> list[Verdict]:
     ratio = None if loop is None else loop.ratio_to
     learning = "learning: ten steps, 512x512, 3x3"
     found.append(Verdict(learning, "time of the PyTorch loop over ours", ratio, 50.0))
-    return found
+    start = [
+        row.ms
+        for key in (
+            ("startup-import", OURS),
+            ("startup-first-call-warm", OURS),
+            ("startup-first-call-warm", "pytorch"),
+        )
+        if (row := ok.get(key)) is not None and row.ms is not None
+    ]
+    beyond = (start[0] + start[1] - start[2]) / 1e3 if len(start) == 3 else None
+    what = "s beyond PyTorch's first call"
+    return [*found, Verdict("start-up, warm disk cache", what, beyond, 0.3, at_most=True)]
 
 
 def times_over_zeros(cases: Iterable[Case]) -> list[float]:

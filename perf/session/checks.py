@@ -2,6 +2,8 @@
 
 Each runs twice on memory that is filled with NaN; both results must be equal in every bit and as
 near to float64 as rounding explains. The whole result is compared, with `ops/reference.py`.
+
+    python -m tricorr.perf.session.checks [PATTERN]     on the GPU of this process, in turn
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -243,3 +247,19 @@ class Notes:
         }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(fields) + "\n")
+
+
+def main(pattern: str = "") -> int:
+    """Runs the calls whose names match, here; for compute-sanitizer."""
+    rig = GpuRig()
+    wrong = 0
+    for check in checks(rig.planned_for()):
+        if re.search(pattern, str(check)):
+            problem = run(check, rig)
+            wrong += bool(problem)
+            print(f"{check}: {problem or 'right'}", flush=True)
+    return min(1, wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:2]))

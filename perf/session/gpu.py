@@ -23,7 +23,7 @@ from .stages import carry_out
 from .tasks import tasks_of
 
 #: Suites and operators that are no convolutions.
-OTHERS = ("learn", "host")
+OTHERS = ("learn", "host", "startup")
 PEERS = tuple(provider.name for provider in PROVIDERS if provider.name != OURS)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..benchmarks import host, learning
+from ..benchmarks import host, learning, startup
 from ..model.planned import PlannedCall
 from ..providers import OURS, Operands, Provider
 from ..timing.ceilings import Ceilings
@@ -103,6 +103,14 @@ class Learn:
 
     def answers(self, session: Session, rig: GpuRig) -> Iterator[Any]:
         yield from learning.run(self.name, session)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The rows of the import and the first call, in fresh processes."""
+
+    def answers(self, session: Session, rig: GpuRig) -> Iterator[Any]:
+        yield from startup.run(session)
 
 
 @dataclass(frozen=True)

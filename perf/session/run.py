@@ -32,16 +32,22 @@ if TYPE_CHECKING:
     from ..model.calibration import Calibration
     from .tune import Outcome
 
-STAGES = ("check", "families", "rows", "tune", "feedback")
+STAGES = ("check", "families", "rows", "tune", "feedback", "sanitize")
 #: Share of the budget after which a stage begins nothing new.
-UNTIL = {"check": 0.35, "families": 0.55, "rows": 0.83, "tune": 0.95}
+UNTIL = {"check": 0.35, "families": 0.55, "rows": 0.83, "tune": 0.95, "sanitize": 0.95}
 #: Seconds that are kept for the report.
 RESERVE = 4.0
 #: First guesses of a job's seconds, by group; what was measured replaces them.
 GUESSES = {
-    "gpu": {"core": 4.0, "compile": 15.0, "max-autotune": 40.0, "learn": 10.0, "host": 6.0},
-    "cpu": {"core": 1.0, "compile": 1.0, "max-autotune": 1.0, "learn": 5.0, "host": 6.0},
-}
+    "gpu": {
+        "core": 4.0, "compile": 15.0, "max-autotune": 40.0, "learn": 10.0, "host": 6.0,
+        "startup": 60.0,
+    },
+    "cpu": {
+        "core": 1.0, "compile": 1.0, "max-autotune": 1.0, "learn": 5.0, "host": 6.0,
+        "startup": 40.0,
+    },
+}  # fmt: skip
 #: Times that one job may end the measuring process.
 MOST_RESTARTS = 4
 #: Losses, wins and plans that change with the calibration, that the last lines show at most.

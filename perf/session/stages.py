@@ -6,6 +6,7 @@ families: families, formats, programs and register limits where the model has th
 rows: the table of workloads, one of every regime in all passes before a second of any.
 tune: a search of tiles where another family won.
 feedback: constants and a multiplier for each family, as data for the planner.
+sanitize: memcheck and racecheck of the tiny calls.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 from ...ops.plan.tuned import file_of
 from ..model.calibration import calibration_of, changed_plans, samples, with_constants, write
@@ -21,10 +23,10 @@ from ..model.planned import PlannedCall, describe
 from ..providers import OURS
 from ..rows import Row
 from ..timing.measure import Job, contenders_of
-from . import checks
+from . import checks, sanitizer
 from . import tune as tuning
 from .processes import ProcessError
-from .requests import HostCost, Learn, Measure, Search, serve_check
+from .requests import HostCost, Learn, Measure, Search, Start, serve_check
 from .rig import Entrant
 from .run import RESERVE, STAGES, Run, now
 from .shootouts import shootouts
@@ -42,6 +44,7 @@ def carry_out(run: Run) -> None:
         "rows": rows,
         "tune": tune,
         "feedback": feedback,
+        "sanitize": sanitize,
     }
     try:
         run.begin()
@@ -178,12 +181,12 @@ def _job(run: Run, task: Task, job: Job) -> bool:
 
 
 def _no_job(run: Run, task: Task) -> bool:
-    """Measures learning or host cost. False if the time ran out."""
-    request = Learn(task.name) if task.op == "learn" else HostCost()
+    """Measures learning, host cost or the start-up. False if the time ran out."""
+    requests: dict[str, Any] = {"learn": Learn(task.name), "host": HostCost(), "startup": Start()}
     limit = 2 * run.rig.job_limit
     timeout = max(1.0, min(limit, run.remaining + RESERVE / 2))
     try:
-        for answer in run.ask(request, timeout):
+        for answer in run.ask(requests[task.op], timeout):
             if isinstance(answer, Row):
                 run.write(answer)
     except ProcessError as error:
@@ -292,3 +295,9 @@ def feedback(run: Run) -> None:
     for line in run.calibration.lines():
         run.say(line)
     run.say(f"{len(run.changed)} of {len(calls)} plans change with it")
+
+
+def sanitize(run: Run) -> None:
+    """compute-sanitizer on tiny calls, where it is installed."""
+    if run.rig.kind == "gpu":
+        sanitizer.sanitize(run.say, lambda: run.left_of("sanitize"))

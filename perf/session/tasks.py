@@ -17,19 +17,19 @@ LATER = {"core": 0.0, "compile": 3.0, "max-autotune": 6.0}
 BESIDE_KERNELBENCH = 0.6
 #: Rank added for each further dtype: less for images, where another dtype has another bound.
 DTYPE, IMAGE_DTYPE = 1.5, 0.5
-#: Ranks of host cost and of the first size of learning.
-HOST, LEARNING = 0.8, 0.9
+#: Ranks of host cost, of the first size of learning, and of the start-up.
+HOST, LEARNING, STARTUP = 0.8, 0.9, 2.4
 
 
 @dataclass(frozen=True)
 class Task:
-    """A line of the plan: a job of the table, a size of learning, or host cost.
+    """A line of the plan: a job of the table, a size of learning, host cost, or the start-up.
 
     Attributes:
         name: of the workload.
         op, dtype: as in a row.
         group: of providers, or the operator where there is no job.
-        job: None of learning and host cost.
+        job: None of learning, host cost and the start-up.
         rank: the lowest is measured first.
     """
 
@@ -71,6 +71,7 @@ def tasks_of(
     others = [
         *(Task(name, "learn", "float32", "learn", None, LEARNING + i) for i, name in sizes),
         Task("host", "host", "float32", "host", None, HOST),
+        Task("startup", "startup", "float32", "startup", None, STARTUP),
     ]
     if not names:
         found += [

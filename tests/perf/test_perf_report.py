@@ -181,7 +181,7 @@ def test_throttled_rows_are_marked():
 def test_the_command_writes_a_page(tmp_path, capsys):
     assert run(RECORDED.parent, "--out", tmp_path) == 0
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == report.page(read(RECORDED))
-    assert "137 rows" in capsys.readouterr().out
+    assert "140 rows" in capsys.readouterr().out
 
 
 def test_a_missing_directory_is_an_error_and_an_empty_one_is_not(tmp_path, capsys):

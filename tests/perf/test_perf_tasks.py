@@ -28,7 +28,7 @@ def test_every_regime_comes_once_before_any_comes_twice(kind):
     assert max(first.values()) < 3 * len(regimes)  # each in three passes at most
     names = {job.workload.name.removesuffix("-small") for job in jobs}
     assert names == {workload.name for workload in WORKLOADS}
-    assert {"learn", "host"} <= {task.group for task in found}
+    assert {"learn", "host", "startup"} <= {task.group for task in found}
     only = tasks_of(kind, suites=["odd"], ops=["wgrad"], dtypes=["float32"])
     assert {(t.job.workload.suite, t.job.op, t.job.dtype) for t in only} <= {
         ("odd", "wgrad", "float32")
