@@ -20,11 +20,12 @@ from .gemm_launch import gemm_arguments
 from .kernel_arguments import Tensors, read_of_gradient
 from .layout import as_row, is_read_as_it_is, is_row
 from .patch_launch import patch_arguments
+from .planes_gradient_launch import planes_gradient_arguments
 from .planes_launch import planes_arguments
 from .reuse_launch import reuse_arguments
 from .shifted_launch import shifted_arguments
 
-#: Makes the arguments that only the kernels of a family take.
+#: Makes the arguments that only the kernels of a family, or one kernel, takes.
 ARGUMENTS: dict[str, Callable[[Tensors, Geometry, Plan], dict[str, Any]]] = {
     "banded": band_arguments,
     "gemm": gemm_arguments,
@@ -34,6 +35,7 @@ ARGUMENTS: dict[str, Callable[[Tensors, Geometry, Plan], dict[str, Any]]] = {
     "reuse": reuse_arguments,
     "shifted": shifted_arguments,
     "spread": reuse_arguments,
+    "wgrad_planes": planes_gradient_arguments,
 }
 
 
@@ -41,7 +43,7 @@ def family_arguments(tensors: Tensors, geometry: Geometry, plan: Plan) -> dict[s
     """The arguments of the plan's kernel that not every kernel of its operator takes."""
     if plan.kernel == "dgrad_rows":
         return {"READ": constant(read_of_gradient(geometry))}
-    make = ARGUMENTS.get(plan.family)
+    make = ARGUMENTS.get(plan.kernel, ARGUMENTS.get(plan.family))
     return make(tensors, geometry, plan) if make else {}
 
 

@@ -17,7 +17,6 @@ from .partial_sums import partials_of, sum_partials_call
 from .patch_launch import patch_call
 from .resident_launch import resident_call
 from .spread_launch import spread_call
-from .strip_launch import strip_call
 
 #: Makes the launches of families whose kernels do not read x and the weight themselves.
 OWN_CALLS: dict[str, Callable[[Tensors, Geometry, Plan], Call]] = {
@@ -25,7 +24,6 @@ OWN_CALLS: dict[str, Callable[[Tensors, Geometry, Plan], Call]] = {
     "resident": resident_call,
     "spread": spread_call,
     "patch": patch_call,
-    "strip": strip_call,
 }
 
 

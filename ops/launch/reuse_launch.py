@@ -95,13 +95,13 @@ def _rows_descriptor(image: torch.Tensor, tile: Any, rows: int, channels: int, s
 
 
 def gluon_descriptor(
-    base: torch.Tensor, sizes: list[int], strides: list[int], block: list[int]
+    base: torch.Tensor, sizes: list[int], strides: list[int], block: list[int], swizzle: int = 128
 ) -> Any:
-    """One of boxes whose rows are swizzled in shared memory: by 128 bytes, or by theirs.
+    """One of boxes whose rows are swizzled in shared memory: by 128 bytes, or by theirs, or by 0.
 
     float32 is rounded to TF32 on the way, see descriptors.py.
     """
-    swizzle = min(128, block[-1] * base.itemsize)
+    swizzle = min(swizzle, block[-1] * base.itemsize)
     layout = kernels.NVMMASharedLayout(swizzle, 8 * base.itemsize, rank=len(block))
     if base.dtype == torch.float32 and not BEFORE_3_7:
         return kernels.GluonDescriptor(base, sizes, strides, block, layout, round_f32_to_tf32=True)

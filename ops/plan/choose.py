@@ -21,13 +21,13 @@ from . import (
     gemm,
     patch,
     planes,
+    planes_gradient,
     resident,
     reuse,
     rows,
     shifted,
     spread,
     stencil,
-    strip,
     tma,
 )
 from .cost import cheapest, gradient_splits, image_splits, seconds_of
@@ -44,7 +44,7 @@ SPLIT = (gemm, tma, patch, spread, flat)
 DIRECT = (rows, stencil, columns)
 FAMILIES = (
     rows, banded, resident, stencil, columns, gemm, tma, patch, reuse, planes, spread, flat,
-    shifted, strip,
+    shifted, planes_gradient,
 )  # fmt: skip
 _FAMILY_OF = {kind: family for family in (*FAMILIES, backward) for kind in family.KINDS}
 #: A plan on copies of images is taken if its predicted time is below this share of the best other
@@ -153,7 +153,7 @@ def plans_with_tile(problem: Problem, tile: Tile) -> list[Plan]:
     if problem.op == "backward":
         numbers = family_of(tile).splits(tile, problem)
     elif problem.op == "wgrad":
-        compared = family_of(tile) in (*SPLIT, reuse, shifted)
+        compared = family_of(tile) in (*SPLIT, reuse, shifted, planes_gradient)
         numbers = gradient_splits(tile, problem) if compared else [tile.splits(problem)]
     else:
         numbers = image_splits(tile, problem) if splits_images(problem, tile) else [1]

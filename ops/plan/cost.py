@@ -72,7 +72,7 @@ EXCHANGE_SECONDS = 3e-6
 #: them up: assumed, and right within a tenth for weight gradients in parts on an H100.
 PARTIAL_RATE, PARTIAL_SECONDS = 2.5e12, 3e-6
 #: Families whose threads hold neighbouring channels of a weight gradient.
-BY_CHANNELS = ("flat", "gemm", "patch", "reuse", "shifted", "spread", "tma")
+BY_CHANNELS = ("flat", "gemm", "patch", "planes", "reuse", "shifted", "spread", "tma")
 #: Elements from which on a contiguous weight gradient of such a family is stored in two steps, see
 #: is_reordered. Assumed: fewer take as long as the second launch.
 REORDERED_ELEMENTS = 100_000

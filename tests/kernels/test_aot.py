@@ -185,6 +185,11 @@ def _sums(plan, taps=True):
     return plan.op, plan.tile.step(plan.op)[:2], number, plan.tile.num_warps, plan.precision
 
 
+def _sums_of_a_thread(plan):
+    m, n, _ = plan.tile.step(plan.op)
+    return m * n // (32 * plan.tile.num_warps)
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_planned_kernel_is_compiled(name):
     device, rng = TARGETS[name].device, random.Random(name)
@@ -200,7 +205,8 @@ def test_every_planned_kernel_is_compiled(name):
     }
     here = {c.plan.tile for c in dealt(TARGETS[name]) if c.plan}
     seen, rows, boxes, patches = 0, [], set(), set()
-    reused, in_planes, spread, flat, shifted, strips = (set() for _ in range(6))
+    reused, in_planes, spread, flat, shifted = set(), set(), set(), set(), set()
+    products = {0}
     for call in itertools.islice(random_calls.calls(rng, device), 1000):
         plan = call.plan
         if plan.family == "banded":
@@ -214,6 +220,8 @@ def test_every_planned_kernel_is_compiled(name):
             boxes.add(_shape(plan))
         elif plan.family == "reuse":  # rows, taps and stages are counts in the same code
             reused.add(_sums(plan))
+        elif plan.kernel == "wgrad_planes":  # and so are rows, taps and filters
+            products.add(_sums_of_a_thread(plan))
         elif plan.family == "planes":  # and so are parts of rows
             in_planes.add(_sums(plan))
         elif plan.family == "resident":  # lines, pieces and slots are counts in the same code
@@ -225,8 +233,6 @@ def test_every_planned_kernel_is_compiled(name):
             flat.add((_sums(plan), plan.int64))
         elif plan.family == "shifted":  # and so are taps
             shifted.add(_sums(plan))
-        elif plan.family == "strip":  # so are rows, channels and stages
-            strips.add(_sums(plan))
         elif plan.family == "patch":  # extents of a patch are constants in the same code
             patches.add((plan.kernel, plan.tile.shape, plan.one_tap, _key(call)[-1]))
         elif plan.op != "dgrad_frame":  # has smaller tiles of the same kernels
@@ -256,7 +262,10 @@ def test_every_planned_kernel_is_compiled(name):
         if c.plan and c.plan.family == "flat"
     }
     assert shifted <= {_sums(c.plan) for c in dealt(TARGETS[name]) if c.family == "shifted"}
-    assert strips <= {_sums(c.plan) for c in dealt(TARGETS[name]) if c.family == "strip"}
+    most = max(
+        _sums_of_a_thread(c.plan) for c in dealt(TARGETS["sm_90"]) if c.kernel == "wgrad_planes"
+    )
+    assert max(products) <= most
     assert patches <= {
         (c.plan.kernel, c.plan.tile.shape, c.plan.one_tap, _key(c.planned)[-1])
         for target in TARGETS.values()
