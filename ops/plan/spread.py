@@ -126,6 +126,7 @@ class SpreadTile(Boxed):
             scattered = rows * self.pixels * line_bytes(32, step * problem.dtype.itemsize)
         return work._replace(
             launches=work.launches + self.copied,
+            exchanges=not problem.layout.channels_last or problem.layout.repacks,
             instructions=work.instructions + more,
             outside=work.outside + more,
             scattered_bytes=scattered,

@@ -17,6 +17,7 @@ from .planned import PlannedCall
 #: (kernel, case, dtype) of helpers in the table of machine code.
 RECORDED_HELPERS = (
     ("copy_flat", "dense", "tf32"),
+    ("copy_patches", "pixels", "bfloat16"),
     ("fprop_separable", "9x9", "float32"),
     ("lag_sums", "narrow", "float32"),
     ("sum_partials", "narrow", "float32"),
@@ -148,4 +149,5 @@ def _on_copies() -> Iterator[Configuration]:
             seen = exchange.seen(call.problem(TARGETS["sm_90"].device))
             tile = (banded if exchange is planes else gemm).tiles(seen)[0]
             plan = replace(choose.plan_with_tile(seen, tile), exchange=exchange)
-            yield Configuration("helper", name, kernel, replace(call, plan=plan), "")
+            recorded = (kernel, name, dtype) in RECORDED_HELPERS
+            yield Configuration("helper", name, kernel, replace(call, plan=plan), "", recorded)

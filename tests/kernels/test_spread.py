@@ -1,5 +1,6 @@
 """Patches of results as boxes of a convolution, and weight gradients of few channels."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -201,6 +202,18 @@ def test_multiply_adds_include_places_without_a_tap():
     work = rows.work(choose.plan_with_tile(problem, rows), problem)
     assert work.programs * work.macs == 5 * 32 * 14 * 56 * 64 * 128
     assert rows.partials == 4
+
+
+def test_straight_copies_are_plain_ones():
+    """67 channels of channels_last images become 72; copies of planes exchange the axes."""
+    geometry, tile = layer(67, 16), SpreadTile(1, 2, 64, 64, 64, 4, 1, 4, 4, copied=True)
+    for planes, repacks in itertools.product((False, True), repeat=2):
+        problem = problem_of("fprop", geometry, BFLOAT, planes)
+        boxes = "NCHW" if planes else ""
+        layout = replace(problem.layout, x_boxes=boxes, repacks=repacks)
+        problem = replace(problem, layout=layout)
+        work = tile.work(choose.plan_with_tile(problem, tile), problem)
+        assert work.exchanges == (planes or repacks)
 
 
 @pytest.mark.parametrize(
