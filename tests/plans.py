@@ -7,6 +7,7 @@ from closeness import run
 
 from tricorr.ops.plan import choose
 from tricorr.ops.plan.device import DEVICES, INTERPRETER
+from tricorr.ops.plan.gemm import GemmTile
 from tricorr.ops.plan.problem import Layout, Problem
 
 OPS = ("fprop", "dgrad", "wgrad")
@@ -42,6 +43,15 @@ def with_tile(op, geometry, tile, splits=1, precision="ieee", layout=PLAIN, **ch
     """A plan with the given tile and changed fields."""
     problem = Problem(op.removesuffix("_bias"), geometry, torch.float32, precision, layout)
     return replace(choose.plan_with_tile(problem, tile, splits), **changes)
+
+
+def plan_on(op, geometry, dtype, exchange, tile=None, splits=1):
+    """The plan on copies, or without, with a tile: of a GEMM through pointers if none is given."""
+    precision = "tf32" if dtype == torch.float32 else "ieee"
+    problem = Problem(op.removesuffix("_bias"), geometry, dtype, precision, PLAIN, H200)
+    tile = tile or GemmTile(32, 16, 16, num_warps=4, num_stages=2)
+    seen = problem if exchange is None else exchange.seen(problem)
+    return replace(choose.plan_with_tile(seen, tile, splits), exchange=exchange)
 
 
 def launched(op, args, geometry, plan, **options):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import FORMATS, SAME, in_format, tensors, whole_numbers
 from closeness import check, check_exact, exact, operands
-from plans import H200, PLAIN, launched
+from plans import H200, PLAIN, launched, plan_on, problem_of
 
 from tricorr import explain
 from tricorr.ops import geometry_of
@@ -18,13 +18,11 @@ from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.exchange.format_copies import ChannelsLast, Planes, Sampled
 from tricorr.ops.plan.exchange.offered import exchanges
 from tricorr.ops.plan.exchange.windows import Overlapping
-from tricorr.ops.plan.gemm import GemmTile
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.spread import SpreadTile
 from tricorr.ops.plan.tma import TmaTile
 
 HALF, BRAIN, FLOAT = torch.float16, torch.bfloat16, torch.float32
-PRECISION = {HALF: "ieee", BRAIN: "ieee", FLOAT: "tf32"}
 GEOMETRIES = {
     "three_apart": geometry_of((2, 20, 7, 8), (24, 20, 3, 3), (3, 3), SAME),
     "patches": geometry_of((2, 16, 8, 6), (24, 16, 4, 2), (4, 2)),
@@ -56,19 +54,11 @@ def _cases():
                 yield name, op, exchange, *((HALF, 1), (FLOAT, 2))[turn % 2]
 
 
-def plan_of(op, geometry, dtype, exchange, tile=None, splits=1):
-    """The plan on copies with a tile, of a GEMM through pointers if no other is given."""
-    name = op.removesuffix("_bias")
-    tile = tile or GemmTile(32, 16, 16, num_warps=4, num_stages=2)
-    seen = exchange.seen(Problem(name, geometry, dtype, PRECISION[dtype], PLAIN, H200))
-    return replace(choose.plan_with_tile(seen, tile, splits), exchange=exchange)
-
-
 @pytest.mark.parametrize(("name", "op", "exchange", "dtype", "splits"), list(_cases()), ids=str)
 def test_every_operator(kernel_backend, name, op, exchange, dtype, splits):
     geometry = GEOMETRIES[name]
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device, make=whole_numbers))
-    plan = plan_of(op, geometry, dtype, exchange, splits=splits)
+    plan = plan_on(op, geometry, dtype, exchange, splits=splits)
     actual = launched(op, args, geometry, plan)
     check_exact(op, args, geometry, actual)
     assert actual.is_contiguous()
@@ -80,9 +70,9 @@ def test_boxes_of_copies(kernel_backend, op, dtype):
     """A kernel that loads through tensor descriptors, in parts."""
     geometry = GEOMETRIES["unstrided"]
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
-    plan = plan_of(op, geometry, dtype, BOTH, TmaTile(2, 2, 8, 16, 16, 4, 2), splits=2)
+    plan = plan_on(op, geometry, dtype, BOTH, TmaTile(2, 2, 8, 16, 16, 4, 2), splits=2)
     actual = launched(op, args, geometry, plan)
-    check(op, args, geometry, actual=actual, precision=PRECISION[dtype])
+    check(op, args, geometry, actual=actual, precision=plan.precision)
 
 
 @pytest.mark.parametrize("exchange", [OF_SAMPLES[-1], BOTH], ids=str)
@@ -91,7 +81,7 @@ def test_pixels_that_no_window_reaches_have_the_bias(kernel_backend, exchange):
     made = tensors(geometry, FLOAT, kernel_backend.device, make=whole_numbers)
     dy, weight = operands("dgrad", *made)
     bias = torch.arange(geometry.C, device=dy.device, dtype=FLOAT)
-    plan = plan_of("dgrad", geometry, FLOAT, exchange)
+    plan = plan_on("dgrad", geometry, FLOAT, exchange)
     actual = launched("dgrad", (dy, weight), geometry, plan, bias=bias)
     expected = exact("dgrad", (dy, weight), geometry)
     expected += bias.cpu().double()[:, None, None]
@@ -128,10 +118,10 @@ def test_images_in_planes(kernel_backend, name, op, dtype, last):
     args = operands(op, x, weight, bias, dy)
     exchange = PLANES if last and not gradient else READS_PLANES
     tile = ColumnsTile(8, 8) if name == "strided" and op == "fprop_bias" else None
-    problem = Problem(op.removesuffix("_bias"), geometry, dtype, PRECISION[dtype], device=H200)
+    problem = problem_of(op, geometry, dtype, layout=PLAIN)
     if banded.is_legal(problem):
         tile = BandedGradTile(8, 16, 16, 2, 4, 1) if gradient else BandedTile(16, 2, 8, 128, 4, 1)
-    actual = launched(op, args, geometry, plan_of(op, geometry, dtype, exchange, tile))
+    actual = launched(op, args, geometry, plan_on(op, geometry, dtype, exchange, tile))
     check_exact(op, args, geometry, actual)
     assert gradient or actual.is_contiguous(memory_format=FORMATS[form])
 
@@ -156,7 +146,7 @@ def test_windows_as_pixels_that_overlap(kernel_backend, name):
     boxes = TmaTile(1, 2, 8, 16, 16, 4, 2)
     patches = SpreadTile(1, 1, 8, 32, 16, 3, 1, 4, 2)
     for tile in (None, patches if name == "unstrided" else boxes):
-        plan = plan_of("fprop_bias", geometry, dtype, OVERLAPPING, tile, splits)
+        plan = plan_on("fprop_bias", geometry, dtype, OVERLAPPING, tile, splits)
         actual = launched("fprop_bias", args, geometry, plan)
         check_exact("fprop_bias", args, geometry, actual)
 
@@ -178,7 +168,7 @@ def test_gradients_in_pixels_of_dy_that_overlap(kernel_backend, name):
     args = operands("dgrad", *others, *in_format([dy], ("NCHW", "NHWC")[turn // 2]))
     boxes, patches = TmaTile(1, 2, 8, 16, 16, 4, 2), SpreadTile(1, 1, 8, 32, 16, 3, 1, 4, 2)
     for tile in (None, boxes if name == "wide" else patches):
-        plan = plan_of("dgrad", geometry, dtype, OVERLAPPING, tile, splits)
+        plan = plan_on("dgrad", geometry, dtype, OVERLAPPING, tile, splits)
         actual = launched("dgrad", args, geometry, plan)
         check_exact("dgrad", args, geometry, actual)
 
@@ -221,7 +211,7 @@ def test_a_residual_is_copied_to_planes(kernel_backend):
     made = tensors(geometry, HALF, kernel_backend.device, make=whole_numbers)
     x, weight, bias, residual = in_format(made)
     tile = BandedTile(16, 2, 8, 128, 4, 1)
-    plan = plan_of("fprop", geometry, HALF, PLANES, tile)
+    plan = plan_on("fprop", geometry, HALF, PLANES, tile)
     actual, direct = (
         launched("fprop", (x, weight, bias), geometry, one, residual=residual)
         for one in (plan, replace(plan, exchange=None))
@@ -235,7 +225,7 @@ def test_the_epilogue_is_the_kernels(kernel_backend, activation):
     made = tensors(geometry, FLOAT, kernel_backend.device, make=whole_numbers)
     x, weight, bias, residual = made
     more = {"activation": activation, "residual": residual if activation == "gelu" else None}
-    plan = plan_of("fprop", geometry, FLOAT, READS if activation == "gelu" else BOTH)
+    plan = plan_on("fprop", geometry, FLOAT, READS if activation == "gelu" else BOTH)
     actual = launched("fprop", (x, weight, bias), geometry, plan, **more)
     direct = launched("fprop", (x, weight, bias), geometry, replace(plan, exchange=None), **more)
     assert torch.equal(actual, direct)
@@ -248,7 +238,7 @@ def test_one_launch_copies_the_image_and_the_weight():
     geometry = geometry_of((2, 32, 9, 9), (16, 32, 3, 3), (3, 3))
     x, weight, _, y = (t.to("meta") for t in tensors(geometry, HALF))
     for splits in (1, 2):
-        plan = plan_of("fprop", geometry, HALF, BOTH, splits=splits)
+        plan = plan_on("fprop", geometry, HALF, BOTH, splits=splits)
         call = fprop_call(Tensors(x, weight, y), geometry, plan)
         names = [one.kernel.__name__ for one in call.launches()]
         partial = ["sum_partials"] * (splits > 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import in_format, tensors, whole_numbers
 from closeness import check, check_exact, exact, operands
-from plans import H200, PLAIN, launched
+from plans import launched, plan_on
 
 from tricorr import explain
 from tricorr.ops import geometry_of
@@ -17,12 +17,10 @@ from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.exchange.image_patches import PatchCopy, Patches
 from tricorr.ops.plan.exchange.offered import exchanges
 from tricorr.ops.plan.exchange.windows import Merged
-from tricorr.ops.plan.gemm import GemmTile
 from tricorr.ops.plan.problem import Problem
 from tricorr.ops.plan.tma import TmaTile
 
 HALF, BRAIN, FLOAT = torch.float16, torch.bfloat16, torch.float32
-PRECISION = {HALF: "ieee", BRAIN: "ieee", FLOAT: "tf32"}
 FORMATS = {"crs": torch.contiguous_format, "rsc": torch.channels_last}
 LAST = torch.channels_last
 OPS = ("fprop_bias", "dgrad", "wgrad")
@@ -39,14 +37,6 @@ MERGED = {
     **{name: GEOMETRIES[name] for name in ("whole", "rest", "odd_channels", "one_window")},
     "rows_meet": geometry_of((2, 8, 7, 8), (18, 8, 3, 4), (2, 4), ((1, 1), (0, 0)), (2, 1)),
 }
-
-
-def plan_of(op, geometry, dtype, exchange, tile=None, splits=1):
-    """The plan of an exchange with a tile, of a GEMM through pointers if no other is given."""
-    name = op.removesuffix("_bias")
-    tile = tile or GemmTile(32, 16, 16, num_warps=4, num_stages=2)
-    problem = Problem(name, geometry, dtype, PRECISION[dtype], PLAIN, H200)
-    return replace(choose.plan_with_tile(exchange.seen(problem), tile, splits), exchange=exchange)
 
 
 def in_patches(x, g, order):
@@ -121,7 +111,7 @@ def test_products_of_patches(kernel_backend, name, op, exchange, dtype, splits):
     geometry = GEOMETRIES[name]
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device, make=whole_numbers))
     args = weights_in(op, args, exchange.order)
-    plan = plan_of(op, geometry, dtype, exchange, splits=splits)
+    plan = plan_on(op, geometry, dtype, exchange, splits=splits)
     actual = launched(op, args, geometry, plan)
     check_exact(op, args, geometry, actual)
     assert actual.is_contiguous()
@@ -142,7 +132,7 @@ def test_columns_of_a_window_are_channels(kernel_backend, name, op, dtype, order
     geometry = MERGED[name]
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device, make=whole_numbers))
     args = weights_in(op, in_format(args), order)
-    plan = plan_of(op, geometry, dtype, Merged())
+    plan = plan_on(op, geometry, dtype, Merged())
     actual = launched(op, args, geometry, plan)
     check_exact(op, args, geometry, actual)
     assert actual.is_contiguous(memory_format=LAST)
@@ -174,9 +164,9 @@ def test_boxes(kernel_backend, op, dtype, form):
     exchange = Patches("crs", y_last=True)
     if form == "merged":
         args, exchange = in_format(args), Merged()
-    plan = plan_of(op, geometry, dtype, exchange, TmaTile(2, 2, 4, 16, 16, 4, 2), splits=2)
+    plan = plan_on(op, geometry, dtype, exchange, TmaTile(2, 2, 4, 16, 16, 4, 2), splits=2)
     actual = launched(op, args, geometry, plan)
-    check(op, args, geometry, actual=actual, precision=PRECISION[dtype])
+    check(op, args, geometry, actual=actual, precision=plan.precision)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +190,7 @@ def test_the_bias_of_an_input_gradient_is_added_before_the_one_rounding(
         dy = dy.contiguous(memory_format=LAST)
     dy, weight = weights_in("dgrad", (dy, weight), getattr(exchange, "order", "rsc"))
     bias = torch.arange(2 * geometry.C, device=dy.device, dtype=FLOAT)[::2]
-    plan = plan_of("dgrad", geometry, FLOAT, exchange)
+    plan = plan_on("dgrad", geometry, FLOAT, exchange)
     actual = launched("dgrad", (dy, weight), geometry, plan, bias=bias)
     expected = exact("dgrad", (dy, weight), geometry)
     expected += bias.cpu().double()[:, None, None]
@@ -216,7 +206,7 @@ def test_the_epilogue_is_the_kernels(kernel_backend, merged):
     if merged:
         x, weight = in_format((x, weight))
         exchange = Merged()
-    plan = plan_of("fprop", geometry, FLOAT, exchange)
+    plan = plan_on("fprop", geometry, FLOAT, exchange)
     more = {"activation": "gelu", "residual": residual}
     actual = launched("fprop", (x, weight, bias), geometry, plan, **more)
     direct = launched("fprop", (x, weight, bias), geometry, replace(plan, exchange=None), **more)

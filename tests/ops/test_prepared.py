@@ -5,13 +5,12 @@ They give the same results as calls that are built anew, and keep no tensor aliv
 
 import gc
 import weakref
-from dataclasses import replace
 
 import pytest
 import torch
 from cases import SAME, in_format, tensors, whole_numbers
 from closeness import OPS, check, check_exact, operands, run
-from plans import H200, PLAIN, launched, planned, problem_of
+from plans import launched, plan_on, planned, problem_of
 from simulator.driver import simulated
 
 from tricorr.kernels.versions import HAS_GLUON
@@ -22,8 +21,7 @@ from tricorr.ops.plan.exchange.format_copies import Sampled
 from tricorr.ops.plan.exchange.image_patches import Patches
 from tricorr.ops.plan.exchange.windows import Merged
 from tricorr.ops.plan.flat import FlatTile
-from tricorr.ops.plan.gemm import GemmTile
-from tricorr.ops.plan.problem import Layout, Problem
+from tricorr.ops.plan.problem import Layout
 from tricorr.ops.plan.reuse import ReuseTile
 from tricorr.ops.plan.tma import TmaTile
 
@@ -121,21 +119,16 @@ PATCHES = geometry_of((2, 16, 8, 16), (24, 16, 4, 4), (4, 4))
 
 def plan_on_copies(way, op):
     """(geometry, plan) that copies images or the weight before its kernel, in float16 or TF32."""
+    half, blocks = torch.float16, (2, 2, 8, 16, 32, 4, 2)
     if way == "flat":
-        problem = Problem("wgrad", ODD, torch.float32, "tf32", PLAIN, H200)
-        return ODD, plan_with_tile(problem, FlatTile(16, 16, 16, 4, 2), 2)
-    exchange, geometry = {
-        "images": (None, ODD),
-        "samples": (Sampled(True, op == "dgrad"), POINTS),
-        "patches": (Patches("crs", y_last=op != "fprop_bias"), PATCHES),
-        "merged": (Merged(), PATCHES),
-    }[way]
-    problem = Problem(op.removesuffix("_bias"), geometry, torch.float16, "ieee", PLAIN, H200)
-    if exchange is None:
-        blocks = (2, 8, 2, 16, 32, 4, 2, 3) if op == "wgrad" else (2, 2, 8, 16, 32, 4, 2)
-        return geometry, plan_with_tile(problem, TmaTile(*blocks, copied=True), 2)
-    plan = plan_with_tile(exchange.seen(problem), GemmTile(32, 16, 16, num_warps=4, num_stages=2))
-    return geometry, replace(plan, exchange=exchange)
+        return ODD, plan_on("wgrad", ODD, torch.float32, None, FlatTile(16, 16, 16, 4, 2), 2)
+    if way == "images":
+        blocks = (2, 8, 2, 16, 32, 4, 2, 3) if op == "wgrad" else blocks
+        return ODD, plan_on(op, ODD, half, None, TmaTile(*blocks, copied=True), 2)
+    if way == "samples":
+        return POINTS, plan_on(op, POINTS, half, Sampled(True, op == "dgrad"))
+    exchange = Patches("crs", y_last=op != "fprop_bias") if way == "patches" else Merged()
+    return PATCHES, plan_on(op, PATCHES, half, exchange)
 
 
 def check_prepared(op, geometry, plan, built, device="cpu", format="NCHW"):
