@@ -45,60 +45,34 @@ def helper_configurations() -> Iterator[Configuration]:
             ((8, 64, 56, 56, 64), 7, 7, "zeros", True),
         )
     }
-    made: list[tuple[str, str, str, Case, str, Iterable[str]]] = [
-        ("build_bands", "banded", "image31", CASES["banded"]["image31"], "fprop", PRODUCTS["half"]),
-        ("build_bands", "banded", "image31", CASES["banded"]["image31"], "fprop", ("tf32",)),
-        (
-            "build_lines",
-            "resident",
-            "image31",
-            CASES["resident"]["image31"],
-            "fprop",
-            PRODUCTS["half"],
-        ),
-        ("copy_images", "gemm", "weight", CASES["gemm"]["planes"], "fprop", PRODUCTS["half"]),
-        ("copy_images", "gemm", "weight", CASES["gemm"]["planes"], "fprop", ("float32", "float64")),
+    half, some = PRODUCTS["half"], ("bfloat16", "tf32")
+    #: (kernel, name, family, its case, operator, dtypes)
+    made: list[tuple[str, str, str, str | Case, str, Iterable[str]]] = [
+        ("build_bands", "image31", "banded", "image31", "fprop", (*half, "tf32")),
+        ("build_lines", "image31", "resident", "image31", "fprop", half),
+        ("copy_images", "weight", "gemm", "planes", "fprop", (*half, "float32", "float64")),
+        ("copy_images", "short_rows-fprop", "tma", "short_rows", "fprop", some),
+        ("copy_images", "ragged-fprop", "tma", "ragged", "fprop", some),
+        ("copy_images", "ragged-wgrad", "tma", "ragged", "wgrad", some[:1]),
+        ("copy_images", "ragged_planes-wgrad", "tma", "ragged_planes", "wgrad", some),
         *(
-            ("copy_images", "tma", f"{name}-{op}", CASES["tma"][name], op, dtypes.split())
-            for name, op, dtypes in (
-                ("short_rows", "fprop", "bfloat16 tf32"),
-                ("ragged", "fprop", "bfloat16 tf32"),
-                ("ragged", "wgrad", "bfloat16"),
-                ("ragged_planes", "wgrad", "bfloat16 tf32"),
-            )
-        ),
-        *(
-            ("copy_flat", "flat", name, CASES["flat"][name], "wgrad", ("tf32",))
+            ("copy_flat", name, "flat", name, "wgrad", ("tf32",))
             for name in ("dense", "last", "strided")
         ),
-        ("build_patch_weight", "patch", "head", CASES["patch"]["head"], "fprop", PRODUCTS["half"]),
-        ("build_patch_weight", "patch", "head", CASES["patch"]["head"], "fprop", ("tf32",)),
-        ("sum_partials", "gemm", "narrow", CASES["gemm"]["dense"], "wgrad", EXACT),
-        ("sum_partials", "gemm", "wide", wide, "wgrad", EXACT),
-        (
-            "sum_partials",
-            "gemm",
-            "planes",
-            CASES["gemm"]["planes"],
-            "wgrad",
-            ("bfloat16", "float32"),
-        ),
-        ("sum_partials", "gemm", "image", epilogue, "fprop", ("bfloat16", "float64")),
-        ("lag_sums", "stencil", "narrow", image, "wgrad", EXACT),
-        ("lag_sums", "stencil", "wide", images, "wgrad", EXACT),
+        ("build_patch_weight", "head", "patch", "head", "fprop", (*half, "tf32")),
+        ("sum_partials", "narrow", "gemm", "dense", "wgrad", EXACT),
+        ("sum_partials", "wide", "gemm", wide, "wgrad", EXACT),
+        ("sum_partials", "planes", "gemm", "planes", "wgrad", ("bfloat16", "float32")),
+        ("sum_partials", "image", "gemm", epilogue, "fprop", ("bfloat16", "float64")),
+        ("lag_sums", "narrow", "stencil", image, "wgrad", EXACT),
+        ("lag_sums", "wide", "stencil", images, "wgrad", EXACT),
         *(
-            (
-                "fprop_separable",
-                "stencil",
-                name,
-                case,
-                "fprop",
-                EXACT if name == "9x9" else EXACT[:3],
-            )
-            for name, case in windows.items()
+            ("fprop_separable", n, "stencil", case, "fprop", EXACT if n == "9x9" else EXACT[:3])
+            for n, case in windows.items()
         ),
     ]
-    for kernel, family, name, case, op, dtypes in made:
+    for kernel, name, family, key, op, dtypes in made:
+        case = CASES[family][key] if isinstance(key, str) else key
         for dtype in dtypes:
             if (kernel, dtype) == ("sum_partials", "uint8"):
                 continue
