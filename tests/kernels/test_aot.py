@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -151,38 +152,65 @@ def _need_tools(target):
             pytest.skip("this triton has no cuobjdump to disassemble machine code")
 
 
-def _key(call):
-    # The same tile may serve two kinds of product: float64's and exact float32's.
+def _whole(call):
     plan = call.plan
-    precision = "float64" if call.dtype == "float64" else plan.precision
-    product = precision if plan.family in ("gemm", "banded", "patch") else ""
-    return plan.op, plan.tile, plan.one_tap, plan.int64, product
+    # Where the weight lies is a rare choice: built for one target.
+    tile = replace(plan.tile, in_place=False) if plan.family == "gemm" else plan.tile
+    return tile, plan.op, plan.one_tap, plan.int64, _product(call)
 
 
-def _table_tile(plan):
-    """The tile as in the table; a weight gradient's BLOCK_H and BLOCK_W depend on the image."""
-    if plan.kernel != "wgrad_banded":
-        return plan.tile
+def _product(call):
+    """The same tile may serve two kinds of product: float64's and exact float32's."""
+    if call.plan.family not in ("gemm", "banded", "patch"):
+        return ""
+    return "float64" if call.dtype == "float64" else call.plan.precision
+
+
+def _banded(call):
+    """BLOCK_H and BLOCK_W of a weight gradient depend on the image."""
+    plan = call.plan
+    if plan.op != "wgrad":
+        return "fprop", plan.tile, plan.int64
     step = plan.tile.BLOCK_H * plan.tile.BLOCK_W
-    return replace(plan.tile, BLOCK_H=1, BLOCK_W=step)
+    return plan.op, replace(plan.tile, BLOCK_H=1, BLOCK_W=step), plan.int64
 
 
-def _every_banded():
-    for target in TARGETS.values():
-        yield from (c for c in configurations(target) if c.plan and c.plan.family == "banded")
-
-
-def _shape(plan):
-    tile = plan.tile
+def _boxes(call):
+    """The shape of a box changes only shifts of its coordinates."""
+    plan, tile = call.plan, call.plan.tile
     size = tile.BLOCK_K if plan.op == "wgrad" else tile.pixels
     # Three taps hold more than two.
     shape = tile.BLOCK_N, size, tile.BLOCK_S > 1, tile.num_warps, tile.num_stages
     return plan.op, *shape, tile.persistent > 0, plan.precision
 
 
-def _sums(plan, taps=True):
-    number = taps and getattr(plan.tile, "BLOCK_R", 0)
-    return plan.op, plan.tile.step(plan.op)[:2], number, plan.tile.num_warps, plan.precision
+def _sums(call):
+    """Rows, stages, places and parts of rows are numbers in the same code."""
+    plan, tile = call.plan, call.plan.tile
+    taps = 0 if plan.family == "spread" else getattr(tile, "BLOCK_R", 0)
+    return plan.op, tile.step(plan.op)[:2], taps, tile.num_warps, plan.precision
+
+
+#: What the code of a family's kernels depends on.
+CODE = {
+    "banded": _banded,
+    "tma": _boxes,
+    "reuse": _sums,
+    "planes": _sums,
+    "spread": _sums,
+    "shifted": _sums,
+    "flat": lambda call: (*_sums(call), call.plan.int64),
+    # Lines, pieces and slots are numbers in the same code.
+    "resident": lambda call: (call.kernel, call.plan.tile.STACK),
+    # So are the extents of a patch.
+    "patch": lambda c: (c.kernel, c.plan.tile.shape, c.plan.one_tap, _product(c)),
+}
+#: Each target builds all choices of these; of others, a choice may be built on another target.
+EVERYWHERE = ("reuse", "planes", "spread", "shifted", "resident")
+
+
+def _code(call):
+    return call.plan.family, CODE.get(call.plan.family, _whole)(call)
 
 
 def _sums_of_a_thread(plan):
@@ -192,91 +220,38 @@ def _sums_of_a_thread(plan):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_planned_kernel_is_compiled(name):
-    device, rng = TARGETS[name].device, random.Random(name)
-    compiled = {
-        _key(c.planned)
-        for target in TARGETS.values()
-        for c in dealt(target)
-        if c.kernel not in ("sum_partials", "lag_sums", "fprop_separable")
-    }
-    banded = {(c.plan.op, _table_tile(c.plan), c.plan.int64) for c in _every_banded()}
-    resident = {
-        (c.plan.op, c.plan.tile.STACK) for c in dealt(TARGETS[name]) if c.family == "resident"
-    }
-    here = {c.plan.tile for c in dealt(TARGETS[name]) if c.plan}
-    seen, rows, boxes, patches = 0, [], set(), set()
-    reused, in_planes, spread, flat, shifted = set(), set(), set(), set(), set()
-    products = {0}
-    for call in itertools.islice(random_calls.calls(rng, device), 1000):
-        plan = call.plan
-        if plan.family == "banded":
-            op = "wgrad" if plan.op == "wgrad" else "fprop"
-            assert (op, _table_tile(plan), plan.int64) in banded, plan
-        elif plan.family == "columns":
-            assert plan.tile.held(call.problem(device)) <= columns.PER_THREAD, call
-        elif plan.family == "rows":
-            rows.append(call)
-        elif plan.family == "tma":  # the shape of a box changes only shifts of its coordinates
-            boxes.add(_shape(plan))
-        elif plan.family == "reuse":  # rows, taps and stages are counts in the same code
-            reused.add(_sums(plan))
-        elif plan.kernel == "wgrad_planes":  # and so are rows, taps and filters
-            products.add(_sums_of_a_thread(plan))
-        elif plan.family == "planes":  # and so are parts of rows
-            in_planes.add(_sums(plan))
-        elif plan.family == "resident":  # lines, pieces and slots are counts in the same code
-            op = "dgrad" if call.workload.geometry.stride != (1, 1) else "fprop"
-            assert (op, plan.tile.STACK) in resident, plan
-        elif plan.family == "spread":  # and so are places
-            spread.add(_sums(plan, taps=False))
-        elif plan.family == "flat":  # and so are the taps of copies
-            flat.add((_sums(plan), plan.int64))
-        elif plan.family == "shifted":  # and so are taps
-            shifted.add(_sums(plan))
-        elif plan.family == "patch":  # extents of a patch are constants in the same code
-            patches.add((plan.kernel, plan.tile.shape, plan.one_tap, _key(call)[-1]))
+    """Or one whose code differs in numbers alone."""
+    target = TARGETS[name]
+    here = {_code(c.planned) for c in _built(target)}
+    tiles = {code[0] for family, code in here if family not in CODE}
+    anywhere = {_code(c.planned) for other in TARGETS.values() for c in _built(other)}
+    ours = [c.plan for c in dealt(TARGETS["sm_90"]) if c.kernel == "wgrad_planes"]
+    most = max(map(_sums_of_a_thread, ours))
+    found = Counter()
+    for call in itertools.islice(random_calls.calls(random.Random(name), target.device), 1000):
+        plan, problem = call.plan, call.problem(target.device)
+        found[plan.family] += 1
+        if plan.family == "columns":
+            assert plan.tile.held(problem) <= columns.PER_THREAD, call
+        elif plan.family == "rows":  # tiles depend on the geometry
+            assert plan.tile.held(problem) * problem.words <= MAX_HELD, call
+        elif plan.kernel == "wgrad_planes":
+            assert _sums_of_a_thread(plan) <= most, call
         elif plan.op != "dgrad_frame":  # has smaller tiles of the same kernels
-            seen += 1
-            # Where the weight lies is a rare choice: built for one target.
-            tile = replace(plan.tile, in_place=False) if plan.family == "gemm" else plan.tile
-            assert tile in here, plan
-            assert _key(call) in compiled, plan
-    assert seen > 250
-    assert boxes <= {
-        _shape(c.plan)
-        for target in TARGETS.values()
-        for c in dealt(target)
-        if c.plan and c.plan.family == "tma"
-    }
-    assert bool(boxes) == (device.arch in ARCHITECTURES)
-    assert reused <= {_sums(c.plan) for c in dealt(TARGETS[name]) if c.family == "reuse"}
-    assert bool(reused) == (name == "sm_90")
-    assert in_planes <= {_sums(c.plan) for c in dealt(TARGETS[name]) if c.family == "planes"}
-    assert spread <= {
-        _sums(c.plan, taps=False) for c in dealt(TARGETS[name]) if c.family == "spread"
-    }
-    assert flat <= {
-        (_sums(c.plan), c.plan.int64)
-        for target in TARGETS.values()
-        for c in dealt(target)
-        if c.plan and c.plan.family == "flat"
-    }
-    assert shifted <= {_sums(c.plan) for c in dealt(TARGETS[name]) if c.family == "shifted"}
-    most = max(
-        _sums_of_a_thread(c.plan) for c in dealt(TARGETS["sm_90"]) if c.kernel == "wgrad_planes"
-    )
-    assert max(products) <= most
-    assert patches <= {
-        (c.plan.kernel, c.plan.tile.shape, c.plan.one_tap, _key(c.planned)[-1])
-        for target in TARGETS.values()
-        for c in dealt(target)
-        if c.plan and c.plan.family == "patch"
-    }
-    # Tiles of rows kernels depend on the geometry; none holds more values than the compiled ones.
-    assert len(rows) > 20
-    for call in rows:
-        problem = call.problem(device)
-        assert call.plan.tile.held(problem) * problem.words <= MAX_HELD, call
+            family, code = _code(call)
+            assert (family, code) in (here if family in EVERYWHERE else anywhere), call
+            assert family in CODE or code[0] in tiles, call
+    assert found["gemm"] > 250
+    assert found["rows"] > 20
+    assert bool(found["tma"]) == (target.device.arch in ARCHITECTURES)
+    assert bool(found["reuse"]) == (name == "sm_90")
+
+
+def _built(target):
+    """Configurations whose kernels are those of their plans."""
+    banded = [c for c in configurations(target) if c.family == "banded"]
+    others = ("helper", "frame", "rows", "columns", "banded")
+    return banded + [c for c in dealt(target) if c.family not in others]
 
 
 def test_rows_kernels_are_compiled_with_the_most_values_per_thread():
