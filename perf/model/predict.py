@@ -1,6 +1,6 @@
 """Predictions: bytes, waste and time of every workload's plan by arithmetic, before any run.
 
-    python -m tricorr.perf predict [--device h200] [--suite images] [--json]
+    python -m tricorr.perf predict [--device h200] [--suite images]
 
 Nothing here was measured. A prediction exists to be compared with rows: where a row is far from it,
 an assumption is wrong, and the unit that leads says which. ops/plan/cost.py and the families beside
@@ -15,9 +15,8 @@ it have the arithmetic and the rates, by which the planner chooses too. Besides:
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from ...ops.explain import device_named
 from ...ops.plan import choose
@@ -144,7 +143,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", action="append", default=[], choices=SUITES)
     parser.add_argument("--op", action="append", default=[], choices=ALL_OPS)
     parser.add_argument("--dtype", action="append", default=[], choices=sorted(TENSOR_DTYPES))
-    parser.add_argument("--json", action="store_true", help="one prediction a line")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -154,9 +152,6 @@ def main(options: argparse.Namespace) -> int:
     found = list(predict_workloads(select(options.suite), device, ops, options.dtype))
     if not found:
         raise ValueError("no workload of these suites has such an operator and dtype")
-    if options.json:
-        print("\n".join(json.dumps(asdict(p)) for p in found))
-        return 0
     print(
         f"Predicted for {device.name} by a model, not measured.\n"
         "ops/plan/cost.py says what is assumed, and what is left out.\n"

@@ -80,19 +80,6 @@ def test_rows_of_a_copy_are_filled_up_with_zeros(kernel_backend, shape, format):
         assert not out[..., w:].any(), name
 
 
-def test_no_copy_of_a_weight_outlives_its_call(kernel_backend):
-    """An in-place update of the weight must take effect, also in a prepared call."""
-    from tricorr.ops.launch import entry as launch
-
-    geometry = geometry_of((1, 16, 5, 6), (16, 16, 3, 3))
-    x = torch.randn(geometry.x_shape, device=kernel_backend.device)
-    weight = torch.randn(geometry.weight_shape, device=kernel_backend.device)
-    for _ in range(3):
-        y = launch.fprop(x, weight, None, geometry)
-        weight.data.mul_(2)  # does not change autograd's version counter
-        assert torch.equal(launch.fprop(x, weight, None, geometry), 2 * y)
-
-
 #: Images that no descriptor can describe as NHWC: planes, or an odd number of channels. Boxes of 16
 #: pixels divide the planes of y, as a weight gradient requires.
 GEOMETRIES = {

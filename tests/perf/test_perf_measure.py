@@ -260,6 +260,9 @@ def test_expected_values_are_the_references(per_sample, draws, monkeypatch):
         (["gpu", "nothing"], "no workload is called nothing"),
         (["tune", "images-4096-3x3"], "PyTorch finds no GPU here"),
         (["predict", "--suite", "odd", "--dtype", "float64"], "no workload of these suites"),
+        (["codegen", "sm_1"], "no target is called sm_1"),
+        (["codegen", "-k", "[", "--list"], "must be a regular expression"),
+        (["codegen", "-k", "nothing_is_called_so", "--list"], "no configuration matches"),
     ],
 )
 def test_an_error_is_one_line(arguments, said, capsys):
