@@ -88,8 +88,11 @@ def fprop_planes(
     xs = gl.allocate_shared_memory(
         dtype, [STAGES * ROWS * PARTS, 1, 1, BLOCK_K, TILE.BLOCK_W // PARTS], x_desc.layout
     )
+    # Channels of a product: all of a step, but for TF32 and a window of one row.
+    CHUNK: gl.constexpr = MATRIX[1 if LAYOUT.CROSSWISE else 2]
+    CHUNKS: gl.constexpr = BLOCK_K // CHUNK
     weights = gl.allocate_shared_memory(
-        dtype, [STAGES * TAPS, 1, MATRIX[1], MATRIX[2]], weight_desc.layout
+        dtype, [STAGES * TAPS * CHUNKS, 1, MATRIX[1], MATRIX[2]], weight_desc.layout
     )
     loaded = barriers(STAGES)
 
@@ -103,19 +106,24 @@ def fprop_planes(
     sums = ()
     for _ in gl.static_range(WINDOW.S):
         sums += (warpgroup_mma_init(gl.zeros([PIXELS, BLOCK_F], gl.float32, SUMS)),)
-    # Products that are started before those of the last step are waited for: as many as can be.
-    AHEAD: gl.constexpr = min(WINDOW.R, max(1, 7 // WINDOW.S))
+    # Products that are started before those of the last step are waited for: as many as can be. In
+    # TF32, all but those of one row of taps: the next ones get registers of earlier ones.
+    ROUNDS: gl.constexpr = WINDOW.R * CHUNKS
+    AHEAD: gl.constexpr = min(ROUNDS, max(1, 7 // WINDOW.S)) if BITS == 16 else 1
     for step in range(steps):
         slot = step % STAGES
         mbarrier.wait(loaded.index(slot), step // STAGES & 1)
-        for r in gl.static_range(WINDOW.R):
-            image = xs.index((slot * ROWS + r * WINDOW.DIL_H) * PARTS)
-            sums = add_row(
-                sums, image._reinterpret(dtype, [BLOCK_K, PIXELS], BOX), weights,
-                slot * TAPS + r * WINDOW.S, LAYOUT.CROSSWISE,
-            )  # fmt: skip
-            if r == AHEAD - 1:
+        for i in gl.static_range(ROUNDS):
+            rows = xs.index((slot * ROWS + i // CHUNKS * WINDOW.DIL_H) * PARTS)
+            if BITS == 16:
+                image = rows._reinterpret(dtype, [BLOCK_K, PIXELS], BOX).permute([1, 0])
+            else:
+                image = in_registers(rows, i % CHUNKS, CHUNK, PIXELS, TILE, DOWN, SUMS)
+            first = (slot * TAPS + i // CHUNKS * WINDOW.S) * CHUNKS + i % CHUNKS
+            sums = add_row(sums, image, weights, first, CHUNKS, LAYOUT.CROSSWISE)
+            if i == AHEAD - 1 or BITS == 32:
                 sums = wait_for(min(AHEAD * WINDOW.S, 7), sums)
+            if i == AHEAD - 1:
                 load_step(
                     x_desc, weight_desc, xs, weights, loaded, step + STAGES - 1, steps, corner,
                     weight_corner, WINDOW, LAYOUT, TILE, STAGES,
@@ -126,10 +134,13 @@ def fprop_planes(
     for i in gl.static_range(STAGES):
         mbarrier.invalidate(loaded.index(i))
 
-    # Runs of 4 pixels, side by side: 16 bytes of sums.
-    SIDE: gl.constexpr = min(32, PIXELS // 4)
-    STORED: gl.constexpr = gl.BlockedLayout([1, 4], [32 // SIDE, SIDE], [WARPS, 1], [1, 0])
-    acc = shifted_sums(done, TILE.BLOCK_W, WINDOW.PAD_W, STORED)
+    # Runs of pixels, side by side: 8 bytes of results.
+    RUN: gl.constexpr = 64 // BITS
+    SIDE: gl.constexpr = min(32, PIXELS // RUN)
+    STORED: gl.constexpr = gl.BlockedLayout([1, RUN], [32 // SIDE, SIDE], [WARPS, 1], [1, 0])
+    if BITS == 32:
+        done = in_order(done, x_desc.block_type.shape[3])
+    acc = shifted_sums(done, TILE.BLOCK_W, WINDOW.PAD_W, RUN, STORED)
     group_k = tile_n * BLOCK_F + gl.arange(0, BLOCK_F, gl.SliceLayout(1, STORED))[:, None]
     m = gl.arange(0, PIXELS, gl.SliceLayout(0, STORED))[None, :]
     column = m % TILE.BLOCK_W
@@ -159,12 +170,63 @@ def outputs_of(BLOCK_W, S, PAD_W, PIECE):
     return (BLOCK_W - S + 1 + PAD_W - left_of(PAD_W, PIECE)) // PIECE * PIECE
 
 
+@gluon.constexpr_function
+def fragments(PIXELS, SPAN, CHUNK, DOWN):
+    """The layout of [PIXELS / SPAN, CHUNK, SPAN] in which in_registers loads them.
+
+    Of a fragment of 16 pixels and 8 channels, lanes have 8 pixels and 4 channels, and registers two
+    of each. DOWN warps have 16 pixels each.
+    """
+    middle = [[0, 0, 1 << bit] for bit in range(2, SPAN.bit_length() - 2)]
+    parts = [[1 << bit, 0, 0] for bit in range((PIXELS // SPAN).bit_length() - 1)]
+    channels = [[0, 1 << bit, 0] for bit in range(CHUNK.bit_length() - 1)]
+    pair, *rest = middle + parts
+    warps = DOWN.bit_length() - 1
+    registers = [pair, *channels[2:], *rest[warps:]]
+    lanes = [*channels[:2], [0, 0, 1], [0, 0, 2], [0, 0, SPAN // 2]]
+    shape = [PIXELS // SPAN, CHUNK, SPAN]
+    return gl.DistributedLinearLayout(registers, lanes, rest[:warps], [], shape)
+
+
 @gluon.jit
-def add_row(sums, image, weights, first, CROSSWISE: gl.constexpr):
+def in_registers(
+    rows, chunk, CHUNK: gl.constexpr, PIXELS: gl.constexpr, TILE: gl.constexpr,
+    DOWN: gl.constexpr, SUMS: gl.constexpr,
+):  # fmt: skip
+    """The left operand [pixels, channels] of BLOCK_P rows and CHUNK of their channels, in TF32.
+
+    wgmma takes TF32 from shared memory only with channels innermost, but from registers too. Of the
+    columns of a part, lanes get 4 neighbours of either half: 32 banks of shared memory. Pixels are
+    (part, 4 columns of a half, half, column of the 4): in_order exchanges the axes again.
+    """
+    SPAN: gl.constexpr = rows.shape[3]
+    PARTS: gl.constexpr = PIXELS // SPAN
+    VIEW: gl.constexpr = gl.NVMMASharedLayout(4 * SPAN, 32, rank=3)
+    view = rows._reinterpret(rows.dtype, [PARTS, TILE.BLOCK_K, SPAN], VIEW)
+    left = view.slice(chunk * CHUNK, CHUNK, 1).load(fragments(PIXELS, SPAN, CHUNK, DOWN))
+    left = left.reshape([PARTS, CHUNK, 2, SPAN // 8, 4]).permute([0, 3, 2, 4, 1])
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, SUMS, k_width=1)
+    return gl.convert_layout(left.reshape([PIXELS, CHUNK]), LEFT, assert_trivial=True)
+
+
+@gluon.jit
+def in_order(sums, SPAN: gl.constexpr):
+    """Sums [pixels, filters] of left operands in_registers, with the pixels in order."""
+    PIXELS: gl.constexpr = sums[0].shape[0]
+    BLOCK_F: gl.constexpr = sums[0].shape[1]
+    ordered = ()
+    for s in gl.static_range(len(sums)):
+        axes = sums[s].reshape([PIXELS // SPAN, SPAN // 8, 2, 4, BLOCK_F])
+        ordered += (axes.permute([0, 2, 1, 3, 4]).reshape([PIXELS, BLOCK_F]),)
+    return ordered
+
+
+@gluon.jit
+def add_row(sums, image, weights, first, CHUNKS: gl.constexpr, CROSSWISE: gl.constexpr):
     """Starts to add the products of rows of pixels with a row of taps, from weight `first` on.
 
-    `image` is [channels, pixels]. In 16 bits, either axis of an operand may be innermost in shared
-    memory: its transposed view is the left one.
+    `image` is [pixels, channels]. In 16 bits, either axis of an operand may be innermost in shared
+    memory.
     """
     WEIGHT: gl.constexpr = [weights.shape[2], weights.shape[3]]
     MATRIX: gl.constexpr = gl.NVMMASharedLayout(
@@ -172,43 +234,48 @@ def add_row(sums, image, weights, first, CROSSWISE: gl.constexpr):
     )
     added = ()
     for s in gl.static_range(len(sums)):
-        weight = weights.index(first + s)._reinterpret(weights.dtype, WEIGHT, MATRIX)
+        weight = weights.index(first + s * CHUNKS)._reinterpret(weights.dtype, WEIGHT, MATRIX)
         if not CROSSWISE:
             weight = weight.permute([1, 0])
-        added += (warpgroup_mma(image.permute([1, 0]), weight, sums[s], is_async=True),)
+        added += (warpgroup_mma(image, weight, sums[s], is_async=True),)
     return added
 
 
 @gluon.jit
-def shifted_sums(sums, BLOCK_W: gl.constexpr, PAD_W: gl.constexpr, STORED: gl.constexpr):
+def shifted_sums(
+    sums, BLOCK_W: gl.constexpr, PAD_W: gl.constexpr, RUN: gl.constexpr, STORED: gl.constexpr
+):
     """[filters, pixels]: what sums [pixels, filters] of each column of taps give to an output.
 
     Those of tap s are stored PAD_W - s columns to the right, so that each output loads its column
-    of all of them. Filters are 4 elements apart beside their pixels: no two lanes of a warp that
-    store meet in a bank of shared memory.
+    of all of them. Filters are a RUN apart beside their pixels: no two lanes of a warp that store
+    meet in a bank of shared memory.
     """
     PIXELS: gl.constexpr = sums[0].shape[0]
     BLOCK_F: gl.constexpr = sums[0].shape[1]
     COUNT: gl.constexpr = len(sums)
     SPREAD: gl.constexpr = gl.PaddedSharedLayout.with_identity_for(
-        [[PIXELS, 4]], [PIXELS, BLOCK_F], [0, 1]
+        [[PIXELS, RUN]], [PIXELS, BLOCK_F], [0, 1]
     )
     # Elements before and behind the pixels of all filters, in whole loads.
-    BEFORE: gl.constexpr = (max(COUNT - 1 - PAD_W, 0) + 3) // 4 * 4
-    SIZE: gl.constexpr = BEFORE + (PIXELS + 4) * BLOCK_F + (max(PAD_W, 0) + 3) // 4 * 4
+    BEFORE: gl.constexpr = (max(COUNT - 1 - PAD_W, 0) + RUN - 1) // RUN * RUN
+    BEHIND: gl.constexpr = (max(PAD_W, 0) + RUN - 1) // RUN * RUN
+    SIZE: gl.constexpr = BEFORE + (PIXELS + RUN) * BLOCK_F + BEHIND
     ONE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[0])
     buffer = gl.allocate_shared_memory(gl.float32, [COUNT * SIZE, 1], ONE)
-    # Pixels at an end of the box that nothing is stored for, in fours: read, though not used.
-    END: gl.constexpr = gl.PaddedSharedLayout.with_identity_for([[4, PIXELS]], [4, BLOCK_F], [0, 1])
+    # Pixels at an end of the box that nothing is stored for, in runs: read, though not used.
+    END: gl.constexpr = gl.PaddedSharedLayout.with_identity_for(
+        [[RUN, PIXELS]], [RUN, BLOCK_F], [0, 1]
+    )
     WARPS: gl.constexpr = STORED.warps_per_cta[0]
     zeros = gl.zeros(
-        [4, BLOCK_F], gl.float32, gl.BlockedLayout([4, 1], [1, 32], [1, WARPS], [0, 1])
+        [RUN, BLOCK_F], gl.float32, gl.BlockedLayout([RUN, 1], [1, 32], [1, WARPS], [0, 1])
     )
     for s in gl.static_range(COUNT):
-        for i in gl.static_range((max(PAD_W - s, s - PAD_W) + 3) // 4):
-            end = 4 * i if s < PAD_W else PIXELS - 4 - 4 * i
+        for i in gl.static_range((max(PAD_W - s, s - PAD_W) + RUN - 1) // RUN):
+            end = RUN * i if s < PAD_W else PIXELS - RUN - RUN * i
             view = buffer.index(s * SIZE + BEFORE + end)
-            view._reinterpret(gl.float32, [4, BLOCK_F], END).store(zeros)
+            view._reinterpret(gl.float32, [RUN, BLOCK_F], END).store(zeros)
     for s in gl.static_range(COUNT):
         view = buffer.index(s * SIZE + BEFORE + PAD_W - s)
         view._reinterpret(gl.float32, [PIXELS, BLOCK_F], SPREAD).store(sums[s])
@@ -238,8 +305,11 @@ def load_step(
     SPAN: gl.constexpr = x_desc.block_type.shape[3]
     PARTS: gl.constexpr = TILE.BLOCK_W // SPAN
     ROWS: gl.constexpr = TILE.BLOCK_P + (WINDOW.R - 1) * WINDOW.DIL_H
+    CHUNK: gl.constexpr = weight_desc.block_type.shape[1 if LAYOUT.CROSSWISE else 2]
+    CHUNKS: gl.constexpr = TILE.BLOCK_K // CHUNK
     LOADED: gl.constexpr = (
-        ROWS // RUN * PARTS * x_desc.block_type.nbytes + TAPS * weight_desc.block_type.nbytes
+        ROWS // RUN * PARTS * x_desc.block_type.nbytes
+        + TAPS * CHUNKS * weight_desc.block_type.nbytes
     )
     mbarrier.expect(ready, LOADED, pred=exists)
     for i in gl.static_range(ROWS // RUN):
@@ -249,14 +319,14 @@ def load_step(
                 x_desc, [n, h + i * RUN, c + summed, w + part * SPAN], ready,
                 row._reinterpret(x_desc.dtype, x_desc.block_type.shape, x_desc.layout), exists,
             )  # fmt: skip
-    for i in gl.static_range(TAPS):
-        tap = i
+    for i in gl.static_range(TAPS * CHUNKS):
+        tap = i // CHUNKS
         if LAYOUT.FLIP:
-            tap = TAPS - 1 - i
+            tap = TAPS - 1 - i // CHUNKS
         if LAYOUT.CROSSWISE:
             place = [tap, weight_row + summed, weight_column]
         else:
-            place = [tap, weight_row, weight_column + summed]
+            place = [tap, weight_row, weight_column + summed + i % CHUNKS * CHUNK]
         tma.async_copy_global_to_shared(
-            weight_desc, place, ready, weights.index(slot * TAPS + i), exists
+            weight_desc, place, ready, weights.index(slot * TAPS * CHUNKS + i), exists
         )
