@@ -118,7 +118,7 @@ def fprop_planes(
             if BITS == 16:
                 image = rows._reinterpret(dtype, [BLOCK_K, PIXELS], BOX).permute([1, 0])
             else:
-                image = in_registers(rows, i % CHUNKS, CHUNK, PIXELS, TILE, DOWN, SUMS)
+                image = in_registers(rows, i % CHUNKS, CHUNK, PIXELS, TILE, SUMS)
             first = (slot * TAPS + i // CHUNKS * WINDOW.S) * CHUNKS + i % CHUNKS
             sums = add_row(sums, image, weights, first, CHUNKS, LAYOUT.CROSSWISE)
             if i == AHEAD - 1 or BITS == 32:
@@ -171,27 +171,27 @@ def outputs_of(BLOCK_W, S, PAD_W, PIECE):
 
 
 @gluon.constexpr_function
-def fragments(PIXELS, SPAN, CHUNK, DOWN):
+def fragments(PIXELS, SPAN, CHUNK, DOWN, ACROSS):
     """The layout of [PIXELS / SPAN, CHUNK, SPAN] in which in_registers loads them.
 
     Of a fragment of 16 pixels and 8 channels, lanes have 8 pixels and 4 channels, and registers two
-    of each. DOWN warps have 16 pixels each.
+    of each. DOWN warps have 16 pixels each, and ACROSS times as many the same ones.
     """
     middle = [[0, 0, 1 << bit] for bit in range(2, SPAN.bit_length() - 2)]
     parts = [[1 << bit, 0, 0] for bit in range((PIXELS // SPAN).bit_length() - 1)]
     channels = [[0, 1 << bit, 0] for bit in range(CHUNK.bit_length() - 1)]
     pair, *rest = middle + parts
-    warps = DOWN.bit_length() - 1
-    registers = [pair, *channels[2:], *rest[warps:]]
+    down, across = DOWN.bit_length() - 1, ACROSS.bit_length() - 1
+    registers = [pair, *channels[2:], *rest[down:]]
+    warps = rest[:down] + [[0, 0, 0]] * across
     lanes = [*channels[:2], [0, 0, 1], [0, 0, 2], [0, 0, SPAN // 2]]
     shape = [PIXELS // SPAN, CHUNK, SPAN]
-    return gl.DistributedLinearLayout(registers, lanes, rest[:warps], [], shape)
+    return gl.DistributedLinearLayout(registers, lanes, warps, [], shape)
 
 
 @gluon.jit
 def in_registers(
-    rows, chunk, CHUNK: gl.constexpr, PIXELS: gl.constexpr, TILE: gl.constexpr,
-    DOWN: gl.constexpr, SUMS: gl.constexpr,
+    rows, chunk, CHUNK: gl.constexpr, PIXELS: gl.constexpr, TILE: gl.constexpr, SUMS: gl.constexpr,
 ):  # fmt: skip
     """The left operand [pixels, channels] of BLOCK_P rows and CHUNK of their channels, in TF32.
 
@@ -202,8 +202,10 @@ def in_registers(
     SPAN: gl.constexpr = rows.shape[3]
     PARTS: gl.constexpr = PIXELS // SPAN
     VIEW: gl.constexpr = gl.NVMMASharedLayout(4 * SPAN, 32, rank=3)
+    WARPS: gl.constexpr = SUMS.warps_per_cta
+    LOADED: gl.constexpr = fragments(PIXELS, SPAN, CHUNK, WARPS[0], WARPS[1])
     view = rows._reinterpret(rows.dtype, [PARTS, TILE.BLOCK_K, SPAN], VIEW)
-    left = view.slice(chunk * CHUNK, CHUNK, 1).load(fragments(PIXELS, SPAN, CHUNK, DOWN))
+    left = view.slice(chunk * CHUNK, CHUNK, 1).load(LOADED)
     left = left.reshape([PARTS, CHUNK, 2, SPAN // 8, 4]).permute([0, 3, 2, 4, 1])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, SUMS, k_width=1)
     return gl.convert_layout(left.reshape([PIXELS, CHUNK]), LEFT, assert_trivial=True)

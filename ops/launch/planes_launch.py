@@ -8,6 +8,7 @@ import torch
 
 from ...kernels.structs import TmaLayout, constant
 from ..geometry import Geometry
+from ..plan.planes import chunks_of
 from ..plan.problem import Plan
 from ..plan.tma import ROW_BYTES, reads_crosswise
 from .descriptors import stored
@@ -39,13 +40,14 @@ def planes_arguments(tensors: Tensors, geometry: Geometry, plan: Plan) -> dict[s
     return {
         "LAYOUT": constant(layout),
         "x_desc": gluon_descriptor(x, [n, h, c, w], [*strides, 1], block),
-        "weight_desc": _weight_descriptor(tensors.weight, tile, crosswise),
+        "weight_desc": _weight_descriptor(tensors.weight, geometry, tile, crosswise),
     }
 
 
-def _weight_descriptor(weight: torch.Tensor, tile: Any, crosswise: bool) -> Any:
+def _weight_descriptor(weight: torch.Tensor, geometry: Geometry, tile: Any, crosswise: bool) -> Any:
     """Of (rows, channels, R, S) as (taps, rows, channels); crosswise, rows are summed."""
     rows, channels, R, S = weight.shape
     step = weight.stride(0) if rows > 1 else R * S * channels
-    block = [tile.BLOCK_K, tile.BLOCK_F] if crosswise else [tile.BLOCK_F, tile.BLOCK_K]
+    chunk = tile.BLOCK_K // chunks_of(geometry, weight.dtype)
+    block = [chunk, tile.BLOCK_F] if crosswise else [tile.BLOCK_F, chunk]
     return gluon_descriptor(weight, [R * S, rows, channels], [channels, step, 1], [1, *block])

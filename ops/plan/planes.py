@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
+
 from ..geometry import Geometry
 from . import tma
 from .cost import Code, Work, is_launchable, matrix_work
@@ -19,21 +21,37 @@ from .integers import cdiv, power_of_two
 from .problem import Plan, Problem
 from .reuse import BARRIER_BYTES
 
-#: Columns of a box. Fewer would be less than half of a row of the widest swizzle.
-COLUMNS = (32, 64, 128, 256)
+#: Columns of a box. Fewer would be less than half of a row of the widest swizzle, of 128 bytes.
+COLUMNS = (16, 32, 64, 128, 256)
 #: Most sums of a thread, of all columns of taps: ptxas needs up to 60 registers beside them.
 MOST_SUMS = 192
-#: (filters, pixels, num_warps), largest first: those read each input the fewest times.
-SHAPES = (
-    (128, 128, 8),
-    (64, 256, 8),
-    (64, 128, 8),
-    (128, 64, 4),
-    (64, 128, 4),
-    (64, 64, 4),
-)
-#: Channels of one step, and places for them, best first: both where there is room for.
-BLOCKS, STAGES = (64, 32, 16), (4, 3, 2)
+#: Most taps in TF32: with more, their addresses spill (sm_90, Triton 3.7.1).
+MOST_TAPS = 16
+#: (filters, pixels, num_warps) by kind of product, largest first: those read each input the fewest
+#: times.
+SHAPES = {
+    "half": (
+        (128, 128, 8),
+        (64, 256, 8),
+        (64, 128, 8),
+        (128, 64, 4),
+        (64, 128, 4),
+        (64, 64, 4),
+    ),
+    "tf32": (
+        (256, 128, 8),
+        (128, 128, 8),
+        (64, 128, 8),
+        (128, 64, 4),
+        (64, 128, 4),
+        (64, 64, 4),
+        (32, 128, 4),
+        (16, 128, 4),
+    ),
+}
+#: Bytes of the channels of one product, which are rows of a swizzle of weights, and places for
+#: steps, best first: both where there is room for.
+ROW_BYTES, STAGES = (128, 64, 32), (4, 3, 2)
 
 
 @dataclass(frozen=True)
@@ -74,7 +92,7 @@ class PlanesTile:
 
     def programs(self, problem: Problem) -> int:
         """Programs that cover all results."""
-        g = problem.correlated
+        g = shown(problem)
         boxes = g.N * cdiv(g.P, self.BLOCK_P) * boxes_of_row(g, self.BLOCK_W, piece_of(problem))
         return boxes * g.groups * cdiv(g.group_K, self.BLOCK_F)
 
@@ -92,7 +110,7 @@ class PlanesTile:
 
     def step_bytes(self, problem: Problem) -> int:
         """Bytes that one step loads: rows of pixels, and the weights of all taps."""
-        g = problem.correlated
+        g = shown(problem)
         elements = self.rows(g) * self.BLOCK_W + g.R * g.S * self.BLOCK_F
         return elements * self.BLOCK_K * problem.dtype.itemsize
 
@@ -115,11 +133,15 @@ class PlanesTile:
 
     def flags(self, problem: Problem) -> Mapping[str, Any]:
         """Fields of a Plan that this family decides."""
-        return {"precision": problem.precision, "turned": problem.is_turned}
+        return {
+            "precision": problem.precision,
+            "turned": problem.is_turned,
+            "as_rows": problem.layout.as_rows,
+        }
 
     def work(self, plan: Plan, problem: Problem) -> Work:
         """The work of a launch."""
-        g = problem.correlated
+        g = shown(problem)
         work = matrix_work(
             plan,
             problem,
@@ -131,6 +153,10 @@ class PlanesTile:
             descriptors=True,
         )
         loaded = self.strips(problem) * self.step_bytes(problem)
+        read = work.shared_bytes - work.loaded_bytes
+        if problem.product == "tf32":  # registers hold the left operand for a row of taps
+            left = self.strips(problem) * g.R * self.pixels * self.BLOCK_K * problem.image_bytes
+            read += left * (max(1, 16 * self.num_warps // self.pixels) - g.S)
         exchanged = 2 * self.exchanged_bytes(problem)
         room = problem.device.limits.shared // self.shared_bytes(problem)
         # Instructions that its warps could issue while its sums pass shared memory.
@@ -138,7 +164,7 @@ class PlanesTile:
         waiting = exchanged / rates.shared * rates.issue / self.num_warps
         work = work._replace(
             l2_bytes=loaded,
-            shared_bytes=work.shared_bytes - work.loaded_bytes + loaded + exchanged,
+            shared_bytes=read + loaded + exchanged,
             loaded_bytes=loaded,
             resident=max(1, min(work.resident, room)),
             outside=max(work.outside, waiting),
@@ -148,8 +174,40 @@ class PlanesTile:
     def code(self, problem: Problem) -> Code:
         """The code of a program: of one product, and outside of the loop. Counted for sm_90."""
         sums = self.BLOCK_F * self.pixels / problem.threads(self)
-        columns = problem.correlated.S
-        return Code(45, 450 + (6 + 4 * columns) * sums, sums * columns + 35)
+        g = shown(problem)
+        outside = 450 + (6 + 4 * g.S) * sums
+        if problem.product != "tf32":
+            return Code(45, outside, sums * g.S + 35)
+        left = self.left_registers(problem)
+        loop = (50 + 20 * self.loads(problem)) / (g.R * g.S) + 10 * chunks_of(g, problem.dtype)
+        return Code(loop + left, outside, sums * g.S + left + 35)
+
+    def loads(self, problem: Problem) -> int:
+        """Boxes of one step: of rows of the image, and of weights."""
+        g, itemsize = shown(problem), problem.dtype.itemsize
+        parts = cdiv(self.BLOCK_W * itemsize, tma.ROW_BYTES)
+        images = self.rows(g) // self.run(g, itemsize) * parts
+        return images + g.R * g.S * chunks_of(g, problem.dtype)
+
+    def left_registers(self, problem: Problem) -> int:
+        """Registers of a thread for left operands in TF32: for two products."""
+        chunk = self.BLOCK_K // chunks_of(shown(problem), problem.dtype)
+        return chunk * max(1, self.pixels // (16 * self.num_warps))
+
+
+def shown(problem: Problem) -> Geometry:
+    """The geometry of the forward correlation, with planes as rows if layout.as_rows."""
+    g = problem.correlated
+    return g.as_rows() if problem.layout.as_rows else g
+
+
+def chunks_of(geometry: Geometry, dtype: torch.dtype) -> int:
+    """Products that the channels of a step are cut into, of each tap.
+
+    Two in TF32 if the window has one row: the left operand of one is loaded to registers while the
+    other is multiplied.
+    """
+    return 2 if dtype == torch.float32 and geometry.R == 1 else 1
 
 
 def piece_of(problem: Problem) -> int:
@@ -175,9 +233,14 @@ def is_legal(problem: Problem) -> bool:
     g, layout = problem.correlated, problem.layout
     if problem.op not in ("fprop", "dgrad") or problem.device.arch != "90" or not layout.gluon:
         return False
-    if layout.as_rows or layout.int64 or layout.boxes(problem.op) != "NCHW":
+    if layout.int64 or layout.boxes(problem.op) != "NCHW":
         return False
-    if g.stride != (1, 1) or g.dilation[1] != 1 or problem.product != "half":
+    if g.stride != (1, 1) or g.dilation[1] != 1:
+        return False
+    if problem.product == "tf32":
+        if g.R * g.S > MOST_TAPS:
+            return False
+    elif problem.product != "half" or layout.as_rows:  # fprop_tma and dgrad_tma read such rows
         return False
     if g.per_sample or g.padding_mode != "zeros":
         return False
@@ -186,25 +249,28 @@ def is_legal(problem: Problem) -> bool:
 
 def _blocks(problem: Problem) -> list[int]:
     """Channels that steps may have: behind the last one are zeros, or another group's."""
-    most = max(16, power_of_two(problem.reduced))
-    divides = problem.correlated.groups > 1
-    return [n for n in BLOCKS if n <= most and not (divides and problem.reduced % n)]
+    g, dtype = problem.correlated, problem.dtype
+    blocks = [row // dtype.itemsize * chunks_of(g, dtype) for row in ROW_BYTES]
+    most = max(blocks[-1], power_of_two(problem.reduced))
+    return [n for n in blocks if n <= most and not (g.groups > 1 and problem.reduced % n)]
 
 
 def tiles(problem: Problem) -> list[PlanesTile]:
     """The tiles that the planner may take: of each shape, the boxes that hold the most outputs."""
     if problem.has_few_channels or not is_legal(problem):
         return []
-    g = problem.correlated
-    found: list[PlanesTile] = []
-    for filters, pixels, warps in SHAPES:
-        if filters > 64 and filters >= 2 * g.group_K:
+    g, shapes, found = shown(problem), SHAPES[problem.product], list[PlanesTile]()
+    fewest = min(filters for filters, *_ in shapes)
+    for filters, pixels, warps in shapes:
+        if filters > fewest and filters >= 2 * g.group_K:
             continue
         boxes = [(pixels // columns, columns) for columns in COLUMNS if columns <= pixels]
+        boxes = [(rows, columns) for rows, columns in boxes if rows < 2 * g.P]
         for rows, columns in boxes:
             tile = PlanesTile(rows, columns, filters, 0, warps, 0)
             # One program to a multiprocessor, or two, one of which multiplies as the other stores.
-            for programs in (1, 2) if warps == 4 else (1,):
+            side_by_side = warps == 4 or problem.product == "tf32"
+            for programs in (1, 2) if side_by_side else (1,):
                 room = problem.device.limits.shared // programs
                 found += itertools.islice(_with_stages(tile, problem, room), 1)
     least = min((_multiplied(tile, problem) for tile in found), default=0)
@@ -232,7 +298,7 @@ KINDS: tuple[type[Any], ...] = (PlanesTile,)
 def neighbours(tile: PlanesTile, problem: Problem) -> Iterator[PlanesTile]:
     """The tiles that a tuner tries: other boxes, channels and stages."""
     for filters, pixels, columns, warps, block, stages in itertools.product(
-        (64, 128), (64, 128, 256), COLUMNS, (4, 8), _blocks(problem), STAGES
+        (16, 32, 64, 128, 256), (64, 128, 256), COLUMNS, (4, 8), _blocks(problem), STAGES
     ):
         if columns <= pixels:
             other = PlanesTile(pixels // columns, columns, filters, block, warps, stages)
@@ -242,15 +308,18 @@ def neighbours(tile: PlanesTile, problem: Problem) -> Iterator[PlanesTile]:
 
 def fits(tile: PlanesTile, problem: Problem) -> bool:
     """Whether warps share the sums evenly and have room for them, and boxes in shared memory."""
-    g = problem.correlated
-    sums = g.S * tile.BLOCK_F * tile.pixels / problem.threads(tile)
+    g = shown(problem)
+    registers = g.S * tile.BLOCK_F * tile.pixels / problem.threads(tile)
+    if problem.product == "tf32":  # addresses take three for each box
+        registers += tile.left_registers(problem) + 3 * tile.loads(problem)
     return (
         is_launchable(tile, problem)
+        and tile.BLOCK_W * problem.dtype.itemsize >= tma.ROW_BYTES // 2
         and tile.pixels % 64 == 0
         and tile.num_warps % 4 == 0
         and tile.BLOCK_K in _blocks(problem)
         and tile.num_stages > 1
         and outputs_of(g, tile.BLOCK_W, piece_of(problem)) > 0
-        and sums <= MOST_SUMS
+        and registers <= MOST_SUMS
         and tile.shared_bytes(problem) <= problem.device.limits.shared
     )

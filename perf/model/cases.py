@@ -313,8 +313,13 @@ CASES: dict[str, dict[str, Case]] = {
     },
     # Windows of a few rows and columns over images in planes, and rows of several sizes.
     "planes": {
-        "dense": _case(32, 256, 56, 56, 256, 3, 3, ops="fprop", bias=True, recorded="bfloat16"),
+        "dense": _case(
+            32, 256, 56, 56, 256, 3, 3, ops="fprop", bias=True, recorded="bfloat16 tf32"
+        ),
         "gradient": _case(32, 256, 56, 56, 256, 3, 3, ops="dgrad"),
+        "point": _case(32, 256, 56, 56, 256, 1, 1, ops="fprop dgrad", recorded="fprop:tf32"),
+        "few": _case(32, 128, 56, 56, 16, 3, 3, ops="fprop", bias=True),
+        "few_gradient": _case(32, 128, 56, 56, 16, 3, 3, ops="dgrad"),
         "row": _case(32, 256, 112, 112, 256, 1, 2, ops="fprop", bias=True),
         "column": _case(32, 256, 32, 32, 256, 3, 1, ops="fprop", bias=True),
         "five": _case(32, 256, 56, 56, 256, 5, 5, ops="fprop", bias=True),

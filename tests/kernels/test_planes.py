@@ -23,7 +23,7 @@ from tricorr.ops.plan.problem import Problem
 
 pytest.importorskip("tricorr.kernels.fprop_planes", reason="Gluon is written for Triton 3.6, 3.7")
 
-HALF, BFLOAT = torch.float16, torch.bfloat16
+HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
 #: (op, geometry, tile, dtype): more than one box along every axis, the last with some left over.
 CALLS = {
     "leftovers": (
@@ -71,11 +71,45 @@ CALLS = {
         "fprop_bias", geometry_of((1, 32, 6, 64), (72, 32, 1, 1), padding=((1, 0), (3, 9))),
         PlanesTile(2, 64, 64, 32, 4, 3), HALF,
     ),
+    "tf32": (
+        "fprop_bias", geometry_of((2, 40, 5, 72), (72, 40, 3, 3), padding=SAME),
+        PlanesTile(2, 64, 64, 16, 8, 2), FLOAT,
+    ),
+    "tf32_rows_of_16": (
+        "fprop_bias", geometry_of((2, 24, 5, 20), (40, 24, 2, 3), padding=((0, 1), (1, 1))),
+        PlanesTile(4, 16, 32, 8, 4, 3), FLOAT,
+    ),
+    "tf32_gradient_flipped": (
+        "dgrad", geometry_of((2, 40, 5, 36), (24, 40, 4, 2), padding=((1, 1), (0, 1)), flip=True),
+        PlanesTile(4, 32, 16, 16, 4, 4), FLOAT,
+    ),
+    "tf32_warpgroups_of_filters": (
+        "fprop_bias", geometry_of((1, 64, 7, 60), (272, 32, 3, 2), (1, 1), ((2, 1), (0, 3)), (2, 1),
+                                  groups=2, flip=True),
+        PlanesTile(1, 64, 128, 8, 8, 2), FLOAT,
+    ),
+    "tf32_one_row_of_taps": (
+        "fprop_bias", geometry_of((1, 88, 3, 68), (24, 88, 1, 5), padding=((0, 0), (-1, 2))),
+        PlanesTile(2, 32, 32, 32, 4, 2), FLOAT,
+    ),
+    "tf32_sums_in_two_registers": (
+        "dgrad", geometry_of((1, 72, 5, 96), (24, 72, 3, 1), padding=((1, 1), (0, 0))),
+        PlanesTile(2, 64, 64, 32, 4, 2), FLOAT,
+    ),
+}  # fmt: skip
+#: Calls with a 1x1 window, whose planes are one row.
+POINTS = {
+    "leftovers": ("fprop_bias", geometry_of((2, 80, 7, 20), (88, 80, 1, 1)),
+                  PlanesTile(1, 64, 64, 32, 4, 3)),
+    "pairs_of_warpgroups": ("fprop_bias", geometry_of((1, 64, 6, 26), (24, 32, 1, 1), groups=2),
+                            PlanesTile(1, 128, 16, 16, 4, 4)),
+    "many_filters": ("dgrad", geometry_of((1, 264, 5, 28), (72, 264, 1, 1)),
+                     PlanesTile(1, 128, 256, 32, 8, 2)),
 }  # fmt: skip
 
 
-def plan_of(op, geometry, tile, dtype=HALF):
-    problem = Problem(op.removesuffix("_bias"), geometry, dtype, "ieee", PLANES, H200)
+def plan_of(op, geometry, tile, dtype=HALF, layout=PLANES):
+    problem = Problem(op.removesuffix("_bias"), geometry, dtype, "tf32", layout, H200)
     assert tile.suits(problem)
     plan = choose.plan_with_tile(problem, tile)
     assert plan.kernel == "fprop_planes"
@@ -103,39 +137,49 @@ def test_every_window_and_tile(name):
     assert actual.is_contiguous()
 
 
-@pytest.mark.parametrize("name", ["leftovers", "narrow_images"])
+@pytest.mark.parametrize("name", POINTS)
+def test_planes_as_rows(name):
+    op, geometry, tile = POINTS[name]
+    plan = plan_of(op, geometry, tile, FLOAT, replace(PLANES, as_rows=True))
+    args = operands(op, *tensors(geometry, FLOAT, make=whole_numbers))
+    check_exact(op, args, geometry, launched(op, args, geometry, plan))
+
+
+@pytest.mark.parametrize("name", ["leftovers", "narrow_images", "tf32", "tf32_one_row_of_taps"])
 def test_random_operands_and_the_same_bits_again(name):
     op, geometry, _, dtype = CALLS[name]
     args = operands(op, *tensors(geometry, dtype))
     first, second = (launched(op, args, geometry, plan_of(*CALLS[name])) for _ in range(2))
-    check(op, args, geometry, actual=first)
+    check(op, args, geometry, actual=first, precision="tf32" if dtype == FLOAT else "ieee")
     assert torch.equal(first, second)
 
 
-def test_infinities_reach_the_outputs_whose_windows_hold_them_alone():
+@pytest.mark.parametrize("name", ["leftovers", "tf32"])
+def test_infinities_reach_the_outputs_whose_windows_hold_them_alone(name):
     """At borders of the image, of boxes, and of rows that lie side by side in a box."""
-    _, geometry, tile, dtype = CALLS["leftovers"]
+    _, geometry, tile, dtype = CALLS[name]
     x, weight, *_ = tensors(geometry, dtype, make=whole_numbers)
     weight = weight.abs() + 1
     seen = torch.zeros_like(x)
     for n, c, h, w in ((0, 3, 0, 0), (0, 39, 2, 71), (1, 0, 1, 63), (1, 5, 3, 55), (1, 7, 4, 49)):
         seen[n, c, h, w] = 1
     args = (torch.where(seen > 0, torch.inf, x), weight, None)
-    actual = launched("fprop", args, geometry, plan_of("fprop", geometry, tile))
+    actual = launched("fprop", args, geometry, plan_of("fprop", geometry, tile, dtype))
     reached = torch.from_numpy(truth("fprop", (seen, weight, None), geometry)) > 0
     assert torch.equal(actual == torch.inf, reached)
     expected = torch.from_numpy(truth("fprop", (x, weight, None), geometry)).to(dtype)
     assert torch.equal(actual[~reached], expected[~reached])
 
 
+@pytest.mark.parametrize("name", ["leftovers", "tf32"])
 @pytest.mark.parametrize("activation", ["none", "gelu"])
-def test_the_epilogue(activation):
+def test_the_epilogue(activation, name):
     """Sums of whole numbers are exact: what follows them has the same bits in any kernel."""
-    _, geometry, tile, dtype = CALLS["leftovers"]
+    _, geometry, tile, dtype = CALLS[name]
     x, weight, bias, dy = tensors(geometry, dtype, make=whole_numbers)
     args = (x / 8, weight, bias)
     options = {"activation": activation, "residual": torch.randn_like(dy)}
-    actual = launched("fprop", args, geometry, plan_of("fprop", geometry, tile), **options)
+    actual = launched("fprop", args, geometry, plan_of("fprop", geometry, tile, dtype), **options)
     plan = with_tile("fprop", geometry, GemmTile(64, 64, 32, 4, 3))
     with simulated(90):
         expected = result_of("fprop", args, geometry, plan, **options)
