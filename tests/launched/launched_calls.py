@@ -450,6 +450,8 @@ def _large() -> Iterator[Named]:
         ("narrow", (32, 64, 56, 56), (16, 64, 5, 5), "channels_last", {"padding": 2}),
     ):
         yield f"{name} bf16", trains(**options), layer(x, weight, BRAIN, memory)
+    operands = layer((8, 64, 32, 64), (80, 64, 3, 3))
+    yield "planes tf32", trains("tf32", padding=1), operands
     for memory in FORMATS:
         operands = layer((16, 3, 224, 224), (768, 3, 16, 16), BRAIN, memory)
         yield f"patches bf16 {memory}", trains(stride=16), operands

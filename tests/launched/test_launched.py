@@ -44,6 +44,7 @@ COMPILED = {
     "filter gaussian_blur torch.float32": {"fprop_stencil"},
     "large dense bf16 channels_last": {"fprop_reuse", "wgrad_reuse"},
     "planes bf16": {"fprop_planes"},
+    "planes tf32": {"fprop_planes"},
     "large stride 2 bf16 channels_last": {"fprop_tma", "dgrad_tma", "wgrad_reuse"},
     "large odd height, stride 2 bf16 channels_last": {"wgrad_tma"},
     "large dense tf32 channels_last": {"copy_flat", "wgrad_flat"},
