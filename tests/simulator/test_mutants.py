@@ -3,6 +3,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from simulator.driver import simulated
 from simulator.mutants import planted, up_to_and_including, without, without_condition
 from tricorr import ops
 from tricorr.ops import geometry_of
+from tricorr.ops.launch import entry
+from tricorr.ops.launch.patch_copies import patches_call, patches_like
 from tricorr.ops.plan.shifted import ShiftedTile
 
 CALLS = {str(call): call for call in calls()}
@@ -33,17 +36,10 @@ BOXES_GRADIENT = replace(
 )
 
 
-def run(call, device):
-    """Runs a call and compares it with the reference; returns the outcome as a text."""
-    args = operands(call.op, *tensors(call.geometry, call.dtype))
-    last = FORMATS[call.format]
-    given = [t.contiguous(memory_format=last) if t.dim() == 4 else t for t in args]
+def outcome(made):
+    """Makes a call, or calls `made`, which compares its own results; the outcome as a text."""
     try:
-        with planned_as_listed(call):
-            actual = getattr(ops, call.op.removesuffix("_bias"))(
-                *given, call.geometry, precision=call.precision
-            )
-        check(call.op, args, call.geometry, actual=actual, precision=call.precision)
+        made() if callable(made) else compare(made)
     except Fault as fault:
         return str(fault)
     except AssertionError as wrong:
@@ -51,7 +47,48 @@ def run(call, device):
     return "right"
 
 
-#: (call, function, change, pattern of the outcome)
+def compare(call):
+    args = operands(call.op, *tensors(call.geometry, call.dtype))
+    last = FORMATS[call.format]
+    given = [t.contiguous(memory_format=last) if t.dim() == 4 else t for t in args]
+    with planned_as_listed(call):
+        operator = getattr(ops, call.op.removesuffix("_bias"))
+        actual = operator(*given, call.geometry, precision=call.precision)
+    check(call.op, args, call.geometry, actual=actual, precision=call.precision)
+
+
+def copied_patches(rest, back):
+    """Copies an image to patches, or back, in the order of a channels_last weight.
+
+    With `rest`, there are pixels that no window meets.
+    """
+    geometry = geometry_of((1, 5, 7, 10) if rest else (1, 5, 6, 9), (1, 5, 3, 3), (3, 3))
+    whole = (..., slice(6), slice(9))
+    image, x = torch.randn(geometry.x_shape), torch.empty(geometry.x_shape)
+    cut = image[whole].reshape(1, 5, 2, 3, 3, 3).permute(0, 3, 5, 1, 2, 4).reshape(1, 45, 2, 3)
+    patches = patches_like(image, geometry)
+    if back:
+        patches.copy_(cut)
+    patches_call(x if back else image, patches, geometry, "rsc", back).run(x.device)
+    filled = torch.zeros_like(image)
+    filled[whole] = image[whole]
+    assert torch.equal(x, filled) if back else torch.equal(patches, cut)
+
+
+def shifted_gradient():
+    """A weight gradient of three filters, whose dy is shifted by nine taps."""
+    geometry = geometry_of((2, 24, 6, 8), (3, 24, 3, 3), padding=((1, 1), (1, 1)))
+    args = operands("wgrad", *tensors(geometry, torch.bfloat16))
+    plan = with_tile("wgrad", geometry, ShiftedTile(64, 64, 64, "dy", 4, 4))
+    check("wgrad", args, geometry, actual=entry.wgrad(*args, geometry, plan=plan))
+
+
+TO_PATCHES, FROM_PATCHES = (
+    partial(copied_patches, False, False),
+    partial(copied_patches, False, True),
+)
+WITH_A_REST = partial(copied_patches, True, True)
+#: (call, or a function that makes one, the kernel's function, change, pattern of the outcome)
 PLANTED = {
     "mask_of_an_image": (FEW, "fprop_stencil", without("mask", "load", "x"), "load .* x_ptr"),
     "mask_of_a_weight": (
@@ -82,15 +119,41 @@ PLANTED = {
     "registers_of_a_product": (
         BOXES_GRADIENT, "finish_products", without_condition("wgmma"), "a wgmma in flight reads",
     ),
+    "mask_of_an_image_copied": (
+        TO_PATCHES, "copy_patches", without("mask", "load", "pixels"), "load .* x_ptr",
+    ),
+    "mask_of_patches": (
+        TO_PATCHES, "copy_patches", without("mask", "store", "channels"), "store .* z_ptr",
+    ),
+    "mask_of_patches_read": (
+        WITH_A_REST, "copy_patches", without("mask", "load", "channels"), "load .* z_ptr",
+    ),
+    "mask_of_an_image_stored": (
+        FROM_PATCHES, "copy_patches", without("mask", "store", "pixels"), "store .* x_ptr",
+    ),
+    "zero_of_the_rest": (
+        WITH_A_REST, "copy_patches", without("other", "load", "channels"), "wrong",
+    ),
+    "mask_of_a_shifted_image": (
+        shifted_gradient, "load_shifted", without("mask", "load", "side_by_side"),
+        "wrong|load .* dy_ptr|shifted_ptr",
+    ),
+    "halo_of_a_shifted_image": (
+        shifted_gradient, "is_inside", up_to_and_including("EXTENT"), "wrong|shifted_ptr",
+    ),
+    "mask_of_shifted_sums": (
+        shifted_gradient, "wgrad_shifted", without("mask", "store", "side_by_side_singly"),
+        "store .* dw_ptr",
+    ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "function", "change", "noticed"), PLANTED.values(), ids=PLANTED)
-def test_a_fault_in_a_kernel_is_noticed(call, function, change, noticed):
-    with simulated(call.arch) as device:
+@pytest.mark.parametrize(("made", "function", "change", "noticed"), PLANTED.values(), ids=PLANTED)
+def test_a_fault_in_a_kernel_is_noticed(made, function, change, noticed):
+    with simulated(getattr(made, "arch", 90)):
         with planted(function, change):
-            assert re.search(noticed, run(call, device), re.DOTALL)
-        assert run(call, device) == "right"
+            assert re.search(noticed, outcome(made), re.DOTALL)
+        assert outcome(made) == "right"
 
 
 @pytest.mark.parametrize(
@@ -107,88 +170,13 @@ def test_a_wrong_stride_is_noticed(call, name):
 
     with simulated(call.arch) as device:
         device.change_arguments = change
-        assert run(call, device) != "right"
-
-
-#: (pixels that no window meets, back, change, pattern of the outcome) of copies of patches.
-COPIES = {
-    "mask_of_an_image": (False, False, without("mask", "load", "pixels"), "load .* x_ptr"),
-    "mask_of_patches": (False, False, without("mask", "store", "channels"), "store .* z_ptr"),
-    "mask_of_patches_read": (True, True, without("mask", "load", "channels"), "load .* z_ptr"),
-    "mask_of_an_image_stored": (False, True, without("mask", "store", "pixels"), "store .* x_ptr"),
-    "zero_of_the_rest": (True, True, without("other", "load", "channels"), "wrong"),
-}
-
-
-@pytest.mark.parametrize(("rest", "back", "change", "noticed"), COPIES.values(), ids=COPIES)
-def test_a_fault_in_a_copy_of_patches_is_noticed(rest, back, change, noticed):
-    with simulated(90):
-        with planted("copy_patches", change):
-            assert re.search(noticed, copied_patches(rest, back), re.DOTALL)
-        assert copied_patches(rest, back) == "right"
+        assert outcome(call) != "right"
 
 
 def test_a_barrier_removed_from_a_copy_of_patches_is_noticed():
     with simulated(90) as device:
         device.change = lambda ptx: re.sub(r"bar\.sync\s+0;", "", ptx)
-        assert "race" in copied_patches(False, False)
-
-
-def copied_patches(rest, back):
-    """Copies an image to patches, or back, in the order of a channels_last weight; the outcome."""
-    from tricorr.ops.launch.patch_copies import patches_call, patches_like
-
-    geometry = geometry_of((1, 5, 7, 10) if rest else (1, 5, 6, 9), (1, 5, 3, 3), (3, 3))
-    whole = (..., slice(6), slice(9))
-    image, x = torch.randn(geometry.x_shape), torch.empty(geometry.x_shape)
-    cut = image[whole].reshape(1, 5, 2, 3, 3, 3).permute(0, 3, 5, 1, 2, 4).reshape(1, 45, 2, 3)
-    patches = patches_like(image, geometry)
-    if back:
-        patches.copy_(cut)
-    try:
-        patches_call(x if back else image, patches, geometry, "rsc", back).run(x.device)
-    except Fault as fault:
-        return str(fault)
-    filled = torch.zeros_like(image)
-    filled[whole] = image[whole]
-    is_right = torch.equal(x, filled) if back else torch.equal(patches, cut)
-    return "right" if is_right else "wrong"
-
-
-#: (function, change, pattern of the outcome) of weight gradients of few filters.
-SHIFTED = {
-    "mask_of_the_shifted_image": (
-        "load_shifted", without("mask", "load", "side_by_side"), "wrong|load .* dy_ptr|shifted_ptr",
-    ),
-    "halo_of_the_shifted_image": ("is_inside", up_to_and_including("EXTENT"), "wrong|shifted_ptr"),
-    "mask_of_its_sums": (
-        "wgrad_shifted", without("mask", "store", "side_by_side_singly"), "store .* dw_ptr",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "change", "noticed"), SHIFTED.values(), ids=SHIFTED)
-def test_a_fault_in_a_shifted_gradient_is_noticed(name, change, noticed):
-    with simulated(90):
-        with planted(name, change):
-            assert re.search(noticed, shifted_gradient(), re.DOTALL)
-        assert shifted_gradient() == "right"
-
-
-def shifted_gradient():
-    """A weight gradient of three filters, whose dy is shifted by nine taps; the outcome."""
-    from tricorr.ops.launch import entry
-
-    geometry = geometry_of((2, 24, 6, 8), (3, 24, 3, 3), padding=((1, 1), (1, 1)))
-    args = operands("wgrad", *tensors(geometry, torch.bfloat16))
-    plan = with_tile("wgrad", geometry, ShiftedTile(64, 64, 64, "dy", 4, 4))
-    try:
-        check("wgrad", args, geometry, actual=entry.wgrad(*args, geometry, plan=plan))
-    except Fault as fault:
-        return str(fault)
-    except AssertionError as wrong:
-        return f"wrong: {wrong}"
-    return "right"
+        assert "race" in outcome(TO_PATCHES)
 
 
 #: (call, pattern in its PTX, pattern of the outcome). Each occurrence is removed alone.
@@ -217,10 +205,10 @@ def test_an_instruction_removed_from_ptx_is_noticed(call, pattern, noticed):
         return ptx[:start] + ptx[end:]
 
     with simulated(call.arch) as device:
-        assert run(call, device) == "right"
+        assert outcome(call) == "right"
         device.change = change
         while len(outcomes) <= len(places):
-            outcomes.append(run(call, device))
+            outcomes.append(outcome(call))
             if re.search(noticed, outcomes[-1]):
                 return
     pytest.fail(f"not noticed: {outcomes}")
