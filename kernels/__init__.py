@@ -44,6 +44,7 @@ if HAS_GLUON:
     from .fprop_planes import fprop_planes
     from .fprop_resident import fprop_resident
     from .fprop_reuse import fprop_reuse
+    from .fprop_strip import fprop_strip
     from .wgrad_planes import wgrad_planes
     from .wgrad_reuse import wgrad_reuse
     from .wgrad_spread import wgrad_spread
@@ -89,5 +90,5 @@ __all__ = [
     "wgrad_stencil",
     "wgrad_tma",
 ]
-__all__ += ["fprop_planes", "fprop_resident", "fprop_reuse"] * HAS_GLUON
+__all__ += ["fprop_planes", "fprop_resident", "fprop_reuse", "fprop_strip"] * HAS_GLUON
 __all__ += ["wgrad_planes", "wgrad_reuse", "wgrad_spread"] * HAS_GLUON

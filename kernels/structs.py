@@ -213,6 +213,41 @@ class SpreadLayout(NamedTuple):
     FLATTEN_K: int | None = None
 
 
+class StripLayout(NamedTuple):
+    """How a strip of columns of an image and its results lie in memory, see fprop_strip.
+
+    Attributes:
+        NCHW, OUT_AXIS, ALIGN: as in TmaLayout.
+        BLOCKS: blocks of reduced channels.
+        RESULTS: channels of the result in one group.
+        PLACES: rows of the image that a patch reads.
+        STEP_H, PAD_H: rows of the image from one patch to the next, and of the first before it.
+        PITCH_H, SHIFT_H: rows of the result likewise.
+        PITCH_W, SHIFT_W: columns of the result from one column of the image to the next, and of the
+            first before it.
+        SHIFTS: columns of sums that are added up, up to a power of two.
+        REACH: the last of them that has a tap.
+        FIRST_W, STEP_W: first column of the first strip, and columns from one strip to the next.
+    """
+
+    NCHW: bool
+    OUT_AXIS: int
+    ALIGN: int
+    BLOCKS: int
+    RESULTS: int
+    PLACES: int
+    STEP_H: int
+    PAD_H: int
+    PITCH_H: int
+    SHIFT_H: int
+    PITCH_W: int
+    SHIFT_W: int
+    SHIFTS: int
+    REACH: int
+    FIRST_W: int
+    STEP_W: int
+
+
 class BandLayout(NamedTuple):
     """The input that a block of outputs reads, as columns of a matrix; see Band in ops/plan.
 

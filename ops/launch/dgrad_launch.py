@@ -43,7 +43,7 @@ def dgrad_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
 
 def _dgrad_call(tensors: Tensors, geometry: Geometry, plan: Plan) -> Call:
     """The launch of the plan's kernel that fills dx, or the parts of which it is the first."""
-    if plan.family in ("spread", "patch"):
+    if plan.family in ("spread", "patch", "strip"):
         return forward_call(tensors.adjoint(), geometry, plan)
     if plan.turned:
         shown = geometry.without_padding_mode()

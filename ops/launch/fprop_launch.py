@@ -17,6 +17,7 @@ from .partial_sums import partials_of, sum_partials_call
 from .patch_launch import patch_call
 from .resident_launch import resident_call
 from .spread_launch import spread_call
+from .strip_launch import strip_call
 
 #: Makes the launches of families whose kernels do not read x and the weight themselves.
 OWN_CALLS: dict[str, Callable[[Tensors, Geometry, Plan], Call]] = {
@@ -24,6 +25,7 @@ OWN_CALLS: dict[str, Callable[[Tensors, Geometry, Plan], Call]] = {
     "resident": resident_call,
     "spread": spread_call,
     "patch": patch_call,
+    "strip": strip_call,
 }
 
 

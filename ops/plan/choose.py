@@ -28,6 +28,7 @@ from . import (
     shifted,
     spread,
     stencil,
+    strip,
     tma,
 )
 from .cost import cheapest, gradient_splits, image_splits, seconds_of
@@ -44,7 +45,7 @@ SPLIT = (gemm, tma, patch, spread, flat)
 DIRECT = (rows, stencil, columns)
 FAMILIES = (
     rows, banded, resident, stencil, columns, gemm, tma, patch, reuse, planes, spread, flat,
-    shifted, planes_gradient,
+    shifted, planes_gradient, strip,
 )  # fmt: skip
 _FAMILY_OF = {kind: family for family in (*FAMILIES, backward) for kind in family.KINDS}
 #: A plan on copies of images is taken if its predicted time is below this share of the best other

@@ -361,6 +361,25 @@ CASES: dict[str, dict[str, Case]] = {
         "filters": _case(8, 256, 28, 28, 16, 3, 3, ops="wgrad", last=True),
         "channels": _case(8, 16, 28, 28, 256, 7, 7, ops="wgrad", stride=2),
     },
+    # Columns of a window with few results, phases of a stride, and several blocks of channels.
+    "strip": {
+        "three": _case(8, 24, 512, 512, 3, 3, 3, ops="fprop", bias=True, recorded="bfloat16"),
+        "three_last": _case(8, 24, 512, 512, 3, 3, 3, ops="fprop", last=True, recorded="tf32"),
+        "one": _case(8, 67, 256, 256, 1, 5, 5, ops="fprop", flip=True),
+        "one_last": _case(8, 32, 512, 512, 1, 5, 5, ops="fprop", last=True, bias=True),
+        "residual": _case(
+            8, 64, 224, 224, 3, 3, 3, ops="fprop", bias=True, activation="silu", residual=True
+        ),
+        "residual_last": _case(
+            8, 64, 224, 224, 6, 3, 5, ops="fprop", last=True, groups=2, activation="gelu",
+            residual=True,
+        ),
+        "gradient": _case(4, 64, 512, 512, 1, 9, 9, ops="dgrad"),
+        "gradient_last": _case(4, 16, 512, 512, 1, 3, 3, ops="dgrad", last=True),
+        "phases": _case(32, 64, 224, 224, 3, 7, 7, stride=2, ops="dgrad", recorded="bfloat16"),
+        "phases_last": _case(32, 64, 224, 224, 3, 7, 7, stride=2, ops="dgrad", last=True),
+        "phases_few": _case(32, 64, 224, 224, 1, 4, 4, stride=2, ops="dgrad", last=True),
+    },
     "flat": {
         "dense": _case(32, 256, 14, 14, 256, 3, 3, ops="wgrad", recorded="tf32"),
         "last": _case(32, 64, 56, 56, 64, 3, 3, ops="wgrad", last=True),

@@ -24,7 +24,7 @@ from .helper_kernels import helper_configurations
 from .planned import PlannedCall
 
 #: Families whose input gradients are forward calls that read the weight in another way.
-FORWARD_TOO = ("patch", "resident", "reuse", "planes", "spread")
+FORWARD_TOO = ("patch", "resident", "reuse", "planes", "spread", "strip")
 #: Families whose products are of the kinds above.
 PRODUCTS_OF = (
     *(name for name, f in MODULES.items() if f not in (*choose.DIRECT, backward)),

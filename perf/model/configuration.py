@@ -105,7 +105,7 @@ class Configuration:
         plan, tile = self.plan, self.plan.tile
         if self.family in ("rows", "backward", "columns"):  # the tile follows from the geometry
             return self.kernel, self.planned.workload.geometry.weight_shape[-2:]
-        if self.family in ("reuse", "spread", "planes"):
+        if self.family in ("reuse", "spread", "planes", "strip"):
             # The rest are counts in the same code, and the store's axis.
             kinds = plan.op, getattr(tile, "BLOCK_R", 0), self.case.endswith("-split")
             return self.kernel, self.product, *tile.step(plan.op)[:2], tile.num_warps, *kinds
@@ -163,7 +163,7 @@ def variants_of(
         tiles = [choose.plan(problem).tile] if tiles else []
     if family == "patch":  # the last, largest patch of each shape
         tiles = list({(tile.step(op), tile.num_warps): tile for tile in tiles}.values())
-    if family == "spread":  # the rest are counts in the same code
+    if family in ("spread", "strip"):  # the rest are counts in the same code
         tiles = list({(tile.step(op)[:2], tile.num_warps): tile for tile in tiles}.values())
     for tile in tiles:
         copied = "-copied" if getattr(tile, "copied", False) else ""

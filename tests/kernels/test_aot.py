@@ -199,6 +199,7 @@ CODE = {
     "planes": _sums,
     "spread": _sums,
     "shifted": _sums,
+    "strip": _sums,
     "flat": lambda call: (*_sums(call), call.plan.int64),
     # Lines, pieces and slots are numbers in the same code.
     "resident": lambda call: (call.kernel, call.plan.tile.STACK),
@@ -206,7 +207,7 @@ CODE = {
     "patch": lambda c: (c.kernel, c.plan.tile.shape, c.plan.one_tap, _product(c)),
 }
 #: Each target builds all choices of these; of others, a choice may be built on another target.
-EVERYWHERE = ("reuse", "planes", "spread", "shifted", "resident")
+EVERYWHERE = ("reuse", "planes", "spread", "shifted", "strip", "resident")
 
 
 def _code(call):

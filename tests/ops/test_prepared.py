@@ -176,7 +176,8 @@ def test_the_cases_above_plan_their_kernels():
             planned(op, g, dtype, layout, device) for op in ("fprop", "dgrad", "wgrad")
         ]
     taken = {p.family for plans in families.values() for p in plans}
-    taken |= {"reuse", "planes", "resident"}  # have no interpreter: tests/kernels/test_reuse.py
+    # In Gluon, which has no interpreter: test_reuse.py and others in tests/kernels.
+    taken |= {"reuse", "planes", "resident", "strip"}
     taken |= {"spread", "shifted"}  # of larger images: test_spread.py and test_shifted.py there
     taken.add("flat")  # TF32 alone: tests/kernels/test_flat.py
     assert taken == {kind.family for family in FAMILIES for kind in family.KINDS}

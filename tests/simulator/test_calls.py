@@ -49,7 +49,7 @@ def test_every_call_is_right(call):
 ELSEWHERE = {"lag_sums", "fprop_reuse", "wgrad_reuse", "wgrad_flat", "copy_flat"}
 ELSEWHERE |= {"fprop_resident", "build_lines", "fprop_separable", "fprop_spread", "wgrad_spread"}
 ELSEWHERE |= {"backward_rows", "fprop_planes", "copy_patches", "wgrad_shifted"}
-ELSEWHERE.add("wgrad_planes")
+ELSEWHERE |= {"wgrad_planes", "fprop_strip"}
 #: Kernels that run before or after another one, and the calls that have them.
 BESIDE = {
     ("rows_out", "fprop_bias"): "copy_images",
