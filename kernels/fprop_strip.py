@@ -15,7 +15,8 @@ row j by j columns.
 
 A program walks down a strip of BLOCK_Q columns of one image, SEGMENT patches long. A row of it is
 loaded once, to a slot of a ring, and stays for all patches that read it. The weight, a matrix
-((group,k,a,j,b), (i,c)), stays throughout. x is (N, C, H, W) in memory with 16 bits, or
+((group,k,a,j,b), (i,c)), stays throughout. While a patch is multiplied, sums T of the one before
+are added up and stored. x is (N, C, H, W) in memory with 16 bits, or
 (N, H, W, C). Sums in float32.
 """
 
@@ -102,8 +103,6 @@ def fprop_strip(
 
     line = gl.arange(0, LINES, gl.SliceLayout(1, STORED))[:, None]
     column = gl.arange(0, PIXELS * PHASES, gl.SliceLayout(0, STORED))[None, :]
-    tap = gl.arange(0, SHIFTS, gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, LOADED))))
-    is_tap = tap[None, :, None, None] <= LAYOUT.REACH
     k, a = line // PITCH, line % PITCH
     v, q = column // PHASES, w * PHASES - LAYOUT.SHIFT_W + column
     inside = (v >= LAYOUT.REACH) & (v < LAYOUT.REACH + LAYOUT.STEP_W) & (q >= 0) & (q < Q)
@@ -111,6 +110,7 @@ def fprop_strip(
     bias = gl.zeros([LINES, 1], gl.float32, STORED)
     if bias_ptr is not None:
         bias += gl.load(bias_ptr + (group * RESULTS + k) * bias_stride, mask=k < RESULTS, other=0.0)
+    k, p = group * RESULTS + k, u * PITCH - LAYOUT.SHIFT_H + a
 
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_N, 256 // BITS])
     BOX: gl.constexpr = gl.NVMMASharedLayout(x_desc.layout.swizzle_byte_width, BITS, rank=2)
@@ -131,22 +131,22 @@ def fprop_strip(
                     image = image._reinterpret(dtype, [PIXELS, BLOCK_K], BOX)
                 weight = weights.index(i * BLOCKS + block).permute([1, 0])
                 acc = warpgroup_mma(image, weight, acc, is_async=True)
+        # While these are multiplied, results of the patch before.
+        store_results(
+            shifted, bias, residual_ptr, y_ptr, residual_strides, y_strides,
+            n, k, p + (step - 1) * PITCH, q, inside & (step > 0), P, LAYOUT, ACTIVATION,
+            LOADED, STORED,
+        )  # fmt: skip
         acc = warpgroup_mma_wait(0, deps=(acc,))
         for i in gl.static_range(LAYOUT.STEP_H):
             load_row(
                 x_desc, xs, loaded, first + i + RING, rows, (n, c, h, w), LAYOUT, BLOCK_K, RING
             )  # fmt: skip
         sums.store(acc.permute([1, 0]))
-        y = gl.sum(gl.where(is_tap, shifted.load(LOADED), 0.0), axis=1)
-        y = y.permute([0, 2, 1]).reshape([LINES, PIXELS * PHASES])
-        y = gl.convert_layout(y, STORED) + bias
-        p = (u + step) * PITCH - LAYOUT.SHIFT_H + a
-        mask = inside & (p >= 0) & (p < P)
-        if residual_ptr is not None:
-            residual = at(residual_ptr, residual_strides, n, group * RESULTS + k, p, q)
-            y = add_residual(y, residual, mask)
-        y = activate(y, ACTIVATION, y_ptr.dtype.element_ty)
-        gl.store(at(y_ptr, y_strides, n, group * RESULTS + k, p, q), y, mask=mask)
+    store_results(
+        shifted, bias, residual_ptr, y_ptr, residual_strides, y_strides,
+        n, k, p + (steps - 1) * PITCH, q, inside, P, LAYOUT, ACTIVATION, LOADED, STORED,
+    )  # fmt: skip
     for i in gl.static_range(RING + 1):
         mbarrier.invalidate(loaded.index(i))
 
@@ -166,6 +166,27 @@ def rows_apart(shape, SHIFTS, PHASES, more):
     return gl.PaddedSharedLayout.with_identity_for(
         [[every, pad] for every, pad in pads.items()], shape, list(range(len(shape)))[::-1]
     )
+
+
+@gluon.jit
+def store_results(
+    shifted, bias, residual_ptr, y_ptr, residual_strides, y_strides, n, k, p, q, mask, P,
+    LAYOUT: gl.constexpr, ACTIVATION: gl.constexpr, LOADED: gl.constexpr, STORED: gl.constexpr,
+):  # fmt: skip
+    """Adds up the sums of a patch and stores its results (k, p, q) where `mask` is."""
+    LINES: gl.constexpr = shifted.shape[0]
+    tap = gl.arange(
+        0, LAYOUT.SHIFTS, gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, LOADED)))
+    )
+    is_tap = tap[None, :, None, None] <= LAYOUT.REACH
+    y = gl.sum(gl.where(is_tap, shifted.load(LOADED), 0.0), axis=1)  # [LINES, PHASES, PIXELS]
+    y = y.permute([0, 2, 1]).reshape([LINES, shifted.shape[3] * LAYOUT.PITCH_W])
+    y = gl.convert_layout(y, STORED) + bias
+    mask &= (p >= 0) & (p < P)
+    if residual_ptr is not None:
+        y = add_residual(y, at(residual_ptr, residual_strides, n, k, p, q), mask)
+    y = activate(y, ACTIVATION, y_ptr.dtype.element_ty)
+    gl.store(at(y_ptr, y_strides, n, k, p, q), y, mask=mask)
 
 
 @gluon.jit

@@ -32,9 +32,9 @@ STAGES = (3, 2)
 MOST_RESULTS = 16
 #: Fewest patches of a program: each loads the rows around its own again.
 MIN_SEGMENT = 8
-#: Clocks of a patch that nothing of the program hides: barriers, the first product, the way through
-#: shared memory; assumed.
-PATCH_CLOCKS = 400
+#: Clocks of a patch that nothing of the program hides, beside those of storing its sums to shared
+#: memory: barriers, the first product, latencies; assumed.
+PATCH_CLOCKS = 300
 #: Shared memory for barriers, beside that for rows, weights and sums.
 BARRIER_BYTES = 1024
 #: Products of a patch, which are all written out.
@@ -166,8 +166,8 @@ class StripTile:
         width = (g.Q if plan.op == "dgrad" else g.W) / columns.count
         read = loaded * min(width + columns.reach, m) * problem.reduced * itemsize + weight
         # Lanes that store sums of two phases share banks.
-        lines = n / columns.shifts
-        sums = 4 * m * (n * (1 + (columns.pitch > 1)) + lines * (columns.reach + 1))
+        lines, stored = n / columns.shifts, 4 * m * n * (1 + (columns.pitch > 1))
+        sums = stored + 4 * m * lines * (columns.reach + 1)
         shared = steps * (products * k * itemsize * (m + m // 64 * n) + sums)
         code, threads = self.code(problem), problem.threads(self)
         epilogue = problem.layout.epilogue * m * n / columns.shifts / threads
@@ -198,8 +198,7 @@ class StripTile:
             outputs=round(steps * columns.step * columns.pitch * self.lines(problem)),
             steps=steps,
             loaded_bytes=loaded * row + weight,
-            waits=True,
-            stalls=steps * PATCH_CLOCKS / device.latency,
+            stalls=steps * (PATCH_CLOCKS + stored / device.rates.shared) / device.latency,
             operands="ahead",
             outside=outside,
             scattered_bytes=scattered,
@@ -221,8 +220,8 @@ class StripTile:
         each = self.BLOCK_K * problem.dtype.itemsize / 32 * self.BLOCK_Q / 16 / self.num_warps
         return Code(
             5.2 * products * each + 12 * products + 40 * rows.step + 2.4 * sums,
-            160 + 60 * products + 50 * rows.step,
-            1.2 * sums + 1.6 * products + 22,
+            200 + 60 * products + 50 * rows.step + 3 * sums,
+            1.4 * sums + 1.6 * products + 22,
         )
 
 
@@ -301,6 +300,8 @@ def tiles(problem: Problem) -> list[StripTile]:
     for patch_rows, block, stages in itertools.product(PATCH_ROWS, BLOCKS_Q, STAGES):
         tile = StripTile(block, 0, block_of(problem), patch_rows, 4, stages, 1)
         tile = replace(tile, BLOCK_N=columns_of(tile, problem), segment=tile.rows(problem).count)
+        if block == BLOCKS_Q[-1] and 2 * tile.shared_bytes(problem) > problem.device.limits.shared:
+            tile = replace(tile, num_warps=8)  # no other program hides what this one waits for
         rows = tile.rows(problem)
         if g.R * patch_rows < FEWEST_TAPS * rows.window * rows.pitch or not fits(tile, problem):
             continue
