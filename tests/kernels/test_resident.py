@@ -91,86 +91,57 @@ COPIED = {
     "odd_columns": image(12, 45, 3, 9, ((1, 1), (4, 6)), N=2),
     "odd_columns_strided": image(13, 37, 5, 6, (2, 3), C=3, stride=(2, 2)),
 }
-#: Forward with one of the tiles; the input gradient, in the same kernel, with the other one.
+
+
+def seen_by(problem):
+    """The problem that the kernel meets, and the copies that are made for it."""
+    exchange = None if resident.is_legal(problem) else PLANES
+    return (problem if exchange is None else exchange.seen(problem)), exchange
+
+
+def cases():
+    """(op, name, geometry, tile). Input gradients without phases run forward's kernel."""
+    direct = GEOMETRIES | STRIDED | CHANNELS
+    for turn, op in enumerate(("fprop_bias", "dgrad")):
+        for i, (name, geometry) in enumerate(direct.items()):
+            if resident.is_legal(problem_of(op, geometry)):
+                yield op, name, geometry, (SINGLE, STACKED)[(i + turn) % 2]
+        for name, geometry in COPIED.items():
+            assert not resident.is_legal(problem_of(op, geometry))
+            yield op, name, geometry, (STACKED, SINGLE)[turn]
+    for name, geometry in GRADIENTS.items():
+        for tile in (SINGLE, STACKED):
+            yield "dgrad", "phases-" + name, geometry, tile
+
+
 CASES = [
-    ("fprop_bias", name, (SINGLE, STACKED)[i % 2])
-    for i, name in enumerate(GEOMETRIES | STRIDED | CHANNELS)
-] + [
-    ("dgrad", name, (STACKED, SINGLE)[i % 2])
-    for i, name in enumerate(GEOMETRIES | STRIDED | CHANNELS)
-]
-GRADIENT_CASES = [
-    (name, tile)
-    for name, geometry in GRADIENTS.items()
-    for tile in (SINGLE, STACKED)
-    if resident.fits(tile, problem_of("dgrad", geometry))
-]
-CASES = [
-    (op, name, tile)
-    for op, name, tile in CASES
-    for problem in (problem_of(op, (GEOMETRIES | STRIDED | CHANNELS)[name]),)
-    if resident.is_legal(problem) and resident.fits(tile, problem)
+    pytest.param(op, geometry, tile, id=f"{op}-{name}-{tile.STACK}")
+    for op, name, geometry, tile in cases()
+    if resident.fits(tile, seen_by(problem_of(op, geometry))[0])
 ]
 
 
 def plan_of(op, geometry, tile, dtype=HALF):
-    problem = problem_of(op, geometry, dtype)
-    assert resident.is_legal(problem)
-    plan = choose.plan_with_tile(problem, tile)
-    assert plan.kernel == "fprop_resident"
-    return plan
+    """The plan with a tile, in two parts where there are two tiles."""
+    seen, exchange = seen_by(problem_of(op, geometry, dtype))
+    plan = choose.plan_with_tile(seen, replace(tile, parts=min(2, tile.tiles(seen))))
+    return replace(plan, exchange=exchange)
 
 
-def computed(op, args, geometry, plan, before=("build_lines",), **options):
-    """The result of the kernel and the launches that prepare it."""
+def computed(op, args, geometry, tile, dtype=HALF):
+    plan = plan_of(op, geometry, tile, dtype)
     with simulated(90) as device:
-        actual = launched(op, args, geometry, plan, **options)
-    assert [found.kernel for found in device.launches] == [*before, "fprop_resident"]
+        actual = launched(op, args, geometry, plan)
+    copies = ["copy_images"] * (plan.exchange is not None)
+    assert [found.kernel for found in device.launches] == [*copies, "build_lines", "fprop_resident"]
     assert device.launches[-1].unit == "wgmma"
     return actual
 
 
-@pytest.mark.parametrize(
-    ("op", "name", "tile"),
-    [pytest.param(*case, id=f"{case[0]}-{case[1]}-{case[2].STACK}") for case in CASES],
-)
-def test_every_window_and_tile(op, name, tile):
-    geometry = (GEOMETRIES | STRIDED | CHANNELS)[name]
+@pytest.mark.parametrize(("op", "geometry", "tile"), CASES)
+def test_every_window_and_tile(op, geometry, tile):
     args = operands(op, *tensors(geometry, HALF, make=whole_numbers))
-    parts = min(2, tile.tiles(problem_of(op, geometry)))
-    actual = computed(op, args, geometry, plan_of(op, geometry, replace(tile, parts=parts)))
-    check_exact(op, args, geometry, actual)
-
-
-@pytest.mark.parametrize(
-    ("name", "tile"),
-    [pytest.param(name, tile, id=f"{name}-{tile.STACK}") for name, tile in GRADIENT_CASES],
-)
-def test_input_gradients_of_strides(name, tile):
-    """Whole numbers are exact. Rows that are no pieces are copied first."""
-    geometry = GRADIENTS[name]
-    problem = problem_of("dgrad", geometry)
-    exchange = None if resident.is_legal(problem) else PLANES
-    seen = problem if exchange is None else exchange.seen(problem)
-    tile = replace(tile, parts=min(2, tile.tiles(seen)))
-    plan = replace(choose.plan_with_tile(seen, tile), exchange=exchange)
-    assert resident.is_legal(seen)
-    args = operands("dgrad", *tensors(geometry, HALF, make=whole_numbers))
-    before = ("build_lines",) if exchange is None else ("copy_images", "build_lines")
-    check_exact("dgrad", args, geometry, computed("dgrad", args, geometry, plan, before))
-
-
-@pytest.mark.parametrize("name", COPIED)
-@pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
-def test_an_image_is_copied_to_whole_pieces(op, name):
-    geometry, tile = COPIED[name], SINGLE if op == "dgrad" else STACKED
-    problem = problem_of(op, geometry)
-    seen = PLANES.seen(problem)
-    assert not resident.is_legal(problem)
-    args = operands(op, *tensors(geometry, HALF, make=whole_numbers))
-    plan = replace(choose.plan_with_tile(seen, tile), exchange=PLANES)
-    actual = computed(op, args, geometry, plan, before=("copy_images", "build_lines"))
-    check_exact(op, args, geometry, actual)
+    check_exact(op, args, geometry, computed(op, args, geometry, tile))
 
 
 @pytest.mark.parametrize("tile", [SINGLE, STACKED], ids=["single", "stacked"])
@@ -178,7 +149,7 @@ def test_an_image_is_copied_to_whole_pieces(op, name):
 def test_random_operands(tile, dtype):
     geometry = GEOMETRIES["several_tiles"]
     args = operands("fprop_bias", *tensors(geometry, dtype))
-    actual = computed("fprop_bias", args, geometry, plan_of("fprop", geometry, tile, dtype))
+    actual = computed("fprop_bias", args, geometry, tile, dtype)
     precision = "tf32" if dtype == torch.float32 else "ieee"
     check("fprop_bias", args, geometry, actual=actual, precision=precision)
 
@@ -204,8 +175,7 @@ def test_float32_is_multiplied_as_tf32(name):
     given[which] = args[which] * (1 + 2**-11)  # becomes 1 + 2**-10
     args = [t * (1 + 2**-10) if i == which else t for i, t in enumerate(args)]
     tile = SINGLE if name == "four_pieces" else STACKED
-    actual = computed(op, given, geometry, plan_of(op, geometry, tile, torch.float32))
-    check_exact(op, args, geometry, actual)
+    check_exact(op, args, geometry, computed(op, given, geometry, tile, torch.float32))
 
 
 @pytest.mark.parametrize(("activation", "tile"), [("none", SINGLE), ("gelu", STACKED)])
@@ -296,36 +266,32 @@ def test_it_is_taken_for_large_windows():
     assert family(image(4096, 4096, 7, 7, (3, 3))) == "rows"
 
 
+LARGE = problem_of("fprop", image(40, 40, 9, 9, (4, 4), C=4))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"given_dilation": (2, 1)},
-        {"padding_mode": "reflect"},
-        {"W": 2, "S": 2, "padding": ((4, 4), (0, 0))},  # one column of outputs
-    ],
-    ids=str,
-)
-def test_what_it_cannot_compute_is_left_to_others(changes):
-    geometry = replace(image(40, 40, 9, 9, (4, 4)), **changes)
-    assert not resident.is_legal(problem_of("fprop", geometry))
-
-
-def test_problems_of_other_layouts_and_dtypes_are_left_to_others():
-    geometry = image(40, 40, 9, 9, (4, 4), C=4)
-    problem = problem_of("fprop", geometry)
-    assert resident.is_legal(problem)
-    layout = problem.layout
-    for change in (
+        {"geometry": replace(LARGE.geometry, given_dilation=(2, 1))},
+        {"geometry": replace(LARGE.geometry, padding_mode="reflect")},
+        {"geometry": image(40, 2, 9, 2, (4, 0))},  # one column of outputs
         {"dtype": torch.float32},
         {"dtype": torch.float32, "precision": "tf32x3"},
         {"device": DEVICES["b200"]},
         {"op": "wgrad"},
-        {"layout": replace(layout, int64=True)},
-        {"layout": replace(layout, converts=True)},
-        {"layout": replace(layout, gluon=False)},
-    ):
-        assert resident.tiles(replace(problem, **change)) == []
+        {"layout": replace(LARGE.layout, int64=True)},
+        {"layout": replace(LARGE.layout, converts=True)},
+        {"layout": replace(LARGE.layout, gluon=False)},
+    ],
+    ids=str,
+)
+def test_what_it_cannot_compute_is_left_to_others(changes):
+    assert resident.is_legal(LARGE)
+    assert resident.tiles(replace(LARGE, **changes)) == []
+
+
+def test_input_gradients_take_strides_of_powers_of_two():
     for stride, gradient in (((2, 8), True), ((3, 1), False), ((1, 6), False)):
-        strided = replace(problem, geometry=replace(geometry, given_stride=stride))
+        strided = replace(LARGE, geometry=replace(LARGE.geometry, given_stride=stride))
         assert resident.is_legal(strided), stride
         assert resident.is_legal(replace(strided, op="dgrad")) == gradient, stride
