@@ -342,11 +342,7 @@ def matrix_work(
     read = k * (m * first * reads_first + n * second * reads_second)
     moved = loaded + read * problem.products + lone * max(4, first)
     shared = (m + n) * k * itemsize * tile.num_stages
-    resident = min(
-        device.limits.shared // max(1, shared),
-        int(REGISTERS * (lanes // 32) // (threads * code.registers)),
-        THREADS // threads,
-    )
+    resident = resident_programs(plan, problem, shared, code.registers)
     epilogue = problem.layout.epilogue * outputs / threads
     if operands is None:
         through = problem.op == "wgrad" or lone > 0
@@ -363,7 +359,7 @@ def matrix_work(
         steps * m * n * k,
         problem.unit,
         steps * code.loop + code.outside + epilogue,
-        max(1, resident),
+        resident,
         2 if between_bytes else 1,
         between_bytes,
         products,
@@ -375,6 +371,20 @@ def matrix_work(
         outside=code.outside + epilogue,
         readers=L2_READERS,
     )
+
+
+def resident_programs(plan: Plan, problem: Problem, shared: int, registers: float) -> int:
+    """Programs that a multiprocessor has room for.
+
+    Args:
+        plan: of the launch.
+        problem: that it is for.
+        shared: bytes of shared memory of a program.
+        registers: of a thread.
+    """
+    limits, threads = problem.device.limits, problem.threads(plan.tile)
+    held = int(REGISTERS * (limits.lanes // 32) // (threads * registers))
+    return max(1, min(limits.shared // max(1, shared), held, THREADS // threads))
 
 
 def epilogue_slots(residual: bool, activation: str, dtype: torch.dtype) -> int:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -18,14 +19,13 @@ from ..geometry import Geometry
 from . import tma
 from .boxes import MAX_BOX, Boxed, covered, covers_planes, may_overhang
 from .cost import (
-    REGISTERS,
-    THREADS,
     Code,
     Work,
     is_launchable,
     line_bytes,
     matrix_work,
     partial_bytes,
+    resident_programs,
     splits_that_fill,
 )
 from .integers import cdiv, filled, power_of_two
@@ -50,26 +50,48 @@ BARRIER_BYTES = 1024
 STAGES = (5, 4, 3)
 
 
-class BoxedGradient(Boxed):
+class BoxedGradient(Boxed, ABC):
     """A tile of a weight gradient whose boxes of dy and of x lie in shared memory, in stages."""
 
     BLOCK_F: int
     BLOCK_C: int
     num_stages: int
+    copied: bool
 
+    @property
+    def dy_reads(self) -> int:
+        """Times that the products of a step read dy from shared memory."""
+        return 1
+
+    @abstractmethod
     def rows(self, problem: Problem) -> int:
         """Rows of x that a step loads."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def code(self, problem: Problem) -> Code:
+        """The code of a program: of one step, and outside of the loop."""
+
+    def runs(self, problem: Problem) -> int:
+        """Loads of a step."""
+        return len(runs_of(self.BLOCK_P)) + len(runs_of(self.rows(problem)))
+
+    def strips(self, problem: Problem) -> int:
+        """Boxes of pixels of dy."""
+        g = problem.boxed
+        return covered((g.N, g.P, g.Q), self.box) // self.pixels
+
+    def elements(self, problem: Problem) -> tuple[int, int]:
+        """Elements of dy, and of x, that one step loads."""
+        x = self.rows(problem) * self.BLOCK_I * self.BLOCK_Q * self.BLOCK_C
+        return self.pixels * self.BLOCK_F, x
+
+    def step_bytes(self, problem: Problem) -> int:
+        """Bytes that one step loads."""
+        return sum(self.elements(problem)) * problem.dtype.itemsize
 
     def shared_bytes(self, problem: Problem) -> int:
         """Bytes of shared memory of a program: the operands of every stage."""
         return self.step_bytes(problem) * self.num_stages + BARRIER_BYTES
-
-    def step_bytes(self, problem: Problem) -> int:
-        """Bytes that one step loads."""
-        loaded = self.pixels * self.BLOCK_F
-        loaded += self.rows(problem) * self.BLOCK_I * self.BLOCK_Q * self.BLOCK_C
-        return loaded * problem.dtype.itemsize
 
     def most_stages(self, problem: Problem) -> int:
         """As many of STAGES as there is room for; the fewest if there is none."""
@@ -83,6 +105,39 @@ class BoxedGradient(Boxed):
     def flags(self, problem: Problem) -> Mapping[str, Any]:
         """Fields of a Plan that this family decides."""
         return {"precision": problem.precision, "as_rows": problem.layout.as_rows}
+
+    def work(self, plan: Plan, problem: Problem) -> Work:
+        """The work of a launch."""
+        g, device, itemsize = problem.boxed, problem.device, problem.dtype.itemsize
+        m, n, k = plan.tile.step(plan.op)
+        code, steps, planes = self.code(problem), plan.split_strips, (g.N, g.P, g.Q)
+        work = matrix_work(
+            plan,
+            problem,
+            code,
+            steps,
+            m * n,
+            plan.grid,
+            image_first=False,
+            descriptors=True,
+            slices=(cdiv(g.group_K, self.BLOCK_F), cdiv(g.group_C, self.BLOCK_C)),
+        ).with_partials(partial_bytes(plan, problem))
+        # What lies outside of the images is not read.
+        inside = math.prod(planes) / covered(planes, self.box)
+        filters, channels = filled(g.group_K, self.BLOCK_F), filled(g.group_C, self.BLOCK_C)
+        dy, x = self.elements(problem)
+        loaded = steps * itemsize * (dy + x)
+        read = steps * itemsize * k * (m * self.dy_reads + n * cdiv(m, device.rates.rows or m))
+        scattered = problem.layout.repacks and not work.partial_bytes
+        work = work._replace(
+            l2_bytes=steps * itemsize * inside * (dy * filters + x * channels),
+            shared_bytes=loaded + read,
+            loaded_bytes=loaded,
+            resident=resident_programs(plan, problem, self.shared_bytes(problem), code.registers),
+            # Taps lie between the channels of a contiguous gradient.
+            scattered_bytes=m * n * line_bytes(32, g.R * g.S * itemsize) if scattered else 0,
+        )
+        return tma.after_copies(work, problem, 0, self.copied)
 
 
 @dataclass(frozen=True)
@@ -119,11 +174,6 @@ class ReuseGradientTile(BoxedGradient):
         blocks = cdiv(g.group_K, self.BLOCK_F) * cdiv(g.group_C, self.BLOCK_C)
         return g.groups * g.S * cdiv(g.R, self.BLOCK_R) * blocks
 
-    def strips(self, problem: Problem) -> int:
-        """Boxes of pixels of dy."""
-        g = problem.boxed
-        return covered((g.N, g.P, g.Q), self.box) // self.pixels
-
     def step(self, op: str) -> tuple[int, int, int]:
         """(M, N, K) of one step: filters are the rows."""
         return self.BLOCK_F, self.BLOCK_C * self.BLOCK_R, self.pixels
@@ -141,43 +191,10 @@ class ReuseGradientTile(BoxedGradient):
         """Whether a tile that was tuned for a problem near this one can serve it."""
         return is_legal(problem, self.copied) and fits(self, problem)
 
-    def work(self, plan: Plan, problem: Problem) -> Work:
-        """The work of a launch: each tap reads both operands from shared memory."""
-        g, device, itemsize = problem.boxed, problem.device, problem.dtype.itemsize
-        m, n, k = self.step(plan.op)
-        code, steps, threads = self.code(problem), plan.split_strips, problem.threads(self)
-        work = matrix_work(
-            plan,
-            problem,
-            code,
-            steps,
-            m * n,
-            plan.grid,
-            image_first=False,
-            descriptors=True,
-            slices=(cdiv(g.group_K, self.BLOCK_F), cdiv(g.group_C, self.BLOCK_C)),
-        ).with_partials(partial_bytes(plan, problem))
-        # What lies outside of the images is not read.
-        inside = math.prod((g.N, g.P, g.Q)) / covered((g.N, g.P, g.Q), self.box)
-        filters, channels = filled(g.group_K, m), filled(g.group_C, self.BLOCK_C)
-        x = self.rows(problem) * self.BLOCK_I * self.BLOCK_Q * self.BLOCK_C
-        loaded = steps * itemsize * (k * m + x)
-        read = steps * itemsize * k * (m * self.BLOCK_R + n * cdiv(m, device.rates.rows or m))
-        resident = min(
-            device.limits.shared // self.shared_bytes(problem),
-            int(REGISTERS // (threads * code.registers)),
-            THREADS // threads,
-        )
-        scattered = problem.layout.repacks and not work.partial_bytes
-        work = work._replace(
-            l2_bytes=steps * itemsize * inside * (k * m * filters + x * channels),
-            shared_bytes=loaded + read,
-            loaded_bytes=loaded,
-            resident=max(1, resident),
-            # Taps lie between the channels of a contiguous gradient.
-            scattered_bytes=m * n * line_bytes(32, g.R * g.S * itemsize) if scattered else 0,
-        )
-        return tma.after_copies(work, problem, 0, self.copied)
+    @property
+    def dy_reads(self) -> int:
+        """Each tap reads both operands from shared memory."""
+        return self.BLOCK_R
 
     def code(self, problem: Problem) -> Code:
         """The code of a program: of one step, and outside of the loop. Counted for sm_90."""
@@ -227,15 +244,26 @@ def tiles(problem: Problem) -> list[ReuseGradientTile]:
             continue
         if channels > max(64, power_of_two(g.group_C)):
             continue
-        made = [
-            ReuseGradientTile(*box, taps, filters, channels, warps, STAGES[0], copied)
-            for box in _boxes(problem, taps)
-        ]
-        made = [replace(tile, num_stages=tile.most_stages(problem)) for tile in made]
-        made = [tile for tile in made if fits(tile, problem)]
-        if made:
-            found.append(min(made, key=lambda tile: (_loads(tile, problem), -tile.num_stages)))
+        shape = (taps, filters, channels, warps, STAGES[0])
+        made = [ReuseGradientTile(*box, *shape, copied) for box in _boxes(problem, taps)]
+        found += that_loads_least(made, problem, _loads, fits)
     return found
+
+
+def that_loads_least(
+    tiles: Iterable[Any],
+    problem: Problem,
+    loads: Callable[[Any, Problem], float],
+    fits: Callable[[Any, Problem], bool],
+) -> list[Any]:
+    """The tile of those that fit, with most stages, for which `loads` is least; [] if none fits."""
+    staged = []
+    for tile in tiles:
+        stages = tile.most_stages(problem)
+        same = stages == tile.num_stages
+        staged.append(tile if same else replace(tile, num_stages=stages))
+    staged.sort(key=lambda tile: (loads(tile, problem), -tile.num_stages))
+    return next(([tile] for tile in staged if fits(tile, problem)), [])
 
 
 def _shapes(geometry: Geometry) -> Iterator[tuple[int, tuple[int, int, int]]]:
@@ -268,8 +296,7 @@ def _boxes(problem: Problem, taps: int) -> Iterator[tuple[int, int, int]]:
 def _loads(tile: ReuseGradientTile, problem: Problem) -> float:
     """About the bytes that L2 could send while a program sums all boxes."""
     g, step = problem.boxed, tile.shared_bytes(problem) / tile.num_stages
-    runs = len(runs_of(tile.BLOCK_P)) + len(runs_of(tile.rows(problem)))
-    loads = tile.strips(problem) * (step + STEP_BYTES + runs * RUN_BYTES)
+    loads = tile.strips(problem) * (step + STEP_BYTES + tile.runs(problem) * RUN_BYTES)
     overhangs = (g.P % tile.BLOCK_P or g.Q % tile.BLOCK_Q) and not g.is_point
     return loads / OVERHANG_MARGIN if overhangs else loads
 

@@ -15,14 +15,13 @@ from typing import Any, ClassVar
 from ..geometry import Geometry, Pair
 from . import tma
 from .cost import (
-    REGISTERS,
-    THREADS,
     Code,
     Work,
     is_launchable,
     line_bytes,
     matrix_work,
     partial_bytes,
+    resident_programs,
     splits_that_fill,
 )
 from .integers import cdiv, filled, power_of_two
@@ -105,7 +104,7 @@ class ShiftedTile:
         """The work of a launch."""
         g, itemsize = problem.geometry, problem.dtype.itemsize
         m, n, k = self.step(plan.op)
-        steps, threads = plan.split_strips, problem.threads(self)
+        steps = plan.split_strips
         channels, shifted = channels_of(g, self.shifts)
         pixels = pixels_of(g, self.shifts)
         inside = pixels / (cdiv(pixels, k) * k)
@@ -125,11 +124,6 @@ class ShiftedTile:
             filled=(filled(channels, m), columns / g.S, inside),
             slices=(1, blocks_m) if self.shifts == "dy" else (blocks_m, 1),
         ).with_partials(partial_bytes(plan, problem))
-        resident = min(
-            problem.device.limits.shared // self.shared_bytes(problem),
-            int(REGISTERS // (threads * code.registers)),
-            THREADS // threads,
-        )
         # One column of all pixels is a load of a warp: of neighbours, unless channels or a stride
         # lie between them.
         last = problem.layout.channels_last
@@ -137,7 +131,7 @@ class ShiftedTile:
         step *= g.stride[1] if self.shifts == "x" else 1
         more = max(0.0, line_bytes(32, step) - 4)
         return work._replace(
-            resident=max(1, resident),
+            resident=resident_programs(plan, problem, self.shared_bytes(problem), code.registers),
             shared_bytes=work.shared_bytes + steps * n * k * more,
         )
 

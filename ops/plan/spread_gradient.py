@@ -8,27 +8,16 @@ may overhang a plane.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from . import reuse_gradient, tma
-from .boxes import MAX_BOX, covered
-from .cost import (
-    REGISTERS,
-    THREADS,
-    Code,
-    Work,
-    is_launchable,
-    line_bytes,
-    matrix_work,
-    partial_bytes,
-    splits_that_fill,
-)
+from .boxes import MAX_BOX
+from .cost import Code, is_launchable, splits_that_fill
 from .device import MAX_WORKSPACE
-from .integers import cdiv, filled, power_of_two
-from .problem import Plan, Problem
+from .integers import cdiv, power_of_two
+from .problem import Problem
 
 #: Rows of a product: filters of all rows of a patch.
 ROWS = 64
@@ -87,11 +76,6 @@ class SpreadGradientTile(reuse_gradient.BoxedGradient):
         blocks = cdiv(g.group_K, self.BLOCK_F) * cdiv(g.group_C, self.BLOCK_C)
         return g.groups * g.S * g.stride[0] * self.tiles_of_places(problem) * blocks
 
-    def strips(self, problem: Problem) -> int:
-        """Boxes of pixels of dy."""
-        g = problem.boxed
-        return covered((g.N, g.P, g.Q), self.box) // self.pixels
-
     def step(self, op: str) -> tuple[int, int, int]:
         """(M, N, K) of one step; K are the pixels of every PATCH_P-th row."""
         m, n = self.PATCH_P * self.BLOCK_F, self.BLOCK_R * self.BLOCK_C
@@ -106,51 +90,9 @@ class SpreadGradientTile(reuse_gradient.BoxedGradient):
         """Rows of x that a step loads."""
         return self.BLOCK_P + self.BLOCK_R - 1
 
-    def runs(self, problem: Problem) -> int:
-        """Loads of a step."""
-        return sum(len(reuse_gradient.runs_of(n)) for n in (self.BLOCK_P, self.rows(problem)))
-
     def suits(self, problem: Problem) -> bool:
         """Whether a tile that was tuned for a problem near this one can serve it."""
         return is_legal(problem, self.copied) and fits(self, problem)
-
-    def work(self, plan: Plan, problem: Problem) -> Work:
-        """The work of a launch, places without a tap included."""
-        g, device, itemsize = problem.boxed, problem.device, problem.dtype.itemsize
-        m, n, k = self.step(plan.op)
-        code, steps, threads = self.code(problem), plan.split_strips, problem.threads(self)
-        work = matrix_work(
-            plan,
-            problem,
-            code,
-            steps,
-            m * n,
-            plan.grid,
-            image_first=False,
-            descriptors=True,
-            slices=(cdiv(g.group_K, self.BLOCK_F), cdiv(g.group_C, self.BLOCK_C)),
-        ).with_partials(partial_bytes(plan, problem))
-        # What lies outside of the images is not read.
-        inside = math.prod((g.N, g.P, g.Q)) / covered((g.N, g.P, g.Q), self.box)
-        filters, channels = filled(g.group_K, self.BLOCK_F), filled(g.group_C, self.BLOCK_C)
-        dy = self.pixels * self.BLOCK_F
-        x = self.rows(problem) * self.BLOCK_I * self.BLOCK_Q * self.BLOCK_C
-        loaded = steps * itemsize * (dy + x)
-        read = steps * itemsize * k * (m + n * cdiv(m, device.rates.rows or m))
-        resident = min(
-            device.limits.shared // self.shared_bytes(problem),
-            int(REGISTERS // (threads * code.registers)),
-            THREADS // threads,
-        )
-        scattered = problem.layout.repacks and not work.partial_bytes
-        work = work._replace(
-            l2_bytes=steps * itemsize * inside * (dy * filters + x * channels),
-            shared_bytes=loaded + read,
-            loaded_bytes=loaded,
-            resident=max(1, resident),
-            scattered_bytes=m * n * line_bytes(32, g.R * g.S * itemsize) if scattered else 0,
-        )
-        return tma.after_copies(work, problem, 0, self.copied)
 
     def code(self, problem: Problem) -> Code:
         """The code of a program: of one step, and outside of the loop. Counted for sm_90."""
@@ -180,14 +122,9 @@ def tiles(problem: Problem) -> list[SpreadGradientTile]:
         shape = (columns // channels, filters, channels, ROWS // filters)
         if not _is_worth_it(shape, problem):
             continue
-        made = [
-            SpreadGradientTile(*box, *shape, ROWS // 16, reuse_gradient.STAGES[0], copied)
-            for box in boxes
-        ]
-        made = [replace(tile, num_stages=tile.most_stages(problem)) for tile in made]
-        made = [tile for tile in made if fits(tile, problem)]
-        if made:
-            found.append(min(made, key=lambda tile: (_loads(tile, problem), -tile.num_stages)))
+        options = (ROWS // 16, reuse_gradient.STAGES[0])
+        made = [SpreadGradientTile(*box, *shape, *options, copied) for box in boxes]
+        found += reuse_gradient.that_loads_least(made, problem, _loads, fits)
     return found
 
 
