@@ -31,7 +31,7 @@ from . import (
     strip,
     tma,
 )
-from .cost import cheapest, gradient_splits, image_splits, seconds_of
+from .cost import cheapest, exchange_seconds, gradient_splits, image_splits, seconds_of
 from .exchange.offered import exchanges
 from .exchange.way import Exchange
 from .integers import cdiv
@@ -42,7 +42,7 @@ from .tuned import tuned
 #: compared.
 SPLIT = (gemm, tma, patch, spread, flat)
 #: Families that multiply without matrix units.
-DIRECT = (rows, stencil, columns)
+DIRECT = ("rows", "stencil", "columns")
 FAMILIES = (
     rows, banded, resident, stencil, columns, gemm, tma, patch, reuse, planes, spread, flat,
     shifted, planes_gradient, strip,
@@ -64,18 +64,20 @@ def plan(problem: Problem) -> Plan:
     Raises:
         ArgumentError: every plan has more programs than a launch can have.
     """
-    direct = direct_plan(problem)
-    on_copies = plans_on_copies(problem)
-    if not on_copies:
-        return direct
-    direct_seconds, seconds = (seconds_of(one, problem) for one in (direct, on_copies[0]))
-    return on_copies[0] if seconds < EXCHANGE_MARGIN * direct_seconds else direct
+    best = direct_plan(problem)
+    if ways := exchanges(problem):
+        least = EXCHANGE_MARGIN * seconds_of(best, problem)
+        for way in ways:
+            if exchange_seconds(*way.launches(problem), problem.device) >= least:
+                continue  # its copies alone take longer
+            for on_copies in _exchanged(way, problem):
+                if (seconds := seconds_of(on_copies, problem)) < least:
+                    best, least = on_copies, seconds
+    return best
 
 
 def plans_on_copies(problem: Problem) -> list[Plan]:
     """The best plan of each Exchange that is compared, by predicted time."""
-    if problem.op == "backward":
-        return []
     found = [best for one in exchanges(problem) for best in _exchanged(one, problem)]
     return sorted(found, key=lambda one: seconds_of(one, problem))
 
@@ -89,7 +91,7 @@ def _exchanged(exchange: Exchange, problem: Problem) -> list[Plan]:
             plans = [plan for tile in tiles for plan in plans_with_tile(seen, tile)]
             if not plans:
                 return []
-            best = cheapest(plans, seen, [])
+            best = cheapest(plans, seen)
         else:
             best = direct_plan(seen)
     except ArgumentError:
@@ -103,7 +105,7 @@ def direct_plan(problem: Problem) -> Plan:
     if found is not None and (tile := tile_of(found.tile)).suits(problem):
         plans = plans_with_tile(problem, tile)
         exact = plan_with_tile(problem, tile, found.splits)
-        best = cheapest(plans, problem, plans) if distance else exact
+        best = cheapest(plans, problem) if distance else exact
         if found.registers is None:
             return best
         return dataclasses.replace(best, max_registers=found.registers or None)
@@ -115,8 +117,7 @@ def direct_plan(problem: Problem) -> Plan:
             refused = error
     if refused is not None and not plans:
         raise refused
-    direct = [plan for plan in plans if family_of(plan.tile) in DIRECT]
-    return cheapest(plans, problem, direct)
+    return cheapest(plans, problem, DIRECT)
 
 
 def candidates(problem: Problem) -> list[Tile]:

@@ -32,7 +32,7 @@ rates matter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -222,8 +222,10 @@ class Times(NamedTuple):
 
 def seconds_of(plan: Plan, problem: Problem) -> float:
     """The predicted time of a plan, multiplied by what was measured of its kernel."""
-    device, times = problem.device, times_of(plan.work(problem), problem.device)
-    slowdown = device.slowdown(plan.family, key_of(plan, problem))
+    device = problem.device
+    times = times_of(plan.work(problem), device)
+    measured = device.measured
+    slowdown = measured.slowdown(plan.family, key_of(plan, problem)) if measured else 1.0
     return (times.predicted - times.exchange) * slowdown + times.exchange
 
 
@@ -232,23 +234,24 @@ def key_of(plan: Plan, problem: Problem) -> str:
     return kernel_key(plan.kernel, plan.seen(problem).layout.channels_last)
 
 
-def cheapest(plans: Sequence[Plan], problem: Problem, direct: Sequence[Plan]) -> Plan:
+def cheapest(plans: Sequence[Plan], problem: Problem, direct: Collection[str] = ()) -> Plan:
     """The plan that the model expects to be done first.
 
     Args:
         plans: to choose from.
         problem: that they solve.
-        direct: those without matrix units: where channels are few, the others must beat the
+        direct: families without matrix units: where channels are few, the others must beat the
             fastest of these by MARGIN.
     """
     if len(plans) == 1:
         return plans[0]
-    seconds = {plan: seconds_of(plan, problem) for plan in plans}
-    fastest = min(plans, key=seconds.__getitem__)
-    if problem.has_few_channels and direct:
-        best = min(direct, key=seconds.__getitem__)
-        return fastest if seconds[fastest] < MARGIN * seconds[best] else best
-    return fastest
+    seconds = [seconds_of(plan, problem) for plan in plans]
+    fastest = min(range(len(plans)), key=seconds.__getitem__)
+    if problem.has_few_channels:
+        others = [i for i, plan in enumerate(plans) if plan.family in direct]
+        best = min(others, key=seconds.__getitem__, default=fastest)
+        fastest = fastest if seconds[fastest] < MARGIN * seconds[best] else best
+    return plans[fastest]
 
 
 def times_of(work: Work, device: Device) -> Times:
@@ -282,9 +285,13 @@ def times_of(work: Work, device: Device) -> Times:
         latency=rounds * ((1 + work.stalls) * device.latency + alone) / rates.clock,
         launch=work.launches * device.launch_seconds + again + copies / device.copy_rate,
         exposed=EXPOSED[work.operands],
-        exchange=work.exchange_launches * EXCHANGE_SECONDS
-        + work.exchanged_bytes / device.copy_rate,
+        exchange=exchange_seconds(work.exchange_launches, work.exchanged_bytes, device),
     )
+
+
+def exchange_seconds(launches: int, moved: float, device: Device) -> float:
+    """The time of the copies of an Exchange: launches that move so many bytes."""
+    return launches * EXCHANGE_SECONDS + moved / device.copy_rate
 
 
 def matrix_work(

@@ -273,9 +273,10 @@ class PatchTile:
 
         Then every thread finds the place of each of its elements in every step.
         """
-        row = self.axes(problem.op, problem.geometry)[1].window * problem.reduced
-        flat = problem.reduced < self.BLOCK_K < row
-        return flat and not problem.layout.channels_last
+        if problem.layout.channels_last or problem.reduced >= self.BLOCK_K:
+            return False
+        columns = self.axes(problem.op, problem.geometry)[1].window
+        return self.BLOCK_K < columns * problem.reduced
 
     def code(self, plan: Plan, problem: Problem) -> Code:
         """The code of a program, fitted to machine code for sm_90 (Triton 3.7.1)."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ...ops.plan import backward, choose
+from ...ops.plan import choose
 from ...ops.plan.tuned import tuned_for
 from ..workloads import ALL_OPS
 from .cases import CASES, EXACT, PRODUCTS, Case
@@ -27,7 +27,7 @@ from .planned import PlannedCall
 FORWARD_TOO = ("patch", "resident", "reuse", "planes", "spread", "strip")
 #: Families whose products are of the kinds above.
 PRODUCTS_OF = (
-    *(name for name, f in MODULES.items() if f not in (*choose.DIRECT, backward)),
+    *(name for name in MODULES if name not in (*choose.DIRECT, "backward")),
     "frame",
 )
 

@@ -102,7 +102,7 @@ def test_more_boxes_than_multiprocessors_take_persistent_programs(device):
     def plans(n, window, stride, layout=PIXELS):
         geometry = _case((n, 256, 56, 56), 256, window, stride, padding=SAME)
         problems = [Problem(op, geometry, torch.bfloat16, "ieee", layout, device) for op in OPS]
-        return [cheapest(_plans(problem), problem, []) for problem in problems]
+        return [cheapest(_plans(problem), problem) for problem in problems]
 
     fprop, dgrad, wgrad = plans(32, (3, 3), (1, 1))
     assert fprop.grid == dgrad.grid == device.multiprocessors
@@ -245,7 +245,7 @@ def test_the_planner_reads_planes_as_rows_where_the_tensors_allow_it(boxes):
     layout = layout_of(geometry, x, weight, y)
     for op in OPS:
         problem = Problem(op, geometry, torch.bfloat16, layout=layout, device=H200)
-        plan = cheapest([plan_with_tile(problem, tile) for tile in tma_tiles(problem)], problem, [])
+        plan = cheapest([plan_with_tile(problem, tile) for tile in tma_tiles(problem)], problem)
         assert (plan.family, plan.as_rows) == ("tma", True)
         assert (plan.tile.BLOCK_P, plan.grid > 0) == (1, True)
     cropped = torch.empty(128, 256, 30, 30, dtype=torch.bfloat16, device="meta")[..., 1:-1, 1:-1]

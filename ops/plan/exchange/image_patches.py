@@ -59,16 +59,17 @@ class Patches(Exchange):
     def layout(self, problem: Problem, geometry: Geometry) -> dict[str, Any]:
         return super().layout(problem, geometry) | {"repacks": False}
 
-    def with_copies(self, work: Work, problem: Problem) -> Work:
-        """As Exchange.with_copies; a launch makes the patches, which instructions may bound."""
+    def launches(self, problem: Problem) -> tuple[int, float]:
+        """One for each image; instructions may bound that of the patches."""
         before, after = self.before(problem), self.after(problem)
         copy = PatchCopy(problem.geometry, self.order, problem.op == "dgrad")
         least = copy.seconds(problem.dtype.itemsize, problem.device) * problem.device.copy_rate
         slower = max(0.0, least - sum((after if copy.back else before)[0]))
-        return work._replace(
-            exchanged_bytes=sum(map(sum, (*before, *after))) + slower,
-            exchange_launches=len(before) + len(after),
-        )
+        return len(before) + len(after), sum(map(sum, (*before, *after))) + slower
+
+    def with_copies(self, work: Work, problem: Problem) -> Work:
+        launches, moved = self.launches(problem)
+        return work._replace(exchange_launches=launches, exchanged_bytes=moved)
 
 
 @dataclass(frozen=True)

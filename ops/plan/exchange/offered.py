@@ -20,7 +20,7 @@ ARCHITECTURES = ("90", "100")
 def exchanges(problem: Problem) -> list[Exchange]:
     """The exchanges to compare, [] where copies cannot be made or are never worth it."""
     g, layout = problem.geometry, problem.layout
-    if problem.op == "dgrad_frame":
+    if problem.op in ("dgrad_frame", "backward"):
         return []
     last = problem.device.arch in ARCHITECTURES and problem.product in ("half", "tf32")
     found: list[Exchange] = [] if layout.converts else to_planes(problem)

@@ -11,6 +11,7 @@ pixels, and offered.py lists the exchanges that the planner compares.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
@@ -75,10 +76,8 @@ class Exchange(ABC):
         return changes
 
     def seen(self, problem: Problem) -> Problem:
-        """The problem that the kernel meets."""
-        g = self.geometry(problem.op, problem.geometry, piece_of(problem))
-        layout = replace(problem.layout, merged=None, order="", **self.layout(problem, g))
-        return replace(problem, geometry=g, layout=layout)
+        """The problem that the kernel meets, the same object each time: it keeps what it counts."""
+        return _seen(self, problem)
 
     def before(self, problem: Problem) -> list[Moved]:
         """The copies of images that the kernel reads."""
@@ -107,15 +106,17 @@ class Exchange(ABC):
         """Whether the kernel reads one format and stores another: planned for GEMMs alone."""
         return [*self.forms(op).values()].count("NHWC") == 1
 
+    def launches(self, problem: Problem) -> tuple[int, float]:
+        """(launches that make the copies; bytes that they move)."""
+        before, after = self.before(problem), self.after(problem)
+        return bool(before) + bool(after), sum(map(sum, (*before, *after)))
+
     def with_copies(self, work: Work, problem: Problem) -> Work:
         """The work with the launches that make the copies, given that of the kernel alone."""
-        before, after = self.before(problem), self.after(problem)
-        one_launch = bool(before) and work.copy_bytes > 0  # copies the weight too
-        return work._replace(
-            launches=work.launches - one_launch,
-            exchanged_bytes=sum(map(sum, (*before, *after))),
-            exchange_launches=bool(before) + bool(after),
-        )
+        launches, moved = self.launches(problem)
+        if work.copy_bytes and self.before(problem):  # one launch copies the weight too
+            work = work._replace(launches=work.launches - 1)
+        return work._replace(exchange_launches=launches, exchanged_bytes=moved)
 
     def memory(self, problem: Problem) -> int:
         """Bytes of the copies of images, and of the result before it is copied."""
@@ -125,6 +126,13 @@ class Exchange(ABC):
     def __str__(self) -> str:
         chosen = [field.name for field in fields(self) if getattr(self, field.name) is True]
         return "+".join([self.name, *chosen])
+
+
+@functools.lru_cache(maxsize=4096)
+def _seen(exchange: Exchange, problem: Problem) -> Problem:
+    g = exchange.geometry(problem.op, problem.geometry, piece_of(problem))
+    layout = replace(problem.layout, merged=None, order="", **exchange.layout(problem, g))
+    return replace(problem, geometry=g, layout=layout)
 
 
 def piece_of(problem: Problem) -> int:
