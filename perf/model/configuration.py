@@ -106,7 +106,7 @@ class Configuration:
         if self.family in ("rows", "backward", "columns"):  # the tile follows from the geometry
             return self.kernel, self.planned.workload.geometry.weight_shape[-2:]
         if self.family in ("reuse", "spread", "planes", "strip"):
-            # The rest are counts in the same code, and the store's axis.
+            # Other fields are numbers in the same code, or the axis of the store.
             kinds = plan.op, getattr(tile, "BLOCK_R", 0), self.case.endswith("-split")
             return self.kernel, self.product, *tile.step(plan.op)[:2], tile.num_warps, *kinds
         if self.family == "resident":  # so are its lines, pieces and slots

@@ -176,7 +176,7 @@ def _banded(call):
 
 
 def _boxes(call):
-    """The shape of a box changes only shifts of its coordinates."""
+    """Other shapes of a box with as many pixels change only how coordinates are shifted."""
     plan, tile = call.plan, call.plan.tile
     size = tile.BLOCK_K if plan.op == "wgrad" else tile.pixels
     # Three taps hold more than two.
@@ -221,7 +221,7 @@ def _sums_of_a_thread(plan):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_planned_kernel_is_compiled(name):
-    """Or one whose code differs in numbers alone."""
+    """The kernel of every drawn call is built, or one whose code differs in numbers alone."""
     target = TARGETS[name]
     here = {_code(c.planned) for c in _built(target)}
     tiles = {code[0] for family, code in here if family not in CODE}

@@ -75,7 +75,7 @@ def test_every_window_and_stride_of_both(kernel_backend, name):
 
 @pytest.mark.parametrize("offset", [0, 1, 2])
 def test_slices_are_read_in_vectors_only_if_aligned(kernel_backend, offset):
-    """Rows start at a multiple of 4 columns, or not; all gradients are exact, twice."""
+    """The vector kernel is taken where rows start at a multiple of 4 columns."""
     geometry = geometry_of((2, 1, 6, 16), (1, 1, 3, 3), padding=SAME)
     device = kernel_backend.device
     images = [whole_numbers((2, 1, 6, 20)).float().to(device) for _ in range(2)]

@@ -59,7 +59,7 @@ def error_of(activation, z, dtype, half):
         return 0 * half
     sums = torch.float64 if dtype == torch.float64 else torch.float32
     allowed = {"gelu": 2, "silu": 3}[activation] * torch.finfo(sums).eps * z.abs()
-    # The power of 16 bits differs by a tenth of what is half a unit in float16, the shorter one.
+    # In 16 bits gelu is approximated with an error of a tenth of half a unit of float16.
     short = dtype.itemsize == 2 and activation == "gelu"
     return allowed + short * 0.1 * half * (0.125 if dtype == torch.bfloat16 else 1)
 

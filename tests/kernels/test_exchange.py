@@ -42,7 +42,7 @@ OF_SAMPLES = (Sampled(), Sampled(True), Sampled(True, True))
 
 
 def _cases():
-    """Halves in one part and TF32 in two, in turns; of points, sampled ones in every format."""
+    """float16 with one part and TF32 with two in turns; 1x1 windows read copies of their pixels."""
     turn = 0
     for i, name in enumerate(GEOMETRIES):
         for j, op in enumerate(("fprop_bias", "dgrad", "wgrad")):
@@ -67,7 +67,7 @@ def test_every_operator(kernel_backend, name, op, exchange, dtype, splits):
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
 @pytest.mark.parametrize("dtype", [BRAIN, FLOAT], ids=str)
 def test_boxes_of_copies(kernel_backend, op, dtype):
-    """A kernel that loads through tensor descriptors, in parts."""
+    """A kernel that loads the copies through tensor descriptors, with a split sum."""
     geometry = GEOMETRIES["unstrided"]
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
     plan = plan_on(op, geometry, dtype, BOTH, TmaTile(2, 2, 8, 16, 16, 4, 2), splits=2)
@@ -110,7 +110,7 @@ _PLANES_CASES = [
 @pytest.mark.parametrize(("name", "op", "dtype"), _PLANES_CASES, ids=str)
 @pytest.mark.parametrize("last", [True, False], ids=["channels_last", "planes"])
 def test_images_in_planes(kernel_backend, name, op, dtype, last):
-    """Zeros fill their rows; what was channels_last is so again."""
+    """Rows of the copies end with zeros; the result has the format of the images."""
     geometry, gradient = IN_PLANES[name], op == "wgrad"
     x, weight, bias, dy = tensors(geometry, dtype, kernel_backend.device, make=whole_numbers)
     form = "NHWC" if last else "NCHW"
@@ -301,7 +301,7 @@ def test_large_windows_of_few_channels_are_copied_to_planes():
 
 
 def test_copies_cost_their_bytes_and_their_launches():
-    """The multiplier of a kernel is not of its copies."""
+    """The measured multiplier of a kernel does not apply to its copies."""
     problem = Problem("wgrad", LAYER, BRAIN, device=DEVICES["h100"])
     exchange = Sampled(reads=True)
     (plan,) = (one for one in choose.plans_on_copies(problem) if one.exchange == exchange)

@@ -108,7 +108,7 @@ def test_strided_pointwise_weight_gradient_of_channels_last_does_not_crash(backe
 @ALL_OPS
 @pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 def test_padded_strided_pointwise_windows_of_channels_last(backend, op):
-    """PyTorch's crash is avoided by taking pixels of the image: of the padded one."""
+    """PyTorch 2.13 may crash: the CPU backend gives it the pixels that windows read."""
     g = geometry_of((2, 6, 8, 7), (4, 6, 1, 1), (1, 2), ((2, 2), (2, 2)))
     made = (t.to(memory_format=torch.channels_last) if t.dim() == 4 else t
             for t in tensors(g, torch.float32, backend.device))  # fmt: skip
@@ -353,7 +353,7 @@ def test_the_result_has_the_memory_format_that_pytorch_gives(backend, name, memo
 
 @pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
 def test_points_of_a_stride_with_one_row_or_column_of_outputs(kernel_backend, op):
-    """Pixels of x that no output meets are no pixels of dy."""
+    """Pixels of x that no output reads have none of dy either."""
     for size, stride in (((2, 16), (2, 1)), ((11, 2), (1, 2)), ((2, 2), (2, 2))):
         geometry = geometry_of((2, 17, *size), (16, 17, 1, 1), stride)
         args = operands(op, *tensors(geometry, torch.float16, kernel_backend.device))
@@ -387,7 +387,7 @@ def test_infinity_and_nan_spread_as_in_the_reference(kernel_backend, name, op, w
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
 @pytest.mark.parametrize("name", ["asymmetric_padding", "dilated_strided_flipped"])
 def test_rows_kernels_keep_infinity_and_nan(kernel_backend, name, value):
-    """They skip rows of padding, and their weight gradients multiply zeros beside a strip."""
+    """Rows of padding are skipped, and weight gradients multiply zeros beside a strip."""
     geometry = CASES[name]
     x, weight, _, dy = tensors(geometry, torch.float32, kernel_backend.device)
     for target in (x, weight, dy):
@@ -409,7 +409,7 @@ def test_rows_kernels_keep_infinity_and_nan(kernel_backend, name, value):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
 @pytest.mark.parametrize("name", ["asymmetric_padding", "leftover_rows"])
 def test_infinity_and_nan_in_a_weight_stay_in_its_channel_of_dx(kernel_backend, name, value):
-    """At least the reference's pixels, and no channel that the filter does not reach."""
+    """They reach the pixels of the reference, and no channel that the filter does not."""
     geometry = CASES[name]
     _, weight, _, dy = tensors(geometry, torch.float32, kernel_backend.device)
     weight[0, 0, 0, 0] = value

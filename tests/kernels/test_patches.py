@@ -32,7 +32,7 @@ GEOMETRIES = {
     "one_row": geometry_of((2, 20, 3, 9), (18, 20, 1, 2), (1, 2)),
     "one_window": geometry_of((3, 4, 6, 7), (18, 4, 4, 5), (9, 9)),
 }
-#: Windows of one column of these have taps, padding or rows in common.
+#: Windows that lie side by side along rows; in columns they may overlap, have gaps or padding.
 MERGED = {
     **{name: GEOMETRIES[name] for name in ("whole", "rest", "odd_channels", "one_window")},
     "rows_meet": geometry_of((2, 8, 7, 8), (18, 8, 3, 4), (2, 4), ((1, 1), (0, 0)), (2, 1)),
@@ -88,7 +88,7 @@ def test_every_element_has_its_place(kernel_backend, geometry, dtype, order):
 
 
 def _cases():
-    """Halves in one part and TF32 in two, in turns."""
+    """float16 with one part and TF32 with two take turns."""
     turn = 0
     for name in GEOMETRIES:
         for op in OPS:
@@ -158,7 +158,7 @@ def test_columns_of_one_channel_are_no_longer_side_by_side(kernel_backend, op):
 @pytest.mark.parametrize("op", ["fprop_bias", "dgrad"])
 @pytest.mark.parametrize("form", ["patches", "merged"])
 def test_boxes(kernel_backend, op, dtype, form):
-    """A kernel that loads through tensor descriptors, in parts."""
+    """A kernel that loads patches through tensor descriptors, with a split sum."""
     geometry = GEOMETRIES["whole"]
     args = operands(op, *tensors(geometry, dtype, kernel_backend.device))
     exchange = Patches("crs", y_last=True)

@@ -117,7 +117,7 @@ def test_code_without_masks_gives_the_same_bits(kernel_backend, op, name):
 
 @pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
 def test_tiles_that_are_all_inside_need_no_masks(kernel_backend, op):
-    # Padding that keeps dgrad inside its image would overhang in fprop, and the reverse.
+    # All windows of dgrad are inside dy with full padding, those of fprop inside x without any.
     size, padding = ((6, 16), ((2, 2), (2, 2))) if op == "dgrad" else ((8, 18), ((0, 0), (0, 0)))
     geometry = geometry_of((1, 2, *size), (2, 1, 3, 3), padding=padding, groups=2)
     tile = RowsTile(3, 8, 2)

@@ -141,7 +141,7 @@ def test_planes_with_gaps_are_no_rows():
             layout_of(geometry, x[..., :16].to(memory_format=torch.channels_last), weight, dy),
         )
     ]
-    # Planes of 6 * 14 pixels are no pieces of 16 bytes.
+    # The bytes of a plane of 6 * 14 pixels are no multiple of 16.
     assert rows == [("", ""), ("NCHW", ""), ("NHWC", "")]
 
 
