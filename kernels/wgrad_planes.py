@@ -1,4 +1,4 @@
-"""Weight gradient in TF32 of images in planes, which are read as they lie: sm_90.
+"""Weight gradient of images in planes, which are read as they lie: sm_90.
 
     dw[k,c,r,s] = sum_{n,p,q} dy[n,k,p,q] * x[n,c,h,w]
     h = p - PAD_H + r        w = q - PAD_W + s * DIL_W
@@ -6,23 +6,24 @@
     GEMM_M = rows and channels (i,c) of x    GEMM_N = rows and filters (j,k) of dy
     GEMM_K = pixels of one row
 
-Matrix units take TF32 with the summed axis innermost: in planes it is. Boxes in shared memory begin
-at multiples of 16 bytes, but the columns of x that tap s reads do not. So x goes through registers,
-where a product may take its left operand from: a thread loads 32 bits from any column. dy stays in
-shared memory.
+Matrix units take operands with the summed axis innermost, TF32 no others: in planes it is. Boxes in
+shared memory begin at multiples of 16 bytes, but the columns of x that tap s reads do not. So x
+goes through registers, where a product may take its left operand from: a thread loads 32 bits from
+any column. In 16 bits these are two columns from an even one on, and those from an odd one on are
+put together from two such words. dy stays in shared memory.
 
-A step has BLOCK_P rows h of x, BLOCK_R - 1 more of dy, and PIXELS columns. Row h is multiplied by
-BLOCK_R rows of dy, for as many taps of a column; where channels are few, so are rows
-h + BLOCK_R, ..., h + (BLOCK_I - 1) * BLOCK_R at the same time:
+A step has BLOCK_P rows h of x, BLOCK_R - 1 more of dy, and BLOCK_Q columns, which are 128 bytes.
+Row h is multiplied by BLOCK_R rows of dy, for as many taps of a column; where channels are few, so
+are rows h + BLOCK_R, ..., h + (BLOCK_I - 1) * BLOCK_R at the same time:
 
     r = first_r + i * BLOCK_R + BLOCK_R - 1 - j        i < BLOCK_I, j < BLOCK_R
 
 Rows of dy have BLOCK_F filters each, one below the other: BLOCK_R of them are columns of a product,
 with others behind them up to a power of two. BLOCK_S neighbouring taps of a row have sums each.
 
-Tensor maps bring rows of x without gaps. A copy of them in shared memory has PITCH columns: threads
-of a warp then find 8 rows and 4 columns in different banks, at any shift. Outside of x and dy are
-zeros. Where x is not finite, other taps of its channel may be so.
+Tensor maps bring rows of x without gaps. In a copy of them in shared memory they are 272 bytes
+apart: threads of a warp then find 8 rows and 4 words in different banks, at any shift. Outside of x
+and dy are zeros. Where x is not finite, other taps of its channel may be so.
 
 Sums in float32; split i sums boxes [i * SPLIT_BOXES, (i+1) * SPLIT_BOXES) and stores at
 `i * dw_stride_split`, as in wgrad_gemm.
@@ -42,11 +43,7 @@ from .fprop_reuse import barriers
 from .schedule import next_digit, widen
 from .wgrad_reuse import given, wait_for
 
-#: Columns of a step: 128 bytes, a row of the swizzle.
-PIXELS = gl.constexpr(32)
-#: Elements from one row of the copy of x to the next: a power of two and 4.
-PITCH = gl.constexpr(68)
-#: Elements of a thread that are copied at a time, at most, but for one row.
+#: Words of a thread that are copied at a time, at most, but for one row.
 COPIED = gl.constexpr(48)
 #: Products that run while the next operand is loaded to registers of its own.
 RUNNING = gl.constexpr(1)
@@ -68,10 +65,15 @@ def wgrad_planes(
     BLOCK_F: gl.constexpr = TILE.BLOCK_F
     M: gl.constexpr = BLOCK_I * BLOCK_C
     COLUMNS: gl.constexpr = columns_of(BLOCK_R * BLOCK_F)
+    PIXELS: gl.constexpr = TILE.BLOCK_Q
+    dtype: gl.constexpr = x_desc.dtype
+    BITS: gl.constexpr = dtype.primitive_bitwidth
+    PIECE: gl.constexpr = 128 // BITS
+    PITCH: gl.constexpr = 2 * PIXELS + PIECE
     # One warpgroup for every 64 rows, and for its share of the columns.
     DOWN: gl.constexpr = M // 16
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(
-        [3, 0], [DOWN, WARPS // DOWN], [16, COLUMNS // (WARPS // DOWN), 8]
+        [3, 0], [DOWN, WARPS // DOWN], [16, COLUMNS // (WARPS // DOWN), 256 // BITS]
     )
 
     # Taps vary fastest: their programs read the same boxes of dy and overlapping boxes of x.
@@ -83,7 +85,7 @@ def wgrad_planes(
     first_r, first_s = tile_r * (BLOCK_I * BLOCK_R), tile_s * BLOCK_S
     # The columns that the first tap reads begin `shift` behind a multiple of 16 bytes.
     w = first_s * WINDOW.DIL_W - WINDOW.PAD_W
-    shift = w & 3
+    shift = w & (PIECE - 1)
     corner = (first_r - WINDOW.PAD_H, w - shift, group * GROUP_C + tile_c * BLOCK_C,
               1 - BLOCK_R, group * GROUP_K + tile_k * BLOCK_F)  # fmt: skip
 
@@ -96,33 +98,31 @@ def wgrad_planes(
     # Boxes of x are free once they are copied, those of dy when two more steps have begun.
     AHEAD: gl.constexpr = STAGES - 2
     X_ROWS: gl.constexpr = TILE.BLOCK_P + (BLOCK_I - 1) * BLOCK_R
-    X_BOX: gl.constexpr = gl.NVMMASharedLayout(0, 32, rank=2)
+    X_BOX: gl.constexpr = gl.NVMMASharedLayout(0, BITS, rank=2)
     REST: gl.constexpr = x_rest_desc.block_type.shape[3]
     # Memory of its own for each row, and for rows that one product reads: the compiler puts a
     # barrier between accesses to the same memory.
     APART: gl.constexpr = BLOCK_R if BLOCK_I > 1 else X_ROWS
     xs, rests, copies = (), (), ()
     for _ in gl.static_range(X_ROWS):
-        xs += (gl.allocate_shared_memory(gl.float32, [AHEAD, BLOCK_C, PIXELS], X_BOX),)
-        rests += (gl.allocate_shared_memory(gl.float32, [AHEAD, BLOCK_C, REST], X_BOX),)
+        xs += (gl.allocate_shared_memory(dtype, [AHEAD, BLOCK_C, PIXELS], X_BOX),)
+        rests += (gl.allocate_shared_memory(dtype, [AHEAD, BLOCK_C, REST], X_BOX),)
     SLOT: gl.constexpr = BLOCK_C * PITCH
     FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     for i in gl.static_range(APART):
         copies += (
-            gl.allocate_shared_memory(
-                gl.float32, [(X_ROWS - i + APART - 1) // APART * SLOT, 1], FLAT
-            ),
+            gl.allocate_shared_memory(dtype, [(X_ROWS - i + APART - 1) // APART * SLOT, 1], FLAT),
         )
     # Products of the last row read zeros behind it.
     DY_ROWS: gl.constexpr = (TILE.BLOCK_P - 1) * BLOCK_F + COLUMNS
-    DY_BOX: gl.constexpr = gl.NVMMASharedLayout(128, 32, rank=2)
-    dys = gl.allocate_shared_memory(gl.float32, [STAGES * DY_ROWS // 8, 8, PIXELS], DY_BOX)
+    DY_BOX: gl.constexpr = gl.NVMMASharedLayout(128, BITS, rank=2)
+    dys = gl.allocate_shared_memory(dtype, [STAGES * DY_ROWS // 8, 8, PIXELS], DY_BOX)
     # Before the fence of `barriers`.
-    ZEROS: gl.constexpr = gl.BlockedLayout([1, 4], [4, 8], [WARPS, 1], [1, 0])
+    ZEROS: gl.constexpr = gl.BlockedLayout([1, PIECE], [4, 8], [WARPS, 1], [1, 0])
     for stage in gl.static_range(STAGES):
         for i in gl.static_range((COLUMNS - BLOCK_R * BLOCK_F) // 8):
-            behind = dys.index((stage * DY_ROWS + (TILE.BLOCK_P - 1 + BLOCK_R) * BLOCK_F) // 8 + i)
-            behind.store(gl.zeros([8, PIXELS], gl.float32, ZEROS))
+            rows = dys.index((stage * DY_ROWS + (TILE.BLOCK_P - 1 + BLOCK_R) * BLOCK_F) // 8 + i)
+            rows.store(gl.zeros([8, PIXELS], dtype, ZEROS))
     loaded = barriers(STAGES)
     x_descs, dy_descs = (x_desc, x_rest_desc), given(dy0_desc, dy1_desc, dy2_desc)
     places = (xs, rests, dys, loaded)
@@ -143,11 +143,21 @@ def wgrad_planes(
         asked = step_at(step + AHEAD, first, steps, boxes, corner, TILE)
         for row in gl.static_range(TILE.BLOCK_P):
             dy = dys.index((slot * DY_ROWS + row * BLOCK_F) // 8)
-            dy = dy._reinterpret(gl.float32, [COLUMNS, PIXELS], DY_BOX).permute([1, 0])
+            dy = dy._reinterpret(dtype, [COLUMNS, PIXELS], DY_BOX).permute([1, 0])
             for s in gl.static_range(BLOCK_S):
                 place = row // APART * SLOT + shift + s * WINDOW.DIL_W
-                x = load_rows(copies[row % APART].index(place), M, SUMS)
-                sums = warpgroup_mma(x, dy, accs[s], is_async=True)  # TF32
+                if BITS == 32:
+                    x = load_rows(copies[row % APART], place, M, PIXELS, SUMS)
+                elif (WINDOW.PAD_W + s * WINDOW.DIL_W) % 2 == 0:
+                    if s == 0 or WINDOW.DIL_W > 1:
+                        held = load_rows(copies[row % APART], place, M, PIXELS, SUMS)
+                    x = held
+                else:  # `held` is what the tap before, or behind, reads
+                    if s == 0 or WINDOW.DIL_W > 1:
+                        held = load_rows(copies[row % APART], place - 1, M, PIXELS, SUMS)
+                    behind = load_rows(copies[row % APART], place + 1, M, PIXELS, SUMS)
+                    x, held = between(held, behind), behind
+                sums = warpgroup_mma(x, dy, accs[s], is_async=True)  # TF32 of float32
                 accs = wait_for(RUNNING, accs[:s] + (sums,) + accs[s + 1 :])
                 # One by one, while a product runs: the compiler puts barriers between them.
                 load_boxes(
@@ -180,58 +190,72 @@ def columns_of(rows):
 
 
 @gluon.constexpr_function
-def copied_layout(COLUMNS, WARPS):
+def copied_layout(COLUMNS, BITS, WARPS):
     """The layout of a row [BLOCK_C, COLUMNS] between its places: pieces of 16 bytes."""
-    side = COLUMNS // 4
-    return gl.BlockedLayout([1, 4], [32 // side, side], [WARPS, 1], [1, 0])
+    piece = 128 // BITS
+    side = COLUMNS // piece
+    return gl.BlockedLayout([1, piece], [32 // side, side], [WARPS, 1], [1, 0])
 
 
 @gluon.constexpr_function
-def pitched(ROWS, WIDTH):
-    """The layout of ROWS rows of WIDTH elements, each with a gap of 4 behind it."""
-    return gl.PaddedSharedLayout.with_identity_for([[WIDTH, 4]], [ROWS, WIDTH], [1, 0])
+def pitched(ROWS, WIDTH, BITS):
+    """The layout of ROWS rows of WIDTH elements, each with a gap of 16 bytes behind it."""
+    return gl.PaddedSharedLayout.with_identity_for([[WIDTH, 128 // BITS]], [ROWS, WIDTH], [1, 0])
 
 
 @gluon.jit
 def copy_rows(
     xs, rests, copies, slot, ROWS: gl.constexpr, APART: gl.constexpr, WARPS: gl.constexpr
 ):
-    """Copies boxes of rows of x to rows of PITCH elements: some loads, then as many stores."""
+    """Copies boxes of rows of x to rows that lie apart: some loads, then as many stores."""
     BLOCK_C: gl.constexpr = xs[0].shape[1]
+    PIXELS: gl.constexpr = xs[0].shape[2]
     REST: gl.constexpr = rests[0].shape[2]
-    EACH: gl.constexpr = BLOCK_C * (xs[0].shape[2] + REST) // (32 * WARPS)
-    CHUNK: gl.constexpr = max(1, COPIED // EACH)
-    X: gl.constexpr = copied_layout(xs[0].shape[2], WARPS)
-    BESIDE: gl.constexpr = copied_layout(REST, WARPS)
+    BITS: gl.constexpr = xs[0].dtype.primitive_bitwidth
+    SLOT: gl.constexpr = BLOCK_C * (2 * PIXELS + 128 // BITS)
+    EACH: gl.constexpr = BLOCK_C * (PIXELS + REST) * BITS // (32 * 32 * WARPS)
+    CHUNK: gl.constexpr = max(1, COPIED // max(1, EACH))
+    X: gl.constexpr = copied_layout(PIXELS, BITS, WARPS)
+    BESIDE: gl.constexpr = copied_layout(REST, BITS, WARPS)
     for first in gl.static_range(0, ROWS, CHUNK):
         rows, besides = (), ()
         for i in gl.static_range(first, min(first + CHUNK, ROWS)):
             rows += (xs[i].index(slot).load(X),)
             besides += (rests[i].index(slot).load(BESIDE),)
         for i in gl.static_range(first, min(first + CHUNK, ROWS)):
-            place = copies[i % APART].index(i // APART * BLOCK_C * PITCH)
-            store_rows(rows[i - first], place)
+            store_rows(rows[i - first], copies[i % APART], i // APART * SLOT, PIXELS)
         for i in gl.static_range(first, min(first + CHUNK, ROWS)):
-            place = copies[i % APART].index(i // APART * BLOCK_C * PITCH + xs[0].shape[2])
-            store_rows(besides[i - first], place)
+            store_rows(besides[i - first], copies[i % APART], i // APART * SLOT + PIXELS, PIXELS)
 
 
 @gluon.jit
-def store_rows(x, place):
-    """Stores a block [BLOCK_C, columns] to rows of PITCH elements from `place` on."""
-    WIDTH: gl.constexpr = PITCH - 4
-    LAYOUT: gl.constexpr = pitched(x.shape[0], WIDTH)
-    rows = place._reinterpret(gl.float32, [x.shape[0], WIDTH], LAYOUT)
-    rows.slice(0, x.shape[1], 1).store(x)
+def rows_at(copy, place, ROWS: gl.constexpr, PIXELS: gl.constexpr, COLUMNS: gl.constexpr):
+    """COLUMNS columns of ROWS rows of a copy, from element `place` on."""
+    WIDTH: gl.constexpr = 2 * PIXELS
+    LAYOUT: gl.constexpr = pitched(ROWS, WIDTH, copy.dtype.primitive_bitwidth)
+    rows = copy.index(place)._reinterpret(copy.dtype, [ROWS, WIDTH], LAYOUT)
+    return rows.slice(0, COLUMNS, 1)
 
 
 @gluon.jit
-def load_rows(place, M: gl.constexpr, SUMS: gl.constexpr):
-    """The left operand of a product: PIXELS columns of M rows from `place` on."""
-    WIDTH: gl.constexpr = PITCH - 4
-    LAYOUT: gl.constexpr = pitched(M, WIDTH)
-    rows = place._reinterpret(gl.float32, [M, WIDTH], LAYOUT).slice(0, PIXELS, 1)
-    return rows.load(gl.DotOperandLayout(0, SUMS, 1))
+def store_rows(x, copy, place, PIXELS: gl.constexpr):
+    """Stores a block [BLOCK_C, columns] to rows of a copy, from element `place` on."""
+    rows_at(copy, place, x.shape[0], PIXELS, x.shape[1]).store(x)
+
+
+@gluon.jit
+def load_rows(copy, place, M: gl.constexpr, PIXELS: gl.constexpr, SUMS: gl.constexpr):
+    """The left operand of a product: columns of M rows of a copy, from element `place` on."""
+    OPERAND: gl.constexpr = gl.DotOperandLayout(0, SUMS, 32 // copy.dtype.primitive_bitwidth)
+    return rows_at(copy, place, M, PIXELS, PIXELS).load(OPERAND)
+
+
+@gluon.jit
+def between(x, behind):
+    """Of 16 bits: the operand one column behind x, whose other columns are in that two behind x."""
+    return gl.inline_asm_elementwise(
+        "prmt.b32 $0, $1, $2, 0x5432;", "=r,r,r", [x, behind], x.dtype, is_pure=True, pack=2
+    )
 
 
 @gluon.jit
@@ -240,7 +264,7 @@ def step_at(step, first, steps, boxes, corner, TILE: gl.constexpr):
     h, w, c, p, k = corner
     tile_h, line = next_digit(first + step, boxes[1])
     tile_q, n = next_digit(line, boxes[0])
-    row, q = tile_h * TILE.BLOCK_P, tile_q * PIXELS
+    row, q = tile_h * TILE.BLOCK_P, tile_q * TILE.BLOCK_Q
     return step, step < steps, (n, c, h + row, w + q), (n, k, p + row, q)
 
 
@@ -267,13 +291,15 @@ def load_boxes(
     if FIRST == 0 and LAST > 0:
         LOADED: gl.constexpr = (
             len(xs) * (x_desc.block_type.nbytes + rest_desc.block_type.nbytes)
-            + Y_ROWS * BLOCK_F * PIXELS * 4
+            + Y_ROWS * BLOCK_F * 128
         )
         mbarrier.expect(ready, LOADED, pred=exists)
     for i in gl.static_range(FIRST, LAST):
         if i < len(xs):
             load_box(x_desc, xs[i].index(x_slot), (n, c, h + i, w), ready, exists)
-            load_box(rest_desc, rests[i].index(x_slot), (n, c, h + i, w + PIXELS), ready, exists)
+            load_box(
+                rest_desc, rests[i].index(x_slot), (n, c, h + i, w + TILE.BLOCK_Q), ready, exists
+            )
         if i < Y_ROWS * RUNS:
             dy_desc = dy_descs[i % RUNS]
             before = BLOCK_F - BLOCK_F % (2 * dy_desc.block_type.shape[1])

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from ..geometry import Geometry
-from ..plan.planes_gradient import PIXELS
 from ..plan.problem import Plan, Problem
 from ..plan.reuse_gradient import MAX_RUNS, runs_of
 from .kernel_arguments import Tensors
@@ -17,13 +16,13 @@ from .reuse_launch import gluon_descriptor
 def planes_gradient_arguments(tensors: Tensors, geometry: Geometry, plan: Plan) -> dict[str, Any]:
     """Boxes of a row of x, of the columns beside it, and of a row of runs of filters of dy."""
     tile: Any = plan.tile
-    rest = tile.rest(Problem(plan.op, geometry))
+    rest = tile.rest_bytes(Problem(plan.op, geometry, tensors.x.dtype)) // tensors.x.itemsize
     runs = [*runs_of(tile.BLOCK_F), *[0] * MAX_RUNS][:MAX_RUNS]
     return {
-        "x_desc": _rows(tensors.x, tile.BLOCK_C, PIXELS, swizzle=0),
+        "x_desc": _rows(tensors.x, tile.BLOCK_C, tile.BLOCK_Q, swizzle=0),
         "x_rest_desc": _rows(tensors.x, tile.BLOCK_C, rest, swizzle=0),
         **{
-            f"dy{i}_desc": _rows(tensors.y, run, PIXELS, swizzle=128) if run else None
+            f"dy{i}_desc": _rows(tensors.y, run, tile.BLOCK_Q, swizzle=128) if run else None
             for i, run in enumerate(runs)
         },
     }
@@ -32,7 +31,8 @@ def planes_gradient_arguments(tensors: Tensors, geometry: Geometry, plan: Plan) 
 def _rows(image: torch.Tensor, channels: int, columns: int, swizzle: int) -> Any:
     """A descriptor of boxes of `channels` and columns of a row of one image."""
     sizes, strides = [*image.shape], [*image.stride()]
+    piece = 16 // image.itemsize
     for axis in (2, 1, 0):  # a step along one element may be anything but a descriptor's
         if sizes[axis] == 1:
-            strides[axis] = -(-sizes[3] // 4) * 4
+            strides[axis] = -(-sizes[3] // piece) * piece
     return gluon_descriptor(image, sizes, strides, [1, channels, 1, columns], swizzle)

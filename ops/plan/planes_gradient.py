@@ -1,4 +1,4 @@
-"""Tiles of the planes family for weight gradients: TF32 images in planes, read as they lie.
+"""Tiles of the planes family for weight gradients: images in planes, read as they lie.
 
 kernels/wgrad_planes.py has the product: rows and channels of x by rows and filters of dy, summed
 over the columns of a row.
@@ -26,18 +26,20 @@ from .integers import cdiv, filled, power_of_two
 from .problem import Plan, Problem
 from .reuse_gradient import BARRIER_BYTES, MAX_RUNS, runs_of
 
-#: Columns of a step: 128 bytes, a row of the swizzle.
-PIXELS = 32
-#: Elements of a row of x as it is copied: a power of two and 4.
-PITCH = 68
-#: Columns of x beside those of a step: of boxes of 32 bytes, in powers of two.
-REST = 8
+#: Bytes of columns of a step: a row of the swizzle.
+ROW_BYTES = 128
+#: Bytes of x beside those of a step at least, in powers of two; and from one row to the next as it
+#: is copied.
+REST_BYTES, PITCH_BYTES = 32, 272
 #: Rows and channels of x that a product has, by the warps that read them.
 ROWS = (64, 128)
 #: Rows and filters of dy, at most: those of one instruction.
 MAX_COLUMNS = 256
 #: Sums of a thread at most: with two operands they take 254 registers (sm_90, Triton 3.7.1).
 MAX_SUMS = 128
+#: Products of a step, at least, by bytes of an element: one runs as the next step begins, which
+#: loads its first operand meanwhile, in 16 bits also what the second is made of.
+FEWEST_PRODUCTS = {4: 2, 2: 3}
 #: Rows of x of a step.
 STEP_ROWS = (4, 3, 2, 1)
 #: Places for boxes, most first.
@@ -47,6 +49,8 @@ STAGES = (4, 3)
 PRODUCT_CLOCKS, STEP_CLOCKS = 110, 200
 #: Channels and filters of a group, at least, of calls that the planner compares such tiles for.
 MIN_CHANNELS = 4
+#: Parts, at most, of the window's rows, and of its columns, that programs own.
+MOST_PARTS = 6
 #: Tiles that the planner compares.
 COMPARED = 6
 
@@ -57,6 +61,7 @@ class PlanesGradientTile:
 
     Attributes:
         BLOCK_P: rows of x of a step.
+        BLOCK_Q: columns of a step.
         BLOCK_I: rows of x of a product.
         BLOCK_R: rows of dy of a product.
         BLOCK_S: taps of a row that share what is loaded.
@@ -66,6 +71,7 @@ class PlanesGradientTile:
     """
 
     BLOCK_P: int
+    BLOCK_Q: int
     BLOCK_I: int
     BLOCK_R: int
     BLOCK_S: int
@@ -99,9 +105,20 @@ class PlanesGradientTile:
         """Rows of dy that a step loads."""
         return self.BLOCK_P + self.BLOCK_R - 1
 
-    def rest(self, problem: Problem) -> int:
-        """Columns of x of a step beside PIXELS: those of other taps, from a multiple of 4 on."""
-        return power_of_two(max(REST, 3 + (self.BLOCK_S - 1) * problem.geometry.dilation[1]))
+    def x_bytes(self, problem: Problem) -> int:
+        """Bytes of x of a step, with columns of other taps from a multiple of 16 bytes on."""
+        return self.x_rows * self.BLOCK_C * (ROW_BYTES + self.rest_bytes(problem))
+
+    def rest_bytes(self, problem: Problem) -> int:
+        """Bytes of a row of x beside ROW_BYTES."""
+        itemsize = problem.dtype.itemsize
+        # In 16 bits, words of an odd column are put together from those beside it.
+        columns = (self.BLOCK_S - 1) * problem.geometry.dilation[1] + (itemsize == 2)
+        return power_of_two(max(REST_BYTES, 16 - itemsize + columns * itemsize))
+
+    def dy_bytes(self) -> int:
+        """Bytes of dy of a step."""
+        return self.dy_rows * self.BLOCK_F * ROW_BYTES
 
     def programs(self, problem: Problem) -> int:
         """Programs that cover all results, before the reduction is split."""
@@ -112,29 +129,25 @@ class PlanesGradientTile:
     def strips(self, problem: Problem) -> int:
         """Steps that cover all images."""
         g = problem.geometry
-        return g.N * cdiv(g.Q, PIXELS) * cdiv(g.P + self.BLOCK_R - 1, self.BLOCK_P)
+        return g.N * cdiv(g.Q, self.BLOCK_Q) * cdiv(g.P + self.BLOCK_R - 1, self.BLOCK_P)
 
     def step(self, op: str) -> tuple[int, int, int]:
         """(M, N, K) of one step: rows are rows and channels of x."""
-        return self.BLOCK_I * self.BLOCK_C, self.columns * self.BLOCK_S, self.BLOCK_P * PIXELS
+        return self.BLOCK_I * self.BLOCK_C, self.columns * self.BLOCK_S, self.BLOCK_P * self.BLOCK_Q
 
     def splits(self, problem: Problem) -> int:
         """Parts that steps are best dealt out to. See cost.gradient_splits."""
         most = cdiv(self.strips(problem), tma.MIN_SPLIT_STRIPS)
         return splits_that_fill(self, problem, most, side_by_side=2)
 
-    def copy_bytes(self) -> int:
-        """Bytes of the rows of x as they are copied."""
-        return 4 * self.x_rows * self.BLOCK_C * PITCH
-
     def shared_bytes(self, problem: Problem) -> int:
         """Bytes of shared memory of a program: x needs two stages less than dy.
 
         Rows of dy go on as far as the last product of a step reads.
         """
-        dy = ((self.BLOCK_P - 1) * self.BLOCK_F + self.columns) * PIXELS * self.num_stages
-        x = self.x_rows * self.BLOCK_C * (PIXELS + self.rest(problem)) * (self.num_stages - 2)
-        return 4 * (dy + x) + self.copy_bytes() + BARRIER_BYTES
+        dy = ((self.BLOCK_P - 1) * self.BLOCK_F + self.columns) * ROW_BYTES * self.num_stages
+        x = self.x_bytes(problem) * (self.num_stages - 2)
+        return dy + x + self.x_rows * self.BLOCK_C * PITCH_BYTES + BARRIER_BYTES
 
     def max_registers(self, problem: Problem) -> int | None:
         """Registers of a thread that the compiler is limited to: it is not."""
@@ -151,7 +164,7 @@ class PlanesGradientTile:
     def work(self, plan: Plan, problem: Problem) -> Work:
         """The work of a launch."""
         g, device = problem.geometry, problem.device
-        m, n, k = self.step(plan.op)
+        m, n, _ = self.step(plan.op)
         code, steps, threads = self.code(problem), plan.split_strips, problem.threads(self)
         work = matrix_work(
             plan,
@@ -164,15 +177,10 @@ class PlanesGradientTile:
             descriptors=True,
             slices=(cdiv(g.group_K, self.BLOCK_F), cdiv(g.group_C, self.BLOCK_C)),
         ).with_partials(partial_bytes(plan, problem))
-        x = self.x_rows * self.BLOCK_C * (PIXELS + self.rest(problem))
-        dy = self.dy_rows * self.BLOCK_F * PIXELS
-        inside = g.Q / (cdiv(g.Q, PIXELS) * PIXELS)
-        loaded = 4 * steps * (x + dy)
-        # x is copied, then read by warps for every tap, again where they share its rows; each
-        # product reads dy for every 64 rows.
-        across = self.num_warps * 16 // m
-        read = 8 * steps * x
-        read += 4 * steps * k * (self.BLOCK_S * m * across + n * (m // 64))
+        inside = g.Q / (cdiv(g.Q, self.BLOCK_Q) * self.BLOCK_Q)
+        x, dy = self.x_bytes(problem), self.dy_bytes()
+        loaded = steps * (x + dy)
+        read = steps * self.read_bytes(problem)
         resident = min(
             device.limits.shared // self.shared_bytes(problem),
             int(REGISTERS // (threads * code.registers)),
@@ -180,19 +188,31 @@ class PlanesGradientTile:
         )
         channels = filled(g.group_C, self.BLOCK_C)
         return work._replace(
-            l2_bytes=4 * steps * inside * (x * channels + dy * filled(g.group_K, self.BLOCK_F)),
+            l2_bytes=steps * inside * (x * channels + dy * filled(g.group_K, self.BLOCK_F)),
             shared_bytes=loaded + read,
             loaded_bytes=loaded,
             resident=max(1, resident),
             stalls=steps * self.idle_clocks(problem) / device.latency,
         )
 
+    def read_bytes(self, problem: Problem) -> int:
+        """Bytes of a step that are copied, and read from shared memory for products.
+
+        Warps read x for every tap, again where they share its rows, and in 16 bits for one tap
+        more; each product reads dy for every 64 rows.
+        """
+        m, n, k = self.step(problem.op)
+        across = self.num_warps * 16 // m
+        itemsize = problem.dtype.itemsize
+        taps = self.BLOCK_S + (itemsize == 2)
+        return 2 * self.x_bytes(problem) + itemsize * k * (taps * m * across + n * (m // 64))
+
     def code(self, problem: Problem) -> Code:
         """The code of a program: of one step, and outside of the loop. Counted for sm_90."""
         m, n, _ = self.step(problem.op)
         sums, products = m * n / problem.threads(self), self.BLOCK_P * self.BLOCK_S
         boxes = 2 * self.x_rows + self.dy_rows * len(runs_of(self.BLOCK_F))
-        pieces = self.x_rows * cdiv(self.BLOCK_C * (PIXELS + REST) // 4, problem.threads(self))
+        pieces = cdiv(self.x_bytes(problem) // 16, problem.threads(self))
         loop = 80 + 34 * products + 15 * boxes + 4 * pieces
         return Code(loop, 750 + 5 * sums, sums + 100)
 
@@ -202,7 +222,7 @@ class PlanesGradientTile:
         For its own copy, and where products are shorter than a pass through one.
         """
         m, n = self.BLOCK_I * self.BLOCK_C, self.columns
-        product = m * n * PIXELS / problem.device.rates.macs["tf32"]
+        product = m * n * self.BLOCK_Q / problem.device.rates.macs[problem.unit]
         return STEP_CLOCKS + self.BLOCK_P * self.BLOCK_S * max(0.0, PRODUCT_CLOCKS - product)
 
 
@@ -211,7 +231,11 @@ def is_legal(problem: Problem) -> bool:
     g, layout = problem.geometry, problem.layout
     if problem.op != "wgrad" or problem.device.arch != "90" or not layout.gluon:
         return False
-    if problem.product != "tf32" or layout.converts or layout.boxes("wgrad") != "NCHW":
+    if (
+        problem.product not in ("tf32", "half")
+        or layout.converts
+        or layout.boxes("wgrad") != "NCHW"
+    ):
         return False
     if g.per_sample or g.padding_mode != "zeros":
         return False
@@ -244,18 +268,26 @@ def _tiles(problem: Problem) -> list[PlanesGradientTile]:
 
 def _shapes(problem: Problem) -> Iterator[PlanesGradientTile]:
     """Tiles of one row and stage: by channels, rows of both images, filters and taps of a row."""
-    g = problem.geometry
+    g, pixels = problem.geometry, ROW_BYTES // problem.dtype.itemsize
     for rows, channels in itertools.product(ROWS, (16, 32, 64, 128)):
         if channels > min(rows, max(64, power_of_two(g.group_C))):
             continue
         taps = rows // channels
         for dy_rows, filters, columns in itertools.product(
-            range(1, g.R + 1), _filters(g.group_K), range(1, min(g.S, 8) + 1)
+            _parts(cdiv(g.R, taps), MOST_PARTS), _filters(g.group_K), _parts(g.S, MOST_PARTS)
         ):
-            if taps // 2 * dy_rows >= g.R or columns != cdiv(g.S, cdiv(g.S, columns)):
+            if taps // 2 * dy_rows >= g.R:
                 continue
-            for warps in (rows // 16, 8)[: 1 + (rows == ROWS[0])]:
-                yield PlanesGradientTile(1, taps, dy_rows, columns, channels, filters, warps, 3)
+            for warps in (4, 8) if rows == ROWS[0] else (8,):
+                if rows * power_of_two(dy_rows * filters) * columns <= 32 * warps * MAX_SUMS:
+                    yield PlanesGradientTile(
+                        1, pixels, taps, dy_rows, columns, channels, filters, warps, 3
+                    )
+
+
+def _parts(number: int, most: int) -> dict[int, None]:
+    """Sizes of the parts that a number is cut into evenly, for `most` parts or fewer."""
+    return dict.fromkeys(cdiv(number, parts) for parts in range(1, most + 1))
 
 
 @functools.cache
@@ -276,11 +308,8 @@ def _clocks(tile: PlanesGradientTile, problem: Problem) -> float:
     """About the clocks that a multiprocessor takes for all results, if its programs fill it."""
     rates = problem.device.rates
     m, n, k = tile.step("wgrad")
-    x = tile.x_rows * tile.BLOCK_C * (PIXELS + tile.rest(problem))
-    dy = tile.dy_rows * tile.BLOCK_F * PIXELS
-    across = tile.num_warps * 16 // m
-    shared = 12 * x + 4 * dy + 4 * k * (tile.BLOCK_S * m * across + n * (m // 64))
-    step = max(shared / rates.shared, m * n * k / rates.macs["tf32"])
+    shared = tile.x_bytes(problem) + tile.dy_bytes() + tile.read_bytes(problem)
+    step = max(shared / rates.shared, m * n * k / rates.macs[problem.unit])
     step += tile.idle_clocks(problem) / 2
     return tile.programs(problem) * tile.strips(problem) * step
 
@@ -310,8 +339,20 @@ def fits(tile: PlanesGradientTile, problem: Problem) -> bool:
         and across > 0
         and 16 * across <= tile.columns <= MAX_COLUMNS * across
         and m * n <= MAX_SUMS * problem.threads(tile)
-        and PIXELS + tile.rest(problem) <= PITCH - 4
+        and tile.BLOCK_Q * problem.dtype.itemsize == ROW_BYTES
+        and tile.rest_bytes(problem) <= ROW_BYTES
+        and _is_even(tile, problem)
         and tile.num_stages > 2
-        and tile.BLOCK_P * tile.BLOCK_S > 1
+        and tile.BLOCK_P * tile.BLOCK_S >= FEWEST_PRODUCTS[problem.dtype.itemsize]
         and tile.shared_bytes(problem) <= problem.device.limits.shared
     )
+
+
+def _is_even(tile: PlanesGradientTile, problem: Problem) -> bool:
+    """Whether the first tap of every program reads an even column, or of every one an odd one.
+
+    In 16 bits these are different code.
+    """
+    g = problem.geometry
+    one = tile.BLOCK_S >= g.S or problem.dtype.itemsize == 4
+    return one or tile.BLOCK_S * g.dilation[1] % 2 == 0

@@ -1,4 +1,4 @@
-"""Weight gradients in TF32 of images in planes: in Gluon, so simulated only, see test_reuse."""
+"""Weight gradients of images in planes: in Gluon, so simulated only, see test_reuse."""
 
 import re
 from dataclasses import replace
@@ -24,48 +24,76 @@ pytest.importorskip(
 _SAME = ((1, 1), (1, 1))
 FLOAT = torch.float32
 PLANES = replace(boxed("NCHW"), gluon=True)
+HALF, BFLOAT = torch.float16, torch.bfloat16
 #: (geometry, tile, parts)
 CALLS = {
     "rows_of_dy": (
         geometry_of((2, 40, 7, 36), (40, 40, 3, 3), padding=_SAME),
-        PlanesGradientTile(2, 1, 3, 3, 64, 40, 8, 3), 2,
+        PlanesGradientTile(2, 32, 1, 3, 3, 64, 40, 8, 3), 2,
     ),
     "rows_of_both": (
         geometry_of((1, 32, 6, 40), (24, 32, 5, 5), padding=((2, 2), (2, 2))),
-        PlanesGradientTile(2, 2, 3, 2, 32, 24, 8, 3), 2,
+        PlanesGradientTile(2, 32, 2, 3, 2, 32, 24, 8, 3), 2,
     ),
     "four_rows_of_x": (
         geometry_of((3, 12, 5, 8), (20, 12, 7, 7), padding=((3, 3), (3, 3))),
-        PlanesGradientTile(1, 4, 2, 2, 16, 24, 4, 3), 2,
+        PlanesGradientTile(1, 32, 4, 2, 2, 16, 24, 4, 3), 2,
     ),
     "one_tap": (
         geometry_of((2, 72, 3, 64), (136, 72, 1, 1)),
-        PlanesGradientTile(3, 1, 1, 1, 64, 72, 4, 3), 2,
+        PlanesGradientTile(3, 32, 1, 1, 1, 64, 72, 4, 3), 2,
     ),
     "groups_flipped": (
         geometry_of((2, 48, 5, 12), (40, 24, 3, 3), padding=_SAME, groups=2, flip=True),
-        PlanesGradientTile(2, 2, 1, 3, 32, 24, 4, 3), 1,
+        PlanesGradientTile(2, 32, 2, 1, 3, 32, 24, 4, 3), 1,
     ),
     "columns_apart": (
         geometry_of((1, 64, 6, 48), (16, 64, 2, 3), padding=((1, 0), (3, 3)), dilation=(1, 3)),
-        PlanesGradientTile(2, 1, 2, 3, 64, 16, 4, 3), 2,
+        PlanesGradientTile(2, 32, 1, 2, 3, 64, 16, 4, 3), 2,
     ),
     "cropped": (
         geometry_of((2, 16, 9, 40), (16, 16, 3, 5), padding=((-1, 2), (-2, 2))),
-        PlanesGradientTile(2, 8, 1, 5, 16, 16, 8, 3), 2,
+        PlanesGradientTile(2, 32, 8, 1, 5, 16, 16, 8, 3), 2,
+    ),
+}  # fmt: skip
+#: In 16 bits: (geometry, tile, parts, dtype). First taps read an odd column, then even ones.
+HALF_CALLS = {
+    "odd": (
+        geometry_of((2, 40, 7, 72), (40, 40, 3, 3), padding=_SAME),
+        PlanesGradientTile(2, 64, 1, 3, 3, 64, 40, 8, 3), 2, BFLOAT,
+    ),
+    "even_flipped": (
+        geometry_of((1, 32, 6, 40), (24, 32, 5, 5), padding=((2, 2), (2, 2)), flip=True),
+        PlanesGradientTile(2, 64, 2, 3, 2, 32, 24, 8, 3), 2, HALF,
+    ),
+    "odd_columns_apart": (
+        geometry_of((2, 24, 5, 16), (40, 12, 3, 3), (1, 1), ((1, 1), (3, 3)), (1, 3), groups=2),
+        PlanesGradientTile(2, 64, 4, 1, 3, 16, 24, 4, 3), 1, HALF,
+    ),
+    "even_columns_apart": (
+        geometry_of((2, 64, 5, 64), (16, 64, 2, 3), padding=((1, 0), (2, 2)), dilation=(1, 2)),
+        PlanesGradientTile(3, 64, 1, 2, 1, 64, 16, 4, 3), 2, BFLOAT,
+    ),
+    "odd_two_columns_apart": (
+        geometry_of((1, 64, 3, 24), (8, 64, 3, 3), padding=((1, 1), (1, 3)), dilation=(1, 2)),
+        PlanesGradientTile(2, 64, 1, 2, 2, 64, 8, 4, 4), 1, BFLOAT,
     ),
 }  # fmt: skip
 
 
-def problem_of(geometry, **more):
-    return Problem("wgrad", geometry, FLOAT, "tf32", **{"layout": PLANES, "device": H200, **more})
+def problem_of(geometry, dtype=FLOAT, **more):
+    return Problem(
+        "wgrad",
+        geometry,
+        **{"dtype": dtype, "precision": "tf32", "layout": PLANES, "device": H200, **more},
+    )
 
 
 def launched(args, geometry, tile, parts):
     """The gradient by one launch of the kernel, and of sum_partials for several parts."""
     from tricorr.ops.launch import entry as launch
 
-    problem = problem_of(geometry)
+    problem = problem_of(geometry, args[0].dtype)
     assert planes_gradient.is_legal(problem)
     assert planes_gradient.fits(tile, problem)
     plan = choose.plan_with_tile(problem, tile, parts)
@@ -84,6 +112,14 @@ def test_every_window_and_tile(name):
     args = operands("wgrad", *tensors(geometry, FLOAT, make=whole_numbers))
     actual = launched(args, geometry, tile, parts)
     assert torch.equal(actual, torch.from_numpy(truth("wgrad", args, geometry)).to(FLOAT))
+
+
+@pytest.mark.parametrize("name", HALF_CALLS)
+def test_columns_of_16_bits(name):
+    geometry, tile, parts, dtype = HALF_CALLS[name]
+    args = operands("wgrad", *tensors(geometry, dtype, make=whole_numbers))
+    actual = launched(args, geometry, tile, parts)
+    assert torch.equal(actual, torch.from_numpy(truth("wgrad", args, geometry)).to(dtype))
 
 
 def test_results_are_repeatable_and_near():
@@ -141,7 +177,7 @@ def test_it_is_taken_where_copies_of_images_take_long():
     "changes",
     [
         {"op": "fprop"},
-        {"dtype": torch.float16},
+        {"dtype": torch.float64},
         {"precision": "ieee"},
         {"geometry": replace(LAYER, padding_mode="reflect")},
         {"geometry": replace(LAYER, per_sample=True)},
