@@ -73,7 +73,7 @@ def fprop_planes(
     OUTPUTS: gl.constexpr = outputs_of(TILE.BLOCK_W, WINDOW.S, WINDOW.PAD_W, 128 // BITS)
     LEFT: gl.constexpr = left_of(WINDOW.PAD_W, 128 // BITS)
     needed = gl.maximum(Q, gl.minimum(W, Q + WINDOW.S - 1 - WINDOW.PAD_W))
-    tiles_q = 1 + gl.cdiv(gl.maximum(needed - TILE.BLOCK_W, 0), OUTPUTS)
+    tiles_q = 1 + gl.cdiv(gl.maximum(needed - TILE.BLOCK_W, 0), max(1, OUTPUTS))
     tile_n, program = next_digit(gl.program_id(0), gl.cdiv(GROUP_K, BLOCK_F))
     tile_q, program = next_digit(program, tiles_q)
     tile_p, program = next_digit(program, gl.cdiv(P, TILE.BLOCK_P))
@@ -88,7 +88,7 @@ def fprop_planes(
     xs = gl.allocate_shared_memory(
         dtype, [STAGES * ROWS * PARTS, 1, 1, BLOCK_K, TILE.BLOCK_W // PARTS], x_desc.layout
     )
-    # Channels of a product: all of a step, but for TF32 and a window of one row.
+    # Channels of a product: all of a step, but for operands in registers and a window of one row.
     CHUNK: gl.constexpr = MATRIX[1 if LAYOUT.CROSSWISE else 2]
     CHUNKS: gl.constexpr = BLOCK_K // CHUNK
     weights = gl.allocate_shared_memory(
@@ -106,22 +106,27 @@ def fprop_planes(
     sums = ()
     for _ in gl.static_range(WINDOW.S):
         sums += (warpgroup_mma_init(gl.zeros([PIXELS, BLOCK_F], gl.float32, SUMS)),)
-    # Products that are started before those of the last step are waited for: as many as can be. In
-    # TF32, all but those of one row of taps: the next ones get registers of earlier ones.
+    # Left operands that several columns of taps multiply are loaded to registers once; in TF32, all
+    # are. The next ones get registers of earlier ones: the products of one row of taps are under
+    # way. Others, from shared memory, are as many as can be.
     ROUNDS: gl.constexpr = WINDOW.R * CHUNKS
-    AHEAD: gl.constexpr = min(ROUNDS, max(1, 7 // WINDOW.S)) if BITS == 16 else 1
+    LOADED: gl.constexpr = BITS == 32 or WINDOW.S > 1
+    AHEAD: gl.constexpr = 1 if LOADED else min(ROUNDS, 7)
     for step in range(steps):
         slot = step % STAGES
         mbarrier.wait(loaded.index(slot), step // STAGES & 1)
         for i in gl.static_range(ROUNDS):
             rows = xs.index((slot * ROWS + i // CHUNKS * WINDOW.DIL_H) * PARTS)
-            if BITS == 16:
-                image = rows._reinterpret(dtype, [BLOCK_K, PIXELS], BOX).permute([1, 0])
-            else:
+            if BITS == 32:
                 image = in_registers(rows, i % CHUNKS, CHUNK, PIXELS, TILE, SUMS)
+            else:
+                image = rows._reinterpret(dtype, [BLOCK_K, PIXELS], BOX)
+                image = image.slice(i % CHUNKS * CHUNK, CHUNK, 0).permute([1, 0])
+                if LOADED:
+                    image = image.load(gl.DotOperandLayout(0, SUMS, k_width=2))
             first = (slot * TAPS + i // CHUNKS * WINDOW.S) * CHUNKS + i % CHUNKS
             sums = add_row(sums, image, weights, first, CHUNKS, LAYOUT.CROSSWISE)
-            if i == AHEAD - 1 or BITS == 32:
+            if i == AHEAD - 1 or LOADED:
                 sums = wait_for(min(AHEAD * WINDOW.S, 7), sums)
             if i == AHEAD - 1:
                 load_step(
@@ -325,10 +330,11 @@ def load_step(
         tap = i // CHUNKS
         if LAYOUT.FLIP:
             tap = TAPS - 1 - i // CHUNKS
+        channel = summed + i % CHUNKS * CHUNK
         if LAYOUT.CROSSWISE:
-            place = [tap, weight_row + summed, weight_column]
+            place = [tap, weight_row + channel, weight_column]
         else:
-            place = [tap, weight_row, weight_column + summed + i % CHUNKS * CHUNK]
+            place = [tap, weight_row, weight_column + channel]
         tma.async_copy_global_to_shared(
             weight_desc, place, ready, weights.index(slot * TAPS * CHUNKS + i), exists
         )

@@ -106,9 +106,9 @@ def direct_plan(problem: Problem) -> Plan:
         plans = plans_with_tile(problem, tile)
         exact = plan_with_tile(problem, tile, found.splits)
         best = cheapest(plans, problem) if distance else exact
-        if found.registers is None:
-            return best
-        return dataclasses.replace(best, max_registers=found.registers or None)
+        if found.registers is not None:
+            best = dataclasses.replace(best, max_registers=found.registers or None)
+        return _without_copies(problem, best) or best
     plans, refused = [], None
     for tile in candidates(problem):
         try:
@@ -118,6 +118,21 @@ def direct_plan(problem: Problem) -> Plan:
     if refused is not None and not plans:
         raise refused
     return cheapest(plans, problem, DIRECT)
+
+
+def _without_copies(problem: Problem, tuned_plan: Plan) -> Plan | None:
+    """The plan that reads planes as they lie, if it is much faster than a tuned one on copies.
+
+    Tiles were tuned before there was such a family: predictions are compared, as with an Exchange.
+    """
+    if not getattr(tuned_plan.tile, "copied", False) or problem.op == "wgrad":
+        return None
+    plans = [plan for tile in planes.tiles(problem) for plan in plans_with_tile(problem, tile)]
+    if not plans:
+        return None
+    best = cheapest(plans, problem)
+    limit = EXCHANGE_MARGIN * seconds_of(tuned_plan, problem)
+    return best if seconds_of(best, problem) < limit else None
 
 
 def candidates(problem: Problem) -> list[Tile]:

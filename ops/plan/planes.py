@@ -23,8 +23,9 @@ from .reuse import BARRIER_BYTES
 
 #: Columns of a box. Fewer would be less than half of a row of the widest swizzle, of 128 bytes.
 COLUMNS = (16, 32, 64, 128, 256)
-#: Most sums of a thread, of all columns of taps: ptxas needs up to 60 registers beside them.
-MOST_SUMS = 192
+#: Most registers of a thread for sums, of all columns of taps, and left operands; of which may be
+#: sums. ptxas needs up to 45 beside them.
+MOST_REGISTERS, MOST_SUMS = 208, 192
 #: Most taps in TF32: with more, their addresses spill (sm_90, Triton 3.7.1).
 MOST_TAPS = 16
 #: (filters, pixels, num_warps) by kind of product, largest first: those read each input the fewest
@@ -154,7 +155,7 @@ class PlanesTile:
         )
         loaded = self.strips(problem) * self.step_bytes(problem)
         read = work.shared_bytes - work.loaded_bytes
-        if problem.product == "tf32":  # registers hold the left operand for a row of taps
+        if in_registers(problem):  # the left operand is read once for a row of taps
             left = self.strips(problem) * g.R * self.pixels * self.BLOCK_K * problem.image_bytes
             read += left * (max(1, 16 * self.num_warps // self.pixels) - g.S)
         exchanged = 2 * self.exchanged_bytes(problem)
@@ -175,10 +176,9 @@ class PlanesTile:
         """The code of a program: of one product, and outside of the loop. Counted for sm_90."""
         sums = self.BLOCK_F * self.pixels / problem.threads(self)
         g = shown(problem)
-        outside = 450 + (6 + 4 * g.S) * sums
+        outside, left = 450 + (6 + 4 * g.S) * sums, self.left_registers(problem)
         if problem.product != "tf32":
-            return Code(45, outside, sums * g.S + 35)
-        left = self.left_registers(problem)
+            return Code(45, outside, sums * g.S + left + 35)
         loop = (50 + 20 * self.loads(problem)) / (g.R * g.S) + 10 * chunks_of(g, problem.dtype)
         return Code(loop + left, outside, sums * g.S + left + 35)
 
@@ -190,9 +190,11 @@ class PlanesTile:
         return images + g.R * g.S * chunks_of(g, problem.dtype)
 
     def left_registers(self, problem: Problem) -> int:
-        """Registers of a thread for left operands in TF32: for two products."""
+        """Registers of a thread for left operands: of two products."""
+        if not in_registers(problem):
+            return 0
         chunk = self.BLOCK_K // chunks_of(shown(problem), problem.dtype)
-        return chunk * max(1, self.pixels // (16 * self.num_warps))
+        return chunk * max(1, self.pixels // (16 * self.num_warps)) * problem.dtype.itemsize // 4
 
 
 def shown(problem: Problem) -> Geometry:
@@ -201,13 +203,18 @@ def shown(problem: Problem) -> Geometry:
     return g.as_rows() if problem.layout.as_rows else g
 
 
+def in_registers(problem: Problem) -> bool:
+    """Whether left operands are loaded to registers: in TF32, or for several columns of taps."""
+    return problem.product == "tf32" or shown(problem).S > 1
+
+
 def chunks_of(geometry: Geometry, dtype: torch.dtype) -> int:
     """Products that the channels of a step are cut into, of each tap.
 
-    Two in TF32 if the window has one row: the left operand of one is loaded to registers while the
-    other is multiplied.
+    Two if the window has one row and operands are in_registers: one is loaded while the other is
+    multiplied.
     """
-    return 2 if dtype == torch.float32 and geometry.R == 1 else 1
+    return 2 if geometry.R == 1 and (dtype == torch.float32 or geometry.S > 1) else 1
 
 
 def piece_of(problem: Problem) -> int:
@@ -223,9 +230,14 @@ def outputs_of(geometry: Geometry, columns: int, piece: int) -> int:
 
 def boxes_of_row(geometry: Geometry, columns: int, piece: int) -> int:
     """Boxes that a row of results is computed from."""
+    beyond = max(needed_columns(geometry) - columns, 0)
+    return 1 + cdiv(beyond, max(1, outputs_of(geometry, columns, piece)))
+
+
+def needed_columns(geometry: Geometry) -> int:
+    """Columns from the first one of the image to the last that boxes have to hold."""
     g = geometry
-    needed = max(g.Q, min(g.W, g.Q + g.S - 1 - g.padding[1][0]))
-    return 1 + cdiv(max(needed - columns, 0), outputs_of(g, columns, piece))
+    return max(g.Q, min(g.W, g.Q + g.S - 1 - g.padding[1][0]))
 
 
 def is_legal(problem: Problem) -> bool:
@@ -309,17 +321,19 @@ def neighbours(tile: PlanesTile, problem: Problem) -> Iterator[PlanesTile]:
 def fits(tile: PlanesTile, problem: Problem) -> bool:
     """Whether warps share the sums evenly and have room for them, and boxes in shared memory."""
     g = shown(problem)
-    registers = g.S * tile.BLOCK_F * tile.pixels / problem.threads(tile)
+    sums = g.S * tile.BLOCK_F * tile.pixels / problem.threads(tile)
+    registers = sums + tile.left_registers(problem)
     if problem.product == "tf32":  # addresses take three for each box
-        registers += tile.left_registers(problem) + 3 * tile.loads(problem)
+        registers += 3 * tile.loads(problem) + MOST_REGISTERS - MOST_SUMS
     return (
         is_launchable(tile, problem)
-        and tile.BLOCK_W * problem.dtype.itemsize >= tma.ROW_BYTES // 2
+        and tile.BLOCK_W * problem.dtype.itemsize >= tma.ROW_BYTES // 4
         and tile.pixels % 64 == 0
         and tile.num_warps % 4 == 0
         and tile.BLOCK_K in _blocks(problem)
         and tile.num_stages > 1
-        and outputs_of(g, tile.BLOCK_W, piece_of(problem)) > 0
-        and registers <= MOST_SUMS
+        and (needed_columns(g) <= tile.BLOCK_W or outputs_of(g, tile.BLOCK_W, piece_of(problem)) > 0)
+        and sums <= MOST_SUMS
+        and registers <= MOST_REGISTERS
         and tile.shared_bytes(problem) <= problem.device.limits.shared
     )

@@ -98,7 +98,7 @@ def problems(configuration: Configuration, target: Target, built: Build) -> list
         in_place = configuration.plan.op != "wgrad" or getattr(
             configuration.plan.tile, "is_run", True
         )
-        in_place &= (configuration.family, configuration.product) != ("planes", "tf32")
+        in_place &= configuration.family != "planes"
         # wgmma has 64 rows; an operand of fewer is multiplied by warps.
         by_warps = configuration.plan.tile.step(configuration.plan.op)[0] < 64
         if (built.units["mma.sync"] and not by_warps) or (in_registers and in_place):
