@@ -321,6 +321,7 @@ def neighbours(tile: PlanesTile, problem: Problem) -> Iterator[PlanesTile]:
 def fits(tile: PlanesTile, problem: Problem) -> bool:
     """Whether warps share the sums evenly and have room for them, and boxes in shared memory."""
     g = shown(problem)
+    outputs = outputs_of(g, tile.BLOCK_W, piece_of(problem))
     sums = g.S * tile.BLOCK_F * tile.pixels / problem.threads(tile)
     registers = sums + tile.left_registers(problem)
     if problem.product == "tf32":  # addresses take three for each box
@@ -332,7 +333,7 @@ def fits(tile: PlanesTile, problem: Problem) -> bool:
         and tile.num_warps % 4 == 0
         and tile.BLOCK_K in _blocks(problem)
         and tile.num_stages > 1
-        and (needed_columns(g) <= tile.BLOCK_W or outputs_of(g, tile.BLOCK_W, piece_of(problem)) > 0)
+        and (outputs > 0 or needed_columns(g) <= tile.BLOCK_W)
         and sums <= MOST_SUMS
         and registers <= MOST_REGISTERS
         and tile.shared_bytes(problem) <= problem.device.limits.shared
