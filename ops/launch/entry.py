@@ -41,6 +41,8 @@ def fprop(
     key = ("fprop", geometry, precision, activation, plan, *map(facts_of, operands))
     if ready := prepared(key):
         return ready.run(operands, x.device)[0]
+    if _is_too_narrow(x, weight):
+        return fprop(x.double(), weight, bias, geometry, precision, activation, residual, plan)
     y = empty_in_format(geometry.y_shape, weight.dtype, like=x)
     if y.numel() == 0:
         return y
@@ -102,6 +104,8 @@ def wgrad(
     key = ("wgrad", geometry, precision, plan, facts_of(x), facts_of(dy))
     if ready := prepared(key):
         return ready.run((x, dy), x.device)[0]
+    if _is_too_narrow(x, dy):
+        return wgrad(x.double(), dy, geometry, precision, plan)
     dw = empty_in_format(geometry.weight_shape, dy.dtype, like=x)
     if dw.numel() == 0:
         return dw
@@ -183,6 +187,11 @@ def run_calls(
         return [result.copy_(target) for result, target in zip(results, targets, strict=True)]
     prepare(key, tuple(operands), results, calls)
     return results
+
+
+def _is_too_narrow(x: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether Triton 3.7 may fail to compile a matrix product: of bytes and float64."""
+    return x.dtype == torch.uint8 and other.dtype == torch.float64
 
 
 def _bytes_of(x: torch.Tensor, other: torch.Tensor) -> int:

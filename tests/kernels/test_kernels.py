@@ -429,6 +429,15 @@ def test_uint8_images_take_float_weights(backend, name):
     assert check("wgrad", (x, dy), geometry).dtype == torch.float32
 
 
+@pytest.mark.parametrize("op", ["fprop_bias", "wgrad"])
+def test_uint8_images_take_float64_weights(backend, op):
+    """Triton 3.7.1 does not compile the product of bytes and float64: they are converted first."""
+    geometry = geometry_of((2, 16, 9, 8), (32, 16, 3, 3), padding=((1, 1), (1, 1)))
+    _, *rest = tensors(geometry, torch.float64, backend.device)
+    x = torch.randint(256, geometry.x_shape, dtype=torch.uint8).to(backend.device)
+    assert check(op, operands(op, x, *rest), geometry).dtype == torch.float64
+
+
 def test_failures_name_the_worst_elements():
     from closeness import assert_close_to_reference
 

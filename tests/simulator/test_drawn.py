@@ -18,6 +18,7 @@ from tricorr.ops import backend, geometry_of
 from tricorr.ops.launch import entry as launch
 from tricorr.ops.launch.formats import empty_in_format
 from tricorr.ops.launch.layout import layout_of
+from tricorr.ops.plan.exchange.windows import Overlapping
 from tricorr.ops.plan.problem import Problem
 from tricorr.perf.model.planned import all_plans
 
@@ -142,7 +143,8 @@ def plan_of_each_family(op, args, geometry, dtype, precision, rng):
         "fprop": (*args[:2], made), "dgrad": (made, args[1], read), "wgrad": (read, made, args[1])
     }[op]  # fmt: skip
     layout = layout_of(geometry, x, weight, y)
-    problem = Problem(op, geometry, dtype, precision, layout, backend.CPU_DEVICE)
+    x_bytes = x.itemsize if x.dtype != dtype else 0
+    problem = Problem(op, geometry, dtype, precision, layout, backend.CPU_DEVICE, x_bytes)
     found = {}
     for plan in all_plans(problem):
         found.setdefault((plan.family, str(plan.exchange)), []).append(plan)
@@ -160,13 +162,84 @@ def test_every_family_computes_a_drawn_call(number):
         except ArgumentError:
             geometry = None
     op, dtype = rng.choice(["fprop", "dgrad", "wgrad"]), rng.choice(DTYPES)
-    made = tensors(geometry, dtype, make=whole_numbers)
-    args = operands(op, *(in_pixels(made) if rng.random() < 0.5 else made))
+    made = list(tensors(geometry, dtype, make=whole_numbers))
+    made = in_pixels(made) if rng.random() < 0.5 else made
+    if rng.random() < 0.2:
+        made[0] = made[0].abs().to(torch.uint8)
+    args = operands(op, *made)
     expected = torch.from_numpy(truth(op, args, geometry)).to(dtype)
     with simulated(90):
         for plan in plan_of_each_family(op, args, geometry, dtype, "tf32", rng):
             actual = getattr(launch, op)(*args, geometry, precision="tf32", plan=plan)
             assert torch.equal(actual, expected), plan
+
+
+#: Families whose results an infinity of an operand may reach though they do not read it, see
+#: docs/limits.md. Any family may spread one in the weight of an input gradient.
+SPREADING = {
+    ("fprop", "x"): {"banded", "resident", "patch", "spread"},
+    ("dgrad", "dy"): {"banded", "resident", "patch", "spread"},
+    ("wgrad", "x"): {"rows", "columns", "banded", "flat", "shifted", "spread", "planes"},
+    ("wgrad", "dy"): {"rows", "columns", "shifted", "spread"},
+}
+
+
+def may_reach(op, name, place, geometry):
+    """The results of the same sample and group, or channel, as an operand's element, as a mask."""
+    g = geometry
+    shape = {"fprop": g.y_shape, "dgrad": g.x_shape, "wgrad": g.weight_shape}[op]
+    reached = torch.zeros(shape, dtype=torch.bool)
+    n, channel = place[:2]
+    if name == "weight":  # of an input gradient: all pixels of the channel
+        k, c = place[-4:-2]
+        samples = n if g.per_sample else slice(None)
+        reached[samples, k // g.group_K * g.group_C + c] = True
+    elif op == "wgrad":
+        sample = reached[n] if g.per_sample else reached
+        if name == "dy":
+            sample[channel] = True
+        else:
+            group, c = divmod(channel, g.group_C)
+            sample[group * g.group_K : (group + 1) * g.group_K, c] = True
+    else:
+        read, made = (g.group_C, g.group_K) if op == "fprop" else (g.group_K, g.group_C)
+        group = channel // read
+        reached[n, group * made : (group + 1) * made] = True
+    return reached
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("number", range(COUNT // 2))
+def test_infinities_and_nans_reach_the_results_that_are_documented(number):
+    """At least those that read the value, of any family no others but as docs/limits.md says."""
+    rng, geometry = random.Random(5000 + number), None
+    while geometry is None or not geometry.y_numel or geometry.macs > MOST / 4:
+        try:
+            geometry = draw_geometry(rng, least=1)
+        except ArgumentError:
+            geometry = None
+    op, dtype = rng.choice(["fprop", "dgrad", "wgrad"]), rng.choice(DTYPES)
+    made = tensors(geometry, dtype)
+    args = list(operands(op, *(in_pixels(made) if rng.random() < 0.5 else made)))
+    which = rng.choice([0, 0, 1])
+    name = {"fprop": ("x", "weight"), "dgrad": ("dy", "weight"), "wgrad": ("x", "dy")}[op][which]
+    ones = [None if t is None else torch.ones_like(t) for t in args]
+    place = tuple(rng.randrange(extent) for extent in args[which].shape)
+    ones[which].zero_()[place] = 1
+    args[which][place] = rng.choice([torch.inf, -torch.inf, torch.nan])
+    read = torch.from_numpy(truth(op, ones, geometry)) > 0
+    met = torch.from_numpy(truth(op, args, geometry)).isfinite().logical_not()  # also by a zero
+    with simulated(90):
+        for plan in plan_of_each_family(op, args, geometry, dtype, "tf32", rng):
+            actual = getattr(launch, op)(*args, geometry, precision="tf32", plan=plan)
+            reached = actual.isfinite().logical_not()
+            assert reached[read].all(), plan
+            spreads = (op, name) == ("dgrad", "weight") or (
+                plan.family in SPREADING.get((op, name), ())
+                or isinstance(plan.exchange, Overlapping)
+            )
+            allowed = met | may_reach(op, name, place, geometry) if spreads else met
+            assert not reached[~allowed].any(), plan
 
 
 #: Elements from one image to the next, with which the last offset fits in 32 bits or does not.

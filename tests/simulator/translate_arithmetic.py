@@ -362,9 +362,11 @@ class Arithmetic(Writer):
             if flags:
                 raise Unsupported("modifier")
             self._integer_of(target, read, to, source)
-        elif integers.fullmatch(source) and to in ("f32", "f64", "f16") and flags <= {"rn"}:
+        elif integers.fullmatch(source) and to in ("f32", "f64", "f16", "bf16") and flags <= {"rn"}:
             value = self.operand(read, bits_of(source), _form(source))
-            if to == "f16":
+            if to == "bf16":  # once more than a GPU, above 2^24
+                self.define(target, self.emit(f"bf16_of({value}.astype(f4))"))
+            elif to == "f16":
                 self.define(target, self.emit(f"{value}.astype(f2).view(u2)"))
             else:
                 self.define(target, self.emit(f"{value}.astype(f{bits_of(to) // 8})"), "f")
