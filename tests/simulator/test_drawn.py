@@ -177,8 +177,8 @@ def test_every_family_computes_a_drawn_call(number):
 #: Families whose results an infinity of an operand may reach though they do not read it, see
 #: docs/limits.md. Any family may spread one in the weight of an input gradient.
 SPREADING = {
-    ("fprop", "x"): {"banded", "resident", "patch", "spread"},
-    ("dgrad", "dy"): {"banded", "resident", "patch", "spread"},
+    ("fprop", "x"): {"banded", "resident", "patch", "strip", "spread"},
+    ("dgrad", "dy"): {"banded", "resident", "patch", "strip", "spread"},
     ("wgrad", "x"): {"rows", "columns", "banded", "flat", "shifted", "spread", "planes"},
     ("wgrad", "dy"): {"rows", "columns", "shifted", "spread"},
 }
