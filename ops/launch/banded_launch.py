@@ -11,7 +11,8 @@ import torch
 from ... import kernels
 from ...kernels.structs import BandLayout, constant
 from ..geometry import Geometry
-from ..plan.banded import COLUMN_STEP, BandedTile, rows_read
+from ..plan.banded import BandedTile
+from ..plan.bands import COLUMN_STEP, rows_read
 from ..plan.problem import Plan
 from .call import Call
 from .kernel_arguments import Tensors, call_of, weight_walk

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ..geometry import Geometry, Pair
-from .banded import Band
+from .bands import Band
 from .cost import REGISTERS, Work, device_bytes, is_launchable
 from .device import MAX_WORKSPACE
 from .integers import cdiv

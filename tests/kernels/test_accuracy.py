@@ -24,7 +24,7 @@ from closeness import operands, run, to_numpy, truth
 from plans import H200, launched, planned, with_tile
 
 from tricorr.ops import cpu
-from tricorr.ops.plan.banded import BANDED_GRAD_TILES
+from tricorr.ops.plan.banded_gradient import BANDED_GRAD_TILES
 from tricorr.ops.plan.gemm import GEMM_TILES
 from tricorr.ops.plan.problem import Layout
 from tricorr.ops.plan.rows import RowsTile

@@ -11,14 +11,9 @@ from plans import H200, OPS, launched, planned, with_tile
 
 from tricorr.ops import geometry_of
 from tricorr.ops.plan import banded, choose
-from tricorr.ops.plan.banded import (
-    BANDED_GRAD_TILES,
-    BANDED_TILES,
-    COLUMN_STEP,
-    STRIDED_GRAD_TILES,
-    BandedGradTile,
-    BandedTile,
-)
+from tricorr.ops.plan.banded import BANDED_TILES, BandedTile
+from tricorr.ops.plan.banded_gradient import BANDED_GRAD_TILES, STRIDED_GRAD_TILES, BandedGradTile
+from tricorr.ops.plan.bands import COLUMN_STEP
 from tricorr.ops.plan.device import DEVICES, INTERPRETER
 from tricorr.ops.plan.problem import Layout, Problem
 

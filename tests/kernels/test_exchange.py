@@ -11,7 +11,8 @@ from plans import H200, PLAIN, launched, plan_on, problem_of
 from tricorr import explain
 from tricorr.ops import geometry_of
 from tricorr.ops.plan import banded, choose
-from tricorr.ops.plan.banded import BandedGradTile, BandedTile
+from tricorr.ops.plan.banded import BandedTile
+from tricorr.ops.plan.banded_gradient import BandedGradTile
 from tricorr.ops.plan.columns import ColumnsTile
 from tricorr.ops.plan.cost import EXCHANGE_SECONDS, seconds_of, times_of
 from tricorr.ops.plan.device import DEVICES
