@@ -229,9 +229,11 @@ def crashes(x: torch.Tensor, weight: torch.Tensor, stride: Any) -> bool:
     """
     if weight.shape[-2:] != (1, 1) or x.dtype != torch.float32 or stride in (1, (1, 1)):
         return False
+    if x.dim() != 4 or weight.dim() != 4:
+        return False
     if x.shape[-3] % 16 == 0 and weight.shape[0] % 16 == 0:
         return False
-    return x.dim() == 4 and (suggests_channels_last(x) or suggests_channels_last(weight))
+    return suggests_channels_last(x) or suggests_channels_last(weight)
 
 
 def _sampled(x: torch.Tensor, stride: Pair, padding: Pair) -> torch.Tensor:

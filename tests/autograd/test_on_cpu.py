@@ -71,3 +71,9 @@ def test_wrong_arguments_are_refused_before_pytorch(backend, name, value):
     arguments = {"padding": 1, "padding_mode": "replicate", name: value}
     with pytest.raises((tricorr.ArgumentError, tricorr.ArgumentTypeError), match=name):
         tricorr.corr2d(torch.ones(1, 2, 4, 4), torch.ones(2, 2, 3, 3), **arguments)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (3, 5, 4), (2, 1, 5, 4), (2, 2, 3, 5, 4)], ids=str)
+def test_a_plain_kernel_of_one_element_with_a_stride(backend, shape):
+    x, weight = torch.randn(shape), torch.randn(1, 1)
+    assert torch.equal(tricorr.corr2d(x, weight, stride=(1, 2)), x[..., ::2] * weight)
