@@ -16,8 +16,7 @@ row j by j columns.
 A program walks down a strip of BLOCK_Q columns of one image, SEGMENT patches long. A row of it is
 loaded once, to a slot of a ring, and stays for all patches that read it. The weight, a matrix
 ((group,k,a,j,b), (i,c)), stays throughout. While a patch is multiplied, sums T of the one before
-are added up and stored. x is (N, C, H, W) in memory with 16 bits, or
-(N, H, W, C). Sums in float32.
+are added up and stored. x is (N, C, H, W) or (N, H, W, C) in memory. Sums in float32.
 """
 
 from triton.experimental import gluon
@@ -26,14 +25,17 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     mbarrier,
     tma,
     warpgroup_mma,
+    warpgroup_mma_init,
     warpgroup_mma_wait,
 )
 
 from .epilogue import activate, add_residual
+from .fprop_planes import in_order, in_registers
 from .fprop_reuse import barriers
 from .hints import align_extents, align_strides
 from .schedule import next_digit
 from .structs import at
+from .wgrad_reuse import wait_for
 
 
 @gluon.jit(do_not_specialize=["PATCHES", "STRIPS", "SEGMENT"])
@@ -114,6 +116,10 @@ def fprop_strip(
 
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_N, 256 // BITS])
     BOX: gl.constexpr = gl.NVMMASharedLayout(x_desc.layout.swizzle_byte_width, BITS, rank=2)
+    # wgmma takes TF32 from shared memory only with channels innermost, but from registers too.
+    IN_REGISTERS: gl.constexpr = LAYOUT.NCHW and BITS == 32
+    SPAN: gl.constexpr = 1024 // BITS  # columns of a row of the swizzle
+    PART: gl.constexpr = gl.NVMMASharedLayout(128, BITS, rank=4)
     mbarrier.wait(loaded.index(RING), 0)
     for i in gl.static_range(PLACES - LAYOUT.STEP_H):
         mbarrier.wait(loaded.index(i), 0)
@@ -121,16 +127,21 @@ def fprop_strip(
         first = step * LAYOUT.STEP_H
         for i in gl.static_range(PLACES - LAYOUT.STEP_H, PLACES):
             mbarrier.wait(loaded.index((first + i) % RING), (first + i) // RING & 1)
-        acc = gl.zeros([PIXELS, BLOCK_N], gl.float32, SUMS)
+        acc = warpgroup_mma_init(gl.zeros([PIXELS, BLOCK_N], gl.float32, SUMS))
         for i in gl.static_range(PLACES):
             for block in gl.static_range(BLOCKS):
                 image = xs.index((first + i) % RING * BLOCKS + block)
-                if LAYOUT.NCHW:
+                if IN_REGISTERS:
+                    rows_of_parts = image._reinterpret(dtype, [1, 1, BLOCK_K, SPAN], PART)
+                    image = in_registers(rows_of_parts, 0, BLOCK_K, PIXELS, TILE, SUMS)
+                elif LAYOUT.NCHW:
                     image = image._reinterpret(dtype, [BLOCK_K, PIXELS], BOX).permute([1, 0])
                 else:
                     image = image._reinterpret(dtype, [PIXELS, BLOCK_K], BOX)
                 weight = weights.index(i * BLOCKS + block).permute([1, 0])
                 acc = warpgroup_mma(image, weight, acc, is_async=True)
+                if IN_REGISTERS:  # the next product gets registers of the one before this
+                    (acc,) = wait_for(1, (acc,))
         # While these are multiplied, results of the patch before.
         store_results(
             shifted, bias, residual_ptr, y_ptr, residual_strides, y_strides,
@@ -142,6 +153,8 @@ def fprop_strip(
             load_row(
                 x_desc, xs, loaded, first + i + RING, rows, (n, c, h, w), LAYOUT, BLOCK_K, RING
             )  # fmt: skip
+        if IN_REGISTERS:
+            (acc,) = in_order((acc,), SPAN)
         sums.store(acc.permute([1, 0]))
     store_results(
         shifted, bias, residual_ptr, y_ptr, residual_strides, y_strides,

@@ -5,7 +5,7 @@ every tap, or every place of a patch, spend their time on that. Here the columns
 columns of the product too, and a row of the image is loaded once for the whole window:
 kernels/fprop_strip.py says how their sums meet. Rows of results in a patch are further columns.
 
-Images are read as they lie: in planes with 16 bits, in channels_last with TF32 too.
+Images are read as they lie, in either format.
 """
 
 from __future__ import annotations
@@ -23,20 +23,25 @@ from .patch import Axis
 from .problem import Plan, Problem
 
 #: Columns of a strip, rows of results in a patch, and columns of a product.
-BLOCKS_Q, PATCH_ROWS, BLOCKS_N = (64, 128), (1, 2, 4), (8, 16, 32, 64)
+BLOCKS_Q, PATCH_ROWS, BLOCKS_N = (64, 128), (1, 2, 4), (8, 16, 32, 64, 128)
 #: Bytes of reduced channels of one product.
 BLOCK_BYTES = (128, 64, 32)
 #: Patches ahead of which rows are loaded.
 STAGES = (3, 2)
 #: Channels of the result in a group, at most: more fill the columns of a product by themselves.
-MOST_RESULTS = 16
+MOST_RESULTS = 32
 #: Fewest patches of a program: each loads the rows around its own again.
 MIN_SEGMENT = 8
 #: Clocks of a patch that nothing of the program hides, beside those of storing its sums to shared
 #: memory: barriers, the first product, latencies; assumed.
 PATCH_CLOCKS = 300
+#: The same of a product whose left operand is loaded to registers; assumed.
+LOAD_CLOCKS = 30
 #: Shared memory for barriers, beside that for rows, weights and sums.
 BARRIER_BYTES = 1024
+#: Sums of a thread, at most: it holds those of two patches. The second number is with a heavy
+#: epilogue, phases, or an image in registers: twice as many spill up to 96 bytes (Triton 3.6).
+MOST_SUMS = (64, 32)
 #: Products of a patch, which are all written out.
 MOST_PRODUCTS = 40
 #: Least share of a patch's products that are with a tap, as for spread.
@@ -169,6 +174,8 @@ class StripTile:
         lines, stored = n / columns.shifts, 4 * m * n * (1 + (columns.pitch > 1))
         sums = stored + 4 * m * lines * (columns.reach + 1)
         shared = steps * (products * k * itemsize * (m + m // 64 * n) + sums)
+        clocks = PATCH_CLOCKS + stored / device.rates.shared
+        clocks += LOAD_CLOCKS * products * loads_to_registers(problem)
         code, threads = self.code(problem), problem.threads(self)
         epilogue = problem.layout.epilogue * m * n / columns.shifts / threads
         resident = min(
@@ -198,7 +205,7 @@ class StripTile:
             outputs=round(steps * columns.step * columns.pitch * self.lines(problem)),
             steps=steps,
             loaded_bytes=loaded * row + weight,
-            stalls=steps * (PATCH_CLOCKS + stored / device.rates.shared) / device.latency,
+            stalls=steps * clocks / device.latency,
             operands="ahead",
             outside=outside,
             scattered_bytes=scattered,
@@ -218,10 +225,16 @@ class StripTile:
         products = rows.window * self.blocks(problem)
         # Of a warp, 32 bytes of channels and 16 pixels at a time.
         each = self.BLOCK_K * problem.dtype.itemsize / 32 * self.BLOCK_Q / 16 / self.num_warps
+        # Of a thread, for a product.
+        loads = loads_to_registers(problem) * self.BLOCK_Q * self.BLOCK_K / problem.threads(self)
         return Code(
-            5.2 * products * each + 12 * products + 40 * rows.step + 2.4 * sums,
+            0.3 * products * loads
+            + 5.2 * products * each
+            + 12 * products
+            + 40 * rows.step
+            + 2.4 * sums,
             200 + 60 * products + 50 * rows.step + 3 * sums,
-            1.4 * sums + 1.6 * products + 22,
+            1.4 * sums + 1.6 * products + 2 * loads + 22,
         )
 
 
@@ -269,13 +282,22 @@ def is_legal(problem: Problem) -> bool:
         return False
     if problem.op == "dgrad" and g.stride[1] & (g.stride[1] - 1):
         return False  # rows of sums are powers of two apart
-    boxes = layout.boxes(problem.op)
-    if boxes == "NCHW":  # matrix units read planes with 16 bits alone
-        formats = problem.product == "half"
-    else:
-        formats = boxes == "NHWC" and problem.product in ("half", "tf32")
+    if not layout.boxes(problem.op) or problem.product not in ("half", "tf32"):
+        return False
     extents = (g.H, g.W, g.P, g.Q, *map(abs, (*g.padding[0], *g.padding[1])), g.N, g.C, g.K)
-    return formats and max(extents) <= tma.MAX_COORDINATE // 4
+    return max(extents) <= tma.MAX_COORDINATE // 4
+
+
+def loads_to_registers(problem: Problem) -> bool:
+    """Whether programs load the image from shared memory: wgmma takes no TF32 of planes there."""
+    return problem.product == "tf32" and problem.layout.boxes(problem.op) == "NCHW"
+
+
+def most_sums(problem: Problem) -> int:
+    """Sums that a thread has room for."""
+    has_phases = problem.op == "dgrad" and problem.geometry.stride[1] > 1
+    crowded = problem.layout.heavy_epilogue or has_phases or loads_to_registers(problem)
+    return MOST_SUMS[crowded]
 
 
 def block_of(problem: Problem) -> int:
@@ -300,8 +322,10 @@ def tiles(problem: Problem) -> list[StripTile]:
     for patch_rows, block, stages in itertools.product(PATCH_ROWS, BLOCKS_Q, STAGES):
         tile = StripTile(block, 0, block_of(problem), patch_rows, 4, stages, 1)
         tile = replace(tile, BLOCK_N=columns_of(tile, problem), segment=tile.rows(problem).count)
-        if block == BLOCKS_Q[-1] and 2 * tile.shared_bytes(problem) > problem.device.limits.shared:
-            tile = replace(tile, num_warps=8)  # no other program hides what this one waits for
+        sums = block * tile.BLOCK_N / problem.threads(tile)
+        lone = 2 * tile.shared_bytes(problem) > problem.device.limits.shared
+        if block == BLOCKS_Q[-1] and (lone or sums > most_sums(problem)):
+            tile = replace(tile, num_warps=8)  # a lone program hides its own latencies
         rows = tile.rows(problem)
         if g.R * patch_rows < FEWEST_TAPS * rows.window * rows.pitch or not fits(tile, problem):
             continue
@@ -355,6 +379,7 @@ def fits(tile: StripTile, problem: Problem) -> bool:
         and tile.BLOCK_N == columns_of(tile, problem)
         and tile.BLOCK_K in blocks
         and (problem.geometry.groups == 1 or problem.reduced % tile.BLOCK_K == 0)
+        and tile.BLOCK_Q * tile.BLOCK_N <= most_sums(problem) * problem.threads(tile)
         and tile.num_stages > 1
         and columns.step > 0
         and tile.rows(problem).window * tile.blocks(problem) <= MOST_PRODUCTS

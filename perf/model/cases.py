@@ -374,10 +374,19 @@ CASES: dict[str, dict[str, Case]] = {
             8, 64, 224, 224, 6, 3, 5, ops="fprop", last=True, groups=2, activation="gelu",
             residual=True,
         ),
+        "many": _case(32, 64, 112, 112, 32, 3, 3, ops="fprop", bias=True),
+        "many_residual": _case(
+            32, 16, 112, 112, 24, 3, 3, ops="fprop", bias=True, activation="silu", residual=True
+        ),
         "gradient": _case(4, 64, 512, 512, 1, 9, 9, ops="dgrad"),
+        "gradient_three": _case(8, 64, 224, 224, 3, 3, 3, ops="dgrad"),
+        "gradient_many": _case(32, 32, 112, 112, 32, 3, 3, ops="dgrad", last=True),
         "gradient_last": _case(4, 16, 512, 512, 1, 3, 3, ops="dgrad", last=True),
         "phases": _case(32, 64, 224, 224, 3, 7, 7, stride=2, ops="dgrad", recorded="bfloat16"),
         "phases_last": _case(32, 64, 224, 224, 3, 7, 7, stride=2, ops="dgrad", last=True),
+        "phases_many": _case(
+            32, 64, 112, 112, 16, 4, 4, stride=2, ops="dgrad", padding=((1, 1), (1, 1))
+        ),
         "phases_few": _case(32, 64, 224, 224, 1, 4, 4, stride=2, ops="dgrad", last=True),
     },
     "flat": {

@@ -98,6 +98,18 @@ CALLS = {
         "dgrad", geometry_of((1, 8, 9, 67), (16, 4, 3, 3), (2, 1), around(1), groups=2),
         StripTile(64, 32, 8, 1, 4, 2, 2), FLOAT, False,
     ),
+    "tf32_planes": (
+        "fprop_bias", geometry_of((1, 16, 7, 132), (3, 16, 3, 3), padding=around(1)),
+        StripTile(128, 16, 16, 1, 4, 2, 4), FLOAT, True,
+    ),
+    "tf32_planes_of_a_stride": (
+        "dgrad", geometry_of((2, 1, 16, 64), (40, 1, 4, 4), (2, 2), around(1)),
+        StripTile(64, 8, 8, 1, 4, 3, 3), FLOAT, True,
+    ),
+    "tf32_planes_of_two_warpgroups": (
+        "fprop_bias", geometry_of((1, 32, 6, 120), (2, 32, 2, 9), padding=((1, 0), (4, 4))),
+        StripTile(128, 64, 32, 2, 8, 2, 2), FLOAT, True,
+    ),
     "tf32": (
         "fprop_bias", geometry_of((1, 16, 9, 40), (6, 8, 2, 5), (1, 1), ((1, 0), (5, 2)), groups=2,
                                   flip=True),
@@ -323,7 +335,6 @@ def test_what_it_cannot_compute_is_left_to_others(changes):
     strided = replace(ONE, given_stride=(1, 3))
     for problem in (
         problem_of("dgrad", strided),
-        problem_of("fprop", ONE, FLOAT, planes=True),
         problem_of("fprop", ONE, device=DEVICES["b200"]),
         problem_of("fprop", replace(ONE, C=1024)),
         problem_of("fprop", replace(ONE, K=32)),
