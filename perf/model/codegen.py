@@ -99,6 +99,8 @@ def problems(configuration: Configuration, target: Target, built: Build) -> list
             configuration.plan.tile, "is_run", True
         )
         in_place &= configuration.family != "planes"
+        if configuration.family == "strip":  # multiplies TF32 of planes from registers
+            in_place &= configuration.product != "tf32" or configuration.planned.format != "NCHW"
         # wgmma has 64 rows; an operand of fewer is multiplied by warps.
         by_warps = configuration.plan.tile.step(configuration.plan.op)[0] < 64
         if (built.units["mma.sync"] and not by_warps) or (in_registers and in_place):
