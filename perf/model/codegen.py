@@ -43,14 +43,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ...ops.launch.banded_launch import BANDS_BLOCK
-from ...ops.launch.copies import TILE as COPY_TILE
-from ...ops.launch.patch_launch import PATCH_WEIGHT_BLOCK
 from ...ops.plan.cost import REGISTERS, THREADS
 from ...ops.plan.integers import cdiv
 from ..timing.timers import cause_of
 from .choices import configurations
 from .configuration import PARKED, TARGETS, Configuration, Target
+from .helper_kernels import work_of_helper
 from .machine_code import MARKS, Build, build
 
 #: The recorded table, and that of Triton 3.6.
@@ -178,35 +176,11 @@ def entry_of(configuration: Configuration, target: Target, built: Build) -> Entr
 
 
 def _work_of_a_program(configuration: Configuration, target: Target) -> tuple[int, int]:
-    """(result elements, multiply-adds) of one program; helpers only add or copy."""
-    if configuration.kernel == "sum_partials":
-        call = configuration.call().arguments
-        return call["BLOCK_E"], call["SPLITS"] * call["BLOCK_E"]
-    if configuration.kernel == "lag_sums":
-        call = configuration.call().arguments
-        lags = call["BLOCK_R"] * call["BLOCK_S"]
-        rows = call["SPLIT_STRIPS"] * (call["BLOCK_P"] + call["BLOCK_R"] - 1)
-        return lags, lags * rows * call["BLOCK_Q"]
-    if configuration.kernel == "fprop_separable":
-        call = configuration.call().arguments
-        tile, window = call["TILE"], call["WINDOW"]
-        size = [int(n) for n in (tile.BLOCK_P, tile.BLOCK_Q, tile.BLOCK_C, window.R, window.S)]
-        rows, columns, planes, R, S = size
-        return rows * columns * planes, (rows + R - 1) * columns * planes * (R + S)
-    if configuration.kernel in ("build_bands", "build_lines"):
-        return BANDS_BLOCK, BANDS_BLOCK
-    if configuration.kernel in ("copy_images", "copy_flat"):
-        elements = math.prod(COPY_TILE)
-        return elements, elements
-    if configuration.kernel == "copy_patches":
-        layout = configuration.call().arguments["LAYOUT"]
-        blocks = (layout.BLOCK_C, layout.BLOCK_R, layout.BLOCK_Q, layout.BLOCK_S)
-        elements = math.prod(int(block) for block in blocks)
-        return elements, elements
-    if configuration.kernel == "build_patch_weight":
-        return PATCH_WEIGHT_BLOCK, PATCH_WEIGHT_BLOCK
-    plan = configuration.plan
-    work = plan.work(configuration.problem(target))
+    """(result elements, multiply-adds) of one program."""
+    helped = work_of_helper(configuration)
+    if helped:
+        return helped
+    work = configuration.plan.work(configuration.problem(target))
     return work.outputs, round(work.macs)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from ...ops.launch.banded_launch import BANDS_BLOCK
+from ...ops.launch.copies import TILE as COPY_TILE
+from ...ops.launch.patch_launch import PATCH_WEIGHT_BLOCK
 from ...ops.plan import banded, choose, gemm
 from ...ops.plan.exchange.format_copies import ChannelsLast, Planes, Sampled
 from ...ops.plan.exchange.image_patches import Patches
@@ -125,3 +129,34 @@ def _on_copies() -> Iterator[Configuration]:
             plan = replace(choose.plan_with_tile(seen, tile), exchange=exchange)
             recorded = (kernel, name, dtype) in RECORDED_HELPERS
             yield Configuration("helper", name, kernel, replace(call, plan=plan), "", recorded)
+
+
+def work_of_helper(configuration: Configuration) -> tuple[int, int] | None:
+    """(result elements, multiply-adds) of one program; one of these for each element copied.
+
+    None for kernels whose plan counts their work.
+    """
+    kernel, call = configuration.kernel, configuration.call().arguments
+    if kernel == "sum_partials":
+        return call["BLOCK_E"], call["SPLITS"] * call["BLOCK_E"]
+    if kernel == "lag_sums":
+        lags = call["BLOCK_R"] * call["BLOCK_S"]
+        rows = call["SPLIT_STRIPS"] * (call["BLOCK_P"] + call["BLOCK_R"] - 1)
+        return lags, lags * rows * call["BLOCK_Q"]
+    if kernel == "fprop_separable":
+        tile, window = call["TILE"], call["WINDOW"]
+        size = (tile.BLOCK_P, tile.BLOCK_Q, tile.BLOCK_C, window.R, window.S)
+        rows, columns, planes, R, S = map(int, size)
+        return rows * columns * planes, (rows + R - 1) * columns * planes * (R + S)
+    blocks: tuple[Any, ...] = ()
+    if kernel in ("build_bands", "build_lines"):
+        blocks = (BANDS_BLOCK,)
+    elif kernel in ("copy_images", "copy_flat"):
+        blocks = COPY_TILE
+    elif kernel == "copy_patches":
+        layout = call["LAYOUT"]
+        blocks = (layout.BLOCK_C, layout.BLOCK_R, layout.BLOCK_Q, layout.BLOCK_S)
+    elif kernel == "build_patch_weight":
+        blocks = (PATCH_WEIGHT_BLOCK,)
+    elements = math.prod(map(int, blocks))
+    return (elements, elements) if blocks else None
