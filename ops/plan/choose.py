@@ -31,11 +31,12 @@ from . import (
     strip,
     tma,
 )
-from .cost import cheapest, exchange_seconds, gradient_splits, image_splits, seconds_of
+from .cost import gradient_splits, image_splits
 from .exchange.offered import exchanges
 from .exchange.way import Exchange
 from .integers import cdiv
 from .problem import Plan, Problem, Tile
+from .times import cheapest, exchange_seconds, seconds_of
 from .tuned import tuned
 
 #: Families whose kernels of images sum parts of a reduction too, and whose numbers of parts are

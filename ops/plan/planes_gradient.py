@@ -13,15 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from . import tma
-from .cost import (
-    REGISTERS,
-    THREADS,
-    Code,
-    Work,
-    matrix_work,
-    partial_bytes,
-    splits_that_fill,
-)
+from .cost import REGISTERS, THREADS, Code, Work, matrix_work, partial_bytes, splits_that_fill
 from .integers import cdiv, filled, power_of_two
 from .problem import Plan, Problem
 from .reuse_gradient import BARRIER_BYTES, MAX_RUNS, runs_of

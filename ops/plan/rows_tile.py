@@ -9,14 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from .cost import (
-    REGISTERS,
-    Work,
-    device_bytes,
-    line_bytes,
-    partial_bytes,
-    splits_that_fill,
-)
+from .cost import REGISTERS, Work, device_bytes, line_bytes, partial_bytes, splits_that_fill
 from .cost import THREADS as RESIDENT_THREADS
 from .device import ALL_REGISTERS, MAX_REGISTERS
 from .integers import cdiv, power_of_two

@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 import torch
 
 from . import choose
-from .cost import REGISTERS, THREADS, Work, line_bytes, seconds_of, times_of
+from .cost import REGISTERS, THREADS, Work, line_bytes
 from .device import ALL_REGISTERS
 from .integers import cdiv, power_of_two
 from .measured import kernel_key
 from .problem import Plan, Problem
 from .rows_walk import columns_beside, vector_of
+from .times import seconds_of, times_of
 
 #: Most values of a thread, see SeparableTile.held, with which no kernel spills (sm_80 to sm_100,
 #: Triton 3.6 and 3.7.1).

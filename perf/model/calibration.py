@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ...ops.plan import choose
-from ...ops.plan.cost import key_of, times_of
-from ...ops.plan.cost import seconds_of as calibrated_seconds
 from ...ops.plan.device import Device
 from ...ops.plan.measured import parse
 from ...ops.plan.problem import Plan, Problem
+from ...ops.plan.times import key_of, times_of
+from ...ops.plan.times import seconds_of as calibrated_seconds
 from ..providers import OURS
 from ..rows import Row
 from ..workloads import ALL_OPS, Workload, known

@@ -23,9 +23,9 @@ from typing import Any
 
 from ...ops.explain import device_named
 from ...ops.plan import choose
-from ...ops.plan.cost import EXPOSED
 from ...ops.plan.device import DEVICES, Device
 from ...ops.plan.measured import FEWEST_CALLS, parse
+from ...ops.plan.times import EXPOSED
 from ..rows import Row, read
 from .calibration import Sample, calibration_of, samples, with_constants
 from .planned import describe

@@ -15,9 +15,9 @@ from ...ops.errors import ArgumentError
 from ...ops.launch.formats import empty_in_format
 from ...ops.launch.layout import layout_of
 from ...ops.plan import banded, choose, rows, separable, stencil
-from ...ops.plan.cost import times_of
 from ...ops.plan.device import Device
 from ...ops.plan.problem import Plan, Problem, Tile
+from ...ops.plan.times import times_of
 from ..providers import Operands, make_operands
 from ..workloads import Workload
 

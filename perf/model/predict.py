@@ -3,7 +3,7 @@
     python -m tricorr.perf predict [--device h200] [--suite images]
 
 Nothing here was measured. A prediction exists to be compared with rows: where a row is far from it,
-an assumption is wrong, and the unit that leads says which. ops/plan/cost.py and the families beside
+an assumption is wrong; the unit that leads says which. ops/plan/times.py and the families beside
 it have the arithmetic and the rates, by which the planner chooses too. Besides:
 
  - Every element that a program asks for passes L1 once per use; programs share nothing there.
@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 
 from ...ops.explain import device_named
 from ...ops.plan import choose
-from ...ops.plan.cost import times_of
 from ...ops.plan.device import DEVICES, Device
+from ...ops.plan.times import times_of
 from ..providers import TENSOR_DTYPES
 from ..workloads import ALL_OPS, OPS, SUITES, Workload, select
 from .planned import PlannedCall, describe
@@ -40,9 +40,9 @@ class Prediction:
         load_bytes: that programs ask L1 for.
         waste: multiply-adds done, padding of tiles included, over those that the result needs.
         fill: share of the multiprocessors' time in which they have a program.
-        dram_us, l2_us, shared_us, arithmetic_us, issue_us, latency_us: as in cost.Times.
+        dram_us, l2_us, shared_us, arithmetic_us, issue_us, latency_us: as in times.Times.
         launch_us: launches, and copies of an Exchange.
-        predicted_us: of the launch, see cost.py.
+        predicted_us: of the launch, see times.py.
         bound: the unit that takes longest.
         roofline_us: the problem's own bound.
         roofline_fraction: roofline_us / predicted_us.
@@ -154,7 +154,7 @@ def main(options: argparse.Namespace) -> int:
         raise ValueError("no workload of these suites has such an operator and dtype")
     print(
         f"Predicted for {device.name} by a model, not measured.\n"
-        "ops/plan/cost.py says what is assumed, and what is left out.\n"
+        "ops/plan/times.py says what is assumed, and what is left out.\n"
     )
     print("\n".join(table(found)))
     return 0

@@ -5,7 +5,7 @@
 
 Planes of 7 to 512 pixels, windows of 1 to 31, strides of 1 to 4, 1 to 2048 channels, groups, both
 formats, bf16 and TF32, all three operators; nothing is run. An estimate is the planner's own
-(ops/plan/cost.py). It is divided by a launch plus the roofline: compulsory bytes at the rate of a
+(ops/plan/times.py). It is divided by a launch plus the roofline: compulsory bytes at the rate of a
 copy, or the multiply-adds that the result needs at the rate of the fastest unit, whichever takes
 longer.
 
@@ -28,8 +28,8 @@ from pathlib import Path
 from ...ops import ArgumentError, Geometry
 from ...ops.explain import device_named
 from ...ops.plan import choose
-from ...ops.plan.cost import seconds_of, times_of
 from ...ops.plan.device import DEVICES, Device
+from ...ops.plan.times import seconds_of, times_of
 from ..compared import processors
 from ..providers import make_operands
 from ..rows import Row, read

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from ...ops.plan.cost import seconds_of
+from ...ops.plan.times import seconds_of
 from ..model.planned import all_plans, describe, problem_of
 from ..providers import OURS, make_operands
 from ..timing.measure import Job

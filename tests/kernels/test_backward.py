@@ -17,8 +17,8 @@ from tricorr.ops.launch.call import Call
 from tricorr.ops.launch.prepared import forget_prepared
 from tricorr.ops.plan import backward, choose
 from tricorr.ops.plan.backward import BackwardTile, takes_both
-from tricorr.ops.plan.cost import seconds_of
 from tricorr.ops.plan.problem import Layout, Problem
+from tricorr.ops.plan.times import seconds_of
 
 #: Every window and stride in whole vectors, and some in rows of any length.
 GEOMETRIES = {name: g for name, g in VECTORS.items() if takes_both(g)} | {

@@ -14,13 +14,13 @@ from tricorr.ops.plan import banded, choose
 from tricorr.ops.plan.banded import BandedTile
 from tricorr.ops.plan.banded_gradient import BandedGradTile
 from tricorr.ops.plan.columns import ColumnsTile
-from tricorr.ops.plan.cost import EXCHANGE_SECONDS, seconds_of, times_of
 from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.exchange.format_copies import ChannelsLast, Planes, Sampled
 from tricorr.ops.plan.exchange.offered import exchanges
 from tricorr.ops.plan.exchange.windows import Overlapping
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.spread import SpreadTile
+from tricorr.ops.plan.times import EXCHANGE_SECONDS, seconds_of, times_of
 from tricorr.ops.plan.tma import TmaTile
 
 HALF, BRAIN, FLOAT = torch.float16, torch.bfloat16, torch.float32

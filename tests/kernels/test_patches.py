@@ -12,12 +12,12 @@ from tricorr import explain
 from tricorr.ops import geometry_of
 from tricorr.ops.launch.layout import layout_of, order_of
 from tricorr.ops.plan import choose, rows
-from tricorr.ops.plan.cost import EXCHANGE_SECONDS, seconds_of, times_of
 from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.exchange.image_patches import PatchCopy, Patches
 from tricorr.ops.plan.exchange.offered import exchanges
 from tricorr.ops.plan.exchange.windows import Merged
 from tricorr.ops.plan.problem import Problem
+from tricorr.ops.plan.times import EXCHANGE_SECONDS, seconds_of, times_of
 from tricorr.ops.plan.tma import TmaTile
 
 HALF, BRAIN, FLOAT = torch.float16, torch.bfloat16, torch.float32

@@ -11,11 +11,11 @@ from simulator.driver import simulated
 
 from tricorr.ops import geometry_of
 from tricorr.ops.plan import choose, reuse
-from tricorr.ops.plan.cost import times_of
 from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.gemm import GemmTile
 from tricorr.ops.plan.problem import Problem
 from tricorr.ops.plan.reuse import ReuseTile
+from tricorr.ops.plan.times import times_of
 
 pytest.importorskip("tricorr.kernels.fprop_reuse", reason="Gluon is written for Triton 3.6 and 3.7")
 

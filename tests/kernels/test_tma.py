@@ -13,9 +13,9 @@ from tricorr.ops.launch.layout import boxes_of, layout_of
 from tricorr.ops.plan import tma
 from tricorr.ops.plan.boxes import box_of, covered, gradient_box
 from tricorr.ops.plan.choose import plan_with_tile
-from tricorr.ops.plan.cost import cheapest
 from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.problem import Layout, Problem
+from tricorr.ops.plan.times import cheapest
 from tricorr.ops.plan.tma import TmaTile, channel_block, is_legal, most_taps, phases_with_taps
 from tricorr.ops.plan.tma import tiles as tma_tiles
 

@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from tricorr.ops.plan import choose
-from tricorr.ops.plan.cost import EXPOSED, times_of
 from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.measured import FEWEST_CALLS, parse
+from tricorr.ops.plan.times import EXPOSED, times_of
 from tricorr.perf import __main__ as command
 from tricorr.perf.model import fit
 from tricorr.perf.model.calibration import calibration_of, samples

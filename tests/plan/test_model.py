@@ -10,23 +10,22 @@ from plans import H200, OPS, PLAIN, boxed, planned
 from tricorr.ops import geometry_of
 from tricorr.ops.plan import tma
 from tricorr.ops.plan.choose import plan_with_tile
-from tricorr.ops.plan.cost import (
-    EXPOSED,
-    MARGIN,
-    MEMORY_EXPOSED,
-    PARTIAL_SECONDS,
-    TRANSPOSED,
-    Work,
-    cheapest,
-    device_bytes,
-    seconds_of,
-    times_of,
-)
+from tricorr.ops.plan.cost import Work, device_bytes
 from tricorr.ops.plan.device import COPY_SHARE, DEVICES, INTERPRETER
 from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, GEMM_TILES, GemmTile, tiles_with_room
 from tricorr.ops.plan.integers import cdiv
 from tricorr.ops.plan.problem import Layout, Problem
 from tricorr.ops.plan.stencil import StencilTile
+from tricorr.ops.plan.times import (
+    EXPOSED,
+    MARGIN,
+    MEMORY_EXPOSED,
+    PARTIAL_SECONDS,
+    TRANSPOSED,
+    cheapest,
+    seconds_of,
+    times_of,
+)
 from tricorr.ops.plan.tma import TmaTile
 from tricorr.perf.model.codegen import TABLE
 
