@@ -29,6 +29,8 @@ COUNT, MOST = 60, 4e6
 #: Most programs of a forced plan.
 MOST_PROGRAMS = 200
 DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64)
+#: Of weights and output gradients: subnormal, or so large that some sums are infinite.
+SCALES = {torch.float16: (1, 1, 2.0**-24, 2.0**13), torch.bfloat16: (1, 1, 2.0**-133)}
 MODES = (*["zeros"] * 4, "reflect", "replicate", "circular")
 
 
@@ -154,7 +156,9 @@ def plan_of_each_family(op, args, geometry, dtype, precision, rng):
 
 @pytest.mark.parametrize("number", range(COUNT))
 def test_every_family_computes_a_drawn_call(number):
-    """Also calls of a few pixels: a stride may yield one row, a dilation have one tap."""
+    """Also of a few pixels: a stride may yield one row, a dilation have one tap; of bytes; of
+    subnormal numbers, and of sums beyond the range.
+    """
     rng, geometry = random.Random(number), None
     while geometry is None or not geometry.y_numel or geometry.macs > MOST / 4:
         try:
@@ -167,6 +171,7 @@ def test_every_family_computes_a_drawn_call(number):
     if rng.random() < 0.2:
         made[0] = made[0].abs().to(torch.uint8)
     args = operands(op, *made)
+    args[1].mul_(rng.choice(SCALES.get(dtype, (1,))))
     expected = torch.from_numpy(truth(op, args, geometry)).to(dtype)
     with simulated(90):
         for plan in plan_of_each_family(op, args, geometry, dtype, "tf32", rng):
