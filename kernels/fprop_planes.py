@@ -326,7 +326,8 @@ def load_step(
                 x_desc, [n, h + i * RUN, c + summed, w + part * SPAN], ready,
                 row._reinterpret(x_desc.dtype, x_desc.block_type.shape, x_desc.layout), exists,
             )  # fmt: skip
-    for i in gl.static_range(TAPS * CHUNKS):
+    # No static range: the addresses of many boxes spill.
+    for i in range(TAPS * CHUNKS):
         tap = i // CHUNKS
         if LAYOUT.FLIP:
             tap = TAPS - 1 - i // CHUNKS

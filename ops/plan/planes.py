@@ -26,8 +26,10 @@ COLUMNS = (16, 32, 64, 128, 256)
 #: Most registers of a thread for sums, of all columns of taps, and left operands; of which may be
 #: sums. ptxas needs up to 45 beside them.
 MOST_REGISTERS, MOST_SUMS = 208, 192
-#: Most taps in TF32: with more, their addresses spill (sm_90, Triton 3.7.1).
-MOST_TAPS = 16
+#: Limits in TF32, beyond which it spills (sm_90, Triton 3.7.1): taps, rows of taps, boxes of the
+#: image in a step, and registers: those of MOST_REGISTERS, three for each of these boxes and one for
+#: each box of weights.
+MOST_TAPS, MOST_ROWS, MOST_BOXES, MOST_WITH_ADDRESSES = 25, 8, 20, 225
 #: (filters, pixels, num_warps) by kind of product, largest first: those read each input the fewest
 #: times.
 SHAPES = {
@@ -179,15 +181,15 @@ class PlanesTile:
         outside, left = 450 + (6 + 4 * g.S) * sums, self.left_registers(problem)
         if problem.product != "tf32":
             return Code(45, outside, sums * g.S + left + 35)
-        loop = (50 + 20 * self.loads(problem)) / (g.R * g.S) + 10 * chunks_of(g, problem.dtype)
+        loop = (50 + 17 * sum(self.loads(problem))) / (g.R * g.S) + 10 * chunks_of(g, problem.dtype)
         return Code(loop + left, outside, sums * g.S + left + 35)
 
-    def loads(self, problem: Problem) -> int:
-        """Boxes of one step: of rows of the image, and of weights."""
+    def loads(self, problem: Problem) -> tuple[int, int]:
+        """Boxes of one step: (of rows of the image, of weights)."""
         g, itemsize = shown(problem), problem.dtype.itemsize
         parts = cdiv(self.BLOCK_W * itemsize, tma.ROW_BYTES)
         images = self.rows(g) // self.run(g, itemsize) * parts
-        return images + g.R * g.S * chunks_of(g, problem.dtype)
+        return images, g.R * g.S * chunks_of(g, problem.dtype)
 
     def left_registers(self, problem: Problem) -> int:
         """Registers of a thread for left operands: of two products."""
@@ -250,7 +252,7 @@ def is_legal(problem: Problem) -> bool:
     if g.stride != (1, 1) or g.dilation[1] != 1:
         return False
     if problem.product == "tf32":
-        if g.R * g.S > MOST_TAPS:
+        if g.R * g.S > MOST_TAPS or g.R > MOST_ROWS:
             return False
     elif problem.product != "half" or layout.as_rows:  # fprop_tma and dgrad_tma read such rows
         return False
@@ -324,8 +326,10 @@ def fits(tile: PlanesTile, problem: Problem) -> bool:
     outputs = outputs_of(g, tile.BLOCK_W, piece_of(problem))
     sums = g.S * tile.BLOCK_F * tile.pixels / problem.threads(tile)
     registers = sums + tile.left_registers(problem)
-    if problem.product == "tf32":  # addresses take three for each box
-        registers += 3 * tile.loads(problem) + MOST_REGISTERS - MOST_SUMS
+    if problem.product == "tf32":
+        images, weights = tile.loads(problem)
+        if images > MOST_BOXES or registers + 3 * images + weights > MOST_WITH_ADDRESSES:
+            return False
     return (
         is_launchable(tile, problem)
         and tile.BLOCK_W * problem.dtype.itemsize >= tma.ROW_BYTES // 4

@@ -97,6 +97,10 @@ CALLS = {
         "fprop_bias", geometry_of((1, 88, 3, 68), (24, 88, 1, 5), padding=((0, 0), (-1, 2))),
         PlanesTile(2, 32, 32, 32, 4, 2), FLOAT,
     ),
+    "tf32_many_taps": (
+        "fprop_bias", geometry_of((1, 16, 5, 40), (24, 16, 5, 5), padding=((2, 2), (2, 2))),
+        PlanesTile(2, 32, 16, 8, 4, 2), FLOAT,
+    ),
     "tf32_sums_in_two_registers": (
         "dgrad", geometry_of((1, 72, 5, 96), (24, 72, 3, 1), padding=((1, 1), (0, 0))),
         PlanesTile(2, 64, 64, 32, 4, 2), FLOAT,
@@ -327,7 +331,7 @@ def test_what_it_cannot_compute_is_left_to_others(changes):
         Problem("fprop", LAYER, HALF, "ieee", replace(PLANES, int64=True), H200),
         Problem("fprop", LAYER, HALF, "ieee", boxed("NHWC"), H200),
         Problem("fprop", LAYER, FLOAT, "ieee", PLANES, H200),
-        Problem("fprop", replace(LAYER, R=5, S=5), FLOAT, "tf32", PLANES, H200),
+        Problem("fprop", replace(LAYER, R=6, S=5), FLOAT, "tf32", PLANES, H200),
         Problem("fprop", LAYER, HALF, "ieee", PLANES, DEVICES["b200"]),
     ):
         assert planes.tiles(problem) == []
