@@ -27,8 +27,8 @@ COLUMNS = (16, 32, 64, 128, 256)
 #: sums. ptxas needs up to 45 beside them.
 MOST_REGISTERS, MOST_SUMS = 208, 192
 #: Limits in TF32, beyond which it spills (sm_90, Triton 3.7.1): taps, rows of taps, boxes of the
-#: image in a step, and registers: those of MOST_REGISTERS, three for each of these boxes and one for
-#: each box of weights.
+#: image in a step, and registers: for sums and left operands, three for each of these boxes, one
+#: for each box of weights.
 MOST_TAPS, MOST_ROWS, MOST_BOXES, MOST_WITH_ADDRESSES = 25, 8, 20, 225
 #: (filters, pixels, num_warps) by kind of product, largest first: those read each input the fewest
 #: times.
