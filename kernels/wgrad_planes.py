@@ -21,6 +21,10 @@ are rows h + BLOCK_R, ..., h + (BLOCK_I - 1) * BLOCK_R at the same time:
 Rows of dy have BLOCK_F filters each, one below the other: BLOCK_R of them are columns of a product,
 with others behind them up to a power of two. BLOCK_S neighbouring taps of a row have sums each.
 
+FOLDED: rows of both images are as long and lie without gaps, so that BLOCK_Q columns are FOLDED of
+them, and a plane is one row to the tensor maps. A tap reads what is beside its row: in registers
+that becomes zero.
+
 Tensor maps bring rows of x without gaps. In a copy of them in shared memory they are 272 bytes
 apart: threads of a warp then find 8 rows and 4 words in different banks, at any shift. Outside of x
 and dy are zeros. Where x is not finite, other taps of its channel may be so.
@@ -66,6 +70,7 @@ def wgrad_planes(
     M: gl.constexpr = BLOCK_I * BLOCK_C
     COLUMNS: gl.constexpr = columns_of(BLOCK_R * BLOCK_F)
     PIXELS: gl.constexpr = TILE.BLOCK_Q
+    FOLDED: gl.constexpr = TILE.FOLDED
     dtype: gl.constexpr = x_desc.dtype
     BITS: gl.constexpr = dtype.primitive_bitwidth
     PIECE: gl.constexpr = 128 // BITS
@@ -89,7 +94,7 @@ def wgrad_planes(
     corner = (first_r - WINDOW.PAD_H, w - shift, group * GROUP_C + tile_c * BLOCK_C,
               1 - BLOCK_R, group * GROUP_K + tile_k * BLOCK_F)  # fmt: skip
 
-    boxes = gl.cdiv(Q, PIXELS), gl.cdiv(P + BLOCK_R - 1, TILE.BLOCK_P)
+    boxes = gl.cdiv(Q, PIXELS), gl.cdiv(P + BLOCK_R - 1, FOLDED * TILE.BLOCK_P)
     first = split * SPLIT_BOXES
     steps = gl.minimum(SPLIT_BOXES, N * boxes[0] * boxes[1] - first)
     # Every split has a box: without that, ptxas waits for each product, see wgrad_reuse.
@@ -97,7 +102,9 @@ def wgrad_planes(
 
     # Boxes of x are free once they are copied, those of dy when two more steps have begun.
     AHEAD: gl.constexpr = STAGES - 2
-    X_ROWS: gl.constexpr = TILE.BLOCK_P + (BLOCK_I - 1) * BLOCK_R
+    # Rows of x from one of a step to the next: more are loaded for products of several.
+    EACH: gl.constexpr = FOLDED if BLOCK_I > 1 else 1
+    X_ROWS: gl.constexpr = EACH * (TILE.BLOCK_P - 1) + (BLOCK_I - 1) * BLOCK_R + 1
     X_BOX: gl.constexpr = gl.NVMMASharedLayout(0, BITS, rank=2)
     REST: gl.constexpr = x_rest_desc.block_type.shape[3]
     # Memory of its own for each row, and for rows that one product reads: the compiler puts a
@@ -114,19 +121,20 @@ def wgrad_planes(
             gl.allocate_shared_memory(dtype, [(X_ROWS - i + APART - 1) // APART * SLOT, 1], FLAT),
         )
     # Products of the last row read zeros behind it.
-    DY_ROWS: gl.constexpr = (TILE.BLOCK_P - 1) * BLOCK_F + COLUMNS
+    Y_ROWS: gl.constexpr = FOLDED * (TILE.BLOCK_P - 1) + BLOCK_R
+    DY_ROWS: gl.constexpr = (Y_ROWS - BLOCK_R) * BLOCK_F + COLUMNS
     DY_BOX: gl.constexpr = gl.NVMMASharedLayout(128, BITS, rank=2)
     dys = gl.allocate_shared_memory(dtype, [STAGES * DY_ROWS // 8, 8, PIXELS], DY_BOX)
     # Before the fence of `barriers`.
     ZEROS: gl.constexpr = gl.BlockedLayout([1, PIECE], [4, 8], [WARPS, 1], [1, 0])
     for stage in gl.static_range(STAGES):
         for i in gl.static_range((COLUMNS - BLOCK_R * BLOCK_F) // 8):
-            rows = dys.index((stage * DY_ROWS + (TILE.BLOCK_P - 1 + BLOCK_R) * BLOCK_F) // 8 + i)
+            rows = dys.index((stage * DY_ROWS + Y_ROWS * BLOCK_F) // 8 + i)
             rows.store(gl.zeros([8, PIXELS], dtype, ZEROS))
     loaded = barriers(STAGES)
     x_descs, dy_descs = (x_desc, x_rest_desc), given(dy0_desc, dy1_desc, dy2_desc)
     places = (xs, rests, dys, loaded)
-    BOXES: gl.constexpr = max(X_ROWS, (TILE.BLOCK_P + BLOCK_R - 1) * len(dy_descs))
+    BOXES: gl.constexpr = max(X_ROWS, Y_ROWS * len(dy_descs))
 
     for i in gl.static_range(AHEAD):
         asked = step_at(i, first, steps, boxes, corner, TILE)
@@ -142,21 +150,23 @@ def wgrad_planes(
         # dy goes to the place of the step before the last, whose products are done, of all warps.
         asked = step_at(step + AHEAD, first, steps, boxes, corner, TILE)
         for row in gl.static_range(TILE.BLOCK_P):
-            dy = dys.index((slot * DY_ROWS + row * BLOCK_F) // 8)
+            dy = dys.index((slot * DY_ROWS + FOLDED * row * BLOCK_F) // 8)
             dy = dy._reinterpret(dtype, [COLUMNS, PIXELS], DY_BOX).permute([1, 0])
             for s in gl.static_range(BLOCK_S):
-                place = row // APART * SLOT + shift + s * WINDOW.DIL_W
+                place = EACH * row // APART * SLOT + shift + s * WINDOW.DIL_W
                 if BITS == 32:
-                    x = load_rows(copies[row % APART], place, M, PIXELS, SUMS)
+                    x = load_rows(copies[EACH * row % APART], place, M, PIXELS, SUMS)
                 elif (WINDOW.PAD_W + s * WINDOW.DIL_W) % 2 == 0:
                     if s == 0 or WINDOW.DIL_W > 1:
-                        held = load_rows(copies[row % APART], place, M, PIXELS, SUMS)
+                        held = load_rows(copies[EACH * row % APART], place, M, PIXELS, SUMS)
                     x = held
                 else:  # `held` is what the tap before, or behind, reads
                     if s == 0 or WINDOW.DIL_W > 1:
-                        held = load_rows(copies[row % APART], place - 1, M, PIXELS, SUMS)
-                    behind = load_rows(copies[row % APART], place + 1, M, PIXELS, SUMS)
+                        held = load_rows(copies[EACH * row % APART], place - 1, M, PIXELS, SUMS)
+                    behind = load_rows(copies[EACH * row % APART], place + 1, M, PIXELS, SUMS)
                     x, held = between(held, behind), behind
+                if FOLDED > 1:
+                    x = inside_of_row(x, w + s * WINDOW.DIL_W, PIXELS // FOLDED)
                 sums = warpgroup_mma(x, dy, accs[s], is_async=True)  # TF32 of float32
                 accs = wait_for(RUNNING, accs[:s] + (sums,) + accs[s + 1 :])
                 # One by one, while a product runs: the compiler puts barriers between them.
@@ -259,12 +269,22 @@ def between(x, behind):
 
 
 @gluon.jit
+def inside_of_row(x, first, W: gl.constexpr):
+    """The operand x of several rows of W columns, without what is not in the row of its pixel.
+
+    `first` is the column that the first pixel of a row reads.
+    """
+    column = gl.arange(0, x.shape[1], gl.SliceLayout(0, x.type.layout))[None, :] % W + first
+    return gl.where((column >= 0) & (column < W), x, 0.0)
+
+
+@gluon.jit
 def step_at(step, first, steps, boxes, corner, TILE: gl.constexpr):
     """(step, whether there is such a step, coordinates of its boxes of x, of dy)."""
     h, w, c, p, k = corner
     tile_h, line = next_digit(first + step, boxes[1])
     tile_q, n = next_digit(line, boxes[0])
-    row, q = tile_h * TILE.BLOCK_P, tile_q * TILE.BLOCK_Q
+    row, q = tile_h * (TILE.FOLDED * TILE.BLOCK_P), tile_q * TILE.BLOCK_Q
     return step, step < steps, (n, c, h + row, w + q), (n, k, p + row, q)
 
 
@@ -284,9 +304,11 @@ def load_boxes(
     n, k, p, q = dy_corner
     BLOCK_F: gl.constexpr = TILE.BLOCK_F
     RUNS: gl.constexpr = len(dy_descs)
-    Y_ROWS: gl.constexpr = TILE.BLOCK_P + TILE.BLOCK_R - 1
+    Y_ROWS: gl.constexpr = TILE.FOLDED * (TILE.BLOCK_P - 1) + TILE.BLOCK_R
     COLUMNS: gl.constexpr = columns_of(TILE.BLOCK_R * BLOCK_F)
-    DY_ROWS: gl.constexpr = (TILE.BLOCK_P - 1) * BLOCK_F + COLUMNS
+    DY_ROWS: gl.constexpr = (Y_ROWS - TILE.BLOCK_R) * BLOCK_F + COLUMNS
+    # Rows of x that are loaded: of products of one row, those that they begin at.
+    EACH: gl.constexpr = TILE.FOLDED if TILE.BLOCK_I == 1 else 1
     ready, x_slot = loaded.index(step % STAGES), step % (STAGES - 2)
     if FIRST == 0 and LAST > 0:
         LOADED: gl.constexpr = (
@@ -296,15 +318,25 @@ def load_boxes(
         mbarrier.expect(ready, LOADED, pred=exists)
     for i in gl.static_range(FIRST, LAST):
         if i < len(xs):
-            load_box(x_desc, xs[i].index(x_slot), (n, c, h + i, w), ready, exists)
-            load_box(
-                rest_desc, rests[i].index(x_slot), (n, c, h + i, w + TILE.BLOCK_Q), ready, exists
-            )
+            box = row_at(n, c, h + EACH * i, w, TILE)
+            load_box(x_desc, xs[i].index(x_slot), box, ready, exists)
+            box = row_at(n, c, h + EACH * i, w + TILE.BLOCK_Q, TILE)
+            load_box(rest_desc, rests[i].index(x_slot), box, ready, exists)
         if i < Y_ROWS * RUNS:
             dy_desc = dy_descs[i % RUNS]
             before = BLOCK_F - BLOCK_F % (2 * dy_desc.block_type.shape[1])
             place = dys.index((step % STAGES * DY_ROWS + i // RUNS * BLOCK_F + before) // 8)
-            load_box(dy_desc, place, (n, k + before, p + i // RUNS, q), ready, exists)
+            box = row_at(n, k + before, p + i // RUNS, q, TILE)
+            load_box(dy_desc, place, box, ready, exists)
+
+
+@gluon.jit
+def row_at(n, c, row, column, TILE: gl.constexpr):
+    """Coordinates of a box that begins at this row and column of a plane, which may be one row."""
+    place = (n, c, row, column)
+    if TILE.FOLDED > 1:
+        place = (n, c, 0, row * (TILE.BLOCK_Q // TILE.FOLDED) + column)
+    return place
 
 
 @gluon.jit

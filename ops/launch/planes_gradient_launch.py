@@ -10,19 +10,23 @@ from ..geometry import Geometry
 from ..plan.problem import Plan, Problem
 from ..plan.reuse_gradient import MAX_RUNS, runs_of
 from .kernel_arguments import Tensors
+from .layout import as_row
 from .reuse_launch import gluon_descriptor
 
 
 def planes_gradient_arguments(tensors: Tensors, geometry: Geometry, plan: Plan) -> dict[str, Any]:
     """Boxes of a row of x, of the columns beside it, and of a row of runs of filters of dy."""
     tile: Any = plan.tile
-    rest = tile.rest_bytes(Problem(plan.op, geometry, tensors.x.dtype)) // tensors.x.itemsize
+    x, dy = tensors.x, tensors.y
+    if tile.FOLDED > 1:
+        x, dy = as_row(x), as_row(dy)
+    rest = tile.rest_bytes(Problem(plan.op, geometry, x.dtype)) // x.itemsize
     runs = [*runs_of(tile.BLOCK_F), *[0] * MAX_RUNS][:MAX_RUNS]
     return {
-        "x_desc": _rows(tensors.x, tile.BLOCK_C, tile.BLOCK_Q, swizzle=0),
-        "x_rest_desc": _rows(tensors.x, tile.BLOCK_C, rest, swizzle=0),
+        "x_desc": _rows(x, tile.BLOCK_C, tile.BLOCK_Q, swizzle=0),
+        "x_rest_desc": _rows(x, tile.BLOCK_C, rest, swizzle=0),
         **{
-            f"dy{i}_desc": _rows(tensors.y, run, tile.BLOCK_Q, swizzle=128) if run else None
+            f"dy{i}_desc": _rows(dy, run, tile.BLOCK_Q, swizzle=128) if run else None
             for i, run in enumerate(runs)
         },
     }

@@ -60,6 +60,7 @@ class PlanesGradientTile:
         BLOCK_C: channels of x.
         BLOCK_F: filters, a multiple of 8.
         num_warps, num_stages: of the launch; stages are the places for boxes.
+        FOLDED: rows of a plane that are BLOCK_Q columns; 1 where these are of one row.
     """
 
     BLOCK_P: int
@@ -71,6 +72,7 @@ class PlanesGradientTile:
     BLOCK_F: int
     num_warps: int
     num_stages: int
+    FOLDED: int = 1
 
     family: ClassVar[str] = "planes"
     partials: ClassVar[int] = 1
@@ -90,12 +92,13 @@ class PlanesGradientTile:
     @property
     def x_rows(self) -> int:
         """Rows of x that a step loads."""
-        return self.BLOCK_P + (self.BLOCK_I - 1) * self.BLOCK_R
+        each = self.FOLDED if self.BLOCK_I > 1 else 1
+        return each * (self.BLOCK_P - 1) + (self.BLOCK_I - 1) * self.BLOCK_R + 1
 
     @property
     def dy_rows(self) -> int:
         """Rows of dy that a step loads."""
-        return self.BLOCK_P + self.BLOCK_R - 1
+        return self.FOLDED * (self.BLOCK_P - 1) + self.BLOCK_R
 
     def x_bytes(self, problem: Problem) -> int:
         """Bytes of x of a step, with columns of other taps from a multiple of 16 bytes on."""
@@ -121,7 +124,8 @@ class PlanesGradientTile:
     def strips(self, problem: Problem) -> int:
         """Steps that cover all images."""
         g = problem.geometry
-        return g.N * cdiv(g.Q, self.BLOCK_Q) * cdiv(g.P + self.BLOCK_R - 1, self.BLOCK_P)
+        rows = cdiv(g.P + self.BLOCK_R - 1, self.FOLDED * self.BLOCK_P)
+        return g.N * cdiv(g.Q, self.BLOCK_Q) * rows
 
     def step(self, op: str) -> tuple[int, int, int]:
         """(M, N, K) of one step: rows are rows and channels of x."""
@@ -137,7 +141,8 @@ class PlanesGradientTile:
 
         Rows of dy go on as far as the last product of a step reads.
         """
-        dy = ((self.BLOCK_P - 1) * self.BLOCK_F + self.columns) * ROW_BYTES * self.num_stages
+        rows = (self.dy_rows - self.BLOCK_R) * self.BLOCK_F + self.columns
+        dy = rows * ROW_BYTES * self.num_stages
         x = self.x_bytes(problem) * (self.num_stages - 2)
         return dy + x + self.x_rows * self.BLOCK_C * PITCH_BYTES + BARRIER_BYTES
 
@@ -169,7 +174,7 @@ class PlanesGradientTile:
             descriptors=True,
             slices=(cdiv(g.group_K, self.BLOCK_F), cdiv(g.group_C, self.BLOCK_C)),
         ).with_partials(partial_bytes(plan, problem))
-        inside = g.Q / (cdiv(g.Q, self.BLOCK_Q) * self.BLOCK_Q)
+        inside = filled(g.Q * self.FOLDED, self.BLOCK_Q)
         x, dy = self.x_bytes(problem), self.dy_bytes()
         loaded = steps * (x + dy)
         read = steps * self.read_bytes(problem)
@@ -206,6 +211,8 @@ class PlanesGradientTile:
         boxes = 2 * self.x_rows + self.dy_rows * len(runs_of(self.BLOCK_F))
         pieces = cdiv(self.x_bytes(problem) // 16, problem.threads(self))
         loop = 80 + 34 * products + 15 * boxes + 4 * pieces
+        if self.FOLDED > 1:  # for columns that are beside their rows
+            loop += 20 * products
         return Code(loop, 750 + 5 * sums, sums + 100)
 
     def idle_clocks(self, problem: Problem) -> float:
@@ -261,6 +268,7 @@ def _tiles(problem: Problem) -> list[PlanesGradientTile]:
 def _shapes(problem: Problem) -> Iterator[PlanesGradientTile]:
     """Tiles of one row and stage: by channels, rows of both images, filters and taps of a row."""
     g, pixels = problem.geometry, ROW_BYTES // problem.dtype.itemsize
+    folded = _most_folded(problem)
     for rows, channels in itertools.product(ROWS, (16, 32, 64, 128)):
         if channels > min(rows, max(64, power_of_two(g.group_C))):
             continue
@@ -272,9 +280,16 @@ def _shapes(problem: Problem) -> Iterator[PlanesGradientTile]:
                 continue
             for warps in (4, 8) if rows == ROWS[0] else (8,):
                 if rows * power_of_two(dy_rows * filters) * columns <= 32 * warps * MAX_SUMS:
-                    yield PlanesGradientTile(
-                        1, pixels, taps, dy_rows, columns, channels, filters, warps, 3
-                    )
+                    shape = (taps, dy_rows, columns, channels, filters)
+                    yield PlanesGradientTile(1, pixels, *shape, warps, 3, folded)
+
+
+def _most_folded(problem: Problem) -> int:
+    """Rows of a plane that BLOCK_Q columns can be: 1 where planes are no rows without gaps."""
+    g, layout = problem.geometry, problem.layout
+    pixels = ROW_BYTES // problem.dtype.itemsize
+    is_row = layout.x_row == layout.y_row == "NCHW" and g.W == g.Q
+    return pixels // g.Q if is_row and g.Q < pixels and pixels % g.Q == 0 else 1
 
 
 def _parts(number: int, most: int) -> dict[int, None]:
@@ -333,6 +348,7 @@ def fits(tile: PlanesGradientTile, problem: Problem) -> bool:
         and m * n <= MAX_SUMS * problem.threads(tile)
         and tile.BLOCK_Q * problem.dtype.itemsize == ROW_BYTES
         and tile.rest_bytes(problem) <= ROW_BYTES
+        and tile.FOLDED in (1, _most_folded(problem))
         and _is_even(tile, problem)
         and tile.num_stages > 2
         and tile.BLOCK_P * tile.BLOCK_S >= FEWEST_PRODUCTS[problem.dtype.itemsize]

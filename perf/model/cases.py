@@ -416,6 +416,7 @@ CASES: dict[str, dict[str, Case]] = {
         "dense": _case(32, 128, 56, 56, 256, 3, 3, ops="wgrad"),
         "few": _case(8, 16, 256, 256, 16, 3, 3, ops="wgrad"),
         "window": _case(64, 24, 112, 112, 24, 7, 7, ops="wgrad"),
+        "folded": _case(128, 64, 16, 16, 96, 3, 3, ops="wgrad"),
         "odd": _case(
             31, 84, 51, 36, 80, 5, 3, ops="wgrad", groups=2, dilation=(1, 2), flip=True,
             padding=((2, 1), (2, 2)),

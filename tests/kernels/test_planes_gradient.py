@@ -23,7 +23,7 @@ pytest.importorskip(
 
 _SAME = ((1, 1), (1, 1))
 FLOAT = torch.float32
-PLANES = replace(boxed("NCHW"), gluon=True)
+PLANES = replace(boxed("NCHW"), gluon=True, x_row="NCHW", y_row="NCHW")
 HALF, BFLOAT = torch.float16, torch.bfloat16
 #: (geometry, tile, parts)
 CALLS = {
@@ -55,6 +55,14 @@ CALLS = {
         geometry_of((2, 16, 9, 40), (16, 16, 3, 5), padding=((-1, 2), (-2, 2))),
         PlanesGradientTile(2, 32, 8, 1, 5, 16, 16, 8, 3), 2,
     ),
+    "two_rows": (
+        geometry_of((3, 64, 7, 16), (40, 64, 3, 3), padding=((1, 0), (1, 1))),
+        PlanesGradientTile(2, 32, 1, 3, 3, 64, 40, 8, 3, 2), 2,
+    ),
+    "four_rows_of_both": (
+        geometry_of((3, 24, 9, 8), (12, 24, 5, 5), padding=((2, 2), (3, 1)), flip=True),
+        PlanesGradientTile(2, 32, 2, 3, 2, 32, 16, 4, 3, 4), 2,
+    ),
 }  # fmt: skip
 #: In 16 bits: (geometry, tile, parts, dtype). First taps read an odd column, then even ones.
 HALF_CALLS = {
@@ -77,6 +85,10 @@ HALF_CALLS = {
     "odd_two_columns_apart": (
         geometry_of((1, 64, 3, 24), (8, 64, 3, 3), padding=((1, 1), (1, 3)), dilation=(1, 2)),
         PlanesGradientTile(2, 64, 1, 2, 2, 64, 8, 4, 4), 1, BFLOAT,
+    ),
+    "four_rows": (
+        geometry_of((2, 24, 6, 16), (24, 24, 3, 3), padding=_SAME),
+        PlanesGradientTile(2, 64, 2, 2, 3, 32, 24, 4, 3, 4), 2, HALF,
     ),
 }  # fmt: skip
 
@@ -166,6 +178,20 @@ def test_tiles_for_the_planner(channels, filters, window):
     for tile in tiles:  # rows of both images are all taps, and no fewer would be
         assert tile.taps >= window[0] or problem.geometry.R > tile.taps
         assert tile.programs(problem) * tile.step("wgrad")[0] >= channels
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, BFLOAT])
+@pytest.mark.parametrize("columns", [8, 16, 24])
+def test_short_rows_fill_boxes_where_planes_have_no_gaps(dtype, columns):
+    shape = 64, 32, columns, columns
+    problem = problem_of(geometry_of(shape, (32, 32, 3, 3), padding=_SAME), dtype)
+    pixels = 128 // dtype.itemsize
+    tiles = planes_gradient.tiles(problem)
+    assert {tile.FOLDED for tile in tiles} == {pixels // columns if columns < 24 else 1}
+    gaps = replace(problem, layout=replace(PLANES, x_row=""))
+    assert {tile.FOLDED for tile in planes_gradient.tiles(gaps)} == {1}
+    cropped = replace(problem, geometry=replace(problem.geometry, padding=((1, 1), (0, 0))))
+    assert {tile.FOLDED for tile in planes_gradient.tiles(cropped)} == {1}
 
 
 def test_it_is_taken_where_copies_of_images_take_long():

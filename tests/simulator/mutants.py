@@ -15,15 +15,16 @@ Change = Callable[[ast.AST], bool]
 
 
 def _is_access(node: ast.AST, kind: str, pointer: str) -> bool:
-    """Whether a node is a tl.load or tl.store whose address starts with the name `pointer`."""
-    if not isinstance(node, ast.Call) or ast.unparse(node.func) != f"tl.{kind}" or not node.args:
+    """Whether a node is a load or store of Triton or Gluon, whose address starts with `pointer`."""
+    accesses = (f"tl.{kind}", f"gl.{kind}")
+    if not isinstance(node, ast.Call) or ast.unparse(node.func) not in accesses or not node.args:
         return False
     names = (name.id for name in ast.walk(node.args[0]) if isinstance(name, ast.Name))
     return any(name.startswith(pointer) for name in names)
 
 
 def without(keyword: str, kind: str, pointer: str) -> Change:
-    """Drops `keyword` of each tl.load or tl.store whose address starts with the name `pointer`."""
+    """Drops `keyword` of each load or store whose address starts with the name `pointer`."""
 
     def change(tree: ast.AST) -> bool:
         changed = False

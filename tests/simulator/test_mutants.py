@@ -19,6 +19,7 @@ from tricorr import ops
 from tricorr.ops import geometry_of
 from tricorr.ops.launch import entry
 from tricorr.ops.launch.patch_copies import patches_call, patches_like
+from tricorr.ops.plan.planes_gradient import PlanesGradientTile
 from tricorr.ops.plan.shifted import ShiftedTile
 
 CALLS = {str(call): call for call in calls()}
@@ -83,6 +84,14 @@ def shifted_gradient():
     check("wgrad", args, geometry, actual=entry.wgrad(*args, geometry, plan=plan))
 
 
+def planes_gradient():
+    """A weight gradient of 24 channels and filters, in boxes of 32 and of 24."""
+    geometry = geometry_of((1, 24, 5, 16), (24, 24, 3, 3), padding=((1, 1), (1, 1)))
+    args = operands("wgrad", *tensors(geometry, torch.bfloat16))
+    plan = with_tile("wgrad", geometry, PlanesGradientTile(2, 64, 2, 2, 3, 32, 24, 4, 3))
+    check("wgrad", args, geometry, actual=entry.wgrad(*args, geometry, plan=plan))
+
+
 TO_PATCHES, FROM_PATCHES = (
     partial(copied_patches, False, False),
     partial(copied_patches, False, True),
@@ -144,6 +153,9 @@ PLANTED = {
     "mask_of_shifted_sums": (
         shifted_gradient, "wgrad_shifted", without("mask", "store", "side_by_side_singly"),
         "store .* dw_ptr",
+    ),
+    "mask_of_sums_of_planes": (
+        planes_gradient, "wgrad_planes", without("mask", "store", "first"), "store .* dw_ptr",
     ),
 }  # fmt: skip
 
