@@ -15,7 +15,8 @@ from ...kernels.structs import TmaLayout, constant
 from ...kernels.versions import BEFORE_3_7
 from ..geometry import Geometry, Pair
 from ..plan.problem import Plan
-from ..plan.tma import MAX_PHASES, TmaTile, phases_with_taps, reads_crosswise
+from ..plan.tma import MAX_PHASES, TmaTile, phases_with_taps
+from ..plan.tma_copies import reads_crosswise
 from .kernel_arguments import Tensors
 from .layout import alignment, boxes_of, step_along
 

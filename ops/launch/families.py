@@ -12,7 +12,7 @@ from ...kernels.structs import constant
 from ..geometry import Geometry
 from ..plan.planes import piece_of
 from ..plan.problem import Plan, Problem
-from ..plan.tma import reads_crosswise, tap_columns
+from ..plan.tma_copies import reads_crosswise, tap_columns
 from .banded_launch import band_arguments
 from .copies import Copy, channels_innermost, filters_innermost, in_boxes
 from .descriptors import is_matrix, tma_arguments

@@ -10,7 +10,8 @@ from ...kernels.structs import TmaLayout, constant
 from ..geometry import Geometry
 from ..plan.planes import chunks_of
 from ..plan.problem import Plan
-from ..plan.tma import ROW_BYTES, reads_crosswise
+from ..plan.tma import ROW_BYTES
+from ..plan.tma_copies import reads_crosswise
 from .descriptors import stored
 from .kernel_arguments import Tensors
 from .reuse_launch import gluon_descriptor

@@ -12,7 +12,7 @@ from ...kernels.versions import BEFORE_3_7
 from ..geometry import Geometry, Pair
 from ..plan.problem import Plan
 from ..plan.reuse_gradient import MAX_RUNS, runs_of
-from ..plan.tma import reads_crosswise
+from ..plan.tma_copies import reads_crosswise
 from .descriptors import stored
 from .kernel_arguments import Tensors
 

@@ -12,7 +12,7 @@ from ...kernels.structs import SpreadLayout, constant
 from ..geometry import Geometry
 from ..plan import spread
 from ..plan.problem import Layout, Plan, Problem
-from ..plan.tma import tap_columns
+from ..plan.tma_copies import tap_columns
 from .call import Call
 from .copies import copy_calls, in_boxes
 from .descriptors import fprop_descriptors, stored

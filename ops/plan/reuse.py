@@ -18,6 +18,7 @@ from . import reuse_gradient, tma
 from .cost import Code, Work, is_launchable, matrix_work
 from .integers import cdiv
 from .problem import Plan, Problem
+from .tma_copies import copied_problem, may_copy
 
 #: Bytes of channels of one step, which are rows of a swizzle: the wider the fewer steps. The last
 #: is for channels that no other divides.
@@ -38,7 +39,7 @@ class ReuseTile:
         BLOCK_F: channels of the result.
         BLOCK_K: reduced channels of one step.
         num_warps, num_stages: of the launch; stages are the places for boxes.
-        copied: the image is not NHWC and is copied to it first, see tma.copied_problem.
+        copied: the image is not NHWC and is copied to it first, see copied_problem.
     """
 
     BLOCK_P: int
@@ -147,7 +148,7 @@ def is_legal(problem: Problem, copied: bool = False) -> bool:
     channels past the last would be those of the next tap.
     """
     if copied:
-        return tma.may_copy(problem) and is_legal(tma.copied_problem(problem))
+        return may_copy(problem) and is_legal(copied_problem(problem))
     g, layout = problem.correlated, problem.layout
     if problem.op not in ("fprop", "dgrad") or problem.device.arch != "90" or not layout.gluon:
         return False

@@ -30,6 +30,7 @@ from .cost import (
 )
 from .integers import cdiv, filled, power_of_two
 from .problem import Plan, Problem
+from .tma_copies import copied_problem, may_copy
 
 #: Pixels of a row of a box: whole periods of the swizzle, which are 8.
 ROW_PIXELS = (8, 16, 32, 64)
@@ -152,7 +153,7 @@ class ReuseGradientTile(BoxedGradient):
         BLOCK_F: filters.
         BLOCK_C: channels of x.
         num_warps, num_stages: of the launch; stages are the places for boxes.
-        copied: images that are not NHWC are copied to it first, see tma.copied_problem.
+        copied: images that are not NHWC are copied to it first, see copied_problem.
     """
 
     BLOCK_I: int
@@ -216,7 +217,7 @@ SHAPES: dict[int, tuple[tuple[int, int, int], ...]] = {
 def is_legal(problem: Problem, copied: bool = False) -> bool:
     """Whether the kernel can compute this: from the images as they lie, or from copies of them."""
     if copied:
-        return tma.may_copy(problem) and is_legal(tma.copied_problem(problem))
+        return may_copy(problem) and is_legal(copied_problem(problem))
     g, layout = problem.boxed, problem.layout
     if problem.op != "wgrad" or problem.device.arch != "90" or not layout.gluon:
         return False

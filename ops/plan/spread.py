@@ -23,6 +23,7 @@ from .device import ALL_REGISTERS, GEMM_MIN, MAX_COPY_BYTES
 from .integers import filled, power_of_two
 from .patch import Axis
 from .problem import Plan, Problem
+from .tma_copies import copied_problem, weight_copies
 
 #: Rows of results in a patch: x has a descriptor for each of its rows, see tma.MAX_PHASES.
 PATCH_ROWS = (2, 3, 4)
@@ -48,7 +49,7 @@ class SpreadTile(Boxed):
         BLOCK_K: reduced channels of one step.
         PATCH_P, PATCH_Q: rows and columns of y, or dy, in a patch.
         num_warps, num_stages: of the launch.
-        copied: the image is not NHWC and is copied to it first, see tma.copied_problem.
+        copied: the image is not NHWC and is copied to it first, see copied_problem.
     """
 
     BLOCK_I: int
@@ -198,7 +199,7 @@ def is_legal(tile: SpreadTile, problem: Problem) -> bool:
 
 def spread_bytes(tile: SpreadTile, problem: Problem) -> int:
     """Bytes of the spread weight."""
-    return sum(tma.weight_copies(tile.spread(problem), tile.BLOCK_K))
+    return sum(weight_copies(tile.spread(problem), tile.BLOCK_K))
 
 
 def tiles(problem: Problem) -> list[Any]:
@@ -214,7 +215,7 @@ def tiles(problem: Problem) -> list[Any]:
         spread = spread_problem(problem, rows, columns)
         copied = spread.layout.x_boxes != "NHWC"
         planes = pixel_planes(spread)
-        for shape in tma.shaped_tiles(tma.copied_problem(spread)):
+        for shape in tma.shaped_tiles(copied_problem(spread)):
             if problem.layout.heavy_epilogue and not last and shape.BLOCK_N < 128:
                 continue  # silu spills up to 56 bytes where rows are no pieces of 16 bytes (sm_90)
             # Where planes of phases are stored, more spill: TF32 32 bytes (sm_90), 128 x 128 in 16

@@ -18,6 +18,7 @@ from .cost import Code, is_launchable, splits_that_fill
 from .device import MAX_WORKSPACE
 from .integers import cdiv, power_of_two
 from .problem import Problem
+from .tma_copies import copied_problem, may_copy
 
 #: Rows of a product: filters of all rows of a patch.
 ROWS = 64
@@ -44,7 +45,7 @@ class SpreadGradientTile(reuse_gradient.BoxedGradient):
         BLOCK_C: channels of x.
         PATCH_P: rows of dy that are rows of the product.
         num_warps, num_stages: of the launch; stages are the places for boxes.
-        copied: images that are not NHWC are copied to it first, see tma.copied_problem.
+        copied: images that are not NHWC are copied to it first, see copied_problem.
     """
 
     BLOCK_I: int
@@ -105,7 +106,7 @@ class SpreadGradientTile(reuse_gradient.BoxedGradient):
 def is_legal(problem: Problem, copied: bool = False) -> bool:
     """Whether the kernel can compute this: from the images as they lie, or from copies of them."""
     if copied:
-        return tma.may_copy(problem) and is_legal(tma.copied_problem(problem))
+        return may_copy(problem) and is_legal(copied_problem(problem))
     return reuse_gradient.is_legal(problem) and problem.boxed.dilation[0] == 1
 
 

@@ -14,14 +14,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
-
 from ..geometry import Geometry, Pair
 from .boxes import MAX_OVERHANG, Boxed, box_of, covered, covers_planes, pixel_planes, summed_box
 from .cost import LINE, Code, Work, is_launchable, matrix_work, partial_bytes, splits_that_fill
-from .device import ALL_REGISTERS, MAX_COPY_BYTES, MAX_REGISTERS
+from .device import ALL_REGISTERS, MAX_REGISTERS
 from .integers import cdiv, filled, power_of_two
 from .problem import Plan, Problem
+from .tma_copies import (
+    copied_problem,
+    image_copies,
+    may_copy,
+    multiplies_crosswise,
+    reads_crosswise,
+    weight_copies,
+)
 
 #: Device.arch of the devices that these kernels are built and planned for.
 ARCHITECTURES = ("90", "100")
@@ -238,47 +244,6 @@ TMA_GRADIENT_SHAPES: dict[int, tuple[tuple[int, int, int, int], ...]] = {
 }
 
 
-def copied_problem(problem: Problem) -> Problem:
-    """The problem of a kernel that reads copies of the images."""
-    boxes = copied_boxes(problem)
-    return replace(problem, layout=replace(problem.layout, x_boxes=boxes, y_boxes=boxes))
-
-
-def copied_boxes(problem: Problem) -> str:
-    """The format of copies: the one that kernels take best.
-
-    That is NHWC: a box of any shape is one operand, and rows, columns and channels may be of any
-    number. A weight gradient in TF32 sums along the rows of planes, see `multiplies_crosswise`.
-    """
-    planes = problem.op == "wgrad" and not multiplies_crosswise(problem.dtype)
-    return "NCHW" if planes else "NHWC"
-
-
-def image_copies(problem: Problem) -> list[int]:
-    """Bytes of every image that has to be copied into the format of `copied_boxes`."""
-    layout, wanted = problem.layout, copied_boxes(problem)
-    images = []
-    if problem.op != "dgrad" and layout.x_boxes != wanted:
-        images.append((problem.boxed.x_numel, problem.boxed.C, problem.boxed.W))
-    if problem.op != "fprop" and layout.y_boxes != wanted:
-        images.append((problem.boxed.y_numel, problem.boxed.K, problem.boxed.Q))
-    # Rows of a copy, of channels or of columns, are filled up to whole pieces of 16 bytes.
-    piece = 16 // problem.dtype.itemsize
-    axis = 1 if wanted == "NHWC" else 2
-    return [
-        image[0] // image[axis] * cdiv(image[axis], piece) * 16 if image[0] else 0
-        for image in images
-    ]
-
-
-def may_copy(problem: Problem) -> bool:
-    """Whether there are images to copy, neither too large nor of another dtype."""
-    layout = problem.layout
-    if problem.op == "dgrad_frame" or layout.converts:
-        return False
-    return 0 < sum(image_copies(problem)) <= MAX_COPY_BYTES
-
-
 def is_legal(problem: Problem, tile: TmaTile | None = None) -> bool:
     """Whether a kernel of this family can compute this: with `tile`, or without a copied image.
 
@@ -365,19 +330,6 @@ def takes_boxes_in_turn(problem: Problem) -> bool:
     return problem.op == "dgrad" and math.prod(problem.geometry.phases) == 1
 
 
-def multiplies_crosswise(dtype: torch.dtype) -> bool:
-    """Whether matrix units read operands of this type with their axes exchanged."""
-    return dtype.itemsize == 2
-
-
-def reads_crosswise(precision: str) -> bool:
-    """Whether dgrad_tma reads the weight as fprop does, and exchanges its axes as it multiplies.
-
-    Matrix units do that with 16 bits alone, also where these were widened for the interpreter.
-    """
-    return precision == "ieee"
-
-
 def channel_block(problem: Problem) -> int:
     """Reduced channels of one step, or pixels of a weight gradient's; 0 where none is right.
 
@@ -405,12 +357,6 @@ def channel_block(problem: Problem) -> int:
     return min(blocks, key=cost)
 
 
-def _taps_follow(problem: Problem) -> bool:
-    """Whether behind the summed channels of a tap, the weight has those of the next one."""
-    g = problem.geometry
-    return g.R * g.S > 1 and not (problem.op == "dgrad" and reads_crosswise(problem.precision))
-
-
 def after_copies(work: Work, problem: Problem, block: int, copied: bool) -> Work:
     """The work of a kernel with the launch before it that makes its copies, if there are any.
 
@@ -421,33 +367,6 @@ def after_copies(work: Work, problem: Problem, block: int, copied: bool) -> Work
     of_weight = bool(weight) and (problem.layout.repacks or turned)
     work = work.after_copies([*images, *weight])
     return work._replace(exchanges=not problem.layout.channels_last or of_weight)
-
-
-def tap_columns(problem: Problem, block: int) -> int:
-    """Columns of every tap in the weight's matrix: its channels and, in a copy, zeros.
-
-    Rows of the matrix start at multiples of 16 bytes, and steps of `block` channels do not reach
-    into the next tap.
-    """
-    g, piece = problem.geometry, 16 // problem.dtype.itemsize
-    turned = problem.op == "dgrad" and not reads_crosswise(problem.precision)
-    channels = g.group_K if turned else g.group_C
-    if problem.op != "wgrad" and _taps_follow(problem):
-        piece = block
-    return cdiv(channels, piece) * piece
-
-
-def weight_copies(problem: Problem, block: int) -> list[int]:
-    """Bytes of the copy that is made of the weight for a descriptor; [] where it is read itself."""
-    g = problem.geometry
-    if problem.op == "wgrad":
-        return []
-    turned = problem.op == "dgrad" and not reads_crosswise(problem.precision)
-    rows, channels = (g.C, g.group_K) if turned else (g.K, g.group_C)
-    columns = tap_columns(problem, block)
-    if not turned and not problem.layout.repacks and columns == channels:
-        return []
-    return [rows * g.R * g.S * columns * problem.dtype.itemsize]
 
 
 @functools.lru_cache(maxsize=4096)

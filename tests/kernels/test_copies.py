@@ -12,7 +12,8 @@ from tricorr.ops.launch.layout import boxes_of, layout_of
 from tricorr.ops.plan import choose
 from tricorr.ops.plan.boxes import whole_box
 from tricorr.ops.plan.problem import Problem
-from tricorr.ops.plan.tma import TmaTile, is_legal, may_copy, most_taps
+from tricorr.ops.plan.tma import TmaTile, is_legal, most_taps
+from tricorr.ops.plan.tma_copies import may_copy
 
 
 def _views(image):

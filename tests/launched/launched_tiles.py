@@ -14,7 +14,7 @@ from tricorr.ops.errors import ArgumentError
 from tricorr.ops.geometry import Geometry
 from tricorr.ops.launch import entry
 from tricorr.ops.launch.layout import device_of, layout_of
-from tricorr.ops.plan import tma
+from tricorr.ops.plan import tma, tma_copies
 from tricorr.ops.plan.choose import plan_with_tile
 from tricorr.ops.plan.problem import Problem
 
@@ -38,9 +38,9 @@ def forced(count: int, seed: int) -> Iterator[tuple[str, Any, list[torch.Tensor]
         operands = {"fprop": [x, weight], "dgrad": [dy, weight], "wgrad": [x, dy]}
         for op, given in operands.items():
             problem = Problem(op, geometry, dtype, precision, layout, device_of(x))
-            copied = tma.copied_problem(problem)
+            copied = tma_copies.copied_problem(problem)
             shaped = set(tma.shaped_tiles(problem))
-            if tma.may_copy(problem):
+            if tma_copies.may_copy(problem):
                 shaped |= {replace(tile, copied=True) for tile in tma.shaped_tiles(copied)}
             shaped = {tile for tile in shaped if tma.is_legal(problem, tile)}
             near = {tile for one in shaped for tile in tma.neighbours(one, problem)}

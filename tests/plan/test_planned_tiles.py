@@ -18,13 +18,8 @@ from tricorr.ops.plan import choose
 from tricorr.ops.plan.device import DEVICES
 from tricorr.ops.plan.gemm import GEMM_GRADIENT_TILES, GEMM_TILES, WIDE_GEMM_TILES
 from tricorr.ops.plan.problem import Layout, Problem
-from tricorr.ops.plan.tma import (
-    TMA_GRADIENT_SHAPES,
-    TMA_SHAPES,
-    is_legal,
-    multiplies_crosswise,
-    shaped_tile,
-)
+from tricorr.ops.plan.tma import TMA_GRADIENT_SHAPES, TMA_SHAPES, is_legal, shaped_tile
+from tricorr.ops.plan.tma_copies import multiplies_crosswise
 
 A100, B200 = DEVICES["a100"], DEVICES["b200"]
 KINDS = {
