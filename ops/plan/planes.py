@@ -27,9 +27,11 @@ COLUMNS = (16, 32, 64, 128, 256)
 #: sums. ptxas needs up to 45 beside them.
 MOST_REGISTERS, MOST_SUMS = 208, 192
 #: Limits in TF32, beyond which it spills (sm_90, Triton 3.7.1): taps, rows of taps, boxes of the
-#: image in a step, and registers: for sums and left operands, three for each of these boxes, one
-#: for each box of weights.
-MOST_TAPS, MOST_ROWS, MOST_BOXES, MOST_WITH_ADDRESSES = 25, 8, 20, 225
+#: image in a step.
+MOST_TAPS, MOST_ROWS, MOST_BOXES = 25, 8, 20
+#: The same of registers, for sums and left operands, three for each of these boxes and, in TF32,
+#: one for each box of weights.
+MOST_WITH_ADDRESSES = {"half": 226, "tf32": 225}
 #: (filters, pixels, num_warps) by kind of product, largest first: those read each input the fewest
 #: times.
 SHAPES = {
@@ -326,10 +328,10 @@ def fits(tile: PlanesTile, problem: Problem) -> bool:
     outputs = outputs_of(g, tile.BLOCK_W, piece_of(problem))
     sums = g.S * tile.BLOCK_F * tile.pixels / problem.threads(tile)
     registers = sums + tile.left_registers(problem)
-    if problem.product == "tf32":
-        images, weights = tile.loads(problem)
-        if images > MOST_BOXES or registers + 3 * images + weights > MOST_WITH_ADDRESSES:
-            return False
+    images, weights = tile.loads(problem)
+    addresses = 3 * images + (weights if problem.product == "tf32" else 0)
+    if problem.product == "tf32" and images > MOST_BOXES:
+        return False
     return (
         is_launchable(tile, problem)
         and tile.BLOCK_W * problem.dtype.itemsize >= tma.ROW_BYTES // 4
@@ -340,5 +342,6 @@ def fits(tile: PlanesTile, problem: Problem) -> bool:
         and (outputs > 0 or needed_columns(g) <= tile.BLOCK_W)
         and sums <= MOST_SUMS
         and registers <= MOST_REGISTERS
+        and registers + addresses <= MOST_WITH_ADDRESSES[problem.product]
         and tile.shared_bytes(problem) <= problem.device.limits.shared
     )
