@@ -180,7 +180,7 @@ def prepare(
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor without memory: shape, strides, dtype and alignment are those of `tensor`."""
     first = tensor.data_ptr() % 16 // tensor.itemsize
-    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    last = sum(max(n - 1, 0) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     memory = torch.empty(first + last + 1, dtype=tensor.dtype, device="meta")
     return memory.as_strided(tensor.shape, tensor.stride(), first)
 

@@ -438,6 +438,14 @@ def test_uint8_images_take_float64_weights(backend, op):
     assert check(op, operands(op, x, *rest), geometry).dtype == torch.float64
 
 
+def test_an_empty_batch_of_a_view_has_a_weight_gradient_of_zeros(backend):
+    x = torch.empty(0, 6, 3, 7, device=backend.device).to(memory_format=torch.channels_last)[:, :3]
+    dy = torch.empty(0, 24, 3, 7, device=backend.device)
+    for _ in range(2):  # the second call is prepared
+        dw = tricorr.corr2d_weight_grad(x, (24, 1, 1, 3), dy, padding=(0, 1), groups=3)
+        assert not dw.any()
+
+
 def test_failures_name_the_worst_elements():
     from closeness import assert_close_to_reference
 
