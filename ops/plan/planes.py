@@ -21,7 +21,7 @@ from .integers import cdiv, power_of_two
 from .problem import Plan, Problem
 from .reuse import BARRIER_BYTES
 
-#: Columns of a box. Fewer would be less than half of a row of the widest swizzle, of 128 bytes.
+#: Columns of a box: of whole rows, or of at least half of a row of the widest swizzle, 128 bytes.
 COLUMNS = (16, 32, 64, 128, 256)
 #: Most registers of a thread for sums, of all columns of taps, and left operands; of which may be
 #: sums. ptxas needs up to 45 beside them.
@@ -325,6 +325,8 @@ def neighbours(tile: PlanesTile, problem: Problem) -> Iterator[PlanesTile]:
 def fits(tile: PlanesTile, problem: Problem) -> bool:
     """Whether warps share the sums evenly and have room for them, and boxes in shared memory."""
     g = shown(problem)
+    # Rows of 32 bytes are loaded only where they are whole rows of the image.
+    whole = needed_columns(g) <= tile.BLOCK_W
     outputs = outputs_of(g, tile.BLOCK_W, piece_of(problem))
     sums = g.S * tile.BLOCK_F * tile.pixels / problem.threads(tile)
     registers = sums + tile.left_registers(problem)
@@ -334,12 +336,12 @@ def fits(tile: PlanesTile, problem: Problem) -> bool:
         return False
     return (
         is_launchable(tile, problem)
-        and tile.BLOCK_W * problem.dtype.itemsize >= tma.ROW_BYTES // 4
+        and tile.BLOCK_W * problem.dtype.itemsize >= tma.ROW_BYTES // (4 if whole else 2)
         and tile.pixels % 64 == 0
         and tile.num_warps % 4 == 0
         and tile.BLOCK_K in _blocks(problem)
         and tile.num_stages > 1
-        and (outputs > 0 or needed_columns(g) <= tile.BLOCK_W)
+        and (whole or outputs > 0)
         and sums <= MOST_SUMS
         and registers <= MOST_REGISTERS
         and registers + addresses <= MOST_WITH_ADDRESSES[problem.product]
